@@ -1,0 +1,12 @@
+"""fvl_lightning: how should a vision encoder's features enter a language model?
+
+A PyTorch Lightning kit around Florence-VL (arXiv 2412.04424) in which the encoder, the fusion, the projector and the
+language model are slots that a YAML file fills.
+"""
+
+import os
+
+# webdataset's default decoder unpickles members and its `pipe:` URLs run a shell; this must be set before its import.
+os.environ.setdefault("WDS_SECURE", "1")
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Layer 0: registry, configuration, shared types and errors. Imports nothing else of this project."""

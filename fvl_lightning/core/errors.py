@@ -1,0 +1,37 @@
+"""Errors that are the user's to mend: one sentence each, shown without a traceback, exit code 2."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something the user can mend; the message is one sentence saying what is wrong, where, and what would be right."""
+
+
+class ConfigError(UserError):
+    """A mistake in a YAML file, on the command line, or in how components are put together."""
+
+
+class DataError(UserError):
+    """Training data, an image, a run folder or a store that is missing, broken or does not match."""
+
+
+def nearest(value: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name most like `value`, or None where none is alike."""
+    matches = get_close_matches(value, list(allowed), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def unknown_name(what: str, value: object, allowed: Iterable[str], where: str) -> ConfigError:
+    """The error for a name that is not one of `allowed`.
+
+    Args:
+        what: the kind of thing named, e.g. "fusion" or "key".
+        value: what was written.
+        allowed: the names that would have been right.
+        where: the place of the mistake, e.g. "fusion in experiments/demo/finetune.yaml".
+    """
+    names = sorted(allowed)
+    close = nearest(str(value), names)
+    hint = f"; did you mean '{close}'?" if close else ""
+    return ConfigError(f"{where}: unknown {what} '{value}', allowed are {', '.join(names) or 'none'}{hint}")

@@ -1,0 +1,130 @@
+"""Everything an experiment file can say, on one screen; the slots' own fields are beside their classes."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fvl_lightning.core.config import slot
+
+COMPONENTS = ("encoder", "fusion", "projector", "language_model")
+"""The parts of the model that are frozen, trained and given learning rates as one."""
+
+
+@dataclass
+class NormalizeConfig:
+    """LayerNorms around the fusion; the original has none. A comparison of fusions wants both, equal in every arm."""
+
+    sources: bool = False
+    """Normalise each source before it is fused."""
+    output: bool = False
+    """Normalise what the fusion returns."""
+
+
+@dataclass
+class OptimizerConfig:
+    """Which update, and how its learning rate moves: linear warm-up, then a cosine."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon` orthogonalises the update of hidden matrices and leaves the rest to AdamW."""
+    learning_rate: float = 1e-4
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    """Per component (encoder, fusion, projector, language_model), over `learning_rate`."""
+    weight_decay: float = 0.0
+    """Decoupled, on matrices only."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_steps: int = 0
+    final_fraction: float = 0.0
+    """The cosine ends at this fraction of the peak."""
+    clip_norm: float | None = 1.0
+    """Global gradient norm above which gradients are scaled down; null for never."""
+
+
+@dataclass
+class TrainerConfig:
+    """How long, how much at once, and on what."""
+
+    max_steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 32
+    """Samples per step and device, before accumulation."""
+    accumulate: int = 1
+    """Batches per optimiser step."""
+    accelerator: str = "auto"
+    """Lightning's name of the device kind: auto, cpu, cuda, mps."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    threads: int | None = None
+    """torch threads on a CPU; null keeps torch's choice. Another number gives other bits, so a resume checks it."""
+    validate_every: int = 100
+    """Steps between two passes over the validation split."""
+    checkpoint_every: int = 100
+    """Steps between two checkpoints."""
+    log_every: int = 10
+    """Steps between two logged points."""
+
+
+@dataclass
+class TrackingConfig:
+    """Where runs are followed."""
+
+    uri: str = "sqlite:///mlflow.db"
+    """MLflow tracking store or server."""
+    experiment: str = "fvl"
+    enabled: bool = True
+
+
+@dataclass
+class ExperimentConfig:
+    """One training run: one stage over one model and one data set."""
+
+    name: str = "experiment"
+    """Names the run and its folder."""
+    stage: Any = slot("stage")
+    encoder: Any = slot("encoder")
+    fusion: Any = slot("fusion")
+    projector: Any = slot("projector")
+    language_model: Any = slot("language_model")
+    data: Any = slot("data")
+    normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
+    trainable: dict[str, Literal["frozen", "full"]] = field(default_factory=dict)
+    """Per component, over what the stage says."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    init_from: list[str] = field(default_factory=list)
+    """Runs (folder or MLflow run id) whose weights this one starts from; later ones win where both have a component."""
+    feature_cache: bool = False
+    """Compute a frozen encoder's features once per image and train on those; needs the encoder frozen."""
+    seed: int = 0
+    output: str = "runs"
+    """The folder under which this run gets its own."""
+    plugins: list[str] = field(default_factory=list)
+    """Modules or .py files that register components of your own."""
+
+
+@dataclass
+class ArmConfig:
+    """One arm of a comparison: the words it adds to every stage's experiment."""
+
+    set: list[str] = field(default_factory=list)
+    """`key=value` words, such as fusion=gated."""
+
+
+@dataclass
+class ComparisonConfig:
+    """Arms that differ only in the swept keys, each through the same stages on the same frozen encoder."""
+
+    name: str = "comparison"
+    encoder_stage: str = ""
+    """Experiment file that trains the encoder once for all arms, relative to this file."""
+    stages: list[str] = field(default_factory=list)
+    """Experiment files each arm goes through, in order, relative to this file."""
+    arms: dict[str, ArmConfig] = field(default_factory=dict)
+    set: list[str] = field(default_factory=list)
+    """`key=value` words for every stage of every arm, the encoder's too."""
+    transfer_levels: list[str] = field(default_factory=list)
+    """Further demo levels whose test split is scored beside the one trained on, without training on them."""
+    jobs: int = 1
+    """Cells at a time, each its own process."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = 0
+    output: str = "runs"
+    plugins: list[str] = field(default_factory=list)

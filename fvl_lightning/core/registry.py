@@ -1,0 +1,78 @@
+"""Slots and the components that fill them, by exact name.
+
+A component registers itself where it is defined:
+
+    @register("fusion", "gated")
+    class GatedFusion(Fusion):
+        @dataclass
+        class Config: ...
+
+The files of a slot's package are imported on the first look-up; code from outside is named in `plugins:` of a YAML
+file or in the entry point groups `fvl_lightning.<slot>`.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from fvl_lightning.core.errors import unknown_name
+
+Component = TypeVar("Component", bound=type)
+
+SLOT_PACKAGES = {
+    "encoder": "fvl_lightning.encoders",
+    "fusion": "fvl_lightning.fusions",
+    "projector": "fvl_lightning.projectors",
+    "language_model": "fvl_lightning.language_models",
+    "stage": "fvl_lightning.stages",
+    "data": "datamodules",
+}
+"""Each slot and the package whose files register its components."""
+
+_components: dict[str, dict[str, type]] = {slot: {} for slot in SLOT_PACKAGES}
+_loaded: set[str] = set()
+
+
+def register(slot: str, name: str) -> Callable[[Component], Component]:
+    """Class decorator: makes the class the component `name` of `slot`; a name taken by another class is an error."""
+
+    def add(component: Component) -> Component:
+        assert slot in _components, f"no slot '{slot}', there are {', '.join(_components)}"
+        assert "Config" in vars(component), f"{component.__name__} needs a nested dataclass Config"
+        taken = _components[slot].get(name)
+        # The same class comes again where its file is imported a second time (a notebook, a plugin named twice).
+        same = taken is not None and taken.__qualname__ == component.__qualname__
+        assert taken is None or same, f"{slot} '{name}' is already {taken}"
+        _components[slot][name] = component
+        return component
+
+    return add
+
+
+def names(slot: str) -> list[str]:
+    """The registered names of a slot, sorted."""
+    _load(slot)
+    return sorted(_components[slot])
+
+
+def component(slot: str, name: str, where: str = "") -> type[Any]:
+    """The class registered as `name` in `slot`; ConfigError with the nearest name where there is none."""
+    _load(slot)
+    if name not in _components[slot]:
+        raise unknown_name(slot, name, _components[slot], where or slot)
+    return _components[slot][name]
+
+
+def _load(slot: str) -> None:
+    if slot not in SLOT_PACKAGES:
+        raise unknown_name("slot", slot, SLOT_PACKAGES, "slot")
+    if slot in _loaded:
+        return
+    package = importlib.import_module(SLOT_PACKAGES[slot])
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    for entry_point in entry_points(group=f"fvl_lightning.{slot}"):
+        entry_point.load()
+    _loaded.add(slot)

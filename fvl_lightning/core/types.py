@@ -1,0 +1,127 @@
+"""What flows between the slots, described before any weight exists.
+
+Shape legend, used in every docstring:
+    B  rows of a batch          S  tokens per row
+    I  images of a batch        N  image tokens per image
+    D  width                    P  pixels per side
+    V  vocabulary               T  prompts (tasks) per image
+    L  tokens of a prompt or of its target
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""The label of a position that is not supervised (the convention of torch's cross_entropy and of transformers)."""
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """The shape of one feature source: `tokens` vectors of width `dim` per image.
+
+    The last `grid[0] * grid[1]` tokens are a row-major map of the image; tokens before them (a pooled token, say)
+    have no place in it. `grid` is None where tokens have no places at all.
+    """
+
+    tokens: int
+    dim: int
+    grid: tuple[int, int] | None
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the map, which have no place in the image."""
+        return self.tokens - self.grid[0] * self.grid[1] if self.grid else 0
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How an image must look to the encoder, and how many language-model tokens it becomes.
+
+    `size` is the side in pixels, `mean` and `std` are per RGB channel for values in [0, 1], `tokens_per_image` is what
+    the fusion and the projector make of one image.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    tokens_per_image: int
+
+
+@dataclass
+class FusionOutput:
+    """What a fusion returns: `features` [I, N, D], and for people to look at `diagnostics` {name: scalar or [I, ...]}.
+
+    A diagnostic named `mass/<source>` is the share of that source in the output (gate or attention weight, in [0, 1]).
+    """
+
+    features: Tensor
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Batch:
+    """Rows of token ids with their images, in the order the image placeholders stand in the rows.
+
+    token_ids [B, S] and labels [B, S] int64 (labels: IGNORE_INDEX where unsupervised), padded on the right;
+    images [I, 3, P, P] float32 normalised, or features {source: [I, N, D]} of a frozen encoder, computed before;
+    keys: the sample key of each row; position: the global count of samples consumed once this batch is, equal on
+    all ranks, from which a stopped run resumes.
+    """
+
+    token_ids: Tensor
+    labels: Tensor
+    images: Tensor | None
+    features: dict[str, Tensor] | None
+    keys: tuple[str, ...]
+    position: int
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with its tensors on `device`."""
+        return replace(
+            self,
+            token_ids=self.token_ids.to(device),
+            labels=self.labels.to(device),
+            images=None if self.images is None else self.images.to(device),
+            features=None if self.features is None else {k: v.to(device) for k, v in self.features.items()},
+        )
+
+
+@dataclass
+class PromptedBatch:
+    """Images with the text the encoder's own decoder should write under each of its prompts.
+
+    images [I, 3, P, P] float32 normalised; targets [I, T, L] int64, end token included, IGNORE_INDEX after it, T in
+    the order of the encoder's prompts; keys and position as in Batch.
+    """
+
+    images: Tensor
+    targets: Tensor
+    keys: tuple[str, ...]
+    position: int
+
+    def to(self, device: torch.device | str) -> "PromptedBatch":
+        """The same batch with its tensors on `device`."""
+        return replace(self, images=self.images.to(device), targets=self.targets.to(device))
+
+
+@dataclass(frozen=True)
+class DataContext:
+    """What a data module must know of the model and the run before it can make batches.
+
+    `tokenizer` is a transformers tokenizer: the language model's for conversations and captions, the encoder's own for
+    prompted targets. `image_token_id` stands in token_ids once per image token. `tasks` are the encoder's prompts in
+    order. `batch_size` is per rank; `position` is the global count of samples already consumed.
+    """
+
+    image: ImageSpec
+    tokenizer: Any
+    image_token_id: int
+    tasks: tuple[str, ...]
+    batch_size: int
+    seed: int
+    position: int = 0
+    rank: int = 0
+    world_size: int = 1
