@@ -1,0 +1,315 @@
+"""Florence-2 (arXiv 2311.06242) as a bank of features at several depths and under several prompts.
+
+Depth: `davit` is the projected and normalised last stage of the DaViT tower (the paper's V), `davit_stage_1`... are the
+stages themselves. Breadth: any other source is a prompt; its feature is the image part of the text encoder's last
+hidden state for the input [V, prompt] (arXiv 2412.04424, section 3.2). The tower runs once per image and all prompts go
+through the text encoder in one pass.
+"""
+
+import copy
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, Florence2Config, Florence2ForConditionalGeneration
+from transformers import initialization as init
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.models.bart.modeling_bart import BartDecoder, BartEncoder
+from transformers.models.florence2.modeling_florence2 import (
+    Florence2MultiModalProjector,
+    Florence2VisionBackbone,
+)
+
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.registry import register
+from fvl_lightning.core.types import IGNORE_INDEX, FeatureSpec
+from fvl_lightning.encoders.base import Encoder
+
+RELEASED_PROMPTS = {
+    "caption": "Describe in detail what is shown in the image.",
+    "ocr": "What is the text in the image?",
+    "grounding": "Locate the objects in the image, with their descriptions.",
+}
+"""The prompts of the released code, which differ from those printed in the paper."""
+
+STAGE = re.compile(r"davit_stage_(\d+)")
+
+
+@register("encoder", "florence2")
+class Florence2Encoder(Encoder):
+    """Florence-2's tower, projector and text encoder, and on request its decoder, from transformers' native classes."""
+
+    @dataclass
+    class Config:
+        """Fields of the encoder. From the hub or a folder with `pretrained`, from scratch with `model`."""
+
+        pretrained: str | None = None
+        """Hub id or folder of a native checkpoint, such as florence-community/Florence-2-large-ft."""
+        revision: str | None = None
+        """Hub revision; null for the newest."""
+        model: dict[str, Any] = field(default_factory=dict)
+        """Florence2Config's fields (vision_config, text_config); read from `pretrained` where that is given."""
+        tokenizer: str | None = None
+        """Hub id or folder of the tokenizer of the prompts; null for `pretrained`'s."""
+        image_size: int = 768
+        """Pixels per side."""
+        sources: list[str] = field(default_factory=lambda: ["davit", *RELEASED_PROMPTS])
+        """In the order they are fused: davit, davit_stage_<k>, or the name of a prompt."""
+        prompts: dict[str, str] = field(default_factory=dict)
+        """Text of each prompt, over the released ones of caption, ocr and grounding."""
+        pooled_token: Literal["keep", "drop"] = "drop"
+        """The spatial mean before the map: 577 tokens at 768 px, or the paper's 576."""
+        prompt_pads: Literal["attend", "mask"] = "mask"
+        """Whether the pads of shorter prompts are attended to, as the original does."""
+        decoder: Literal["drop", "keep"] = "drop"
+        """The features need no decoder; encoder_pretrain does."""
+        temporal_embedding: bool = True
+        """False zeroes the constant embedding of video frames, which swamps a tower that starts from random weights."""
+        position_std: float | None = None
+        """Standard deviation of the initial row and column embeddings; null for the model's initializer_range."""
+        prompt_ids: dict[str, list[int]] = field(default_factory=dict)
+        """Token ids of each prompt; found from the texts when left empty."""
+
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.model_config = Florence2Config(**copy.deepcopy(config.model))
+        vision, text = self.model_config.vision_config, self.model_config.text_config
+        # Held one by one: a Florence2Model without its decoder loses the tied prompt table when it is loaded again.
+        vision._attn_implementation = text._attn_implementation = "sdpa"
+        self.vision_tower = Florence2VisionBackbone(vision)
+        self.image_projector = Florence2MultiModalProjector(self.model_config)
+        self.text_encoder = BartEncoder(text)
+        self.decoder = BartDecoder(text) if config.decoder == "keep" else None
+        if self.decoder is not None:
+            self.decoder.embed_tokens = None  # the encoder's table serves both, handed over as embeddings
+        self.image_size = config.image_size
+        self.tasks = tuple(name for name in config.sources if not _is_depth(name))
+        self.specs = _feature_specs(config, vision, text)
+        self.end_id, self.pad_id = text.eos_token_id, text.pad_token_id
+        ids = [config.prompt_ids[task] for task in self.tasks]
+        length = max(map(len, ids), default=0)
+        self.prompt_rows = [row + [self.pad_id] * (length - len(row)) for row in ids]
+        self.prompt_lengths = [length if config.prompt_pads == "attend" else len(row) for row in ids]
+
+    @classmethod
+    def resolve(cls, config: Config) -> Config:
+        """Reads the model's configuration and the prompts' token ids from hub or folder."""
+        _check_sources(config)
+        model = config.model
+        tokenizer_source = config.tokenizer or config.pretrained
+        if config.prompt_ids and model:
+            return config
+        if tokenizer_source is None:
+            raise ConfigError("encoder.tokenizer: the prompts need a tokenizer; name its hub id or folder")
+        try:
+            if config.pretrained and not model:
+                model = AutoConfig.from_pretrained(config.pretrained, revision=config.revision).to_dict()
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise ConfigError(f"encoder: {config.pretrained or tokenizer_source} could not be read: {first}") from None
+        if not model:
+            raise ConfigError("encoder: give `pretrained` (hub id or folder) or `model` (sizes, from scratch)")
+        if not config.pretrained:
+            model = _with_vocabulary(model, tokenizer)
+        texts = RELEASED_PROMPTS | config.prompts
+        tasks = [name for name in config.sources if not _is_depth(name)]
+        prompt_ids = {task: config.prompt_ids.get(task) or tokenizer(texts[task]).input_ids for task in tasks}
+        return dataclasses.replace(config, model=model, prompt_ids=prompt_ids)
+
+    def load_pretrained(self) -> None:
+        """Copies tower, projector and text encoder (and decoder where kept) out of a native checkpoint."""
+        if self.config.pretrained is None:
+            return
+        whole = Florence2ForConditionalGeneration.from_pretrained(
+            self.config.pretrained, revision=self.config.revision, use_safetensors=True
+        ).model
+        pairs = [
+            (self.vision_tower, whole.vision_tower),
+            (self.image_projector, whole.multi_modal_projector),
+            (self.text_encoder, whole.language_model.encoder),
+        ]
+        if self.decoder is not None:
+            whole.language_model.decoder.embed_tokens = None
+            pairs.append((self.decoder, whole.language_model.decoder))
+        for ours, theirs in pairs:
+            ours.load_state_dict(theirs.state_dict())
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialises a module that no transformers model beneath this one owns (the projector and what it holds)."""
+        self.vision_tower._init_weights(module)
+        position, frames = self.image_projector.image_position_embed, self.image_projector.visual_temporal_embed
+        if self.config.position_std is not None and module in (position.row_embeddings, position.column_embeddings):
+            init.normal_(module.weight, std=self.config.position_std)
+        if module is frames:
+            sine, cosine = frames.get_sinusoid_embeddings(frames.max_seq_len, frames.embed_dim)
+            table = torch.stack([sine, cosine], dim=-1).flatten(1)  # interleaved: sine on even channels
+            init.copy_(frames.pos_idx_to_embed, table if self.config.temporal_embedding else torch.zeros_like(table))
+
+    def blocks(self) -> list[nn.Module]:
+        """DaViT's blocks, then the layers of the text encoder and of the decoder."""
+        towers = [block for stage in self.vision_tower.blocks for block in stage]
+        return [*towers, *self.text_encoder.layers, *(self.decoder.layers if self.decoder is not None else [])]
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """[I, 3, P, P] -> {source: [I, N, D]}, in the order of `config.sources`."""
+        stages = [name for name in self.specs if STAGE.fullmatch(name)]
+        tower = self.vision_tower(images, output_hidden_states=bool(stages))
+        projected = self._projected(tower.last_hidden_state)
+        features = {"davit": projected}
+        for name in stages:
+            features[name] = self._stage(tower.hidden_states, int(name.rsplit("_", 1)[1]))
+        if self.tasks:
+            states, _ = self._read(projected)  # [I, T, N + L, D]
+            prompted = states[:, :, : projected.shape[1]].unbind(1)
+            features |= dict(zip(self.tasks, prompted, strict=True))
+        return {name: features[name] for name in self.specs}
+
+    def decode(self, images: Tensor, targets: Tensor) -> Tensor:
+        """The decoder's hidden states under teacher forcing: [I, 3, P, P], [I, T, L] -> [I, T, L, D]."""
+        states, mask = self._read(self._projected(self.vision_tower(images).last_hidden_state))
+        rows = targets.flatten(0, 1).masked_fill(targets.flatten(0, 1) == IGNORE_INDEX, self.pad_id)
+        start = torch.full_like(rows[:, :1], self._start_id)
+        hidden = self._decoder(torch.cat([start, rows[:, :-1]], dim=1), states.flatten(0, 1), mask)
+        return hidden.unflatten(0, targets.shape[:2])
+
+    @torch.no_grad()
+    def write(self, images: Tensor, max_tokens: int) -> Tensor:
+        """What the decoder writes under each prompt, greedily: [I, 3, P, P] -> token ids [I, T, L], pads after the end."""
+        states, mask = self._read(self._projected(self.vision_tower(images).last_hidden_state))
+        states = states.flatten(0, 1)
+        config = self.model_config.text_config
+        cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+        token = torch.full((states.shape[0], 1), self._start_id, device=states.device)
+        ended = torch.zeros_like(token, dtype=torch.bool)
+        written = []
+        for _ in range(max_tokens):
+            hidden = self._decoder(token, states, mask, cache)
+            token = self.logits(hidden[:, -1:]).argmax(-1).masked_fill(ended, self.pad_id)
+            written.append(token)
+            ended |= token == self.end_id
+            if ended.all():
+                break
+        return torch.cat(written, dim=1).unflatten(0, (images.shape[0], len(self.tasks)))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The decoder's hidden states [..., D] -> [..., V]; the head is tied to the token table."""
+        return nn.functional.linear(hidden, self.text_encoder.embed_tokens.weight)
+
+    @property
+    def _start_id(self) -> int:
+        return self.model_config.text_config.decoder_start_token_id
+
+    def _projected(self, tower_map: Tensor) -> Tensor:
+        """DaViT's last map [I, D_tower, H, W] -> V [I, N, D]; the projector puts the pooled token first."""
+        projected = self.image_projector(tower_map)
+        return projected[:, 1:] if self.config.pooled_token == "drop" else projected
+
+    def _stage(self, hidden_states: tuple[Tensor, ...], stage: int) -> Tensor:
+        """Output map of DaViT stage `stage` (from 1) as tokens [I, N, D]; hidden_states[k] is the output of block k."""
+        tokens = hidden_states[sum(self.vision_tower.config.depths[:stage])].flatten(2).transpose(1, 2)
+        if self.config.pooled_token == "drop":
+            return tokens
+        return torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1)
+
+    def _read(self, projected: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The text encoder over [V, prompt] for every image and prompt: [I, N, D] -> [I, T, N + L, D], row mask."""
+        images, tokens, _ = projected.shape
+        prompt_ids = torch.tensor(self.prompt_rows, device=projected.device)
+        prompts = self.text_encoder.embed_tokens(prompt_ids)  # [T, L, D]
+        count, length = prompt_ids.shape
+        rows = torch.cat(
+            [
+                projected.unsqueeze(1).expand(-1, count, -1, -1),
+                prompts.to(projected.dtype).unsqueeze(0).expand(images, -1, -1, -1),
+            ],
+            dim=2,
+        ).flatten(0, 1)
+        mask = None
+        if min(self.prompt_lengths) < length:
+            lengths = torch.tensor(self.prompt_lengths, device=projected.device).unsqueeze(1) + tokens
+            mask = (torch.arange(tokens + length, device=projected.device) < lengths).repeat(images, 1)
+        states = self.text_encoder(inputs_embeds=rows, attention_mask=mask).last_hidden_state
+        return states.unflatten(0, (images, count)), mask
+
+    def _decoder(
+        self, token_ids: Tensor, states: Tensor, mask: Tensor | None, cache: EncoderDecoderCache | None = None
+    ) -> Tensor:
+        """[I*T, L] token ids over encoder states [I*T, N + L', D] -> hidden states [I*T, L, D]."""
+        assert self.decoder is not None, "built with decoder: drop"
+        return self.decoder(
+            inputs_embeds=self.text_encoder.embed_tokens(token_ids),
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+
+def _is_depth(source: str) -> bool:
+    return source == "davit" or STAGE.fullmatch(source) is not None
+
+
+def _check_sources(config: Florence2Encoder.Config) -> None:
+    known = ["davit", "davit_stage_<k>", *(RELEASED_PROMPTS | config.prompts)]
+    for name in config.sources:
+        if not _is_depth(name) and name not in RELEASED_PROMPTS | config.prompts:
+            raise ConfigError(
+                f"encoder.sources: '{name}' is neither a depth nor a prompt, known are {', '.join(known)}; "
+                f"give its text as encoder.prompts.{name}"
+            )
+    if len(set(config.sources)) < len(config.sources):
+        raise ConfigError(f"encoder.sources: a source is named twice in {', '.join(config.sources)}")
+
+
+def _with_vocabulary(model: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """The sizes of a model from scratch, with the tokenizer's vocabulary and special tokens."""
+    text = {
+        "model_type": "bart",
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "decoder_start_token_id": tokenizer.eos_token_id,
+    }
+    return {**model, "text_config": {**text, **model.get("text_config", {})}}
+
+
+def _feature_specs(config: Florence2Encoder.Config, vision: Any, text: Any) -> dict[str, FeatureSpec]:
+    """Shape of every source, from the sizes alone."""
+    side, sides = config.image_size, []
+    for kernel, stride, padding in zip(vision.patch_size, vision.patch_stride, vision.patch_padding, strict=True):
+        side = (side + 2 * padding - kernel) // stride + 1
+        sides.append(side)
+    if side < 1 or side > vision.max_position_embeddings:
+        raise ConfigError(
+            f"encoder.image_size: {config.image_size} px make a grid of {side} x {side}, "
+            f"the encoder holds 1 to {vision.max_position_embeddings} a side"
+        )
+    if vision.projection_dim != text.d_model:
+        raise ConfigError(
+            f"encoder.model: vision_config.projection_dim is {vision.projection_dim} and text_config.d_model "
+            f"{text.d_model}, they must be equal"
+        )
+    prefix = 1 if config.pooled_token == "keep" else 0
+    longest = side * side + prefix + max((len(ids) for ids in config.prompt_ids.values()), default=0)
+    if longest > text.max_position_embeddings:
+        raise ConfigError(
+            f"encoder.image_size: {config.image_size} px and the longest prompt make {longest} tokens, "
+            f"the text encoder holds {text.max_position_embeddings}"
+        )
+    specs = {}
+    for name in config.sources:
+        stage = STAGE.fullmatch(name)
+        index = int(stage[1]) - 1 if stage else len(sides) - 1
+        if not 0 <= index < len(sides):
+            raise ConfigError(f"encoder.sources: '{name}', the tower has stages 1 to {len(sides)}")
+        dim = vision.embed_dim[index] if stage else text.d_model
+        specs[name] = FeatureSpec(sides[index] ** 2 + prefix, dim, (sides[index], sides[index]))
+    return specs

@@ -1,0 +1,42 @@
+"""Gates over sources, per position. No result of it on Florence-2 features is published; MoVA (arXiv 2404.13046) and
+IGVA (arXiv 2501.08443) gate other encoders."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fvl_lightning.core.registry import register
+from fvl_lightning.core.types import FeatureSpec, FusionOutput
+from fvl_lightning.fusions.base import Fusion, source_masses
+
+
+@register("fusion", "gated")
+class GatedFusion(Fusion):
+    """sum_k gate_k(x_1..x_K) * W_k x_k: each source projected, then weighed by gates that see all sources."""
+
+    @dataclass
+    class Config:
+        """Fields of the fusion."""
+
+        gate: Literal["softmax", "sigmoid"] = "softmax"
+        """softmax: the gates of a position sum to one; sigmoid: each opens on its own."""
+        dim: int | None = None
+        """Width of the output; null for the first source's."""
+
+    def __init__(self, config: Config, sources: dict[str, FeatureSpec]) -> None:
+        super().__init__(config, sources)
+        first = next(iter(sources.values()))
+        dim = config.dim if config.dim is not None else first.dim
+        self.values = nn.ModuleDict({name: nn.Linear(spec.dim, dim) for name, spec in sources.items()})
+        self.gates = nn.Linear(sum(spec.dim for spec in sources.values()), len(sources))
+        self.output = FeatureSpec(first.tokens, dim, first.grid)
+
+    def forward(self, sources: dict[str, Tensor]) -> FusionOutput:
+        """{source: [I, N, D_source]} -> [I, N, D], with the mass of each source."""
+        logits = self.gates(torch.cat(list(sources.values()), dim=-1))
+        gates = logits.softmax(-1) if self.config.gate == "softmax" else logits.sigmoid()
+        values = torch.stack([self.values[name](x) for name, x in sources.items()], dim=-1)
+        features = (values * gates.unsqueeze(-2)).sum(-1)
+        return FusionOutput(features, source_masses(gates / gates.sum(-1, keepdim=True), self.sources))

@@ -1,0 +1,32 @@
+"""Average pooling over sources (arXiv 2412.04424, section 3.3)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fvl_lightning.core.registry import register
+from fvl_lightning.core.types import FeatureSpec, FusionOutput
+from fvl_lightning.fusions.base import CommonWidth, Fusion
+
+
+@register("fusion", "mean")
+class MeanFusion(Fusion):
+    """The mean of the sources, position by position."""
+
+    @dataclass
+    class Config:
+        """Fields of the fusion."""
+
+        dim: int | None = None
+        """Width the sources are brought to; null for the first source's."""
+
+    def __init__(self, config: Config, sources: dict[str, FeatureSpec]) -> None:
+        super().__init__(config, sources)
+        self.common_width = CommonWidth(sources, config.dim)
+        first = next(iter(sources.values()))
+        self.output = FeatureSpec(first.tokens, self.common_width.dim, first.grid)
+
+    def forward(self, sources: dict[str, Tensor]) -> FusionOutput:
+        """{source: [I, N, D_source]} -> [I, N, D]."""
+        return FusionOutput(torch.stack(self.common_width(sources)).mean(0))

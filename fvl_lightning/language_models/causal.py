@@ -1,0 +1,122 @@
+"""Any causal language model of transformers: Phi-3.5, Llama 3, Vicuna, Qwen, ..."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.registry import register
+from fvl_lightning.language_models.base import LanguageModel
+
+RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Configuration fields with which a model changes its logits after the head; the head alone would be wrong for it."""
+
+
+@register("language_model", "causal")
+class CausalLanguageModel(LanguageModel):
+    """A transformers causal model, from the hub or a folder with `pretrained`, from scratch with `model`."""
+
+    @dataclass
+    class Config:
+        """Fields of the language model."""
+
+        pretrained: str | None = None
+        """Hub id or folder, such as microsoft/Phi-3.5-mini-instruct."""
+        revision: str | None = None
+        """Hub revision; null for the newest."""
+        model: dict[str, Any] = field(default_factory=dict)
+        """The model's configuration, with `model_type`; read from `pretrained` where that is given."""
+        tokenizer: str | None = None
+        """Hub id or folder of the tokenizer; null for `pretrained`'s."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        model_config = build_config(config)
+        model_config._attn_implementation = "sdpa"
+        self.model = AutoModelForCausalLM.from_config(model_config)
+        self.dim = model_config.hidden_size
+
+    @classmethod
+    def resolve(cls, config: Config) -> Config:
+        """Reads the configuration from hub or folder; a model from scratch takes its vocabulary from the tokenizer."""
+        if config.pretrained is None and not config.model:
+            raise ConfigError("language_model: give `pretrained` (hub id or folder) or `model` (sizes, from scratch)")
+        try:
+            if config.pretrained is not None:
+                model = config.model or AutoConfig.from_pretrained(config.pretrained, revision=config.revision).to_dict()
+            else:
+                model = config.model
+                if "vocab_size" not in model:
+                    model = {**model, **_vocabulary(load_tokenizer(config))}
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise ConfigError(f"language_model: {config.pretrained} could not be read: {first}") from None
+        rescaled = [name for name in RESCALED_LOGITS if model.get(name) not in (None, 1, 1.0)]
+        if rescaled:
+            raise ConfigError(f"language_model: models with {rescaled[0]} rescale their logits and are not supported")
+        return dataclasses.replace(config, model=model)
+
+    def load_pretrained(self) -> None:
+        """Copies the weights of a hub id or folder; safetensors only."""
+        if self.config.pretrained is None:
+            return
+        theirs = AutoModelForCausalLM.from_pretrained(
+            self.config.pretrained, revision=self.config.revision, use_safetensors=True, trust_remote_code=False
+        )
+        self.model.load_state_dict(theirs.state_dict())
+
+    @property
+    def all_tied_weights_keys(self) -> dict[str, str]:
+        """{target: source} of tied weights, where the root model's own look-up among its children finds it."""
+        return {f"model.{target}": f"model.{source}" for target, source in self.model.all_tied_weights_keys.items()}
+
+    def blocks(self) -> list[nn.Module]:
+        """The decoder layers."""
+        return list(self.model.base_model.layers)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """[B, S] -> [B, S, D]."""
+        return self.model.get_input_embeddings()(token_ids)
+
+    def forward(self, embeddings: Tensor, **inputs: Any) -> Any:
+        """[B, S, D] -> output with `last_hidden_state` [B, S, D]; `inputs` as transformers' models take them."""
+        return self.model.base_model(inputs_embeds=embeddings, **inputs)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V]."""
+        return self.model.get_output_embeddings()(hidden)
+
+
+def build_config(config: CausalLanguageModel.Config) -> PreTrainedConfig:
+    """transformers' configuration of a resolved Config; ConfigError for a model type it does not know."""
+    fields = dict(config.model)
+    model_type = fields.pop("model_type", None)
+    try:
+        return AutoConfig.for_model(model_type, **fields)
+    except ValueError as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"language_model.model: model_type '{model_type}' cannot be built: {first}") from None
+
+
+def load_tokenizer(config: CausalLanguageModel.Config) -> Any:
+    """The transformers tokenizer of the language model; ConfigError where it cannot be read."""
+    source = config.tokenizer or config.pretrained
+    if source is None:
+        raise ConfigError("language_model.tokenizer: name the tokenizer's hub id or folder")
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"language_model.tokenizer: {source} could not be read: {first}") from None
+
+
+def _vocabulary(tokenizer: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }

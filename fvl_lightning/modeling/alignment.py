@@ -1,0 +1,46 @@
+"""Sources on one grid, so that a plain fusion never thinks of geometry."""
+
+import torch
+from torch import Tensor, nn
+
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.types import FeatureSpec
+
+
+class SourceAlignment(nn.Module):
+    """Brings every source to the grid of the first one, and normalises each where asked.
+
+    Larger grids are averaged down (adaptive mean), smaller ones interpolated up (bilinear); tokens before the map, such
+    as a pooled token, pass unchanged, so all sources must have the same number of them.
+    """
+
+    def __init__(self, sources: dict[str, FeatureSpec], normalize: bool) -> None:
+        super().__init__()
+        name, first = next(iter(sources.items()))
+        for other, spec in sources.items():
+            alike = (spec.tokens == first.tokens) if spec.grid is None or first.grid is None else True
+            if not alike or spec.prefix != first.prefix:
+                raise ConfigError(
+                    f"encoder.sources: {other} has {spec.tokens} tokens on grid {spec.grid} and cannot be brought to "
+                    f"{name}'s {first.tokens} tokens on grid {first.grid}"
+                )
+        self.sources = sources
+        self.grid, self.prefix = first.grid, first.prefix
+        self.specs = {other: FeatureSpec(first.tokens, spec.dim, first.grid) for other, spec in sources.items()}
+        self.norms = nn.ModuleDict({other: nn.LayerNorm(spec.dim) for other, spec in sources.items()} if normalize else {})
+
+    def forward(self, sources: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{source: [I, N_source, D_source]} -> {source: [I, N, D_source]}."""
+        aligned = {name: self._resample(x, self.sources[name]) for name, x in sources.items()}
+        return {name: self.norms[name](x) if name in self.norms else x for name, x in aligned.items()}
+
+    def _resample(self, features: Tensor, spec: FeatureSpec) -> Tensor:
+        if spec.grid == self.grid or spec.grid is None or self.grid is None:
+            return features
+        prefix, tokens = features[:, : self.prefix], features[:, self.prefix :]
+        image = tokens.transpose(1, 2).unflatten(2, spec.grid)
+        if spec.grid[0] >= self.grid[0]:
+            image = nn.functional.adaptive_avg_pool2d(image, self.grid)
+        else:
+            image = nn.functional.interpolate(image, size=self.grid, mode="bilinear", align_corners=False)
+        return torch.cat([prefix, image.flatten(2).transpose(1, 2)], dim=1)

@@ -1,0 +1,35 @@
+"""The configuration that is saved with a model and from which it is built again, without any other file."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from fvl_lightning.core.config import Choice, choose
+
+
+class FlorenceVLConfig(PreTrainedConfig):
+    """The slots as `{name: ..., <resolved fields>}`, and the language model's own configuration as `text_config`."""
+
+    model_type = "florence_vl"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}  # noqa: RUF012
+
+    encoder: dict[str, Any] | None = None
+    fusion: dict[str, Any] | None = None
+    projector: dict[str, Any] | None = None
+    language_model: dict[str, Any] | None = None
+    normalize_sources: bool = False
+    normalize_output: bool = False
+    image_token_id: int = 0
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+
+    def choice(self, slot: str) -> Choice:
+        """What fills `slot`, checked."""
+        entry = dict(getattr(self, slot))
+        if slot == "language_model":
+            # Held once, as text_config, where transformers' generation looks for it.
+            entry["model"] = self.get_text_config().to_diff_dict()
+        return choose(slot, entry, f"{slot} in the model's configuration")
+
+
+AutoConfig.register(FlorenceVLConfig.model_type, FlorenceVLConfig)

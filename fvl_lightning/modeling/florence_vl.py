@@ -1,0 +1,150 @@
+"""The model: images -> encoder -> fusion -> projector -> rows of the language model -> loss, or words.
+
+One class for everything: it trains in the stages, saves and loads as a Hugging Face model, and generates.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from fvl_lightning.core.types import ImageSpec
+from fvl_lightning.modeling.alignment import SourceAlignment
+from fvl_lightning.modeling.configuration import FlorenceVLConfig
+from fvl_lightning.modeling.initialization import initializers, reset_module
+from fvl_lightning.modeling.loss import token_loss
+from fvl_lightning.modeling.splice import splice_images
+
+
+@dataclass
+class FlorenceVLOutput(ModelOutput):
+    """With labels: `loss` (mean over supervised tokens), `loss_sum`, `tokens`, `correct`; without: `logits` [B, S, V].
+
+    diagnostics: what the fusion says of itself, such as {"mass/<source>": scalar}.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Any = None
+    loss_sum: Tensor | None = None
+    tokens: Tensor | None = None
+    correct: Tensor | None = None
+    diagnostics: dict[str, Tensor] | None = None
+
+
+class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A causal language model that sees images through an encoder, a fusion and a projector."""
+
+    config_class = FlorenceVLConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    _supports_sdpa = True
+
+    def __init__(self, config: FlorenceVLConfig) -> None:
+        super().__init__(config)
+        encoder, fusion = config.choice("encoder"), config.choice("fusion")
+        projector, language_model = config.choice("projector"), config.choice("language_model")
+        self.encoder = encoder.component(encoder.config)
+        self.alignment = SourceAlignment(self.encoder.specs, normalize=config.normalize_sources)
+        self.fusion = fusion.component(fusion.config, self.alignment.specs)
+        self.output_norm = nn.LayerNorm(self.fusion.output.dim) if config.normalize_output else nn.Identity()
+        self.language_model = language_model.component(language_model.config)
+        self.projector = projector.component(projector.config, self.fusion.output, self.language_model.dim)
+        self.post_init()
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """How an image must look, and how many tokens it becomes."""
+        return ImageSpec(self.encoder.image_size, self.encoder.mean, self.encoder.std, self.projector.tokens)
+
+    def get_image_features(
+        self, pixel_values: Tensor | None = None, sources: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """[I, 3, P, P], or the encoder's sources {source: [I, N_source, D_source]} -> [I, N, D] and diagnostics."""
+        if sources is None:
+            sources = self.encoder(pixel_values)
+        fused = self.fusion(self.alignment(sources))
+        return self.projector(self.output_norm(fused.features)), fused.diagnostics
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        image_sources: dict[str, Tensor] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> FlorenceVLOutput:
+        """Token ids with expanded image placeholders -> loss (with labels) or logits.
+
+        Args:
+            input_ids: [B, S]; `config.image_token_id` stands once per image token.
+            pixel_values: [I, 3, P, P] in the order of the placeholders, or None.
+            attention_mask: [B, S], 0 at pads; None where only the end of a row is padded, as in training.
+            labels: [B, S], -100 where unsupervised.
+            image_sources: the encoder's output, where it is at hand already, in place of pixel_values.
+            logits_to_keep: only the last so many positions' logits; 0 for all.
+
+        Raises:
+            ValueError: placeholders and images do not match; the message has the counts.
+        """
+        is_image = input_ids == self.config.image_token_id
+        # The placeholder may lie beyond the table of a model whose vocabulary was not grown for it.
+        embeddings = self.language_model.embed(input_ids.masked_fill(is_image, 0))
+        diagnostics: dict[str, Tensor] = {}
+        if pixel_values is not None or image_sources is not None:
+            images, diagnostics = self.get_image_features(pixel_values, image_sources)
+            embeddings = splice_images(embeddings, input_ids, images, self.config.image_token_id)
+        output = self.language_model(
+            embeddings,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=False if labels is not None else use_cache,
+        )
+        hidden = output.last_hidden_state
+        if labels is None:
+            kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
+            logits = self.language_model.logits(kept)
+            return FlorenceVLOutput(
+                logits=logits, past_key_values=output.past_key_values, diagnostics=diagnostics
+            )
+        vocabulary = self.config.get_text_config().vocab_size
+        loss = token_loss(hidden[:, :-1], labels[:, 1:], self.language_model.logits, vocabulary)
+        return FlorenceVLOutput(
+            loss=loss.mean, loss_sum=loss.sum, tokens=loss.tokens, correct=loss.correct, diagnostics=diagnostics
+        )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_sources: dict[str, Tensor] | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The inputs of one step; images go in with the prompt only, since the cache holds them afterwards."""
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            inputs |= {"pixel_values": pixel_values, "image_sources": image_sources}
+        return inputs
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token table."""
+        return self.language_model.model.get_input_embeddings()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """transformers' hook for modules that a checkpoint did not fill."""
+        reset_module(module, initializers(self).get(module))
+
+
+AutoModelForImageTextToText.register(FlorenceVLConfig, FlorenceVLForConditionalGeneration)

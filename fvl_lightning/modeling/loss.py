@@ -1,0 +1,55 @@
+"""Cross entropy over supervised positions only: never a logit that nobody needs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fvl_lightning.core.types import IGNORE_INDEX
+
+LOGITS_AT_ONCE = 2**25
+"""Elements of logits held at a time, 128 MiB in float32; beyond, rows go in chunks that are recomputed backwards."""
+
+
+@dataclass
+class TokenLoss:
+    """`sum` of the cross entropies (float32 scalar with gradient), supervised `tokens` and `correct` ones (int64)."""
+
+    sum: Tensor
+    tokens: Tensor
+    correct: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Cross entropy per supervised token, in nats; 0 where there is none."""
+        return self.sum / self.tokens.clamp(min=1)
+
+
+def token_loss(hidden: Tensor, labels: Tensor, logits: Callable[[Tensor], Tensor], vocabulary: int) -> TokenLoss:
+    """Sum of cross entropies of aligned `hidden` [..., D] and `labels` [...] (IGNORE_INDEX: unsupervised).
+
+    Args:
+        logits: hidden rows [R, D] -> [R, V].
+        vocabulary: V, which sizes the chunks.
+    """
+    supervised = labels != IGNORE_INDEX
+    rows, targets = hidden[supervised], labels[supervised]
+
+    def chunk_loss(chunk: Tensor, chunk_targets: Tensor) -> tuple[Tensor, Tensor]:
+        scores = logits(chunk).float()
+        correct = (scores.detach().argmax(-1) == chunk_targets).sum()
+        return torch.nn.functional.cross_entropy(scores, chunk_targets, reduction="sum"), correct
+
+    size = max(1, LOGITS_AT_ONCE // vocabulary)
+    if rows.shape[0] <= size:
+        total, correct = chunk_loss(rows, targets)
+    else:
+        parts = [
+            checkpoint(chunk_loss, part, part_targets, use_reentrant=False)
+            for part, part_targets in zip(rows.split(size), targets.split(size), strict=True)
+        ]
+        total = torch.stack([part[0] for part in parts]).sum()
+        correct = torch.stack([part[1] for part in parts]).sum()
+    return TokenLoss(total, supervised.sum(), correct)

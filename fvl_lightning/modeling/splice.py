@@ -1,0 +1,29 @@
+"""Image embeddings into the rows of a batch, at the placeholders that stand there already."""
+
+from torch import Tensor
+
+
+def splice_images(embeddings: Tensor, token_ids: Tensor, images: Tensor, image_token_id: int) -> Tensor:
+    """Replaces the embedding of every placeholder by the next image token.
+
+    Args:
+        embeddings: text embeddings [B, S, D].
+        token_ids: [B, S]; `image_token_id` stands once per image token, images in reading order over the rows.
+        images: image embeddings [I, N, D].
+
+    Returns:
+        [B, S, D].
+
+    Raises:
+        ValueError: the number of placeholders is not I * N; the message has the counts of every row.
+    """
+    places = token_ids == image_token_id
+    expected = images.shape[0] * images.shape[1]
+    # Counting makes the host wait for the device once a step; misplaced images would train a wrong model in silence.
+    found = int(places.sum())
+    if found != expected:
+        raise ValueError(
+            f"{found} image placeholders in the batch, but {images.shape[0]} images of {images.shape[1]} tokens need "
+            f"{expected}; placeholders per row: {places.sum(1).tolist()}"
+        )
+    return embeddings.masked_scatter(places.unsqueeze(-1), images.to(embeddings.dtype))

@@ -1,0 +1,38 @@
+"""mlp{N}x_gelu: N linear layers with GELU between them (LLaVA-1.5 uses 2, Florence-VL 3)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.registry import register
+from fvl_lightning.core.types import FeatureSpec
+from fvl_lightning.projectors.base import Projector
+
+
+@register("projector", "mlp")
+class MLPProjector(Projector):
+    """Linear(D_in, H), then GELU and Linear(H, .) until `depth` linear layers stand, the last one of width D."""
+
+    @dataclass
+    class Config:
+        """Fields of the projector."""
+
+        depth: int = 3
+        """Linear layers."""
+        hidden: int | None = None
+        """Width between them; null for the language model's."""
+
+    def __init__(self, config: Config, features: FeatureSpec, dim: int) -> None:
+        super().__init__(config, features, dim)
+        if config.depth < 1:
+            raise ConfigError(f"projector.depth: {config.depth} linear layers, at least 1 is needed")
+        widths = [features.dim, *[config.hidden or dim] * (config.depth - 1), dim]
+        layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
+        for inner, outer in zip(widths[1:-1], widths[2:], strict=True):
+            layers += [nn.GELU(), nn.Linear(inner, outer)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[I, N, D_in] -> [I, N, D]."""
+        return self.layers(features)
