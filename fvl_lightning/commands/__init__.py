@@ -1,0 +1,1 @@
+"""Layer 4: the verbs of the command line, one file each."""

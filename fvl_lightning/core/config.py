@@ -10,21 +10,24 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fvl_lightning.core.errors import ConfigError, unknown_name
-from fvl_lightning.core.registry import component
+from fvl_lightning.core.errors import ConfigError, nearest, unknown_name
+from fvl_lightning.core.registry import component, names
 
 Schema = TypeVar("Schema")
 COMMAND_LINE = "the command line"
+Place = Callable[[str], str]
+"""From a dotted key to where it was written, as messages say it; from "" to the whole."""
 
 
 def slot(name: str, default: Any = None) -> Any:
@@ -50,13 +53,13 @@ class Choice:
         return {"name": self.name, **dataclasses.asdict(self.config)}
 
 
-def choose(slot_name: str, entry: Any, where: str = "") -> Choice:
+def choose(slot_name: str, entry: Any, where: str = "", place: Place | None = None) -> Choice:
     """Checks one slot entry (a name, or a mapping with `name`) against the component's Config."""
     where = where or slot_name
     fields = _normalise_slot(entry, where)
     name = fields.pop("name")
-    config_class = component(slot_name, name, where).Config
-    return Choice(slot_name, name, _to_dataclass(config_class, fields, where, {}))
+    place = place or (lambda key: f"{where}: {key}" if key else where)
+    return Choice(slot_name, name, _to_dataclass(component(slot_name, name, where).Config, fields, place))
 
 
 def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> Schema:
@@ -65,39 +68,39 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
     Raises:
         ConfigError: a missing or malformed file, an unknown key or name, a wrong type; one sentence with the place.
     """
+    path = Path(path)
     merged: dict[str, Any] = {}
-    origins: dict[str, str] = {}
+    origins: dict[str, str] = {"": str(path)}
     slots = _slot_names(schema)
-    for origin, layer in [*_layers(Path(path), ()), *((COMMAND_LINE, parse_override(word)) for word in overrides)]:
+    for origin, layer in [*_layers(path, ()), *((COMMAND_LINE, parse_override(word)) for word in overrides)]:
         _merge(merged, layer, slots, origin, origins)
-    return check_config(schema, merged, origins, folder=Path(path).parent)
+    listed_in = origins.get("plugins", COMMAND_LINE)
+    return check_config(schema, merged, origins, (path if listed_in == COMMAND_LINE else Path(listed_in)).parent)
 
 
 def check_config(
     schema: type[Schema], values: Mapping[str, Any], origins: Mapping[str, str] | None = None, folder: Path = Path()
 ) -> Schema:
-    """Checks a merged mapping against `schema`: plugins imported, interpolations resolved, every slot a Choice."""
+    """Checks a merged mapping against `schema`: interpolations resolved, plugins imported, every slot a Choice."""
     origins = origins or {}
-    try:
-        resolved = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error)) from None
-    assert isinstance(resolved, dict)
-    for plugin in resolved.get("plugins") or []:
-        import_plugin(str(plugin), folder)
-    config = _to_dataclass(schema, resolved, "", origins)
-    for key, slot_name in _slot_names(schema).items():
+    slots = _slot_names(schema)
+    config = _to_dataclass(schema, values, _inside("", origins))
+    plugins = vars(config).get("plugins", [])
+    for slot_name in slots.values() if plugins else ():
+        names(slot_name)  # the kit's own components come first, so that a plugin that takes a name is the one to blame
+    for plugin in plugins:
+        import_plugin(plugin, folder)
+    for key, slot_name in slots.items():
         entry = getattr(config, key)
         if entry is not None:
-            place = f"{key} in {origins[key]}" if key in origins else key
-            setattr(config, key, choose(slot_name, entry, place))
+            setattr(config, key, choose(slot_name, entry, key + _at(f"{key}.name", origins), _inside(key, origins)))
     return config
 
 
 def as_plain(config: Any) -> Any:
     """A checked configuration as plain dicts, lists and scalars, as it would be written in YAML."""
     if isinstance(config, Choice):
-        return config.as_dict()
+        return as_plain(config.as_dict())
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: as_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Mapping):
@@ -131,7 +134,7 @@ def parse_override(word: str) -> dict[str, Any]:
     if not equals or not key or any(not part for part in key.split(".")):
         raise ConfigError(f"'{word}' on {COMMAND_LINE} is not key=value, such as trainer.max_steps=20")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise ConfigError(f"the value of '{word}' on {COMMAND_LINE} is not valid YAML") from None
     for part in reversed(key.split(".")):
@@ -141,28 +144,46 @@ def parse_override(word: str) -> dict[str, Any]:
 
 def import_plugin(name: str, folder: Path) -> None:
     """Imports code that registers components: a module name, or a .py file beside the YAML or the working directory."""
-    if name.endswith(".py"):
-        candidates = [folder / name, Path(name)]
-        file = next((path for path in candidates if path.is_file()), None)
-        if file is None:
-            raise ConfigError(f"plugins: no file {name} in {folder} or the working directory")
-        module_name = f"fvl_plugin_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
-        if module_name in sys.modules:
-            return
-        spec = importlib.util.spec_from_file_location(module_name, file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[module_name]
-            raise ConfigError(f"plugins: {file} could not be imported: {type(error).__name__}: {error}") from error
-        return
+    file = next((path for path in (folder / name, Path(name)) if path.is_file()), None)
+    if name.endswith(".py") and file is None:
+        raise ConfigError(f"plugins: no file {name} in {folder} or the working directory")
     try:
-        importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"plugins: no module '{name}' could be imported: {error}") from error
+        _import_file(file) if file and name.endswith(".py") else importlib.import_module(name)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise ConfigError(f"plugins: {name} could not be imported: {reason}") from error
+
+
+def _import_file(file: Path) -> None:
+    name = f"fvl_plugin_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as it is meant: 1e-4 is a number (YAML 1.1 reads a string), and a key written twice is an error."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        written: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in written:
+                raise yaml.MarkedYAMLError(problem=f"'{key.value}' is written twice", problem_mark=key.start_mark)
+            written.add(str(key.value))
+        return node
+
+
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, [*"-+0123456789"])
 
 
 def _layers(path: Path, chain: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]]]:
@@ -171,17 +192,26 @@ def _layers(path: Path, chain: tuple[Path, ...]) -> list[tuple[str, dict[str, An
         raise ConfigError(f"{path}: `base:` leads back to itself")
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        by = f", named in `base:` of {chain[-1].name}" if chain else ""
         hint = f"; in {path.parent} there are {', '.join(near)}" if near else ""
-        raise ConfigError(f"no configuration file {path}{hint}")
+        close = nearest(path.name, near)
+        raise ConfigError(f"no configuration file {path}{by}{hint}" + (f"; did you mean '{close}'?" if close else ""))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {_first_line(error)}") from None
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{path} is not valid YAML: {line}{error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} could not be read: {_first_line(error)}") from None
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold keys and values, not a {type(values).__name__}")
-    bases = values.pop("base", [])
+    bases = values.pop("base", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"base in {path}: expected a file or a list of files, found {bases!r}")
     layers: list[tuple[str, dict[str, Any]]] = []
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         layers += _layers(path.parent / base, (*chain, path.resolve()))
     return [*layers, (str(path), values)]
 
@@ -192,17 +222,14 @@ def _merge(
     for key, value in layer.items():
         if key in slots and value is not None:
             # `fusion.hidden=3` on the command line has no name of its own: it speaks of the fusion already chosen.
-            named = isinstance(value, str) or "name" in value
-            value = _normalise_slot(value, f"{key} in {origin}") if named else dict(value)
-            replaced = named and into.get(key) is not None and into[key].get("name") != value["name"]
-            if replaced:
+            named = not isinstance(value, Mapping) or "name" in value
+            value = _normalise_slot(value, key + _at("", {"": origin})) if named else dict(value)
+            if named and into.get(key) is not None and into[key].get("name") != value["name"]:
                 into.pop(key)
         _merge_value(into, key, value, key, origin, origins)
 
 
-def _merge_value(
-    into: dict[str, Any], key: str, value: Any, path: str, origin: str, origins: dict[str, str]
-) -> None:
+def _merge_value(into: dict[str, Any], key: str, value: Any, path: str, origin: str, origins: dict[str, str]) -> None:
     origins[path] = origin
     if isinstance(value, Mapping):
         # An empty mapping empties: `prompts: {}` would otherwise be a way of saying nothing.
@@ -226,35 +253,65 @@ def _slot_names(schema: Any) -> dict[str, str]:
     return {f.name: f.metadata["slot"] for f in dataclasses.fields(schema) if "slot" in f.metadata}
 
 
-def _to_dataclass(schema: type[Schema], values: Mapping[str, Any], where: str, origins: Mapping[str, str]) -> Schema:
-    """An instance of the dataclass `schema`; `where` prefixes the keys in messages."""
-    _check_keys(schema, values, where, "", origins)
+def _at(key: str, origins: Mapping[str, str]) -> str:
+    """" in a.yaml" or " on the command line": where `key`, or else what it stands in, was written last."""
+    while key and key not in origins:
+        key = key.rpartition(".")[0]
+    origin = origins.get(key, "")
+    return origin and f" {'on' if origin == COMMAND_LINE else 'in'} {origin}"
+
+
+def _inside(outer: str, origins: Mapping[str, str]) -> Place:
+    """The place of the keys under `outer` ("" for the whole configuration)."""
+
+    def place(key: str) -> str:
+        full = ".".join(part for part in (outer, key) if part)
+        return (full or "configuration") + _at(full, origins)
+
+    return place
+
+
+def _to_dataclass(schema: type[Schema], values: Mapping[str, Any], place: Place) -> Schema:
+    """An instance of the dataclass `schema` with `values` over its defaults, interpolations resolved."""
+    _check(schema, values, "", place)
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or ""
-        origin = f" in {origins[key]}" if key in origins else ""
-        place = f"{where}: {key}" if where else f"{key}{origin}"
-        raise ConfigError(f"{place}: {_first_line(error)}") from None
+        raise ConfigError(f"{place(error.full_key or '')}: {_first_line(error)}") from None
     except ValueError as error:  # a Config's own __post_init__ refused a value
-        raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+        raise ConfigError(f"{place('')}: {_first_line(error)}") from None
     assert isinstance(config, schema)
     return config
 
 
-def _check_keys(schema: Any, values: Mapping[str, Any], where: str, path: str, origins: Mapping[str, str]) -> None:
-    allowed = {f.name: f for f in dataclasses.fields(schema)}
-    for key, value in values.items():
-        full = f"{path}{key}"
-        if key not in allowed:
-            origin = f" in {origins[full]}" if full in origins else ""
-            place = where if not path else f"{where}.{path[:-1]}" if where else path[:-1]
-            raise unknown_name("key", key, allowed, f"{place or 'top level'}{origin}")
-        inner = allowed[key].type
-        if dataclasses.is_dataclass(inner):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{full}: expected keys and values, found {value!r}")
-            _check_keys(inner, value, where, f"{full}.", origins)
+def _check(expected: Any, value: Any, key: str, place: Place) -> None:
+    """What OmegaConf would not say in words of ours: unknown keys, values outside a Literal, tuples that do not fit."""
+    options = [option for option in get_args(expected) if option is not type(None)]
+    if type(None) in get_args(expected):  # `X | None`
+        if value is not None and len(options) == 1:
+            _check(options[0], value, key, place)
+    elif dataclasses.is_dataclass(expected):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{place(key)}: expected keys and values, found {value!r}")
+        hints = get_type_hints(expected)
+        types = {f.name: hints[f.name] for f in dataclasses.fields(expected)}
+        for inner, inner_value in value.items():
+            full = f"{key}.{inner}" if key else str(inner)
+            if inner not in types:
+                raise unknown_name("key", inner, types, place(full))
+            _check(types[inner], inner_value, full, place)
+    elif get_origin(expected) is dict and isinstance(value, Mapping):
+        for inner, inner_value in value.items():
+            _check(options[1], inner_value, f"{key}.{inner}", place)
+    elif isinstance(value, str) and "${" in value:
+        return  # an interpolation, checked once it is resolved
+    elif get_origin(expected) is Literal and value not in options:
+        raise unknown_name("value", value, options, place(key))
+    elif get_origin(expected) is tuple and ... not in options:
+        items = value if isinstance(value, list | tuple) else []
+        kinds = [int | float if option is float else option for option in options]
+        if len(items) != len(kinds) or not all(map(isinstance, items, kinds)):
+            raise ConfigError(f"{place(key)}: expected {expected}, found {value!r}")
 
 
 def _first_line(error: Exception) -> str:

@@ -91,8 +91,8 @@ class ExperimentConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     init_from: list[str] = field(default_factory=list)
     """Runs (folder or MLflow run id) whose weights this one starts from; later ones win where both have a component."""
-    feature_cache: bool = False
-    """Compute a frozen encoder's features once per image and train on those; needs the encoder frozen."""
+    feature_cache: str | None = None
+    """Folder in which a frozen encoder's features are kept, computed once per image; null runs it at every step."""
     seed: int = 0
     output: str = "runs"
     """The folder under which this run gets its own."""
@@ -120,10 +120,12 @@ class ComparisonConfig:
     arms: dict[str, ArmConfig] = field(default_factory=dict)
     set: list[str] = field(default_factory=list)
     """`key=value` words for every stage of every arm, the encoder's too."""
+    unseen_splits: list[str] = field(default_factory=list)
+    """Further test splits of the same data, scored beside `test`."""
     transfer_levels: list[str] = field(default_factory=list)
     """Further demo levels whose test split is scored beside the one trained on, without training on them."""
     jobs: int = 1
-    """Cells at a time, each its own process."""
+    """Arms trained at a time, each in a process of its own with one thread."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = 0
     output: str = "runs"

@@ -59,7 +59,7 @@ def model_config(experiment: ExperimentConfig, tokenizer: Any) -> FlorenceVLConf
 
 
 def build_encoder(experiment: ExperimentConfig, device: str = "cpu") -> nn.Module:
-    """The encoder alone, as encoder_pretrain needs it; equal to the one inside the model of the same seed."""
+    """A module whose child `encoder` is the experiment's; equal to the one inside the model of the same seed."""
     choice = _resolved(_choice(experiment, "encoder"))
     with torch.device(device), no_init_weights():
         holder = nn.Module()
@@ -67,7 +67,7 @@ def build_encoder(experiment: ExperimentConfig, device: str = "cpu") -> nn.Modul
     if device != "meta":
         initialize(holder, experiment.seed)  # under the name it has in the model, so with the same values
         holder.encoder.load_pretrained()
-    return holder.encoder
+    return holder
 
 
 def image_tokenizer(tokenizer: Any) -> Any:

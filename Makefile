@@ -1,0 +1,49 @@
+# Every target sets up what it needs, once: `.venv/.ready` is older than pyproject.toml or constraints.txt only when
+# there is something to install. Another interpreter: `make PYTHON=/path/to/python ...`.
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint ui
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+BIN := .venv/bin
+EXTRAS := demo,test,lint
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+# More words for pytest, such as PYTEST_ARGS="-x tests/core" or PYTEST_ARGS="-n 2 --dist loadgroup".
+PYTEST_ARGS ?=
+
+# One thread per process: two beside a busy neighbour are many times slower, and another number gives other bits.
+test test-slow: export OMP_NUM_THREADS := 1
+test test-slow: export MKL_NUM_THREADS := 1
+test test-slow: export OPENBLAS_NUM_THREADS := 1
+test test-slow: export TOKENIZERS_PARALLELISM := false
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: .venv/.ready ## train, score and compare three fusions on the demo set; about 15 minutes on two cores
+	$(BIN)/fvl demo
+
+test: .venv/.ready ## every test that is not slow
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: .venv/.ready ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: .venv/.ready ## ruff, mypy, and that torchvision is not installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torchvision") and \
+		"torchvision is installed in .venv: take it out, torchmetrics fails to import beside one that does not match")'
+
+ui: .venv/.ready ## the MLflow pages of the runs made here
+	$(BIN)/fvl ui
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "fvl-lightning needs Python 3.11 or newer, and $(or $(PYTHON),python3) is not: name one with make PYTHON=..." >&2; exit 1; }
+	@[ ! -e .venv ] || $(BIN)/python -c '' 2>/dev/null || rm -rf .venv  # a set-up that was broken off
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@

@@ -1,0 +1,96 @@
+"""Writes the demo set: shards of every split of one level, and the tokenizer all levels share."""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datamodules.demo.levels import level_named
+from datamodules.demo.record import make_sample
+from datamodules.demo.scenes import ALL_SPLITS, UNSEEN_PAIRS, UNSEEN_WORDS
+from datamodules.demo.tokenizer import save_tokenizer
+from datamodules.writer import ShardWriter
+from fvl_lightning.core.errors import DataError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Raised whenever the same configuration would give other samples."""
+
+COUNTS = {"train": 8000, "validation": 400, "test": 600, UNSEEN_WORDS: 100, UNSEEN_PAIRS: 100}
+"""Images per split, unless told otherwise."""
+
+
+def demo_folder(root: Path, level: str, counts: Mapping[str, int], seed: int) -> Path:
+    """Where the set of this configuration lies: `<root>/<level>`, with a hash for any but the default counts and seed."""
+    manifest = _manifest(level, counts, seed)
+    if manifest == _manifest(level, COUNTS, 0):
+        return root / level
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return root / f"{level}-{digest[:8]}"
+
+
+def build_demo(root: Path, level: str, counts: Mapping[str, int], seed: int) -> Path:
+    """Builds the set of this configuration and the tokenizer under `root`, each unless it is there; the set's folder.
+
+    Raises:
+        ConfigError: no such level, or scikit-learn is missing.
+        DataError: the folder holds something else.
+    """
+    assert set(counts) == set(ALL_SPLITS), f"counts for {', '.join(ALL_SPLITS)}"
+    chosen = level_named(level)
+    folder = demo_folder(root, level, counts, seed)
+    root.mkdir(parents=True, exist_ok=True)
+    if not _complete(root / "tokenizer", {"format": FORMAT}):
+        with _appearing(root / "tokenizer", {"format": FORMAT}) as beside:
+            save_tokenizer(beside)
+    manifest = _manifest(level, counts, seed)
+    if not _complete(folder, manifest):
+        log.info("building the demo set %s (%d images)", folder, sum(counts.values()))
+        with _appearing(folder, manifest) as beside:
+            for split in ALL_SPLITS:
+                with ShardWriter(beside, split) as writer:
+                    for index in range(counts[split]):
+                        key, record, png = make_sample(seed, chosen, split, index)
+                        writer.write(key, record, [png])
+    return folder
+
+
+def _manifest(level: str, counts: Mapping[str, int], seed: int) -> dict[str, Any]:
+    return {"format": FORMAT, "level": level, "seed": seed, "counts": dict(counts)}
+
+
+def _complete(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether `folder` holds what `manifest` says; False where there is no folder, DataError where it holds another."""
+    if not folder.exists():
+        return False
+    try:
+        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise DataError(f"{folder} is in the way of the demo set: it holds no readable manifest.json; move it") from None
+    if found != manifest:
+        raise DataError(f"{folder} holds another demo set (its manifest.json: {json.dumps(found)}); delete or move it")
+    return True
+
+
+@contextmanager
+def _appearing(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder to fill, which becomes `folder` with its manifest once it is complete; on any error it is removed."""
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        beside.chmod(0o755)
+        yield beside
+        (beside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        try:
+            beside.rename(folder)
+        except OSError:
+            # Another process was faster; what it built is the same, or _complete says what is there instead.
+            if not _complete(folder, manifest):
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

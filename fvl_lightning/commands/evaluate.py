@@ -1,0 +1,94 @@
+"""`fvl evaluate`: a finished run answers questions about images it has never seen."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fvl_lightning.commands.train import build_stage, data_context, prepare_data
+from fvl_lightning.core.config import check_config
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.evaluation.answers import Answer, accuracy, answer_questions, prior_answers
+from fvl_lightning.evaluation.encoder_scores import encoder_scores
+from fvl_lightning.modeling.build import Built, load_model
+from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.training.weights import load_components
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(help="Run folder or MLflow run id.")],
+    split: Annotated[str, typer.Option(help="Split to answer.")] = "test",
+    level: Annotated[str | None, typer.Option(help="Another level of the demo set than the run's.")] = None,
+) -> None:
+    """Score a run: generated answers by kind, without the image, with another image, and the most frequent answer.
+
+    Example: `fvl evaluate runs/demo/concat/finetune`
+    """
+    folder = finished_run(run)
+    if folder.info["stage"] == "encoder_pretrain":
+        scores = score_encoder(folder, split)
+        table = Table("score", "value", title=f"{folder.path} on {split}")
+        for name, value in scores.items():
+            table.add_row(name, f"{value:.3f}")
+        Console().print(table)
+        return
+    result, _ = score_run(folder, split, level)
+    table = Table("kind", *RESULTS.values(), title=f"{folder.path} on {split}: accuracy")
+    for kind in [*result["accuracy"]["by_kind"], "macro", "overall"]:
+        cells = [result[name]["by_kind"].get(kind, result[name].get(kind)) for name in RESULTS]
+        table.add_row(kind, *("-" if cell is None else f"{cell:.3f}" for cell in cells))
+    Console().print(table)
+
+
+RESULTS = {"accuracy": "answers", "image_zeroed": "image zeroed", "image_shuffled": "image shuffled", "prior": "prior"}
+"""The results of `score_run` and how a table calls them."""
+
+
+def finished_run(reference: str) -> RunFolder:
+    """The run; ConfigError where it has no model yet."""
+    folder = RunFolder.open(reference)
+    if not folder.finished:
+        raise ConfigError(f"{folder.path} is {folder.info.get('status')}, it has no model yet; `--resume` finishes it")
+    return folder
+
+
+def open_model(run: RunFolder, level: str | None = None) -> tuple[Built, Any]:
+    """A finished run's model, and its data connected to it (at another level of the demo set, where one is named)."""
+    config = run.config
+    if level is not None:
+        if config["data"]["name"] != "demo":
+            raise ConfigError(f"--level: {run.path} trained on {config['data']['name']}, only the demo set has levels")
+        config["data"]["level"] = level
+    experiment = check_config(ExperimentConfig, config)
+    data = experiment.data.component(experiment.data.config)
+    data.prepare_data()
+    built = load_model(run.model)
+    data.connect(data_context(built.model, built.tokenizer, experiment))
+    return built, data
+
+
+def score_run(
+    run: RunFolder, split: str = "test", level: str | None = None, controls: bool = True
+) -> tuple[dict[str, Any], list[Answer]]:
+    """{"accuracy", and with controls "image_zeroed", "image_shuffled", "prior"}, and the answers themselves."""
+    built, data = open_model(run, level)
+    answers = answer_questions(built, data, split)
+    result = {"accuracy": accuracy(answers)}
+    if controls:
+        result["image_zeroed"] = accuracy(answer_questions(built, data, split, "zeroed"))
+        result["image_shuffled"] = accuracy(answer_questions(built, data, split, "shuffled"))
+        asked = [answer.question for answer in answers]
+        result["prior"] = accuracy(prior_answers(asked, data.questions("train")))
+    return result, answers
+
+
+def score_encoder(run: RunFolder, split: str = "test") -> dict[str, float]:
+    """What the encoder of an encoder_pretrain run writes: caption_tokens, words, boxes."""
+    experiment = check_config(ExperimentConfig, run.config)
+    data = prepare_data(experiment)
+    stage = build_stage(experiment)
+    load_components(stage.model, run.model)
+    data.connect(data_context(stage.model, stage.tokenizer, experiment))
+    return encoder_scores(stage.model.encoder, stage.tokenizer, data, split)

@@ -1,0 +1,115 @@
+"""`fvl list`, `fvl describe` and `fvl show`: what there is, what it takes, and what an experiment comes to."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from fvl_lightning.commands.train import build_stage, prepare_data
+from fvl_lightning.core import registry
+from fvl_lightning.core.config import as_plain, load_config
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.training.components import count_parameters
+
+
+def list_components(
+    slot: Annotated[str | None, typer.Argument(help="Only this slot, such as fusion.")] = None,
+) -> None:
+    """List the components that can fill each slot.
+
+    Example: `fvl list fusion`
+    """
+    table = Table("slot", "name", "what it is")
+    for name in [slot] if slot else registry.SLOT_PACKAGES:
+        for component in registry.names(name):
+            table.add_row(name, component, _first_line(registry.component(name, component)))
+    Console().print(table)
+
+
+def describe(
+    slot: Annotated[str, typer.Argument(help="A slot, such as fusion.")],
+    name: Annotated[str, typer.Argument(help="A registered name, such as gated.")],
+) -> None:
+    """Describe a component and every field of its configuration.
+
+    Example: `fvl describe fusion gated`
+    """
+    component = registry.component(slot, name)
+    console = Console()
+    console.print(f"[bold]{slot} {name}[/]  ({component.__module__}.{component.__qualname__})", highlight=False)
+    console.print(inspect.getdoc(component) or "", markup=False, highlight=False)
+    fields = dataclasses.fields(component.Config)
+    if not fields:
+        console.print(f"\nNothing to set: `{slot}: {name}`", markup=False)
+        return
+    table = Table("field", "type", "default", "meaning")
+    meanings = _attribute_docs(component.Config)
+    for field in fields:
+        default = field.default if field.default is not dataclasses.MISSING else None
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        table.add_row(field.name, _type_name(field.type), str(default), meanings.get(field.name, ""))
+    console.print(table)
+
+
+def show(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value words.")] = None,
+) -> None:
+    """Show an experiment: its resolved configuration, and the parameters of each component, frozen or trained.
+
+    Example: `fvl show experiments/demo/finetune.yaml fusion=attention`
+    """
+    config = load_config(ExperimentConfig, experiment, overrides or ())
+    console = Console()
+    console.print(Syntax(yaml.safe_dump(as_plain(config), sort_keys=False), "yaml", background_color="default"))
+    if config.stage is None:
+        return
+    prepare_data(config)
+    stage = build_stage(config, device="meta")
+    table = Table("component", "parameters", "trainable", "mode", title=f"{config.name}: stage {config.stage.name}")
+    for component, counts in count_parameters(stage.model).items():
+        if component in stage.trainable:
+            row = (f"{counts['parameters']:,}", f"{counts['trainable']:,}", stage.trainable[component])
+            table.add_row(component, *row)
+    console.print(table)
+
+
+def _first_line(component: type[Any]) -> str:
+    return (inspect.getdoc(component) or "").split("\n", 1)[0]
+
+
+def _type_name(annotation: Any) -> str:
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    return str(annotation).replace("typing.", "") if "[" in str(annotation) or "|" in str(annotation) else text
+
+
+def _attribute_docs(config: type[Any]) -> dict[str, str]:
+    """The strings under a dataclass's fields, of the class and those it extends."""
+    docs: dict[str, str] = {}
+    for owner in reversed(config.__mro__):
+        if not dataclasses.is_dataclass(owner):
+            continue
+        docs |= _class_attribute_docs(owner)
+    return docs
+
+
+def _class_attribute_docs(owner: type[Any]) -> dict[str, str]:
+    import ast
+    import textwrap
+
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
+    except OSError:
+        return {}
+    docs = {}
+    for field, text in zip(body, body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            docs[field.target.id] = inspect.cleandoc(str(text.value.value)).replace("\n", " ")
+    return docs

@@ -1,0 +1,274 @@
+"""`fvl train`: one experiment file, one run."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import nn
+
+from fvl_lightning.core.config import as_plain, config_hash, load_config
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.types import DataContext, ImageSpec
+from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
+from fvl_lightning.stages.base import Stage
+from fvl_lightning.tracking.null import NullTracker
+from fvl_lightning.tracking.provenance import provenance
+from fvl_lightning.tracking.tracker import Tracker
+from fvl_lightning.training.callbacks import Checkpoints, LogWindow, StepProgress, peak_memory_bytes
+from fvl_lightning.training.components import count_parameters
+from fvl_lightning.training.feature_cache import build_feature_cache
+from fvl_lightning.training.journal import Journal
+from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.training.trainer import build_trainer
+from fvl_lightning.training.weights import load_components, weights_hash
+
+logger = logging.getLogger(__name__)
+
+TRAINING_SPLITS = ["train", "validation"]
+"""What a training run reads."""
+
+
+def train(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file, such as experiments/demo/finetune.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value words, such as fusion=gated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run of this name.")] = False,
+) -> None:
+    """Train one stage.
+
+    Example: `fvl train experiments/demo/finetune.yaml fusion=gated trainer.max_steps=20`
+    """
+    run = run_training(load_config(ExperimentConfig, experiment, overrides or ()), resume=resume)
+    Console().print(f"finished: {run.path}   (model in {run.model})", highlight=False)
+
+
+def run_training(
+    experiment: ExperimentConfig, resume: bool = False, parent_run_id: str | None = None
+) -> RunFolder:
+    """Trains one stage from a checked configuration; returns its finished run.
+
+    Raises:
+        ConfigError, DataError: what the user can mend.
+        KeyboardInterrupt: after Ctrl-C, once the step under way is finished and saved.
+    """
+    if experiment.trainer.threads is not None:
+        torch.set_num_threads(experiment.trainer.threads)
+    data = prepare_data(experiment)
+    stage = build_stage(experiment)
+    parents = start_from(stage, experiment)
+    run = open_run(experiment, resume)
+    data.connect(data_context(stage.model, stage.tokenizer, experiment, saved_position(run) if resume else 0))
+    attach_features(stage, data, experiment)
+    record_model(stage, run, parents)
+    with tracked(experiment, run, stage, data, resume, parent_run_id) as tracker:
+        fit(stage, data, experiment, run, tracker, resume)
+        finish(stage, run)
+    return run
+
+
+def prepare_data(experiment: ExperimentConfig) -> Any:
+    """The data module, its shards (and the demo's tokenizer) on disk."""
+    if experiment.data is None:
+        raise ConfigError("data: the experiment names no data, write for instance `data: {name: shards, root: ...}`")
+    data = experiment.data.component(experiment.data.config)
+    data.prepare_data()
+    return data
+
+
+def build_stage(experiment: ExperimentConfig, device: str = "cpu") -> Stage:
+    """The stage with its initialised model."""
+    if experiment.stage is None:
+        raise ConfigError("stage: the experiment names no stage, write for instance `stage: finetune`")
+    return experiment.stage.component.build(experiment, device)
+
+
+def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any]]:
+    """Loads the weights of earlier runs into the model; returns what came from where."""
+    parents = []
+    for reference in experiment.init_from:
+        run = RunFolder.open(reference, Path(experiment.output))
+        components = load_components(stage.model, run.model)
+        parents.append({"run": str(run.path), "run_id": run.info.get("mlflow_run_id"), "components": components})
+    loaded = {component for parent in parents for component in parent["components"]}
+    for component, mode in stage.trainable.items():
+        choice = getattr(experiment, component)
+        pretrained = getattr(choice.config, "pretrained", None)
+        if mode == "frozen" and component not in loaded and pretrained is None:
+            logger.warning("%s is frozen with random weights: name a run in init_from, or pretrained weights", component)
+    return parents
+
+
+def open_run(experiment: ExperimentConfig, resume: bool) -> RunFolder:
+    """A new run folder, or the newest of this name where it goes on."""
+    output = Path(experiment.output)
+    if not resume:
+        return RunFolder.create(output, experiment.name, as_plain(experiment))
+    run = RunFolder.latest(output, experiment.name)
+    if run.finished:
+        raise ConfigError(f"--resume: {run.path} is finished; start a new run without --resume")
+    run.check_resumable(as_plain(experiment))
+    return run
+
+
+def saved_position(run: RunFolder) -> int:
+    """Samples consumed before the run stopped; refuses to go on with another number of threads on a CPU."""
+    checkpoint = torch.load(run.last_checkpoint, weights_only=True, map_location="cpu", mmap=True)
+    threads = torch.get_num_threads()
+    if checkpoint["threads"] != threads and not torch.cuda.is_available():
+        raise ConfigError(
+            f"--resume: {run.path} ran with {checkpoint['threads']} threads and this process has {threads}, which "
+            f"gives other bits; set trainer.threads or OMP_NUM_THREADS to {checkpoint['threads']}"
+        )
+    return checkpoint["position"]
+
+
+def data_context(model: nn.Module, tokenizer: Any, experiment: ExperimentConfig, position: int = 0) -> DataContext:
+    """What the data module must know of the model and the run."""
+    encoder = model.encoder
+    whole = isinstance(model, FlorenceVLForConditionalGeneration)
+    return DataContext(
+        image=model.image_spec if whole else ImageSpec(encoder.image_size, encoder.mean, encoder.std, 0),
+        tokenizer=tokenizer,
+        image_token_id=model.config.image_token_id if whole else -1,
+        tasks=encoder.tasks,
+        batch_size=experiment.trainer.batch_size,
+        seed=experiment.seed,
+        position=position,
+    )
+
+
+def attach_features(stage: Stage, data: Any, experiment: ExperimentConfig) -> None:
+    """Hands the frozen encoder's cached features to the data, where the experiment asks for them."""
+    if experiment.feature_cache is None:
+        return
+    if stage.trainable["encoder"] != "frozen":
+        raise ConfigError("feature_cache: the encoder trains in this stage, its features change; freeze it or turn off")
+    stage.train()
+    cache = build_feature_cache(stage.model.encoder, data, TRAINING_SPLITS, Path(experiment.feature_cache))
+    data.attach_features(cache)
+
+
+def record_model(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) -> None:
+    """What is about to be trained, into run.json."""
+    counts = count_parameters(stage.model)
+    run.record(
+        init_from=parents,
+        parameters=sum(count["parameters"] for count in counts.values()),
+        trainable=sum(count["trainable"] for count in counts.values()),
+        components=counts,
+        encoder_hash=weights_hash(stage.model.encoder.state_dict()),
+        threads=torch.get_num_threads(),
+    )
+
+
+@contextmanager
+def tracked(
+    experiment: ExperimentConfig, run: RunFolder, stage: Stage, data: Any, resume: bool, parent_run_id: str | None
+) -> Iterator[Any]:
+    """An MLflow run that ends marked as what it was: finished, killed or failed; so does run.json."""
+    if not experiment.tracking.enabled:
+        tracker: Any = NullTracker()
+    else:
+        config, hash_ = as_plain(experiment), config_hash(experiment)
+        info = run.info
+        tags = provenance(config, hash_) | {
+            "fvl.stage": experiment.stage.name,
+            "fvl.run_folder": str(run.path),
+            "fvl.encoder_hash": info["encoder_hash"],
+            "fvl.manifest_hash": data.manifest_hash(),
+            "fvl.init_from": ", ".join(parent["run_id"] or parent["run"] for parent in info["init_from"]) or "none",
+        }
+        tracker = Tracker.start(
+            experiment.tracking.uri,
+            experiment.tracking.experiment,
+            f"{Path(experiment.output).name}/{experiment.name}",
+            tags,
+            parent_run_id=parent_run_id,
+            run_id=info.get("mlflow_run_id") if resume else None,
+        )
+        run.record(mlflow_run_id=tracker.run_id)
+        tracker.log_config(config)
+        tracker.log_params(curated_params(experiment, stage, run))
+        tracker.log_dataset(experiment.data.name, data.manifest_hash(), str(experiment.data.config.root))
+    run.record(status="running")
+    try:
+        yield tracker
+    except KeyboardInterrupt:
+        run.record(status="interrupted")
+        tracker.finish("KILLED")
+        raise
+    except BaseException as error:
+        run.record(status="failed", error=f"{type(error).__name__}: {error}")
+        tracker.finish("FAILED")
+        raise
+    run.record(status="finished")
+    tracker.finish("FINISHED")
+
+
+def curated_params(experiment: ExperimentConfig, stage: Stage, run: RunFolder) -> dict[str, Any]:
+    """The handful of parameters that people sort and group runs by; the whole configuration is an artifact."""
+    info = run.info
+    slots = {
+        slot: getattr(experiment, slot).name
+        for slot in ("stage", "encoder", "fusion", "projector", "language_model", "data")
+        if getattr(experiment, slot) is not None
+    }
+    sources = getattr(experiment.encoder.config, "sources", [])
+    return slots | {
+        "sources": ", ".join(sources),
+        "trainable": ", ".join(f"{name}: {mode}" for name, mode in stage.trainable.items()),
+        "max_steps": experiment.trainer.max_steps,
+        "batch_size": experiment.trainer.batch_size * experiment.trainer.accumulate,
+        "learning_rate": experiment.optimizer.learning_rate,
+        "optimizer": experiment.optimizer.name,
+        "seed": experiment.seed,
+        "parameters": info["parameters"],
+        "trainable_parameters": info["trainable"],
+    }
+
+
+def fit(
+    stage: Stage, data: Any, experiment: ExperimentConfig, run: RunFolder, tracker: Any, resume: bool
+) -> None:
+    """The training loop; raises KeyboardInterrupt after a stop that Ctrl-C asked for."""
+    log = LogWindow(experiment.trainer.log_every)
+    checkpoints = Checkpoints(run.last_checkpoint, experiment.trainer.checkpoint_every)
+    title = f"{experiment.name} ({experiment.fusion.name})" if experiment.fusion else experiment.name
+    trainer = build_trainer(
+        experiment.trainer, run.path, [Journal(run.metrics), tracker], [log, StepProgress(title), checkpoints]
+    )
+    with warnings.catch_warnings():
+        # Lightning advises more loader workers and names what it does not find; both are choices here.
+        warnings.filterwarnings("ignore", module="lightning")
+        trainer.fit(
+            stage,
+            train_dataloaders=data.train_dataloader(),
+            val_dataloaders=data.val_dataloader(),
+            ckpt_path=run.last_checkpoint if resume else None,
+            weights_only=True,
+        )
+    seconds = run.info.get("seconds", 0.0) + log.total_seconds
+    speeds = sorted(log.tokens_per_second)
+    run.record(
+        steps=trainer.global_step,
+        seconds=seconds,
+        tokens_per_second=speeds[len(speeds) // 2] if speeds else None,
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+    if checkpoints.interrupted and trainer.global_step < experiment.trainer.max_steps:
+        raise KeyboardInterrupt
+
+
+def finish(stage: Stage, run: RunFolder) -> None:
+    """Saves the model; a frozen encoder must be the one the run started with."""
+    encoder_hash = weights_hash(stage.model.encoder.state_dict())
+    frozen = stage.trainable["encoder"] == "frozen"
+    assert not frozen or encoder_hash == run.info["encoder_hash"], "the frozen encoder changed during training"
+    stage.save_model(run.model)
+    run.record(encoder_hash=encoder_hash)

@@ -1,0 +1,194 @@
+"""What every stage shares: the exact objective, freezing, the position in the data, and what is logged."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.types import Batch, PromptedBatch
+from fvl_lightning.modeling.loss import TokenLoss
+from fvl_lightning.training.components import component_of, freeze, resolve_trainable, set_modes
+from fvl_lightning.training.optimizer import build_optimizer, warmup_cosine
+
+logger = logging.getLogger(__name__)
+
+
+class Stage(LightningModule):
+    """Trains some components of `model` on batches of its views.
+
+    The loss is the SUM over supervised tokens; gradients are divided once by the tokens of all ranks and accumulated
+    batches, so that the update does not depend on how the samples were split.
+    """
+
+    VIEWS: ClassVar[tuple[str, ...]]
+    """The values of `data.view` that this stage can learn from."""
+    TRAINABLE: ClassVar[Mapping[str, str]]
+    """frozen or full for every component the stage's model has; an experiment's `trainable` overrides it."""
+
+    def __init__(self, experiment: ExperimentConfig, model: nn.Module, tokenizer: Any) -> None:
+        super().__init__()
+        name = experiment.stage.name
+        if experiment.data.config.view not in self.VIEWS:
+            raise ConfigError(
+                f"data.view: stage {name} learns from {' or '.join(self.VIEWS)}, not {experiment.data.config.view}"
+            )
+        self.experiment = experiment
+        self.model = model
+        self.tokenizer = tokenizer
+        self.trainable = resolve_trainable(self.TRAINABLE, experiment.trainable, name)
+        freeze(model, self.trainable)
+        self.validation_loss, self.validation_accuracy = MeanMetric(), MeanMetric()
+        self.position = 0
+        """Samples consumed by the optimiser steps so far, over all ranks: where a resumed run goes on."""
+        self.last_validation_loss: float | None = None
+        self._fetched_position = 0
+        self._step_tokens: list[Tensor] = []
+        self.logged = WindowMeter()
+
+    @classmethod
+    def build(cls, experiment: ExperimentConfig, device: str = "cpu") -> "Stage":
+        """The stage with its freshly initialised model; on the meta device for shapes alone."""
+        raise NotImplementedError
+
+    def compute(self, batch: Any) -> tuple[TokenLoss, dict[str, Tensor]]:
+        """The loss of a batch and the diagnostics of the fusion."""
+        raise NotImplementedError
+
+    def save_model(self, folder: Path) -> None:
+        """Writes the trained model into `folder` (safetensors)."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> "Stage":
+        """Train mode for what trains; frozen components stay in eval mode."""
+        super().train(mode)
+        if mode:
+            set_modes(self.model, self.trainable)
+        return self
+
+    def training_step(self, batch: Batch | PromptedBatch, batch_index: int) -> Tensor:
+        """One batch's sum of cross entropies."""
+        loss, diagnostics = self.compute(batch)
+        self._fetched_position = batch.position
+        self._step_tokens.append(loss.tokens)
+        self.logged.add(loss, diagnostics, batch)
+        return loss.sum
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turns summed gradients into those of the mean over all supervised tokens of the step."""
+        tokens = torch.stack(self._step_tokens).sum().float()
+        self._step_tokens.clear()
+        tokens = self.trainer.strategy.reduce(tokens, reduce_op="sum")
+        # Lightning has divided by the accumulated batches, and DDP by the ranks.
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens.clamp(min=1)
+        if self.global_step == 0:
+            self._check_gradients()
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, scale)
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """Clips by the global norm and keeps the norm before clipping for the log."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        limit = self.experiment.optimizer.clip_norm
+        norm = nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+        self.logged.gradient_norm = norm
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The update; the position is committed with it, since Lightning fetches batches ahead of their step."""
+        super().optimizer_step(*args, **kwargs)
+        self.position = self._fetched_position
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One optimiser over what trains, with warm-up and cosine per step."""
+        optimizer = build_optimizer(self.model, self.experiment.optimizer)
+        schedule = warmup_cosine(optimizer, self.experiment.optimizer, self.experiment.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def validation_step(self, batch: Batch | PromptedBatch, batch_index: int) -> None:
+        """Adds a batch to the token-weighted validation loss and accuracy."""
+        loss, _ = self.compute(batch)
+        tokens = loss.tokens.clamp(min=1)
+        self.validation_loss.update(loss.mean, loss.tokens)
+        self.validation_accuracy.update(loss.correct / tokens, loss.tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation split's loss and token accuracy."""
+        values = {
+            "validation/loss": float(self.validation_loss.compute()),
+            "validation/token_accuracy": float(self.validation_accuracy.compute()),
+        }
+        self.last_validation_loss = values["validation/loss"]
+        self.validation_loss.reset()
+        self.validation_accuracy.reset()
+        for run_logger in self.loggers:
+            run_logger.log_metrics(values, self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the position in the data and the state of the random numbers."""
+        checkpoint["position"] = self.position
+        checkpoint["random_state"] = torch.get_rng_state()
+        checkpoint["threads"] = torch.get_num_threads()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes both back; the data module has been given the position before its loader was made."""
+        self.position = checkpoint["position"]
+        self._random_state = checkpoint["random_state"]
+
+    def on_train_start(self) -> None:
+        """Restores the random numbers at the last moment, when nothing draws any more before the first step."""
+        if getattr(self, "_random_state", None) is not None:
+            torch.set_rng_state(self._random_state)
+
+    def _check_gradients(self) -> None:
+        """After the first backward pass: what is meant to learn does, and what is frozen is untouched."""
+        moved = {component_of(name) for name, p in self.model.named_parameters() if p.grad is not None}
+        frozen = {name for name, mode in self.trainable.items() if mode == "frozen"}
+        assert not moved & frozen, f"frozen components received gradients: {sorted(moved & frozen)}"
+        idle = [n for n, p in self.model.named_parameters() if p.requires_grad and p.grad is None]
+        whole = {component_of(name) for name in idle} - moved
+        assert not whole, f"components meant to train received no gradient: {sorted(whole)}"
+        if idle:
+            logger.info("%d trainable parameters had no part in the first step, such as %s", len(idle), idle[0])
+
+
+class WindowMeter:
+    """Sums over the steps since the last logged point, kept on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.gradient_norm: Tensor | float = 0.0
+        self._reset()
+
+    def add(self, loss: TokenLoss, diagnostics: dict[str, Tensor], batch: Batch | PromptedBatch) -> None:
+        """Adds one batch."""
+        self._loss += loss.sum.detach()
+        self._tokens += loss.tokens
+        self._correct += loss.correct
+        self.row_tokens += batch.token_ids.numel() if isinstance(batch, Batch) else batch.targets.numel()
+        self._diagnostics = diagnostics
+
+    def read(self) -> dict[str, float]:
+        """The window's means, and a new window."""
+        tokens = max(float(self._tokens), 1.0)
+        values = {
+            "train/loss": float(self._loss) / tokens,
+            "train/token_accuracy": float(self._correct) / tokens,
+            "train/gradient_norm": float(self.gradient_norm),
+            **{name: float(value) for name, value in self._diagnostics.items() if value.ndim == 0},
+        }
+        self._reset()
+        return values
+
+    def _reset(self) -> None:
+        self._loss: Any = 0.0
+        self._tokens: Any = 0
+        self._correct: Any = 0
+        self.row_tokens = 0
+        """Tokens of the rows since the last point, pads included: what the machine worked on."""
+        self._diagnostics: dict[str, Tensor] = {}

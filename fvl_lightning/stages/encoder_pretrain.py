@@ -1,0 +1,63 @@
+"""Florence-2 itself, with its decoder, learns to write what each prompt asks for (arXiv 2311.06242, section 3).
+
+Caption -> a caption, ocr -> the text, grounding -> labels with boxes as location tokens. Without it the prompts of an
+encoder from random weights mean nothing; on hub weights it is Florence-2's finetuning.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from fvl_lightning.core.config import Choice
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.registry import register
+from fvl_lightning.core.types import PromptedBatch
+from fvl_lightning.modeling.build import build_encoder
+from fvl_lightning.modeling.loss import TokenLoss, token_loss
+from fvl_lightning.stages.base import Stage
+
+
+@register("stage", "encoder_pretrain")
+class EncoderPretrainStage(Stage):
+    """Images and prompts -> text, all prompts of an image in one pass; fusion and language model have no part."""
+
+    @dataclass
+    class Config:
+        """Nothing to set."""
+
+    VIEWS: ClassVar = ("tasks",)
+    TRAINABLE: ClassVar = {"encoder": "full"}
+
+    @classmethod
+    def build(cls, experiment: ExperimentConfig, device: str = "cpu") -> "EncoderPretrainStage":
+        """The stage over the encoder alone, its decoder kept."""
+        if not hasattr(experiment.encoder.component, "decode"):
+            raise ConfigError(f"encoder: {experiment.encoder.name} has no decoder to train, take florence2")
+        encoder_config = dataclasses.replace(experiment.encoder.config, decoder="keep")
+        kept = dataclasses.replace(
+            experiment, encoder=Choice("encoder", experiment.encoder.name, encoder_config)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(encoder_config.tokenizer or encoder_config.pretrained)
+        return cls(experiment, build_encoder(kept, device), tokenizer)
+
+    def compute(self, batch: PromptedBatch) -> tuple[TokenLoss, dict[str, Tensor]]:
+        """Images [I, 3, P, P] and targets [I, T, L] -> loss over all prompts' tokens."""
+        encoder = self.model.encoder
+        hidden = encoder.decode(batch.images, batch.targets)
+        vocabulary = encoder.model_config.text_config.vocab_size
+        return token_loss(hidden, batch.targets, encoder.logits, vocabulary), {}
+
+    def save_model(self, folder: Path) -> None:
+        """The encoder's weights under the names they have in the whole model, and its resolved Config."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()},
+                  folder / "model.safetensors")
+        text = json.dumps(dataclasses.asdict(self.model.encoder.config), indent=2)
+        (folder / "encoder.json").write_text(text, encoding="utf-8")

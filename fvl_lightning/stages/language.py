@@ -1,0 +1,36 @@
+"""What the stages with a language model share."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.types import Batch
+from fvl_lightning.modeling.build import build_model
+from fvl_lightning.modeling.loss import TokenLoss
+from fvl_lightning.stages.base import Stage
+
+
+class LanguageStage(Stage):
+    """Trains on rows of text with images."""
+
+    VIEWS: ClassVar = ("conversation", "caption")
+
+    @classmethod
+    def build(cls, experiment: ExperimentConfig, device: str = "cpu") -> "LanguageStage":
+        """The stage over a whole model."""
+        built = build_model(experiment, device)
+        return cls(experiment, built.model, built.tokenizer)
+
+    def compute(self, batch: Batch) -> tuple[TokenLoss, dict[str, Tensor]]:
+        """Rows [B, S] and images [I, 3, P, P] (or their features) -> loss over the supervised tokens."""
+        output = self.model(
+            batch.token_ids, pixel_values=batch.images, image_sources=batch.features, labels=batch.labels
+        )
+        return TokenLoss(output.loss_sum, output.tokens, output.correct), output.diagnostics
+
+    def save_model(self, folder: Path) -> None:
+        """Model (safetensors), configuration and tokenizer, as transformers loads them."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)

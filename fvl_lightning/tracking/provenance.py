@@ -1,0 +1,56 @@
+"""Where a run comes from: the code, the configuration and the machine, as MLflow tags."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fvl_lightning
+
+UNKNOWN = "unknown"
+
+
+def provenance(config: Mapping[str, Any], config_hash: str) -> dict[str, str]:
+    """Tags by which a run can be found and repeated.
+
+    Args:
+        config: the resolved configuration as plain containers; what fills each slot and the seed become tags.
+        config_hash: its hash (core.config.config_hash).
+
+    Returns:
+        `config_hash`, `git_commit` and `git_dirty` ("unknown" where this package is not part of a git checkout),
+        `fvl_version`, `torch_version`, `machine`, `cpu_count`, one tag per slot, and the seed.
+    """
+    tags = {
+        "config_hash": config_hash,
+        "git_commit": UNKNOWN,
+        "git_dirty": UNKNOWN,
+        "fvl_version": fvl_lightning.__version__,
+        "torch_version": torch.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cpu_count": str(os.cpu_count()),
+    }
+    commit = _git("rev-parse", "HEAD")
+    # An installed copy may lie inside someone else's checkout (an environment in a project): not their commit, then.
+    if commit and _git("ls-files", "__init__.py"):
+        # MLflow's own pages show the commit under this name of theirs.
+        tags |= {"git_commit": commit, "mlflow.source.git.commit": commit}
+        tags["git_dirty"] = "true" if _git("status", "--porcelain", "--untracked-files=no") else "false"
+    tags |= {key: entry["name"] for key, entry in config.items() if isinstance(entry, Mapping) and "name" in entry}
+    if "seed" in config:
+        tags["seed"] = str(config["seed"])
+    return tags
+
+
+def _git(*arguments: str) -> str:
+    """What git answers about the folder of this package; empty where there is no git, or no checkout."""
+    command = ["git", "-C", str(Path(fvl_lightning.__file__).parent), *arguments]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout.strip()

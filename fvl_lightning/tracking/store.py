@@ -1,0 +1,209 @@
+"""The MLflow store: opened once, before anything is logged, and shown in a browser.
+
+MLflow itself is imported inside the functions, since its import takes seconds and most commands never need it.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from fvl_lightning.core.errors import DataError
+
+SQLITE = "sqlite:///"
+SQLITE_MAGIC = b"SQLite format 3\0"
+SERVER_TIMEOUT = 5.0
+"""Seconds a tracking server has to answer when it is opened."""
+
+
+def resolve_uri(uri: str) -> str:
+    """The store's address independent of the working directory: a relative sqlite path becomes an absolute one.
+
+    Raises:
+        DataError: an address that is neither an sqlite file nor a server.
+    """
+    if uri.startswith(SQLITE) and uri != SQLITE:
+        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}"
+    if uri.startswith(("http://", "https://")):
+        return uri.rstrip("/")
+    raise DataError(
+        f"tracking.uri: '{uri}' is not an MLflow store this kit can use, write sqlite:///<file> such as "
+        "sqlite:///mlflow.db, or http(s)://<server>"
+    )
+
+
+def open_store(uri: str, experiment: str) -> str:
+    """Makes sure that the store and the experiment exist, creating both where needed, and returns the experiment's id.
+
+    A new sqlite store appears whole or not at all, so several processes may open it at once and an interruption
+    leaves nothing half-made. Artifacts go into the folder `mlartifacts` beside the sqlite file; a server decides by
+    itself.
+
+    Args:
+        uri: `sqlite:///<file>` (relative to the working directory) or the `http(s)://` address of a server.
+        experiment: the name under which MLflow groups the runs.
+
+    Raises:
+        DataError: the store cannot be opened, or the experiment was deleted in it.
+    """
+    uri = resolve_uri(uri)
+    file = _sqlite_file(uri)
+    if file is None:
+        _reach_server(uri)
+    else:
+        _prepare_sqlite(file)
+    with store_errors(uri):
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return str(client.create_experiment(experiment, artifact_location=_artifact_root(file)))
+    if found.lifecycle_stage != "active":
+        raise DataError(
+            f"tracking.experiment: '{experiment}' was deleted in {uri}, choose another name or bring it back with "
+            f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
+        )
+    return str(found.experiment_id)
+
+
+def serve_ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> None:
+    """Serves MLflow's web interface on an sqlite store until interrupted (Ctrl-C).
+
+    Args:
+        uri: `sqlite:///<file>` of a store that exists.
+        host: the network address to listen on.
+        port: the TCP port to listen on.
+
+    Raises:
+        DataError: no store there, the port is taken, or the server ended with an error.
+    """
+    uri = resolve_uri(uri)
+    file = _sqlite_file(uri)
+    if file is None:
+        raise DataError(f"tracking.uri: {uri} is a server already, open that address in a browser")
+    if not file.exists():
+        raise DataError(f"tracking.uri: there is no MLflow store at {file} yet, a training or a comparison creates it")
+    _check_sqlite(file)
+    _check_port(host, port)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
+    command += ["--host", host, "--port", str(port), "--artifacts-destination", str(file.parent / "mlartifacts")]
+    server = subprocess.Popen(command)
+    try:
+        code = server.wait()
+    except KeyboardInterrupt:
+        return
+    finally:
+        server.terminate()
+        server.wait()
+    if code:
+        raise DataError(f"the MLflow server on {uri} ended with code {code}, its own messages stand above")
+
+
+@contextlib.contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """Turns what MLflow and its database raise into one sentence (DataError) naming the store."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"the MLflow store {uri} cannot be used: {lines[0]}") from error
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """The database file of a resolved uri; None for a server."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def _artifact_root(file: Path | None) -> str | None:
+    """Beside the store and not, as by default, in whatever folder the process was started."""
+    return None if file is None else (file.parent / "mlartifacts").as_uri()
+
+
+def _prepare_sqlite(file: Path) -> None:
+    """Checks an existing sqlite store or creates a new one."""
+    # MLflow announces each table it creates; nobody asked.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"tracking.uri: the folder {file.parent} cannot be created ({error.strerror})") from None
+    if not os.access(file.parent, os.W_OK):
+        raise DataError(f"tracking.uri: the folder {file.parent} of the MLflow store cannot be written to")
+    if file.exists():
+        _check_sqlite(file)
+    else:
+        _create_sqlite(file)
+
+
+def _check_sqlite(file: Path) -> None:
+    """DataError unless `file` is a writable sqlite database that MLflow made, or an empty one."""
+    if file.is_dir():
+        raise DataError(f"tracking.uri: {file} is a folder, not an sqlite file; name a file in it such as mlflow.db")
+    if not os.access(file, os.R_OK | os.W_OK):
+        raise DataError(f"tracking.uri: {file} cannot be read and written by this user")
+    with file.open("rb") as stream:
+        magic = stream.read(len(SQLITE_MAGIC))
+    if magic not in (b"", SQLITE_MAGIC):
+        raise DataError(f"tracking.uri: {file} is not an sqlite database")
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error as error:
+        raise DataError(f"tracking.uri: {file} cannot be read as an sqlite database ({error})") from None
+    if tables and "experiments" not in tables:
+        raise DataError(f"tracking.uri: {file} is an sqlite database of something else, not an MLflow store")
+
+
+def _create_sqlite(file: Path) -> None:
+    """Creates the store under another name and links it into place: a half-migrated store could never be opened."""
+    draft = file.with_name(f".{file.name}.new-{os.getpid()}")
+    draft_uri = f"{SQLITE}{draft}"
+    try:
+        # Where not even a file can be made MLflow would keep trying for minutes.
+        draft.touch()
+        with store_errors(draft_uri):
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            store = SqlAlchemyStore(draft_uri, _artifact_root(file))
+            store.engine.dispose()
+        # Unlike a rename, a link never replaces a store that another process has put there meanwhile.
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, file)
+    except OSError as error:
+        raise DataError(f"tracking.uri: {file} cannot be created ({error.strerror})") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _reach_server(uri: str) -> None:
+    """Asks the server's health page, since MLflow's own client retries for minutes."""
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=SERVER_TIMEOUT):
+            return
+    except urllib.error.HTTPError as error:
+        raise DataError(f"tracking.uri: {uri}/health answers {error.code}, that is no MLflow server") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise DataError(f"tracking.uri: no MLflow server answers at {uri} ({reason})") from None
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            # A port that a stopped server has just left is free for the next one.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise DataError(f"port {port} on {host} cannot be used ({error}), choose another one") from None

@@ -1,0 +1,134 @@
+"""One optimiser for every trainable parameter, and the schedule of its learning rate.
+
+Lightning's automatic optimisation takes one optimiser; a parameter left out of it would never be zeroed and would spoil
+the clipping norm. So AdamW's and Muon's groups live in one.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from fvl_lightning.core.errors import unknown_name
+from fvl_lightning.core.experiment import COMPONENTS, OptimizerConfig
+from fvl_lightning.training.components import component_of
+
+MUON_MOMENTUM = 0.95
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic iteration (Jordan et al. 2024, "Muon"), as in torch.optim.Muon."""
+NEWTON_SCHULZ_STEPS = 5
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW in which groups with `muon=True` take orthogonalised momentum steps instead.
+
+    The update of a matrix is the nearest semi-orthogonal one, scaled by 0.2 * sqrt(max(rows, columns)) so that its size
+    matches AdamW's and one learning rate serves both (arXiv 2502.16982, section 2.2). Iterates in the parameter's dtype.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], **defaults: Any) -> None:
+        super().__init__(groups, **defaults)
+        for group in self.param_groups:
+            group.setdefault("muon", False)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """One update; `closure` re-evaluates the loss, as torch's optimisers have it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        every_group = self.param_groups
+        for group in every_group:
+            if group["muon"]:
+                self._muon_step(group)
+        self.param_groups = [group for group in every_group if not group["muon"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = every_group
+        return loss
+
+    def _muon_step(self, group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                by_shape.setdefault(parameter.shape, []).append(parameter)
+        for shape, parameters in by_shape.items():
+            gradients = [parameter.grad for parameter in parameters]
+            momenta = [self._momentum(parameter) for parameter in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - MUON_MOMENTUM)
+            nesterov = torch._foreach_lerp(gradients, momenta, MUON_MOMENTUM)
+            # Matrices of one shape go through the iteration together: small ones are all launch overhead otherwise.
+            updates = orthogonalize(torch.stack(nesterov)).unbind(0)
+            rate = group["lr"]
+            torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+            torch._foreach_add_(parameters, updates, alpha=-rate * 0.2 * math.sqrt(max(shape)))
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        return state["momentum"]
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """[M, R, C] -> [M, R, C] with singular values near 1, by Newton-Schulz iteration."""
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW, or Muon beside it, over the trainable parameters; a group per component and kind of update."""
+    for name in config.learning_rates:
+        if name not in COMPONENTS:
+            raise unknown_name("component", name, COMPONENTS, "optimizer.learning_rates")
+    orthogonal = _hidden_matrices(model) if config.name == "muon" else set()
+    groups: dict[tuple[str, bool, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        component, muon, matrix = component_of(name), parameter in orthogonal, parameter.ndim > 1
+        group = groups.setdefault(
+            (component, muon, matrix),
+            {
+                "params": [],
+                "name": f"{component}/{'muon' if muon else 'matrices' if matrix else 'vectors'}",
+                "lr": config.learning_rates.get(component, config.learning_rate),
+                "weight_decay": config.weight_decay if matrix else 0.0,
+                "muon": muon,
+            },
+        )
+        group["params"].append(parameter)
+    optimizer = MuonAdamW if config.name == "muon" else torch.optim.AdamW
+    return optimizer(list(groups.values()), lr=config.learning_rate, betas=tuple(config.betas))
+
+
+def warmup_cosine(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:
+    """Linear from 0 over `warmup_steps`, then a cosine down to `final_fraction` at `steps`."""
+
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            return (step + 1) / config.warmup_steps
+        progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return config.final_fraction + (1 - config.final_fraction) * cosine
+
+    return LambdaLR(optimizer, factor)
+
+
+def _hidden_matrices(model: nn.Module) -> set[Tensor]:
+    """Weights of linear layers, without token tables and heads, whose rows are words rather than directions."""
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    heads = {module.weight for name, module in model.named_modules() if name.endswith("lm_head")}
+    linear = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+    return linear - tables - heads

@@ -1,0 +1,141 @@
+"""A run's folder: what it was, how far it came, its checkpoints and its model.
+
+    <output>/<name>/
+        config.yaml     the resolved configuration
+        run.json        id, status, stage, hashes, the runs it started from, what was measured
+        metrics.jsonl   one line per logged step
+        checkpoints/    last.ckpt, from which it resumes
+        model/          safetensors, configuration and tokenizer, once finished
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fvl_lightning.core.config import config_hash, differences
+from fvl_lightning.core.errors import ConfigError, DataError, nearest
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and records of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, output: Path, name: str, config: dict[str, Any]) -> "RunFolder":
+        """A new folder `<output>/<name>`, numbered where one is there already."""
+        path, number = output / name, 1
+        while path.exists():
+            number += 1
+            path = output / f"{name}-{number}"
+        run = cls(path)
+        run.checkpoints.mkdir(parents=True)
+        run._write("config.yaml", yaml.safe_dump(config, sort_keys=False))
+        run.record(status="running", name=name, stage=config["stage"]["name"], config_hash=config_hash(config))
+        return run
+
+    @classmethod
+    def latest(cls, output: Path, name: str) -> "RunFolder":
+        """The newest run of this name that can be resumed or is finished."""
+        candidates = [path.parent for path in output.glob(f"{name}*/run.json")]
+        runs = [cls(path) for path in candidates if cls(path).info.get("name") == name]
+        if not runs:
+            raise DataError(f"--resume: no run named {name} in {output}")
+        return max(runs, key=lambda run: run._number)
+
+    @classmethod
+    def open(cls, reference: str, output: Path = Path("runs")) -> "RunFolder":
+        """A run by folder, or by its MLflow run id among the folders under `output`.
+
+        Raises:
+            DataError: neither; the sentence names what is near.
+        """
+        path = Path(reference)
+        if (path / "run.json").is_file():
+            return cls(path)
+        known = sorted(file.parent for file in output.glob("**/run.json")) if output.is_dir() else []
+        for candidate in known:
+            if cls(candidate).info.get("mlflow_run_id") == reference:
+                return cls(candidate)
+        what = "is not a run folder (run.json is missing)" if path.exists() else "is no run folder and no run id"
+        close = nearest(reference, map(str, known))
+        hint = f"; did you mean {close}?" if close else f"; runs in {output}: {', '.join(map(str, known)) or 'none'}"
+        raise DataError(f"{reference} {what}{hint}")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the training checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint a resumed run starts from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def model(self) -> Path:
+        """Folder of the saved model."""
+        return self.path / "model"
+
+    @property
+    def metrics(self) -> Path:
+        """JSON Lines of what was logged."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration, plain."""
+        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """run.json; DataError where it cannot be read."""
+        try:
+            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            raise DataError(f"{self.path / 'run.json'} is not valid JSON") from None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end and saved its model."""
+        return self.info.get("status") == "finished"
+
+    def record(self, **values: Any) -> None:
+        """Adds values to run.json."""
+        self._write("run.json", json.dumps({**self.info, **values}, indent=2))
+
+    def check_resumable(self, config: dict[str, Any]) -> None:
+        """ConfigError unless `config` is the one the run was started with, and a checkpoint is there."""
+        changed = differences(self.config, config)
+        if changed:
+            raise ConfigError(f"--resume: {self.path} was started with another configuration, at {', '.join(changed)}")
+        if not self.last_checkpoint.is_file():
+            raise DataError(f"--resume: {self.path} stopped before its first checkpoint; start it without --resume")
+
+    def curve(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of a logged metric; a step logged twice, before and after a resume, counts once."""
+        if not self.metrics.is_file():
+            return []
+        points: dict[int, float] = {}
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            if name in entry:
+                points[entry["step"]] = entry[name]
+        return sorted(points.items())
+
+    @property
+    def _number(self) -> int:
+        suffix = self.path.name.removeprefix(self.info["name"]).removeprefix("-")
+        return int(suffix) if suffix.isdigit() else 1
+
+    def _write(self, name: str, text: str) -> None:
+        beside = self.path / f".{name}.tmp"
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, self.path / name)

@@ -1,0 +1,30 @@
+"""Lightning's Trainer, set up the one way this kit uses it."""
+
+from pathlib import Path
+
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers.logger import Logger
+
+from fvl_lightning.core.experiment import TrainerConfig
+
+
+def build_trainer(config: TrainerConfig, folder: Path, loggers: list[Logger], callbacks: list[Callback]) -> Trainer:
+    """One device; steps, not epochs; logging, progress and checkpoints through our callbacks."""
+    return Trainer(
+        accelerator=config.accelerator,
+        devices=1,
+        precision=config.precision,
+        max_steps=config.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=config.accumulate,
+        val_check_interval=min(config.validate_every, config.max_steps) * config.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=loggers,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )

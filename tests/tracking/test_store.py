@@ -1,0 +1,185 @@
+"""Opening the store: created whole, found again, and every way of failing said in one sentence."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.tracking.store import open_store, resolve_uri, serve_ui
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a space in its name, as people have them."""
+    return tmp_path_factory.mktemp("a store")
+
+
+def test_store_and_experiment_are_created_and_found_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    created = open_store("sqlite:///new/mlflow.db", "shapes")
+    assert open_store(f"sqlite:///{folder}/new/mlflow.db", "shapes") == created
+    assert open_store("sqlite:///new/mlflow.db", "other") != created
+    assert sorted(path.name for path in (folder / "new").iterdir()) == ["mlflow.db"]
+    assert list(folder.iterdir()) == [folder / "new"]
+
+
+def test_artifacts_lie_beside_the_store(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{folder}/new/mlflow.db"
+    client = MlflowClient(tracking_uri=uri)
+    run = client.create_run(open_store(uri, "shapes"))
+    client.log_text(run.info.run_id, "hello", "note.txt")
+    assert [path.name for path in (folder / "new" / "mlartifacts").rglob("*.txt")] == ["note.txt"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_deleted_experiment(folder: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{folder}/new/mlflow.db"
+    MlflowClient(tracking_uri=uri).delete_experiment(open_store(uri, "gone"))
+    check_sentence(uri, "'gone' was deleted", experiment="gone")
+
+
+def test_processes_that_open_a_new_store_at_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/shared.db"
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=open_store, args=(uri, f"experiment-{number}")) for number in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["shared.db"]
+
+
+def test_interrupted_creation_leaves_nothing(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    program = f"from fvl_lightning.tracking.store import open_store; open_store({uri!r}, 'x')"
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    while process.poll() is None and not any(path.stat().st_size > 0 for path in tmp_path.iterdir()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) != 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("mlruns", "'mlruns' is not an MLflow store"),
+        ("file:///tmp/mlruns", "sqlite:///<file>"),
+        ("sqlite:///", "sqlite:///<file>"),
+        ("sqlite:///:memory:/x/y.db", "cannot be"),
+        ("ftp://example.org", "is not an MLflow store"),
+        ("sqlite:////proc/nowhere/mlflow.db", "/proc/nowhere cannot be created"),
+        ("sqlite:////proc/mlflow.db", "cannot be"),
+        ("http://127.0.0.1:9", "no MLflow server answers at http://127.0.0.1:9"),
+        ("http://[broken", "no MLflow server answers"),
+    ],
+)
+def test_uris_that_cannot_be_opened(uri: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ":memory:").touch()
+    start = time.monotonic()
+    check_sentence(uri, words)
+    assert time.monotonic() - start < 10
+
+
+def test_files_that_are_no_store(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("not a database at all, but long enough to have a header")
+    with sqlite3.connect(tmp_path / "other.db") as connection:
+        connection.execute("CREATE TABLE things (name TEXT)")
+    damaged = bytearray((tmp_path / "other.db").read_bytes())
+    damaged[100:] = b"\xff" * (len(damaged) - 100)
+    (tmp_path / "damaged.db").write_bytes(bytes(damaged))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    check_sentence(f"sqlite:///{tmp_path}", "is a folder, not an sqlite file")
+    check_sentence(f"sqlite:///{tmp_path}/text.db", "is not an sqlite database")
+    check_sentence(f"sqlite:///{tmp_path}/other.db", "not an MLflow store")
+    check_sentence(f"sqlite:///{tmp_path}/damaged.db", "cannot be read as an sqlite database")
+    check_sentence(f"sqlite:///{tmp_path}/text.db/mlflow.db", "cannot be created")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    check_sentence(f"sqlite:///{tmp_path}/mlflow.db", "cannot be written to")
+
+
+def test_half_migrated_store(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "old.db") as connection:
+        connection.execute("CREATE TABLE experiments (name TEXT)")
+    check_sentence(f"sqlite:///{tmp_path}/old.db", "cannot be used")
+
+
+def test_ui_refuses(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(DataError, match="there is no MLflow store at"):
+        serve_ui(f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(DataError, match="is a server already"):
+        serve_ui("http://127.0.0.1:5000")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(DataError, match=f"port {port} on 127.0.0.1 cannot be used"):
+            serve_ui(f"sqlite:///{folder}/new/mlflow.db", port=port)
+    with pytest.raises(DataError, match="port 99999"):
+        serve_ui(f"sqlite:///{folder}/new/mlflow.db", port=99999)
+
+
+@pytest.mark.slow
+def test_ui_serves_until_interrupted(folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"sqlite:///{folder}/new/mlflow.db"
+    open_store(uri, "shapes")
+    program = f"from fvl_lightning.tracking.store import serve_ui; serve_ui({uri!r}, port={port})"
+    process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+    try:
+        assert b"<title>MLflow</title>" in wait_for_page(f"http://127.0.0.1:{port}/", 120)
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) == 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_relative_path_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri("sqlite:///runs/mlflow.db") == f"sqlite:///{tmp_path.resolve()}/runs/mlflow.db"
+    assert resolve_uri("http://localhost:5000/") == "http://localhost:5000"
+
+
+def check_sentence(uri: str, words: str, experiment: str = "x") -> None:
+    """Opening fails with one line that holds `words`."""
+    with pytest.raises(DataError) as raised:
+        open_store(uri, experiment)
+    message = str(raised.value)
+    assert words in message
+    assert "\n" not in message
+
+
+def wait_for_page(url: str, seconds: float) -> bytes:
+    """The page at `url`, once the server behind it answers."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as response:
+                return bytes(response.read())
+        except OSError:
+            assert time.monotonic() < deadline, f"no answer from {url}"
+            time.sleep(0.5)
