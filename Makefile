@@ -1,5 +1,5 @@
-# Every target sets up what it needs, once: `.venv/.ready` is older than pyproject.toml or constraints.txt only when
-# there is something to install. Another interpreter: `make PYTHON=/path/to/python ...`.
+# Every target sets up what it needs, once: `.venv/.ready` marks a `.venv` that is as pyproject.toml and constraints.txt
+# say. Another interpreter: `make PYTHON=python3.12 ...`.
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint ui
 SHELL := /bin/bash
@@ -42,7 +42,6 @@ ui: .venv/.ready ## the MLflow pages of the runs made here
 .venv/.ready: pyproject.toml constraints.txt
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "fvl-lightning needs Python 3.11 or newer, and $(or $(PYTHON),python3) is not: name one with make PYTHON=..." >&2; exit 1; }
-	@[ ! -e .venv ] || $(BIN)/python -c '' 2>/dev/null || rm -rf .venv  # a set-up that was broken off
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"

@@ -16,7 +16,7 @@ from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX
 
 Message = dict[str, Any]
-"""{"role": "user" | "assistant" | "system", "content": str or a list of {"type": "image"}, {"type": "text", "text": str}}"""
+"""{"role": one of ROLES, "content": str, or a list of {"type": "image"} and {"type": "text", "text": str}}"""
 
 ROLES = ("system", "user", "assistant")
 

@@ -8,6 +8,7 @@
     tar_bytes       []     the size of the tar the index was made of
 """
 
+import logging
 import os
 import re
 import tarfile
@@ -22,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fvl_lightning.core.errors import DataError
+
+log = logging.getLogger(__name__)
 
 _MEMBER = re.compile(r"((?:.*/)?[^./]+)\.((?:\d+\.)?(?:png|jpg|jpeg|webp)|json|txt)", re.IGNORECASE)
 """The members that are read: key and suffix. All others (pickles, say) are passed over."""
@@ -68,14 +71,19 @@ def save_index(index: ShardIndex, path: Path) -> None:
 
 
 def open_index(tar: Path) -> ShardIndex:
-    """The index of a shard; one that has none yet is indexed now.
+    """The index of a shard; one that has none yet is indexed now, in memory only where its folder can't be written.
 
     Raises:
         DataError: the index is broken or was made of another tar, or the tar can't be indexed.
     """
     path = index_path(tar)
     if not path.is_file():
-        return write_index(tar)
+        index = scan_tar(tar)
+        try:
+            save_index(index, path)
+        except OSError as error:
+            log.warning("the index %s can't be written (%s), so the next run makes it again", path, error.strerror)
+        return index
     try:
         with np.load(path, allow_pickle=False) as arrays:
             index = ShardIndex(**{f.name: arrays[f.name] for f in fields(ShardIndex)})
@@ -128,7 +136,8 @@ def _members(tar: Path) -> Iterator[tuple[str, int, int]]:
             for member in archive:
                 if member.isreg() and not member.issparse():
                     yield member.name, member.offset_data, member.size
-                archive.members.clear()  # else tarfile keeps every header in memory
+                # Else tarfile keeps every header it has seen in memory.
+                archive.members.clear()  # type: ignore[attr-defined]
             end = archive.offset
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"shard {tar} can't be read as a tar: {error}") from None

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.index import HEADER, index_path, mismatch, open_index
+from datamodules.index import HEADER, mismatch, open_index
 from fvl_lightning.core.errors import DataError, nearest
 
 MAX_PIXELS = 64 * 1024 * 1024
@@ -150,16 +150,30 @@ class SampleStore:
     def _decode(self, i: int, suffix: str) -> NDArray[np.uint8]:
         content = self._read(i, suffix)
         try:
-            image = Image.open(BytesIO(content), formats=_FORMATS)
+            return decode_image(BytesIO(content))
+        except DataError as error:
+            raise self.error(i, "broken image", f"{suffix}: {error}") from None
+
+
+def decode_image(source: Path | BytesIO) -> NDArray[np.uint8]:
+    """A PNG, JPEG or WebP as [height, width, 3] RGB.
+
+    Raises:
+        DataError: no such file, not one of those formats, broken, or of more than MAX_PIXELS by its header.
+    """
+    name = f"{source}: " if isinstance(source, Path) else ""
+    try:
+        with Image.open(source, formats=_FORMATS) as image:
             width, height = image.size
-        except Exception as error:  # whatever a decoder raises on broken bytes, the image is broken
-            raise self.error(i, "broken image", f"{suffix}: {_one_line(error)}") from None
-        if width * height > MAX_PIXELS:
-            raise self.error(i, "image too large", f"{width} x {height} pixels, at most {MAX_PIXELS} in all")
-        try:
+            if width * height > MAX_PIXELS:
+                raise DataError(f"{name}image of {width} x {height} pixels, at most {MAX_PIXELS} are read")
             return np.asarray(image.convert("RGB"))
-        except Exception as error:
-            raise self.error(i, "broken image", f"{suffix}: {_one_line(error)}") from None
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"no image {source}") from None
+    except Exception as error:  # whatever a decoder raises on broken bytes, the image is broken
+        raise DataError(f"{name}not a readable PNG, JPEG or WebP ({_one_line(error)})") from None
 
 
 def _find_shards(root: Path, split: str) -> list[Path]:

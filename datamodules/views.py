@@ -1,6 +1,7 @@
 """What a record is to a stage: a conversation, a caption, or the targets of the encoder's prompts."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from datamodules.store import SampleStore
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.types import IGNORE_INDEX, DataContext
 
+Messages = Sequence[dict[str, Any]]
 Example = tuple[list[int], list[int]]
 """Token ids and labels of one row."""
 
@@ -37,13 +39,13 @@ def conversation_view(encoder: ConversationEncoder, sequence_length: int) -> Vie
 
     def encode(store: SampleStore, i: int) -> Encoded:
         messages = messages_of(store, i)
-        ids, labels = _located(store, i, lambda: encoder.encode(messages))
-        kept = list(messages)
-        while len(ids) > sequence_length:
-            kept = _without_last_turn(kept)
+        kept = messages
+        ids, labels = _located(store, i, encoder.encode, messages)
+        if len(ids) > sequence_length:
+            kept = _shortened(messages, sequence_length, encoder)
             if not kept:
                 raise store.error(i, "too long", f"its first turn has more than {sequence_length} tokens")
-            ids, labels = _located(store, i, lambda: encoder.encode(kept))
+            ids, labels = encoder.encode(kept)
         if all(label == IGNORE_INDEX for label in labels):
             raise store.error(i, "no answer", "no message of the assistant")
         return Encoded([(ids, labels)], image_parts(kept), truncated=len(kept) < len(messages))
@@ -59,7 +61,7 @@ def caption_view(encoder: ConversationEncoder, sequence_length: int) -> View:
         images = store.image_count(i)
         if images == 0:
             raise store.error(i, "image count", "a caption needs an image")
-        ids, labels = _located(store, i, lambda: encoder.caption(text, images))
+        ids, labels = _located(store, i, encoder.caption, text, images)
         if all(label == IGNORE_INDEX for label in labels[:sequence_length]):
             raise store.error(i, "too long", f"its images alone take {sequence_length} tokens")
         return Encoded([(ids[:sequence_length], labels[:sequence_length])], images, len(ids) > sequence_length)
@@ -68,7 +70,7 @@ def caption_view(encoder: ConversationEncoder, sequence_length: int) -> View:
 
 
 def tasks_view(context: DataContext, sequence_length: int) -> View:
-    """One target per prompt of the encoder: `caption`, `ocr`, `grounding` (boxes), or the field named like the prompt."""
+    """One target per prompt of the encoder: for `grounding` the record's boxes, else its field named like the prompt."""
     tokenizer, eos = plain_backend(context.tokenizer, ends=True), context.tokenizer.eos_token_id
     bins = location_bins(context.tokenizer) if "grounding" in context.tasks else 0
 
@@ -90,7 +92,7 @@ def tasks_view(context: DataContext, sequence_length: int) -> View:
     return encode
 
 
-def messages_of(store: SampleStore, i: int) -> Sequence[dict[str, Any]]:
+def messages_of(store: SampleStore, i: int) -> Messages:
     """The messages of a sample, checked, with as many image parts as it has images; SampleError otherwise."""
     messages = store.record(i).get("messages")
     problem = check_messages(messages)
@@ -115,7 +117,7 @@ def location_bins(tokenizer: Any) -> int:
 
 
 def boxes_as_text(boxes: Sequence[dict[str, Any]], bins: int) -> str:
-    """label<loc_x0><loc_y0><loc_x1><loc_y1> of every box, one after the other; coordinates are fractions of the side."""
+    """label<loc_x0><loc_y0><loc_x1><loc_y1> of every box, joined; coordinates are fractions of the picture's sides."""
     words = []
     for box in boxes:
         x0, y0, x1, y1 = (min(max(math.floor(value * bins), 0), bins - 1) for value in box["box"])
@@ -137,15 +139,16 @@ def _field(store: SampleStore, i: int, record: dict[str, Any], name: str) -> str
     return value
 
 
-def _located(store: SampleStore, i: int, encode: Callable[[], Example]) -> Example:
-    """Runs the encoder, its DataErrors turned into ones that name shard and key."""
+def _located(store: SampleStore, i: int, encode: Callable[..., Example], *content: Any) -> Example:
+    """Encodes, with DataErrors turned into ones that name shard and key."""
     try:
-        return encode()
+        return encode(*content)
     except DataError as error:
         raise store.error(i, "not encodable", str(error)) from None
 
 
-def _without_last_turn(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages up to the answer before the last one; empty where there is none."""
-    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    return messages[: answers[-2] + 1] if len(answers) > 1 else []
+def _shortened(messages: Messages, sequence_length: int, encoder: ConversationEncoder) -> Messages:
+    """The most turns from the first on that fit; empty where not even one does."""
+    ends = [number + 1 for number, message in enumerate(messages) if message["role"] == "assistant"]
+    fitting = bisect_right(ends, sequence_length, key=lambda end: len(encoder.encode(messages[:end])[0]))
+    return messages[: ends[fitting - 1]] if fitting else []

@@ -28,9 +28,7 @@ class ShardWriter:
         self._writer: TarWriter | None = None
         self._samples = 0
 
-    def write(
-        self, key: str, record: dict[str, Any], images: Sequence[bytes] = (), extension: str = "png"
-    ) -> None:
+    def write(self, key: str, record: dict[str, Any], images: Sequence[bytes] = (), extension: str = "png") -> None:
         """Appends one sample: its JSON and its images, already encoded as `extension` (png, jpg or webp)."""
         if self._writer is None:
             self._open()
@@ -57,8 +55,9 @@ class ShardWriter:
         self._tar = self.folder / f"{self.split}-{self.shards:06d}.tar"
         self._beside = self._stack.enter_context(replacing(self._tar))
         self._file = self._stack.enter_context(self._beside.open("wb"))
-        # A fixed time: the bytes, and with them the manifest's hash, depend on the samples alone.
-        self._writer = TarWriter(self._file, encoder=False, mtime=0.0)
+        # A fixed time: the bytes, and with them the manifest's hash, depend on the samples alone. A whole number, or
+        # every member gets an extended header of 1 KiB for the fraction.
+        self._writer = TarWriter(self._file, encoder=False, mtime=0)
         self._samples = 0
 
     def _finish(self) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datamodules.demo.levels import level_named
+from datamodules.demo.levels import Level, level_named
 from datamodules.demo.record import make_sample
 from datamodules.demo.scenes import ALL_SPLITS, UNSEEN_PAIRS, UNSEEN_WORDS
 from datamodules.demo.tokenizer import save_tokenizer
@@ -27,7 +27,7 @@ COUNTS = {"train": 8000, "validation": 400, "test": 600, UNSEEN_WORDS: 100, UNSE
 
 
 def demo_folder(root: Path, level: str, counts: Mapping[str, int], seed: int) -> Path:
-    """Where the set of this configuration lies: `<root>/<level>`, with a hash for any but the default counts and seed."""
+    """Where this configuration's set lies: `<root>/<level>`, with a hash for other than default counts and seed."""
     manifest = _manifest(level, counts, seed)
     if manifest == _manifest(level, COUNTS, 0):
         return root / level
@@ -40,25 +40,31 @@ def build_demo(root: Path, level: str, counts: Mapping[str, int], seed: int) -> 
 
     Raises:
         ConfigError: no such level, or scikit-learn is missing.
-        DataError: the folder holds something else.
+        DataError: the folder holds something else, or can't be written.
     """
     assert set(counts) == set(ALL_SPLITS), f"counts for {', '.join(ALL_SPLITS)}"
-    chosen = level_named(level)
-    folder = demo_folder(root, level, counts, seed)
-    root.mkdir(parents=True, exist_ok=True)
-    if not _complete(root / "tokenizer", {"format": FORMAT}):
-        with _appearing(root / "tokenizer", {"format": FORMAT}) as beside:
-            save_tokenizer(beside)
-    manifest = _manifest(level, counts, seed)
-    if not _complete(folder, manifest):
-        log.info("building the demo set %s (%d images)", folder, sum(counts.values()))
-        with _appearing(folder, manifest) as beside:
-            for split in ALL_SPLITS:
-                with ShardWriter(beside, split) as writer:
-                    for index in range(counts[split]):
-                        key, record, png = make_sample(seed, chosen, split, index)
-                        writer.write(key, record, [png])
+    chosen, folder = level_named(level), demo_folder(root, level, counts, seed)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not _complete(root / "tokenizer", {"format": FORMAT}):
+            with _appearing(root / "tokenizer", {"format": FORMAT}) as beside:
+                save_tokenizer(beside)
+        manifest = _manifest(level, counts, seed)
+        if not _complete(folder, manifest):
+            log.info("drawing the demo set %s (%d images)", folder, sum(counts.values()))
+            with _appearing(folder, manifest) as beside:
+                for split in ALL_SPLITS:
+                    _write_split(beside, chosen, split, counts[split], seed)
+    except OSError as error:
+        raise DataError(f"the demo set can't be written to {root}: {error.strerror or error}") from None
     return folder
+
+
+def _write_split(folder: Path, level: Level, split: str, count: int, seed: int) -> None:
+    with ShardWriter(folder, split) as writer:
+        for index in range(count):
+            key, record, png = make_sample(seed, level, split, index)
+            writer.write(key, record, [png])
 
 
 def _manifest(level: str, counts: Mapping[str, int], seed: int) -> dict[str, Any]:
@@ -72,7 +78,7 @@ def _complete(folder: Path, manifest: Mapping[str, Any]) -> bool:
     try:
         found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise DataError(f"{folder} is in the way of the demo set: it holds no readable manifest.json; move it") from None
+        raise DataError(f"{folder} is no demo set, it has no readable manifest.json; delete or move it") from None
     if found != manifest:
         raise DataError(f"{folder} holds another demo set (its manifest.json: {json.dumps(found)}); delete or move it")
     return True

@@ -18,9 +18,7 @@ def load_scans() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ConfigError(
-            "the demo set's handwriting needs scikit-learn: pip install 'fvl-lightning[demo]'"
-        ) from None
+        raise ConfigError("the demo set's handwriting needs scikit-learn: pip install 'fvl-lightning[demo]'") from None
     scans = load_digits()
     return (scans.images * 255 / 16).round().astype(np.uint8), scans.target.astype(np.int64)
 

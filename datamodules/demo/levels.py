@@ -39,6 +39,10 @@ class Level:
     """Whether questions also ask for relations, partial counts and the values of bars."""
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 _COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 _SHAPES = ("circle", "square", "triangle", "star")
 
@@ -50,8 +54,8 @@ EASY = Level(
     places=QUADRANTS,
     radius=(9.5, 12.0),
     jitter=3.0,
-    words=tuple("cat dog sun car hat bus cup key map pen box fox bed jam leg owl".split()),
-    unseen_words=tuple("cow hen bat mug".split()),
+    words=_words("cat dog sun car hat bus cup key map pen box fox bed jam leg owl"),
+    unseen_words=_words("cow hen bat mug"),
     word_count=(1, 1),
     font_size=22,
     digit_count=1,
@@ -69,11 +73,11 @@ MEDIUM = Level(
     places=NINTHS,
     radius=(6.5, 9.0),
     jitter=6.0,
-    words=tuple(
+    words=_words(
         "bird fish tree lamp moon ship frog lion bear duck wolf leaf rose cake milk door book shoe coat ring kite nest "
-        "drum hand".split()
+        "drum hand"
     ),
-    unseen_words=tuple("goat seed bell corn lake tent".split()),
+    unseen_words=_words("goat seed bell corn lake tent"),
     word_count=(1, 1),
     font_size=18,
     digit_count=2,
@@ -91,11 +95,11 @@ HARD = Level(
     places=NINTHS,
     radius=(5.0, 7.5),
     jitter=6.5,
-    words=tuple(
+    words=_words(
         "apple bread chair cloud grape horse house lemon mouse ocean piano plant river robot sheep snake spoon stone "
-        "table tiger tower train truck water whale wheel zebra candy eagle flute grass honey".split()
+        "table tiger tower train truck water whale wheel zebra candy eagle flute grass honey"
     ),
-    unseen_words=tuple("beach camel melon panda crown koala".split()),
+    unseen_words=_words("beach camel melon panda crown koala"),
     word_count=(1, 2),
     font_size=15,
     digit_count=3,

@@ -5,6 +5,7 @@ for ("where is the red circle?" would answer "what colour is the circle?"), or t
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from datamodules.demo.levels import Level
@@ -94,10 +95,8 @@ def _shape_phrase(shape: Shape, style: int) -> str:
 def _bar_phrases(scene: Scene, level: Level) -> list[tuple[str, str, str]]:
     """Each bar with its value, or where values are not asked for, whether it is the tallest or the shortest."""
     if level.relations:
-        return [
-            (f"the {b.colour} bar is {b.value}", f"{b.value} is the {b.colour} bar", f"the bar of {b.value} in {b.colour}")
-            for b in scene.bars
-        ]
+        valued = [(bar.colour, bar.value) for bar in scene.bars]
+        return [(f"the {c} bar is {v}", f"{v} is the {c} bar", f"the bar of {v} in {c}") for c, v in valued]
     values = [bar.value for bar in scene.bars]
     rank = {max(values): "tallest", min(values): "shortest"}
     named = [(bar.colour, rank.get(bar.value, "middle")) for bar in scene.bars]
@@ -164,11 +163,15 @@ def _partial_count(shapes: tuple[Shape, ...], rng: Random) -> Turn:
         number = sum(shape.colour == one.colour for shape in shapes)
         return Turn("count", f"how many {one.colour} shapes are there?", str(number))
     number = sum(shape.shape == one.shape for shape in shapes)
-    return Turn("count", f"how many {one.shape}s are there?", str(number))
+    return Turn("count", f"how many {_plural(one.shape)} are there?", str(number))
+
+
+def _plural(shape: str) -> str:
+    return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
 def _reference(shapes: tuple[Shape, ...], index: int, rng: Random) -> tuple[str, set[str]] | None:
-    """Words that single a shape out, by one attribute if that is enough, and the attributes they tell; None if none do."""
+    """Words that single a shape out, by one attribute if that will do, and the attributes they tell; or None."""
     one = shapes[index]
     ways = []
     if sum(other.shape == one.shape for other in shapes) == 1:
@@ -214,7 +217,7 @@ def _relation(shapes: tuple[Shape, ...], told: dict[int, set[str]], rng: Random)
     for side, along in sides:
         order = sorted(range(len(shapes)), key=lambda i: along(shapes[i]))
         answer, asked = order[0], order[1]
-        gaps = [along(shapes[b]) - along(shapes[a]) for a, b in zip(order[:2], order[1:3], strict=True)]
+        gaps = [along(shapes[b]) - along(shapes[a]) for a, b in pairwise(order[:3])]
         pair = (shapes[asked].colour, shapes[asked].shape)
         unique = sum((other.colour, other.shape) == pair for other in shapes) == 1
         if unique and min(gaps) >= _CLEAR:

@@ -9,11 +9,12 @@ from transformers import PreTrainedTokenizerFast
 from datamodules.demo.levels import LEVELS
 from datamodules.demo.scenes import make_scene, sample_random
 from datamodules.demo.text import caption, labels, turns, words_in
+from fvl_lightning.core.prompts import RELEASED_PROMPTS
 
 PAD, BOS, EOS, IMAGE = "<pad>", "<bos>", "<eos>", "<image>"
 ROLES = ("<system>", "<user>", "<assistant>")
 LOCATION_BINS = 32
-VOCABULARY = 480
+VOCABULARY = 512
 _SCENES_PER_LEVEL = 1000
 
 CHAT_TEMPLATE = (
@@ -52,7 +53,9 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def _texts() -> Iterator[str]:
-    """What is said about the first scenes of every level's train split, for seed 0 whatever the set's seed is."""
+    """The encoder's prompts, and what is said about the first scenes of every level's train split, for seed 0 whatever the set's seed is."""
+    # As often as scenes, so that a prompt is a dozen tokens and not forty: every image pays for all of them.
+    yield from list(RELEASED_PROMPTS.values()) * _SCENES_PER_LEVEL
     for level in LEVELS.values():
         for index in range(_SCENES_PER_LEVEL):
             rng = sample_random(0, level.name, "train", index)

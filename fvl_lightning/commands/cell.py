@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, quiet_libraries
 from fvl_lightning.commands.evaluate import score_run
-from fvl_lightning.commands.main import INTERRUPTED, quiet_libraries
 from fvl_lightning.commands.train import run_training
 from fvl_lightning.core.config import as_plain, check_config, config_hash
 from fvl_lightning.core.errors import ConfigError, UserError
@@ -27,7 +27,7 @@ def main(specification: Path) -> int:
         result = run_cell(json.loads(specification.read_text(encoding="utf-8")))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
-        return 2
+        return MISTAKE
     except KeyboardInterrupt:
         return INTERRUPTED
     beside = specification.with_name(".result.json.tmp")

@@ -59,7 +59,7 @@ class Cell:
         if self.code is not None:
             return ["finished" if self.code == 0 else f"failed, see {self.folder / 'cell.log'}", "", ""]
         for name, steps in reversed(self.stages):
-            runs = [path for path in self.folder.glob(f"{name}*/metrics.jsonl")]
+            runs = list(self.folder.glob(f"{name}*/metrics.jsonl"))
             if runs:
                 curve = RunFolder(max(runs, key=lambda path: path.stat().st_mtime).parent).curve("train/loss")
                 if curve and curve[-1][0] >= steps:

@@ -13,10 +13,10 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "demo"
 
 
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer steps and images: everything works, little is learned.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer steps and images; little is learned.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is finished already.")] = False,
 ) -> None:
-    """Train a small Florence-2, then three fusions on it, ask them about new images, and leave a report and MLflow runs.
+    """Train a small Florence-2 and three fusions on it, ask about new images, leave a report and MLflow runs.
 
     Example: `fvl demo --quick`
     """

@@ -1,7 +1,10 @@
 """`fvl list`, `fvl describe` and `fvl show`: what there is, what it takes, and what an experiment comes to."""
 
+import ast
 import dataclasses
 import inspect
+import textwrap
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,15 +104,12 @@ def _attribute_docs(config: type[Any]) -> dict[str, str]:
 
 
 def _class_attribute_docs(owner: type[Any]) -> dict[str, str]:
-    import ast
-    import textwrap
-
     try:
         body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
     except OSError:
         return {}
     docs = {}
-    for field, text in zip(body, body[1:], strict=False):
+    for field, text in pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             docs[field.target.id] = inspect.cleandoc(str(text.value.value)).replace("\n", " ")
     return docs

@@ -1,19 +1,14 @@
 """The command line `fvl`: every verb, and the one place where errors become a sentence and an exit code."""
 
-import logging
-import os
 import sys
 
 import click
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 
 from fvl_lightning.commands import compare, demo, evaluate, generate, inspect_config, train, ui
+from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, quiet_libraries
 from fvl_lightning.core.errors import UserError
-
-INTERRUPTED = 130
-"""128 + SIGINT, as shells count."""
 
 app = typer.Typer(
     help="How should a vision encoder's features enter a language model? Swap fusions in YAML and compare.",
@@ -46,7 +41,7 @@ def run(arguments: list[str]) -> int:
         result = app(arguments, standalone_mode=False, prog_name="fvl")
     except UserError as error:
         console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False, markup=True)
-        return 2
+        return MISTAKE
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -54,13 +49,3 @@ def run(arguments: list[str]) -> int:
         console.print("stopped; what was saved is kept, and `--resume` goes on from there")
         return INTERRUPTED
     return result if isinstance(result, int) else 0
-
-
-def quiet_libraries() -> None:
-    """Our own log lines in one form; libraries speak up for warnings only."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-    logging.getLogger("fvl_lightning").setLevel(logging.INFO)
-    for name in ("lightning.pytorch", "lightning.fabric", "alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)

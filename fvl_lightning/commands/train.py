@@ -38,7 +38,7 @@ TRAINING_SPLITS = ["train", "validation"]
 def train(
     experiment: Annotated[Path, typer.Argument(help="Experiment file, such as experiments/demo/finetune.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value words, such as fusion=gated.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run of this name.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this name.")] = False,
 ) -> None:
     """Train one stage.
 
@@ -100,7 +100,7 @@ def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any
         choice = getattr(experiment, component)
         pretrained = getattr(choice.config, "pretrained", None)
         if mode == "frozen" and component not in loaded and pretrained is None:
-            logger.warning("%s is frozen with random weights: name a run in init_from, or pretrained weights", component)
+            logger.warning("%s is frozen with random weights; name a run in init_from", component)
     return parents
 
 

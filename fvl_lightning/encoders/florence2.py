@@ -24,16 +24,10 @@ from transformers.models.florence2.modeling_florence2 import (
 )
 
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.prompts import RELEASED_PROMPTS
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import IGNORE_INDEX, FeatureSpec
 from fvl_lightning.encoders.base import Encoder
-
-RELEASED_PROMPTS = {
-    "caption": "Describe in detail what is shown in the image.",
-    "ocr": "What is the text in the image?",
-    "grounding": "Locate the objects in the image, with their descriptions.",
-}
-"""The prompts of the released code, which differ from those printed in the paper."""
 
 STAGE = re.compile(r"davit_stage_(\d+)")
 
@@ -161,19 +155,21 @@ class Florence2Encoder(Encoder):
         """[I, 3, P, P] -> {source: [I, N, D]}, in the order of `config.sources`."""
         stages = [name for name in self.specs if STAGE.fullmatch(name)]
         tower = self.vision_tower(images, output_hidden_states=bool(stages))
-        projected = self._projected(tower.last_hidden_state)
+        projected = self.image_projector(tower.last_hidden_state)  # [I, 1 + H*W, D], the pooled token first
         features = {"davit": projected}
         for name in stages:
             features[name] = self._stage(tower.hidden_states, int(name.rsplit("_", 1)[1]))
         if self.tasks:
-            states, _ = self._read(projected)  # [I, T, N + L, D]
+            states, _ = self._read(projected)  # [I, T, 1 + H*W + L, D]
             prompted = states[:, :, : projected.shape[1]].unbind(1)
             features |= dict(zip(self.tasks, prompted, strict=True))
-        return {name: features[name] for name in self.specs}
+        # Dropped at the very end: the text encoder has always read it, as the original does in both cases.
+        first = 1 if self.config.pooled_token == "drop" else 0
+        return {name: features[name][:, first:] for name in self.specs}
 
     def decode(self, images: Tensor, targets: Tensor) -> Tensor:
         """The decoder's hidden states under teacher forcing: [I, 3, P, P], [I, T, L] -> [I, T, L, D]."""
-        states, mask = self._read(self._projected(self.vision_tower(images).last_hidden_state))
+        states, mask = self._read(self.image_projector(self.vision_tower(images).last_hidden_state))
         rows = targets.flatten(0, 1).masked_fill(targets.flatten(0, 1) == IGNORE_INDEX, self.pad_id)
         start = torch.full_like(rows[:, :1], self._start_id)
         hidden = self._decoder(torch.cat([start, rows[:, :-1]], dim=1), states.flatten(0, 1), mask)
@@ -181,8 +177,8 @@ class Florence2Encoder(Encoder):
 
     @torch.no_grad()
     def write(self, images: Tensor, max_tokens: int) -> Tensor:
-        """What the decoder writes under each prompt, greedily: [I, 3, P, P] -> token ids [I, T, L], pads after the end."""
-        states, mask = self._read(self._projected(self.vision_tower(images).last_hidden_state))
+        """What the decoder writes under each prompt, greedily: [I, 3, P, P] -> ids [I, T, L], pads after the end."""
+        states, mask = self._read(self.image_projector(self.vision_tower(images).last_hidden_state))
         states = states.flatten(0, 1)
         config = self.model_config.text_config
         cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
@@ -206,16 +202,10 @@ class Florence2Encoder(Encoder):
     def _start_id(self) -> int:
         return self.model_config.text_config.decoder_start_token_id
 
-    def _projected(self, tower_map: Tensor) -> Tensor:
-        """DaViT's last map [I, D_tower, H, W] -> V [I, N, D]; the projector puts the pooled token first."""
-        projected = self.image_projector(tower_map)
-        return projected[:, 1:] if self.config.pooled_token == "drop" else projected
-
     def _stage(self, hidden_states: tuple[Tensor, ...], stage: int) -> Tensor:
-        """Output map of DaViT stage `stage` (from 1) as tokens [I, N, D]; hidden_states[k] is the output of block k."""
+        """DaViT's stage `stage` (from 1) as tokens [I, 1 + H*W, D], its mean first."""
+        # hidden_states[0] is the input of the first block, hidden_states[k] the output of block k.
         tokens = hidden_states[sum(self.vision_tower.config.depths[:stage])].flatten(2).transpose(1, 2)
-        if self.config.pooled_token == "drop":
-            return tokens
         return torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1)
 
     def _read(self, projected: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -298,7 +288,7 @@ def _feature_specs(config: Florence2Encoder.Config, vision: Any, text: Any) -> d
             f"{text.d_model}, they must be equal"
         )
     prefix = 1 if config.pooled_token == "keep" else 0
-    longest = side * side + prefix + max((len(ids) for ids in config.prompt_ids.values()), default=0)
+    longest = side * side + 1 + max((len(ids) for ids in config.prompt_ids.values()), default=0)
     if longest > text.max_position_embeddings:
         raise ConfigError(
             f"encoder.image_size: {config.image_size} px and the longest prompt make {longest} tokens, "

@@ -1,4 +1,4 @@
-"""Answers generated to questions about images, scored by kind, with two controls: the image zeroed, and another image."""
+"""Answers generated to questions about images, scored by kind, with two controls: the image zeroed, another image."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence

@@ -34,7 +34,7 @@ class Box:
 
 
 def parse_boxes(text: str) -> list[Box]:
-    """The located objects in a text such as 'red circle<loc_1><loc_2><loc_9><loc_9>'; what does not parse is skipped."""
+    """The objects in a text such as 'red circle<loc_1><loc_2><loc_9><loc_9>'; what does not parse is skipped."""
     return [
         Box(match[1].strip(), (int(match[2]), int(match[3]), int(match[4]), int(match[5])))
         for match in BOX.finditer(text)

@@ -46,7 +46,9 @@ class CausalLanguageModel(LanguageModel):
             raise ConfigError("language_model: give `pretrained` (hub id or folder) or `model` (sizes, from scratch)")
         try:
             if config.pretrained is not None:
-                model = config.model or AutoConfig.from_pretrained(config.pretrained, revision=config.revision).to_dict()
+                model = config.model
+                if not model:
+                    model = AutoConfig.from_pretrained(config.pretrained, revision=config.revision).to_dict()
             else:
                 model = config.model
                 if "vocab_size" not in model:

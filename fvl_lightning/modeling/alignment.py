@@ -27,7 +27,8 @@ class SourceAlignment(nn.Module):
         self.sources = sources
         self.grid, self.prefix = first.grid, first.prefix
         self.specs = {other: FeatureSpec(first.tokens, spec.dim, first.grid) for other, spec in sources.items()}
-        self.norms = nn.ModuleDict({other: nn.LayerNorm(spec.dim) for other, spec in sources.items()} if normalize else {})
+        norms = {other: nn.LayerNorm(spec.dim) for other, spec in sources.items()}
+        self.norms = nn.ModuleDict(norms if normalize else {})
 
     def forward(self, sources: dict[str, Tensor]) -> dict[str, Tensor]:
         """{source: [I, N_source, D_source]} -> {source: [I, N, D_source]}."""

@@ -29,6 +29,14 @@ class Built:
     tokenizer: Any
 
 
+class EncoderModel(nn.Module):
+    """An encoder alone, under the name it has in the whole model: same parameter names, so same initial values."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+
 def build_model(experiment: ExperimentConfig, device: str = "cpu") -> Built:
     """The experiment's model with its initial (or hub) weights; `device="meta"` for shapes alone.
 
@@ -58,16 +66,15 @@ def model_config(experiment: ExperimentConfig, tokenizer: Any) -> FlorenceVLConf
     )
 
 
-def build_encoder(experiment: ExperimentConfig, device: str = "cpu") -> nn.Module:
-    """A module whose child `encoder` is the experiment's; equal to the one inside the model of the same seed."""
+def build_encoder(experiment: ExperimentConfig, device: str = "cpu") -> EncoderModel:
+    """The experiment's encoder alone, with the values it has inside the whole model of the same seed."""
     choice = _resolved(_choice(experiment, "encoder"))
     with torch.device(device), no_init_weights():
-        holder = nn.Module()
-        holder.encoder = choice.component(choice.config)
+        model = EncoderModel(choice.component(choice.config))
     if device != "meta":
-        initialize(holder, experiment.seed)  # under the name it has in the model, so with the same values
-        holder.encoder.load_pretrained()
-    return holder
+        initialize(model, experiment.seed)
+        model.encoder.load_pretrained()
+    return model
 
 
 def image_tokenizer(tokenizer: Any) -> Any:

@@ -1,6 +1,7 @@
 """mlp{N}x_gelu: N linear layers with GELU between them (LLaVA-1.5 uses 2, Florence-VL 3)."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ class MLPProjector(Projector):
             raise ConfigError(f"projector.depth: {config.depth} linear layers, at least 1 is needed")
         widths = [features.dim, *[config.hidden or dim] * (config.depth - 1), dim]
         layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
-        for inner, outer in zip(widths[1:-1], widths[2:], strict=True):
+        for inner, outer in pairwise(widths[1:]):
             layers += [nn.GELU(), nn.Linear(inner, outer)]
         self.layers = nn.Sequential(*layers)
 

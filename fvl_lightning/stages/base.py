@@ -33,7 +33,7 @@ class Stage(LightningModule):
     TRAINABLE: ClassVar[Mapping[str, str]]
     """frozen or full for every component the stage's model has; an experiment's `trainable` overrides it."""
 
-    def __init__(self, experiment: ExperimentConfig, model: nn.Module, tokenizer: Any) -> None:
+    def __init__(self, experiment: ExperimentConfig, model: Any, tokenizer: Any) -> None:
         super().__init__()
         name = experiment.stage.name
         if experiment.data.config.view not in self.VIEWS:
@@ -41,7 +41,7 @@ class Stage(LightningModule):
                 f"data.view: stage {name} learns from {' or '.join(self.VIEWS)}, not {experiment.data.config.view}"
             )
         self.experiment = experiment
-        self.model = model
+        self.model: Any = model
         self.tokenizer = tokenizer
         self.trainable = resolve_trainable(self.TRAINABLE, experiment.trainable, name)
         freeze(model, self.trainable)

@@ -22,28 +22,30 @@ def provenance(config: Mapping[str, Any], config_hash: str) -> dict[str, str]:
         config_hash: its hash (core.config.config_hash).
 
     Returns:
-        `config_hash`, `git_commit` and `git_dirty` ("unknown" where this package is not part of a git checkout),
-        `fvl_version`, `torch_version`, `machine`, `cpu_count`, one tag per slot, and the seed.
+        `fvl.config_hash`, `fvl.git_commit` and `fvl.git_dirty` ("unknown" where this package is not part of a git
+        checkout), `fvl.version`, `fvl.torch_version`, `fvl.machine`, `fvl.cpu_count`, `fvl.<slot>`, `fvl.seed`.
     """
     tags = {
         "config_hash": config_hash,
         "git_commit": UNKNOWN,
         "git_dirty": UNKNOWN,
-        "fvl_version": fvl_lightning.__version__,
+        "version": fvl_lightning.__version__,
         "torch_version": torch.__version__,
         "machine": f"{platform.system()} {platform.machine()}",
         "cpu_count": str(os.cpu_count()),
     }
     commit = _git("rev-parse", "HEAD")
     # An installed copy may lie inside someone else's checkout (an environment in a project): not their commit, then.
-    if commit and _git("ls-files", "__init__.py"):
-        # MLflow's own pages show the commit under this name of theirs.
-        tags |= {"git_commit": commit, "mlflow.source.git.commit": commit}
-        tags["git_dirty"] = "true" if _git("status", "--porcelain", "--untracked-files=no") else "false"
+    in_checkout = bool(commit and _git("ls-files", "__init__.py"))
+    if in_checkout:
+        dirty = _git("status", "--porcelain", "--untracked-files=no")
+        tags |= {"git_commit": commit, "git_dirty": "true" if dirty else "false"}
     tags |= {key: entry["name"] for key, entry in config.items() if isinstance(entry, Mapping) and "name" in entry}
     if "seed" in config:
         tags["seed"] = str(config["seed"])
-    return tags
+    # MLflow's own pages show the commit under this name of theirs.
+    shown = {"mlflow.source.git.commit": commit} if in_checkout else {}
+    return {f"fvl.{key}": value for key, value in tags.items()} | shown
 
 
 def _git(*arguments: str) -> str:

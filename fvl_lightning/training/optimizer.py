@@ -25,8 +25,8 @@ NEWTON_SCHULZ_STEPS = 5
 class MuonAdamW(torch.optim.AdamW):
     """AdamW in which groups with `muon=True` take orthogonalised momentum steps instead.
 
-    The update of a matrix is the nearest semi-orthogonal one, scaled by 0.2 * sqrt(max(rows, columns)) so that its size
-    matches AdamW's and one learning rate serves both (arXiv 2502.16982, section 2.2). Iterates in the parameter's dtype.
+    The update of a matrix is the nearest semi-orthogonal one, scaled by 0.2 * sqrt(max(rows, columns)) so that its
+    size matches AdamW's and one learning rate serves both (arXiv 2502.16982, section 2.2); computed in its own dtype.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], **defaults: Any) -> None:

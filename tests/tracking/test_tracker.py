@@ -212,15 +212,19 @@ def test_children_know_their_parent(uri: str, tracker: Tracker) -> None:
 
 
 def test_tables_stand_side_by_side(uri: str, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    # load_table asks MLflow's global store, whichever client it is called on.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     other = Tracker.start(uri, "shapes", "gated", {})
     rows = [{"question": "what colour?", "truth": "red", "answer": "blue"}]
     tracker.log_table("predictions", rows)
     tracker.log_table("predictions", [*rows, {"question": "which word?", "truth": "cat"}])
     other.log_table("predictions", rows)
     client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name("shapes").experiment_id
     both = client.load_table(
-        experiment, "predictions.json", run_ids=[tracker.run_id, other.run_id], extra_columns=["run_id"]
+        client.get_experiment_by_name("shapes").experiment_id,
+        "predictions.json",
+        run_ids=[tracker.run_id, other.run_id],
+        extra_columns=["run_id"],
     )
     assert list(both.columns) == ["question", "truth", "answer", "run_id"]
     assert both[both.run_id == tracker.run_id].question.tolist() == ["what colour?", "which word?"]
@@ -256,17 +260,17 @@ def test_provenance(uri: str, tracker: Tracker) -> None:
     tracker.set_tags(tags)
     kept = MlflowClient(tracking_uri=uri).get_run(tracker.run_id).data.tags
     assert tags.items() <= kept.items()
-    assert (tags["config_hash"], tags["fusion"], tags["seed"]) == ("abc123", "gated", "3")
-    assert tags["git_commit"] == "unknown" or len(tags["git_commit"]) == 40
-    assert tags["git_dirty"] in ("true", "false", "unknown")
-    assert "trainer" not in tags
+    assert (tags["fvl.config_hash"], tags["fvl.fusion"], tags["fvl.seed"]) == ("abc123", "gated", "3")
+    assert tags["fvl.git_commit"] == tags.get("mlflow.source.git.commit", "unknown")
+    assert tags["fvl.git_dirty"] in ("true", "false", "unknown")
+    assert "fvl.trainer" not in tags
 
 
 def test_provenance_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fvl_lightning.__file__", str(tmp_path / "__init__.py"))
-    assert provenance({}, "abc123")["git_commit"] == "unknown"
+    assert provenance({}, "abc123")["fvl.git_commit"] == "unknown"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert provenance({}, "abc123")["git_dirty"] == "unknown"
+    assert provenance({}, "abc123")["fvl.git_dirty"] == "unknown"
 
 
 class Line(LightningModule):

@@ -1,0 +1,71 @@
+"""The demo set as a data module: drawn on first use, then read like any other shards."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from datamodules.demo.build import COUNTS, build_demo, demo_folder
+from datamodules.demo.levels import level_named
+from datamodules.demo.scenes import UNSEEN_PAIRS, UNSEEN_WORDS
+from datamodules.shards import ShardsData
+from fvl_lightning.core.registry import register
+
+
+@register("data", "demo")
+class DemoData(ShardsData):
+    """Coloured shapes, words, bar charts and handwriting of 64 pixels, drawn by prepare_data() unless they are there.
+
+    Splits: train, validation, test, test_unseen_words, test_unseen_pairs.
+    """
+
+    @dataclass
+    class Config(ShardsData.Config):
+        """Which demo set; another than the default counts and seed gets a folder of its own under `root`."""
+
+        root: str = "data/demo"
+        """The folder that holds the demo sets and their tokenizer."""
+        level: str = "easy"
+        """easy, medium or hard: how many and how small the things in a picture are, and what is asked."""
+        train_images: int = COUNTS["train"]
+        validation_images: int = COUNTS["validation"]
+        test_images: int = COUNTS["test"]
+        unseen_images: int = COUNTS[UNSEEN_WORDS]
+        """Images in each of the two test sets of unseen words and unseen colour-shape pairs."""
+        seed: int = 0
+        """Another seed draws another set; the rule that splits scenes is the same for all."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            level_named(self.level)
+            if min(self.counts.values()) < 1:
+                raise ValueError("each split of the demo set needs at least one image")
+
+        @property
+        def counts(self) -> dict[str, int]:
+            """Images per split."""
+            return {
+                "train": self.train_images,
+                "validation": self.validation_images,
+                "test": self.test_images,
+                UNSEEN_WORDS: self.unseen_images,
+                UNSEEN_PAIRS: self.unseen_images,
+            }
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+
+    @property
+    def folder(self) -> Path:
+        """Where this configuration's shards lie."""
+        return demo_folder(Path(self.config.root), self.config.level, self.config.counts, self.config.seed)
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer made for the demo's texts, a folder; the same for every level, count and seed."""
+        return Path(self.config.root) / "tokenizer"
+
+    def prepare_data(self) -> None:
+        """Draws the set and trains its tokenizer, unless they are there; ConfigError without scikit-learn."""
+        build_demo(Path(self.config.root), self.config.level, self.config.counts, self.config.seed)
+        super().prepare_data()

@@ -1,0 +1,23 @@
+"""How commands speak: quiet libraries, and exit codes."""
+
+import logging
+import os
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+MISTAKE = 2
+"""Exit code of what the user can mend."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells count."""
+
+
+def quiet_libraries() -> None:
+    """Our own log lines in one form; libraries speak up for warnings only."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    for name in ("fvl_lightning", "datamodules"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    for name in ("lightning.pytorch", "lightning.fabric", "alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,132 @@
+"""Components from outside: `plugins:` with module names and .py files."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fvl_lightning.core import registry
+from fvl_lightning.core.config import load_config, slot
+from fvl_lightning.core.errors import ConfigError
+from tests.core.tiny import Tiny
+
+Load = Callable[..., Tiny]
+Write = Callable[[str, str], Path]
+
+PLUGIN = """
+from dataclasses import dataclass
+
+from fvl_lightning.core.registry import register
+
+
+@register("fusion", "{name}")
+class {title}Fusion:
+    @dataclass
+    class Config:
+        strength: int = 1
+"""
+
+
+def plugin(name: str) -> str:
+    """The source of a file that registers a fusion."""
+    return PLUGIN.format(name=name, title=name.title())
+
+
+@pytest.fixture(autouse=True)
+def _forget_modules() -> Iterator[None]:
+    """What a test imports is not there for the next."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(("fvl_plugin_", "my_lab")):
+            del sys.modules[name]
+
+
+def test_a_file_beside_the_yaml(load: Load, write: Write) -> None:
+    write("mine.py", plugin("mine"))
+    config = load("plugins: [mine.py]\nfusion: {name: mine, strength: 3}")
+    assert config.fusion.component.__name__ == "MineFusion"
+    assert config.fusion.config.strength == 3
+
+
+def test_a_file_in_the_working_directory(load: Load, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write("elsewhere/mine.py", plugin("mine")).parent)
+    assert load("plugins: [mine.py]\nfusion: mine").fusion.name == "mine"
+
+
+def test_a_file_by_its_whole_path(load: Load, write: Write) -> None:
+    path = write("elsewhere/mine.py", plugin("mine"))
+    assert load("", f"plugins=[{path}]", "fusion=mine").fusion.name == "mine"
+
+
+def test_a_file_beside_the_base_that_names_it(load: Load, write: Write) -> None:
+    write("shared/mine.py", plugin("mine"))
+    write("shared/base.yaml", "plugins: [mine.py]\nfusion: mine")
+    assert load("base: shared/base.yaml").fusion.name == "mine"
+
+
+def test_a_module(load: Load, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("my_lab/__init__.py", "")
+    write("my_lab/fusions.py", plugin("ours"))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load("plugins: [my_lab.fusions]\nfusion: ours").fusion.name == "ours"
+
+
+def test_named_twice_it_is_imported_once(load: Load, write: Write) -> None:
+    write("mine.py", plugin("mine"))
+    first = load("plugins: [mine.py, ./mine.py]\nfusion: mine").fusion
+    assert load("plugins: [mine.py]\nfusion: mine").fusion.component is first.component
+
+
+def test_an_unknown_name_is_told_the_plugins_names_too(sentence: Callable[..., str], write: Write) -> None:
+    write("mine.py", plugin("mine"))
+    assert sentence("plugins: [mine.py]\nfusion: mines") == (
+        "fusion in tiny.yaml: unknown fusion 'mines', allowed are gated, mean, mine; did you mean 'mine'?"
+    )
+
+
+MISTAKES = [
+    ("plugins: [no.py]", "plugins: no file no.py in FOLDER or the working directory"),
+    ("plugins: [my_lab.no]", "plugins: my_lab.no could not be imported: ModuleNotFoundError: No module named 'my_lab'"),
+    ("plugins: mine.py", "plugins in tiny.yaml: Invalid value assigned: AnyNode is not a ListConfig"),
+    ("plugins: [broken.py]", "plugins: broken.py could not be imported: SyntaxError: '(' was never closed"),
+    ("plugins: [raises.py]", "plugins: raises.py could not be imported: RuntimeError: first line"),
+    ("plugins: [taken.py]", "plugins: taken.py could not be imported: AssertionError: fusion 'gated' is already"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), MISTAKES, ids=[text for text, _ in MISTAKES])
+def test_a_plugin_that_cannot_be_had(
+    sentence: Callable[..., str], write: Write, tmp_path: Path, text: str, expected: str
+) -> None:
+    write("mine.py", plugin("mine"))
+    write("broken.py", "x = (")
+    write("raises.py", "raise RuntimeError('first line\\nsecond line')")
+    write("taken.py", plugin("gated"))
+    assert sentence(text).startswith(expected.replace("FOLDER", str(tmp_path)))
+
+
+def test_a_plugin_that_failed_may_be_mended(load: Load, sentence: Callable[..., str], write: Write) -> None:
+    write("mine.py", "raise RuntimeError")
+    assert "RuntimeError" in sentence("plugins: [mine.py]")
+    write("mine.py", "import os  # longer than before\n" + plugin("mine"))
+    assert load("plugins: [mine.py]\nfusion: mine").fusion.name == "mine"
+
+
+@dataclass
+class OneFusion:
+    """A schema over the kit's own fusions."""
+
+    fusion: Any = slot("fusion")
+    plugins: list[str] = field(default_factory=list)
+
+
+def test_a_plugin_that_takes_a_shipped_name_is_the_one_to_blame(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.names("fusion")  # so that the kit's own are registered for the tests after this one too
+    monkeypatch.setattr(registry, "_components", {slot: dict(known) for slot, known in registry._components.items()})
+    write("mine.py", plugin("gated").replace("class GatedFusion", "class MyFusion"))
+    with pytest.raises(ConfigError, match=r"plugins: mine\.py could not be imported: .*'gated' is already"):
+        load_config(OneFusion, write("a.yaml", "plugins: [mine.py]\nfusion: mean"))

@@ -1,0 +1,119 @@
+"""Small sets that the tests of the data share; nothing in them is changed by a test."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer
+
+from datamodules.demo import DemoData
+from datamodules.demo.scenes import ALL_SPLITS
+from datamodules.writer import ShardWriter
+from fvl_lightning.core.types import DataContext, ImageSpec
+
+COUNTS = {"train_images": 300, "validation_images": 37, "test_images": 60, "unseen_images": 20}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="session")
+def make_demo(demo_root: Path) -> Callable[..., DemoData]:
+    """A prepared DemoData of a small set; fields of its Config by name."""
+
+    def make(**fields: Any) -> DemoData:
+        data = DemoData(DemoData.Config(root=str(demo_root), **{**COUNTS, **fields}))
+        data.prepare_data()
+        return data
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer(make_demo: Callable[..., DemoData]) -> Any:
+    return AutoTokenizer.from_pretrained(make_demo().tokenizer_path)
+
+
+@pytest.fixture(scope="session")
+def make_context(tokenizer: Any) -> Callable[..., DataContext]:
+    """A DataContext of the demo's tokenizer, 4 tokens per image and batches of 8; other fields by name."""
+
+    def make(**fields: Any) -> DataContext:
+        defaults: dict[str, Any] = {
+            "image": ImageSpec(64, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 4),
+            "tokenizer": tokenizer,
+            "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+            "tasks": ("caption", "ocr", "grounding"),
+            "batch_size": 8,
+            "seed": 3,
+        }
+        return DataContext(**{**defaults, **fields})
+
+    return make
+
+
+def encoded_image(shade: int = 0, size: tuple[int, int] = (8, 6), kind: str = "PNG") -> bytes:
+    """A picture of one shade with a red corner, width x height, as bytes of a file."""
+    pixels = np.full((size[1], size[0], 3), shade, dtype=np.uint8)
+    pixels[0, 0] = (255, 0, 0)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format=kind, **({"lossless": True} if kind == "WEBP" else {}))
+    return file.getvalue()
+
+
+def talk(question: str, answer: str, images: int = 1) -> dict[str, Any]:
+    """A record of one turn with that many image parts."""
+    parts = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
+    return {
+        "messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}],
+        "caption": f"about {answer}",
+        "ocr": "no text",
+        "boxes": [{"label": "thing", "box": [0.0, 0.25, 0.5, 1.0]}],
+    }
+
+
+@pytest.fixture
+def write_split() -> Callable[..., Path]:
+    """Writes `count` samples (keys s0, s1 ...) of one image each; `replaced` {number: (record, images)} differ."""
+
+    def write(
+        folder: Path,
+        split: str,
+        count: int,
+        replaced: dict[int, tuple[dict[str, Any], list[bytes]]] | None = None,
+        samples_per_shard: int = 1000,
+    ) -> Path:
+        with ShardWriter(folder, split, samples_per_shard) as writer:
+            for i in range(count):
+                record, images = (replaced or {}).get(i, (talk(f"how dark is {i}?", str(i)), [encoded_image(i % 256)]))
+                writer.write(f"s{i}", record, images)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def image_bytes() -> Callable[..., bytes]:
+    return encoded_image
+
+
+@pytest.fixture
+def make_talk() -> Callable[..., dict[str, Any]]:
+    return talk
+
+
+@pytest.fixture
+def splits() -> tuple[str, ...]:
+    return ALL_SPLITS
