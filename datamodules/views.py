@@ -70,7 +70,7 @@ def caption_view(encoder: ConversationEncoder, sequence_length: int) -> View:
 
 
 def tasks_view(context: DataContext, sequence_length: int) -> View:
-    """One target per prompt of the encoder: for `grounding` the record's boxes, else its field named like the prompt."""
+    """One target per prompt of the encoder: for `grounding` the record's boxes, else the field of that name."""
     tokenizer, eos = plain_backend(context.tokenizer, ends=True), context.tokenizer.eos_token_id
     bins = location_bins(context.tokenizer) if "grounding" in context.tasks else 0
 

@@ -57,7 +57,7 @@ class ShardWriter:
         self._file = self._stack.enter_context(self._beside.open("wb"))
         # A fixed time: the bytes, and with them the manifest's hash, depend on the samples alone. A whole number, or
         # every member gets an extended header of 1 KiB for the fraction.
-        self._writer = TarWriter(self._file, encoder=False, mtime=0)
+        self._writer = self._stack.enter_context(TarWriter(self._file, encoder=False, mtime=0))
         self._samples = 0
 
     def _finish(self) -> None:

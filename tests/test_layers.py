@@ -31,7 +31,7 @@ LAYERS = {
 }
 """Each folder (or file directly in fvl_lightning/) and its layer; a folder imports itself and layers below its own."""
 
-ALLOWED: frozenset[tuple[str, str]] = frozenset()
+ALLOWED = frozenset({("stages", "training")})
 """Pairs (importer, imported) of one layer that are allowed all the same; empty as long as it can be."""
 
 MAX_FILE_LINES = 320

@@ -53,7 +53,7 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def _texts() -> Iterator[str]:
-    """The encoder's prompts, and what is said about the first scenes of every level's train split, for seed 0 whatever the set's seed is."""
+    """The encoder's prompts, and what is said about the first train scenes of every level, drawn with seed 0 always."""
     # As often as scenes, so that a prompt is a dozen tokens and not forty: every image pays for all of them.
     yield from list(RELEASED_PROMPTS.values()) * _SCENES_PER_LEVEL
     for level in LEVELS.values():

@@ -105,11 +105,12 @@ def _attribute_docs(config: type[Any]) -> dict[str, str]:
 
 def _class_attribute_docs(owner: type[Any]) -> dict[str, str]:
     try:
-        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
-    except OSError:
+        definition = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    except OSError:  # a class typed into an interpreter has no source to read
         return {}
+    assert isinstance(definition, ast.ClassDef)
     docs = {}
-    for field, text in pairwise(body):
+    for field, text in pairwise(definition.body):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            docs[field.target.id] = inspect.cleandoc(str(text.value.value)).replace("\n", " ")
+            docs[ast.unparse(field.target)] = inspect.cleandoc(str(text.value.value)).replace("\n", " ")
     return docs

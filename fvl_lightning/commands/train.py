@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from torch import nn
 
 from fvl_lightning.core.config import as_plain, config_hash, load_config
 from fvl_lightning.core.errors import ConfigError
@@ -92,7 +91,7 @@ def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any
     """Loads the weights of earlier runs into the model; returns what came from where."""
     parents = []
     for reference in experiment.init_from:
-        run = RunFolder.open(reference, Path(experiment.output))
+        run = RunFolder.open(reference)
         components = load_components(stage.model, run.model)
         parents.append({"run": str(run.path), "run_id": run.info.get("mlflow_run_id"), "components": components})
     loaded = {component for parent in parents for component in parent["components"]}
@@ -128,7 +127,7 @@ def saved_position(run: RunFolder) -> int:
     return checkpoint["position"]
 
 
-def data_context(model: nn.Module, tokenizer: Any, experiment: ExperimentConfig, position: int = 0) -> DataContext:
+def data_context(model: Any, tokenizer: Any, experiment: ExperimentConfig, position: int = 0) -> DataContext:
     """What the data module must know of the model and the run."""
     encoder = model.encoder
     whole = isinstance(model, FlorenceVLForConditionalGeneration)

@@ -84,8 +84,8 @@ class ExperimentConfig:
     language_model: Any = slot("language_model")
     data: Any = slot("data")
     normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
-    trainable: dict[str, Literal["frozen", "full"]] = field(default_factory=dict)
-    """Per component, over what the stage says."""
+    trainable: dict[str, str] = field(default_factory=dict)
+    """frozen or full per component, over what the stage says."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -43,7 +43,7 @@ def register(slot: str, name: str) -> Callable[[Component], Component]:
         assert "Config" in vars(component), f"{component.__name__} needs a nested dataclass Config"
         taken = _components[slot].get(name)
         # The same class comes again where its file is imported a second time (a notebook, a plugin named twice).
-        same = taken is not None and taken.__qualname__ == component.__qualname__
+        same = taken is not None and _identity(taken) == _identity(component)
         assert taken is None or same, f"{slot} '{name}' is already {taken}"
         _components[slot][name] = component
         return component
@@ -63,6 +63,10 @@ def component(slot: str, name: str, where: str = "") -> type[Any]:
     if name not in _components[slot]:
         raise unknown_name(slot, name, _components[slot], where or slot)
     return _components[slot][name]
+
+
+def _identity(component: type) -> tuple[str, str]:
+    return component.__module__, component.__qualname__
 
 
 def _load(slot: str) -> None:

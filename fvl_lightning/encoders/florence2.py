@@ -14,7 +14,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, Florence2Config, Florence2ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.models.bart.modeling_bart import BartDecoder, BartEncoder
@@ -137,8 +143,9 @@ class Florence2Encoder(Encoder):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialises a module that no transformers model beneath this one owns (the projector and what it holds)."""
-        self.vision_tower._init_weights(module)
-        position, frames = self.image_projector.image_position_embed, self.image_projector.visual_temporal_embed
+        PreTrainedModel._init_weights(self.vision_tower, module)
+        position: Any = self.image_projector.image_position_embed
+        frames: Any = self.image_projector.visual_temporal_embed
         if self.config.position_std is not None and module in (position.row_embeddings, position.column_embeddings):
             init.normal_(module.weight, std=self.config.position_std)
         if module is frames:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from fvl_lightning.core.types import IGNORE_INDEX
 
@@ -42,7 +41,7 @@ def parse_boxes(text: str) -> list[Box]:
 
 
 @torch.no_grad()
-def encoder_scores(encoder: nn.Module, tokenizer: Any, data: Any, split: str) -> dict[str, float]:
+def encoder_scores(encoder: Any, tokenizer: Any, data: Any, split: str) -> dict[str, float]:
     """Scores on a split of prompted targets.
 
     Returns:

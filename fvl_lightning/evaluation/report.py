@@ -83,7 +83,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
         _encoder_section(comparison["encoder"]),
         "## Losses\n\n![training loss of every arm and stage](loss_curves.png)",
         "## Sample answers\n\n![images with question, truth and every arm's answer](samples.png)",
-        _closed_section(comparison["level"]),
+        _closed_section(comparison),
         _again_section(comparison),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -159,11 +159,11 @@ def _encoder_section(encoder: Mapping[str, Any]) -> str:
     )
 
 
-def _closed_section(level_name: str | None) -> str:
+def _closed_section(comparison: Mapping[str, Any]) -> str:
     """What the demo set cannot show, from the level's own definition; nothing for other data."""
-    if level_name not in LEVELS:
+    if comparison["level"] not in LEVELS:
         return ""
-    level = LEVELS[level_name]
+    level = LEVELS[comparison["level"]]
     pairs = ", ".join(f"{colour} {shape}" for colour, shape in HELD_OUT_PAIRS)
     digits = f"{level.digit_count} digit{'s' if level.digit_count > 1 else ''}"
     return (
@@ -172,9 +172,9 @@ def _closed_section(level_name: str | None) -> str:
         f"up to {level.bar_count[1]} bars, and handwritten numbers of {digits} composed from real scans, other scans "
         "for testing than for training. Questions come from templates and answers from a short list. No description of "
         "a test scene occurs in training, but its words and objects do, so a good score here is not reading or "
-        "counting in general. The rows *unseen words* and *unseen pairs* step outside: "
-        f"{len(level.unseen_words)} words ({', '.join(level.unseen_words)}) and {len(HELD_OUT_PAIRS)} colour-shape "
-        f"pairs ({pairs}) that training never shows."
+        f"counting in general. Training never shows {len(level.unseen_words)} further words "
+        f"({', '.join(level.unseen_words)}) and {len(HELD_OUT_PAIRS)} of the colour-shape pairs ({pairs}): rows named "
+        "*unseen*, where they were asked for, step outside the set."
     )
 
 

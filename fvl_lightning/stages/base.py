@@ -163,6 +163,7 @@ class WindowMeter:
 
     def __init__(self) -> None:
         self.gradient_norm: Tensor | float = 0.0
+        self._diagnostics: dict[str, Tensor]
         self._reset()
 
     def add(self, loss: TokenLoss, diagnostics: dict[str, Tensor], batch: Batch | PromptedBatch) -> None:
@@ -191,4 +192,4 @@ class WindowMeter:
         self._correct: Any = 0
         self.row_tokens = 0
         """Tokens of the rows since the last point, pads included: what the machine worked on."""
-        self._diagnostics: dict[str, Tensor] = {}
+        self._diagnostics = {}

@@ -17,6 +17,9 @@ CHILDREN = {
 }
 """Direct children of the model and the component each one belongs to: the norms around a fusion train with it."""
 
+MODES = ("frozen", "full")
+"""How a component takes part in training."""
+
 
 def component_of(name: str) -> str:
     """The component of a parameter, by its qualified name in the model."""
@@ -37,9 +40,11 @@ def set_modes(model: nn.Module, trainable: Mapping[str, str]) -> None:
 
 def resolve_trainable(defaults: Mapping[str, str], overrides: Mapping[str, str], stage: str) -> dict[str, str]:
     """What the stage says, overridden by the experiment; ConfigError for a component the stage does not have."""
-    for name in overrides:
+    for name, mode in overrides.items():
         if name not in defaults:
             raise unknown_name("component", name, defaults, f"trainable of stage {stage}")
+        if mode not in MODES:
+            raise unknown_name("mode", mode, MODES, f"trainable.{name}")
     trainable = {**defaults, **overrides}
     if all(mode == "frozen" for mode in trainable.values()):
         raise ConfigError("trainable: every component is frozen, nothing would learn")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fvl_lightning.training.weights import weights_hash
 
@@ -50,7 +50,7 @@ class FeatureCache:
 
 
 def build_feature_cache(
-    encoder: nn.Module,
+    encoder: Any,
     data: Any,
     splits: list[str],
     folder: Path,
@@ -72,7 +72,7 @@ def build_feature_cache(
     return FeatureCache(folder / key, list(encoder.specs))
 
 
-def _cache_key(encoder: nn.Module, data: Any) -> str:
+def _cache_key(encoder: Any, data: Any) -> str:
     identity = {
         "weights": weights_hash(encoder.state_dict()),
         "specs": {name: str(spec) for name, spec in encoder.specs.items()},
@@ -84,7 +84,7 @@ def _cache_key(encoder: nn.Module, data: Any) -> str:
 
 @torch.no_grad()
 def _write_split(
-    encoder: nn.Module, data: Any, split: str, target: Path, progress: Callable[[str, int, int], None]
+    encoder: Any, data: Any, split: str, target: Path, progress: Callable[[str, int, int], None]
 ) -> None:
     store = data.store(split)
     counts = [store.image_count(index) for index in range(len(store))]

@@ -58,7 +58,7 @@ class MuonAdamW(torch.optim.AdamW):
             if parameter.grad is not None:
                 by_shape.setdefault(parameter.shape, []).append(parameter)
         for shape, parameters in by_shape.items():
-            gradients = [parameter.grad for parameter in parameters]
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             momenta = [self._momentum(parameter) for parameter in parameters]
             torch._foreach_lerp_(momenta, gradients, 1 - MUON_MOMENTUM)
             nesterov = torch._foreach_lerp(gradients, momenta, MUON_MOMENTUM)
@@ -110,7 +110,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         )
         group["params"].append(parameter)
     optimizer = MuonAdamW if config.name == "muon" else torch.optim.AdamW
-    return optimizer(list(groups.values()), lr=config.learning_rate, betas=tuple(config.betas))
+    return optimizer(list(groups.values()), lr=config.learning_rate, betas=config.betas)
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:

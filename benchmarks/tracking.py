@@ -1,0 +1,105 @@
+"""What logging costs a training: time spent in the tracker per optimiser step, flushes to the store included.
+
+    python benchmarks/tracking.py
+
+A step is 90 ms of sleep (about the demo's step on two cores with cached features) and then what a stage logs: twelve
+metrics. Compared are the demo's setting (every tenth step), every step, and every step through MLflow's own log_metric,
+one call per metric. The store is a new sqlite file. Takes about a minute and a half; the table is also saved, with the
+machine it was measured on, in benchmarks/results/tracking.json.
+"""
+
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mlflow import MlflowClient
+from rich.console import Console
+from rich.table import Table
+
+from fvl_lightning.tracking.tracker import Tracker
+
+STEP_SECONDS = 0.09
+STEPS = 400
+UNBUFFERED_STEPS = 20
+METRICS = [f"train/metric_{number}" for number in range(12)]
+RESULTS = Path(__file__).parent / "results" / "tracking.json"
+
+
+def main() -> None:
+    """Measures, prints the table and saves it."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        uri = f"sqlite:///{folder}/mlflow.db"
+        rows = {
+            "buffered, every 10th step": measure_tracker(uri, every=10),
+            "buffered, every step": measure_tracker(uri, every=1),
+            "one log_metric each, every step": measure_unbuffered(uri),
+        }
+    table = Table(title=f"Cost of logging {len(METRICS)} metrics, in a step of {STEP_SECONDS * 1e3:.0f} ms")
+    for column in ("", "ms per step", "% of step", "median us", "longest ms"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, row in rows.items():
+        cells = (row["per_step_ms"], row["percent_of_step"], row["median_call_us"], row["longest_call_ms"])
+        table.add_row(name, *(f"{cell:.2f}" for cell in cells))
+    Console().print(table)
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "load_average": os.getloadavg()[0],
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    result = {"machine": machine, "step_ms": STEP_SECONDS * 1e3, "metrics": len(METRICS), "rows": rows}
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def measure_tracker(uri: str, every: int) -> dict[str, float]:
+    """Logs through the tracker on every `every`-th step; the last flush counts too."""
+    tracker = Tracker.start(uri, "benchmark", f"every {every}", {})
+    calls = []
+    for step in range(1, STEPS + 1):
+        time.sleep(STEP_SECONDS)
+        if step % every == 0:
+            values = dict.fromkeys(METRICS, torch.tensor(1.0 / step))
+            calls.append(timed(tracker.log_metrics, values, step))
+    last = timed(tracker.flush)
+    tracker.finish("FINISHED")
+    return summary(calls, (sum(calls) + last) / STEPS)
+
+
+def measure_unbuffered(uri: str) -> dict[str, float]:
+    """Logs each metric with a call of its own, as a plain MLflow script does."""
+    tracker = Tracker.start(uri, "benchmark", "unbuffered", {})
+    client = MlflowClient(tracking_uri=uri)
+    calls = []
+    for step in range(UNBUFFERED_STEPS):
+        calls += [timed(client.log_metric, tracker.run_id, key, 1.0, 0, step) for key in METRICS]
+    tracker.finish("FINISHED")
+    return summary(calls, sum(calls) / UNBUFFERED_STEPS)
+
+
+def timed(call: Callable[..., object], *arguments: object) -> float:
+    """Seconds that `call` takes."""
+    start = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - start
+
+
+def summary(calls: list[float], per_step: float) -> dict[str, float]:
+    """The row of the table, from seconds per call and per step."""
+    return {
+        "per_step_ms": per_step * 1e3,
+        "percent_of_step": 100 * per_step / STEP_SECONDS,
+        "median_call_us": statistics.median(calls) * 1e6,
+        "longest_call_ms": max(calls) * 1e3,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The report of a made-up comparison: what it says is what the numbers are."""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.text import Text
+from PIL import Image
+from rich.console import Console
+
+from fvl_lightning.evaluation.figures import accuracy_figure, answer_sheet, loss_figure, mass_figure
+from fvl_lightning.evaluation.report import markdown, rich_table, write_report
+
+KINDS = ("bars", "colour", "count", "handwritten digits", "word colour")
+ARMS = ("gated", "concat", "attention")
+CURVES = {
+    arm: {stage: [(step, 5.0 / step) for step in range(10, 60, 10)] for stage in ("pretrain", "finetune")}
+    for arm in ARMS
+}
+
+
+def scores(random: np.random.Generator) -> dict[str, Any]:
+    by_kind = {kind: float(random.uniform(0, 1)) for kind in KINDS}
+    return {"macro": sum(by_kind.values()) / len(by_kind), "overall": float(random.uniform(0, 1)), "by_kind": by_kind}
+
+
+@pytest.fixture
+def comparison() -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    prior = scores(random)
+    arms = {
+        arm: {
+            "accuracy": scores(random),
+            "image_zeroed": scores(random),
+            "image_shuffled": scores(random),
+            "prior": prior,
+            "unseen": {"test_unseen_words": scores(random), "test_unseen_pairs": scores(random)},
+            "transfer": {"medium": scores(random)},
+            "parameters": 1_234_567 + number,
+            "trainable": 765_432 + number,
+            "tokens_per_second": 5123.4,
+            "peak_memory_bytes": 800 * 2**20,
+            "seconds": 123.4,
+            "mass": {} if arm == "concat" else {"davit": 0.75, "caption": 0.25},
+            "runs": {"pretrain": f"runs/demo/{arm}/pretrain", "finetune": f"runs/demo/{arm}/finetune"},
+        }
+        for number, arm in enumerate(ARMS)
+    }
+    return {
+        "name": "demo",
+        "level": "easy",
+        "seed": 3,
+        "lineage": "frozen_encoder",
+        "encoder": {
+            "run": "runs/demo/encoder_pretrain",
+            "hash": "ab12cd34ef56",
+            "scores": {"caption_tokens": 0.94, "words": 0.99, "boxes": 0.97},
+            "seconds": 181.2,
+        },
+        "machine": {"processor": "x86_64", "cores": 2},
+        "arms": arms,
+    }
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[dict[str, Any]]:
+    """One picture as an array, one as a file."""
+    Image.new("RGB", (64, 64), "navy").save(tmp_path / "picture.png")
+    answers = {"gated": "Red.", "concat": "blue", "attention": ""}
+    question = {"question": "what colour is the star?", "truth": "red", "answers": answers}
+    array = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    return [{"image": array, **question}, {"image": tmp_path / "picture.png", **question}]
+
+
+def cells(text: str, title: str) -> dict[str, list[str]]:
+    """{first cell: other cells} of the Markdown table under a title."""
+    section = text.split(f"## {title}")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_files_are_whole(comparison: dict[str, Any], samples: list[dict[str, Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "demo"
+    for _ in range(2):
+        write_report(comparison | {"samples": samples}, CURVES, folder)
+    names = ["comparison.json", "comparison.png", "loss_curves.png", "report.md", "samples.png"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert json.loads((folder / "comparison.json").read_text()) == comparison
+    for link in re.findall(r"\]\(([^)]+)\)", (folder / "report.md").read_text()):
+        assert (folder / link).is_file()
+    for name in ("comparison.png", "loss_curves.png", "samples.png"):
+        pixels = np.asarray(Image.open(folder / name).convert("RGB"))
+        assert pixels.shape[0] > 200
+        assert pixels.shape[1] > 700
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_numbers_of_the_report_are_those_of_the_json(comparison: dict[str, Any]) -> None:
+    text = markdown(comparison)
+    table = cells(text, "Accuracy on the test split, level easy")
+    assert table.pop("kind") == [*ARMS, "prior"]
+    columns = [*(comparison["arms"][arm]["accuracy"] for arm in ARMS), comparison["arms"]["gated"]["prior"]]
+    assert table.pop("macro average") == [f"{column['macro']:.3f}" for column in columns]
+    assert table.pop("all questions") == [f"{column['overall']:.3f}" for column in columns]
+    assert table == {kind: [f"{column['by_kind'][kind]:.3f}" for column in columns] for kind in KINDS}
+
+    medium = cells(text, "Accuracy on level medium, never trained on")
+    assert medium["colour"] == [
+        f"{comparison['arms'][arm]['transfer']['medium']['by_kind']['colour']:.3f}" for arm in ARMS
+    ]
+    controls = cells(text, "Controls, macro average")
+    assert controls["image zeroed"] == [f"{comparison['arms'][arm]['image_zeroed']['macro']:.3f}" for arm in ARMS]
+    assert controls["unseen words"] == [
+        f"{comparison['arms'][arm]['unseen']['test_unseen_words']['macro']:.3f}" for arm in ARMS
+    ]
+    price = cells(text, "Price")
+    assert price["parameters"] == ["1,234,567", "1,234,568", "1,234,569"]
+    assert price["peak memory (MiB)"] == ["800"] * 3
+    assert cells(text, "Share of each source")["davit"] == ["0.750", "-", "0.750"]
+
+
+def test_the_report_says_what_it_must(comparison: dict[str, Any]) -> None:
+    text = markdown(comparison)
+    for words in (
+        "One seed ranks nothing",
+        "no winner is named",
+        "`frozen_encoder`",
+        "`ab12cd34ef56`",
+        "16 words, 6 colours x 4 shapes",
+        "caption tokens 0.940, words 0.990, boxes 0.970",
+        "fvl ui",
+        "fvl evaluate runs/demo/gated/finetune",
+    ):
+        assert words in text
+
+
+def test_what_is_optional_may_be_missing(comparison: dict[str, Any]) -> None:
+    comparison["level"] = None
+    for entry in comparison["arms"].values():
+        entry.pop("transfer")
+        entry.pop("unseen")
+        entry["mass"] = {}
+    text = markdown(comparison)
+    for words in ("medium", "unseen", "closed", "Share of", "None"):
+        assert words not in text
+
+
+def test_numbers_that_json_does_not_have(
+    comparison: dict[str, Any], samples: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    comparison["arms"]["gated"]["mass"]["davit"] = float("nan")
+    write_report(comparison | {"samples": samples}, CURVES, tmp_path)
+    kept = json.loads((tmp_path / "comparison.json").read_text(), parse_constant=pytest.fail)
+    assert kept["arms"]["gated"]["mass"]["davit"] is None
+
+
+def test_tables_fit_a_terminal_and_keep_the_order(comparison: dict[str, Any]) -> None:
+    stream = io.StringIO()
+    for table in rich_table(comparison):
+        Console(file=stream, width=80).print(table)
+    text = stream.getvalue()
+    assert "…" not in text
+    assert re.search(r"kind\W+gated\W+concat\W+attention\W+prior", text)
+    assert f"{comparison['arms']['concat']['accuracy']['macro']:.3f}" in text
+
+
+def test_answers_are_marked(samples: list[dict[str, Any]]) -> None:
+    figure = answer_sheet(samples)
+    texts = {text.get_text(): text.get_color() for text in figure.findobj(Text)}
+    right, wrong = texts["✓ gated: Red."], texts["✗ concat: blue"]
+    assert right != wrong
+    assert texts["✗ attention: (nothing)"] == wrong
+
+
+def test_figures_of_many_arms(comparison: dict[str, Any]) -> None:
+    first = comparison["arms"]["gated"]
+    many = comparison | {"arms": {f"arm {number}": first for number in range(9)}}
+    [by_kind, controls] = accuracy_figure(many).axes
+    assert len(by_kind.patches) == 9 * len(KINDS)
+    assert [patch.get_height() for patch in controls.patches[:3]] == [
+        first[field]["macro"] for field in ("accuracy", "image_shuffled", "image_zeroed")
+    ]
+
+
+def test_curves() -> None:
+    figure = loss_figure(CURVES)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["pretrain", "finetune"]
+    [*_, last] = figure.axes[0].lines
+    assert list(last.get_xdata()) == [10, 20, 30, 40, 50]
+    masses = {arm: {"davit": [(10, 0.7), (20, 0.6)], "caption": [(10, 0.3), (20, 0.4)]} for arm in ARMS[:2]}
+    assert [axes.get_title(loc="left") for axes in mass_figure(masses).axes] == list(ARMS[:2])
+    assert loss_figure({}).texts[0].get_text() == "nothing was logged"
