@@ -26,8 +26,11 @@ class DemoData(ShardsData):
         level: str = "easy"
         """easy, medium or hard: how many and how small the things in a picture are, and what is asked."""
         train_images: int = COUNTS["train"]
+        """Images in the split `train`."""
         validation_images: int = COUNTS["validation"]
+        """Images in the split `validation`."""
         test_images: int = COUNTS["test"]
+        """Images in the split `test`."""
         unseen_images: int = COUNTS[UNSEEN_WORDS]
         """Images in each of the two test sets of unseen words and unseen colour-shape pairs."""
         seed: int = 0

@@ -89,7 +89,7 @@ def build_stage(experiment: ExperimentConfig, device: str = "cpu") -> Stage:
 
 def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any]]:
     """Loads the weights of earlier runs into the model; returns what came from where."""
-    parents = []
+    parents: list[dict[str, Any]] = []
     for reference in experiment.init_from:
         run = RunFolder.open(reference)
         components = load_components(stage.model, run.model)

@@ -18,7 +18,7 @@ class DataError(UserError):
 
 def nearest(value: str, allowed: Iterable[str]) -> str | None:
     """The allowed name most like `value`, or None where none is alike."""
-    matches = get_close_matches(value, list(allowed), n=1, cutoff=0.6)
+    matches = get_close_matches(value, list(allowed), n=1, cutoff=0.5)
     return matches[0] if matches else None
 
 

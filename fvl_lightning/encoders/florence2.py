@@ -27,6 +27,7 @@ from transformers.models.bart.modeling_bart import BartDecoder, BartEncoder
 from transformers.models.florence2.modeling_florence2 import (
     Florence2MultiModalProjector,
     Florence2VisionBackbone,
+    Florence2VisionPositionalEmbeddingCosine1D,
 )
 
 from fvl_lightning.core.errors import ConfigError
@@ -103,7 +104,8 @@ class Florence2Encoder(Encoder):
         _check_sources(config)
         model = config.model
         tokenizer_source = config.tokenizer or config.pretrained
-        if config.prompt_ids and model:
+        tasks = [name for name in config.sources if not _is_depth(name)]
+        if model and all(task in config.prompt_ids for task in tasks) and (tasks or tokenizer_source is None):
             return config
         if tokenizer_source is None:
             raise ConfigError("encoder.tokenizer: the prompts need a tokenizer; name its hub id or folder")
@@ -119,7 +121,6 @@ class Florence2Encoder(Encoder):
         if not config.pretrained:
             model = _with_vocabulary(model, tokenizer)
         texts = RELEASED_PROMPTS | config.prompts
-        tasks = [name for name in config.sources if not _is_depth(name)]
         prompt_ids = {task: config.prompt_ids.get(task) or tokenizer(texts[task]).input_ids for task in tasks}
         return dataclasses.replace(config, model=model, prompt_ids=prompt_ids)
 
@@ -145,13 +146,12 @@ class Florence2Encoder(Encoder):
         """Initialises a module that no transformers model beneath this one owns (the projector and what it holds)."""
         PreTrainedModel._init_weights(self.vision_tower, module)
         position: Any = self.image_projector.image_position_embed
-        frames: Any = self.image_projector.visual_temporal_embed
         if self.config.position_std is not None and module in (position.row_embeddings, position.column_embeddings):
             init.normal_(module.weight, std=self.config.position_std)
-        if module is frames:
-            sine, cosine = frames.get_sinusoid_embeddings(frames.max_seq_len, frames.embed_dim)
+        if isinstance(module, Florence2VisionPositionalEmbeddingCosine1D):
+            sine, cosine = module.get_sinusoid_embeddings(module.max_seq_len, module.embed_dim)
             table = torch.stack([sine, cosine], dim=-1).flatten(1)  # interleaved: sine on even channels
-            init.copy_(frames.pos_idx_to_embed, table if self.config.temporal_embedding else torch.zeros_like(table))
+            init.copy_(module.pos_idx_to_embed, table if self.config.temporal_embedding else torch.zeros_like(table))
 
     def blocks(self) -> list[nn.Module]:
         """DaViT's blocks, then the layers of the text encoder and of the decoder."""

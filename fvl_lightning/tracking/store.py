@@ -6,6 +6,7 @@ MLflow itself is imported inside the functions, since its import takes seconds a
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -76,7 +77,7 @@ def open_store(uri: str, experiment: str) -> str:
 
 
 def serve_ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> None:
-    """Serves MLflow's web interface on an sqlite store until interrupted (Ctrl-C).
+    """Serves MLflow's web interface on an sqlite store until interrupted (Ctrl-C or SIGTERM); for the main thread.
 
     Args:
         uri: `sqlite:///<file>` of a store that exists.
@@ -96,14 +97,8 @@ def serve_ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> None:
     _check_port(host, port)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
     command += ["--host", host, "--port", str(port), "--artifacts-destination", str(file.parent / "mlartifacts")]
-    server = subprocess.Popen(command)
-    try:
-        code = server.wait()
-    except KeyboardInterrupt:
-        return
-    finally:
-        server.terminate()
-        server.wait()
+    command += ["--uvicorn-opts", "--no-access-log"]
+    code = _run_until_interrupted(command)
     if code:
         raise DataError(f"the MLflow server on {uri} ended with code {code}, its own messages stand above")
 
@@ -207,3 +202,21 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
     except (OSError, OverflowError) as error:
         raise DataError(f"port {port} on {host} cannot be used ({error}), choose another one") from None
+
+
+def _run_until_interrupted(command: list[str]) -> int:
+    """Runs a server and its children; its exit code, or 0 after Ctrl-C or SIGTERM."""
+    # MLflow would start a handful of workers for jobs that this kit never gives it.
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # In a session of its own Ctrl-C does not reach it, so that it is ended in order rather than in a hail of traces.
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+        signal.signal(signal.SIGTERM, before)

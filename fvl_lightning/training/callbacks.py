@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
@@ -89,7 +90,7 @@ class StepProgress(Callback):
         self._progress.stop()
 
 
-class Checkpoints(Callback):
+class Checkpoints(Checkpoint):
     """Writes `path` every `every` optimiser steps and when asked to stop; Lightning writes beside and renames.
 
     The first Ctrl-C asks: the step under way is finished and saved. A second one stops at once.
@@ -116,6 +117,8 @@ class Checkpoints(Callback):
         if due or (self.interrupted and step != self._last_step):
             trainer.save_checkpoint(self.path)
             self._last_step = step
+            for run_logger in trainer.loggers:
+                run_logger.after_save_checkpoint(self)  # what is logged is never behind what a resume starts from
         if self.interrupted:
             trainer.should_stop = True
 

@@ -1,0 +1,480 @@
+"""What every component of a slot must do, as functions over a class: a component of your own can be checked too.
+
+    from tests.contracts.checks import check_fusion
+    check_fusion(MyFusion)                      # every contract of the slot, with the default Config
+    check_fusion(MyFusion, MyFusion.Config(dim=8))
+
+`SLOT_CHECKS[slot]` lists the single contracts, each a function of a factory () -> component.
+"""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fvl_lightning.core import registry
+from fvl_lightning.core.types import FeatureSpec, FusionOutput
+from fvl_lightning.modeling.initialization import initialize
+from tests.tiny_models import LLAMA, Holder, encoder_config, initialized, named_tensors, pixels
+
+Factory = Callable[[], Any]
+"""Builds the component of a contract, on whatever device is the default one."""
+IMAGES = 3
+BRAND_NEW = 17
+"""A seed that no contract initialises with otherwise."""
+
+TINY: dict[str, dict[str, list[dict[str, Any]]]] = {
+    "encoder": {
+        "florence2": [
+            dataclasses.asdict(encoder_config()),
+            dataclasses.asdict(
+                encoder_config(
+                    sources=["davit_stage_1", "grounding", "davit", "davit_stage_2", "ocr"],
+                    pooled_token="keep",
+                    prompt_pads="attend",
+                    temporal_embedding=False,
+                    position_std=0.5,
+                )
+            ),
+        ],
+    },
+    "fusion": {
+        "attention": [{}, {"query": "learned", "heads": 2}, {"dim": 8}],
+        "gated": [{}, {"gate": "sigmoid"}, {"dim": 6}],
+        "mean": [{}, {"dim": 6}],
+        "token_concat": [{}, {"dim": 6}],
+    },
+    "projector": {"mlp": [{}, {"depth": 1}, {"depth": 2, "hidden": 5}]},
+    "language_model": {
+        "causal": [
+            {"model": LLAMA},
+            {"model": {**LLAMA, "tie_word_embeddings": False, "model_type": "qwen2"}},
+        ],
+    },
+}
+"""Fields of small Configs by slot and name, more than one where options change what is built; {} otherwise."""
+
+
+def tiny_configs(slot: str, name: str) -> list[dict[str, Any]]:
+    """Fields of the Configs with which a registered component is checked."""
+    return TINY[slot].get(name, [{}])
+
+
+def factory(slot: str, component: type[Any], config: Any = None) -> Factory:
+    """() -> an uninitialised component of `slot`, from `config` or else the default one."""
+    return FACTORIES[slot](component, component.Config() if config is None else config)
+
+
+def check_encoder(component: type[Any], config: Any = None) -> None:
+    """Every contract of an encoder."""
+    _check("encoder", component, config)
+
+
+def check_fusion(component: type[Any], config: Any = None) -> None:
+    """Every contract of a fusion."""
+    _check("fusion", component, config)
+
+
+def check_projector(component: type[Any], config: Any = None) -> None:
+    """Every contract of a projector."""
+    _check("projector", component, config)
+
+
+def check_language_model(component: type[Any], config: Any = None) -> None:
+    """Every contract of a language model."""
+    _check("language_model", component, config)
+
+
+def _check(slot: str, component: type[Any], config: Any) -> None:
+    for contract in SLOT_CHECKS[slot]:
+        contract(factory(slot, component, config))
+
+
+# How each slot is built and called.
+
+
+def source_specs(*dims: int) -> dict[str, FeatureSpec]:
+    """Sources of these widths: a pooled token and a map of 2 x 3."""
+    return {f"source_{k}": FeatureSpec(7, dim, (2, 3)) for k, dim in enumerate(dims)}
+
+
+def source_features(specs: dict[str, FeatureSpec], seed: int = 0) -> dict[str, Tensor]:
+    """Seeded features of `IMAGES` images."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(IMAGES, spec.tokens, spec.dim, generator=generator) for name, spec in specs.items()}
+
+
+def _encoder(component: type[Any], config: Any) -> Factory:
+    return lambda: component(component.resolve(config))
+
+
+def _fusion(component: type[Any], config: Any, specs: dict[str, FeatureSpec] | None = None) -> Factory:
+    return lambda: component(config, source_specs(8, 12, 16, 8) if specs is None else specs)
+
+
+def _projector(component: type[Any], config: Any) -> Factory:
+    return lambda: component(config, FeatureSpec(7, 10, (2, 3)), 6)
+
+
+def _language_model(component: type[Any], config: Any) -> Factory:
+    return lambda: component(component.resolve(config))
+
+
+FACTORIES: dict[str, Callable[..., Factory]] = {
+    "encoder": _encoder,
+    "fusion": _fusion,
+    "projector": _projector,
+    "language_model": _language_model,
+}
+
+
+def run_encoder(encoder: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The sources of three images."""
+    return list(encoder(pixels(IMAGES, size=encoder.image_size).to(dtype)).values())
+
+
+def run_fusion(fusion: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The fused features of three images."""
+    sources = source_features(fusion.sources)
+    return [fusion({name: x.to(dtype) for name, x in sources.items()}).features]
+
+
+def run_projector(projector: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The image tokens of three images."""
+    return [projector(source_features({"features": FeatureSpec(7, 10, (2, 3))})["features"].to(dtype))]
+
+
+def run_language_model(language_model: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Hidden states and logits of two rows, images left out; the token table in `dtype` sets what goes in."""
+    hidden = language_model(language_model.embed(token_rows())).last_hidden_state
+    return [hidden, language_model.logits(hidden)]
+
+
+def token_rows() -> Tensor:
+    """Two rows of small token ids [2, 6]."""
+    return torch.randint(4, 30, (2, 6), generator=torch.Generator().manual_seed(0))
+
+
+RUNS: dict[str, Callable[..., list[Tensor]]] = {
+    "encoder": run_encoder,
+    "fusion": run_fusion,
+    "projector": run_projector,
+    "language_model": run_language_model,
+}
+
+
+# Contracts of every slot.
+
+
+def gradient_reaches_each_parameter(slot: str, build: Factory) -> None:
+    """A backward pass leaves a finite gradient at each parameter, and one that is not zero at each matrix.
+
+    A vector may have a gradient of zero for a reason: the softmax of attention does not see the bias of its keys.
+    """
+    component = initialized(slot, build()).train()
+    if not any(True for _ in component.parameters()):
+        return
+    outputs = RUNS[slot](component)
+    torch.manual_seed(1)
+    sum((out * torch.randn_like(out)).sum() for out in outputs).backward()
+    for name, parameter in component.named_parameters():
+        assert parameter.grad is not None, f"no gradient reaches {name}"
+        assert parameter.grad.isfinite().all(), f"the gradient of {name} is not finite"
+        assert parameter.ndim < 2 or parameter.grad.count_nonzero(), f"the gradient of the matrix {name} is zero"
+
+
+def bfloat16_stays_bfloat16(slot: str, build: Factory) -> None:
+    """In bfloat16 the forward pass runs, is finite, and returns bfloat16."""
+    component = initialized(slot, build()).to(torch.bfloat16).eval()
+    for output in RUNS[slot](component, torch.bfloat16):
+        assert output.dtype == torch.bfloat16, f"returns {output.dtype}"
+        assert output.isfinite().all()
+
+
+def builds_without_memory(slot: str, build: Factory) -> None:
+    """Under the meta device every parameter and buffer is a shape alone."""
+    with torch.device("meta"):
+        component = build()
+    allocated = [name for name, tensor in named_tensors(component) if not tensor.is_meta]
+    assert not allocated, f"allocated on the meta device: {allocated}"
+
+
+def initialises_after_a_meta_build(slot: str, build: Factory) -> None:
+    """meta -> to_empty -> initialize sets every value there is, to the bits of a CPU build of the same seed."""
+    reference = Holder(slot, build())
+    initialize(reference, seed=5)
+    with torch.device("meta"):
+        holder = Holder(slot, build())
+    holder.to_empty(device="cpu")
+    _tie(holder)
+    for _, tensor in named_tensors(holder):
+        tensor.data.fill_(float("nan") if tensor.is_floating_point() else -7)
+    initialize(holder, seed=5)
+    expected = dict(named_tensors(reference))
+    found = dict(named_tensors(holder))
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), f"{name} differs from the CPU build of the same seed"
+
+
+def initialisation_is_the_seeds(slot: str, build: Factory) -> None:
+    """Another seed gives other weights, the same one the same, whatever was drawn before."""
+    one, other = initialized(slot, build(), seed=1), initialized(slot, build(), seed=2)
+    torch.manual_seed(99)
+    again = initialized(slot, build(), seed=1)
+    for name, parameter in one.named_parameters():
+        assert torch.equal(parameter, again.get_parameter(name)), f"{name} depends on more than the seed"
+    matrices = [name for name, parameter in one.named_parameters() if parameter.ndim > 1]
+    same = [name for name in matrices if torch.equal(one.get_parameter(name), other.get_parameter(name))]
+    assert not same, f"matrices that no seed changes: {same}"
+
+
+def state_round_trip(slot: str, build: Factory) -> None:
+    """What state_dict() saves is all it takes to compute the same, bit for bit."""
+    component = initialized(slot, build(), seed=0).eval()
+    copy = initialized(slot, build(), seed=BRAND_NEW).eval()
+    copy.load_state_dict({name: tensor.clone() for name, tensor in component.state_dict().items()})
+    with torch.no_grad():
+        for one, other in zip(RUNS[slot](component), RUNS[slot](copy), strict=True):
+            assert torch.equal(one, other)
+
+
+def deterministic_in_eval_mode(slot: str, build: Factory) -> None:
+    """Two forward passes of the same input give the same bits, whatever the state of the random numbers."""
+    component = initialized(slot, build()).eval()
+    with torch.no_grad():
+        torch.manual_seed(1)
+        first = RUNS[slot](component)
+        torch.manual_seed(2)
+        second = RUNS[slot](component)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+
+
+def has_blocks(slot: str, build: Factory) -> None:
+    """blocks() names modules of the component, each once: the units of sharding."""
+    component = build()
+    blocks = component.blocks()
+    assert blocks, "blocks() is empty"
+    assert len({id(block) for block in blocks}) == len(blocks), "a block is named twice"
+    inside = {id(module) for module in component.modules()}
+    assert all(id(block) in inside for block in blocks), "blocks() names a module that is not the component's"
+    assert all(any(True for _ in block.parameters()) for block in blocks), "a block has no parameters"
+
+
+def _tie(module: nn.Module) -> None:
+    for child in module.modules():
+        if hasattr(child, "tie_weights"):
+            child.tie_weights()
+
+
+# Contracts of one slot.
+
+
+def encoder_shapes(build: Factory) -> None:
+    """Sources come in the declared order and shapes."""
+    encoder = initialized("encoder", build()).eval()
+    with torch.no_grad():
+        sources = encoder(pixels(IMAGES, size=encoder.image_size))
+    assert list(sources) == list(encoder.specs)
+    for name, spec in encoder.specs.items():
+        assert tuple(sources[name].shape) == (IMAGES, spec.tokens, spec.dim), name
+        assert spec.prefix >= 0, name
+
+
+def encoder_declares_pixels(build: Factory) -> None:
+    """Size, mean and std are what images are prepared with."""
+    encoder = build()
+    assert encoder.image_size > 0
+    assert len(encoder.mean) == len(encoder.std) == 3
+    assert all(0 <= mean <= 1 for mean in encoder.mean)
+    assert all(0 < std <= 1 for std in encoder.std)
+    assert all(isinstance(task, str) for task in encoder.tasks)
+
+
+def encoder_images_are_apart(build: Factory) -> None:
+    """An image's features do not depend on the images beside it, to 1e-10 in float64."""
+    encoder = initialized("encoder", build()).double().eval()
+    images = pixels(IMAGES, size=encoder.image_size).double()
+    with torch.no_grad():
+        together, alone = encoder(images), encoder(images[1:2])
+    for name, feature in alone.items():
+        torch.testing.assert_close(feature, together[name][1:2], atol=1e-10, rtol=0)
+
+
+def fusion_shapes(build: Factory) -> None:
+    """Four sources of three widths: the declared shape is the real one."""
+    _fusion_shape(initialized("fusion", build()).eval())
+
+
+def fusion_of_one_source(build: Factory) -> None:
+    """A single source is fused too."""
+    _fusion_shape(initialized("fusion", _with_specs(build, source_specs(8))).eval())
+
+
+def fusion_of_one_width(build: Factory) -> None:
+    """Four sources of one width, the usual case."""
+    _fusion_shape(initialized("fusion", _with_specs(build, source_specs(8, 8, 8, 8))).eval())
+
+
+def fusion_reads_every_source(build: Factory) -> None:
+    """A gradient reaches every source, so none is dropped in silence."""
+    fusion = initialized("fusion", build()).train()
+    sources = {name: x.requires_grad_() for name, x in source_features(fusion.sources).items()}
+    features = fusion(sources).features
+    torch.manual_seed(1)
+    (features * torch.randn_like(features)).sum().backward()
+    for name, source in sources.items():
+        assert source.grad is not None, f"{name} has no part in the output"
+        assert source.grad.count_nonzero(), f"{name} has no part in the output"
+
+
+def fusion_diagnostics(build: Factory) -> None:
+    """Diagnostics are detached; the masses are scalars in [0, 1], of all sources or of none, and sum to one."""
+    fusion = initialized("fusion", build()).train()
+    diagnostics = fusion(source_features(fusion.sources)).diagnostics
+    assert not [name for name, value in diagnostics.items() if value.requires_grad], "diagnostics hold the graph"
+    masses = {name.removeprefix("mass/"): value for name, value in diagnostics.items() if name.startswith("mass/")}
+    if masses:
+        assert list(masses) == list(fusion.sources)
+        values = torch.stack(list(masses.values()))
+        assert values.ndim == 1
+        assert bool(((values >= 0) & (values <= 1)).all()), masses
+        assert abs(float(values.sum()) - 1) < 1e-5, masses
+
+
+def _with_specs(build: Factory, specs: dict[str, FeatureSpec]) -> Any:
+    built = build()
+    return type(built)(built.config, specs)
+
+
+def _fusion_shape(fusion: nn.Module) -> None:
+    with torch.no_grad():
+        output = fusion(source_features(fusion.sources))
+    assert isinstance(output, FusionOutput)
+    spec = fusion.output
+    assert tuple(output.features.shape) == (IMAGES, spec.tokens, spec.dim)
+    assert spec.grid is None or spec.prefix >= 0
+
+
+def projector_shapes(build: Factory) -> None:
+    """As many tokens as declared, of the language model's width."""
+    projector = initialized("projector", build()).eval()
+    with torch.no_grad():
+        (output,) = run_projector(projector)
+    assert tuple(output.shape) == (IMAGES, projector.tokens, 6)
+
+
+def language_model_shapes(build: Factory) -> None:
+    """Embeddings and hidden states have the declared width, logits a column for every token of the table."""
+    language_model = initialized("language_model", build()).eval()
+    with torch.no_grad():
+        embeddings = language_model.embed(token_rows())
+        hidden, logits = run_language_model(language_model)
+    assert tuple(embeddings.shape) == tuple(hidden.shape) == (2, 6, language_model.dim)
+    assert tuple(logits.shape[:2]) == (2, 6)
+    assert logits.shape[2] > int(token_rows().max())
+
+
+def language_model_is_causal(build: Factory) -> None:
+    """What comes later changes nothing before it, to 1e-10 in float64; it does change itself."""
+    language_model = initialized("language_model", build()).double().eval()
+    changed = token_rows()
+    changed[:, 4] += 1
+    with torch.no_grad():
+        one = language_model(language_model.embed(token_rows())).last_hidden_state
+        other = language_model(language_model.embed(changed)).last_hidden_state
+    torch.testing.assert_close(one[:, :4], other[:, :4], atol=1e-10, rtol=0)
+    assert not torch.allclose(one[:, 4:], other[:, 4:], atol=1e-3)
+
+
+_EVERYWHERE = (
+    gradient_reaches_each_parameter,
+    bfloat16_stays_bfloat16,
+    builds_without_memory,
+    initialises_after_a_meta_build,
+    initialisation_is_the_seeds,
+    state_round_trip,
+    deterministic_in_eval_mode,
+)
+
+
+def _of_slot(slot: str, *contracts: Callable[[Factory], None], blocks: bool = False) -> list[Callable[..., None]]:
+    return [*contracts, *(partial(contract, slot) for contract in (*_EVERYWHERE, *((has_blocks,) if blocks else ())))]
+
+
+SLOT_CHECKS: dict[str, list[Callable[[Factory], None]]] = {
+    "encoder": _of_slot("encoder", encoder_shapes, encoder_declares_pixels, encoder_images_are_apart, blocks=True),
+    "fusion": _of_slot(
+        "fusion",
+        fusion_shapes,
+        fusion_of_one_source,
+        fusion_of_one_width,
+        fusion_reads_every_source,
+        fusion_diagnostics,
+    ),
+    "projector": _of_slot("projector", projector_shapes),
+    "language_model": _of_slot("language_model", language_model_shapes, language_model_is_causal, blocks=True),
+}
+"""The contracts of each slot of the model, functions of a factory."""
+
+
+# How a component is written down.
+
+CLASS_ENDINGS = {
+    "encoder": "Encoder",
+    "fusion": "Fusion",
+    "projector": "Projector",
+    "language_model": "LanguageModel",
+    "stage": "Stage",
+    "data": "Data",
+}
+"""How the classes of a slot are named after their stem."""
+
+
+def check_documented(component: type[Any]) -> None:
+    """The class, its Config and every field of the Config say what they are; a Config is a dataclass."""
+    assert dataclasses.is_dataclass(component.Config), f"{component.__name__}.Config is no dataclass"
+    assert component.__doc__, f"{component.__name__} has no docstring"
+    own = [base for base in component.Config.__mro__ if dataclasses.is_dataclass(base)]
+    for config in own:
+        class_docstring, documented = _field_docstrings(config)
+        assert class_docstring, f"{config.__qualname__} has no docstring"
+        annotated = set(config.__annotations__)
+        assert annotated == documented, f"{config.__qualname__}: no docstring under {sorted(annotated - documented)}"
+
+
+def check_naming(slot: str, name: str) -> None:
+    """Registered name, file name and the stem of the class are one: "gated", gated.py, GatedFusion."""
+    component = registry.component(slot, name)
+    path = Path(inspect.getfile(component))
+    assert name in (path.stem, path.parent.name), f"{slot} '{name}' is registered in {path.name}"
+    stem, ending = component.__name__, CLASS_ENDINGS[slot]
+    assert stem.endswith(ending), f"{stem} does not end in {ending}"
+    assert stem.removesuffix(ending).lower() == name.replace("_", ""), f"{slot} '{name}' is filled by {stem}"
+
+
+def _field_docstrings(config: type[Any]) -> tuple[str | None, set[str]]:
+    """The docstring of a dataclass, and the names of its fields with a docstring under them."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    documented = set()
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and _is_text(following):
+            documented.add(statement.target.id)
+    return ast.get_docstring(body), documented
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
