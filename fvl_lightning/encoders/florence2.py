@@ -175,12 +175,22 @@ class Florence2Encoder(Encoder):
         return {name: features[name][:, first:] for name in self.specs}
 
     def decode(self, images: Tensor, targets: Tensor) -> Tensor:
-        """The decoder's hidden states under teacher forcing: [I, 3, P, P], [I, T, L] -> [I, T, L, D]."""
+        """The decoder's hidden states under teacher forcing: [I, 3, P, P], [I, T, L] -> [I, T, L, D].
+
+        Each task is decoded to its own longest target, 0 behind it: a word is a tenth of a list of boxes.
+        """
         states, mask = self._read(self.image_projector(self.vision_tower(images).last_hidden_state))
-        rows = targets.flatten(0, 1).masked_fill(targets.flatten(0, 1) == IGNORE_INDEX, self.pad_id)
-        start = torch.full_like(rows[:, :1], self._start_id)
-        hidden = self._decoder(torch.cat([start, rows[:, :-1]], dim=1), states.flatten(0, 1), mask)
-        return hidden.unflatten(0, targets.shape[:2])
+        masks = [None] * len(self.tasks) if mask is None else mask.unflatten(0, states.shape[:2]).unbind(1)
+        length = targets.shape[-1]
+        longest = (targets != IGNORE_INDEX).sum(-1).amax(0).tolist()
+        start = torch.full_like(targets[:, 0, :1], self._start_id)
+        hidden = []
+        for task, end in enumerate(longest):
+            rows = targets[:, task, : max(1, end)]
+            rows = rows.masked_fill(rows == IGNORE_INDEX, self.pad_id)
+            decoded = self._decoder(torch.cat([start, rows[:, :-1]], dim=1), states[:, task], masks[task])
+            hidden.append(nn.functional.pad(decoded, (0, 0, 0, length - rows.shape[1])))
+        return torch.stack(hidden, dim=1)
 
     @torch.no_grad()
     def write(self, images: Tensor, max_tokens: int) -> Tensor:
@@ -255,6 +265,8 @@ def _is_depth(source: str) -> bool:
 
 def _check_sources(config: Florence2Encoder.Config) -> None:
     known = ["davit", "davit_stage_<k>", *(RELEASED_PROMPTS | config.prompts)]
+    if not config.sources:
+        raise ConfigError(f"encoder.sources: there is none, name at least one of {', '.join(known)}")
     for name in config.sources:
         if not _is_depth(name) and name not in RELEASED_PROMPTS | config.prompts:
             raise ConfigError(

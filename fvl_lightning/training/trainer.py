@@ -23,7 +23,7 @@ def build_trainer(config: TrainerConfig, folder: Path, loggers: list[Logger], ca
         use_distributed_sampler=False,
         logger=loggers,
         callbacks=callbacks,
-        enable_checkpointing=False,
+        enable_checkpointing=True,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,

@@ -1,0 +1,331 @@
+"""The bank of features and the decoder beside it, on a tower of two stages and prompts of three lengths."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Florence2Config, Florence2ForConditionalGeneration
+
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.prompts import RELEASED_PROMPTS
+from fvl_lightning.core.types import IGNORE_INDEX, FeatureSpec
+from fvl_lightning.encoders.florence2 import Florence2Encoder
+from tests.tiny_models import (
+    FLORENCE2,
+    PAD,
+    PROMPT_IDS,
+    encoder_config,
+    initialized,
+    pixels,
+    prompted,
+    tiny_encoder,
+    tiny_tokenizer,
+)
+
+FLOAT64 = 1e-10
+TASKS = ["caption", "ocr", "grounding"]
+
+
+def close(found: Tensor, wanted: Tensor, tolerance: float = FLOAT64) -> None:
+    torch.testing.assert_close(found, wanted, atol=tolerance, rtol=0)
+
+
+def sources_of(images: Tensor, **changes: Any) -> dict[str, Tensor]:
+    """The features in float64; encoders of the same seed share their weights whatever their sources."""
+    with torch.no_grad():
+        return tiny_encoder(**changes).double()(images.double())
+
+
+# Features.
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_prompts_together_are_prompts_alone(task: str) -> None:
+    """The pads that make three prompts one batch change nothing."""
+    images = pixels(3)
+    together = sources_of(images, sources=["davit", *TASKS])
+    alone = sources_of(images, sources=[task], prompt_ids={task: PROMPT_IDS[task]})
+    close(alone[task], together[task])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_attended_pads_are_words(task: str) -> None:
+    """`attend`: a shorter prompt with its pads is a prompt that has the pads written in it."""
+    images = pixels(2)
+    written = PROMPT_IDS[task] + [PAD] * (6 - len(PROMPT_IDS[task]))
+    together = sources_of(images, sources=TASKS, prompt_pads="attend")
+    alone = sources_of(images, sources=[task], prompt_ids={task: written})
+    close(alone[task], together[task])
+
+
+def test_attending_to_pads_matters_to_shorter_prompts_only() -> None:
+    images = pixels(2)
+    attended = sources_of(images, sources=TASKS, prompt_pads="attend")
+    masked = sources_of(images, sources=TASKS, prompt_pads="mask")
+    close(attended["caption"], masked["caption"])
+    for task in ("ocr", "grounding"):
+        assert float((attended[task] - masked[task]).abs().max()) > 1e-3, task
+
+
+def test_sources_come_in_the_order_of_the_configuration() -> None:
+    order = ["ocr", "davit_stage_2", "caption", "davit", "davit_stage_1"]
+    mixed, plain = sources_of(pixels(2), sources=order), sources_of(pixels(2), sources=sorted(order))
+    assert list(mixed) == order
+    for name in order:
+        close(mixed[name], plain[name])
+    close(mixed["davit"], sources_of(pixels(2), sources=["davit"])["davit"])
+
+
+def test_specs_say_grids_and_widths() -> None:
+    sources = ["davit", "davit_stage_1", "davit_stage_2", "ocr"]
+    kept = tiny_encoder(sources=sources, pooled_token="keep").specs
+    assert kept == {
+        "davit": FeatureSpec(5, 16, (2, 2)),
+        "davit_stage_1": FeatureSpec(17, 8, (4, 4)),
+        "davit_stage_2": FeatureSpec(5, 16, (2, 2)),
+        "ocr": FeatureSpec(5, 16, (2, 2)),
+    }
+    dropped = tiny_encoder(sources=sources).specs
+    assert {name: (spec.tokens, spec.prefix) for name, spec in dropped.items()} == {
+        "davit": (4, 0), "davit_stage_1": (16, 0), "davit_stage_2": (4, 0), "ocr": (4, 0)
+    }
+
+
+def test_a_stage_is_the_output_of_its_last_block() -> None:
+    """Row-major, mean first; stage 2 has two blocks, so the first one's output is not it."""
+    encoder = tiny_encoder(sources=["davit_stage_1", "davit_stage_2"], pooled_token="keep")
+    seen: dict[str, Tensor] = {}
+    for stage, blocks in enumerate(encoder.vision_tower.blocks, start=1):
+        blocks[-1].register_forward_hook(lambda _, __, out, stage=stage: seen.update({f"davit_stage_{stage}": out}))
+    with torch.no_grad():
+        sources = encoder(pixels(2))
+    for name, side in (("davit_stage_1", 4), ("davit_stage_2", 2)):
+        image = seen[name]
+        assert image.shape[2:] == (side, side)
+        assert torch.equal(sources[name][:, 1 + side], image[:, :, 1, 0])
+        assert torch.equal(sources[name][:, 1:], image.flatten(2).transpose(1, 2))
+        close(sources[name][:, 0], image.mean((2, 3)), 1e-6)
+
+
+def test_dropping_the_pooled_token_drops_the_first() -> None:
+    sources = ["davit", "davit_stage_1", *TASKS]
+    kept, dropped = sources_of(pixels(2), sources=sources, pooled_token="keep"), sources_of(pixels(2), sources=sources)
+    for name in sources:
+        assert torch.equal(kept[name][:, 1:], dropped[name])
+
+
+def test_tower_and_text_encoder_run_once() -> None:
+    encoder = tiny_encoder(sources=["davit", "davit_stage_1", *TASKS])
+    calls: list[str] = []
+    encoder.vision_tower.register_forward_hook(lambda *_: calls.append("tower"))
+    encoder.text_encoder.register_forward_hook(lambda *_: calls.append("text"))
+    encoder(pixels(2))
+    assert calls == ["tower", "text"]
+
+
+def test_prompts_mean_something() -> None:
+    """Each prompt gives features of its own."""
+    sources = sources_of(pixels(1), sources=TASKS)
+    assert float((sources["caption"] - sources["ocr"]).abs().max()) > 1e-2
+    assert float((sources["ocr"] - sources["grounding"]).abs().max()) > 1e-2
+
+
+def test_without_prompts_no_tokenizer_is_needed() -> None:
+    config = Florence2Encoder.Config(model=FLORENCE2, image_size=16, sources=["davit", "davit_stage_1"])
+    encoder = initialized("encoder", Florence2Encoder(Florence2Encoder.resolve(config))).eval()
+    assert encoder.tasks == ()
+    close(encoder(pixels(2))["davit"], tiny_encoder()(pixels(2))["davit"], 0)
+
+
+def test_from_scratch_options() -> None:
+    assert not tiny_encoder(temporal_embedding=False).image_projector.visual_temporal_embed.pos_idx_to_embed.any()
+    frames = tiny_encoder().image_projector.visual_temporal_embed
+    # Frame 0, the only one an image has: sine 0 and cosine 1 in turn.
+    assert frames.pos_idx_to_embed[0].tolist() == [0.0, 1.0] * (frames.embed_dim // 2)
+    position = tiny_encoder(position_std=0.5).image_projector.image_position_embed
+    for table in (position.row_embeddings.weight, position.column_embeddings.weight):
+        assert 0.42 < float(table.detach().std()) < 0.58
+    assert float(tiny_encoder().image_projector.image_position_embed.row_embeddings.weight.detach().std()) < 0.15
+
+
+# Weights of transformers' own Florence-2.
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Florence2ForConditionalGeneration]:
+    """A checkpoint with random weights as transformers saves one, its tokenizer beside it, and the model itself."""
+    folder = tmp_path_factory.mktemp("florence2")
+    torch.manual_seed(11)
+    model = Florence2ForConditionalGeneration(Florence2Config(**FLORENCE2))
+    with torch.no_grad():
+        for layer in model.model.language_model.decoder.layers:
+            for parameter in layer.parameters():
+                parameter.mul_(8)  # else it says the last word again, whatever it sees
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder, model.double().eval()
+
+
+def from_released(folder: Path, **changes: Any) -> Florence2Encoder:
+    fields = {"pretrained": str(folder), "image_size": 16, "decoder": "keep", "pooled_token": "keep"} | changes
+    config = Florence2Encoder.resolve(Florence2Encoder.Config(**fields))
+    encoder = initialized("encoder", Florence2Encoder(config), seed=3)
+    encoder.load_pretrained()
+    return encoder.double().eval()
+
+
+@torch.no_grad()
+def test_features_and_decoder_are_transformers_own(released: tuple[Path, Florence2ForConditionalGeneration]) -> None:
+    folder, theirs = released
+    ours = from_released(folder, prompt_ids=PROMPT_IDS)
+    images, targets = pixels(2).double(), prompted(2).targets
+    features, logits = ours(images), ours.logits(ours.decode(images, targets))
+    projected = theirs.get_image_features(images).pooler_output
+    close(features["davit"], projected)
+    for index, task in enumerate(TASKS):
+        prompt = theirs.get_input_embeddings()(torch.tensor([PROMPT_IDS[task]] * 2))
+        output = theirs(inputs_embeds=torch.cat([projected, prompt], dim=1), labels=targets[:, index].contiguous())
+        close(features[task], output.encoder_last_hidden_state[:, : projected.shape[1]])
+        close(logits[:, index], output.logits)
+
+
+@torch.no_grad()
+def test_teacher_forcing_shows_only_what_is_before(released: tuple[Path, Florence2ForConditionalGeneration]) -> None:
+    ours = from_released(released[0], prompt_ids=PROMPT_IDS)
+    images, targets = pixels(2).double(), prompted(2).targets
+    changed = targets.clone()
+    changed[:, :, 2] = 39
+    one, other = ours.decode(images, targets), ours.decode(images, changed)
+    close(one[:, :, :3], other[:, :, :3])
+    assert float((one[:, :, 3] - other[:, :, 3]).abs().min(-1).values.max()) > 0
+    # Where a target has ended, whatever stands there is not read.
+    ended = targets[1, 1].tolist()
+    assert ended[-1] == IGNORE_INDEX
+
+
+@torch.no_grad()
+def test_writing_is_the_argmax_step_by_step(released: tuple[Path, Florence2ForConditionalGeneration]) -> None:
+    ours = from_released(released[0], prompt_ids=PROMPT_IDS)
+    ours.end_id = -1  # never ends, so that every step is compared
+    images = pixels(2).double()
+    written = ours.write(images, max_tokens=7)
+    assert tuple(written.shape) == (2, 3, 7)
+    forced = ours.logits(ours.decode(images, written)).argmax(-1)
+    assert torch.equal(forced, written)
+    assert written.unique().numel() > 3, "a model that repeats one word shows nothing"
+
+
+@torch.no_grad()
+def test_writing_stops_at_the_end(released: tuple[Path, Florence2ForConditionalGeneration]) -> None:
+    """Pads after a row's end, and no step once all rows have ended."""
+    ours = from_released(released[0], prompt_ids=PROMPT_IDS)
+    images = pixels(2).double()
+    ours.end_id = -1
+    endless = ours.write(images, max_tokens=7).flatten(0, 1)
+    ours.end_id = int(endless[0, 2])
+    written = ours.write(images, max_tokens=7).flatten(0, 1)
+    ends = [row.tolist().index(ours.end_id) if ours.end_id in row else 6 for row in endless]
+    assert min(ends) <= 2
+    assert written.shape[1] == max(ends) + 1
+    for row, (free, end) in enumerate(zip(endless, ends, strict=True)):
+        assert written[row, : end + 1].tolist() == free[: end + 1].tolist()
+        assert set(written[row, end + 1 :].tolist()) <= {PAD}
+
+
+def test_without_a_decoder_the_same_features(released: tuple[Path, Florence2ForConditionalGeneration]) -> None:
+    kept, dropped = from_released(released[0]), from_released(released[0], decoder="drop")
+    assert dropped.decoder is None
+    assert not [name for name in dropped.state_dict() if name.startswith("decoder.")]
+    for name, feature in kept(pixels(2).double()).items():
+        assert torch.equal(feature, dropped(pixels(2).double())[name])
+
+
+def test_prompts_are_texts(tmp_path: Path) -> None:
+    """Texts become ids with the tokenizer; one's own beside the released names, or over them."""
+    tiny_tokenizer().save_pretrained(tmp_path)
+    config = Florence2Encoder.Config(
+        model={**FLORENCE2, "text_config": {k: v for k, v in FLORENCE2["text_config"].items() if k != "vocab_size"}},
+        tokenizer=str(tmp_path),
+        image_size=16,
+        sources=["davit", "colour", "ocr"],
+        prompts={"colour": "w4 w9 w5", "ocr": "w7"},
+    )
+    resolved = Florence2Encoder.resolve(config)
+    assert resolved.prompt_ids == {"colour": [4, 9, 5], "ocr": [7]}
+    assert resolved.model["text_config"]["vocab_size"] == len(tiny_tokenizer())
+    assert Florence2Encoder.resolve(resolved) == resolved
+    assert Florence2Encoder(resolved).tasks == ("colour", "ocr")
+
+
+def test_ids_given_for_one_prompt_leave_the_others_to_the_tokenizer(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    config = encoder_config(
+        sources=["caption", "ocr"], prompt_ids={"caption": [5, 6]}, prompts={"ocr": "w8"}, tokenizer=str(tmp_path)
+    )
+    assert Florence2Encoder.resolve(config).prompt_ids == {"caption": [5, 6], "ocr": [8]}
+
+
+def test_the_released_prompts() -> None:
+    """The released code's three, in its order; changing a text changes what the released weights mean."""
+    assert list(RELEASED_PROMPTS.items()) == [
+        ("caption", "Describe in detail what is shown in the image."),
+        ("ocr", "What is the text in the image?"),
+        ("grounding", "Locate the objects in the image, with their descriptions."),
+    ]
+
+
+# What is refused.
+
+
+def refused(build: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"image_size": 0}, "image_size: 0 px make a grid of 0 x 0"),
+        ({"image_size": 1024}, "1024 px make a grid of 128 x 128, the encoder holds 1 to 50"),
+        ({"image_size": 48}, "48 px and the longest prompt make 43 tokens, the text encoder holds 32"),
+        ({"sources": ["davit", "davit_stage_3"]}, "'davit_stage_3', the tower has stages 1 to 2"),
+        ({"sources": ["davit_stage_0"]}, "'davit_stage_0', the tower has stages 1 to 2"),
+        (
+            {"model": {**FLORENCE2, "vision_config": {**FLORENCE2["vision_config"], "projection_dim": 8}}},
+            "projection_dim is 8 and text_config.d_model 16",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit(changes: dict[str, Any], says: str) -> None:
+    refused(lambda: Florence2Encoder(encoder_config(**changes)), says)
+
+
+def test_the_largest_size_that_fits() -> None:
+    """40 px: a grid of 5 x 5, the pooled token and six of the longest prompt are 32 tokens, exactly what it holds."""
+    encoder = tiny_encoder(image_size=40)
+    assert encoder(pixels(1, size=40))["caption"].shape[1] == 25
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sources": ["davit", "captoin"]}, "'captoin' is neither a depth nor a prompt.*encoder.prompts.captoin"),
+        ({"sources": ["davit", "ocr", "davit"]}, "named twice in davit, ocr, davit"),
+        ({"sources": []}, "encoder.sources"),
+        ({"prompt_ids": {}}, "encoder.tokenizer"),
+        ({"prompt_ids": {}, "tokenizer": "/nowhere/tokenizer"}, "/nowhere/tokenizer could not be read"),
+        ({"prompt_ids": {}, "model": {}, "pretrained": "/nowhere/model"}, "/nowhere/model could not be read"),
+    ],
+)
+def test_sources_and_files_that_are_not_there(changes: dict[str, Any], says: str) -> None:
+    refused(lambda: Florence2Encoder.resolve(encoder_config(**changes)), says)
+
+
+def test_neither_sizes_nor_weights(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    refused(
+        lambda: Florence2Encoder.resolve(encoder_config(model={}, tokenizer=str(tmp_path))), "`pretrained`.*`model`"
+    )
