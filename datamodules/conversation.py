@@ -88,12 +88,18 @@ class ConversationEncoder:
         """
         text, spans = self._text(messages, generate=False)
         encoding = self._fast.encode(text, add_special_tokens=False)
-        ids, offsets = encoding.ids, encoding.offsets
-        supervised = [False] * len(ids)
-        starts = {start: i for i, (start, end) in reversed(list(enumerate(offsets))) if end > start}
+        ids, starts = encoding.ids, _clean_starts(encoding.offsets)
+        labels = [IGNORE_INDEX] * len(ids)
         for start, end in spans:
-            self._supervise(ids, offsets, starts, start, end, supervised)
-        return self._expand(ids, [i if on else IGNORE_INDEX for i, on in zip(ids, supervised, strict=True)])
+            first, last = starts.get(start), starts.get(end)
+            if first is None or last is None:
+                raise DataError("an answer does not begin and end where tokens do, so it can't be supervised exactly")
+            if ids[last] not in self._special_ids:
+                raise ConfigError(
+                    "the chat template ends an answer without a special token: it can't be learnt to stop"
+                )
+            labels[first : last + 1] = ids[first : last + 1]
+        return self._expand(ids, labels)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the messages up to where the assistant's next answer begins; errors as in `encode`."""
@@ -134,6 +140,8 @@ class ConversationEncoder:
         words = []
         for part in _parts(message):
             if part["type"] == "image":
+                if message["role"] == "assistant":
+                    raise DataError("an answer holds an image, which can't be learnt to write")
                 words.append(self._image)
             else:
                 self._refuse_special(part["text"])
@@ -166,23 +174,6 @@ class ConversationEncoder:
             self._rendered[known] = [*pieces, rest]
         return self._rendered[known]
 
-    def _supervise(
-        self,
-        ids: list[int],
-        offsets: list[tuple[int, int]],
-        starts: dict[int, int],
-        start: int,
-        end: int,
-        supervised: list[bool],
-    ) -> None:
-        """Marks the tokens of one answer, characters start to end, and the special token that ends it."""
-        first, last = starts.get(start), starts.get(end)
-        if last is None or first is None or (start < end and offsets[last - 1][1] != end):
-            raise DataError("an answer does not begin and end where tokens do, so it can't be supervised exactly")
-        if ids[last] not in self._special_ids:
-            raise ConfigError("the chat template ends an answer without a special token: generation would not stop")
-        supervised[first : last + 1] = [True] * (last + 1 - first)
-
     def _expand(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
         """Every image token `tokens_per_image` times, with its label."""
         out_ids: list[int] = []
@@ -192,6 +183,18 @@ class ConversationEncoder:
             out_ids += [i] * times
             out_labels += [label] * times
         return out_ids, out_labels
+
+
+def _clean_starts(offsets: list[tuple[int, int]]) -> dict[int, int]:
+    """Character -> the token that begins with it, where no token before reaches over that character."""
+    starts: dict[int, int] = {}
+    reached = 0
+    for token, (start, end) in enumerate(offsets):
+        # Tokens that are parts of one character share its place; only the first of them begins there.
+        if end > start >= reached:
+            starts[start] = token
+        reached = max(reached, end)
+    return starts
 
 
 def _parts(message: Message) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import os
 
 from rich.console import Console
 from rich.logging import RichHandler
+from transformers.utils.logging import disable_progress_bar
 
 MISTAKE = 2
 """Exit code of what the user can mend."""
@@ -15,6 +16,7 @@ INTERRUPTED = 130
 def quiet_libraries() -> None:
     """Our own log lines in one form; libraries speak up for warnings only."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    disable_progress_bar()
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     for name in ("fvl_lightning", "datamodules"):

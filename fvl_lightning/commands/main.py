@@ -2,9 +2,10 @@
 
 import sys
 
-import click
 import typer
 from rich.console import Console
+from rich.markup import escape
+from typer.exceptions import TyperException
 
 from fvl_lightning.commands import compare, demo, evaluate, generate, inspect_config, train, ui
 from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, quiet_libraries
@@ -40,12 +41,12 @@ def run(arguments: list[str]) -> int:
     try:
         result = app(arguments, standalone_mode=False, prog_name="fvl")
     except UserError as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False, markup=True)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return MISTAKE
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        console.print("stopped; what was saved is kept, and `--resume` goes on from there")
-        return INTERRUPTED
+    except TyperException as error:
+        if error.format_message():  # without one, the help has been shown
+            console.print(f"[bold red]error:[/] {escape(error.format_message())}", soft_wrap=True, highlight=False)
+        return MISTAKE
+    if result == INTERRUPTED:  # typer's answer to KeyboardInterrupt
+        console.print("stopped; what was saved is kept, and `--resume` goes on from there", soft_wrap=True)
     return result if isinstance(result, int) else 0

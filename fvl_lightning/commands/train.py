@@ -19,6 +19,7 @@ from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneratio
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.null import NullTracker
 from fvl_lightning.tracking.provenance import provenance
+from fvl_lightning.tracking.store import open_store
 from fvl_lightning.tracking.tracker import Tracker
 from fvl_lightning.training.callbacks import Checkpoints, LogWindow, StepProgress, peak_memory_bytes
 from fvl_lightning.training.components import count_parameters
@@ -58,12 +59,16 @@ def run_training(
     """
     if experiment.trainer.threads is not None:
         torch.set_num_threads(experiment.trainer.threads)
+    if experiment.tracking.enabled:
+        open_store(experiment.tracking.uri, experiment.tracking.experiment)  # or nothing is begun
     data = prepare_data(experiment)
     stage = build_stage(experiment)
     parents = start_from(stage, experiment)
-    run = open_run(experiment, resume)
-    data.connect(data_context(stage.model, stage.tokenizer, experiment, saved_position(run) if resume else 0))
+    stopped = stopped_run(experiment) if resume else None
+    position = saved_position(stopped) if stopped else 0
+    data.connect(data_context(stage.model, stage.tokenizer, experiment, position))
     attach_features(stage, data, experiment)
+    run = stopped or RunFolder.create(Path(experiment.output), experiment.name, as_plain(experiment))
     record_model(stage, run, parents)
     with tracked(experiment, run, stage, data, resume, parent_run_id) as tracker:
         fit(stage, data, experiment, run, tracker, resume)
@@ -103,12 +108,9 @@ def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any
     return parents
 
 
-def open_run(experiment: ExperimentConfig, resume: bool) -> RunFolder:
-    """A new run folder, or the newest of this name where it goes on."""
-    output = Path(experiment.output)
-    if not resume:
-        return RunFolder.create(output, experiment.name, as_plain(experiment))
-    run = RunFolder.latest(output, experiment.name)
+def stopped_run(experiment: ExperimentConfig) -> RunFolder:
+    """The newest run of this name, where it can go on."""
+    run = RunFolder.latest(Path(experiment.output), experiment.name)
     if run.finished:
         raise ConfigError(f"--resume: {run.path} is finished; start a new run without --resume")
     run.check_resumable(as_plain(experiment))

@@ -48,7 +48,7 @@ class TrainerConfig:
     """Samples per step and device, before accumulation."""
     accumulate: int = 1
     """Batches per optimiser step."""
-    accelerator: str = "auto"
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Lightning's name of the device kind: auto, cpu, cuda, mps."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     threads: int | None = None
@@ -59,6 +59,12 @@ class TrainerConfig:
     """Steps between two checkpoints."""
     log_every: int = 10
     """Steps between two logged points."""
+
+    def __post_init__(self) -> None:
+        counts = ("max_steps", "batch_size", "accumulate", "threads", "validate_every", "checkpoint_every", "log_every")
+        for name in counts:
+            if vars(self)[name] is not None and vars(self)[name] < 1:
+                raise ValueError(f"trainer.{name} must be at least 1, not {vars(self)[name]}")
 
 
 @dataclass

@@ -103,6 +103,8 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is not None or image_sources is not None:
             images, diagnostics = self.get_image_features(pixel_values, image_sources)
             embeddings = splice_images(embeddings, input_ids, images, self.config.image_token_id)
+        elif (past_key_values is None or not past_key_values.get_seq_length()) and is_image.any():
+            raise ValueError(f"{int(is_image.sum())} image placeholders in the batch, but no images")
         output = self.language_model(
             embeddings,
             attention_mask=attention_mask,

@@ -142,7 +142,8 @@ class Stage(LightningModule):
         self._random_state = checkpoint["random_state"]
 
     def on_train_start(self) -> None:
-        """Restores the random numbers at the last moment, when nothing draws any more before the first step."""
+        """Sets the modes, which Lightning leaves as they are, and restores the random numbers at the last moment."""
+        self.train()
         if getattr(self, "_random_state", None) is not None:
             torch.set_rng_state(self._random_state)
 

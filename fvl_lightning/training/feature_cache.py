@@ -2,7 +2,7 @@
 
 A frozen encoder gives the same features in every epoch and every arm of a comparison; running it again is most of the
 time of a small training step. Files: `<folder>/<key>/<split>/<source>.npy` [I, N, D] float32 and `offsets.npy`, where
-the key names the encoder's weights, its sources and the shards.
+the key names the encoder's weights and configuration, its sources and the shards.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fvl_lightning.core.config import as_plain
 from fvl_lightning.training.weights import weights_hash
 
 IMAGES_AT_ONCE = 64
@@ -76,7 +77,7 @@ def _cache_key(encoder: Any, data: Any) -> str:
     identity = {
         "weights": weights_hash(encoder.state_dict()),
         "specs": {name: str(spec) for name, spec in encoder.specs.items()},
-        "prompts": getattr(encoder, "prompt_rows", []),
+        "config": as_plain(encoder.config),
         "shards": data.manifest_hash(),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -72,6 +72,7 @@ class MuonAdamW(torch.optim.AdamW):
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
+            state["step"] = torch.zeros(())  # AdamW looks for it in every state it loads
         return state["momentum"]
 
 

@@ -34,7 +34,10 @@ class RunFolder:
             number += 1
             path = output / f"{name}-{number}"
         run = cls(path)
-        run.checkpoints.mkdir(parents=True)
+        try:
+            run.checkpoints.mkdir(parents=True)
+        except OSError as error:
+            raise DataError(f"output: the run folder {path} cannot be created ({error.strerror})") from None
         run._write("config.yaml", yaml.safe_dump(config, sort_keys=False))
         run.record(status="running", name=name, stage=config["stage"]["name"], config_hash=config_hash(config))
         return run

@@ -55,7 +55,7 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
             continue
         data = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
-        digest.update(data.view(torch.uint8).numpy().tobytes() if data.ndim else data.reshape(1).numpy().tobytes())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
 
 

@@ -158,6 +158,25 @@ def test_an_answer_that_runs_into_the_template_is_refused() -> None:
         encoder_of("chatml").encode([user("q"), assistant("\nred")])
 
 
+def test_a_token_of_template_and_half_a_character_is_noticed() -> None:
+    """A blank of the template and the first byte of "é" are one token here; the rest of "é" begins where "é" does."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=257, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator([" é", " è", " ê", " ë"], trainer)
+    assert len(backend.encode(" é").tokens) == 2
+    backend.add_special_tokens(["<|im_end|>", "<image>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
+    encoder = ConversationEncoder(tokenizer, tokenizer.convert_tokens_to_ids("<image>"), 3)
+    _, labels = encoder.encode([user("q"), assistant("e é")])
+    assert tokenizer.decode([label for label in labels if label != IGNORE_INDEX]) == "e é<|im_end|>"
+    with pytest.raises(DataError, match="does not begin and end where tokens do"):
+        encoder.encode([user("q"), assistant("é")])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_special_tokens_in_a_content_are_refused(name: str) -> None:
     encoder, end = encoder_of(name), KINDS[name][1]
@@ -168,6 +187,12 @@ def test_special_tokens_in_a_content_are_refused(name: str) -> None:
         encoder.prompt([user(end)])
     with pytest.raises(DataError, match="special token"):
         encoder.caption(f"red{end}")
+
+
+def test_images_in_answers_are_refused() -> None:
+    answer = {"role": "assistant", "content": [{"type": "image"}]}
+    with pytest.raises(DataError, match="an answer holds an image"):
+        encoder_of("chatml").encode([user("q"), answer])
 
 
 def test_captions_are_plain() -> None:

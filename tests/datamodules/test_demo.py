@@ -186,6 +186,18 @@ def test_pictures_show_what_is_said(drawn: list[Sample]) -> None:
         assert not ink.any(), (key, np.argwhere(ink)[:3])
 
 
+def test_bars_are_as_high_as_their_values(drawn: list[Sample]) -> None:
+    """Read off the picture: the rows of a bar's colour, from the baseline up."""
+    for key, record, png in drawn:
+        family, scene = things(record)
+        if family != "bars":
+            continue
+        pixels = np.asarray(Image.open(io.BytesIO(png))).astype(int)
+        heights = {c: int((np.abs(pixels - INK[c]).sum(2) == 0).any(1).sum()) for c, _ in scene}
+        unit = 56 / LEVELS[record["level"]].tallest_value
+        assert all(abs(heights[colour] - int(value) * unit) <= 1.5 for colour, value in scene), (key, heights)
+
+
 def test_a_sample_is_a_function_of_its_number_alone() -> None:
     level = LEVELS["medium"]
     forward = [make_sample(5, level, "test", i) for i in range(6)]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from datamodules.index import index_path, open_index, scan_tar, write_index
+from datamodules.index import HEADER, index_path, open_index, scan_tar, write_index
 from datamodules.store import SampleStore
 from datamodules.writer import ShardWriter
 from fvl_lightning.core.errors import DataError
@@ -135,6 +135,15 @@ def test_a_tar_cut_short_is_refused(tmp_path: Path, write_split: Write, lost: in
     with pytest.raises(DataError, match=r"shard .*train-000000.tar .*(cut short|can't be read as a tar)"):
         write_index(tar)
     assert not index_path(tar).exists()
+
+
+def test_a_tar_that_ends_between_two_members_is_refused(tmp_path: Path, write_split: Write) -> None:
+    """Nothing in it is broken, but the samples behind are lost; only the missing end mark tells."""
+    tar = write_split(tmp_path, "train", 8) / "train-000000.tar"
+    boundary = int(scan_tar(tar).offsets[6]) - HEADER
+    tar.write_bytes(tar.read_bytes()[:boundary])
+    with pytest.raises(DataError, match="cut short or damaged: its end mark is missing"):
+        write_index(tar)
 
 
 def test_what_is_no_tar_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from tokenizers import processors
 
 from datamodules.loader import PATIENCE
 from datamodules.shards import ShardsData
@@ -103,6 +104,19 @@ def test_prompted_targets(folder: Path, make_context: MakeContext, tokenizer: An
         box = "thing<loc_0><loc_8><loc_16><loc_31><eos>"
         assert texts(tokenizer, targets) == [box, f"about {key.removeprefix('s')}<eos>", "no text<eos>"]
     assert data.prompted("train", [0, 1]).keys == ("s0", "s1")
+
+
+def test_a_tokenizer_that_ends_its_texts_itself_keeps_its_own_way(
+    folder: Path, make_context: MakeContext, tokenizer: Any
+) -> None:
+    """As BART's does, which the released Florence-2 was trained with: <s> text </s>, and no second end."""
+    backend = tokenizer.backend_tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    ends = [("<bos>", tokenizer.bos_token_id), ("<eos>", tokenizer.eos_token_id)]
+    backend.post_processor = processors.TemplateProcessing(single="<bos> $A <eos>", special_tokens=ends)
+    bart = type(tokenizer)(tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    data = connected(folder, make_context(tokenizer=bart, tasks=("ocr",)), view="tasks")
+    targets = next(iter(data.train_dataloader())).targets
+    assert texts(tokenizer, targets[:, 0]) == ["<bos>no text<eos>"] * 8
 
 
 def test_a_task_without_field_or_location_tokens(folder: Path, make_context: MakeContext, tokenizer: Any) -> None:
@@ -244,6 +258,22 @@ def test_long_conversations_lose_whole_turns_at_the_end(
     assert ids[-1] == tokenizer.eos_token_id or not encoded.truncated
     turn = len(whole[0]) if not encoded.truncated else whole[0].index(tokenizer.eos_token_id, len(ids)) + 1
     assert not encoded.truncated or turn > length  # one more turn would not have fitted
+
+
+def test_images_of_turns_that_are_dropped_go_with_them(
+    tmp_path: Path, write_split: Write, make_context: MakeContext, image_bytes: Callable[..., bytes]
+) -> None:
+    part = {"type": "image"}
+    turn = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "a"}]
+    pictures = [image_bytes(shade) for shade in (10, 20, 30)]
+    for split in ("train", "validation"):
+        write_split(tmp_path, split, 1, {0: ({"messages": turn * 3}, pictures)})
+    data = connected(tmp_path, make_context(batch_size=1), sequence_length=20)  # a turn is 8 tokens, behind <bos>
+    batch = next(iter(data.train_dataloader()))
+    assert batch.token_ids.shape == (1, 17)
+    assert [round(float(shade * 0.25 + 0.5) * 255) for shade in batch.images[:, 2, 40, 40]] == [10, 20]
+    data.attach_features(lambda split, index: {"davit": torch.arange(3.0).view(3, 1, 1)})
+    assert next(iter(data.train_dataloader())).features["davit"].flatten().tolist() == [0, 1]
 
 
 def test_shortened_samples_are_counted_and_logged(

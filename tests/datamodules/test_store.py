@@ -63,14 +63,14 @@ def test_an_empty_shard(tmp_path: Path) -> None:
         SampleStore(tmp_path, "train")
 
 
-def bomb() -> bytes:
-    """A PNG of a few bytes whose header promises 40,000 x 40,000 pixels."""
+def bomb(side: int) -> bytes:
+    """A PNG of a few bytes whose header promises side x side pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + content))
         return struct.pack(">I", len(content)) + kind + content + checksum
 
-    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
     )
@@ -81,16 +81,19 @@ def test_broken_samples_name_shard_key_and_reason(tmp_path: Path, image_bytes: B
     with ShardWriter(tmp_path, "train") as writer:
         writer.write("cut", {}, [whole[: len(whole) // 2]])
         writer.write("noise", {}, [b"\x00\x01\x02"])
-        writer.write("bomb", {}, [bomb()])
+        writer.write("bomb", {}, [bomb(40_000)])
+        writer.write("large", {}, [bomb(8200)])
         writer.write("gif", {}, [b"GIF89a" + bytes(50)])
     store = SampleStore(tmp_path, "train")
-    assert MAX_PIXELS < 40_000**2
-    for i, key in enumerate(["cut", "noise", "bomb", "gif"]):
+    for i, key in enumerate(["cut", "noise", "bomb", "large", "gif"]):
         with pytest.raises(SampleError, match=rf"^sample '{key}' in .*train-000000.tar: broken image \(png") as error:
             store.images(i)
         assert error.value.key == key
         assert error.value.reason == "broken image"
         assert "\n" not in str(error.value)
+    assert MAX_PIXELS < 8200**2
+    with pytest.raises(SampleError, match="image of 8200 x 8200 pixels, at most"):
+        store.images(3)
 
 
 def test_bad_json(tmp_path: Path) -> None:

@@ -200,9 +200,22 @@ def test_teacher_forcing_shows_only_what_is_before(released: tuple[Path, Florenc
     one, other = ours.decode(images, targets), ours.decode(images, changed)
     close(one[:, :, :3], other[:, :, :3])
     assert float((one[:, :, 3] - other[:, :, 3]).abs().min(-1).values.max()) > 0
-    # Where a target has ended, whatever stands there is not read.
-    ended = targets[1, 1].tolist()
-    assert ended[-1] == IGNORE_INDEX
+
+
+@torch.no_grad()
+def test_a_task_of_short_targets_is_decoded_no_further(
+    released: tuple[Path, Florence2ForConditionalGeneration]
+) -> None:
+    """Its states are those it has beside longer ones, and 0 behind; a task without any target is no error."""
+    ours = from_released(released[0], prompt_ids=PROMPT_IDS)
+    images, targets = pixels(2).double(), prompted(2).targets
+    short = targets.clone()
+    short[:, 1, 2:], short[:, 2] = IGNORE_INDEX, IGNORE_INDEX
+    whole, cut = ours.decode(images, targets), ours.decode(images, short)
+    close(cut[:, 0], whole[:, 0])
+    close(cut[:, 1, :2], whole[:, 1, :2])
+    assert not cut[:, 1, 2:].any()
+    assert not cut[:, 2, 1:].any()
 
 
 @torch.no_grad()

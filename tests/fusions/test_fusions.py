@@ -34,7 +34,7 @@ def features(sources: dict[str, FeatureSpec], seed: int = 0) -> dict[str, Tensor
 
 def build(component: type[Any], *dims: int, **config: Any) -> Any:
     fusion = component(component.Config(**config), specs(*dims))
-    return initialized("fusion", fusion, seed=2).double().eval()
+    return initialized("fusion", fusion, seed=2).double().eval().requires_grad_(False)
 
 
 def close(found: Tensor, wanted: Tensor) -> None:

@@ -1,0 +1,87 @@
+"""Sources of unlike grids on the grid of the first."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.types import FeatureSpec
+from fvl_lightning.modeling.alignment import SourceAlignment
+
+IMAGES = 2
+EXACT = 1e-6
+
+
+def sources(specs: dict[str, FeatureSpec]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(IMAGES, spec.tokens, spec.dim, generator=generator) for name, spec in specs.items()}
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, atol=EXACT, rtol=0)
+
+
+def test_a_larger_grid_is_averaged_down() -> None:
+    """4 x 4 on 2 x 2: each place the mean of its four; the pooled token passes unchanged."""
+    specs = {"davit": FeatureSpec(5, 3, (2, 2)), "davit_stage_1": FeatureSpec(17, 2, (4, 4))}
+    alignment, x = SourceAlignment(specs, normalize=False), sources(specs)
+    aligned = alignment(x)
+    assert list(aligned) == list(specs)
+    assert alignment.specs == {"davit": FeatureSpec(5, 3, (2, 2)), "davit_stage_1": FeatureSpec(5, 2, (2, 2))}
+    assert aligned["davit"] is x["davit"]
+    stage, image = aligned["davit_stage_1"], x["davit_stage_1"][:, 1:].reshape(IMAGES, 4, 4, 2)
+    close(stage[:, 0], x["davit_stage_1"][:, 0])
+    for row in range(2):
+        for column in range(2):
+            place = image[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].mean((1, 2))
+            close(stage[:, 1 + 2 * row + column], place)
+
+
+def test_a_smaller_grid_is_interpolated_up() -> None:
+    """2 x 2 on 4 x 4, bilinear: corners stay, and a map that is linear stays linear between the old centres."""
+    specs = {"davit_stage_1": FeatureSpec(16, 2, (4, 4)), "davit": FeatureSpec(4, 2, (2, 2))}
+    alignment = SourceAlignment(specs, normalize=False)
+    x = sources(specs) | {"davit": torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [1.0, 2.0]]] * IMAGES)}
+    aligned = alignment(x)["davit"].reshape(IMAGES, 4, 4, 2)
+    steps = torch.tensor([0.0, 0.25, 0.75, 1.0])
+    close(aligned[..., 0], steps.expand(IMAGES, 4, 4))
+    close(aligned[..., 1], 2 * steps.view(4, 1).expand(IMAGES, 4, 4))
+
+
+def test_grids_that_are_no_square_keep_rows_and_columns_apart() -> None:
+    specs = {"a": FeatureSpec(2, 1, (1, 2)), "b": FeatureSpec(8, 1, (2, 4))}
+    x = sources(specs) | {"b": torch.arange(8.0).reshape(1, 8, 1)}
+    close(SourceAlignment(specs, normalize=False)(x)["b"], torch.tensor([[[2.5], [4.5]]]))
+
+
+def test_one_grid_is_left_alone() -> None:
+    specs = {"davit": FeatureSpec(5, 3, (2, 2)), "ocr": FeatureSpec(5, 4, (2, 2))}
+    alignment, x = SourceAlignment(specs, normalize=False), sources(specs)
+    assert not list(alignment.parameters())
+    for name, feature in alignment(x).items():
+        assert feature is x[name]
+
+
+def test_normalising_is_a_layer_norm_per_source_after_resampling() -> None:
+    specs = {"davit": FeatureSpec(4, 3, (2, 2)), "davit_stage_1": FeatureSpec(16, 6, (4, 4))}
+    plain, normal, x = SourceAlignment(specs, False), SourceAlignment(specs, True), sources(specs)
+    for name, feature in normal(x).items():
+        close(feature, torch.nn.functional.layer_norm(plain(x)[name], (specs[name].dim,)))
+    assert {name: p.shape[0] for name, p in normal.named_parameters()} == {
+        "norms.davit.weight": 3, "norms.davit.bias": 3, "norms.davit_stage_1.weight": 6, "norms.davit_stage_1.bias": 6
+    }
+
+
+@pytest.mark.parametrize(
+    "other", [FeatureSpec(5, 3, (2, 2)), FeatureSpec(7, 3, None)], ids=["another prefix", "no grid, other tokens"]
+)
+def test_sources_that_cannot_be_aligned(other: FeatureSpec) -> None:
+    with pytest.raises(ConfigError, match=rf"ocr has {other.tokens} tokens .* davit's 4 tokens on grid \(2, 2\)"):
+        SourceAlignment({"davit": FeatureSpec(4, 3, (2, 2)), "ocr": other}, normalize=False)
+
+
+def test_tokens_without_places_pass() -> None:
+    specs = {"one": FeatureSpec(6, 3, None), "other": FeatureSpec(6, 2, None)}
+    x = sources(specs)
+    aligned = SourceAlignment(specs, normalize=False)(x)
+    assert all(aligned[name] is x[name] for name in specs)

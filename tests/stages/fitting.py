@@ -1,0 +1,73 @@
+"""Stages over the tiny model, run through Lightning's Trainer on batches made by hand."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer
+
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.stages.base import Stage
+from fvl_lightning.training.callbacks import Checkpoints
+from fvl_lightning.training.trainer import build_trainer
+from tests.tiny_models import experiment, micro_batches, prompted, rows
+
+VIEWS = {"encoder_pretrain": "tasks", "align": "caption", "pretrain": "caption", "finetune": "conversation"}
+"""Every stage with a view it learns from."""
+
+
+class Loader:
+    """Hands out batches in order; a list would be taken for a list of loaders."""
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def experiment_of(name: str, folder: Path, **changes: Any) -> ExperimentConfig:
+    """A checked experiment of the stage `name`."""
+    return experiment(folder, name, VIEWS[name], **changes)
+
+
+def build_stage(name: str, folder: Path, **changes: Any) -> Stage:
+    """The stage `name` over the tiny model, its values those of seed 0."""
+    config = experiment_of(name, folder, **changes)
+    return config.stage.component.build(config)
+
+
+def batches_of(name: str, count: int, size: int = 4, first: int = 0) -> list[Any]:
+    """`count` unlike batches of `size` samples that the stage can learn from, their positions counting up."""
+    make = prompted if VIEWS[name] == "tasks" else rows
+    return [make(size, seed=step, position=(step + 1) * size) for step in range(first, first + count)]
+
+
+def split(batches: Sequence[Any], parts: int) -> list[Any]:
+    """Every batch in `parts` micro-batches."""
+    return [part for batch in batches for part in micro_batches(batch, parts)]
+
+
+def fit(
+    stage: Stage,
+    batches: Sequence[Any],
+    folder: Path,
+    callbacks: Sequence[Callback] = (),
+    resume: Path | None = None,
+    validation: Sequence[Any] | None = None,
+) -> Trainer:
+    """Trains as `fvl train` does, with the experiment's trainer; the last checkpoint lies at folder/last.ckpt."""
+    config = stage.experiment.trainer
+    checkpoints = Checkpoints(folder / "last.ckpt", config.checkpoint_every)
+    trainer = build_trainer(config, folder, [], [checkpoints, *callbacks])
+    trainer.fit(
+        stage,
+        train_dataloaders=Loader(batches),
+        val_dataloaders=None if validation is None else Loader(validation),
+        ckpt_path=resume,
+        weights_only=True,
+    )
+    return trainer

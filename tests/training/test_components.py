@@ -1,0 +1,89 @@
+"""Which parameter is whose, and what of it trains."""
+
+import re
+
+import pytest
+from torch import nn
+
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.experiment import COMPONENTS
+from fvl_lightning.training.components import (
+    CHILDREN,
+    component_of,
+    count_parameters,
+    freeze,
+    resolve_trainable,
+    set_modes,
+)
+from tests.tiny_models import tiny_model
+
+FULL = dict.fromkeys(COMPONENTS, "full")
+
+
+def test_every_child_of_the_model_belongs_to_a_component() -> None:
+    model = tiny_model(normalize=True)
+    assert {name for name, _ in model.named_children()} == set(CHILDREN)
+    assert set(CHILDREN.values()) == set(COMPONENTS)
+    assert component_of("output_norm.weight") == component_of("alignment.norms.davit.weight") == "fusion"
+    assert component_of("language_model.model.lm_head.weight") == "language_model"
+
+
+@pytest.mark.parametrize("frozen", COMPONENTS)
+def test_freezing_takes_a_whole_component_and_no_other(frozen: str) -> None:
+    model = tiny_model(fusion="gated", normalize=True)
+    freeze(model, FULL | {frozen: "frozen"})
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad is (component_of(name) != frozen), name
+    freeze(model, FULL)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_frozen_components_are_in_eval_mode_to_the_last_module() -> None:
+    model = tiny_model(fusion="gated", normalize=True).train()
+    set_modes(model, FULL | {"encoder": "frozen", "fusion": "frozen"})
+    for name, child in model.named_children():
+        expected = CHILDREN[name] not in ("encoder", "fusion")
+        assert {module.training for module in child.modules()} == {expected}, name
+
+
+def test_counts_are_the_models() -> None:
+    """Tied weights once; the norms around the fusion are the fusion's."""
+    model = tiny_model(fusion="mean", normalize=True)
+    freeze(model, FULL | {"encoder": "frozen"})
+    counts = count_parameters(model)
+    assert sum(count["parameters"] for count in counts.values()) == sum(p.numel() for p in model.parameters())
+    assert counts["fusion"] == {"parameters": 5 * 2 * 16, "trainable": 5 * 2 * 16}
+    assert counts["encoder"]["parameters"] == sum(p.numel() for p in model.encoder.parameters())
+    assert counts["encoder"]["trainable"] == 0
+
+
+def test_a_component_that_is_not_there_counts_nothing() -> None:
+    holder = nn.Module()
+    holder.encoder = nn.Linear(2, 3)
+    assert count_parameters(holder) == {
+        name: dict.fromkeys(("parameters", "trainable"), 9 if name == "encoder" else 0) for name in COMPONENTS
+    }
+
+
+def test_an_experiment_overrides_its_stage() -> None:
+    stage = {"encoder": "frozen", "fusion": "full"}
+    assert resolve_trainable(stage, {"encoder": "full"}, "finetune") == {"encoder": "full", "fusion": "full"}
+    assert resolve_trainable(stage, {}, "finetune") == stage
+    assert stage == {"encoder": "frozen", "fusion": "full"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            {"encodr": "full"},
+            "trainable of stage align: unknown component 'encodr', allowed are encoder, fusion; "
+            "did you mean 'encoder'?",
+        ),
+        ({"fusion": "ful"}, "trainable.fusion: unknown mode 'ful', allowed are frozen, full; did you mean 'full'?"),
+        ({"fusion": "frozen"}, "trainable: every component is frozen, nothing would learn"),
+    ],
+)
+def test_what_cannot_be_trained(overrides: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(says)}$"):
+        resolve_trainable({"encoder": "frozen", "fusion": "full"}, overrides, "align")

@@ -1,0 +1,123 @@
+"""A run's folder: its name, what it remembers, and how it is found again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fvl_lightning.core.errors import ConfigError, DataError, UserError
+from fvl_lightning.training.journal import Journal
+from fvl_lightning.training.run_folder import RunFolder
+
+CONFIG: dict[str, Any] = {
+    "name": "finetune", "stage": {"name": "finetune"}, "trainer": {"max_steps": 10, "batch_size": 2}
+}
+
+
+def create(output: Path, name: str = "finetune", **info: Any) -> RunFolder:
+    run = RunFolder.create(output, name, CONFIG | {"name": name})
+    run.record(**info)
+    return run
+
+
+def sentence(error: type[UserError], call: Any, folder: Path) -> str:
+    """The message of an error, which must be one line; the test's own folder is taken out."""
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.replace(str(folder), "")
+
+
+def test_a_new_run_has_its_files(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "runs", "finetune", CONFIG)
+    assert run.path == tmp_path / "runs" / "finetune"
+    assert run.checkpoints.is_dir()
+    assert run.config == CONFIG
+    assert run.info["status"] == "running"
+    assert run.info["stage"] == "finetune"
+    assert len(run.info["config_hash"]) == 12
+    assert not run.finished
+    assert not list(run.path.glob("*.tmp")) + list(run.path.glob(".*")), "something half written was left"
+
+
+def test_a_name_that_is_taken_is_numbered(tmp_path: Path) -> None:
+    assert [create(tmp_path).path.name for _ in range(3)] == ["finetune", "finetune-2", "finetune-3"]
+
+
+def test_records_add_up(tmp_path: Path) -> None:
+    run = create(tmp_path, steps=3)
+    run.record(status="finished", steps=4)
+    assert RunFolder(run.path).info | {"config_hash": ""} == {
+        "status": "finished", "name": "finetune", "stage": "finetune", "config_hash": "", "steps": 4
+    }
+    assert run.finished
+
+
+def test_the_latest_is_the_highest_number(tmp_path: Path) -> None:
+    """By number, not by alphabet, and never a run of a longer name."""
+    for _ in range(11):
+        create(tmp_path)
+    create(tmp_path, "finetune-gated")
+    (tmp_path / "finetune-99").mkdir()
+    assert RunFolder.latest(tmp_path, "finetune").path.name == "finetune-11"
+    assert RunFolder.latest(tmp_path, "finetune-gated").path.name == "finetune-gated"
+
+
+def test_the_latest_of_none(tmp_path: Path) -> None:
+    create(tmp_path, "pretrain")
+    message = sentence(DataError, lambda: RunFolder.latest(tmp_path, "finetune"), tmp_path)
+    assert message.startswith("--resume: no run named finetune in")
+
+
+def test_opened_by_folder_and_by_id(tmp_path: Path) -> None:
+    run = create(tmp_path / "runs" / "demo", mlflow_run_id="0123abcd")
+    create(tmp_path / "runs" / "demo", mlflow_run_id="ffff")
+    assert RunFolder.open(str(run.path)).path == run.path
+    assert RunFolder.open("0123abcd", tmp_path / "runs").path == run.path
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    create(runs, "concat")
+    (runs / "stray").mkdir()
+    stray = sentence(DataError, lambda: RunFolder.open(str(runs / "stray"), runs), tmp_path)
+    assert stray.startswith("/runs/stray is not a run folder (run.json is missing)")
+    near = sentence(DataError, lambda: RunFolder.open(str(runs / "concta"), runs), tmp_path)
+    assert near == "/runs/concta is no run folder and no run id; did you mean /runs/concat?"
+    far = sentence(DataError, lambda: RunFolder.open("0" * 32, runs), tmp_path)
+    assert far == f"{'0' * 32} is no run folder and no run id; runs in /runs: /runs/concat"
+    nothing = sentence(DataError, lambda: RunFolder.open("x", tmp_path / "empty"), tmp_path)
+    assert nothing.endswith("runs in /empty: none")
+
+
+def test_a_broken_record(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    (run.path / "run.json").write_text('{"status": ', encoding="utf-8")
+    assert sentence(DataError, lambda: run.info, tmp_path) == "/finetune/run.json is not valid JSON"
+
+
+def test_a_run_goes_on_with_its_own_configuration_only(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    changed = CONFIG | {"trainer": {"max_steps": 20, "batch_size": 2}}
+    message = sentence(ConfigError, lambda: run.check_resumable(changed), tmp_path)
+    assert message == "--resume: /finetune was started with another configuration, at trainer.max_steps"
+    message = sentence(DataError, lambda: run.check_resumable(CONFIG), tmp_path)
+    assert message == "--resume: /finetune stopped before its first checkpoint; start it without --resume"
+    run.last_checkpoint.write_bytes(b"")
+    run.check_resumable(CONFIG)
+
+
+def test_a_curve_counts_a_repeated_step_once(tmp_path: Path) -> None:
+    """A resumed run logs the steps since its checkpoint again; what it says last is what happened."""
+    run = create(tmp_path)
+    assert run.curve("train/loss") == []
+    journal = Journal(run.metrics)
+    for step, loss in [(10, 3.0), (20, 2.0), (30, 1.5), (20, 2.25), (30, 1.75)]:
+        journal.log_metrics({"train/loss": loss}, step)
+    journal.log_metrics({"validation/loss": 9.0}, 30)
+    assert run.curve("train/loss") == [(10, 3.0), (20, 2.25), (30, 1.75)]
+    assert run.curve("validation/loss") == [(30, 9.0)]
+    assert run.curve("train/los") == []
+    assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [10, 20, 30, 20, 30, 30]
