@@ -8,7 +8,6 @@ through the text encoder in one pass.
 
 import copy
 import dataclasses
-import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,10 +32,9 @@ from transformers.models.florence2.modeling_florence2 import (
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.prompts import RELEASED_PROMPTS
 from fvl_lightning.core.registry import register
-from fvl_lightning.core.types import IGNORE_INDEX, FeatureSpec
+from fvl_lightning.core.types import IGNORE_INDEX
 from fvl_lightning.encoders.base import Encoder
-
-STAGE = re.compile(r"davit_stage_(\d+)")
+from fvl_lightning.encoders.florence2_sources import STAGE, check_sources, feature_specs, is_depth, with_vocabulary
 
 
 @register("encoder", "florence2")
@@ -90,8 +88,8 @@ class Florence2Encoder(Encoder):
         if self.decoder is not None:
             self.decoder.embed_tokens = None  # the encoder's table serves both, handed over as embeddings
         self.image_size = config.image_size
-        self.tasks = tuple(name for name in config.sources if not _is_depth(name))
-        self.specs = _feature_specs(config, vision, text)
+        self.tasks = tuple(name for name in config.sources if not is_depth(name))
+        self.specs = feature_specs(config, vision, text)
         self.end_id, self.pad_id = text.eos_token_id, text.pad_token_id
         ids = [config.prompt_ids[task] for task in self.tasks]
         length = max(map(len, ids), default=0)
@@ -101,10 +99,10 @@ class Florence2Encoder(Encoder):
     @classmethod
     def resolve(cls, config: Config) -> Config:
         """Reads the model's configuration and the prompts' token ids from hub or folder."""
-        _check_sources(config)
+        check_sources(config)
         model = config.model
         tokenizer_source = config.tokenizer or config.pretrained
-        tasks = [name for name in config.sources if not _is_depth(name)]
+        tasks = [name for name in config.sources if not is_depth(name)]
         if model and all(task in config.prompt_ids for task in tasks) and (tasks or tokenizer_source is None):
             return config
         if tokenizer_source is None:
@@ -119,7 +117,7 @@ class Florence2Encoder(Encoder):
         if not model:
             raise ConfigError("encoder: give `pretrained` (hub id or folder) or `model` (sizes, from scratch)")
         if not config.pretrained:
-            model = _with_vocabulary(model, tokenizer)
+            model = with_vocabulary(model, tokenizer)
         texts = RELEASED_PROMPTS | config.prompts
         prompt_ids = {task: config.prompt_ids.get(task) or tokenizer(texts[task]).input_ids for task in tasks}
         return dataclasses.replace(config, model=model, prompt_ids=prompt_ids)
@@ -257,68 +255,3 @@ class Florence2Encoder(Encoder):
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
-
-
-def _is_depth(source: str) -> bool:
-    return source == "davit" or STAGE.fullmatch(source) is not None
-
-
-def _check_sources(config: Florence2Encoder.Config) -> None:
-    known = ["davit", "davit_stage_<k>", *(RELEASED_PROMPTS | config.prompts)]
-    if not config.sources:
-        raise ConfigError(f"encoder.sources: there is none, name at least one of {', '.join(known)}")
-    for name in config.sources:
-        if not _is_depth(name) and name not in RELEASED_PROMPTS | config.prompts:
-            raise ConfigError(
-                f"encoder.sources: '{name}' is neither a depth nor a prompt, known are {', '.join(known)}; "
-                f"give its text as encoder.prompts.{name}"
-            )
-    if len(set(config.sources)) < len(config.sources):
-        raise ConfigError(f"encoder.sources: a source is named twice in {', '.join(config.sources)}")
-
-
-def _with_vocabulary(model: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """The sizes of a model from scratch, with the tokenizer's vocabulary and special tokens."""
-    text = {
-        "model_type": "bart",
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "decoder_start_token_id": tokenizer.eos_token_id,
-    }
-    return {**model, "text_config": {**text, **model.get("text_config", {})}}
-
-
-def _feature_specs(config: Florence2Encoder.Config, vision: Any, text: Any) -> dict[str, FeatureSpec]:
-    """Shape of every source, from the sizes alone."""
-    side, sides = config.image_size, []
-    for kernel, stride, padding in zip(vision.patch_size, vision.patch_stride, vision.patch_padding, strict=True):
-        side = (side + 2 * padding - kernel) // stride + 1
-        sides.append(side)
-    if side < 1 or side > vision.max_position_embeddings:
-        raise ConfigError(
-            f"encoder.image_size: {config.image_size} px make a grid of {side} x {side}, "
-            f"the encoder holds 1 to {vision.max_position_embeddings} a side"
-        )
-    if vision.projection_dim != text.d_model:
-        raise ConfigError(
-            f"encoder.model: vision_config.projection_dim is {vision.projection_dim} and text_config.d_model "
-            f"{text.d_model}, they must be equal"
-        )
-    prefix = 1 if config.pooled_token == "keep" else 0
-    longest = side * side + 1 + max((len(ids) for ids in config.prompt_ids.values()), default=0)
-    if longest > text.max_position_embeddings:
-        raise ConfigError(
-            f"encoder.image_size: {config.image_size} px and the longest prompt make {longest} tokens, "
-            f"the text encoder holds {text.max_position_embeddings}"
-        )
-    specs = {}
-    for name in config.sources:
-        stage = STAGE.fullmatch(name)
-        index = int(stage[1]) - 1 if stage else len(sides) - 1
-        if not 0 <= index < len(sides):
-            raise ConfigError(f"encoder.sources: '{name}', the tower has stages 1 to {len(sides)}")
-        dim = vision.embed_dim[index] if stage else text.d_model
-        specs[name] = FeatureSpec(sides[index] ** 2 + prefix, dim, (sides[index], sides[index]))
-    return specs

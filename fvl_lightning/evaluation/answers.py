@@ -58,7 +58,7 @@ class KindAccuracy(Metric):
 
 def normalised(text: str) -> str:
     """Lower case, white space folded, without a final full stop."""
-    return " ".join(text.lower().split()).removesuffix(".")
+    return " ".join(text.lower().split()).removesuffix(".").rstrip()
 
 
 def accuracy(answers: Iterable[Answer]) -> dict[str, Any]:

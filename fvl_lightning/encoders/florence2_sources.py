@@ -1,0 +1,78 @@
+"""The names of Florence-2's feature sources, and their shapes from the sizes alone."""
+
+import re
+from typing import Any
+
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.prompts import RELEASED_PROMPTS
+from fvl_lightning.core.types import FeatureSpec
+
+STAGE = re.compile(r"davit_stage_(\d+)")
+"""The output of a stage of the tower, counted from 1."""
+
+
+def is_depth(source: str) -> bool:
+    """Whether a source is a depth of the tower rather than a prompt."""
+    return source == "davit" or STAGE.fullmatch(source) is not None
+
+
+def check_sources(config: Any) -> None:
+    """ConfigError for a source that is neither a depth nor a prompt with a text, or is named twice."""
+    known = ["davit", "davit_stage_<k>", *(RELEASED_PROMPTS | config.prompts)]
+    if not config.sources:
+        raise ConfigError(f"encoder.sources: there is none, name at least one of {', '.join(known)}")
+    for name in config.sources:
+        if not is_depth(name) and name not in RELEASED_PROMPTS | config.prompts:
+            raise ConfigError(
+                f"encoder.sources: '{name}' is neither a depth nor a prompt, known are {', '.join(known)}; "
+                f"give its text as encoder.prompts.{name}"
+            )
+    if len(set(config.sources)) < len(config.sources):
+        raise ConfigError(f"encoder.sources: a source is named twice in {', '.join(config.sources)}")
+
+
+def with_vocabulary(model: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """The sizes of a model from scratch, with the tokenizer's vocabulary and special tokens."""
+    text = {
+        "model_type": "bart",
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "decoder_start_token_id": tokenizer.eos_token_id,
+    }
+    return {**model, "text_config": {**text, **model.get("text_config", {})}}
+
+
+def feature_specs(config: Any, vision: Any, text: Any) -> dict[str, FeatureSpec]:
+    """Shape of every source, from the sizes alone."""
+    side, sides = config.image_size, []
+    for kernel, stride, padding in zip(vision.patch_size, vision.patch_stride, vision.patch_padding, strict=True):
+        side = (side + 2 * padding - kernel) // stride + 1
+        sides.append(side)
+    if side < 1 or side > vision.max_position_embeddings:
+        raise ConfigError(
+            f"encoder.image_size: {config.image_size} px make a grid of {side} x {side}, "
+            f"the encoder holds 1 to {vision.max_position_embeddings} a side"
+        )
+    if vision.projection_dim != text.d_model:
+        raise ConfigError(
+            f"encoder.model: vision_config.projection_dim is {vision.projection_dim} and text_config.d_model "
+            f"{text.d_model}, they must be equal"
+        )
+    prefix = 1 if config.pooled_token == "keep" else 0
+    longest = side * side + 1 + max((len(ids) for ids in config.prompt_ids.values()), default=0)
+    if longest > text.max_position_embeddings:
+        raise ConfigError(
+            f"encoder.image_size: {config.image_size} px and the longest prompt make {longest} tokens, "
+            f"the text encoder holds {text.max_position_embeddings}"
+        )
+    specs = {}
+    for name in config.sources:
+        stage = STAGE.fullmatch(name)
+        index = int(stage[1]) - 1 if stage else len(sides) - 1
+        if not 0 <= index < len(sides):
+            raise ConfigError(f"encoder.sources: '{name}', the tower has stages 1 to {len(sides)}")
+        dim = vision.embed_dim[index] if stage else text.d_model
+        specs[name] = FeatureSpec(sides[index] ** 2 + prefix, dim, (sides[index], sides[index]))
+    return specs

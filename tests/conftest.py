@@ -1,0 +1,173 @@
+"""The command line as tests use it, small data to train on in seconds, and one quick demo for all who need a result."""
+
+import contextlib
+import fcntl
+import io
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+TINY_DATA = ("data.train_images=64", "data.validation_images=16", "data.test_images=16", "data.unseen_images=8")
+"""Words that make the demo set the one that `workspace` has drawn already."""
+TINY = (*TINY_DATA, "trainer.batch_size=8", "trainer.max_steps=3", "tracking.enabled=false")
+"""Words that make any experiment of the demo a matter of a second."""
+QUICK_DEMO_SECONDS = 900
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+"""(folder, *words) -> what `fvl <words>` said and returned in that folder."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
+    """Under pytest-xdist with --dist loadgroup, those who share the quick demo's folder stay on one worker."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if "quick_demo" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group("quick_demo"))
+
+
+@pytest.fixture(scope="session")
+def fvl() -> Run:
+    """Runs the command line in a process of its own; some seconds go into its imports."""
+
+    def run(folder: Path, *words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "fvl_lightning", *words]
+        environment = os.environ | ONE_THREAD | {"COLUMNS": "200"}
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def fvl_here(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command line in this process, and leaves it as it was: folder, logging, plugins, threads.
+
+    What the command line lets through as an exception comes through here too, as a failure of the test.
+    """
+
+    def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        from fvl_lightning.commands.main import run as run_command
+
+        out, err = io.StringIO(), io.StringIO()
+        with monkeypatch.context() as patch, _logging_kept(), _plugins_forgotten(), _threads_kept():
+            patch.chdir(folder)
+            patch.setenv("COLUMNS", "1000")  # or a log line would be broken in two
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = run_command(list(words))
+        return subprocess.CompletedProcess(["fvl", *words], code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `data` with the demo's tokenizer and the set of TINY_DATA."""
+    from datamodules.demo import DemoData
+    from fvl_lightning.core.config import parse_override
+
+    data = tmp_path_factory.mktemp("tiny") / "data"
+    fields: dict[str, int] = {}
+    for word in TINY_DATA:
+        fields |= parse_override(word)["data"]
+    DemoData(DemoData.Config(root=str(data / "demo"), **fields)).prepare_data()
+    return data
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, tiny_data: Path) -> Path:
+    """A working folder with `experiments` and `data`, and no runs yet."""
+    return furnish(tmp_path, tiny_data)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without runs, to be copied: creating one takes seconds."""
+    from fvl_lightning.tracking.store import open_store
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    open_store(f"sqlite:///{file}", "unused")
+    return file
+
+
+@pytest.fixture(scope="session")
+def quick_demo(tmp_path_factory: pytest.TempPathFactory, fvl: Run) -> Path:
+    """A working folder in which `fvl demo --quick` has run, once for all tests; `runs/demo` stands for its report.
+
+    `experiments` and `docs` are the repository's, so the README's commands find what they name.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        base = base.parent
+    folder = base / "quick-demo"
+    with (base / "quick-demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "output.txt").is_file():
+            folder.mkdir()
+            for name in ("experiments", "docs"):
+                (folder / name).symlink_to(ROOT / name)
+            done = fvl(folder, "demo", "--quick", timeout=QUICK_DEMO_SECONDS)
+            assert done.returncode == 0, done.stderr
+            (folder / "runs" / "demo").symlink_to("demo-quick")
+            (folder / "output.txt").write_text(done.stdout, encoding="utf-8")
+    return folder
+
+
+def furnish(folder: Path, data: Path) -> Path:
+    """Puts `experiments` and `data` into a working folder."""
+    (folder / "experiments").symlink_to(ROOT / "experiments")
+    (folder / "data").symlink_to(data)
+    return folder
+
+
+@contextlib.contextmanager
+def _logging_kept() -> Iterator[None]:
+    """The command line sets up logging for a whole process, which would take pytest's handlers away."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    named = {name: logger for name, logger in root.manager.loggerDict.items() if isinstance(logger, logging.Logger)}
+    levels = {name: logger.level for name, logger in named.items()}
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        for name in ("fvl_lightning", "datamodules", "lightning.pytorch", "lightning.fabric", "alembic", "mlflow"):
+            logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
+
+
+@contextlib.contextmanager
+def _plugins_forgotten() -> Iterator[None]:
+    """Components that a command's `plugins:` register are gone afterwards."""
+    from fvl_lightning.core import registry
+
+    for slot in registry.SLOT_PACKAGES:
+        registry.names(slot)
+    before = {slot: dict(components) for slot, components in registry._components.items()}
+    modules = set(sys.modules)
+    try:
+        yield
+    finally:
+        for slot, components in before.items():
+            registry._components[slot] = components
+        for name in set(sys.modules) - modules:
+            if name.startswith("fvl_plugin_"):
+                del sys.modules[name]
+
+
+@contextlib.contextmanager
+def _threads_kept() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
