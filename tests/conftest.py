@@ -47,8 +47,8 @@ def fvl() -> Run:
     return run
 
 
-@pytest.fixture
-def fvl_here(monkeypatch: pytest.MonkeyPatch) -> Run:
+@pytest.fixture(scope="session")
+def fvl_here() -> Run:
     """Runs the command line in this process, and leaves it as it was: folder, logging, plugins, threads.
 
     What the command line lets through as an exception comes through here too, as a failure of the test.
@@ -58,7 +58,7 @@ def fvl_here(monkeypatch: pytest.MonkeyPatch) -> Run:
         from fvl_lightning.commands.main import run as run_command
 
         out, err = io.StringIO(), io.StringIO()
-        with monkeypatch.context() as patch, _logging_kept(), _plugins_forgotten(), _threads_kept():
+        with pytest.MonkeyPatch.context() as patch, _logging_kept(), _plugins_forgotten(), _threads_kept():
             patch.chdir(folder)
             patch.setenv("COLUMNS", "1000")  # or a log line would be broken in two
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

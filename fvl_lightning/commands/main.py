@@ -12,7 +12,8 @@ from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, quiet_libraries
 from fvl_lightning.core.errors import UserError
 
 app = typer.Typer(
-    help="How should a vision encoder's features enter a language model? Swap fusions in YAML and compare.",
+    help="How should a vision encoder's features enter a language model? Swap fusions in YAML and compare.\n\n"
+    "Example: `fvl demo --quick`",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

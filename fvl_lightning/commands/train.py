@@ -244,16 +244,20 @@ def fit(
     trainer = build_trainer(
         experiment.trainer, run.path, [Journal(run.metrics), tracker], [log, StepProgress(title), checkpoints]
     )
+    torch.manual_seed(experiment.seed)  # for dropout; initial values and the order of the data have their own
     with warnings.catch_warnings():
         # Lightning advises more loader workers and names what it does not find; both are choices here.
         warnings.filterwarnings("ignore", module="lightning")
-        trainer.fit(
-            stage,
-            train_dataloaders=data.train_dataloader(),
-            val_dataloaders=data.val_dataloader(),
-            ckpt_path=run.last_checkpoint if resume else None,
-            weights_only=True,
-        )
+        try:
+            trainer.fit(
+                stage,
+                train_dataloaders=data.train_dataloader(),
+                val_dataloaders=data.val_dataloader(),
+                ckpt_path=run.last_checkpoint if resume else None,
+                weights_only=True,
+            )
+        except SystemExit as error:  # what Lightning makes of a Ctrl-C that does not wait for the step's end
+            raise KeyboardInterrupt from error
     seconds = run.info.get("seconds", 0.0) + log.total_seconds
     speeds = sorted(log.tokens_per_second)
     run.record(

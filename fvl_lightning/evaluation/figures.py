@@ -109,9 +109,9 @@ def mass_figure(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
         for source, curve in by_source.items():
             _draw_curve(axes, curve, colors[source], source)
         axes.axhline(1 / max(len(by_source), 1), color=MUTED, linewidth=1, linestyle=(0, (2, 3)), label="equal shares")
-        axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     for axes in panels[::COLUMNS]:
+        axes.set_ylim(bottom=0)  # once all curves are drawn: it ends the scaling of the axis they share
         axes.set_ylabel("share in the fused features", color=INK)
     if panels:
         _legend_above(figure, *panels[0].get_legend_handles_labels())

@@ -48,7 +48,8 @@ def build_model(experiment: ExperimentConfig, device: str = "cpu") -> Built:
         model = FlorenceVLForConditionalGeneration(model_config(experiment, tokenizer))
     if device != "meta":
         initialize(model, experiment.seed)
-        model.tie_weights()
+    model.tie_weights()
+    if device != "meta":
         for component in (model.encoder, model.language_model):
             component.load_pretrained()
     return Built(model, tokenizer)

@@ -25,6 +25,10 @@ class LogWindow(Callback):
         """Time in optimiser steps, validation and checkpoints left out."""
         self._seconds, self._started, self._last_step = 0.0, 0.0, -1
 
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Counts from here, so that the first batches of an accumulated step are no window of their own."""
+        self._last_step = trainer.global_step
+
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Starts the clock of a step; loading is part of it only where it makes the step wait."""
         self._started = time.perf_counter()
@@ -113,14 +117,17 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Saves where it is due; stops where it was asked for."""
         step = trainer.global_step
-        due = step != self._last_step and (step % self.every == 0 or step == trainer.max_steps)
-        if due or (self.interrupted and step != self._last_step):
+        if step == self._last_step:
+            return  # in the middle of an accumulated step, from which nothing could go on
+        self._last_step = step
+        if self.interrupted or step % self.every == 0 or step == trainer.max_steps:
             trainer.save_checkpoint(self.path)
-            self._last_step = step
             for run_logger in trainer.loggers:
                 run_logger.after_save_checkpoint(self)  # what is logged is never behind what a resume starts from
         if self.interrupted:
             trainer.should_stop = True
+            if step * trainer.accumulate_grad_batches % trainer.val_check_batch:
+                trainer.limit_val_batches = 0  # Lightning would validate at a stop, where no other run does
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         """Gives Ctrl-C back."""

@@ -7,69 +7,30 @@
 `SLOT_CHECKS[slot]` lists the single contracts, each a function of a factory () -> component.
 """
 
-import ast
-import dataclasses
-import inspect
-import textwrap
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fvl_lightning.core import registry
 from fvl_lightning.core.types import FeatureSpec, FusionOutput
 from fvl_lightning.modeling.initialization import initialize
-from tests.tiny_models import LLAMA, Holder, encoder_config, initialized, named_tensors, pixels
+from tests.contracts.building import (
+    IMAGES,
+    RUNS,
+    Factory,
+    factory,
+    run_language_model,
+    run_projector,
+    source_features,
+    source_specs,
+    token_rows,
+)
+from tests.tiny_models import Holder, initialized, named_tensors, pixels
 
-Factory = Callable[[], Any]
-"""Builds the component of a contract, on whatever device is the default one."""
-IMAGES = 3
 BRAND_NEW = 17
 """A seed that no contract initialises with otherwise."""
-
-TINY: dict[str, dict[str, list[dict[str, Any]]]] = {
-    "encoder": {
-        "florence2": [
-            dataclasses.asdict(encoder_config()),
-            dataclasses.asdict(
-                encoder_config(
-                    sources=["davit_stage_1", "grounding", "davit", "davit_stage_2", "ocr"],
-                    pooled_token="keep",
-                    prompt_pads="attend",
-                    temporal_embedding=False,
-                    position_std=0.5,
-                )
-            ),
-        ],
-    },
-    "fusion": {
-        "attention": [{}, {"query": "learned", "heads": 2}, {"dim": 8}],
-        "gated": [{}, {"gate": "sigmoid"}, {"dim": 6}],
-        "mean": [{}, {"dim": 6}],
-        "token_concat": [{}, {"dim": 6}],
-    },
-    "projector": {"mlp": [{}, {"depth": 1}, {"depth": 2, "hidden": 5}]},
-    "language_model": {
-        "causal": [
-            {"model": LLAMA},
-            {"model": {**LLAMA, "tie_word_embeddings": False, "model_type": "qwen2"}},
-        ],
-    },
-}
-"""Fields of small Configs by slot and name, more than one where options change what is built; {} otherwise."""
-
-
-def tiny_configs(slot: str, name: str) -> list[dict[str, Any]]:
-    """Fields of the Configs with which a registered component is checked."""
-    return TINY[slot].get(name, [{}])
-
-
-def factory(slot: str, component: type[Any], config: Any = None) -> Factory:
-    """() -> an uninitialised component of `slot`, from `config` or else the default one."""
-    return FACTORIES[slot](component, component.Config() if config is None else config)
 
 
 def check_encoder(component: type[Any], config: Any = None) -> None:
@@ -95,79 +56,6 @@ def check_language_model(component: type[Any], config: Any = None) -> None:
 def _check(slot: str, component: type[Any], config: Any) -> None:
     for contract in SLOT_CHECKS[slot]:
         contract(factory(slot, component, config))
-
-
-# How each slot is built and called.
-
-
-def source_specs(*dims: int) -> dict[str, FeatureSpec]:
-    """Sources of these widths: a pooled token and a map of 2 x 3."""
-    return {f"source_{k}": FeatureSpec(7, dim, (2, 3)) for k, dim in enumerate(dims)}
-
-
-def source_features(specs: dict[str, FeatureSpec], seed: int = 0) -> dict[str, Tensor]:
-    """Seeded features of `IMAGES` images."""
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(IMAGES, spec.tokens, spec.dim, generator=generator) for name, spec in specs.items()}
-
-
-def _encoder(component: type[Any], config: Any) -> Factory:
-    return lambda: component(component.resolve(config))
-
-
-def _fusion(component: type[Any], config: Any, specs: dict[str, FeatureSpec] | None = None) -> Factory:
-    return lambda: component(config, source_specs(8, 12, 16, 8) if specs is None else specs)
-
-
-def _projector(component: type[Any], config: Any) -> Factory:
-    return lambda: component(config, FeatureSpec(7, 10, (2, 3)), 6)
-
-
-def _language_model(component: type[Any], config: Any) -> Factory:
-    return lambda: component(component.resolve(config))
-
-
-FACTORIES: dict[str, Callable[..., Factory]] = {
-    "encoder": _encoder,
-    "fusion": _fusion,
-    "projector": _projector,
-    "language_model": _language_model,
-}
-
-
-def run_encoder(encoder: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """The sources of three images."""
-    return list(encoder(pixels(IMAGES, size=encoder.image_size).to(dtype)).values())
-
-
-def run_fusion(fusion: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """The fused features of three images."""
-    sources = source_features(fusion.sources)
-    return [fusion({name: x.to(dtype) for name, x in sources.items()}).features]
-
-
-def run_projector(projector: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """The image tokens of three images."""
-    return [projector(source_features({"features": FeatureSpec(7, 10, (2, 3))})["features"].to(dtype))]
-
-
-def run_language_model(language_model: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Hidden states and logits of two rows, images left out; the token table in `dtype` sets what goes in."""
-    hidden = language_model(language_model.embed(token_rows())).last_hidden_state
-    return [hidden, language_model.logits(hidden)]
-
-
-def token_rows() -> Tensor:
-    """Two rows of small token ids [2, 6]."""
-    return torch.randint(4, 30, (2, 6), generator=torch.Generator().manual_seed(0))
-
-
-RUNS: dict[str, Callable[..., list[Tensor]]] = {
-    "encoder": run_encoder,
-    "fusion": run_fusion,
-    "projector": run_projector,
-    "language_model": run_language_model,
-}
 
 
 # Contracts of every slot.
@@ -424,57 +312,3 @@ SLOT_CHECKS: dict[str, list[Callable[[Factory], None]]] = {
     "language_model": _of_slot("language_model", language_model_shapes, language_model_is_causal, blocks=True),
 }
 """The contracts of each slot of the model, functions of a factory."""
-
-
-# How a component is written down.
-
-CLASS_ENDINGS = {
-    "encoder": "Encoder",
-    "fusion": "Fusion",
-    "projector": "Projector",
-    "language_model": "LanguageModel",
-    "stage": "Stage",
-    "data": "Data",
-}
-"""How the classes of a slot are named after their stem."""
-
-
-def check_documented(component: type[Any]) -> None:
-    """The class, its Config and every field of the Config say what they are; a Config is a dataclass."""
-    assert dataclasses.is_dataclass(component.Config), f"{component.__name__}.Config is no dataclass"
-    assert component.__doc__, f"{component.__name__} has no docstring"
-    own = [base for base in component.Config.__mro__ if dataclasses.is_dataclass(base)]
-    for config in own:
-        class_docstring, documented = _field_docstrings(config)
-        assert class_docstring, f"{config.__qualname__} has no docstring"
-        annotated = set(config.__annotations__)
-        assert annotated == documented, f"{config.__qualname__}: no docstring under {sorted(annotated - documented)}"
-
-
-def check_naming(slot: str, name: str) -> None:
-    """Registered name, file name and the stem of the class are one: "gated", gated.py, GatedFusion."""
-    component = registry.component(slot, name)
-    path = Path(inspect.getfile(component))
-    assert name in (path.stem, path.parent.name), f"{slot} '{name}' is registered in {path.name}"
-    stem, ending = component.__name__, CLASS_ENDINGS[slot]
-    assert stem.endswith(ending), f"{stem} does not end in {ending}"
-    assert stem.removesuffix(ending).lower() == name.replace("_", ""), f"{slot} '{name}' is filled by {stem}"
-
-
-def _field_docstrings(config: type[Any]) -> tuple[str | None, set[str]]:
-    """The docstring of a dataclass, and the names of its fields with a docstring under them."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    documented = set()
-    for statement, following in zip(body.body, body.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and _is_text(following):
-            documented.add(statement.target.id)
-    return ast.get_docstring(body), documented
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )

@@ -1,5 +1,7 @@
 """Stages over the tiny model, run through Lightning's Trainer on batches made by hand."""
 
+import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from tests.tiny_models import experiment, micro_batches, prompted, rows
 
 VIEWS = {"encoder_pretrain": "tasks", "align": "caption", "pretrain": "caption", "finetune": "conversation"}
 """Every stage with a view it learns from."""
+
+
+STAGES = list(VIEWS)
 
 
 class Loader:
@@ -62,12 +67,20 @@ def fit(
     """Trains as `fvl train` does, with the experiment's trainer; the last checkpoint lies at folder/last.ckpt."""
     config = stage.experiment.trainer
     checkpoints = Checkpoints(folder / "last.ckpt", config.checkpoint_every)
-    trainer = build_trainer(config, folder, [], [checkpoints, *callbacks])
-    trainer.fit(
-        stage,
-        train_dataloaders=Loader(batches),
-        val_dataloaders=None if validation is None else Loader(validation),
-        ckpt_path=resume,
-        weights_only=True,
-    )
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it tells about its devices at every fit
+    try:
+        trainer = build_trainer(config, folder, [], [checkpoints, *callbacks])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            trainer.fit(
+                stage,
+                train_dataloaders=Loader(batches),
+                val_dataloaders=None if validation is None else Loader(validation),
+                ckpt_path=resume,
+                weights_only=True,
+            )
+    finally:
+        log.setLevel(level)
     return trainer

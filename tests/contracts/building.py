@@ -1,0 +1,126 @@
+"""How the components of each slot are built, small, and called by their contracts."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fvl_lightning.core.types import FeatureSpec
+from tests.tiny_models import LLAMA, encoder_config, pixels
+
+Factory = Callable[[], Any]
+"""Builds the component of a contract, on whatever device is the default one."""
+IMAGES = 3
+
+TINY: dict[str, dict[str, list[dict[str, Any]]]] = {
+    "encoder": {
+        "florence2": [
+            dataclasses.asdict(encoder_config()),
+            dataclasses.asdict(
+                encoder_config(
+                    sources=["davit_stage_1", "grounding", "davit", "davit_stage_2", "ocr"],
+                    pooled_token="keep",
+                    prompt_pads="attend",
+                    temporal_embedding=False,
+                    position_std=0.5,
+                )
+            ),
+        ],
+    },
+    "fusion": {
+        "attention": [{}, {"query": "learned", "heads": 2}, {"dim": 8}],
+        "gated": [{}, {"gate": "sigmoid"}, {"dim": 6}],
+        "mean": [{}, {"dim": 6}],
+        "token_concat": [{}, {"dim": 6}],
+    },
+    "projector": {"mlp": [{}, {"depth": 1}, {"depth": 2, "hidden": 5}]},
+    "language_model": {
+        "causal": [
+            {"model": LLAMA},
+            {"model": {**LLAMA, "tie_word_embeddings": False, "model_type": "qwen2"}},
+        ],
+    },
+}
+"""Fields of small Configs by slot and name, more than one where options change what is built; {} otherwise."""
+
+
+def tiny_configs(slot: str, name: str) -> list[dict[str, Any]]:
+    """Fields of the Configs with which a registered component is checked."""
+    return TINY[slot].get(name, [{}])
+
+
+def factory(slot: str, component: type[Any], config: Any = None) -> Factory:
+    """() -> an uninitialised component of `slot`, from `config` or else the default one."""
+    return FACTORIES[slot](component, component.Config() if config is None else config)
+
+
+def source_specs(*dims: int) -> dict[str, FeatureSpec]:
+    """Sources of these widths: a pooled token and a map of 2 x 3."""
+    return {f"source_{k}": FeatureSpec(7, dim, (2, 3)) for k, dim in enumerate(dims)}
+
+
+def source_features(specs: dict[str, FeatureSpec], seed: int = 0) -> dict[str, Tensor]:
+    """Seeded features of `IMAGES` images."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(IMAGES, spec.tokens, spec.dim, generator=generator) for name, spec in specs.items()}
+
+
+def _encoder(component: type[Any], config: Any) -> Factory:
+    return lambda: component(component.resolve(config))
+
+
+def _fusion(component: type[Any], config: Any, specs: dict[str, FeatureSpec] | None = None) -> Factory:
+    return lambda: component(config, source_specs(8, 12, 16, 8) if specs is None else specs)
+
+
+def _projector(component: type[Any], config: Any) -> Factory:
+    return lambda: component(config, FeatureSpec(7, 10, (2, 3)), 6)
+
+
+def _language_model(component: type[Any], config: Any) -> Factory:
+    return lambda: component(component.resolve(config))
+
+
+FACTORIES: dict[str, Callable[..., Factory]] = {
+    "encoder": _encoder,
+    "fusion": _fusion,
+    "projector": _projector,
+    "language_model": _language_model,
+}
+
+
+def run_encoder(encoder: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The sources of three images."""
+    return list(encoder(pixels(IMAGES, size=encoder.image_size).to(dtype)).values())
+
+
+def run_fusion(fusion: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The fused features of three images."""
+    sources = source_features(fusion.sources)
+    return [fusion({name: x.to(dtype) for name, x in sources.items()}).features]
+
+
+def run_projector(projector: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The image tokens of three images."""
+    return [projector(source_features({"features": FeatureSpec(7, 10, (2, 3))})["features"].to(dtype))]
+
+
+def run_language_model(language_model: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Hidden states and logits of two rows, images left out; the token table in `dtype` sets what goes in."""
+    hidden = language_model(language_model.embed(token_rows())).last_hidden_state
+    return [hidden, language_model.logits(hidden)]
+
+
+def token_rows() -> Tensor:
+    """Two rows of small token ids [2, 6]."""
+    return torch.randint(4, 30, (2, 6), generator=torch.Generator().manual_seed(0))
+
+
+RUNS: dict[str, Callable[..., list[Tensor]]] = {
+    "encoder": run_encoder,
+    "fusion": run_fusion,
+    "projector": run_projector,
+    "language_model": run_language_model,
+}

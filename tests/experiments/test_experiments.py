@@ -1,0 +1,74 @@
+"""Every file under experiments/ is a comparison or an experiment, loads, and builds without memory."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fvl_lightning.commands.compare import experiments
+from fvl_lightning.commands.train import build_stage
+from fvl_lightning.core.config import load_config
+from fvl_lightning.core.experiment import COMPONENTS, ComparisonConfig, ExperimentConfig
+from fvl_lightning.training.components import count_parameters
+from tests.conftest import ROOT
+
+FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "experiments").rglob("*") if path.is_file())
+ARMS = "arms"
+
+
+def is_comparison(path: Path) -> bool:
+    """Whether a file, or one that it is based on, has arms."""
+    values = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+    bases = values.get("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    return ARMS in values or any(is_comparison(path.parent / base) for base in bases)
+
+
+COMPARISONS = [path for path in FILES if path.suffix == ".yaml" and is_comparison(path)]
+EXPERIMENTS = [path for path in FILES if path.suffix == ".yaml" and not is_comparison(path)]
+
+
+def test_there_are_yaml_files_and_nothing_else() -> None:
+    assert [path for path in FILES if path.suffix != ".yaml"] == []
+    assert len(COMPARISONS) >= 2
+    assert len(EXPERIMENTS) >= 4
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_file_says_what_it_is_for(path: Path) -> None:
+    assert (ROOT / path).read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
+def test_an_experiment_builds_on_the_meta_device(path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    config = load_config(ExperimentConfig, path)
+    if config.stage is None:
+        assert any(path.name in other.read_text(encoding="utf-8") for other in path.parent.glob("*.yaml")), "unused"
+        return
+    stage = build_stage(config, device="meta")
+    assert all(parameter.is_meta for parameter in stage.model.parameters())
+    counts = count_parameters(stage.model)
+    assert counts["encoder"]["parameters"] > 0
+    assert sum(count["trainable"] for count in counts.values()) > 0
+    for component in COMPONENTS:
+        frozen = stage.trainable.get(component, "frozen") == "frozen"
+        assert frozen == (counts[component]["trainable"] == 0) or counts[component]["parameters"] == 0
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=str)
+def test_a_comparison_resolves_all_its_arms(path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    config = load_config(ComparisonConfig, path)
+    encoder, arms = experiments(config, path.parent, Path("runs") / config.name)
+    assert encoder.stage.name == "encoder_pretrain"
+    assert encoder.seed == config.seed
+    for arm, stages in arms.items():
+        assert [stage.stage.name for stage in stages] == ["pretrain", "finetune"]
+        for experiment in stages:
+            assert build_stage(experiment, device="meta").trainable["encoder"] == "frozen"
+            assert experiment.encoder == encoder.encoder
+            assert experiment.fusion.name == arm
+            assert (experiment.seed, experiment.tracking) == (config.seed, config.tracking)
+            assert experiment.data.config.level == encoder.data.config.level
+    assert len({stages[-1].fusion.name for stages in arms.values()}) == len(arms) == 3
