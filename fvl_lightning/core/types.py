@@ -78,6 +78,12 @@ class Batch:
     keys: tuple[str, ...]
     position: int
 
+    @property
+    def has_images(self) -> bool:
+        """Whether any row has an image."""
+        shown = [self.images] if self.features is None else list(self.features.values())
+        return any(x is not None and x.shape[0] > 0 for x in shown)
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on `device`."""
         return replace(
@@ -101,6 +107,11 @@ class PromptedBatch:
     targets: Tensor
     keys: tuple[str, ...]
     position: int
+
+    @property
+    def has_images(self) -> bool:
+        """Every prompted target has one."""
+        return True
 
     def to(self, device: torch.device | str) -> "PromptedBatch":
         """The same batch with its tensors on `device`."""

@@ -110,7 +110,8 @@ class Florence2Encoder(Encoder):
         try:
             if config.pretrained and not model:
                 model = AutoConfig.from_pretrained(config.pretrained, revision=config.revision).to_dict()
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
+            revision = config.revision if config.tokenizer is None else None
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, revision=revision)
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0]
             raise ConfigError(f"encoder: {config.pretrained or tokenizer_source} could not be read: {first}") from None

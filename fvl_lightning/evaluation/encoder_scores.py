@@ -25,7 +25,8 @@ class Box:
         left, top = max(self.corners[0], other.corners[0]), max(self.corners[1], other.corners[1])
         right, bottom = min(self.corners[2], other.corners[2]), min(self.corners[3], other.corners[3])
         shared = max(0, right - left + 1) * max(0, bottom - top + 1)
-        return shared / (self._area + other._area - shared)
+        union = self._area + other._area - shared
+        return shared / union if union else 0.0
 
     @property
     def _area(self) -> int:

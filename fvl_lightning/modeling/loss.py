@@ -38,7 +38,8 @@ def token_loss(hidden: Tensor, labels: Tensor, logits: Callable[[Tensor], Tensor
     rows, targets = hidden[supervised], labels[supervised]
 
     def chunk_loss(chunk: Tensor, chunk_targets: Tensor) -> tuple[Tensor, Tensor]:
-        scores = logits(chunk).float()
+        scores = logits(chunk)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         correct = (scores.detach().argmax(-1) == chunk_targets).sum()
         return torch.nn.functional.cross_entropy(scores, chunk_targets, reduction="sum"), correct
 

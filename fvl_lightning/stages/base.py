@@ -51,6 +51,7 @@ class Stage(LightningModule):
         self.last_validation_loss: float | None = None
         self._fetched_position = 0
         self._step_tokens: list[Tensor] = []
+        self._saw_images, self._checked = False, False
         self.logged = WindowMeter()
 
     @classmethod
@@ -78,6 +79,7 @@ class Stage(LightningModule):
         loss, diagnostics = self.compute(batch)
         self._fetched_position = batch.position
         self._step_tokens.append(loss.tokens)
+        self._saw_images |= batch.has_images
         self.logged.add(loss, diagnostics, batch)
         return loss.sum
 
@@ -88,8 +90,9 @@ class Stage(LightningModule):
         tokens = self.trainer.strategy.reduce(tokens, reduce_op="sum")
         # Lightning has divided by the accumulated batches, and DDP by the ranks.
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens.clamp(min=1)
-        if self.global_step == 0:
+        if not self._checked and self._saw_images:
             self._check_gradients()
+            self._checked = True
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, scale)
 
@@ -148,7 +151,7 @@ class Stage(LightningModule):
             torch.set_rng_state(self._random_state)
 
     def _check_gradients(self) -> None:
-        """After the first backward pass: what is meant to learn does, and what is frozen is untouched."""
+        """After the first backward pass with images: what is meant to learn does, and what is frozen is untouched."""
         moved = {component_of(name) for name, p in self.model.named_parameters() if p.grad is not None}
         frozen = {name for name, mode in self.trainable.items() if mode == "frozen"}
         assert not moved & frozen, f"frozen components received gradients: {sorted(moved & frozen)}"

@@ -63,7 +63,7 @@ def build_feature_cache(
         encoder: frozen, in eval mode.
         data: a connected data module.
         folder: where caches lie.
-        progress: called with split, images done and images in all.
+        progress: called with split, samples done and samples in all.
     """
     key = _cache_key(encoder, data)
     for split in splits:
@@ -92,24 +92,27 @@ def _write_split(
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     beside.mkdir(parents=True, exist_ok=True)
-    device = next(encoder.parameters()).device
-    arrays = {
-        name: np.lib.format.open_memmap(
-            beside / f"{name}.npy", mode="w+", dtype=np.float32, shape=(int(offsets[-1]), spec.tokens, spec.dim)
-        )
-        for name, spec in encoder.specs.items()
-    }
-    for start in range(0, len(counts), IMAGES_AT_ONCE):
-        indices = range(start, min(start + IMAGES_AT_ONCE, len(counts)))
-        features = encoder(data.pixels(split, indices).to(device))
-        for name, array in arrays.items():
-            array[offsets[indices[0]] : offsets[indices[-1] + 1]] = features[name].float().cpu().numpy()
-        progress(split, indices[-1] + 1, len(counts))
-    for array in arrays.values():
-        array.flush()
-    np.save(beside / "offsets.npy", offsets, allow_pickle=False)
     try:
+        device = next(encoder.parameters()).device
+        arrays = {
+            name: np.lib.format.open_memmap(
+                beside / f"{name}.npy", mode="w+", dtype=np.float32, shape=(int(offsets[-1]), spec.tokens, spec.dim)
+            )
+            for name, spec in encoder.specs.items()
+        }
+        for start in range(0, len(counts), IMAGES_AT_ONCE):
+            indices = range(start, min(start + IMAGES_AT_ONCE, len(counts)))
+            features = encoder(data.pixels(split, indices).to(device))
+            for name, array in arrays.items():
+                array[offsets[indices[0]] : offsets[indices[-1] + 1]] = features[name].float().cpu().numpy()
+            progress(split, indices[-1] + 1, len(counts))
+        for array in arrays.values():
+            array.flush()
+        np.save(beside / "offsets.npy", offsets, allow_pickle=False)
         os.replace(beside, target)
     except OSError:
+        if not target.is_dir():
+            raise
         # Another process was first, with the same content: the key names it.
-        shutil.rmtree(beside)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

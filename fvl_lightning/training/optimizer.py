@@ -115,7 +115,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:
-    """Linear from 0 over `warmup_steps`, then a cosine down to `final_fraction` at `steps`."""
+    """Linear over `warmup_steps`, the peak at the last of them, then a cosine down to `final_fraction` at `steps`."""
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:

@@ -12,8 +12,10 @@ from mlflow.entities import Run as MlflowRun
 from safetensors.torch import load_file
 
 from datamodules.demo.text import KINDS
+from fvl_lightning.commands.cell import mass_curves
 from fvl_lightning.core.experiment import COMPONENTS
 from fvl_lightning.evaluation.answers import normalised
+from fvl_lightning.evaluation.figures import mass_figure
 from fvl_lightning.training.run_folder import RunFolder
 from tests.conftest import Run
 
@@ -135,6 +137,15 @@ def test_the_shares_of_the_sources_are_followed_where_a_fusion_has_them(
         assert sum(mass.values()) == pytest.approx(1, abs=1e-4)
         run = RunFolder(report / arm / "finetune")
         assert all(run.curve(f"mass/{source}")[-1][1] == mass[source] for source in sources)
+
+
+def test_no_share_lies_outside_of_its_picture(report: Path) -> None:
+    curves = {arm: mass_curves(RunFolder(report / arm / "finetune")) for arm in ("attention", "gated")}
+    for panel in mass_figure(curves).axes:
+        low, high = panel.get_ylim()
+        shown = [float(value) for line in panel.lines for value in line.get_ydata()]
+        assert low <= min(shown)
+        assert max(shown) <= high
 
 
 def test_the_report_says_what_one_seed_is_worth(report: Path, comparison: dict[str, Any]) -> None:
