@@ -30,4 +30,4 @@ def generate(
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     texts = generate_texts(built, [data.encoder.prompt(messages)], max_tokens, pixel_values=pixels, **sampling)
-    Console().print(texts[0], highlight=False, markup=False)
+    Console().print(texts[0], highlight=False, markup=False, soft_wrap=True)

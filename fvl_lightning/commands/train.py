@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Annotated, Any
 
 import torch
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 
 from fvl_lightning.core.config import as_plain, config_hash, load_config
-from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import DataContext, ImageSpec
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
@@ -119,7 +120,10 @@ def stopped_run(experiment: ExperimentConfig) -> RunFolder:
 
 def saved_position(run: RunFolder) -> int:
     """Samples consumed before the run stopped; refuses to go on with another number of threads on a CPU."""
-    checkpoint = torch.load(run.last_checkpoint, weights_only=True, map_location="cpu", mmap=True)
+    try:
+        checkpoint = torch.load(run.last_checkpoint, weights_only=True, map_location="cpu", mmap=True)
+    except (RuntimeError, OSError, EOFError, UnpicklingError):
+        raise DataError(f"--resume: {run.last_checkpoint} is not a readable checkpoint; start a new run") from None
     threads = torch.get_num_threads()
     if checkpoint["threads"] != threads and not torch.cuda.is_available():
         raise ConfigError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from fvl_lightning.core.errors import DataError
 from fvl_lightning.modeling.build import Built
 
 QUESTIONS_AT_ONCE = 128
@@ -97,6 +98,8 @@ def answer_questions(
         progress: called with questions done and questions in all.
     """
     questions = data.questions(split)
+    if not questions:
+        raise DataError(f"split {split} in {data.folder} has no questions to score: its records name no `kinds`")
     samples = sorted({question.index for question in questions})
     # Half a turn: everybody gets an image of somebody else, always the same one.
     other = dict(zip(samples, samples[len(samples) // 2 :] + samples[: len(samples) // 2], strict=True))
@@ -106,6 +109,8 @@ def answer_questions(
         shown = [other[question.index] if images == "shuffled" else question.index for question in batch]
         distinct = sorted(set(shown))
         pixels = data.pixels(split, distinct).to(built.model.device)
+        if pixels.shape[0] != len(distinct):
+            raise DataError(f"split {split} in {data.folder}: only samples with exactly one image each can be scored")
         if images == "zeroed":
             pixels = torch.zeros_like(pixels)
         rows = torch.tensor([distinct.index(index) for index in shown], device=pixels.device)

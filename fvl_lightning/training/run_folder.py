@@ -92,8 +92,11 @@ class RunFolder:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration, plain."""
-        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        """The resolved configuration, plain; DataError where it cannot be read."""
+        try:
+            return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError):
+            raise DataError(f"{self.path / 'config.yaml'} is missing or no valid YAML") from None
 
     @property
     def info(self) -> dict[str, Any]:

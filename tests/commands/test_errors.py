@@ -3,7 +3,6 @@
 Nothing half-written is left: no run folder where none had begun, and one that had begun says that it failed.
 """
 
-import io
 import shutil
 import socket
 from collections.abc import Callable
@@ -35,6 +34,7 @@ Change = Callable[[int, dict[str, Any], list[bytes]], Any]
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, fvl_here: Run) -> Path:
     """A working folder with two finished runs, `finetune` and `encoder_pretrain`, which no test changes."""
     folder = furnish(tmp_path_factory.mktemp("errors"), tiny_data)
+    Image.new("RGB", (64, 64), (200, 20, 20)).save(folder / "a.png")
     for experiment in (FINETUNE, "experiments/demo/encoder_pretrain.yaml"):
         done = fvl_here(folder, "train", experiment, *TINY)
         assert done.returncode == 0, done.stderr
@@ -152,6 +152,7 @@ def test_another_model_is_no_start(refused: Refused) -> None:
         (("generate", "runs/finetune", "--image", "nope.png", "--prompt", "x"), ("no image nope.png",)),
         (("generate", "runs/finetune", "--image", FINETUNE, "--prompt", "x"), (FINETUNE, "PNG, JPEG or WebP")),
         (("generate", "runs/finetune", "--prompt", "x"), ("--image",)),
+        (("generate", "runs/finetune", "--image", "a.png", "--prompt", "<image>"), ("'<image>'", "special token")),
         (("generate", "runs/encoder_pretrain", "--image", "x.png", "--prompt", "x"), ("without a language model",)),
         (("ui", "--uri", "sqlite:///none.db"), ("none.db", "no MLflow store")),
         (("ui", "--port", "many"), ("--port",)),
@@ -174,9 +175,7 @@ def test_a_mistake_in_a_file_is_told_with_the_file(folder: Path, refused: Refuse
 
 
 def test_a_broken_picture_is_not_looked_at(folder: Path, refused: Refused) -> None:
-    picture = io.BytesIO()
-    Image.new("RGB", (64, 64), (200, 20, 20)).save(picture, "PNG")
-    (folder / "half.png").write_bytes(picture.getvalue()[:60])
+    (folder / "half.png").write_bytes((folder / "a.png").read_bytes()[:60])
     sentence = refused("generate", "runs/finetune", "--image", "half.png", "--prompt", "what colour is it?")
     assert "half.png: not a readable PNG, JPEG or WebP" in sentence
 
@@ -198,6 +197,8 @@ def test_a_run_folder_that_is_broken(tmp_path: Path, folder: Path, refused: Refu
     assert "broken/model/model.safetensors is not a readable safetensors file" in sentence
     (tmp_path / "broken" / "model" / "model.safetensors").unlink()
     assert "holds no safetensors" in refused(*TRAIN, f"init_from=[{tmp_path / 'broken'}]")
+    (tmp_path / "broken" / "config.yaml").unlink()
+    assert "config.yaml is missing" in refused("evaluate", str(tmp_path / "broken"))
     (tmp_path / "broken" / "run.json").write_text("{", encoding="utf-8")
     assert "run.json is not valid JSON" in refused("evaluate", str(tmp_path / "broken"))
 
@@ -267,9 +268,17 @@ def on(root: Path, *more: str) -> tuple[str, ...]:
     return (*ON_SHARDS, f"data={{name: shards, root: {root}}}", *more)
 
 
-def test_good_shards_are_trained_on(shards: Path, tmp_path: Path, tiny_data: Path, fvl_here: Run) -> None:
-    done = fvl_here(furnish(tmp_path, tiny_data), *on(shards))
+def test_good_shards_are_trained_on_but_need_questions_to_be_scored(
+    shards: Path, tmp_path: Path, tiny_data: Path, fvl_here: Run
+) -> None:
+    folder = furnish(tmp_path, tiny_data)
+    done = fvl_here(folder, *on(shards))
     assert done.returncode == 0, done.stderr
+    assert fvl_here(folder, "evaluate", "runs/finetune", "--split", "validation").returncode == 0
+    write_shards(shards, "test", 4, lambda index, record, images: record.pop("kinds"))
+    sentence = spoken(fvl_here(folder, "evaluate", "runs/finetune"))
+    assert f"split test in {shards} has no questions to score" in sentence
+    assert "only the demo set has levels" in spoken(fvl_here(folder, "evaluate", "runs/finetune", "--level", "hard"))
 
 
 def test_shards_that_are_missing(shards: Path, refused: Refused) -> None:

@@ -44,11 +44,12 @@ def test_help_of_a_verb_ends_in_an_example_that_it_understands(verb: str, tmp_pa
     assert all(f" {option} " in text for option in options)
 
 
-def test_the_package_runs_as_a_module(tmp_path: Path, fvl: Run) -> None:
-    done = fvl(tmp_path, "list", "fusion")
-    assert done.returncode == 0, done.stderr
-    assert "gated" in done.stdout
-    assert fvl(tmp_path, "list", "fusions").returncode == 2
+def test_a_process_ends_with_the_exit_code_and_the_sentence(tmp_path: Path, fvl: Run) -> None:
+    done = fvl(tmp_path, "list", "fusions")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: slot: unknown slot 'fusions'")
+    assert done.stderr.count("\n") == 1
 
 
 def test_list_has_every_component_with_what_it_is(tmp_path: Path, fvl_here: Run) -> None:

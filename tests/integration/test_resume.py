@@ -190,9 +190,13 @@ def test_what_cannot_be_resumed_is_refused_in_one_sentence(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 3)
         assert "ran with 1 threads and this process has 3" in refused()
-    (workspace / "runs" / "finetune" / "checkpoints" / "last.ckpt").rename(workspace / "last.ckpt")
+    checkpoint = RunFolder(workspace / "runs" / "finetune").last_checkpoint
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:1000])
+    assert f"{checkpoint.relative_to(workspace)} is not a readable checkpoint" in refused()
+    checkpoint.unlink()
     assert "stopped before its first checkpoint" in refused()
-    (workspace / "last.ckpt").rename(workspace / "runs" / "finetune" / "checkpoints" / "last.ckpt")
+    checkpoint.write_bytes(whole)
     assert fvl_here(workspace, *words, "--resume").returncode == 0
     assert "is finished" in refused()
 
