@@ -34,18 +34,26 @@ class Shape:
     radius: float
 
 
-@dataclass(frozen=True)
-class Word:
-    """A printed word; `across` and `down` in [0, 1] say where in the room left for it, `cell` names that in ninths."""
+class Placed:
+    """What lies at `across` and `down` in [0, 1] of the room left for it."""
 
-    colour: str
-    text: str
     across: float
     down: float
 
     @property
     def cell(self) -> tuple[int, int]:
+        """Its place among the ninths of that room, column and row."""
         return min(int(self.across * 3), 2), min(int(self.down * 3), 2)
+
+
+@dataclass(frozen=True)
+class Word(Placed):
+    """A printed word and its place."""
+
+    colour: str
+    text: str
+    across: float
+    down: float
 
 
 @dataclass(frozen=True)
@@ -57,18 +65,14 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Number:
-    """A handwritten number: one scan of scikit-learn's digits per digit; place as in Word."""
+class Number(Placed):
+    """A handwritten number: one scan of scikit-learn's digits per digit, and its place."""
 
     colour: str
     digits: str
     scans: tuple[int, ...]
     across: float
     down: float
-
-    @property
-    def cell(self) -> tuple[int, int]:
-        return min(int(self.across * 3), 2), min(int(self.down * 3), 2)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a vision encoder must be."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from fvl_lightning.core.types import FeatureSpec
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """Turns images into named feature sources, in a fixed order.
 
     A subclass is built from a *resolved* Config (see `resolve`), so that building needs no file, and sets the fields
@@ -36,10 +37,10 @@ class Encoder(nn.Module):
     def load_pretrained(self) -> None:
         """Fills the weights from `config.pretrained`, if there is one; call once, after initialisation."""
 
+    @abstractmethod
     def blocks(self) -> list[nn.Module]:
         """The repeated blocks, the units of sharding and of activation checkpointing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """[I, 3, P, P] -> {source: [I, N, D]} as `specs` says."""
-        raise NotImplementedError

@@ -1,5 +1,6 @@
 """What a fusion must be, and the one step that most of them share."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.types import FeatureSpec, FusionOutput
 
 
-class Fusion(nn.Module):
+class Fusion(nn.Module, ABC):
     """Joins feature sources that lie on one grid.
 
     A subclass is built from its Config and the sources' specs, sets `output`, and keeps all its randomness in modules
@@ -25,9 +26,9 @@ class Fusion(nn.Module):
         self.config = config
         self.sources = sources
 
+    @abstractmethod
     def forward(self, sources: dict[str, Tensor]) -> FusionOutput:
         """{source: [I, N, D_source]} -> features [I, N_out, D_out] and diagnostics."""
-        raise NotImplementedError
 
 
 class CommonWidth(nn.Module):

@@ -1,11 +1,12 @@
 """What a language model must be."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(nn.Module, ABC):
     """Embeds token ids, turns embeddings into hidden states, and hidden states into logits.
 
     Hidden states, not logits, are what `forward` returns: the loss asks for the logits of supervised positions only.
@@ -27,18 +28,18 @@ class LanguageModel(nn.Module):
     def load_pretrained(self) -> None:
         """Fills the weights from `config.pretrained`, if there is one; call once, after initialisation."""
 
+    @abstractmethod
     def blocks(self) -> list[nn.Module]:
         """The repeated blocks, the units of sharding and of activation checkpointing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed(self, token_ids: Tensor) -> Tensor:
         """[B, S] -> [B, S, D]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, embeddings: Tensor, **inputs: Any) -> Any:
         """[B, S, D] -> an output with `last_hidden_state` [B, S, D] and, where a cache is used, `past_key_values`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""
-        raise NotImplementedError

@@ -1,5 +1,6 @@
 """What a projector must be."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from fvl_lightning.core.types import FeatureSpec
 
 
-class Projector(nn.Module):
+class Projector(nn.Module, ABC):
     """Carries fused features into the language model's embedding space; built from its Config, input and width."""
 
     tokens: int
@@ -18,6 +19,6 @@ class Projector(nn.Module):
         self.config = config
         self.tokens = features.tokens
 
+    @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
         """[I, N, D_in] -> [I, N, D]."""
-        raise NotImplementedError

@@ -1,6 +1,7 @@
 """What every stage shares: the exact objective, freezing, the position in the data, and what is logged."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from fvl_lightning.training.optimizer import build_optimizer, warmup_cosine
 logger = logging.getLogger(__name__)
 
 
-class Stage(LightningModule):
+class Stage(LightningModule, ABC):
     """Trains some components of `model` on batches of its views.
 
     The loss is the SUM over supervised tokens; gradients are divided once by the tokens of all ranks and accumulated
@@ -55,17 +56,17 @@ class Stage(LightningModule):
         self.logged = WindowMeter()
 
     @classmethod
+    @abstractmethod
     def build(cls, experiment: ExperimentConfig, device: str = "cpu") -> "Stage":
         """The stage with its freshly initialised model; on the meta device for shapes alone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self, batch: Any) -> tuple[TokenLoss, dict[str, Tensor]]:
         """The loss of a batch and the diagnostics of the fusion."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save_model(self, folder: Path) -> None:
         """Writes the trained model into `folder` (safetensors)."""
-        raise NotImplementedError
 
     def train(self, mode: bool = True) -> "Stage":
         """Train mode for what trains; frozen components stay in eval mode."""
