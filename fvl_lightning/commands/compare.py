@@ -60,7 +60,7 @@ def run_comparison(path: Path, overrides: list[str], fresh: bool = False) -> Pat
         scores = encoder_run.info.get("scores") or score_encoder(encoder_run)
         encoder_run.record(scores=scores)
         figures = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        console.print(f"encoder {encoder_run.path} on the test split: {figures}", highlight=False)
+        console.print(f"encoder {encoder_run.path} on the test split: {figures}", highlight=False, soft_wrap=True)
         warm_feature_cache(encoder_run, arms, console)
         cells = [cell_of(config, folder, arm, stages, encoder_run, tracker, fresh) for arm, stages in arms.items()]
         run_cells(cells, config.jobs, console)

@@ -27,7 +27,7 @@ from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.journal import Journal
 from fvl_lightning.training.run_folder import RunFolder
-from fvl_lightning.training.trainer import build_trainer
+from fvl_lightning.training.trainer import build_trainer, check_accelerator
 from fvl_lightning.training.weights import load_components, weights_hash
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,11 @@ def train(
     Example: `fvl train experiments/demo/finetune.yaml fusion=gated trainer.max_steps=20`
     """
     run = run_training(load_config(ExperimentConfig, experiment, overrides or ()), resume=resume)
-    Console().print(f"finished: {run.path}   (model in {run.model})", highlight=False)
+    console = Console()
+    for name in ("train/loss", "validation/loss", "validation/token_accuracy"):
+        if curve := run.curve(name):
+            console.print(f"{name} {curve[-1][1]:.4f} at step {curve[-1][0]}", highlight=False)
+    console.print(f"finished: {run.path}   (model in {run.model})", highlight=False, soft_wrap=True)
 
 
 def run_training(
@@ -58,6 +62,7 @@ def run_training(
         ConfigError, DataError: what the user can mend.
         KeyboardInterrupt: after Ctrl-C, once the step under way is finished and saved.
     """
+    check_accelerator(experiment.trainer.accelerator)
     if experiment.trainer.threads is not None:
         torch.set_num_threads(experiment.trainer.threads)
     if experiment.tracking.enabled:
@@ -111,7 +116,7 @@ def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any
 
 def stopped_run(experiment: ExperimentConfig) -> RunFolder:
     """The newest run of this name, where it can go on."""
-    run = RunFolder.latest(Path(experiment.output), experiment.name)
+    run = RunFolder.latest(Path(experiment.output), experiment.name, config_hash(as_plain(experiment)))
     if run.finished:
         raise ConfigError(f"--resume: {run.path} is finished; start a new run without --resume")
     run.check_resumable(as_plain(experiment))
@@ -192,7 +197,7 @@ def tracked(
         tracker = Tracker.start(
             experiment.tracking.uri,
             experiment.tracking.experiment,
-            f"{Path(experiment.output).name}/{experiment.name}",
+            f"{run.path.parent.name}/{run.path.name}",
             tags,
             parent_run_id=parent_run_id,
             run_id=info.get("mlflow_run_id") if resume else None,

@@ -88,8 +88,8 @@ def check_config(
     plugins = vars(config).get("plugins", [])
     for slot_name in slots.values() if plugins else ():
         names(slot_name)  # the kit's own components come first, so that a plugin that takes a name is the one to blame
-    for plugin in plugins:
-        import_plugin(plugin, folder)
+    # Files by their whole path from here on: a run is opened again from another folder than it was started in.
+    plugins[:] = [import_plugin(plugin, folder) for plugin in plugins]
     for key, slot_name in slots.items():
         entry = getattr(config, key)
         if entry is not None:
@@ -142,8 +142,8 @@ def parse_override(word: str) -> dict[str, Any]:
     return value
 
 
-def import_plugin(name: str, folder: Path) -> None:
-    """Imports code that registers components: a module name, or a .py file beside the YAML or the working directory."""
+def import_plugin(name: str, folder: Path) -> str:
+    """Imports a module, or a .py file in the YAML's `folder` or the working one; its name, or the file's whole path."""
     file = next((path for path in (folder / name, Path(name)) if path.is_file()), None)
     if name.endswith(".py") and file is None:
         raise ConfigError(f"plugins: no file {name} in {folder} or the working directory")
@@ -152,6 +152,7 @@ def import_plugin(name: str, folder: Path) -> None:
     except Exception as error:
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise ConfigError(f"plugins: {name} could not be imported: {reason}") from error
+    return str(file.resolve()) if file and name.endswith(".py") else name
 
 
 def _import_file(file: Path) -> None:

@@ -37,6 +37,13 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
     """Global gradient norm above which gradients are scaled down; null for never."""
 
+    def __post_init__(self) -> None:
+        rates = {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay}
+        rates |= {f"learning_rates.{component}": rate for component, rate in self.learning_rates.items()}
+        for name, value in rates.items():
+            if value < 0:
+                raise ValueError(f"optimizer.{name} must not be negative, it is {value}")
+
 
 @dataclass
 class TrainerConfig:

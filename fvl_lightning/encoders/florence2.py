@@ -127,9 +127,13 @@ class Florence2Encoder(Encoder):
         """Copies tower, projector and text encoder (and decoder where kept) out of a native checkpoint."""
         if self.config.pretrained is None:
             return
-        whole = Florence2ForConditionalGeneration.from_pretrained(
-            self.config.pretrained, revision=self.config.revision, use_safetensors=True
-        ).model
+        try:
+            whole = Florence2ForConditionalGeneration.from_pretrained(
+                self.config.pretrained, revision=self.config.revision, use_safetensors=True
+            ).model
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise ConfigError(f"encoder: {self.config.pretrained} could not be read: {first}") from None
         pairs = [
             (self.vision_tower, whole.vision_tower),
             (self.image_projector, whole.multi_modal_projector),

@@ -65,9 +65,13 @@ class CausalLanguageModel(LanguageModel):
         """Copies the weights of a hub id or folder; safetensors only."""
         if self.config.pretrained is None:
             return
-        theirs = AutoModelForCausalLM.from_pretrained(
-            self.config.pretrained, revision=self.config.revision, use_safetensors=True, trust_remote_code=False
-        )
+        try:
+            theirs = AutoModelForCausalLM.from_pretrained(
+                self.config.pretrained, revision=self.config.revision, use_safetensors=True, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise ConfigError(f"language_model: {self.config.pretrained} could not be read: {first}") from None
         self.model.load_state_dict(theirs.state_dict())
 
     @property

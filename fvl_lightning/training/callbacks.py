@@ -1,5 +1,6 @@
 """What happens around the optimiser steps: logging, progress, checkpoints, and a stop at a step's end."""
 
+import math
 import os
 import resource
 import signal
@@ -12,6 +13,8 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fvl_lightning.core.errors import ConfigError
 
 
 class LogWindow(Callback):
@@ -44,7 +47,13 @@ class LogWindow(Callback):
         self._last_step = step
         speed = stage.logged.row_tokens / max(self._seconds, 1e-9)
         self.tokens_per_second.append(speed)
-        values = stage.logged.read() | {
+        measured = stage.logged.read()
+        if not math.isfinite(measured["train/loss"]):
+            raise ConfigError(
+                f"the training loss is {measured['train/loss']} by step {step}, with a gradient norm of "
+                f"{measured['train/gradient_norm']:.3g}: lower optimizer.learning_rate or raise optimizer.warmup_steps"
+            )
+        values = measured | {
             "train/tokens_per_second": speed,
             "train/step_seconds": self._seconds / self.every,
             "train/samples": stage.position,

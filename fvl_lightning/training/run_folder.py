@@ -43,12 +43,13 @@ class RunFolder:
         return run
 
     @classmethod
-    def latest(cls, output: Path, name: str) -> "RunFolder":
-        """The newest run of this name that can be resumed or is finished."""
+    def latest(cls, output: Path, name: str, config_hash: str | None = None) -> "RunFolder":
+        """The newest run of this name, of this configuration where one of them has it."""
         candidates = [path.parent for path in output.glob(f"{name}*/run.json")]
         runs = [cls(path) for path in candidates if cls(path).info.get("name") == name]
         if not runs:
             raise DataError(f"--resume: no run named {name} in {output}")
+        runs = [run for run in runs if run.info.get("config_hash") == config_hash] or runs
         return max(runs, key=lambda run: run._number)
 
     @classmethod

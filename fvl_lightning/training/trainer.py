@@ -2,10 +2,19 @@
 
 from pathlib import Path
 
+import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers.logger import Logger
 
+from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import TrainerConfig
+
+
+def check_accelerator(name: str) -> None:
+    """ConfigError where the experiment asks for a kind of device that this machine does not have."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present.get(name, True):
+        raise ConfigError(f"trainer.accelerator: this machine has no {name} device; take auto or cpu")
 
 
 def build_trainer(config: TrainerConfig, folder: Path, loggers: list[Logger], callbacks: list[Callback]) -> Trainer:

@@ -39,7 +39,10 @@ def load_components(model: nn.Module, folder: Path) -> list[str]:
     ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ConfigError(f"init_from: {folder} holds another model: {'; '.join(wrong[:3])}{more}")
+        raise ConfigError(
+            f"init_from: {folder} holds another model: {'; '.join(wrong[:3])}{more}; start from a run of the same "
+            "components, or from one that has only what both share, such as an encoder_pretrain run"
+        )
     for file in sorted({stored[name][0] for name in wanted}):
         with safe_open(file, framework="pt") as tensors:
             for name in sorted(name for name in wanted if stored[name][0] == file):
