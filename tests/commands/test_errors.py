@@ -3,6 +3,7 @@
 Nothing half-written is left: no run folder where none had begun, and one that had begun says that it failed.
 """
 
+import json
 import shutil
 import socket
 from collections.abc import Callable
@@ -83,6 +84,8 @@ def snapshot(folder: Path) -> dict[Path, int]:
         ("trainer.batch_size=-8", ("trainer.batch_size", "at least 1, not -8")),
         ("trainer.threads=0", ("trainer.threads", "at least 1, not 0")),
         ("trainer.accelerator=gpus", ("trainer.accelerator", "'gpus'", "auto, cpu, cuda, mps")),
+        ("trainer.accelerator=mps", ("trainer.accelerator", "no mps device", "auto or cpu")),
+        ("optimizer.learning_rate=-1", ("optimizer.learning_rate", "must not be negative")),
         ("trainer.precision=16", ("trainer.precision", "'16'", "32-true, bf16-mixed")),
         ("optimizer.betas=[1]", ("optimizer.betas on the command line", "tuple[float, float]", "[1]")),
         ("optimizer.name=muun", ("optimizer.name", "'muun'", "adamw, muon", "did you mean 'muon'?")),
@@ -117,6 +120,17 @@ def test_a_word_that_is_wrong(word: str, parts: tuple[str, ...], refused: Refuse
         assert part in sentence
     if also:
         assert "feature_cache: the encoder trains in this stage" in sentence
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, tiny_data: Path, fvl_here: Run) -> None:
+    furnish(tmp_path, tiny_data)
+    words = ("optimizer.name=adamw", "optimizer.learning_rate=1e30", "optimizer.warmup_steps=0")
+    sentence = spoken(fvl_here(tmp_path, *TRAIN, *words))
+    assert "the training loss is nan by step 3" in sentence
+    assert "lower optimizer.learning_rate" in sentence
+    run = tmp_path / "runs" / "finetune"
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["status"] == "failed"
+    assert not (run / "model").exists()
 
 
 def test_another_model_is_no_start(refused: Refused) -> None:

@@ -63,7 +63,7 @@ def test_another_fusion_is_refused_and_nothing_moves(tmp_path: Path) -> None:
     tiny_model(seed=7, fusion="gated").save_pretrained(tmp_path)
     model = tiny_model(seed=0, fusion="attention")
     before = snapshot(model)
-    says = r"^init_from: \S+ holds another model: \S+ missing; .* and \d+ more$"
+    says = r"^init_from: \S+ holds another model: \S+ missing; .* and \d+ more; start from a run of the same .*$"
     with pytest.raises(ConfigError, match=says) as caught:
         load_components(model, tmp_path)
     assert "\n" not in str(caught.value)
@@ -75,7 +75,7 @@ def test_other_sizes_are_named(tmp_path: Path) -> None:
     stored = load_file(tmp_path / "model.safetensors")
     name = "encoder.text_encoder.layers.0.fc1.weight"
     save_file(stored | {name: torch.zeros(3, 16)}, tmp_path / "model.safetensors")
-    with pytest.raises(ConfigError, match=rf"holds another model: {name} \(3, 16\) for \(24, 16\)$"):
+    with pytest.raises(ConfigError, match=rf"holds another model: {name} \(3, 16\) for \(24, 16\); start"):
         load_components(tiny_model(), tmp_path)
 
 
