@@ -21,7 +21,7 @@ test test-slow: export TOKENIZERS_PARALLELISM := false
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: .venv/.ready ## train, score and compare three fusions on the demo set; about 15 minutes on two cores
+demo: .venv/.ready ## train, score and compare three fusions on the demo set; about 11 minutes on two cores
 	$(BIN)/fvl demo
 
 test: .venv/.ready ## every test that is not slow
