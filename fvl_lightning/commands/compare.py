@@ -185,7 +185,12 @@ def collect(
             "scores": encoder_run.info["scores"],
             "seconds": encoder_run.info["seconds"],
         },
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "arms trained at a time": config.jobs,
+        },
         "arms": results,
     }
     return report, samples

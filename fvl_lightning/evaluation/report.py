@@ -155,7 +155,8 @@ def _encoder_section(encoder: Mapping[str, Any]) -> str:
     scores = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in encoder["scores"].items())
     return (
         f"## The encoder\n\nTrained on its own prompts in {encoder['seconds']:,.0f} s (`{encoder['run']}`). "
-        f"Its own test scores: {scores}."
+        f"Its own test scores: {scores}. Caption tokens are predicted with the true ones before them, words and boxes "
+        "are written greedily."
     )
 
 
