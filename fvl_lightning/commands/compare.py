@@ -53,7 +53,10 @@ def run_comparison(path: Path, overrides: list[str], fresh: bool = False) -> Pat
     """The whole comparison; returns the folder of its report."""
     config = load_config(ComparisonConfig, path, overrides)
     folder = Path(config.output) / config.name
-    encoder_experiment, arms = experiments(config, path.parent, folder)
+    encoder_experiment, arms = experiments(config, path, folder)
+    for stages in arms.values():
+        for split in config.unseen_splits:
+            prepare_data(stages[-1]).store(split)
     console = Console()
     with tracked_parent(config) as tracker:
         encoder_run = reuse_or_train(encoder_experiment, tracker.run_id or None, fresh)
@@ -74,8 +77,8 @@ def run_comparison(path: Path, overrides: list[str], fresh: bool = False) -> Pat
     return folder
 
 
-def experiments(config: ComparisonConfig, base: Path, folder: Path) -> tuple[ExperimentConfig, Arms]:
-    """The encoder's experiment, and each arm's stages with the words of the comparison and of the arm."""
+def experiments(config: ComparisonConfig, path: Path, folder: Path) -> tuple[ExperimentConfig, Arms]:
+    """The encoder's experiment, and each arm's stages with the words of the comparison at `path` and of the arm."""
     if not config.encoder_stage or not config.stages or not config.arms:
         raise ConfigError("a comparison needs encoder_stage, stages and arms; see experiments/demo/comparison.yaml")
     common = [
@@ -84,9 +87,9 @@ def experiments(config: ComparisonConfig, base: Path, folder: Path) -> tuple[Exp
         f"tracking={json.dumps(as_plain(config.tracking))}",
         f"plugins={json.dumps(config.plugins)}",
     ]
-    encoder = load_config(
-        ExperimentConfig, base / config.encoder_stage, [*common, f"output={json.dumps(str(folder))}"]
-    )
+    base = path.parent
+    output = f"output={json.dumps(str(folder))}"
+    encoder = load_config(ExperimentConfig, base / config.encoder_stage, [*common, output], f"set in {path}")
     arms: Arms = {}
     for arm, settings in config.arms.items():
         words = [
@@ -96,7 +99,11 @@ def experiments(config: ComparisonConfig, base: Path, folder: Path) -> tuple[Exp
             "trainer.threads=1",
             *settings.set,
         ]
-        arms[arm] = [load_config(ExperimentConfig, base / stage, words) for stage in config.stages]
+        said = f"arms.{arm}.set in {path}"
+        arms[arm] = [load_config(ExperimentConfig, base / stage, words, said) for stage in config.stages]
+        for level in config.transfer_levels:
+            elsewhere = [*words, f"data.level={level}"]
+            load_config(ExperimentConfig, base / config.stages[-1], elsewhere, f"transfer_levels in {path}")
     return encoder, arms
 
 

@@ -7,11 +7,8 @@ the fields of one component mean nothing to another. Every mistake is one senten
 
 import dataclasses
 import hashlib
-import importlib
-import importlib.util
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +18,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fvl_lightning.core.errors import ConfigError, nearest, unknown_name
+from fvl_lightning.core.errors import ConfigError, first_line, nearest, unknown_name
+from fvl_lightning.core.plugins import import_plugin
 from fvl_lightning.core.registry import component, names
 
 Schema = TypeVar("Schema")
@@ -62,8 +60,13 @@ def choose(slot_name: str, entry: Any, where: str = "", place: Place | None = No
     return Choice(slot_name, name, _to_dataclass(component(slot_name, name, where).Config, fields, place))
 
 
-def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> Schema:
+def load_config(
+    schema: type[Schema], path: Path, overrides: Sequence[str] = (), said: str = COMMAND_LINE
+) -> Schema:
     """Reads, merges and checks `path` with its bases and `overrides` ("key=value") into an instance of `schema`.
+
+    Args:
+        said: where the overrides were written, as messages say it.
 
     Raises:
         ConfigError: a missing or malformed file, an unknown key or name, a wrong type; one sentence with the place.
@@ -72,10 +75,10 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {"": str(path)}
     slots = _slot_names(schema)
-    for origin, layer in [*_layers(path, ()), *((COMMAND_LINE, parse_override(word)) for word in overrides)]:
+    for origin, layer in [*_layers(path, ()), *((said, parse_override(word, said)) for word in overrides)]:
         _merge(merged, layer, slots, origin, origins)
-    listed_in = origins.get("plugins", COMMAND_LINE)
-    return check_config(schema, merged, origins, (path if listed_in == COMMAND_LINE else Path(listed_in)).parent)
+    listed_in = origins.get("plugins", said)
+    return check_config(schema, merged, origins, (path if listed_in == said else Path(listed_in)).parent)
 
 
 def check_config(
@@ -128,46 +131,18 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = 
     return keys
 
 
-def parse_override(word: str) -> dict[str, Any]:
+def parse_override(word: str, said: str = COMMAND_LINE) -> dict[str, Any]:
     """`a.b=1` as `{"a": {"b": 1}}`; the value is read as YAML."""
     key, equals, text = word.partition("=")
     if not equals or not key or any(not part for part in key.split(".")):
-        raise ConfigError(f"'{word}' on {COMMAND_LINE} is not key=value, such as trainer.max_steps=20")
+        raise ConfigError(f"'{word}'{_at('', {'': said})} is not key=value, such as trainer.max_steps=20")
     try:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError:
-        raise ConfigError(f"the value of '{word}' on {COMMAND_LINE} is not valid YAML") from None
+        raise ConfigError(f"the value of '{word}'{_at('', {'': said})} is not valid YAML") from None
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
-
-
-def import_plugin(name: str, folder: Path) -> str:
-    """Imports a module, or a .py file in the YAML's `folder` or the working one; its name, or the file's whole path."""
-    file = next((path for path in (folder / name, Path(name)) if path.is_file()), None)
-    if name.endswith(".py") and file is None:
-        raise ConfigError(f"plugins: no file {name} in {folder} or the working directory")
-    try:
-        _import_file(file) if file and name.endswith(".py") else importlib.import_module(name)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise ConfigError(f"plugins: {name} could not be imported: {reason}") from error
-    return str(file.resolve()) if file and name.endswith(".py") else name
-
-
-def _import_file(file: Path) -> None:
-    name = f"fvl_plugin_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
 
 
 class _Loader(yaml.SafeLoader):
@@ -203,7 +178,7 @@ def _layers(path: Path, chain: tuple[Path, ...]) -> list[tuple[str, dict[str, An
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ConfigError(f"{path} is not valid YAML: {line}{error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} could not be read: {_first_line(error)}") from None
+        raise ConfigError(f"{path} could not be read: {first_line(error)}") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold keys and values, not a {type(values).__name__}")
@@ -278,9 +253,9 @@ def _to_dataclass(schema: type[Schema], values: Mapping[str, Any], place: Place)
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{place(error.full_key or '')}: {_first_line(error)}") from None
+        raise ConfigError(f"{place(error.full_key or '')}: {first_line(error)}") from None
     except ValueError as error:  # a Config's own __post_init__ refused a value
-        raise ConfigError(f"{place('')}: {_first_line(error)}") from None
+        raise ConfigError(f"{place('')}: {first_line(error)}") from None
     assert isinstance(config, schema)
     return config
 
@@ -313,7 +288,3 @@ def _check(expected: Any, value: Any, key: str, place: Place) -> None:
         kinds = [int | float if option is float else option for option in options]
         if len(items) != len(kinds) or not all(map(isinstance, items, kinds)):
             raise ConfigError(f"{place(key)}: expected {expected}, found {value!r}")
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).strip().splitlines()[:1]) or type(error).__name__

@@ -1,7 +1,8 @@
 """Errors that are the user's to mend: one sentence each, shown without a traceback, exit code 2."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 
 class UserError(Exception):
@@ -14,6 +15,11 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """Training data, an image, a run folder or a store that is missing, broken or does not match."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's words, or its class where it has none."""
+    return " ".join(str(error).strip().splitlines()[:1]) or type(error).__name__
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str | None:
@@ -35,3 +41,12 @@ def unknown_name(what: str, value: object, allowed: Iterable[str], where: str) -
     close = nearest(str(value), names)
     hint = f"; did you mean '{close}'?" if close else ""
     return ConfigError(f"{where}: unknown {what} '{value}', allowed are {', '.join(names) or 'none'}{hint}")
+
+
+def refuse_unknown_fields(given: Mapping[str, Any], config_class: Any, where: str) -> None:
+    """ConfigError for a key that is no field of a transformers configuration class, which would take it in silence."""
+    older_names = {"rope_theta", "rope_scaling", "torch_dtype"}
+    known = {*config_class().to_dict(), *config_class.attribute_map, *older_names}
+    for key in given:
+        if key not in known:
+            raise unknown_name("key", key, known, f"{where}.{key}")

@@ -6,7 +6,6 @@ hidden state for the input [V, prompt] (arXiv 2412.04424, section 3.2). The towe
 through the text encoder in one pass.
 """
 
-import copy
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    Florence2Config,
     Florence2ForConditionalGeneration,
     PreTrainedModel,
 )
@@ -34,7 +32,15 @@ from fvl_lightning.core.prompts import RELEASED_PROMPTS
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import IGNORE_INDEX
 from fvl_lightning.encoders.base import Encoder
-from fvl_lightning.encoders.florence2_sources import STAGE, check_sources, feature_specs, is_depth, with_vocabulary
+from fvl_lightning.encoders.florence2_sources import (
+    STAGE,
+    check_model,
+    check_sources,
+    feature_specs,
+    is_depth,
+    model_config,
+    with_vocabulary,
+)
 
 
 @register("encoder", "florence2")
@@ -77,14 +83,17 @@ class Florence2Encoder(Encoder):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.model_config = Florence2Config(**copy.deepcopy(config.model))
+        self.model_config = model_config(config.model)
         vision, text = self.model_config.vision_config, self.model_config.text_config
         # Held one by one: a Florence2Model without its decoder loses the tied prompt table when it is loaded again.
         vision._attn_implementation = text._attn_implementation = "sdpa"
-        self.vision_tower = Florence2VisionBackbone(vision)
-        self.image_projector = Florence2MultiModalProjector(self.model_config)
-        self.text_encoder = BartEncoder(text)
-        self.decoder = BartDecoder(text) if config.decoder == "keep" else None
+        try:
+            self.vision_tower = Florence2VisionBackbone(vision)
+            self.image_projector = Florence2MultiModalProjector(self.model_config)
+            self.text_encoder = BartEncoder(text)
+            self.decoder = BartDecoder(text) if config.decoder == "keep" else None
+        except ValueError as error:
+            raise ConfigError(f"encoder.model: it cannot be built: {' '.join(str(error).split())}") from None
         if self.decoder is not None:
             self.decoder.embed_tokens = None  # the encoder's table serves both, handed over as embeddings
         self.image_size = config.image_size
@@ -100,6 +109,8 @@ class Florence2Encoder(Encoder):
     def resolve(cls, config: Config) -> Config:
         """Reads the model's configuration and the prompts' token ids from hub or folder."""
         check_sources(config)
+        if not config.pretrained:
+            check_model(config.model)
         model = config.model
         tokenizer_source = config.tokenizer or config.pretrained
         tasks = [name for name in config.sources if not is_depth(name)]

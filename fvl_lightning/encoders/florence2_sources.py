@@ -1,9 +1,14 @@
-"""The names of Florence-2's feature sources, and their shapes from the sizes alone."""
+"""Florence-2's sizes checked, the names of its feature sources, and their shapes from the sizes alone."""
 
+import copy
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from fvl_lightning.core.errors import ConfigError
+from transformers import BartConfig, Florence2Config
+from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
+
+from fvl_lightning.core.errors import ConfigError, refuse_unknown_fields
 from fvl_lightning.core.prompts import RELEASED_PROMPTS
 from fvl_lightning.core.types import FeatureSpec
 
@@ -29,6 +34,24 @@ def check_sources(config: Any) -> None:
             )
     if len(set(config.sources)) < len(config.sources):
         raise ConfigError(f"encoder.sources: a source is named twice in {', '.join(config.sources)}")
+
+
+def check_model(model: Mapping[str, Any]) -> None:
+    """ConfigError for a key of `encoder.model` that Florence-2's configuration has no field for."""
+    refuse_unknown_fields(model, Florence2Config, "encoder.model")
+    for part, config_class in (("vision_config", Florence2VisionConfig), ("text_config", BartConfig)):
+        given = model.get(part, {})
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"encoder.model.{part}: expected keys and values, found {given!r}")
+        refuse_unknown_fields(given, config_class, f"encoder.model.{part}")
+
+
+def model_config(model: Mapping[str, Any]) -> Florence2Config:
+    """transformers' configuration of the sizes; ConfigError for values it refuses."""
+    try:
+        return Florence2Config(**copy.deepcopy(dict(model)))
+    except Exception as error:  # each configuration class refuses values in its own way
+        raise ConfigError(f"encoder.model: it cannot be built: {' '.join(str(error).split())}") from None
 
 
 def with_vocabulary(model: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.errors import ConfigError, nearest, refuse_unknown_fields
 from fvl_lightning.core.registry import register
 from fvl_lightning.language_models.base import LanguageModel
 
@@ -36,7 +37,11 @@ class CausalLanguageModel(LanguageModel):
         super().__init__(config)
         model_config = build_config(config)
         model_config._attn_implementation = "sdpa"
-        self.model = AutoModelForCausalLM.from_config(model_config)
+        try:
+            self.model = AutoModelForCausalLM.from_config(model_config)
+        except ValueError as error:
+            first = str(error).splitlines()[0]
+            raise ConfigError(f"language_model.model: no causal model can be built of it: {first}") from None
         self.dim = model_config.hidden_size
 
     @classmethod
@@ -51,6 +56,7 @@ class CausalLanguageModel(LanguageModel):
                     model = AutoConfig.from_pretrained(config.pretrained, revision=config.revision).to_dict()
             else:
                 model = config.model
+                _check_model(model)
                 if "vocab_size" not in model:
                     model = {**model, **_vocabulary(load_tokenizer(config))}
         except (OSError, ValueError) as error:
@@ -59,7 +65,9 @@ class CausalLanguageModel(LanguageModel):
         rescaled = [name for name in RESCALED_LOGITS if model.get(name) not in (None, 1, 1.0)]
         if rescaled:
             raise ConfigError(f"language_model: models with {rescaled[0]} rescale their logits and are not supported")
-        return dataclasses.replace(config, model=model)
+        resolved = dataclasses.replace(config, model=model)
+        build_config(resolved)
+        return resolved
 
     def load_pretrained(self) -> None:
         """Copies the weights of a hub id or folder; safetensors only."""
@@ -102,9 +110,19 @@ def build_config(config: CausalLanguageModel.Config) -> PreTrainedConfig:
     model_type = fields.pop("model_type", None)
     try:
         return AutoConfig.for_model(model_type, **fields)
-    except ValueError as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"language_model.model: model_type '{model_type}' cannot be built: {first}") from None
+    except Exception as error:  # each configuration class refuses values in its own way
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"language_model.model: model_type '{model_type}' cannot be built: {reason}") from None
+
+
+def _check_model(model: dict[str, Any]) -> None:
+    model_type = model.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        where = "language_model.model.model_type"
+        close = nearest(str(model_type), CONFIG_MAPPING)
+        hint = f"; did you mean '{close}'?" if close else ""
+        raise ConfigError(f"{where}: '{model_type}' is no model of transformers, such as llama, phi3 or qwen2{hint}")
+    refuse_unknown_fields(model, CONFIG_MAPPING[model_type], "language_model.model")
 
 
 def load_tokenizer(config: CausalLanguageModel.Config) -> Any:

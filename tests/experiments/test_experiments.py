@@ -60,7 +60,7 @@ def test_an_experiment_builds_on_the_meta_device(path: Path, workspace: Path, mo
 def test_a_comparison_resolves_all_its_arms(path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
     config = load_config(ComparisonConfig, path)
-    encoder, arms = experiments(config, path.parent, Path("runs") / config.name)
+    encoder, arms = experiments(config, path, Path("runs") / config.name)
     assert encoder.stage.name == "encoder_pretrain"
     assert encoder.seed == config.seed
     for arm, stages in arms.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fvl_lightning.core import registry
-from fvl_lightning.core.config import import_plugin
+from fvl_lightning.core.plugins import import_plugin
 from fvl_lightning.training.run_folder import RunFolder
 from tests.conftest import TINY, Run
 from tests.contracts.checks import check_fusion
