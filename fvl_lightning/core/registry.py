@@ -28,6 +28,7 @@ SLOT_PACKAGES = {
     "language_model": "fvl_lightning.language_models",
     "stage": "fvl_lightning.stages",
     "data": "datamodules",
+    "source": "datamodules.sources",
 }
 """Each slot and the package whose files register its components."""
 

@@ -67,8 +67,11 @@ class Batch:
 
     token_ids [B, S] and labels [B, S] int64 (labels: IGNORE_INDEX where unsupervised), padded on the right;
     images [I, 3, P, P] float32 normalised, or features {source: [I, N, D]} of a frozen encoder, computed before;
-    keys: the sample key of each row; position: the global count of samples consumed once this batch is, equal on
-    all ranks, from which a stopped run resumes.
+    keys: the key of each sample, row by row; position: where in the global order this batch ends, equal on all ranks,
+    from which a stopped run resumes.
+
+    positions [B, S] int64 of packed rows: they restart at 0 with each sample, which sees itself alone; None where a
+    row is one sample. dataset_ids [B, S] int64, for a mixture: the number in `datasets` of what each token came from.
     """
 
     token_ids: Tensor
@@ -77,6 +80,9 @@ class Batch:
     features: dict[str, Tensor] | None
     keys: tuple[str, ...]
     position: int
+    positions: Tensor | None = None
+    dataset_ids: Tensor | None = None
+    datasets: tuple[str, ...] = ()
 
     @property
     def has_images(self) -> bool:
@@ -92,6 +98,8 @@ class Batch:
             labels=self.labels.to(device),
             images=None if self.images is None else self.images.to(device),
             features=None if self.features is None else {k: v.to(device) for k, v in self.features.items()},
+            positions=None if self.positions is None else self.positions.to(device),
+            dataset_ids=None if self.dataset_ids is None else self.dataset_ids.to(device),
         )
 
 
