@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class Row:
-    """One row as found: `record` with `messages` or `caption` (datamodules/README.md), and its images' encoded bytes."""
+    """One row as found: `record` with `messages` or `caption` (datamodules/README.md), and its encoded images."""
 
     record: dict[str, Any]
     images: tuple[bytes, ...] = ()
