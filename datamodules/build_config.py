@@ -1,0 +1,40 @@
+"""What a recipe for `fvl shards build` can say; the source's own fields are beside its class."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fvl_lightning.core.config import slot
+
+
+@dataclass
+class BuildConfig:
+    """One source of image-text data, and the shards it becomes."""
+
+    source: Any = slot("source")
+    output: str = "shards"
+    """Folder or fsspec URL (s3://, gs://) of the shards, their indexes and manifests."""
+    splits: dict[str, float] = field(default_factory=lambda: {"train": 1.0})
+    """Fraction of the samples per split. A sample's split is found from the hash of its images (text, if it has none),
+    so that the same image is never in two splits."""
+    samples_per_shard: int = 10_000
+    """A shard ends with this many samples, or earlier by bytes_per_shard."""
+    bytes_per_shard: int = 2**30
+    """A shard ends before it would grow beyond this; a single larger sample has one of its own."""
+    processes: int | None = None
+    """Processes that read and check; null for one per core. The shards are the same for any number."""
+    part: str = "1/1"
+    """i/n: build only the i-th of n parts of the source, so that n machines can share the work."""
+    plugins: list[str] = field(default_factory=list)
+    """Modules or .py files that register sources of your own."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_shard", "bytes_per_shard", "processes"):
+            if vars(self)[name] is not None and vars(self)[name] < 1:
+                raise ValueError(f"{name} must be at least 1, not {vars(self)[name]}")
+        if not self.splits or any(not 0 < share <= 1 for share in self.splits.values()):
+            raise ValueError(f"splits: fractions above 0 and up to 1 are expected, found {self.splits}")
+        if abs(sum(self.splits.values()) - 1) > 1e-9:
+            raise ValueError(f"splits: the fractions must add up to 1, they make {sum(self.splits.values())}")
+        first, slash, count = self.part.partition("/")
+        if not (slash and first.isdigit() and count.isdigit() and 1 <= int(first) <= int(count)):
+            raise ValueError(f"part: '{self.part}' is not i/n with i from 1 to n, such as 1/4")
