@@ -1,7 +1,6 @@
 """What happens around the optimiser steps: logging, progress, checkpoints, and a stop at a step's end."""
 
 import math
-import os
 import resource
 import signal
 import time
@@ -149,7 +148,7 @@ class Checkpoints(Checkpoint):
     def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
         if self.interrupted:
             self._restore()
-            os.kill(os.getpid(), signal.SIGINT)
+            raise KeyboardInterrupt
         self.interrupted = True
 
     def _restore(self) -> None:
