@@ -1,6 +1,7 @@
 """Decoded images as the encoder wants them."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,20 +11,55 @@ from torch import Tensor
 
 from fvl_lightning.core.types import ImageSpec
 
+Fit = Literal["stretch", "pad", "crop"]
 
-def to_pixels(images: Sequence[NDArray[np.uint8]], spec: ImageSpec) -> Tensor:
-    """I arrays [height, width, 3] in 0-255 -> [I, 3, P, P] float32, stretched to P (bicubic) and normalised."""
+_LONGEST_PADDED = 8192
+"""A side longer than this is reduced before it is padded: the square then has 64 Mi pixels at most."""
+
+_BICUBIC = Image.Resampling.BICUBIC
+
+
+def to_pixels(images: Sequence[NDArray[np.uint8]], spec: ImageSpec, fit: Fit = "stretch") -> Tensor:
+    """I arrays [height, width, 3] in 0-255 -> [I, 3, P, P] float32, brought to P x P (bicubic) and normalised.
+
+    Args:
+        images: of any sizes, 1 x 1 and 1 x 60,000 among them.
+        spec: P and the encoder's mean and standard deviation.
+        fit: how an image that is no square becomes one. "stretch" changes its aspect ratio, "pad" fills with the
+            encoder's mean colour what is missing around it, "crop" keeps the square in its middle.
+    """
     size = spec.size
-    if not images:
-        return torch.zeros(0, 3, size, size)
-    stacked = torch.from_numpy(np.stack([_resized(image, size) for image in images]))
+    stacked = np.empty((len(images), 3, size, size), np.float32)
+    for target, image in zip(stacked, images, strict=True):
+        target[:] = _fitted(image, spec, fit).transpose(2, 0, 1)
     mean = torch.tensor(spec.mean).view(1, 3, 1, 1)
     std = torch.tensor(spec.std).view(1, 3, 1, 1)
-    pixels = stacked.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    return pixels.div_(255).sub_(mean).div_(std)
+    return torch.from_numpy(stacked).div_(255).sub_(mean).div_(std)
 
 
-def _resized(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    if image.shape[:2] == (size, size):
-        return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+def _fitted(pixels: NDArray[np.uint8], spec: ImageSpec, fit: Fit) -> NDArray[np.uint8]:
+    """[h, w, 3] -> [P, P, 3]."""
+    height, width = pixels.shape[:2]
+    if height == width == spec.size:
+        return pixels
+    image, box = Image.fromarray(pixels), None
+    if fit == "pad" and height != width:
+        image = _padded(image, spec)
+    elif fit == "crop":
+        side = min(height, width)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((spec.size, spec.size), _BICUBIC, box=box))
+
+
+def _padded(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """The image in the middle of a square of the encoder's mean colour."""
+    longest = max(image.size)
+    if longest > _LONGEST_PADDED:
+        width, height = (max(1, round(side * _LONGEST_PADDED / longest)) for side in image.size)
+        image = image.resize((width, height), _BICUBIC)
+    side = max(image.size)
+    red, green, blue = (int(255 * mean) for mean in spec.mean)
+    canvas = Image.new("RGB", (side, side), (red, green, blue))
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return canvas
