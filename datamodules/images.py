@@ -71,6 +71,8 @@ def decode_image(source: bytes | Path, decoder: Decoder = "pillow", at_least: in
 def verify_image(data: bytes) -> ImageHeader:
     """Decodes the first frame as cheaply as finds out whether all of it is there, and keeps only the header.
 
+    A JPEG whose rows end early at a proper end marker passes, as it does in every viewer: the rest of it is grey.
+
     Raises:
         DataError: what decode_image would refuse.
     """
@@ -99,9 +101,11 @@ def to_png(data: bytes) -> bytes:
 def _read(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():
-            raise DataError(f"{path} is not a file, so it can't be read as an image")
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+            raise DataError("not a file, so it can't be read as an image")
+        _refuse_length(path.stat().st_size)
+        return path.read_bytes()
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise DataError(f"no image {path}") from None
     except OSError as error:
@@ -113,8 +117,7 @@ def _opened(content: bytes, name: str = "") -> Iterator[Image.Image]:
     """The image behind a checked header, not yet decoded; whatever goes wrong with it is a DataError."""
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "with PIL.ImageFile.LOAD_TRUNCATED_IMAGES no truncation is found"
     try:
-        if len(content) > MAX_BYTES:
-            raise DataError(f"image of more than {MAX_BYTES} bytes, which is the most that is read")
+        _refuse_length(len(content))
         _refuse_size(_webp_size(content))
         if content.startswith(b"\xff\xd8") and content.count(_SCAN) > _MAX_SCANS:
             raise DataError(f"JPEG of {content.count(_SCAN)} scans, at most {_MAX_SCANS} are read")
@@ -127,6 +130,11 @@ def _opened(content: bytes, name: str = "") -> Iterator[Image.Image]:
         raise DataError(f"{name}{error}") from None
     except Exception as error:  # whatever a decoder raises on broken bytes, the image is broken
         raise DataError(f"{name}not a readable PNG, JPEG, WebP, GIF or BMP ({_one_line(error)})") from None
+
+
+def _refuse_length(length: int) -> None:
+    if length > MAX_BYTES:
+        raise DataError(f"image of {length} bytes, at most {MAX_BYTES} are read")
 
 
 def _refuse_size(size: tuple[int, int] | None) -> None:
@@ -164,12 +172,9 @@ def _format(image: Image.Image) -> str:
 
 def _scale(image: Image.Image, at_least: int) -> int:
     """The largest s such that the image at 1/s still has both sides >= at_least; 1 where none has."""
-    return next((s for s in _SCALES if min(_scaled(image.size, s)) >= at_least), 1)
-
-
-def _scaled(size: tuple[int, int], scale: int) -> tuple[int, int]:
-    """What libjpeg makes of a size at 1/scale: it rounds up."""
-    return -(-size[0] // scale), -(-size[1] // scale)
+    shortest = min(image.size)
+    # Of a side shorter than s, draft() would choose another scale.
+    return next((s for s in _SCALES if s <= shortest and -(-shortest // s) >= at_least), 1)
 
 
 def _import_simplejpeg() -> Any:
@@ -181,7 +186,7 @@ def _import_simplejpeg() -> Any:
 
 def _decode_jpeg(simplejpeg: Any, content: bytes, size: tuple[int, int], scale: int) -> NDArray[np.uint8] | None:
     """The pixels as stored [h, w, 3], or None where Pillow is to judge, which forgives small faults."""
-    width, height = _scaled(size, scale)
+    width, height = (-(-side // scale) for side in size)  # libjpeg rounds up
     # A buffer of the size that was checked: should the two read different headers, this one fails before it allocates.
     pixels = np.empty((height, width, 3), np.uint8)
     try:
@@ -199,7 +204,7 @@ def _refuse_mode(image: Image.Image) -> None:
 def _decode(image: Image.Image, scale: int) -> NDArray[np.uint8]:
     """The pixels as stored [h, w, 3], by Pillow."""
     if scale > 1:
-        image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))
+        image.draft(None, (image.width // scale, image.height // scale))
     image.load()
     return _to_rgb(image)
 
