@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from fvl_lightning.core.types import ImageSpec
+from fvl_lightning.core.types import IGNORE_INDEX, ImageSpec
 from fvl_lightning.modeling.alignment import SourceAlignment
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.initialization import initializers, reset_module
 from fvl_lightning.modeling.loss import token_loss
+from fvl_lightning.modeling.packing import cache_for
 from fvl_lightning.modeling.splice import splice_images
 
 
@@ -23,7 +24,8 @@ from fvl_lightning.modeling.splice import splice_images
 class FlorenceVLOutput(ModelOutput):
     """With labels: `loss` (mean over supervised tokens), `loss_sum`, `tokens`, `correct`; without: `logits` [B, S, V].
 
-    diagnostics: what the fusion says of itself, such as {"mass/<source>": scalar}.
+    diagnostics: what the fusion says of itself, such as {"mass/<source>": scalar}; dataset_sums and dataset_tokens: as
+    in TokenLoss, with dataset_ids.
     """
 
     loss: Tensor | None = None
@@ -32,6 +34,8 @@ class FlorenceVLOutput(ModelOutput):
     loss_sum: Tensor | None = None
     tokens: Tensor | None = None
     correct: Tensor | None = None
+    dataset_sums: Tensor | None = None
+    dataset_tokens: Tensor | None = None
     diagnostics: dict[str, Tensor] | None = None
 
 
@@ -53,6 +57,8 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.fusion = fusion.component(fusion.config, self.alignment.specs)
         self.output_norm = nn.LayerNorm(self.fusion.output.dim) if config.normalize_output else nn.Identity()
         self.language_model = language_model.component(language_model.config)
+        # Of this, generation makes the masks of a static cache; unset, it makes none, and pads on the left are seen.
+        config.get_text_config()._attn_implementation = self.language_model.model.config._attn_implementation
         self.projector = projector.component(projector.config, self.fusion.output, self.language_model.dim)
         self.post_init()
 
@@ -81,6 +87,8 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        dataset_ids: Tensor | None = None,
+        dataset_count: int = 0,
         **kwargs: Any,
     ) -> FlorenceVLOutput:
         """Token ids with expanded image placeholders -> loss (with labels) or logits.
@@ -91,38 +99,77 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask: [B, S], 0 at pads; None where only the end of a row is padded, as in training.
             labels: [B, S], -100 where unsupervised.
             image_sources: the encoder's output, where it is at hand already, in place of pixel_values.
+            position_ids: [B, S]; they restart with each document of a packed row, which then sees itself alone.
             logits_to_keep: only the last so many positions' logits; 0 for all.
+            dataset_ids: [B, S], below `dataset_count`, for losses per data set.
 
         Raises:
-            ValueError: placeholders and images do not match; the message has the counts.
+            ValueError: placeholders and images do not match (the message has the counts), or packed rows come with an
+                attention mask or a cache.
         """
-        is_image = input_ids == self.config.image_token_id
-        # The placeholder may lie beyond the table of a model whose vocabulary was not grown for it.
-        embeddings = self.language_model.embed(input_ids.masked_fill(is_image, 0))
-        diagnostics: dict[str, Tensor] = {}
-        if pixel_values is not None or image_sources is not None:
-            images, diagnostics = self.get_image_features(pixel_values, image_sources)
-            embeddings = splice_images(embeddings, input_ids, images, self.config.image_token_id)
-        elif (past_key_values is None or not past_key_values.get_seq_length()) and is_image.any():
-            raise ValueError(f"{int(is_image.sum())} image placeholders in the batch, but no images")
+        use_cache = cache_for(position_ids, attention_mask, past_key_values, False if labels is not None else use_cache)
+        first_pass = past_key_values is None or not past_key_values.get_seq_length()
+        embeddings, diagnostics = self._embed(input_ids, pixel_values, image_sources, first_pass)
         output = self.language_model(
             embeddings,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            use_cache=False if labels is not None else use_cache,
+            use_cache=use_cache,
         )
         hidden = output.last_hidden_state
         if labels is None:
-            kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-            logits = self.language_model.logits(kept)
+            logits = self.language_model.logits(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
             return FlorenceVLOutput(
                 logits=logits, past_key_values=output.past_key_values, diagnostics=diagnostics
             )
-        vocabulary = self.config.get_text_config().vocab_size
-        loss = token_loss(hidden[:, :-1], labels[:, 1:], self.language_model.logits, vocabulary)
+        if position_ids is not None:  # the last token of a document is not asked for the first of the next
+            labels = labels.masked_fill(position_ids == 0, IGNORE_INDEX)
+        return self._loss(hidden, labels, dataset_ids, dataset_count, diagnostics)
+
+    def _embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None,
+        image_sources: dict[str, Tensor] | None,
+        first_pass: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Embeddings [B, S, D] with the images in their places, and the fusion's diagnostics."""
+        is_image = input_ids == self.config.image_token_id
+        # The placeholder may lie beyond the table of a model whose vocabulary was not grown for it.
+        embeddings = self.language_model.embed(input_ids.masked_fill(is_image, 0))
+        if pixel_values is not None or image_sources is not None:
+            images, diagnostics = self.get_image_features(pixel_values, image_sources)
+            return splice_images(embeddings, input_ids, images, self.config.image_token_id), diagnostics
+        if first_pass and is_image.any():
+            raise ValueError(f"{int(is_image.sum())} image placeholders in the batch, but no images")
+        return embeddings, {}
+
+    def _loss(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        dataset_ids: Tensor | None,
+        dataset_count: int,
+        diagnostics: dict[str, Tensor],
+    ) -> FlorenceVLOutput:
+        """Hidden states [B, S, D] and the labels at their own places [B, S] -> losses of the next token."""
+        loss = token_loss(
+            hidden[:, :-1],
+            labels[:, 1:],
+            self.language_model.logits,
+            self.config.get_text_config().vocab_size,
+            None if dataset_ids is None else dataset_ids[:, 1:],
+            dataset_count,
+        )
         return FlorenceVLOutput(
-            loss=loss.mean, loss_sum=loss.sum, tokens=loss.tokens, correct=loss.correct, diagnostics=diagnostics
+            loss=loss.mean,
+            loss_sum=loss.sum,
+            tokens=loss.tokens,
+            correct=loss.correct,
+            dataset_sums=loss.dataset_sums,
+            dataset_tokens=loss.dataset_tokens,
+            diagnostics=diagnostics,
         )
 
     def prepare_inputs_for_generation(

@@ -15,11 +15,16 @@ LOGITS_AT_ONCE = 2**25
 
 @dataclass
 class TokenLoss:
-    """`sum` of the cross entropies (float32 scalar with gradient), supervised `tokens` and `correct` ones (int64)."""
+    """`sum` of the cross entropies (float32 scalar with gradient), supervised `tokens` and `correct` ones (int64).
+
+    For a mixture also `dataset_sums` (float32, no gradient) and `dataset_tokens` (int64), one number per data set.
+    """
 
     sum: Tensor
     tokens: Tensor
     correct: Tensor
+    dataset_sums: Tensor | None = None
+    dataset_tokens: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -27,30 +32,44 @@ class TokenLoss:
         return self.sum / self.tokens.clamp(min=1)
 
 
-def token_loss(hidden: Tensor, labels: Tensor, logits: Callable[[Tensor], Tensor], vocabulary: int) -> TokenLoss:
+def token_loss(
+    hidden: Tensor,
+    labels: Tensor,
+    logits: Callable[[Tensor], Tensor],
+    vocabulary: int,
+    dataset_ids: Tensor | None = None,
+    dataset_count: int = 0,
+) -> TokenLoss:
     """Sum of cross entropies of aligned `hidden` [..., D] and `labels` [...] (IGNORE_INDEX: unsupervised).
 
     Args:
         logits: hidden rows [R, D] -> [R, V].
         vocabulary: V, which sizes the chunks.
+        dataset_ids: [...], below `dataset_count` wherever a label is supervised; None for no sums per data set.
     """
     supervised = labels != IGNORE_INDEX
     rows, targets = hidden[supervised], labels[supervised]
+    reduction = "sum" if dataset_ids is None else "none"
 
     def chunk_loss(chunk: Tensor, chunk_targets: Tensor) -> tuple[Tensor, Tensor]:
         scores = logits(chunk)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         correct = (scores.detach().argmax(-1) == chunk_targets).sum()
-        return torch.nn.functional.cross_entropy(scores, chunk_targets, reduction="sum"), correct
+        return torch.nn.functional.cross_entropy(scores, chunk_targets, reduction=reduction), correct
 
     size = max(1, LOGITS_AT_ONCE // vocabulary)
     if rows.shape[0] <= size:
-        total, correct = chunk_loss(rows, targets)
+        losses, correct = chunk_loss(rows, targets)
     else:
         parts = [
             checkpoint(chunk_loss, part, part_targets, use_reentrant=False)
             for part, part_targets in zip(rows.split(size), targets.split(size), strict=True)
         ]
-        total = torch.stack([part[0] for part in parts]).sum()
+        losses = torch.cat([part[0].flatten() for part in parts])
         correct = torch.stack([part[1] for part in parts]).sum()
-    return TokenLoss(total, supervised.sum(), correct)
+    loss = TokenLoss(losses.sum(), supervised.sum(), correct)
+    if dataset_ids is not None:
+        ids = dataset_ids[supervised]
+        loss.dataset_sums = losses.new_zeros(dataset_count).index_add_(0, ids, losses.detach())
+        loss.dataset_tokens = ids.new_zeros(dataset_count).index_add_(0, ids, torch.ones_like(ids))
+    return loss

@@ -16,6 +16,7 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import Batch, PromptedBatch
 from fvl_lightning.modeling.loss import TokenLoss
+from fvl_lightning.stages.meters import DatasetMeter, WindowMeter
 from fvl_lightning.training.components import component_of, freeze, resolve_trainable, set_modes
 from fvl_lightning.training.optimizer import build_optimizer, warmup_cosine
 
@@ -47,13 +48,14 @@ class Stage(LightningModule, ABC):
         self.trainable = resolve_trainable(self.TRAINABLE, experiment.trainable, name)
         freeze(model, self.trainable)
         self.validation_loss, self.validation_accuracy = MeanMetric(), MeanMetric()
+        self.validation_datasets = DatasetMeter()
         self.position = 0
         """Samples consumed by the optimiser steps so far, over all ranks: where a resumed run goes on."""
         self.last_validation_loss: float | None = None
         self._fetched_position = 0
         self._step_tokens: list[Tensor] = []
         self._saw_images, self._checked = False, False
-        self.logged = WindowMeter()
+        self.logged = WindowMeter(tokenizer.pad_token_id)
 
     @classmethod
     @abstractmethod
@@ -88,7 +90,7 @@ class Stage(LightningModule, ABC):
         """Turns summed gradients into those of the mean over all supervised tokens of the step."""
         tokens = torch.stack(self._step_tokens).sum().float()
         self._step_tokens.clear()
-        tokens = self.trainer.strategy.reduce(tokens, reduce_op="sum")
+        tokens = self._summed_over_ranks(tokens)
         # Lightning has divided by the accumulated batches, and DDP by the ranks.
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens.clamp(min=1)
         if not self._checked and self._saw_images:
@@ -121,14 +123,17 @@ class Stage(LightningModule, ABC):
         tokens = loss.tokens.clamp(min=1)
         self.validation_loss.update(loss.mean, loss.tokens)
         self.validation_accuracy.update(loss.correct / tokens, loss.tokens)
+        self.validation_datasets.add(loss, batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the validation split's loss and token accuracy."""
+        """Logs the validation split's loss, per data set too where it is a mixture, and token accuracy."""
         values = {
             "validation/loss": float(self.validation_loss.compute()),
             "validation/token_accuracy": float(self.validation_accuracy.compute()),
         }
         self.last_validation_loss = values["validation/loss"]
+        losses, _ = self.validation_datasets.read(self._summed_over_ranks)
+        values |= {f"validation/loss/{name}": loss for name, loss in losses.items()}
         self.validation_loss.reset()
         self.validation_accuracy.reset()
         for run_logger in self.loggers:
@@ -151,6 +156,9 @@ class Stage(LightningModule, ABC):
         if getattr(self, "_random_state", None) is not None:
             torch.set_rng_state(self._random_state)
 
+    def _summed_over_ranks(self, values: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(values, reduce_op="sum")
+
     def _check_gradients(self) -> None:
         """After the first backward pass with images: what is meant to learn does, and what is frozen is untouched."""
         moved = {component_of(name) for name, p in self.model.named_parameters() if p.grad is not None}
@@ -161,40 +169,3 @@ class Stage(LightningModule, ABC):
         assert not whole, f"components meant to train received no gradient: {sorted(whole)}"
         if idle:
             logger.info("%d trainable parameters had no part in the first step, such as %s", len(idle), idle[0])
-
-
-class WindowMeter:
-    """Sums over the steps since the last logged point, kept on the device until they are read."""
-
-    def __init__(self) -> None:
-        self.gradient_norm: Tensor | float = 0.0
-        self._diagnostics: dict[str, Tensor]
-        self._reset()
-
-    def add(self, loss: TokenLoss, diagnostics: dict[str, Tensor], batch: Batch | PromptedBatch) -> None:
-        """Adds one batch."""
-        self._loss += loss.sum.detach()
-        self._tokens += loss.tokens
-        self._correct += loss.correct
-        self.row_tokens += batch.token_ids.numel() if isinstance(batch, Batch) else batch.targets.numel()
-        self._diagnostics = diagnostics
-
-    def read(self) -> dict[str, float]:
-        """The window's means, and a new window."""
-        tokens = max(float(self._tokens), 1.0)
-        values = {
-            "train/loss": float(self._loss) / tokens,
-            "train/token_accuracy": float(self._correct) / tokens,
-            "train/gradient_norm": float(self.gradient_norm),
-            **{name: float(value) for name, value in self._diagnostics.items() if value.ndim == 0},
-        }
-        self._reset()
-        return values
-
-    def _reset(self) -> None:
-        self._loss: Any = 0.0
-        self._tokens: Any = 0
-        self._correct: Any = 0
-        self.row_tokens = 0
-        """Tokens of the rows since the last point, pads included: what the machine worked on."""
-        self._diagnostics = {}

@@ -9,6 +9,7 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import Batch
 from fvl_lightning.modeling.build import build_model
 from fvl_lightning.modeling.loss import TokenLoss
+from fvl_lightning.modeling.packing import check_causal, check_packing
 from fvl_lightning.stages.base import Stage
 
 
@@ -16,6 +17,7 @@ class LanguageStage(Stage):
     """Trains on rows of text with images."""
 
     VIEWS: ClassVar = ("conversation", "caption")
+    _packing_checked = False
 
     @classmethod
     def build(cls, experiment: ExperimentConfig, device: str = "cpu") -> "LanguageStage":
@@ -23,12 +25,32 @@ class LanguageStage(Stage):
         built = build_model(experiment, device)
         return cls(experiment, built.model, built.tokenizer)
 
+    def on_fit_start(self) -> None:
+        """Refuses a language model that sees the tokens it is asked for."""
+        check_causal(self.model)
+
     def compute(self, batch: Batch) -> tuple[TokenLoss, dict[str, Tensor]]:
-        """Rows [B, S] and images [I, 3, P, P] (or their features) -> loss over the supervised tokens."""
+        """Rows [B, S] and images [I, 3, P, P] (or their features) -> loss over the supervised tokens.
+
+        Raises:
+            ConfigError: the first packed batch, where the language model lets documents of a row see each other.
+        """
+        if batch.positions is not None and not self._packing_checked:
+            check_packing(self.model)
+            self._packing_checked = True
         output = self.model(
-            batch.token_ids, pixel_values=batch.images, image_sources=batch.features, labels=batch.labels
+            batch.token_ids,
+            pixel_values=batch.images,
+            image_sources=batch.features,
+            labels=batch.labels,
+            position_ids=batch.positions,
+            dataset_ids=batch.dataset_ids,
+            dataset_count=len(batch.datasets),
         )
-        return TokenLoss(output.loss_sum, output.tokens, output.correct), output.diagnostics
+        loss = TokenLoss(
+            output.loss_sum, output.tokens, output.correct, output.dataset_sums, output.dataset_tokens
+        )
+        return loss, output.diagnostics
 
     def save_model(self, folder: Path) -> None:
         """Model (safetensors), configuration and tokenizer, as transformers loads them."""

@@ -112,3 +112,35 @@ def test_the_sum_is_float32() -> None:
     exact = nn.functional.cross_entropy(layer(hidden)[0].double(), labels[0], reduction="sum")
     assert loss.sum.dtype == torch.float32
     assert float((loss.sum.detach() - exact.detach()).abs()) < 0.1
+
+
+# Per data set.
+
+
+@pytest.mark.parametrize(("at_once", "supervised"), [(2**25, 30), (4 * V + 1, 17), (4 * V + 1, 0)])
+def test_losses_per_dataset_are_shares_of_the_sum(
+    at_once: int, supervised: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is the cross entropy of its own tokens; the third data set has none; ids where unsupervised are unread."""
+    monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", at_once)
+    hidden, labels = inputs(supervised)
+    ids = torch.arange(labels.numel()).view_as(labels) % 2
+    ids = ids.masked_fill(labels == IGNORE_INDEX, -1)
+    plain_head, head = CountingHead(), CountingHead()
+    plain = token_loss(hidden, labels, plain_head, V)
+    loss = token_loss(hidden, labels, head, V, ids, 3)
+    assert plain.dataset_sums is None
+    assert plain.dataset_tokens is None
+    assert loss.dataset_sums is not None
+    assert loss.dataset_tokens is not None
+    for dataset in range(3):
+        own = token_loss(hidden, labels.masked_fill(ids != dataset, IGNORE_INDEX), CountingHead(), V)
+        torch.testing.assert_close(loss.dataset_sums[dataset], own.sum.detach(), atol=SUM, rtol=0)
+        assert int(loss.dataset_tokens[dataset]) == int(own.tokens)
+    assert not loss.dataset_sums.requires_grad
+    torch.testing.assert_close(loss.sum, plain.sum, atol=SUM, rtol=0)
+    assert (int(loss.tokens), int(loss.correct)) == (int(plain.tokens), int(plain.correct))
+    wanted = gradients(plain.sum, hidden, plain_head)
+    for found, expected in zip(gradients(loss.sum, hidden, head), wanted, strict=True):
+        torch.testing.assert_close(found, expected, atol=GRADIENT, rtol=0)
+    assert head.rows == plain_head.rows, "no logit is computed a second time"

@@ -1,0 +1,107 @@
+"""What is logged of the steps: sums, kept on the device until they are read, so that no step waits for them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from fvl_lightning.core.types import IGNORE_INDEX, Batch, PromptedBatch
+from fvl_lightning.modeling.loss import TokenLoss
+
+
+class WindowMeter:
+    """Sums over the steps since the last logged point."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+        self.gradient_norm: Tensor | float = 0.0
+        self.datasets = DatasetMeter()
+        self._diagnostics: dict[str, Tensor]
+        self._reset()
+
+    def add(self, loss: TokenLoss, diagnostics: dict[str, Tensor], batch: Batch | PromptedBatch) -> None:
+        """Adds one batch."""
+        self._loss += loss.sum.detach()
+        self._tokens += loss.tokens
+        self._correct += loss.correct
+        self._pads += pads(batch, self.pad_token_id)
+        self.row_tokens += batch.token_ids.numel() if isinstance(batch, Batch) else batch.targets.numel()
+        self.datasets.add(loss, batch)
+        self._diagnostics = diagnostics
+
+    def read(self) -> dict[str, float]:
+        """The window's means, and a new window.
+
+        For a mixture also the mean loss and the supervised tokens, both of this window, per data set; no loss where a
+        data set had no token.
+        """
+        tokens = max(float(self._tokens), 1.0)
+        losses, counts = self.datasets.read()
+        values = {
+            "train/loss": float(self._loss) / tokens,
+            "train/token_accuracy": float(self._correct) / tokens,
+            "train/gradient_norm": float(self.gradient_norm),
+            "train/fill": 1 - float(self._pads) / max(self.row_tokens, 1),
+            **{f"train/loss/{name}": value for name, value in losses.items()},
+            **{f"train/tokens/{name}": value for name, value in counts.items()},
+            **{name: float(value) for name, value in self._diagnostics.items() if value.ndim == 0},
+        }
+        self._reset()
+        return values
+
+    def _reset(self) -> None:
+        self._loss: Any = 0.0
+        self._tokens: Any = 0
+        self._correct: Any = 0
+        self._pads: Any = 0
+        self.row_tokens = 0
+        """Tokens of the rows since the last point, pads included: what the machine worked on."""
+        self._diagnostics = {}
+
+
+class DatasetMeter:
+    """Sums of losses and supervised tokens per data set of a mixture; empty while batches name none."""
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...]
+        self._reset()
+
+    def add(self, loss: TokenLoss, batch: Batch | PromptedBatch) -> None:
+        """Adds one batch; those of one window are of one mixture."""
+        if loss.dataset_sums is None or not isinstance(batch, Batch):
+            return
+        assert self._names in ((), batch.datasets), f"batches of {self._names} and of {batch.datasets} in one window"
+        self._names = batch.datasets
+        self._sums += loss.dataset_sums
+        self._tokens += loss.dataset_tokens
+
+    def read(
+        self, combine: Callable[[Tensor], Tensor] = lambda values: values
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Mean loss of the data sets that had a token, and tokens of all, by name; then starts anew.
+
+        Args:
+            combine: sums over the ranks, for numbers that are to be of all of them.
+        """
+        if not self._names:
+            return {}, {}
+        sums, tokens = combine(self._sums).tolist(), combine(self._tokens).tolist()
+        counts = dict(zip(self._names, tokens, strict=True))
+        losses = {
+            name: total / count for (name, count), total in zip(counts.items(), sums, strict=True) if count > 0
+        }
+        self._reset()
+        return losses, counts
+
+    def _reset(self) -> None:
+        self._names = ()
+        self._sums: Any = 0.0
+        self._tokens: Any = 0
+
+
+def pads(batch: Batch | PromptedBatch, pad_token_id: int) -> Tensor:
+    """How many pads end a batch's rows, a scalar; elsewhere a pad's id may be that of the token that ends a turn."""
+    if isinstance(batch, PromptedBatch):
+        return (batch.targets == IGNORE_INDEX).sum()
+    is_pad = (batch.token_ids == pad_token_id) & (batch.labels == IGNORE_INDEX)
+    return is_pad.flip(-1).cumprod(-1).sum()
