@@ -1,0 +1,126 @@
+"""Files that a recipe names, and images that rows name, which are never read from outside their folder."""
+
+import glob
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from datamodules.sources.refusals import Refused
+from fvl_lightning.core.errors import DataError, nearest
+
+MAX_IMAGE_BYTES = 256 * 2**20
+"""The images of one row may have this many bytes together, as they are in their files; more are not read."""
+MAX_ROW_BYTES = 16 * 2**20
+"""The text of one row may have this many bytes; a longer one is not read."""
+ROWS_PER_CHUNK = 64
+"""Rows of text that make a chunk: enough to be worth a message, few enough for their images to fit in memory."""
+
+Item = TypeVar("Item")
+
+
+def check_file(file: Any) -> None:
+    """ValueError where the field `file` of a Config is neither a text nor a list of texts."""
+    entries = file if isinstance(file, list) else [file]
+    if not entries or not all(isinstance(entry, str) and entry for entry in entries):
+        raise ValueError(f"file: expected a path, a glob such as data/*.json, or a list of them, found {file!r}")
+
+
+def find_files(file: str | list[str]) -> list[Path]:
+    """The files of the field `file`: entries in the order given, what a glob matches sorted by name.
+
+    Raises:
+        DataError: an entry that is no file and matches none.
+    """
+    found: list[Path] = []
+    for entry in [file] if isinstance(file, str) else file:
+        path = Path(entry)
+        # A name may hold brackets itself, so what exists is never taken for a glob.
+        matches = [path] if path.is_file() else sorted(Path(name) for name in glob.glob(entry, recursive=True))
+        files = [match for match in matches if match.is_file()]
+        if not files:
+            raise DataError(f"no file {entry}{_near(path)}")
+        found += files
+    return found
+
+
+def find_folder(name: str) -> Path:
+    """The folder `name`; DataError where there is none."""
+    folder = Path(name)
+    if not folder.is_dir():
+        raise DataError(f"no folder {name} with images{_near(folder)}")
+    return folder
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """The file opened for reading bytes; DataError where it can't be."""
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from None
+
+
+def read_images(folder: Path, names: Iterable[str]) -> tuple[bytes, ...]:
+    """The contents of the images that a row names, relative to `folder`.
+
+    Raises:
+        Refused: "unsafe path" for one that would lead out of the folder (absolute, `..`, by a link), "missing image"
+            for one that is not there or can't be read, "image too large" past MAX_IMAGE_BYTES together.
+    """
+    images: list[bytes] = []
+    room = MAX_IMAGE_BYTES
+    for name in names:
+        images.append(_read_image(folder, name, room))
+        room -= len(images[-1])
+    return tuple(images)
+
+
+def check_size(images: Iterable[bytes]) -> None:
+    """Refuses the images of a row that exceed MAX_IMAGE_BYTES together."""
+    if (total := sum(len(image) for image in images)) > MAX_IMAGE_BYTES:
+        raise Refused("image too large", f"{total} bytes, at most {MAX_IMAGE_BYTES} are read")
+
+
+def groups(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
+    """Consecutive items, `size` at a time, fewer at the end."""
+    iterator = iter(items)
+    while group := tuple(islice(iterator, size)):
+        yield group
+
+
+def _read_image(folder: Path, name: str, room: int) -> bytes:
+    if os.path.isabs(name) or ".." in name.split("/"):
+        raise Refused("unsafe path", name)
+    root = os.path.realpath(folder)
+    try:
+        path = os.path.realpath(os.path.join(root, name))
+        if os.path.commonpath([root, path]) != root:
+            raise Refused("unsafe path", f"{name} leads out of {folder}")
+        with open(path, "rb", opener=_opener) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Refused("missing image", f"{name} is not a file")
+            if status.st_size > room:
+                raise Refused("image too large", f"{name}: {status.st_size} bytes of {MAX_IMAGE_BYTES} in all")
+            return file.read(status.st_size)
+    except ValueError:  # a NUL, or what is no text in the file system's encoding
+        raise Refused("unsafe path", repr(name)) from None
+    except FileNotFoundError:
+        raise Refused("missing image", name) from None
+    except OSError as error:
+        raise Refused("missing image", f"{name}: {error.strerror}") from None
+
+
+def _opener(path: str, flags: int) -> int:
+    # Neither follows a link that took a file's place just now, nor waits for the writer of a pipe.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _near(path: Path) -> str:
+    siblings = sorted(sibling.name for sibling in path.parent.iterdir()) if path.parent.is_dir() else []
+    close = nearest(path.name, siblings)
+    if close:
+        return f"; did you mean '{path.parent / close}'?"
+    return "" if path.parent.is_dir() else f": there is no folder {path.parent}"

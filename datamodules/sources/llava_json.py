@@ -1,0 +1,67 @@
+"""LLaVA's conversations: a JSON array or JSON Lines, and a folder of images."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.sources.base import Refusal, Row, Source
+from datamodules.sources.files import check_file, find_files, find_folder, read_images
+from datamodules.sources.json_rows import JsonChunk, json_chunks, json_rows
+from datamodules.sources.records import first_answer, from_conversations, scalars
+from datamodules.sources.refusals import Refused, attempt
+from fvl_lightning.core.registry import register
+
+_NO_IMAGE = ("", "None", "none", "nan")
+"""What sets made from tables write for rows of text only (Cambrian's do)."""
+
+
+@register("source", "llava_json")
+class LlavaJson(Source):
+    """Rows of {"image": path, list of paths or absent, "conversations": [{"from": ..., "value": ...}], metadata}.
+
+    "<image>" in a value becomes an image part where it stands; metadata is kept where it is text, number or boolean.
+    """
+
+    @dataclass
+    class Config:
+        """Where the conversations and their images are."""
+
+        file: Any
+        """The .json or .jsonl file: a path, a glob such as parts/*.jsonl, or a list of them."""
+        images: str
+        """Folder that the rows' image paths start from. Nothing outside is read, through links in it neither."""
+        answer_as_caption: bool = False
+        """Also keeps the first answer as `caption`, for sets whose questions say no more than "describe this"."""
+
+        def __post_init__(self) -> None:
+            check_file(self.file)
+
+    def chunks(self) -> Iterator[JsonChunk]:
+        """Groups of rows, as spans of bytes."""
+        find_folder(self.config.images)
+        for path in find_files(self.config.file):
+            yield from json_chunks(path)
+
+    def rows(self, chunk: JsonChunk) -> Iterator[Row | Refusal]:
+        """Conversations with the images they name."""
+        for row in json_rows(chunk):
+            yield attempt(self._row, row)
+
+    def _row(self, row: dict[str, Any]) -> Row:
+        record = scalars(row, without=("image", "conversations", "messages"))
+        record["messages"] = from_conversations(row.get("conversations"))
+        if self.config.answer_as_caption:
+            record["caption"] = first_answer(record["messages"])
+        return Row(record, read_images(Path(self.config.images), image_names(row.get("image"))))
+
+
+def image_names(value: Any) -> list[str]:
+    """The image paths of a row, from what its `image` field holds."""
+    if value is None or value in _NO_IMAGE or (isinstance(value, float) and math.isnan(value)):
+        return []
+    names = value if isinstance(value, list) else [value]
+    if not all(isinstance(name, str) and name for name in names):
+        raise Refused("bad image", "expected a path or a list of paths")
+    return names

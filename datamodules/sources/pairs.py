@@ -1,0 +1,115 @@
+"""Images with a caption each: JSON Lines, a JSON array, CSV or TSV, and a folder of images."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.sources.base import Refusal, Row, Source
+from datamodules.sources.files import (
+    MAX_ROW_BYTES,
+    ROWS_PER_CHUNK,
+    check_file,
+    find_files,
+    find_folder,
+    groups,
+    open_file,
+    read_images,
+)
+from datamodules.sources.json_rows import JsonChunk, json_chunks, json_rows
+from datamodules.sources.llava_json import image_names
+from datamodules.sources.records import caption, scalars
+from datamodules.sources.refusals import Refused, attempt
+from fvl_lightning.core.errors import DataError, nearest
+from fvl_lightning.core.registry import register
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+@dataclass(frozen=True)
+class TableChunk:
+    """Consecutive rows of a CSV or TSV file, already taken apart, since only the one before says where a row begins."""
+
+    rows: tuple[dict[str, str] | Refusal, ...]
+
+
+@register("source", "pairs")
+class Pairs(Source):
+    """One row per caption, with the path of its image (or a list of paths); other columns are kept as metadata."""
+
+    @dataclass
+    class Config:
+        """Where the captions and their images are."""
+
+        file: Any
+        """The .jsonl, .json, .csv or .tsv file: a path, a glob, or a list of them. Tables begin with their column
+        names."""
+        images: str
+        """Folder that the rows' image paths start from. Nothing outside is read, through links in it neither."""
+        image: str = "image"
+        """Name of the column with the image's path."""
+        caption: str = "caption"
+        """Name of the column with the caption."""
+
+        def __post_init__(self) -> None:
+            check_file(self.file)
+
+    def chunks(self) -> Iterator[JsonChunk | TableChunk]:
+        """Groups of rows: spans of bytes for JSON, text for tables."""
+        find_folder(self.config.images)
+        for path in find_files(self.config.file):
+            if path.suffix.lower() in _DELIMITERS:
+                yield from map(TableChunk, groups(self._table(path), ROWS_PER_CHUNK))
+            else:
+                yield from json_chunks(path)
+
+    def rows(self, chunk: JsonChunk | TableChunk) -> Iterator[Row | Refusal]:
+        """Captions with the images they name."""
+        for row in json_rows(chunk) if isinstance(chunk, JsonChunk) else chunk.rows:
+            yield attempt(self._row, row)
+
+    def _row(self, row: dict[str, Any]) -> Row:
+        config = self.config
+        record = scalars(row, without=(config.image, config.caption, "messages"))
+        record["caption"] = caption(row.get(config.caption))
+        names = image_names(row.get(config.image))
+        if not names:
+            raise Refused("missing image", f"column '{config.image}' is empty")
+        return Row(record, read_images(Path(config.images), names))
+
+    def _table(self, path: Path) -> Iterator[dict[str, str] | Refusal]:
+        with open_file(path) as file:
+            table = csv.reader(_lines(file), delimiter=_DELIMITERS[path.suffix.lower()])
+            columns = _cells(table) or []
+            if isinstance(columns, Refusal):
+                raise DataError(f"{path}: its first line can't be read as column names ({columns.detail})")
+            for column in (self.config.image, self.config.caption):
+                if columns and column not in columns:
+                    close = nearest(column, columns)
+                    hint = f"; did you mean '{close}'?" if close else ""
+                    raise DataError(f"{path}: no column '{column}', there are {', '.join(columns)}{hint}")
+            while (cells := _cells(table)) is not None:
+                where = f"{path.name}, line {table.line_num}"
+                if isinstance(cells, Refusal):
+                    yield Refusal(cells.reason, f"{where}: {cells.detail}")
+                elif len(cells) == len(columns):
+                    yield dict(zip(columns, cells, strict=True))
+                elif cells:
+                    yield Refusal("bad row", f"{where}: {len(cells)} cells for {len(columns)} columns")
+
+
+def _cells(table: Any) -> list[str] | Refusal | None:
+    """The next row of a csv reader, or why it can't be had; None behind the last."""
+    try:
+        return next(table, None)
+    except csv.Error as error:
+        return Refusal("bad row", str(error))
+
+
+def _lines(file: Any) -> Iterator[str]:
+    """The lines as text; bytes that are no UTF-8 become lone surrogates, so that only their own row is lost."""
+    encoding = "utf-8-sig"
+    while line := file.readline(MAX_ROW_BYTES):
+        yield line.decode(encoding, errors="surrogateescape")
+        encoding = "utf-8"

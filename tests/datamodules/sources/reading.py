@@ -1,0 +1,67 @@
+"""What the tests of the sources share: reading one as the builder does, and files to read."""
+
+import io
+import json
+import pickle
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from datamodules.sources.base import Refusal, Row, Source
+from fvl_lightning.core.config import choose
+
+PNG = b"\x89PNG\r\n\x1a\n pretended"
+"""The sources look at no image, so any bytes will do."""
+
+
+def source(name: str, **fields: Any) -> Source:
+    """The registered source with these fields of its Config, checked as a recipe is."""
+    choice = choose("source", {"name": name, **fields})
+    return choice.component(choice.config)
+
+
+def read(one: Source) -> list[Row | Refusal]:
+    """All rows, each chunk read behind a pickle; the chunks are the same ones a second time."""
+    chunks = list(one.chunks())
+    assert list(one.chunks()) == chunks
+    rows = [row for chunk in pickle.loads(pickle.dumps(chunks)) for row in pickle.loads(pickle.dumps(one)).rows(chunk)]
+    assert [row for chunk in chunks for row in one.rows(chunk)] == rows
+    return rows
+
+
+def reasons(rows: Iterable[Row | Refusal]) -> list[str]:
+    """The reason of each refusal, and "" for each row."""
+    return [row.reason if isinstance(row, Refusal) else "" for row in rows]
+
+
+def talk(*values: str, **fields: Any) -> dict[str, Any]:
+    """A row of LLaVA's format in which human and gpt take turns."""
+    turns = [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
+    return {**fields, "conversations": turns}
+
+
+def write_array(path: Path, rows: Iterable[Any], **how: Any) -> Path:
+    """A JSON array."""
+    path.write_text(json.dumps(list(rows), **how), encoding="utf-8")
+    return path
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> Path:
+    """JSON Lines; a text is a line as it is."""
+    lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes | tarfile.TarInfo]]) -> Path:
+    """A tar of plain files, or of headers as they are given."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            if isinstance(content, tarfile.TarInfo):
+                tar.addfile(content)
+                continue
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path

@@ -1,0 +1,117 @@
+"""Images are read under their folder only, and files are found as a recipe names them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from datamodules.sources import files
+from datamodules.sources.base import Refusal
+from datamodules.sources.files import check_file, find_files, find_folder, read_images
+from datamodules.sources.refusals import Refused
+from fvl_lightning.core.errors import DataError
+from tests.datamodules.sources.reading import PNG
+
+
+def refusal(folder: Path, *names: str) -> Refusal:
+    with pytest.raises(Refused) as caught:
+        read_images(folder, names)
+    return caught.value.refusal
+
+
+def test_images_are_read_in_the_order_named(images: Path) -> None:
+    assert read_images(images, ["sub/b.png", "./a.png", "a.png"]) == (
+        PNG + b"sub/b.png",
+        PNG + b"a.png",
+        PNG + b"a.png",
+    )
+    assert read_images(images, []) == ()
+
+
+def test_a_folder_that_is_a_link_itself_and_links_within_it_are_fine(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(images)
+    (images / "again.png").symlink_to("sub/b.png")
+    assert read_images(tmp_path / "link", ["again.png"]) == (PNG + b"sub/b.png",)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.png", "sub/../../outside.png", "sub/../a.png", "..", "/etc/passwd", "../images_beside/d.png"]
+)
+def test_a_path_that_leads_out_is_refused(images: Path, name: str) -> None:
+    assert refusal(images, name).reason == "unsafe path"
+
+
+def test_an_absolute_path_is_refused_even_if_it_leads_into_the_folder(images: Path) -> None:
+    assert refusal(images, str(images / "a.png")).reason == "unsafe path"
+
+
+@pytest.mark.parametrize("target", ["../outside.png", "../images_beside/d.png"])
+def test_a_link_that_leads_out_is_refused(images: Path, target: str) -> None:
+    (images / "link.png").symlink_to(target)
+    assert refusal(images, "link.png").reason == "unsafe path"
+
+
+def test_a_linked_folder_that_leads_out_is_refused(images: Path) -> None:
+    (images / "coco").symlink_to("../images_beside")
+    assert refusal(images, "coco/d.png") == Refusal("unsafe path", f"coco/d.png leads out of {images}")
+
+
+@pytest.mark.parametrize("name", ["a\0.png", "\udc80\ud800.png"])
+def test_a_path_that_is_no_path_is_refused(images: Path, name: str) -> None:
+    assert refusal(images, name).reason == "unsafe path"
+
+
+@pytest.mark.parametrize("name", ["d.png", "sub", "a.png/x", "x" * 300, "loop"])
+def test_what_is_no_file_is_missing(images: Path, name: str) -> None:
+    (images / "loop").symlink_to("loop")
+    assert refusal(images, name).reason == "missing image"
+
+
+def test_a_pipe_is_not_waited_for(images: Path) -> None:
+    os.mkfifo(images / "pipe.png")
+    assert refusal(images, "pipe.png").reason == "missing image"
+
+
+def test_images_are_capped_together_before_they_are_read(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(PNG) + 5
+    monkeypatch.setattr(files, "MAX_IMAGE_BYTES", 2 * size)
+    assert len(read_images(images, ["a.png", "c.png"])) == 2
+    assert refusal(images, "a.png", "c.png", "a.png").reason == "image too large"
+    with (images / "huge.png").open("wb") as file:
+        file.truncate(2**40)
+    assert refusal(images, "huge.png").reason == "image too large"
+
+
+def test_files_keep_the_order_given_and_globs_are_sorted(tmp_path: Path) -> None:
+    for name in ("b.json", "a.json", "c.json", "odd[1].json"):
+        (tmp_path / name).touch()
+    names = [tmp_path / "c.json", tmp_path / "a.json", tmp_path / "b.json"]
+    assert find_files([str(tmp_path / "c.json"), str(tmp_path / "[ab].json")]) == names
+    assert find_files(str(tmp_path / "odd[1].json")) == [tmp_path / "odd[1].json"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ("mix665.json", "no file {}/mix665.json; did you mean '{}/mix665k.json'?"),
+        ("*.csv", "no file {}/*.csv"),
+        ("images", "no file {}/images"),
+        ("deeper/mix665k.json", "no file {0}/deeper/mix665k.json: there is no folder {0}/deeper"),
+    ],
+)
+def test_a_missing_file_is_named_with_the_nearest(tmp_path: Path, images: Path, entry: str, sentence: str) -> None:
+    (tmp_path / "mix665k.json").touch()
+    with pytest.raises(DataError) as caught:
+        find_files(str(tmp_path / entry))
+    assert str(caught.value).startswith(sentence.format(tmp_path, tmp_path))
+
+
+def test_a_missing_folder_is_named_with_the_nearest(images: Path) -> None:
+    with pytest.raises(DataError, match=f"no folder .*image with images; did you mean '{images}'"):
+        find_folder(str(images.parent / "image"))
+
+
+@pytest.mark.parametrize("file", [[], "", [""], 3, ["a", 3], None, {"a": "b"}])
+def test_a_field_that_names_no_files_is_refused(file: object) -> None:
+    with pytest.raises(ValueError, match="file: expected a path, a glob"):
+        check_file(file)
