@@ -1,5 +1,6 @@
 """Files that a recipe names, and images that rows name, which are never read from outside their folder."""
 
+import errno
 import glob
 import os
 import stat
@@ -17,6 +18,8 @@ MAX_ROW_BYTES = 16 * 2**20
 """The text of one row may have this many bytes; a longer one is not read."""
 ROWS_PER_CHUNK = 64
 """Rows of text that make a chunk: enough to be worth a message, few enough for their images to fit in memory."""
+
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 Item = TypeVar("Item")
 
@@ -67,7 +70,8 @@ def read_images(folder: Path, names: Iterable[str]) -> tuple[bytes, ...]:
 
     Raises:
         Refused: "unsafe path" for one that would lead out of the folder (absolute, `..`, by a link), "missing image"
-            for one that is not there or can't be read, "image too large" past MAX_IMAGE_BYTES together.
+            for one that is not there, "unreadable image" for what a disk or permissions withhold, "image too large"
+            past MAX_IMAGE_BYTES together.
     """
     images: list[bytes] = []
     room = MAX_IMAGE_BYTES
@@ -107,10 +111,9 @@ def _read_image(folder: Path, name: str, room: int) -> bytes:
             return file.read(status.st_size)
     except ValueError:  # a NUL, or what is no text in the file system's encoding
         raise Refused("unsafe path", repr(name)) from None
-    except FileNotFoundError:
-        raise Refused("missing image", name) from None
     except OSError as error:
-        raise Refused("missing image", f"{name}: {error.strerror}") from None
+        reason = "missing image" if error.errno in _ABSENT else "unreadable image"
+        raise Refused(reason, f"{name}: {error.strerror}") from None
 
 
 def _opener(path: str, flags: int) -> int:

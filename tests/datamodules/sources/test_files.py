@@ -1,5 +1,6 @@
 """Images are read under their folder only, and files are found as a recipe names them."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -70,6 +71,14 @@ def test_what_is_no_file_is_missing(images: Path, name: str) -> None:
 def test_a_pipe_is_not_waited_for(images: Path) -> None:
     os.mkfifo(images / "pipe.png")
     assert refusal(images, "pipe.png").reason == "missing image"
+
+
+def test_a_failing_disk_is_not_taken_for_a_missing_image(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: str, flags: int) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files, "_opener", fail)
+    assert refusal(images, "a.png") == Refusal("unreadable image", f"a.png: {os.strerror(errno.EIO)}")
 
 
 def test_images_are_capped_together_before_they_are_read(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

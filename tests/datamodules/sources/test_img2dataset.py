@@ -36,7 +36,7 @@ def test_samples_come_out_exactly(tmp_path: Path) -> None:
         ("2.json", dumped(caption=None, url="u")),
         ("2.webp", b"third"),
         ("2.txt", b"from the text"),
-        ("3.1.jpeg", b"two"),
+        ("3.2.jpeg", b"three"),
         ("3.10.jpeg", b"eleven"),
         ("3.0.jpeg", b"one"),
         ("3.txt", b"three images"),
@@ -48,7 +48,7 @@ def test_samples_come_out_exactly(tmp_path: Path) -> None:
         ),
         Row({"caption": "☃ a\nb"}, (b"second",)),
         Row({"url": "u", "caption": "from the text"}, (b"third",)),
-        Row({"caption": "three images"}, (b"one", b"two", b"eleven")),
+        Row({"caption": "three images"}, (b"one", b"three", b"eleven")),
     ]
 
 
@@ -170,7 +170,7 @@ def test_a_damaged_header_ends_a_tar(tmp_path: Path) -> None:
 
 def test_a_header_of_negative_size_does_not_go_round_in_circles(tmp_path: Path) -> None:
     evil = tarfile.TarInfo("1.jpg")
-    evil.size = -1024
+    evil.size = -512
     blocks = [tarfile.TarInfo("0.txt").tobuf(), evil.tobuf(tarfile.GNU_FORMAT)]
     (tmp_path / "0.tar").write_bytes(b"".join(blocks) + bytes(1024))
     assert reasons(read(source("img2dataset", file=str(tmp_path / "0.tar"))))[-1] == "cut short"

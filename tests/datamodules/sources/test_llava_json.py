@@ -26,7 +26,7 @@ ROWS = [
     talk(
         "Describe.\n<image>", "A cat ü ☃", image="c.png", score=0.5, good=True, boxes=[[1, 2]], more={"a": 1}, no=None
     ),
-    talk("<image>", "<image>", image=["a.png", "c.png"]),
+    talk("<image>\n<image>", "<image>", image=["a.png", "c.png", "a.png"]),
     {"conversations": [{"from": "system", "value": "Be brief."}, *talk("Hi", "Hello")["conversations"]], "image": ""},
     talk("No picture", "Right", image=None, model="None"),
     talk("No picture", "Right", image=float("nan"), ratio=float("inf")),
@@ -76,8 +76,13 @@ EXPECTED = [
         (PNG + b"c.png",),
     ),
     Row(
-        {"messages": [{"role": "user", "content": [IMAGE]}, {"role": "assistant", "content": [IMAGE]}]},
-        (PNG + b"a.png", PNG + b"c.png"),
+        {
+            "messages": [
+                {"role": "user", "content": [IMAGE, text("\n"), IMAGE]},
+                {"role": "assistant", "content": [IMAGE]},
+            ]
+        },
+        (PNG + b"a.png", PNG + b"c.png", PNG + b"a.png"),
     ),
     Row(
         {

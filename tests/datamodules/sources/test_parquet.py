@@ -96,7 +96,7 @@ def test_messages_with_parts(tmp_path: Path) -> None:
                 {"role": "assistant", "content": parts("No.")},
             ],
         },
-        {"images": [hub(b"x"), hub(b"y")], "messages": [{"role": "user", "content": parts(1, 0)}]},
+        {"images": [hub(b"x"), hub(b"y")], "messages": [{"role": "user", "content": parts(1, 1)}]},
         {"images": [hub(b"x")], "messages": [{"role": "user", "content": [{"type": "video", "text": "", "index": 0}]}]},
         {"images": [], "messages": [{"role": "user", "content": None}]},
     ]
