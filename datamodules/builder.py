@@ -1,0 +1,205 @@
+"""Any source of image-text data to WebDataset shards with indexes and a manifest: `fvl shards build`.
+
+    source -> chunks -> (processes) rows, checked and encoded -> (this process) tars, in the order of the source
+
+Rows are checked in any number of processes, but all is written by one and in order, so that the bytes are the same
+for any number. A build that was killed goes on from its last finished shard (build_journal.py), to the same bytes.
+"""
+
+import json
+import operator
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+from datamodules.build_config import BuildConfig
+from datamodules.build_journal import Journal, Position
+from datamodules.build_output import Output, settings_of
+from datamodules.build_processes import prepare_all
+from datamodules.manifest import BuildProgress, Manifest, Reporter
+from datamodules.prepare import Sample
+from datamodules.sources.base import Refusal, Source
+from datamodules.writer import Length, OpenShard, Shard, whole_size
+from fvl_lightning.core.errors import ConfigError, DataError
+
+Report = Callable[[BuildProgress], None]
+
+_LOG = "refused.log"
+"""The refusals so far, in the work folder."""
+
+
+def build_shards(config: BuildConfig, progress: Report | None = None) -> Manifest:
+    """Builds the shards of a checked recipe, or of the part of them that it names; goes on where it was killed.
+
+    A build that is finished already is left alone; its manifest then says `already_complete`.
+
+    Raises:
+        ConfigError: no source.
+        DataError: the source can't be read or has no good row, the output can't be written or holds something else, or
+            another process is building there.
+    """
+    if config.source is None:
+        raise ConfigError("source: a build needs one, such as source.name=json")
+    source: Source = config.source.component(config.source.config)
+    output, settings = Output(config.output, config.part), settings_of(config)
+    try:
+        finished = output.finished(settings)
+        if finished is None:
+            return _build(config, source, output, settings, progress)
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        raise DataError(f"the build of {config.output} stopped: {error.strerror or error}{place}") from None
+    output.remove_work()
+    return finished
+
+
+def _build(
+    config: BuildConfig, source: Source, output: Output, settings: dict[str, Any], progress: Report | None
+) -> Manifest:
+    output.work.mkdir(parents=True, exist_ok=True)
+    with Journal(output.work) as journal:
+        # What has finished no shard has nothing to lose: a recipe that was mended may begin anew.
+        if journal.settings is not None and journal.state.shards:
+            output.refuse_other(journal.settings, settings)
+            output.check_there(shard for shards in journal.state.shards.values() for shard in shards)
+        try:
+            if not journal.state.shards:
+                output.refuse_strangers()
+                output.tidy()
+                journal.begin(settings)
+            build = _Build(config, output, journal)
+            with closing(build):
+                build.run(source, progress)
+                manifest = build.finish(settings)
+        except BaseException:
+            if not journal.state.shards:
+                output.remove_work()
+            raise
+        output.remove_work()
+    return manifest
+
+
+class _Build:
+    """The shards in the making and the log of refusals, taken up where the journal left them."""
+
+    def __init__(self, config: BuildConfig, output: Output, journal: Journal) -> None:
+        self.config, self.output, self.journal, self.state = config, output, journal, journal.state
+        whole = [shard for shards in self.state.shards.values() for shard in shards]
+        for shard in whole:
+            output.publish_shard(shard)
+        log, names = output.work / _LOG, {split: self._name(split) for split in self.state.open}
+        output.tidy(keep=[*names.values(), _LOG])
+        self._open: dict[str, OpenShard] = {}
+        for split, length in self.state.open.items():
+            self._open[split] = OpenShard(output.work / names[split], length)
+        self._log = log.open("ab")
+        self._log.truncate(self.state.refused_bytes)
+        self._log.seek(0, os.SEEK_END)
+        self._next = self.state.position
+        lengths: list[Shard | Length] = [*whole, *self.state.open.values()]
+        self.before = BuildProgress(
+            samples=sum(each.samples for each in lengths),
+            images=sum(each.images for each in lengths),
+            refused=sum(self.state.refused.values()),
+        )
+
+    def run(self, source: Source, progress: Report | None) -> None:
+        """Reads the source from where the build stands to its end."""
+        first, parts = (int(number) for number in self.config.part.split("/"))
+        chunks = source.chunks()
+        count = operator.length_hint(chunks, -1)
+        mine = len(range(first - 1, count, parts)) if count >= 0 else None
+        done = len(range(first - 1, self._next[0], parts))
+        reporter = Reporter(replace(self.before, chunks=done, chunks_in_all=mine), progress)
+        jobs = (
+            (number, chunk)
+            for number, chunk in enumerate(chunks)
+            if number % parts == first - 1 and number >= self._next[0]
+        )
+        processes = self.config.processes or os.cpu_count() or 1
+        prepared = prepare_all(source, jobs, self.config.splits, processes, self.output.work, self.config.plugins)
+        with closing(prepared):
+            for number, outcomes in prepared:
+                for row, outcome in enumerate(outcomes):
+                    if (number, row) >= self._next:
+                        self._add((number, row), outcome)
+                        taken = isinstance(outcome, Sample)
+                        reporter.add(taken, outcome.images if isinstance(outcome, Sample) else 0, not taken)
+                self._next = (number + 1, 0)
+                reporter.add(chunks=1)
+        reporter.tell()
+
+    def finish(self, settings: dict[str, Any]) -> Manifest:
+        """Ends every shard and puts log and manifest in place."""
+        for split in sorted(self._open):
+            self._finish_shard(split)
+        self._log.close()
+        if self.state.refused:
+            shutil.copyfile(self.output.work / _LOG, self.output.work / self.output.refusals)
+            self.output.publish(self.output.work / self.output.refusals)
+        if not self.state.shards:
+            raise self._nothing()
+        shards = {split: self.state.shards.get(split, []) for split in sorted(self.config.splits)}
+        manifest = Manifest(settings, shards, dict(self.state.refused))
+        file = self.output.work / self.output.manifest
+        file.write_text(manifest.to_json(), encoding="utf-8")
+        self.output.publish(file)
+        return manifest
+
+    def close(self) -> None:
+        """Lets go of all files."""
+        self._log.close()
+        for shard in self._open.values():
+            shard.close()
+
+    def _add(self, position: Position, outcome: Sample | Refusal) -> None:
+        self._next = position
+        if isinstance(outcome, Sample):
+            self._make_room(outcome)
+            self._open[outcome.split].append(outcome.members, outcome.images)
+        else:
+            line = {"chunk": position[0], "row": position[1], "reason": outcome.reason, "detail": outcome.detail}
+            self._log.write(json.dumps(line).encode() + b"\n")
+            self.state.refused[outcome.reason] = self.state.refused.get(outcome.reason, 0) + 1
+        self._next = (position[0], position[1] + 1)
+        if isinstance(outcome, Sample) and self._open[outcome.split].length.samples == self.config.samples_per_shard:
+            self._finish_shard(outcome.split)
+
+    def _make_room(self, sample: Sample) -> None:
+        """Sees to an open shard of the sample's split that it fits in."""
+        shard = self._open.get(sample.split)
+        if shard and whole_size(shard.length.bytes + len(sample.members)) > self.config.bytes_per_shard:
+            self._finish_shard(sample.split)
+            shard = None
+        if shard is None:
+            self._open[sample.split] = OpenShard(self.output.work / self._name(sample.split))
+
+    def _finish_shard(self, split: str) -> None:
+        """Ends a shard; once the journal has it, nothing up to the next row need be done again."""
+        name = self._name(split)
+        shard = self._open.pop(split).finish(name)
+        for other in self._open.values():
+            other.sync()
+        self._log.flush()
+        os.fsync(self._log.fileno())
+        self.state.shards.setdefault(split, []).append(shard)
+        self.state.open = {other: opened.length for other, opened in self._open.items()}
+        self.state.position, self.state.refused_bytes = self._next, self._log.tell()
+        self.journal.add(split, shard)
+        self.output.publish_shard(shard)
+
+    def _name(self, split: str) -> str:
+        return self.output.shard_name(split, len(self.state.shards.get(split, [])))
+
+    def _nothing(self) -> DataError:
+        source, part = self.config.source.name, self.config.part
+        where = "" if part == "1/1" else f" in part {part}"
+        if not self.state.refused:
+            return DataError(f"the source {source} has no rows{where}, so there is nothing to build")
+        reason, count = max(self.state.refused.items(), key=lambda item: item[1])
+        rows = sum(self.state.refused.values())
+        log = f"{self.output.place}/{self.output.refusals}"
+        return DataError(f"none of the {rows} rows of {source}{where} is usable, {count} for '{reason}'; {log} has all")

@@ -1,0 +1,117 @@
+"""What is checked about a row before it becomes a sample."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datamodules.prepare import MAX_IMAGES, Sample, prepare_chunk, split_of
+from datamodules.sources.base import Refusal, Row, Source
+
+Bytes = Callable[..., bytes]
+SPLITS = {"train": 0.5, "validation": 0.5}
+
+
+class OneRow(Source):
+    """The row it is given."""
+
+    def chunks(self) -> Any:
+        yield None
+
+    def rows(self, chunk: Any) -> Any:
+        yield self.config
+
+
+def prepared(record: dict[str, Any], *images: bytes) -> Sample | Refusal:
+    return next(prepare_chunk(OneRow(Row(record, images)), 12, None, SPLITS))
+
+
+def talk(*content: Any, role: str = "user", answer: Any = "yes") -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": list(content)}, {"role": "assistant", "content": answer}]}
+
+
+IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "what?"}
+
+
+@pytest.mark.parametrize(
+    ("record", "images", "reason", "detail"),
+    [
+        ({}, 1, "no text", ""),
+        ({"caption": " \n"}, 1, "no text", ""),
+        ({"caption": 7}, 1, "bad text", "caption is a int"),
+        ({"caption": "a\0b"}, 1, "bad text", "a NUL character"),
+        ({"caption": "ok", "ocr": ["\0"]}, 1, "bad text", "a NUL character"),
+        ({"caption": "a\ud83d"}, 1, "bad text", r"half a character ('\ud83d')"),
+        ({"caption": "ok", "score": float("nan")}, 1, "bad record", "Out of range float values are not JSON compliant"),
+        ({"caption": "ok", "raw": b"x"}, 1, "bad record", "Object of type bytes is not JSON serializable"),
+        ({"messages": []}, 0, "bad messages", "no messages"),
+        (talk(IMAGE, TEXT, role="human"), 1, "bad messages", "message 0 has no role of system, user, assistant"),
+        ({"messages": talk(TEXT)["messages"][:1]}, 0, "bad messages", "no message of the assistant"),
+        (talk(TEXT, answer=[IMAGE]), 1, "bad messages", "an answer holds an image"),
+        (talk(IMAGE, TEXT), 0, "image count", "0 images, the messages speak of 1"),
+        (talk(TEXT), 2, "image count", "2 images, the messages speak of 0"),
+        ({"caption": "ok"}, MAX_IMAGES + 1, "too many images", f"{MAX_IMAGES + 1}, at most {MAX_IMAGES} are taken"),
+    ],
+)
+def test_refused(image_bytes: Bytes, record: dict[str, Any], images: int, reason: str, detail: str) -> None:
+    found = prepared(record, *[image_bytes()] * images)
+    assert isinstance(found, Refusal)
+    assert (found.reason, found.detail.partition(":")[0]) == (reason, detail.partition(":")[0])
+
+
+def test_a_broken_image_is_named_by_its_place_and_the_rows_id(image_bytes: Bytes) -> None:
+    found = prepared({"caption": "ok", "id": "a7"}, image_bytes(), image_bytes()[:45])
+    assert isinstance(found, Refusal)
+    assert found.reason == "broken image"
+    assert found.detail.startswith("id a7: image 1: ")
+    found = prepared({"caption": "ok", "id": "x" * 9000}, b"")
+    assert isinstance(found, Refusal)
+    assert len(found.detail) == 500
+
+
+def test_a_backslash_before_u0000_is_no_nul() -> None:
+    for text in ("\\u0000", "\\\\u0000", "\\ \\u0000"):
+        assert isinstance(prepared({"caption": text}), Sample)
+        assert prepared({"caption": f"{text}\0"}) == Refusal("bad text", "a NUL character")
+
+
+@pytest.mark.parametrize(
+    ("record", "images"),
+    [
+        ({"caption": "a caption", "id": "../../etc/passwd", "any": {"thing": [1]}}, 1),
+        (talk(IMAGE, TEXT, IMAGE), 2),
+        (talk(TEXT), 0),
+        ({"caption": "text alone"}, 0),
+        ({"caption": "as many as there may be"}, MAX_IMAGES),
+    ],
+)
+def test_taken(image_bytes: Bytes, record: dict[str, Any], images: int) -> None:
+    found = prepared(record, *[image_bytes()] * images)
+    assert isinstance(found, Sample)
+    assert found.images == images
+    assert found.members.startswith(b"00000012-000000.")
+
+
+@given(
+    shares=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    images=st.lists(st.binary(min_size=1, max_size=3), max_size=4),
+    order=st.randoms(use_true_random=False),
+)
+def test_the_split_depends_on_the_content_alone(shares: list[int], images: list[bytes], order: Any) -> None:
+    splits = {f"s{i}": share / sum(shares) for i, share in enumerate(shares)}
+    record = {"caption": "text", "id": 1}
+    found = split_of(record, images, splits)
+    assert found in splits
+    shuffled, names = order.sample(images, len(images)), order.sample(sorted(splits), len(splits))
+    assert split_of({**record, "id": 2}, shuffled, {name: splits[name] for name in names}) == found
+    if images:
+        assert split_of({"caption": "another"}, images * 2, splits) == found
+
+
+def test_splits_have_their_shares() -> None:
+    splits = {"train": 0.9, "validation": 0.06, "test": 0.04}
+    found = [split_of({"caption": str(i)}, (), splits) for i in range(5000)]
+    for name, share in splits.items():
+        assert abs(found.count(name) / 5000 - share) < 0.015
