@@ -16,7 +16,7 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import Batch, PromptedBatch
 from fvl_lightning.modeling.loss import TokenLoss
-from fvl_lightning.stages.meters import DatasetMeter, WindowMeter
+from fvl_lightning.stages.meters import DatasetMeter, WindowMeter, digest
 from fvl_lightning.training.components import component_of, freeze, resolve_trainable, set_modes
 from fvl_lightning.training.optimizer import build_optimizer, warmup_cosine
 
@@ -50,10 +50,13 @@ class Stage(LightningModule, ABC):
         self.validation_loss, self.validation_accuracy = MeanMetric(), MeanMetric()
         self.validation_datasets = DatasetMeter()
         self.position = 0
-        """Samples consumed by the optimiser steps so far, over all ranks: where a resumed run goes on."""
+        """Where in the global order the optimiser steps so far end, equal on all ranks; a resumed run goes on there."""
+        self.samples: Tensor | int = 0
+        """Samples that the optimiser steps so far learned from, over all ranks."""
         self.last_validation_loss: float | None = None
         self._fetched_position = 0
         self._step_tokens: list[Tensor] = []
+        self._step_keys: list[str] = []
         self._saw_images, self._checked = False, False
         self.logged = WindowMeter(tokenizer.pad_token_id)
 
@@ -82,15 +85,19 @@ class Stage(LightningModule, ABC):
         loss, diagnostics = self.compute(batch)
         self._fetched_position = batch.position
         self._step_tokens.append(loss.tokens)
+        self._step_keys += batch.keys
         self._saw_images |= batch.has_images
         self.logged.add(loss, diagnostics, batch)
         return loss.sum
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns summed gradients into those of the mean over all supervised tokens of the step."""
-        tokens = torch.stack(self._step_tokens).sum().float()
+        tokens = torch.stack(self._step_tokens).sum()
+        counts = torch.stack([tokens, tokens.new_tensor(len(self._step_keys))]).float()
+        tokens, self._step_samples = self._summed_over_ranks(counts).unbind()
+        self.logged.step_keys = digest(self._step_keys)
         self._step_tokens.clear()
-        tokens = self._summed_over_ranks(tokens)
+        self._step_keys.clear()
         # Lightning has divided by the accumulated batches, and DDP by the ranks.
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens.clamp(min=1)
         if not self._checked and self._saw_images:
@@ -110,6 +117,7 @@ class Stage(LightningModule, ABC):
         """The update; the position is committed with it, since Lightning fetches batches ahead of their step."""
         super().optimizer_step(*args, **kwargs)
         self.position = self._fetched_position
+        self.samples = self.samples + self._step_samples
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimiser over what trains, with warm-up and cosine per step."""
@@ -142,12 +150,14 @@ class Stage(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the position in the data and the state of the random numbers."""
         checkpoint["position"] = self.position
+        checkpoint["samples"] = int(self.samples)
         checkpoint["random_state"] = torch.get_rng_state()
         checkpoint["threads"] = torch.get_num_threads()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes both back; the data module has been given the position before its loader was made."""
         self.position = checkpoint["position"]
+        self.samples = checkpoint["samples"]
         self._random_state = checkpoint["random_state"]
 
     def on_train_start(self) -> None:

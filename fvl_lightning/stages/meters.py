@@ -1,6 +1,7 @@
 """What is logged of the steps: sums, kept on the device until they are read, so that no step waits for them."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,8 @@ class WindowMeter:
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
         self.gradient_norm: Tensor | float = 0.0
+        self.step_keys = 0.0
+        """`digest` of the samples of the last step: equal in two runs that trained on the same ones."""
         self.datasets = DatasetMeter()
         self._diagnostics: dict[str, Tensor]
         self._reset()
@@ -41,6 +44,7 @@ class WindowMeter:
             "train/loss": float(self._loss) / tokens,
             "train/token_accuracy": float(self._correct) / tokens,
             "train/gradient_norm": float(self.gradient_norm),
+            "data/step_keys": self.step_keys,
             "train/fill": 1 - float(self._pads) / max(self.row_tokens, 1),
             **{f"train/loss/{name}": value for name, value in losses.items()},
             **{f"train/tokens/{name}": value for name, value in counts.items()},
@@ -97,6 +101,11 @@ class DatasetMeter:
         self._names = ()
         self._sums: Any = 0.0
         self._tokens: Any = 0
+
+
+def digest(keys: Sequence[str]) -> float:
+    """A whole number below 2**52, which a metric holds exactly, that names these keys in this order."""
+    return float(int(hashlib.sha256("\0".join(keys).encode()).hexdigest()[:13], 16))
 
 
 def pads(batch: Batch | PromptedBatch, pad_token_id: int) -> Tensor:

@@ -55,7 +55,7 @@ class LogWindow(Callback):
         values = measured | {
             "train/tokens_per_second": speed,
             "train/step_seconds": self._seconds / self.every,
-            "train/samples": stage.position,
+            "train/samples": int(stage.samples),
             "machine/peak_memory_bytes": peak_memory_bytes(),
         }
         optimizer = trainer.optimizers[0]

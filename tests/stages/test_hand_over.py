@@ -1,5 +1,6 @@
 """Where a stopped stage goes on, and what it hands to the next."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,26 @@ def test_encoder_pretrain_saves_an_encoder_for_the_others(tmp_path: Path) -> Non
     finetune = build_stage("finetune", tmp_path)
     assert load_components(finetune.model, tmp_path / "model") == ["encoder"]
     assert weights_hash(finetune.model.encoder.state_dict()) == weights_hash(stage.model.encoder.state_dict())
+
+
+def test_samples_are_counted_apart_from_the_position(tmp_path: Path) -> None:
+    """Where rows are packed, a position is no count of samples."""
+    batches = batches_of("finetune", 3)
+    batches[1].position, batches[2].position = 2048, 2049
+    stage = build_stage("finetune", tmp_path, trainer={"max_steps": 3})
+    fit(stage, batches, tmp_path)
+    assert (stage.position, int(stage.samples)) == (2049, 12)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["samples"] == 12
+
+
+def test_the_keys_of_a_step_have_a_digest(tmp_path: Path) -> None:
+    """Of all micro-batches of the step, in order; exact as a float."""
+    names = (("a", "b"), ("c", "d")), (("a", "c"), ("b", "d")), (("a", "b"), ("c", "d"))
+    digests = []
+    for keys in names:
+        batches = [replace(batch, keys=part) for batch, part in zip(batches_of("finetune", 2, 2), keys, strict=True)]
+        stage = build_stage("finetune", tmp_path, trainer={"max_steps": 1, "accumulate": 2})
+        fit(stage, batches, tmp_path)
+        digests.append(stage.logged.step_keys)
+    assert digests[0] == digests[2] != digests[1]
+    assert float(int(digests[0])) == digests[0] < 2**52
