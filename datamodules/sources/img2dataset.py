@@ -30,7 +30,7 @@ class _Sample:
 
 
 @register("source", "img2dataset")
-class Img2dataset(Source):
+class Img2datasetSource(Source):
     """Samples of <key>.jpg, .png or .webp (several as <key>.0.jpg, <key>.1.jpg ...) with <key>.json or <key>.txt.
 
     Only plain files of these suffixes are read: links, devices and names that lead elsewhere are passed over.

@@ -18,7 +18,7 @@ _NO_IMAGE = ("", "None", "none", "nan")
 
 
 @register("source", "llava_json")
-class LlavaJson(Source):
+class LlavaJsonSource(Source):
     """Rows of {"image": path, list of paths or absent, "conversations": [{"from": ..., "value": ...}], metadata}.
 
     "<image>" in a value becomes an image part where it stands; metadata is kept where it is text, number or boolean.

@@ -35,7 +35,7 @@ class TableChunk:
 
 
 @register("source", "pairs")
-class Pairs(Source):
+class PairsSource(Source):
     """One row per caption, with the path of its image (or a list of paths); other columns are kept as metadata."""
 
     @dataclass

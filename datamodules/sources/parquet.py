@@ -28,7 +28,7 @@ class RowGroup:
 
 
 @register("source", "parquet")
-class Parquet(Source):
+class ParquetSource(Source):
     """Rows with their images in a column, as {"bytes": ..., "path": ...} or plain bytes, one or a list of them.
 
     Columns of text, numbers and booleans are kept as metadata. A path without bytes is never followed.
