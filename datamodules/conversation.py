@@ -1,17 +1,21 @@
 """Conversations and captions as token ids and labels, with the tokenizer's own chat template, in one pass.
 
-The template is rendered with sentinels in place of the contents; then the contents are put in, the whole string is
-tokenised once, and the offsets say which tokens an answer became. So nothing is assumed about a template but that it
-repeats contents unchanged and ends an answer with a special token.
+The text is the one the template writes (chat_template.py); it is tokenised once, as a whole, and the offsets say which
+tokens an answer became. Special tokens are control only where the template wrote them, or where an image part stands:
+the engine that tokenises knows them under names which no content may hold, so the same words in a content are text.
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import jinja2
 from tokenizers import Tokenizer, processors
 
+from datamodules.chat_template import ChatTemplate
+from datamodules.engine import Engine, checked_text
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX
 
@@ -55,11 +59,33 @@ def plain_backend(tokenizer: Any, ends: bool) -> Tokenizer:
     return backend
 
 
+@dataclass(frozen=True)
+class EncodedConversation:
+    """A conversation as tokens, every image token repeated as often as the language model needs it.
+
+    Attributes:
+        ids: S token ids.
+        labels: S labels, IGNORE_INDEX where a position is not supervised.
+        turn_ends: tokens up to the end of each answer, its end token included.
+        images_before: image parts up to the end of each answer.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    turn_ends: list[int]
+    images_before: list[int]
+
+
 class ConversationEncoder:
     """Messages -> (token ids, labels), labels being the assistant's words and the token that ends each answer.
 
+    The template is given text: the text parts of a message joined, an image part as the image token's own text. What
+    it makes of that is what is learnt, so where it trims contents (Llama 3 does), an answer's blanks at the ends are
+    not there. Blanks which the template writes between its invitation to answer and the answer ("ASSISTANT:" + " red"),
+    or between an answer and its end token, are the assistant's: it must write them to go on as it was taught.
+
     Args:
-        tokenizer: a fast transformers tokenizer; its chat template is needed for `encode` and `prompt` only.
+        tokenizer: a fast transformers tokenizer; its chat template is needed for conversations and prompts only.
         image_token_id: the special token that stands in the ids `tokens_per_image` times for every image part.
 
     Raises:
@@ -69,74 +95,105 @@ class ConversationEncoder:
     def __init__(self, tokenizer: Any, image_token_id: int, tokens_per_image: int) -> None:
         if not tokenizer.is_fast:
             raise ConfigError(f"{tokenizer.name_or_path or 'the tokenizer'} is not a fast tokenizer: it has no offsets")
-        special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        if image_token_id not in special.values():
-            raise ConfigError(f"the image token {image_token_id} is not a special token of the tokenizer")
         self.tokenizer, self.image_token_id, self.tokens_per_image = tokenizer, image_token_id, tokens_per_image
-        self._special_ids = frozenset(special.values())
-        self._special = re.compile("|".join(re.escape(text) for text in sorted(special, key=len, reverse=True)))
-        self._image = tokenizer.convert_ids_to_tokens(image_token_id)
-        self._rendered: dict[tuple[str, ...], list[str]] = {}
-        self._fast = plain_backend(tokenizer, ends=False)
+        self._engine = Engine(plain_backend(tokenizer, ends=False), tokenizer.unk_token_id)
+        if image_token_id not in self._engine.aliases:
+            raise ConfigError(f"the image token {image_token_id} is not a special token of the tokenizer")
+        self._image = self._engine.aliases[image_token_id]
+        self._image_text = tokenizer.convert_ids_to_tokens(image_token_id)
+        self._template = ChatTemplate(tokenizer)
 
     def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
         """Ids and labels of a whole conversation; IGNORE_INDEX where a position is not supervised.
 
         Raises:
-            ConfigError: the template is missing, alters contents or has no end token after an answer.
-            DataError: a content holds a special token's text, or an answer's ends are not ends of tokens.
+            ConfigError: there is no template, or it has no end token after an answer.
+            DataError: the template refuses or rewrites the messages, an answer's ends are not ends of tokens, or a
+                text can't be encoded.
         """
-        text, spans = self._text(messages, generate=False)
-        encoding = self._fast.encode(text, add_special_tokens=False)
-        ids, starts = encoding.ids, _clean_starts(encoding.offsets)
+        encoded = self.encode_turns(messages)
+        return encoded.ids, encoded.labels
+
+    def encode_turns(self, messages: Sequence[Message]) -> EncodedConversation:
+        """As `encode`, with where each answer ends.
+
+        What a cut behind an answer leaves: let `kept` be the messages up to the k-th answer. `ids[: turn_ends[k]]` and
+        the labels are then those of `encode_turns(kept)` up to its last turn's end. What `encode(kept)` has behind
+        that is not supervised, and is what the template writes after its last message: nothing (Llama 3), a line break
+        (ChatML), the end of the text (Phi 3). This holds for every template that writes a message regardless of those
+        to come; one that does not (it drops the thoughts of all answers but the last, say) must be encoded anew.
+        """
+        text, answers = self._text(messages, generate=False)
+        ids, starts, ends = self._engine.encode(text)
         labels = [IGNORE_INDEX] * len(ids)
-        for start, end in spans:
-            first, last = starts.get(start), starts.get(end)
-            if first is None or last is None:
+        turns = []
+        for opening, closing, stop in answers:
+            # The first token of the answer, and its end token, which is one for as long as its name.
+            first, last = bisect_left(starts, opening), bisect_right(starts, stop - 1) - 1
+            if (first > 0 and ends[first - 1] > opening) or starts[last] < closing:
                 raise DataError("an answer does not begin and end where tokens do, so it can't be supervised exactly")
-            if ids[last] not in self._special_ids:
-                raise ConfigError(
-                    "the chat template ends an answer without a special token: it can't be learnt to stop"
-                )
             labels[first : last + 1] = ids[first : last + 1]
-        return self._expand(ids, labels)
+            turns.append(last + 1)
+        places = [place for place, i in enumerate(ids) if i == self.image_token_id]
+        images = [bisect_left(places, turn) for turn in turns]
+        turn_ends = [turn + (self.tokens_per_image - 1) * before for turn, before in zip(turns, images, strict=True)]
+        return EncodedConversation(self._expand(ids, ids), self._expand(labels, ids), turn_ends, images)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the messages up to where the assistant's next answer begins; errors as in `encode`."""
-        text, _ = self._text(messages, generate=True)
-        ids = self._fast.encode(text, add_special_tokens=False).ids
-        return self._expand(ids, ids)[0]
+        ids, _, _ = self._engine.encode(self._text(messages, generate=True)[0])
+        return self._expand(ids, ids)
 
     def caption(self, text: str, images: int = 1) -> tuple[list[int], list[int]]:
         """Plain style: the first token (where the tokenizer has one), the images, then the caption and the end token.
 
-        Ids and labels; caption and end token are supervised. Raises DataError for a special token's text in it.
+        Ids and labels; caption and end token are supervised. Raises DataError for a text that can't be encoded.
         """
-        self._refuse_special(text)
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if eos is None:
             raise ConfigError("the tokenizer has no eos_token to end a caption with")
         head = ([] if bos is None else [bos]) + [self.image_token_id] * (self.tokens_per_image * images)
-        tail = [*self._fast.encode(text, add_special_tokens=False).ids, eos]
+        tail = [*self._engine.encode(checked_text(text))[0], eos]
         return head + tail, [IGNORE_INDEX] * len(head) + tail
 
     def check_template(self) -> None:
         """Raises ConfigError where the tokenizer's chat template can't be used for training."""
-        self.encode([{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}])
+        try:
+            self.encode([{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}])
+        except DataError as error:
+            raise ConfigError(str(error)) from None
 
-    def _text(self, messages: Sequence[Message], generate: bool) -> tuple[str, list[tuple[int, int]]]:
-        """The conversation as one string, an image as one image token, and where in it the assistant's contents are."""
-        roles = tuple(message["role"] for message in messages)
-        pieces = self._pieces(roles, generate)
-        text, spans = pieces[0], []
-        for message, piece in zip(messages, pieces[1:], strict=True):
-            content = self._content(message)
-            if message["role"] == "assistant":
-                spans.append((len(text), len(text) + len(content)))
-            text += content + piece
-        return text, spans
+    def _text(self, messages: Sequence[Message], generate: bool) -> tuple[str, list[tuple[int, int, int]]]:
+        """The conversation as the engine reads it, and of every answer: where it begins, its words end, it ends."""
+        roles = [message["role"] for message in messages]
+        contents = [self._content(message) for message in messages]
+        spelt = [content.replace(self._image, self._image_text) for content in contents]
+        rendered = self._template.render(roles, spelt, generate)
+        parts = [self._engine.hide(rendered.pieces[0])]
+        length, spans = len(parts[0]), []
+        for role, content, trim, piece in zip(roles, contents, rendered.trims, rendered.pieces[1:], strict=True):
+            words, written = trim(content), self._engine.hide(piece)
+            if role == "assistant":
+                spans.append((length, length + len(words)))
+            parts += [words, written]
+            length += len(words) + len(written)
+        text = "".join(parts)
+        return text, [] if generate else [self._answer(text, start, end) for start, end in spans]
+
+    def _answer(self, text: str, start: int, end: int) -> tuple[int, int, int]:
+        blanks, closing = self._around
+        if not text.startswith(closing, end):
+            raise DataError("the chat template ends this answer otherwise than it ends others")
+        opening = start - len(blanks) if text.endswith(blanks, 0, start) else start
+        return opening, end, end + len(closing)
+
+    @cached_property
+    def _around(self) -> tuple[str, str]:
+        blanks, closing = self._template.around_answers(re.compile(rf"\s*(?:{self._engine.special.pattern})"))
+        return blanks, self._engine.hide(closing)
 
     def _content(self, message: Message) -> str:
+        """A message's text for the engine."""
         words = []
         for part in _parts(message):
             if part["type"] == "image":
@@ -144,57 +201,18 @@ class ConversationEncoder:
                     raise DataError("an answer holds an image, which can't be learnt to write")
                 words.append(self._image)
             else:
-                self._refuse_special(part["text"])
-                words.append(part["text"])
+                words.append(checked_text(part["text"]))
         return "".join(words)
 
-    def _refuse_special(self, text: str) -> None:
-        match = self._special.search(text)
-        if match:
-            raise DataError(f"the text holds '{match[0]}', a special token of the tokenizer")
-
-    def _pieces(self, roles: tuple[str, ...], generate: bool) -> list[str]:
-        """What the template writes before, between and after the contents; it depends on the roles alone."""
-        known = (*roles, "generate") if generate else roles
-        if known not in self._rendered:
-            if self.tokenizer.chat_template is None:
-                raise ConfigError(f"the tokenizer {self.tokenizer.name_or_path} has no chat template")
-            sentinels = [f"\N{SYMBOL FOR START OF TEXT}{i}\N{SYMBOL FOR END OF TEXT}" for i in range(len(roles))]
-            messages = [{"role": role, "content": mark} for role, mark in zip(roles, sentinels, strict=True)]
-            try:
-                rest = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-            except jinja2.TemplateError as error:
-                raise DataError(f"the chat template refuses the roles {', '.join(roles)}: {error}") from None
-            pieces = []
-            for mark in sentinels:
-                piece, found, rest = rest.partition(mark)
-                if not found or mark in rest:
-                    raise ConfigError("the chat template leaves out, repeats or reorders contents: it can't be masked")
-                pieces.append(piece)
-            self._rendered[known] = [*pieces, rest]
-        return self._rendered[known]
-
-    def _expand(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
-        """Every image token `tokens_per_image` times, with its label."""
-        out_ids: list[int] = []
-        out_labels: list[int] = []
-        for i, label in zip(ids, labels, strict=True):
-            times = self.tokens_per_image if i == self.image_token_id else 1
-            out_ids += [i] * times
-            out_labels += [label] * times
-        return out_ids, out_labels
-
-
-def _clean_starts(offsets: list[tuple[int, int]]) -> dict[int, int]:
-    """Character -> the token that begins with it, where no token before reaches over that character."""
-    starts: dict[int, int] = {}
-    reached = 0
-    for token, (start, end) in enumerate(offsets):
-        # Tokens that are parts of one character share its place; only the first of them begins there.
-        if end > start >= reached:
-            starts[start] = token
-        reached = max(reached, end)
-    return starts
+    def _expand(self, values: list[int], ids: list[int]) -> list[int]:
+        """The values of image tokens `tokens_per_image` times."""
+        expanded: list[int] = []
+        for value, i in zip(values, ids, strict=True):
+            if i == self.image_token_id:
+                expanded += [value] * self.tokens_per_image
+            else:
+                expanded.append(value)
+        return expanded
 
 
 def _parts(message: Message) -> list[dict[str, Any]]:

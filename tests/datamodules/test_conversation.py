@@ -1,161 +1,311 @@
-"""The mask over an answer is exact for every kind of chat template, or the conversation is refused."""
+"""The mask over an answer is exact for every kind of chat template and tokenizer, or the conversation is refused."""
 
+import pickle
+import unicodedata
+from collections import Counter
 from functools import lru_cache
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from datamodules.conversation import ConversationEncoder, check_messages, image_parts
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX
+from tests.datamodules.templates import FAMILIES, NAMES, QWEN, dressed, metaspace, tokenizer_of, written
 
-LLAMA_3 = (
-    "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
-    "+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
-    "{% endif %}{{ content }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
-CHATML = (
-    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
-    "{% endif %}{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-PHI_3 = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-)
-SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-"""How Llama 3 and Qwen cut a text before the merges: a blank goes with the word behind it, line breaks together."""
-
-KINDS: dict[str, tuple[str, str, list[str]]] = {
-    "llama_3": (LLAMA_3, "<|eot_id|>", ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]),
-    "chatml": (CHATML, "<|im_end|>", ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]),
-    "phi_3": (PHI_3, "<|end|>", ["<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]),
-}
-NAMES = sorted(KINDS)
+Messages = list[dict[str, Any]]
+NOT_AT_TOKENS = "does not begin and end where tokens do"
 
 
-@lru_cache(maxsize=8)
-def tokenizer_of(name: str) -> Any:
-    """A tiny tokenizer with the template and the special tokens of a family; those of Phi 3 swallow blanks behind."""
-    template, _, special = KINDS[name]
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.ByteLevel(trim_offsets=True)
-    trainer = trainers.BpeTrainer(
-        vocab_size=330, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
-    )
-    backend.train_from_iterator(["what colour is the circle? the red one, there are two\n\n"] * 3, trainer)
-    backend.add_special_tokens([AddedToken(text, rstrip=name == "phi_3", special=True) for text in special])
-    backend.add_special_tokens([AddedToken("<image>", special=True)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=special[0], eos_token=KINDS[name][1], clean_up_tokenization_spaces=False
-    )
-    tokenizer.chat_template = template
-    return tokenizer
-
-
+@lru_cache(maxsize=16)
 def encoder_of(name: str, tokens_per_image: int = 3) -> ConversationEncoder:
-    tokenizer = tokenizer_of(name)
+    return encoder_for(tokenizer_of(name), tokens_per_image)
+
+
+def encoder_for(tokenizer: Any, tokens_per_image: int = 3) -> ConversationEncoder:
     return ConversationEncoder(tokenizer, tokenizer.convert_tokens_to_ids("<image>"), tokens_per_image)
 
 
+def said(role: str, *words: str) -> dict[str, Any]:
+    parts = [{"type": "image"} if word == "IMAGE" else {"type": "text", "text": word} for word in words]
+    return {"role": role, "content": parts}
+
+
 def user(*words: str) -> dict[str, Any]:
-    return {
-        "role": "user",
-        "content": [{"type": "image"} if word == "IMAGE" else {"type": "text", "text": word} for word in words],
-    }
+    return said("user", *words)
 
 
 def assistant(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-def supervised_text(name: str, labels: list[int]) -> str:
-    return str(tokenizer_of(name).decode([label for label in labels if label != IGNORE_INDEX]))
+def conversation(name: str) -> Messages:
+    """Several turns, with images in the first, in a later and, where there is one, in the system's message."""
+    system = [said("system", "be brief", "IMAGE")] if FAMILIES[name].system else []
+    first = [user("IMAGE", "what colour", "IMAGE", "is it?"), assistant("the red one")]
+    return [*system, *first, user("how many? ü", "IMAGE"), assistant("two,\n\nof 🙂"), user("and?"), assistant("no")]
+
+
+def spelt(messages: Messages, image: str = "<image>") -> Messages:
+    """The messages as the template is given them: as text."""
+    return [
+        {
+            "role": message["role"],
+            "content": message["content"]
+            if isinstance(message["content"], str)
+            else "".join(image if part["type"] == "image" else part["text"] for part in message["content"]),
+        }
+        for message in messages
+    ]
+
+
+def own_ids(name: str, messages: Messages, generate: bool = False) -> list[int]:
+    """What transformers makes of the messages by itself."""
+    tokenizer = tokenizer_of(name)
+    encoded = tokenizer.apply_chat_template(
+        spelt(messages), tokenize=True, add_generation_prompt=generate, return_dict=True
+    )
+    return list(encoded["input_ids"])
+
+
+def answers_of(messages: Messages) -> list[str]:
+    return [message["content"] for message in messages if message["role"] == "assistant"]
+
+
+def supervised_text(tokenizer: Any, labels: list[int]) -> str:
+    return written(tokenizer, [label for label in labels if label != IGNORE_INDEX])
+
+
+def spoken(name: str, messages: Messages) -> str:
+    return "".join(FAMILIES[name].spoken(answer) for answer in answers_of(messages))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exactly_the_answers_and_their_ends_are_supervised(name: str) -> None:
-    messages = [
-        user("IMAGE", "what colour is the circle?"),
-        assistant("red"),
-        user("how many?"),
-        assistant("two of it"),
-    ]
+    messages = conversation(name)
     ids, labels = encoder_of(name).encode(messages)
-    end = KINDS[name][1]
-    assert supervised_text(name, labels) == f"red{end}two of it{end}"
+    assert supervised_text(tokenizer_of(name), labels) == spoken(name, messages)
     assert all(label in (IGNORE_INDEX, i) for i, label in zip(ids, labels, strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_ids_are_those_of_the_tokenizers_own_template(name: str) -> None:
-    """Rendered by transformers with the image token spelt out, tokenised in one go."""
-    tokenizer, image = tokenizer_of(name), "<image>" * 3
-    messages = [{"role": "system", "content": "be brief"}, user("IMAGE", "what?"), assistant("the red one")]
-    plain = [messages[0], {"role": "user", "content": f"{image}what?"}, messages[2]]
-    text = tokenizer.apply_chat_template(plain, tokenize=False)
-    assert encoder_of(name).encode(messages)[0] == tokenizer(text, add_special_tokens=False)["input_ids"]
-    text = tokenizer.apply_chat_template(plain[:2], tokenize=False, add_generation_prompt=True)
-    assert encoder_of(name).prompt(messages[:2]) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    messages, encoder = conversation(name), encoder_of(name, tokens_per_image=1)
+    assert encoder.encode(messages)[0] == own_ids(name, messages)
+    assert encoder.prompt(messages[:-1]) == own_ids(name, messages[:-1], generate=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_prompt_is_where_the_training_sequence_goes_on_with_the_answer(name: str) -> None:
-    encoder = encoder_of(name)
-    ids, labels = encoder.encode([user("IMAGE", "what colour is it?"), assistant("red")])
-    prompt = encoder.prompt([user("IMAGE", "what colour is it?")])
-    first = next(place for place, label in enumerate(labels) if label != IGNORE_INDEX)
-    assert ids[:first] == prompt
+    messages, encoder = conversation(name), encoder_of(name)
+    encoded = encoder.encode_turns(messages)
+    prompt = encoder.prompt(messages[:-1])
+    assert encoded.ids[: len(prompt)] == prompt
+    assert set(encoded.labels[encoded.turn_ends[-2] : len(prompt)]) == {IGNORE_INDEX}
+    assert IGNORE_INDEX not in encoded.labels[len(prompt) : encoded.turn_ends[-1]]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_images_stand_where_their_parts_are(name: str) -> None:
-    encoder = encoder_of(name, tokens_per_image=5)
-    ids, labels = encoder.encode([user("IMAGE", "and", "IMAGE", "differ?"), assistant("yes")])
-    places = [place for place, i in enumerate(ids) if i == encoder.image_token_id]
-    assert len(places) == 10
-    assert places[4] - places[0] == 4
-    assert places[9] - places[5] == 4
-    assert tokenizer_of(name).decode(ids[places[4] + 1 : places[5]]) == "and"
-    assert all(labels[place] == IGNORE_INDEX for place in places)
+    messages, encoder = conversation(name), encoder_of(name, tokens_per_image=5)
+    ids, labels = encoder.encode(messages)
+    assert ids.count(encoder.image_token_id) == 5 * image_parts(messages)
+    assert all(label == IGNORE_INDEX for i, label in zip(ids, labels, strict=True) if i == encoder.image_token_id)
+    single = encoder_of(name, tokens_per_image=1).encode(messages)[0]
+    assert ids == [i for one in single for i in [one] * (5 if one == encoder.image_token_id else 1)]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=150, deadline=None)
-@given(answers=st.lists(st.text(alphabet="ab é🙂\n.,1?◊", max_size=8), min_size=1, max_size=3))
-def test_any_answer_is_masked_exactly_or_refused(name: str, answers: list[str]) -> None:
-    """Blanks and line breaks at the ends, characters of several tokens, nothing at all: never a wrong mask."""
-    messages = [message for answer in answers for message in (user("q"), assistant(answer))]
+def test_a_conversation_cut_behind_an_answer_is_that_of_the_turns_before(name: str) -> None:
+    messages, encoder = conversation(name), encoder_of(name)
+    whole = encoder.encode_turns(messages)
+    assert (whole.ids, whole.labels) == encoder.encode(messages)
+    ends = [number + 1 for number, message in enumerate(messages) if message["role"] == "assistant"]
+    assert len(ends) == len(whole.turn_ends) == len(whole.images_before) == 3
+    for k, (end, tokens) in enumerate(zip(ends, whole.turn_ends, strict=True)):
+        kept = encoder.encode_turns(messages[:end])
+        assert kept.turn_ends == whole.turn_ends[: k + 1]
+        assert kept.images_before == whole.images_before[: k + 1]
+        assert kept.images_before[-1] == image_parts(messages[:end])
+        assert kept.ids[:tokens] == whole.ids[:tokens]
+        assert kept.labels[:tokens] == whole.labels[:tokens]
+        assert set(kept.labels[tokens:]) <= {IGNORE_INDEX}
+        assert written(tokenizer_of(name), kept.ids[tokens:]) == FAMILIES[name].after
+
+
+TEXT = st.text(
+    st.sampled_from("ab é🙂\n\t.,1?◊/:]|\u00a0\u3000") | st.characters(exclude_categories=["Cs"]), max_size=8
+)
+PLAIN = TEXT.map(lambda text: "".join(c for c in text if c not in "<▁\ufdd0"))
+"""Without what could look like a special token, what Llama 2 writes for a blank, and what no text may hold."""
+LOOK_ALIKES = sorted(
+    {text for family in FAMILIES.values() for text in family.special} | {"<image>", "<|im", "_start|>"}
+)
+TRICKY = st.lists(st.sampled_from(LOOK_ALIKES) | PLAIN, max_size=4).map("".join)
+
+
+def conversations(text: st.SearchStrategy[str]) -> st.SearchStrategy[Messages]:
+    """[system,] then turns of a question, with an image or two or none, and an answer."""
+    parts = st.lists(text | st.just("IMAGE"), max_size=3)
+    turns = st.lists(st.tuples(parts.map(lambda words: user(*words)), text.map(assistant)), min_size=1, max_size=3)
+    system = st.none() | text.map(lambda words: said("system", words)) | st.just(said("system", "see", "IMAGE"))
+    return st.builds(
+        lambda first, rest: [*([] if first is None else [first]), *(message for turn in rest for message in turn)],
+        system,
+        turns,
+    )
+
+
+def without_unknown_roles(name: str, messages: Messages) -> Messages:
+    return [message for message in messages if FAMILIES[name].system or message["role"] != "system"]
+
+
+def may_be_refused(name: str, messages: Messages) -> bool:
+    """Only blanks can run into the template, and where it trims there are none."""
+    return not FAMILIES[name].trims and any(answer != answer.strip() for answer in answers_of(messages))
+
+
+def encoded_or_refused(
+    encoder: ConversationEncoder, messages: Messages, refusable: bool
+) -> tuple[list[int], list[int]] | None:
+    """Ids and labels; None where an answer runs into the template, an error where it can't have."""
     try:
-        _, labels = encoder_of(name).encode(messages)
-    except DataError:
-        assert any(answer != answer.strip() for answer in answers)  # only blanks can run into the template
+        return encoder.encode(messages)
+    except DataError as error:
+        if refusable and NOT_AT_TOKENS in str(error):
+            return None
+        raise
+
+
+def same(one: str, other: str) -> bool:
+    """Equal to the tokenizer, which may compose characters."""
+    return unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(messages=conversations(PLAIN))
+def test_any_conversation_is_as_transformers_encodes_it_and_masked_exactly(name: str, messages: Messages) -> None:
+    """Blanks and line breaks at the ends, characters of several tokens, nothing at all: never a wrong mask."""
+    messages = without_unknown_roles(name, messages)
+    encoder = encoder_of(name, tokens_per_image=1)
+    encoded = encoded_or_refused(encoder, messages, may_be_refused(name, messages))
+    if encoded is None:
         return
-    end = KINDS[name][1]
-    assert supervised_text(name, labels) == "".join(answer + end for answer in answers)
+    ids, labels = encoded
+    assert ids == own_ids(name, messages)
+    assert same(supervised_text(tokenizer_of(name), labels), spoken(name, messages))
+    assert encoder.prompt(messages[:-1]) == own_ids(name, messages[:-1], generate=True)
 
 
-def test_blanks_at_the_ends_of_an_answer_are_no_obstacle() -> None:
-    _, labels = encoder_of("llama_3").encode([user("q"), assistant(" red ")])
-    assert supervised_text("llama_3", labels) == " red <|eot_id|>"
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(messages=conversations(TRICKY))
+def test_what_looks_like_control_in_a_content_is_text(name: str, messages: Messages) -> None:
+    """As many special tokens as the same turns have with harmless words, and the same words to read."""
+    messages = without_unknown_roles(name, messages)
+    encoder, tokenizer = encoder_of(name, tokens_per_image=1), tokenizer_of(name)
+    encoded = encoded_or_refused(encoder, messages, may_be_refused(name, messages))
+    if encoded is None:
+        return
+    ids, labels = encoded
+    harmless = [
+        {**message, "content": "x" if message["content"] else ""}
+        if isinstance(message["content"], str)
+        else said(
+            message["role"], *("IMAGE" if p["type"] == "image" else "x" * bool(p["text"]) for p in message["content"])
+        )
+        for message in messages
+    ]
+    special = set(tokenizer.all_special_ids) | set(encoder._engine.aliases)
+    expected = Counter(i for i in own_ids(name, harmless) if i in special)
+    assert Counter(i for i in ids if i in special) == expected
+    assert same(supervised_text(tokenizer, labels), spoken(name, messages))
+    if FAMILIES[name].engine == "bytes":  # others put blanks in that the text has not
+        assert same(tokenizer.decode(ids), tokenizer.apply_chat_template(spelt(messages), tokenize=False))
 
 
-def test_an_answer_that_runs_into_the_template_is_refused() -> None:
-    with pytest.raises(DataError, match="does not begin and end where tokens do"):
-        encoder_of("chatml").encode([user("q"), assistant("\nred")])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_look_alike_has_the_tokens_its_letters_have(name: str) -> None:
+    end, tokenizer = FAMILIES[name].end.strip(), tokenizer_of(name)
+    encoder = encoder_of(name)
+    ids, labels = encoder.encode([user(f"a{end}b<image>"), assistant(f"c {end} d")])
+    assert encoder.image_token_id not in ids
+    end_id = tokenizer.convert_tokens_to_ids(end)
+    assert labels.count(end_id) == 1
+    assert supervised_text(tokenizer, labels) == FAMILIES[name].spoken(f"c {end} d")
+    prompt = encoder.prompt([user(f"a{end}b")])
+    assert prompt.count(end_id) == encoder.prompt([user("ab")]).count(end_id)
+    caption, _ = encoder.caption(f"red{end}")
+    assert caption.count(end_id) == int(end == FAMILIES[name].eos)
+
+
+def test_what_a_template_trims_is_trimmed() -> None:
+    ids, labels = encoder_of("llama_3").encode([user(" q\n"), assistant(" \nred\t ")])
+    assert supervised_text(tokenizer_of("llama_3"), labels) == "red<|eot_id|>"
+    assert ids == encoder_of("llama_3").encode([user("q"), assistant("red")])[0]
+
+
+def test_what_a_template_keeps_is_kept() -> None:
+    _, labels = encoder_of("qwen").encode([user("q"), assistant("  red \n")])
+    assert supervised_text(tokenizer_of("qwen"), labels) == "  red \n<|im_end|>"
+
+
+@pytest.mark.parametrize(("method", "kept"), [("lstrip", "red "), ("rstrip", " red"), ("strip", "red")])
+def test_a_template_may_trim_one_side(method: str, kept: str) -> None:
+    encoder = altered(QWEN.replace("message['content']", f"message['content'].{method}()"))
+    _, labels = encoder.encode([user(" q "), assistant(" red ")])
+    assert supervised_text(tokenizer_of("qwen"), labels) == f"{kept}<|im_end|>"
+
+
+def test_of_special_tokens_that_begin_alike_the_longest_is_meant() -> None:
+    backend = Tokenizer.from_str(tokenizer_of("qwen").backend_tokenizer.to_str())
+    backend.add_special_tokens(["<|im_end|>>", "<|im_end|"])
+    tokenizer = dressed(backend, QWEN.replace("<|im_end|>", "<|im_end|>>"))
+    messages = [user("q <|im_end|>"), assistant("red")]
+    ids, labels = encoder_for(tokenizer).encode(messages)
+    assert supervised_text(tokenizer, labels) == "red<|im_end|>>"
+    assert tokenizer.convert_ids_to_tokens([i for i in labels if i != IGNORE_INDEX])[-1] == "<|im_end|>>"
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(spelt(messages), tokenize=False)
+
+
+def test_a_blank_of_the_template_in_the_first_token_of_an_answer_is_the_assistants() -> None:
+    """ "ASSISTANT:" invites, " red" answers; the model must write the blank, which is in the token of "red"."""
+    tokenizer = tokenizer_of("vicuna")
+    _, labels = encoder_of("vicuna").encode([user("what?"), assistant("red")])
+    tokens = tokenizer.convert_ids_to_tokens([label for label in labels if label != IGNORE_INDEX])
+    assert tokens == ["▁red", "</s>"]
+
+
+def test_an_empty_system_message_may_be_passed_over() -> None:
+    encoder, turn = encoder_of("phi_3_5"), [user("q"), assistant("a")]
+    assert encoder.encode([said("system", ""), *turn]) == encoder.encode(turn)
+    assert encoder.encode([said("system", " "), *turn]) != encoder.encode(turn)
+
+
+def test_blanks_may_be_trimmed_with_the_templates_own() -> None:
+    """Llama 2 puts the system's words into the first question, then trims that."""
+    messages = [said("system", "be brief"), user(" \n"), assistant("red")]
+    assert encoder_of("llama_2").encode(messages)[0] == own_ids("llama_2", messages)
+
+
+@pytest.mark.parametrize(("name", "answer"), [("qwen", "\nred"), ("phi_3", " red"), ("phi_3_5", "\nred")])
+def test_an_answer_that_runs_into_the_template_is_refused(name: str, answer: str) -> None:
+    """One token for two line breaks, or blanks that belong to the token before."""
+    with pytest.raises(DataError, match=NOT_AT_TOKENS):
+        encoder_of(name).encode([user("q"), assistant(answer)])
+
+
+def test_an_end_token_that_takes_blanks_of_an_answer_is_noticed() -> None:
+    backend = Tokenizer.from_str(tokenizer_of("qwen").backend_tokenizer.to_str())
+    backend.add_special_tokens([AddedToken("<end>", lstrip=True, normalized=False, special=True)])
+    encoder = encoder_for(dressed(backend, QWEN.replace("<|im_end|>", "<end>")))
+    encoder.encode([user("q"), assistant("red")])
+    with pytest.raises(DataError, match=NOT_AT_TOKENS):
+        encoder.encode([user("q"), assistant("red ")])
 
 
 def test_a_token_of_template_and_half_a_character_is_noticed() -> None:
@@ -168,31 +318,80 @@ def test_a_token_of_template_and_half_a_character_is_noticed() -> None:
     backend.train_from_iterator([" é", " è", " ê", " ë"], trainer)
     assert len(backend.encode(" é").tokens) == 2
     backend.add_special_tokens(["<|im_end|>", "<image>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
-    encoder = ConversationEncoder(tokenizer, tokenizer.convert_tokens_to_ids("<image>"), 3)
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
+    tokenizer = dressed(backend, template, eos_token="<|im_end|>")
+    encoder = encoder_for(tokenizer)
     _, labels = encoder.encode([user("q"), assistant("e é")])
     assert tokenizer.decode([label for label in labels if label != IGNORE_INDEX]) == "e é<|im_end|>"
-    with pytest.raises(DataError, match="does not begin and end where tokens do"):
+    with pytest.raises(DataError, match=NOT_AT_TOKENS):
         encoder.encode([user("q"), assistant("é")])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_special_tokens_in_a_content_are_refused(name: str) -> None:
-    encoder, end = encoder_of(name), KINDS[name][1]
-    for messages in ([user(f"a{end}b"), assistant("c")], [user("a"), assistant("c<image>")]):
-        with pytest.raises(DataError, match=r"the text holds '<.*', a special token of the tokenizer"):
+def test_ten_thousand_turns_are_one_pass() -> None:
+    turns = 10_000
+    messages = [message for turn in range(turns) for message in (user("IMAGE", f"q{turn}</s>"), assistant(f"a{turn}"))]
+    for name in ("llama_3", "vicuna"):
+        encoded = encoder_of(name).encode_turns(messages)
+        assert encoded.images_before == list(range(1, turns + 1))
+        assert supervised_text(tokenizer_of(name), encoded.labels) == spoken(name, messages)
+
+
+def test_an_encoder_keeps_nothing_of_what_it_encoded_and_travels() -> None:
+    encoder = encoder_for(tokenizer_of("vicuna"))
+    encoder.check_template()
+    size = len(pickle.dumps(encoder))
+    for turns in range(1, 20):
+        encoder.encode([user("q</s>"), assistant("a")] * turns)
+    assert len(pickle.dumps(encoder)) == size
+    messages = conversation("vicuna")
+    assert pickle.loads(pickle.dumps(encoder)).encode(messages) == encoder.encode(messages)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"), [("a\ufdd02\ufdd1", "holds U\\+FDD0, which is no character"), ("a\ud800", "half a character")]
+)
+def test_texts_that_no_tokenizer_can_take_are_refused(text: str, sentence: str) -> None:
+    for messages in ([user(text), assistant("c")], [user("a"), assistant(text)]):
+        with pytest.raises(DataError, match=sentence):
+            encoder_of("llama_3").encode(messages)
+    with pytest.raises(DataError, match=sentence):
+        encoder_of("llama_3").caption(text)
+
+
+def test_a_look_alike_that_is_a_word_of_the_vocabulary_is_refused() -> None:
+    """Whole words have ids of their own here, the special ones among them."""
+    words = ["<unk>", "<end>", "<image>", "q", "a"]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(words[:3])
+    template = "{% for m in messages %}{{ m['content'] }} <end>{% endfor %}"
+    encoder = encoder_for(dressed(backend, template, unk_token="<unk>", eos_token="<end>"))
+    assert encoder.encode([user("q what"), assistant("a a")])[0] == [3, 0, 1, 4, 4, 1]
+    for messages in ([user("q <end>"), assistant("a")], [user("q"), assistant("a <image> a")]):
+        with pytest.raises(DataError, match=r"the text holds '<.*>', which this tokenizer can't take for mere words"):
             encoder.encode(messages)
-    with pytest.raises(DataError, match="special token"):
-        encoder.prompt([user(end)])
-    with pytest.raises(DataError, match="special token"):
-        encoder.caption(f"red{end}")
+
+
+def test_special_tokens_that_are_not_found_behind_a_word_are_told() -> None:
+    """Normalised, the end token is looked for with a blank in front, as tokenizers of the first Llamas had it."""
+    backend = metaspace("legacy")
+    backend.add_special_tokens([AddedToken(text, normalized=True, special=True) for text in ("<s>", "</s>", "<image>")])
+    tokenizer = dressed(backend, FAMILIES["vicuna"].template, bos_token="<s>", eos_token="</s>")
+    with pytest.raises(ConfigError, match="does not find its special tokens behind a word"):
+        encoder_for(tokenizer).check_template()
+
+
+def test_a_vocabulary_with_gaps_is_told() -> None:
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 3}, unk_token="<unk>"))
+    backend.add_special_tokens(["<image>"])
+    with pytest.raises(ConfigError, match="ids have gaps"):
+        encoder_for(dressed(backend, None))
 
 
 def test_images_in_answers_are_refused() -> None:
     answer = {"role": "assistant", "content": [{"type": "image"}]}
     with pytest.raises(DataError, match="an answer holds an image"):
-        encoder_of("chatml").encode([user("q"), answer])
+        encoder_of("qwen").encode([user("q"), answer])
 
 
 def test_captions_are_plain() -> None:
@@ -207,11 +406,7 @@ def test_captions_are_plain() -> None:
 
 
 def altered(template: str | None) -> ConversationEncoder:
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer_of("chatml").backend_tokenizer, eos_token="<|im_end|>"
-    )
-    tokenizer.chat_template = template
-    return ConversationEncoder(tokenizer, tokenizer.convert_tokens_to_ids("<image>"), 3)
+    return encoder_for(dressed(tokenizer_of("qwen").backend_tokenizer, template, eos_token="<|im_end|>"))
 
 
 @pytest.mark.parametrize(
@@ -222,6 +417,7 @@ def altered(template: str | None) -> ConversationEncoder:
         ("{{ messages[0]['content'] }}<|im_end|>", "leaves out, repeats or reorders contents"),
         ("{% for m in messages %}{{ m['content'] + m['content'] }}<|im_end|>{% endfor %}", "repeats"),
         ("{% for m in messages[::-1] %}{{ m['content'] }}<|im_end|>{% endfor %}", "reorders"),
+        ("{% for m in messages %}{{ m['content'] | upper }}<|im_end|>{% endfor %}", "rewrites a content"),
     ],
 )
 def test_templates_that_cannot_be_masked_are_told(template: str | None, sentence: str) -> None:
@@ -230,16 +426,36 @@ def test_templates_that_cannot_be_masked_are_told(template: str | None, sentence
 
 
 def test_a_template_that_refuses_roles() -> None:
-    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + CHATML
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + QWEN
     encoder = altered(template)
     encoder.check_template()
     with pytest.raises(DataError, match="refuses the roles system, user, assistant: no system here"):
-        encoder.encode([{"role": "system", "content": "x"}, user("a"), assistant("b")])
+        encoder.encode([said("system", "x"), user("a"), assistant("b")])
+
+
+def test_a_content_that_a_template_rewrites_is_refused() -> None:
+    """As templates do that drop an answer's thoughts."""
+    encoder = altered(QWEN.replace("message['content']", "message['content'].split('</think>')[-1]"))
+    _, labels = encoder.encode([user("q"), assistant("red")])
+    assert supervised_text(tokenizer_of("qwen"), labels) == "red<|im_end|>"
+    with pytest.raises(DataError, match="rewrites a content"):
+        encoder.encode([user("q"), assistant("hm</think>red")])
+
+
+def test_answers_that_end_in_different_ways_are_refused() -> None:
+    template = (
+        "{% for m in messages %}{{ m['content'] }}"
+        "{{ '<|im_end|>' if loop.last or m['role'] == 'user' else '<|endoftext|>' }}{% endfor %}"
+    )
+    encoder = altered(template)
+    encoder.check_template()
+    with pytest.raises(DataError, match="ends this answer otherwise"):
+        encoder.encode([user("q"), assistant("a"), user("q"), assistant("a")])
 
 
 def test_an_image_token_that_is_none_is_told() -> None:
     with pytest.raises(ConfigError, match="the image token 5 is not a special token"):
-        ConversationEncoder(tokenizer_of("chatml"), 5, 3)
+        ConversationEncoder(tokenizer_of("qwen"), 5, 3)
 
 
 def test_padding_and_cutting_set_by_an_earlier_call_do_not_matter() -> None:
@@ -249,7 +465,7 @@ def test_padding_and_cutting_set_by_an_earlier_call_do_not_matter() -> None:
     tokenizer.backend_tokenizer.enable_truncation(2)
     tokenizer.backend_tokenizer.enable_padding(length=50)
     try:
-        assert encoder_of("phi_3").encode(messages) == before
+        assert encoder_for(tokenizer).encode(messages) == before
     finally:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
