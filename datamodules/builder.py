@@ -42,7 +42,7 @@ def build_shards(config: BuildConfig, progress: Report | None = None) -> Manifes
             another process is building there.
     """
     if config.source is None:
-        raise ConfigError("source: a build needs one, such as source.name=json")
+        raise ConfigError("source: a build needs one, such as source.name=llava_json")
     source: Source = config.source.component(config.source.config)
     output, settings = Output(config.output, config.part), settings_of(config)
     try:

@@ -16,6 +16,7 @@ CLASS_ENDINGS = {
     "language_model": "LanguageModel",
     "stage": "Stage",
     "data": "Data",
+    "source": "Source",
 }
 """How the classes of a slot are named after their stem."""
 
