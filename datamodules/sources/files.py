@@ -69,8 +69,9 @@ def read_images(folder: Path, names: Iterable[str]) -> tuple[bytes, ...]:
     """The contents of the images that a row names, relative to `folder`.
 
     Raises:
-        Refused: "unsafe path" for one that would lead out of the folder (absolute, `..`, by a link), "missing image"
-            for one that is not there, "unreadable image" for what a disk or permissions withhold, "image too large"
+        Refused: "unsafe path" for one that would lead out of the folder (absolute, `..`, by a link; folders linked
+            directly into it, as images/coco often is, are its owner's and count as inside), "missing image" for one
+            that is not there, "unreadable image" for what a disk or permissions withhold, "image too large"
             past MAX_IMAGE_BYTES together.
     """
     images: list[bytes] = []
@@ -97,10 +98,11 @@ def groups(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
 def _read_image(folder: Path, name: str, room: int) -> bytes:
     if os.path.isabs(name) or ".." in name.split("/"):
         raise Refused("unsafe path", name)
-    root = os.path.realpath(folder)
     try:
+        root = os.path.realpath(folder)
+        linked = os.path.realpath(os.path.join(root, *Path(name).parts[:1]))
         path = os.path.realpath(os.path.join(root, name))
-        if os.path.commonpath([root, path]) != root:
+        if not _lies_in(root, path) and not (os.path.isdir(linked) and _lies_in(linked, path)):
             raise Refused("unsafe path", f"{name} leads out of {folder}")
         with open(path, "rb", opener=_opener) as file:
             status = os.fstat(file.fileno())
@@ -114,6 +116,10 @@ def _read_image(folder: Path, name: str, room: int) -> bytes:
     except OSError as error:
         reason = "missing image" if error.errno in _ABSENT else "unreadable image"
         raise Refused(reason, f"{name}: {error.strerror}") from None
+
+
+def _lies_in(folder: str, path: str) -> bool:
+    return os.path.commonpath([folder, path]) == folder
 
 
 def _opener(path: str, flags: int) -> int:

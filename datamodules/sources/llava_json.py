@@ -31,7 +31,7 @@ class LlavaJsonSource(Source):
         file: Any
         """The .json or .jsonl file: a path, a glob such as parts/*.jsonl, or a list of them."""
         images: str
-        """Folder that the rows' image paths start from. Nothing outside is read, through links in it neither."""
+        """Folder the rows' image paths start from. Nothing outside is read, but for folders linked directly into it."""
         answer_as_caption: bool = False
         """Also keeps the first answer as `caption`, for sets whose questions say no more than "describe this"."""
 

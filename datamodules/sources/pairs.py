@@ -46,7 +46,7 @@ class PairsSource(Source):
         """The .jsonl, .json, .csv or .tsv file: a path, a glob, or a list of them. Tables begin with their column
         names."""
         images: str
-        """Folder that the rows' image paths start from. Nothing outside is read, through links in it neither."""
+        """Folder the rows' image paths start from. Nothing outside is read, but for folders linked directly into it."""
         image: str = "image"
         """Name of the column with the image's path."""
         caption: str = "caption"

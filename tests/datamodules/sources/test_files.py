@@ -52,9 +52,17 @@ def test_a_link_that_leads_out_is_refused(images: Path, target: str) -> None:
     assert refusal(images, "link.png").reason == "unsafe path"
 
 
-def test_a_linked_folder_that_leads_out_is_refused(images: Path) -> None:
+def test_a_folder_linked_directly_into_the_folder_is_inside(images: Path) -> None:
+    """As image collections that several data sets share often are."""
     (images / "coco").symlink_to("../images_beside")
-    assert refusal(images, "coco/d.png") == Refusal("unsafe path", f"coco/d.png leads out of {images}")
+    assert read_images(images, ["coco/d.png", "./coco/d.png"]) == ((images / "coco" / "d.png").read_bytes(),) * 2
+    (images.parent / "images_beside" / "link.png").symlink_to("../outside.png")
+    assert refusal(images, "coco/link.png") == Refusal("unsafe path", f"coco/link.png leads out of {images}")
+
+
+def test_a_linked_folder_further_down_that_leads_out_is_refused(images: Path) -> None:
+    (images / "sub" / "coco").symlink_to("../../images_beside")
+    assert refusal(images, "sub/coco/d.png") == Refusal("unsafe path", f"sub/coco/d.png leads out of {images}")
 
 
 @pytest.mark.parametrize("name", ["a\0.png", "\udc80\ud800.png"])

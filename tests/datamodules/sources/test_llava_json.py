@@ -138,7 +138,7 @@ def test_chunks_are_small_and_in_order(tmp_path: Path, images: Path) -> None:
         (talk("<image>", "yes", image="../outside.png"), "unsafe path"),
         (talk("<image>", "yes", image="sub/../../images_beside/d.png"), "unsafe path"),
         (talk("<image>", "yes", image="link.png"), "unsafe path"),
-        (talk("<image>", "yes", image="linked/d.png"), "unsafe path"),
+        (talk("<image>", "yes", image="sub/linked/d.png"), "unsafe path"),
         (talk("<image>", "yes", image="/etc/hostname"), "unsafe path"),
         (talk("<image>", "yes", image=3), "bad image"),
         (talk("<image>", "yes", image=["a.png", None]), "bad image"),
@@ -160,7 +160,8 @@ def test_a_broken_row_is_refused_and_the_rest_goes_on(
     tmp_path: Path, images: Path, row: dict[str, Any] | str, reason: str
 ) -> None:
     (images / "link.png").symlink_to("../outside.png")
-    (images / "linked").symlink_to("../images_beside")
+    (images / "sub").mkdir(exist_ok=True)
+    (images / "sub" / "linked").symlink_to("../../images_beside")
     path = write_lines(tmp_path / "rows.jsonl", [talk("Hi", "Hello"), row, talk("Hi", "Hello")])
     rows = read(source("llava_json", file=str(path), images=str(images)))
     assert reasons(rows) == ["", reason, ""]
