@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.exceptions import TyperException
 
-from fvl_lightning.commands import compare, demo, evaluate, generate, inspect_config, train, ui
+from fvl_lightning.commands import compare, demo, evaluate, generate, inspect_config, shards, train, ui
 from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, quiet_libraries
 from fvl_lightning.core.errors import UserError
 
@@ -28,6 +28,7 @@ app.command("list")(inspect_config.list_components)
 app.command("describe")(inspect_config.describe)
 app.command("show")(inspect_config.show)
 app.command("ui")(ui.ui)
+app.add_typer(shards.app, name="shards")
 
 
 def main() -> None:

@@ -1,0 +1,17 @@
+"""`fvl shards`: what makes, checks and shows training data."""
+
+import typer
+
+from fvl_lightning.commands import shards_build, shards_check, shards_info, shards_preview
+
+app = typer.Typer(
+    help="Build, index, check and look at the shards that training reads.\n\n"
+    "Example: `fvl shards build llava_json source.file=a.json source.images=photos output=shards/mine`",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+app.command("build")(shards_build.build)
+app.command("index")(shards_check.index)
+app.command("check")(shards_check.check)
+app.command("info")(shards_info.info)
+app.command("preview")(shards_preview.preview)

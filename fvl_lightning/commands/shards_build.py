@@ -1,0 +1,86 @@
+"""`fvl shards build`: image-text data of another format to shards."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from datamodules.build_config import BuildConfig
+from datamodules.build_output import Output
+from datamodules.builder import build_shards
+from datamodules.manifest import BuildProgress, Manifest
+from fvl_lightning.commands.shards_options import bytes_in_words, counted_table, duration
+from fvl_lightning.core.config import COMMAND_LINE, check_config, load_config, parse_override
+
+Recipe = Annotated[
+    str, typer.Argument(help="Recipe (.yaml), or just a source's name; `fvl list source` has them.", metavar="RECIPE")
+]
+
+
+def build(
+    recipe: Recipe,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value words, such as output=shards/mine.")] = None,
+    part: Annotated[str | None, typer.Option(help="i/n: build the i-th of n parts, one per machine.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes that read and check; one per core.")] = None,
+) -> None:
+    """Build shards of a data set in another format; started again, a stopped build goes on.
+
+    Example: `fvl shards build llava_json source.file=a.json source.images=photos output=shards/mine --processes 4`
+    """
+    words = [*(overrides or ())]
+    words += [f"part={part}"] if part is not None else []
+    words += [f"processes={processes}"] if processes is not None else []
+    config = read_recipe(recipe, words)
+    manifest = _build(config)
+    console = Console()
+    if manifest.already_complete:
+        console.print(f"{config.output} was complete already; nothing was done", highlight=False, soft_wrap=True)
+    _show(manifest, config, console)
+    output = Output(config.output, config.part)
+    console.print(f"manifest: {config.output}/{output.manifest}", highlight=False, soft_wrap=True)
+    if manifest.refused:
+        console.print(f"refused rows: {config.output}/{output.refusals}", highlight=False, soft_wrap=True)
+
+
+def read_recipe(recipe: str, words: list[str]) -> BuildConfig:
+    """The checked configuration of a recipe's file, or of a source by its name, with key=value words over it."""
+    if Path(recipe).suffix in (".yaml", ".yml") or "/" in recipe:
+        return load_config(BuildConfig, Path(recipe), words)
+    named = {"source": {"name": recipe}}
+    merged = OmegaConf.to_container(OmegaConf.merge(named, *(parse_override(word) for word in words)))
+    assert isinstance(merged, dict)
+    values = {str(key): value for key, value in merged.items()}
+    return check_config(BuildConfig, values, {"": COMMAND_LINE})
+
+
+def _build(config: BuildConfig) -> Manifest:
+    """Builds with a bar on standard error, on a terminal only."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"building {config.output}, chunks", total=None, said="")
+
+        def show(progress: BuildProgress) -> None:
+            left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
+            rate = f"{progress.images_per_second:.0f} images/s"
+            said = f"{progress.samples:,} samples, {rate}, {progress.refused:,} refused{left}"
+            bar.update(task, completed=progress.chunks, total=progress.chunks_in_all, said=said)
+
+        return build_shards(config, show)
+
+
+def _show(manifest: Manifest, config: BuildConfig, console: Console) -> None:
+    table = counted_table(("split", "shards", "samples", "images", "bytes"))
+    for split, shards in sorted(manifest.shards.items()):
+        sums = (sum(shard.samples for shard in shards), sum(shard.images for shard in shards))
+        size = bytes_in_words(sum(shard.bytes for shard in shards))
+        table.add_row(split, f"{len(shards):,}", *(f"{number:,}" for number in sums), size)
+    console.print(table)
+    if manifest.refused:
+        refused = counted_table(("refused because of", "rows"))
+        for reason, count in sorted(manifest.refused.items(), key=lambda item: -item[1]):
+            refused.add_row(reason, f"{count:,}")
+        console.print(refused)

@@ -1,0 +1,78 @@
+"""`fvl shards info`: what is in a set of shards, in numbers."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from datamodules.index import replacing
+from datamodules.preview import visible
+from datamodules.statistics import MEASURES, PERCENTILES, collect_statistics
+from fvl_lightning.commands.shards_options import (
+    Paths,
+    Processes,
+    Tokenizer,
+    bytes_in_words,
+    counted_table,
+    open_encoder,
+    open_store,
+    plural,
+    progress_bar,
+)
+from fvl_lightning.core.errors import ConfigError
+
+COUNTS = {
+    "sources": ("source", "samples"),
+    "extensions": ("extension", "images"),
+    "unusable": ("can't be used", "samples"),
+}
+"""What is counted by name, and the two columns of its table."""
+
+SHOWN = 12
+"""Rows of such a table, the most frequent first; the JSON has all."""
+
+
+def info(
+    paths: Paths,
+    tokenizer: Tokenizer = None,
+    processes: Processes = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,
+) -> None:
+    """Count what is in shards: samples, image sizes, lengths of text, sources.
+
+    Example: `fvl shards info shards/mine --tokenizer data/demo/tokenizer --json statistics.json`
+    """
+    if json_file is not None and not json_file.parent.is_dir():
+        raise ConfigError(f"--json: there is no folder {json_file.parent}")
+    store = open_store(paths)
+    encoder = None if tokenizer is None else open_encoder(tokenizer, tokens_per_image=0)
+    with progress_bar("reading, samples", len(store)) as progress:
+        summary = collect_statistics(store, encoder, processes, progress).summary()
+    _show(summary, Console())
+    if json_file is not None:
+        with replacing(json_file) as beside:
+            beside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def _show(summary: dict[str, Any], console: Console) -> None:
+    there = ", ".join(plural(summary[name], name.removesuffix("s")) for name in ("shards", "samples", "images"))
+    console.print(f"{there}, {bytes_in_words(summary['bytes'])}", highlight=False, soft_wrap=True)
+    named = {0: "min", 50: "median", 100: "max"}
+    table = counted_table(("", "total", "mean", *(named.get(p, f"{p} %") for p in PERCENTILES)))
+    for name, values in summary["measures"].items():
+        points = (f"{values[f'p{percentile}']:,}" for percentile in PERCENTILES)
+        table.add_row(MEASURES[name], f"{values['total']:,}", f"{values['mean']:,.1f}", *points)
+    console.print(table)
+    for name, columns in COUNTS.items():
+        counts = summary[name]
+        if not counts:
+            continue
+        counted = counted_table(columns)
+        for value, count in list(counts.items())[:SHOWN]:
+            counted.add_row(Text(visible(value)), f"{count:,}")
+        if len(counts) > SHOWN:
+            counted.add_row(f"{len(counts) - SHOWN:,} more", f"{sum(list(counts.values())[SHOWN:]):,}")
+        console.print(counted)

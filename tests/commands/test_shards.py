@@ -1,0 +1,229 @@
+"""`fvl shards` through the front door: build, index, check, info, preview, and mistakes in each."""
+
+import io
+import json
+import re
+import shlex
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.index import index_path
+from datamodules.store import SampleStore
+from tests.conftest import Run
+
+VERBS = ("build", "index", "check", "info", "preview")
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """A folder with LLaVA conversations about five photos, one of which is missing and one broken."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rows = []
+    for i in range(5):
+        if i != 3:
+            Image.new("RGB", (40 + i, 30), (50 * i, 0, 0)).save(photos / f"{i}.jpg")
+        talk = [{"from": "human", "value": f"<image>\nhow red is {i}?"}, {"from": "gpt", "value": f"{50 * i}"}]
+        source = "walls" if i % 2 else "[red]"
+        rows.append({"id": f"row{i}", "source": source, "image": f"{i}.jpg", "conversations": talk})
+    (photos / "4.jpg").write_bytes((photos / "4.jpg").read_bytes()[:200])
+    (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
+    return tmp_path
+
+
+SOURCE = ("llava_json", "source.file=a.json", "source.images=photos")
+BUILD = ("shards", "build", *SOURCE, "output=out", "--processes", "1")
+
+
+@pytest.fixture
+def built(raw: Path, fvl_here: Run) -> Path:
+    assert fvl_here(raw, *BUILD).returncode == 0
+    return raw
+
+
+def cells(output: str) -> list[list[str]]:
+    """The rows of all tables in an output."""
+    return [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in output.splitlines() if "│" in line]
+
+
+def change_tar(tar: Path, change: Callable[[str, bytes], dict[str, bytes]]) -> None:
+    """Rewrites a tar, every member becoming what `change` makes of its name and content."""
+    with tarfile.open(tar) as archive:
+        members = [(member.name, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
+    with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in members:
+            for new_name, new_content in change(name, content).items():
+                info = tarfile.TarInfo(new_name)
+                info.size = len(new_content)
+                archive.addfile(info, io.BytesIO(new_content))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_ends_in_an_example_that_it_understands(verb: str, tmp_path: Path, fvl_here: Run) -> None:
+    done = fvl_here(tmp_path, "shards", verb, "--help")
+    assert done.returncode == 0
+    text = " ".join(done.stdout.split())
+    example = re.search(r"Example: (fvl .+?)(?= ╭| \W*Arguments| \W*Options)", text)
+    assert example is not None, text
+    words = shlex.split(example[1])
+    assert words[:3] == ["fvl", "shards", verb]
+    assert all(f" {word} " in text for word in words if word.startswith("--"))
+
+
+def test_help_names_every_verb(tmp_path: Path, fvl_here: Run) -> None:
+    text = fvl_here(tmp_path, "shards", "--help").stdout
+    assert all(re.search(rf"[│ ] {verb} ", text) for verb in VERBS)
+    assert re.search(r"[│ ] shards ", fvl_here(tmp_path, "--help").stdout)
+
+
+def test_build_says_what_it_made_and_what_it_refused(raw: Path, fvl_here: Run) -> None:
+    done = fvl_here(raw, *BUILD)
+    assert done.returncode == 0, done.stderr
+    table = cells(done.stdout)
+    assert ["train", "1", "3", "3"] in [row[:4] for row in table]
+    assert ["missing image", "1"] in table
+    assert ["broken image", "1"] in table
+    assert "out/manifest.json" in done.stdout
+    assert "out/refused.jsonl" in done.stdout
+    assert len(SampleStore.open(str(raw / "out"), "train")) == 3
+
+
+def test_a_finished_build_is_left_alone(built: Path, fvl_here: Run) -> None:
+    before = (built / "out" / "manifest.json").stat().st_mtime_ns
+    done = fvl_here(built, *BUILD)
+    assert done.returncode == 0
+    assert "complete already" in done.stdout
+    assert (built / "out" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_recipe_file_and_a_source_name_build_the_same(built: Path, fvl_here: Run) -> None:
+    recipe = "source: {name: llava_json, file: nothing.json, images: photos}\noutput: other\n"
+    (built / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    done = fvl_here(built, "shards", "build", "recipe.yaml", "source.file=a.json", "--processes", "2")
+    assert done.returncode == 0, done.stderr
+    tar = "train-000000.tar"
+    assert (built / "other" / tar).read_bytes() == (built / "out" / tar).read_bytes()
+
+
+def test_parts_are_named_by_an_option(raw: Path, fvl_here: Run) -> None:
+    done = fvl_here(raw, *BUILD, "--part", "1/2")
+    assert done.returncode == 0, done.stderr
+    assert (raw / "out" / "manifest-part1of2.json").is_file()
+    assert "out/manifest-part1of2.json" in done.stdout
+
+
+def test_check_of_a_good_set_is_quiet(built: Path, fvl_here: Run) -> None:
+    done = fvl_here(built, "shards", "check", "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"1 shards?, 3 samples, 3 images: all is well", done.stdout)
+
+
+def test_check_finds_what_is_wrong_and_where(built: Path, fvl_here: Run) -> None:
+    tar = built / "out" / "train-000000.tar"
+    keys = SampleStore.open(str(built / "out"), "train").keys
+
+    def change(name: str, content: bytes) -> dict[str, bytes]:
+        if name == f"{keys[0]}.jpg":
+            return {name: content[: len(content) // 2]}
+        if name == f"{keys[1]}.json":
+            return {name: b"{"}
+        return {name: content}
+
+    change_tar(tar, change)
+    for file in (index_path(tar), built / "out" / "manifest.json"):
+        file.unlink()
+    done = fvl_here(built, "shards", "check", "out", "--processes", "1")
+    assert done.returncode == 1
+    table = cells(done.stdout)
+    assert ["broken image", "1"] in table
+    assert ["bad JSON", "1"] in table
+    assert ["broken image", "out/train-000000.tar", keys[0]] in [row[:3] for row in table]
+    assert ["bad JSON", "out/train-000000.tar", keys[1]] in [row[:3] for row in table]
+
+
+def test_check_holds_the_bytes_against_the_manifest(built: Path, fvl_here: Run) -> None:
+    tar = built / "out" / "train-000000.tar"
+    content = bytearray(tar.read_bytes())
+    place = content.index(b"how red")
+    content[place : place + 3] = b"HOW"
+    tar.write_bytes(content)
+    done = fvl_here(built, "shards", "check", "out")
+    assert done.returncode == 1
+    assert ["checksum", "1"] in cells(done.stdout)
+
+
+def test_index_says_what_a_foreign_tar_holds(tmp_path: Path, fvl_here: Run) -> None:
+    with tarfile.open(tmp_path / "theirs.tar", "w") as archive:
+        for name in ("a.jpg", "a.txt", "a.pkl", "b.json", "../c.json"):
+            archive.addfile(tarfile.TarInfo(name))
+    for _ in range(2):
+        done = fvl_here(tmp_path, "shards", "index", "*.tar")
+        assert done.returncode == 0, done.stderr
+        assert "1 shard, 2 samples, 1 image: 1 can't be used" in done.stdout
+        assert ["unsafe name", "theirs.tar", "../c.json"] in [row[:3] for row in cells(done.stdout)]
+        assert "passed over: 1 pkl" in done.stdout
+        assert index_path(tmp_path / "theirs.tar").is_file()
+
+
+def test_info_counts(built: Path, fvl_here: Run) -> None:
+    done = fvl_here(built, "shards", "info", "out", "--json", "numbers.json")
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((built / "numbers.json").read_text(encoding="utf-8"))
+    assert (numbers["samples"], numbers["images"], numbers["shards"]) == (3, 3, 1)
+    assert numbers["sources"] == {"[red]": 2, "walls": 1}
+    assert numbers["measures"]["width"]["p100"] == 42
+    table = cells(done.stdout)
+    assert ["[red]", "2"] in table
+    assert ["jpg", "3"] in table
+    assert any(row[0] == "image width" and row[3:] == ["40", "40", "41", "42", "42"] for row in table)
+    assert "text tokens" not in done.stdout
+
+
+def test_info_counts_tokens_with_a_tokenizer(built: Path, tiny_data: Path, fvl_here: Run) -> None:
+    done = fvl_here(built, "shards", "info", "out", "--tokenizer", str(tiny_data / "demo" / "tokenizer"))
+    assert done.returncode == 0, done.stderr
+    assert "supervised tokens" in done.stdout
+
+
+def test_preview_draws_and_prints(built: Path, tiny_data: Path, fvl_here: Run) -> None:
+    plain = fvl_here(built, "shards", "preview", "out", "--output", "sheet.png")
+    assert plain.returncode == 0, plain.stderr
+    assert "user: <image> \nhow red is 0?" in plain.stdout
+    with Image.open(built / "sheet.png") as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape[2] == 3
+    assert ((pixels[..., 0] > 80) & (pixels[..., 1] < 20)).sum() > 40 * 30
+    taught = fvl_here(built, "shards", "preview", "out", "--tokenizer", str(tiny_data / "demo" / "tokenizer"))
+    assert taught.returncode == 0, taught.stderr
+    assert len(re.findall(r"⟦\d+<.+?>⟧", taught.stdout)) == 3
+    assert re.search(r"\d+ of \d+ tokens supervised", taught.stdout)
+
+
+MISTAKES = [
+    (("build", "llava_jsn"), "did you mean 'llava_json'?"),
+    (("build", "no.yaml"), "no configuration file no.yaml"),
+    (("build", "llava_json", "source.file=b.json", "source.images=photos"), "no file b.json; did you mean 'a.json'?"),
+    (("build", "llava_json", "source.fil=a.json"), "did you mean 'file'?"),
+    (("build", "llava_json", "source.file=a.json", "source.images=photos", "--part", "3/2"), "part: '3/2' is not i/n"),
+    (("build", "llava_json", "a.json"), "'a.json' on the command line is not key=value"),
+    (("check", "shardz"), "shardz"),
+    (("info", "photos"), "photos"),
+    (("index", "a.json"), "a.json"),
+    (("info", "out", "--json", "nowhere/x.json"), "--json: there is no folder nowhere"),
+    (("preview", "out", "--output", "sheet.jpg"), "--output: sheet.jpg must be a .png file"),
+    (("preview", "out", "--tokenizer", "./nothing"), "--tokenizer: ./nothing could not be read"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=lambda value: " ".join(value)[:40] if value else "")
+def test_a_mistake_is_one_sentence(words: tuple[str, ...], sentence: str, built: Path, fvl_here: Run) -> None:
+    done = fvl_here(built, "shards", *words)
+    assert done.returncode == 2, done.stdout
+    assert sentence in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
