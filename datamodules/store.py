@@ -2,208 +2,309 @@
 
 import hashlib
 import json
-import os
+import logging
 import re
 from bisect import bisect_right
-from io import BytesIO
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from datamodules.index import HEADER, mismatch, open_index
-from fvl_lightning.core.errors import DataError, nearest
+from datamodules.images import decode_image
+from datamodules.index import ShardIndex, index_name, mismatch
+from datamodules.paths import split_shards
+from datamodules.remote import ShardCache
+from datamodules.scan import HEADER, TEXTS, Problem, readable
+from datamodules.shard_files import ShardFiles, open_indexes
+from fvl_lightning.core.errors import DataError
 
-MAX_PIXELS = 64 * 1024 * 1024
-"""An image whose header promises more than this is refused before it is decoded."""
+log = logging.getLogger(__name__)
 
-_FORMATS = ("PNG", "JPEG", "WEBP")
-_SHARD = re.compile(r"(.+)-\d+\.tar")
+Decode = Callable[[bytes], NDArray[np.uint8]]
+"""An encoded image -> [height, width, 3] RGB; raises DataError where it can't be decoded."""
+
+_GAP = 64 * 1024  # bytes between the members of a sample that are read over rather than sought over
+_TEXTS = tuple(f".{suffix}".encode() for suffix in TEXTS)
+_SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+_UNSPEAKABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class SampleError(DataError):
     """A sample that can't be used; `reason` is a short category to count by."""
 
-    def __init__(self, shard: Path, key: str, reason: str, detail: str = "") -> None:
+    def __init__(self, shard: str, key: str, reason: str, detail: str = "") -> None:
         super().__init__(f"sample '{key}' in {shard}: {reason}{f' ({detail})' if detail else ''}")
         self.shard, self.key, self.reason, self.detail = shard, key, reason, detail
 
-    def __reduce__(self) -> tuple[type["SampleError"], tuple[Path, str, str, str]]:
+    def __reduce__(self) -> tuple[type["SampleError"], tuple[str, str, str, str]]:
         return SampleError, (self.shard, self.key, self.reason, self.detail)
 
 
-class SampleStore:
-    """The samples of `<root>/<split>-*.tar`, numbered through all shards.
+class RawSample(NamedTuple):
+    """A sample as it is in its tar: the JSON, the text and the encoded images in their order."""
 
-    Files are opened per read (os.pread), so a store may be forked or pickled into workers.
+    key: str
+    record: bytes | None
+    text: bytes | None
+    images: list[bytes]
+
+
+class SampleStore:
+    """The samples of some shards, numbered through all of them; what of a shard can't be used is left out.
+
+    Shards without an index are indexed on first use. Files are opened when first read, in each process for itself, and
+    read at given places only, so that a store may be forked, pickled and shared by threads.
+
+    Attributes:
+        shards: the tars, as paths or URLs.
+        problems: by reason, what of the tars was refused, with the first examples; each damaged shard is also logged.
+        ignored: by suffix, members that say nothing to us.
 
     Raises:
-        DataError: no folder, no shard of that split, no samples, or an index that does not match its tar.
+        DataError: no sample in any shard, an index that does not match its tar, or a file that can't be read.
     """
 
-    def __init__(self, root: Path, split: str) -> None:
-        self.root, self.split = Path(root), split
-        self.shards = _find_shards(self.root, split)
-        self._indexes = [open_index(tar) for tar in self.shards]
-        self._ends = list(accumulate(len(index) for index in self._indexes))
-        for tar, index in zip(self.shards, self._indexes, strict=True):
-            if len(index) == 0:
-                raise DataError(f"shard {tar} holds no samples (members named <key>.json, <key>.png, <key>.jpg ...)")
+    def __init__(
+        self,
+        shards: Sequence[str] | Path,
+        split: str,
+        cache: ShardCache | None = None,
+        decode: Decode = decode_image,
+    ) -> None:
+        if isinstance(shards, str | Path):
+            shards = split_shards(str(shards), split)
+        assert shards
+        self.shards, self.split, self.decode = list(shards), split, decode
+        self._indexes = open_indexes(self.shards, cache)
+        self._files = ShardFiles(self.shards, [index.tar_bytes for index in self._indexes], cache)
+        self._starts = list(accumulate(map(len, self._indexes), initial=0))
+        self._suffixes = [[f".{suffix}".encode() for suffix in index.suffixes] for index in self._indexes]
+        self.problems: dict[str, Problem] = {}
+        self.ignored: Counter[str] = Counter()
+        for shard, index in zip(self.shards, self._indexes, strict=True):
+            self._count(shard, index)
+        if len(self) == 0:
+            raise self._nothing()
+
+    @classmethod
+    def open(
+        cls, root: str, split: str, cache: ShardCache | None = None, decode: Decode = decode_image
+    ) -> "SampleStore":
+        """The store of `<root>/<split>-*.tar`, see split_shards."""
+        return cls(split_shards(root, split), split, cache, decode)
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self._starts[-1]
 
     @property
     def keys(self) -> list[str]:
         """The key of every sample, in order."""
-        return [str(key) for index in self._indexes for key in index.keys]
+        return [index.key(row) for index in self._indexes for row in range(len(index))]
 
     def key(self, i: int) -> str:
         """The key of sample i."""
         shard, row = self._locate(i)
-        return str(self._indexes[shard].keys[row])
+        return self._indexes[shard].key(row)
+
+    def read(self, i: int) -> RawSample:
+        """Sample i as it is in its tar, nothing decoded; errors as of `images`, but for those of decoding."""
+        members = self._members(i)
+        record = text = None
+        images = []
+        for suffix, content in zip(members.suffixes, self._contents(i, members), strict=True):
+            if suffix == b".json":
+                record = content
+            elif suffix == b".txt":
+                text = content
+            else:
+                images.append(content)
+        return RawSample(readable(members.key), record, text, images)
 
     def record(self, i: int) -> dict[str, Any]:
         """The sample's JSON; for a sample with only a text member, {"caption": that text}.
 
         Raises:
-            SampleError: no such member, or not a JSON object.
+            SampleError: no such member, not a JSON object, or a text that is not UTF-8, has a NUL or half a character.
+            DataError: as of `images`.
         """
         members = self._members(i)
-        if "json" in members:
-            try:
-                record = json.loads(self._read(i, "json"))
-            except ValueError as error:
-                raise self.error(i, "bad JSON", str(error)) from None
-            if not isinstance(record, dict):
-                raise self.error(i, "bad JSON", f"expected an object, found {type(record).__name__}")
-            return record
-        if "txt" in members:
-            return {"caption": self._read(i, "txt").decode("utf-8", errors="replace").strip()}
-        raise self.error(i, "no JSON")
+        if members.suffixes[0] not in _TEXTS:
+            raise self.error(i, "no JSON")
+        text = self._text(i, self._contents(i, members.part(0, 1))[0])
+        if members.suffixes[0] == b".txt":
+            return {"caption": text.strip()}
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise self.error(i, "bad JSON", str(error)) from None
+        if not isinstance(record, dict):
+            raise self.error(i, "bad JSON", f"expected an object, found {type(record).__name__}")
+        # Only escapes can say what UTF-8 can't, and few records have any that could.
+        if _SUSPECT.search(text) and any(map(_UNSPEAKABLE.search, _strings(record))):
+            raise self.error(i, "bad text", "a NUL, or half of a surrogate pair")
+        return record
 
     def image_count(self, i: int) -> int:
-        """How many images the sample has; nothing is decoded."""
-        return len(self._image_suffixes(i))
+        """How many images the sample has; nothing is read."""
+        shard, row = self._locate(i)
+        index, suffixes = self._indexes[shard], self._suffixes[shard]
+        first, last = index.members(row)
+        return sum(suffixes[code] not in _TEXTS for code in index.suffix_codes[first:last].tolist())
 
     def images(self, i: int) -> list[NDArray[np.uint8]]:
         """The sample's images in order, each [height, width, 3] RGB.
 
         Raises:
-            SampleError: an image that can't be decoded, or of more than MAX_PIXELS.
+            SampleError: an image that can't be decoded, or a tar that has become shorter.
+            DataError: the shard can't be read, or is not the one its index was made of.
         """
-        return [self._decode(i, suffix) for suffix in self._image_suffixes(i)]
+        return [self._decode(i, suffix, encoded) for suffix, encoded in self.encoded_images(i)]
+
+    def encoded_images(self, i: int) -> list[tuple[str, bytes]]:
+        """(suffix, encoded image) of the sample's images in order; errors as of `read`."""
+        members = self._members(i)
+        images = members.part(sum(suffix in _TEXTS for suffix in members.suffixes), len(members.suffixes))
+        names = (suffix[1:].decode() for suffix in images.suffixes)
+        return list(zip(names, self._contents(i, images), strict=True))
 
     def manifest_hash(self) -> str:
         """sha256 over the shards' names, sizes and indexes: names this data in lineages and caches."""
         digest = hashlib.sha256()
-        for tar, index in zip(self.shards, self._indexes, strict=True):
-            digest.update(f"{tar.name}\0{tar.stat().st_size}\0".encode())
-            for array in (index.keys, index.first_member, index.suffixes, index.offsets, index.sizes):
+        for shard, index in zip(self.shards, self._indexes, strict=True):
+            digest.update(f"{Path(shard).name}\0{index.tar_bytes}\0{index.suffixes}\0".encode() + index.key_bytes)
+            for array in (index.key_ends, index.member_ends, index.suffix_codes, index.offsets, index.sizes):
                 digest.update(array.tobytes())
         return digest.hexdigest()
 
     def error(self, i: int, reason: str, detail: str = "") -> SampleError:
         """The error for sample i, naming its shard and key."""
         shard, row = self._locate(i)
-        return SampleError(self.shards[shard], str(self._indexes[shard].keys[row]), reason, detail)
+        return SampleError(self.shards[shard], self._indexes[shard].key(row), reason, detail)
 
     def _locate(self, i: int) -> tuple[int, int]:
+        """The number of its shard, and which of the shard's samples it is."""
         assert 0 <= i < len(self), f"sample {i} of {len(self)}"
-        shard = bisect_right(self._ends, i)
-        return shard, i - (self._ends[shard - 1] if shard else 0)
+        shard = bisect_right(self._starts, i) - 1
+        return shard, i - self._starts[shard]
 
-    def _members(self, i: int) -> dict[str, int]:
-        """Suffix -> member number within the shard's index."""
+    def _members(self, i: int) -> "_Members":
         shard, row = self._locate(i)
-        index = self._indexes[shard]
-        return {str(index.suffixes[j]): j for j in range(index.first_member[row], index.first_member[row + 1])}
+        index, suffixes = self._indexes[shard], self._suffixes[shard]
+        first, last = index.members(row)
+        return _Members(
+            shard,
+            index.raw_key(row),
+            [suffixes[code] for code in index.suffix_codes[first:last].tolist()],
+            index.offsets[first:last].tolist(),
+            index.sizes[first:last].tolist(),
+        )
 
-    def _image_suffixes(self, i: int) -> list[str]:
-        suffixes = [suffix for suffix in self._members(i) if suffix not in ("json", "txt")]
-        return sorted(suffixes, key=lambda suffix: int(suffix.split(".")[0]) if "." in suffix else -1)
+    def _contents(self, i: int, members: "_Members") -> list[bytes]:
+        """The members' contents, read at once, after a look at each header: is this still the tar of the index?"""
+        shard, key, suffixes, offsets, sizes = members
+        if not offsets:
+            return []
+        start = min(offsets) - HEADER
+        length = max(map(int.__add__, offsets, sizes)) - start
+        if length > sum(sizes) + len(sizes) * HEADER + _GAP:
+            return [self._contents(i, members.part(number, number + 1))[0] for number in range(len(sizes))]
+        block = self._files.read(shard, start, length)
+        if len(block) != length:
+            raise self.error(i, "cut short", f"{len(block)} of {length} bytes are there")
+        contents = []
+        for suffix, offset, size in zip(suffixes, offsets, sizes, strict=True):
+            begin = offset - start
+            if not _is_header(block[begin - HEADER : begin], key + suffix, size):
+                where = f"{readable(key + suffix)} of {size} bytes at byte {offset - HEADER}"
+                raise mismatch(index_name(self.shards[shard]), f"no member {where}")
+            contents.append(block[begin : begin + size])
+        return contents
 
-    def _read(self, i: int, suffix: str) -> bytes:
-        """A member's content, after a look at its header: is this still the tar the index was made of?"""
-        shard, row = self._locate(i)
-        index, tar = self._indexes[shard], self.shards[shard]
-        member = self._members(i)[suffix]
-        offset, size = int(index.offsets[member]), int(index.sizes[member])
+    def _text(self, i: int, content: bytes) -> str:
         try:
-            descriptor = os.open(tar, os.O_RDONLY)
-            try:
-                block = os.pread(descriptor, HEADER + size, offset - HEADER)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise DataError(f"shard {tar} can't be read: {error.strerror}") from None
-        name = f"{index.keys[row]}.{suffix}"
-        if not _names(block[:HEADER], name):
-            raise mismatch(tar, f"no member {name} at byte {offset - HEADER}")
-        if len(block) != HEADER + size:
-            raise self.error(i, "cut short", f"{name} has {len(block) - HEADER} of {size} bytes")
-        return block[HEADER:]
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise self.error(i, "bad text", f"not UTF-8 at byte {error.start}") from None
+        if "\0" in text:
+            raise self.error(i, "bad text", f"NUL at character {text.index(chr(0))}")
+        return text
 
-    def _decode(self, i: int, suffix: str) -> NDArray[np.uint8]:
-        content = self._read(i, suffix)
+    def _decode(self, i: int, suffix: str, encoded: bytes) -> NDArray[np.uint8]:
         try:
-            return decode_image(BytesIO(content))
+            return self.decode(encoded)
         except DataError as error:
             raise self.error(i, "broken image", f"{suffix}: {error}") from None
 
+    def _count(self, shard: str, index: ShardIndex) -> None:
+        """Adds what a shard has of problems, and logs it."""
+        self.ignored.update(index.ignored)
+        for reason, found in index.problems.items():
+            examples = tuple(f"{shard}: {name}" for name in found.examples) or (shard,)
+            self.problems[reason] = self.problems.get(reason, Problem()).plus(found.count, examples)
+        if index.problems:
+            log.warning("shard %s: %s", shard, _in_words(index.problems))
 
-def decode_image(source: Path | BytesIO) -> NDArray[np.uint8]:
-    """A PNG, JPEG or WebP as [height, width, 3] RGB.
+    def _nothing(self) -> DataError:
+        first, several = self.shards[0], len(self.shards) > 1
+        which = f"none of {len(self.shards)} shards, {first} first, holds" if several else f"shard {first} holds no"
+        why = f": {_in_words(self.problems)}" if self.problems else " (members named <key>.json, <key>.png, <key>.jpg)"
+        return DataError(f"{which} samples{why}")
 
-    Raises:
-        DataError: no such file, not one of those formats, broken, or of more than MAX_PIXELS by its header.
-    """
-    name = f"{source}: " if isinstance(source, Path) else ""
+
+class _Members(NamedTuple):
+    """Some members of a sample: the number of its shard, its key, and of each its suffix with the dot and its place."""
+
+    shard: int
+    key: bytes
+    suffixes: list[bytes]
+    offsets: list[int]
+    sizes: list[int]
+
+    def part(self, begin: int, end: int) -> "_Members":
+        """Those from `begin` to before `end`."""
+        return _Members(self.shard, self.key, self.suffixes[begin:end], self.offsets[begin:end], self.sizes[begin:end])
+
+
+def _is_header(header: bytes, name: bytes, size: int) -> bool:
+    """Whether a tar header is that of a member; its name is compared as far as the header's fields reach."""
+    field = header[124:136]
     try:
-        with Image.open(source, formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DataError(f"{name}image of {width} x {height} pixels, at most {MAX_PIXELS} are read")
-            return np.asarray(image.convert("RGB"))
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"no image {source}") from None
-    except Exception as error:  # whatever a decoder raises on broken bytes, the image is broken
-        raise DataError(f"{name}not a readable PNG, JPEG or WebP ({_one_line(error)})") from None
-
-
-def _find_shards(root: Path, split: str) -> list[Path]:
-    if not root.is_dir():
-        siblings = [path.name for path in root.parent.iterdir() if path.is_dir()] if root.parent.is_dir() else []
-        raise DataError(f"no folder {root} with shards{_near(root.name, siblings)}")
-    matches = [(path, match[1]) for path in sorted(root.iterdir()) if (match := _SHARD.fullmatch(path.name))]
-    shards = [path for path, name in matches if name == split]
-    if not shards:
-        splits = sorted({name for _, name in matches})
-        found = f"there are the splits {', '.join(splits)}" if splits else "there are no shards at all"
-        raise DataError(f"no shard {split}-<number>.tar in {root}: {found}{_near(split, splits)}")
-    return shards
-
-
-def _near(value: str, allowed: list[str]) -> str:
-    close = nearest(value, allowed)
-    return f"; did you mean '{close}'?" if close else ""
-
-
-def _names(header: bytes, name: str) -> bool:
-    """Whether a tar header is that of the member `name`, compared as far as the header's fields reach."""
+        # What does not fit as octal digits is written in binary, behind this bit.
+        if not field[0] & 0x80 and int(field.rstrip(b"\0 "), 8) != size:
+            return False
+    except ValueError:
+        return False
+    if header.startswith(name + b"\0"):
+        return True
     stored = header[:100].rstrip(b"\0")
     prefix = header[345:500].rstrip(b"\0") if header[257:263] == b"ustar\0" else b""
     if prefix:
         stored = prefix + b"/" + stored
-    wanted = name.encode("utf-8", errors="surrogateescape")
-    # The suffix is compared without case, since the index holds it in lower case; a longer name is cut at 100 bytes.
-    return stored.lower() == wanted.lower() or (len(stored) >= 100 and wanted.lower().startswith(stored.lower()))
+    # The index holds suffixes in lower case; a longer name is cut at 100 bytes.
+    return stored.lower() == name.lower() or (len(stored) >= 100 and name.lower().startswith(stored.lower()))
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in a parsed JSON, keys included."""
+    left = [value]
+    while left:
+        found = left.pop()
+        if isinstance(found, str):
+            yield found
+        elif isinstance(found, dict):
+            left += [*found, *found.values()]
+        elif isinstance(found, list):
+            left += found
+
+
+def _in_words(problems: Mapping[str, Problem]) -> str:
+    """Such as: 2 x unsafe name (../a.png), 1 x cut short."""
+    said = (
+        f"{found.count} x {reason}{f' ({found.examples[0]})' if found.examples else ''}"
+        for reason, found in problems.items()
+    )
+    return ", ".join(said)

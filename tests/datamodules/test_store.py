@@ -1,10 +1,14 @@
 """Samples of a split: found, read, decoded; broken ones named."""
 
+import io
 import multiprocessing
+import os
 import pickle
 import struct
+import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +17,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datamodules.store import MAX_PIXELS, SampleError, SampleStore
+from datamodules.images import MAX_PIXELS
+from datamodules.store import RawSample, SampleError, SampleStore
 from datamodules.writer import ShardWriter
 from fvl_lightning.core.errors import DataError
 
 Write = Callable[..., Path]
 Bytes = Callable[..., bytes]
+
+
+def write_tar(path: Path, contents: Mapping[str, bytes]) -> None:
+    """A tar with these members (name -> content), in their order."""
+    with tarfile.open(path, "w") as archive:
+        for name, content in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
 
 
 def test_samples_are_numbered_through_all_shards(tmp_path: Path, write_split: Write) -> None:
@@ -55,8 +69,6 @@ def test_missing_folder_split_and_samples(tmp_path: Path, write_split: Write) ->
 
 
 def test_an_empty_shard(tmp_path: Path) -> None:
-    import tarfile
-
     with tarfile.open(tmp_path / "train-0.tar", "w"):
         pass
     with pytest.raises(DataError, match=r"shard .*train-0.tar holds no samples"):
@@ -97,11 +109,8 @@ def test_broken_samples_name_shard_key_and_reason(tmp_path: Path, image_bytes: B
 
 
 def test_bad_json(tmp_path: Path) -> None:
-    import io
-    import tarfile
-
     with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
-        for key, content in (("a", b"{not json"), ("b", b"[1, 2]"), ("c", b"\xff\xfe")):
+        for key, content in (("a", b"{not json"), ("b", b"[1, 2]"), ("c", b"[" * 200_000)):
             info = tarfile.TarInfo(f"{key}.json")
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -143,7 +152,123 @@ def test_a_store_is_read_after_pickling_and_in_another_process(tmp_path: Path, w
         assert pool.map(_read_in_worker, [store, copy]) == [list("01234")] * 2
 
 
+def test_raw_samples(tmp_path: Path, image_bytes: Bytes) -> None:
+    """Whatever the order of members in the tar; a stretch that is not ours in between is not read."""
+    images = [image_bytes(number) for number in range(3)]
+    contents = {"a.2.png": images[2], "a.txt": b"words", "a.pkl": bytes(10**6), "a.0.png": images[0]}
+    contents |= {"a.json": b'{"x": 1}', "a.1.PNG": images[1], "b.png": images[0], "c.txt": b" lone \n"}
+    write_tar(tmp_path / "train-0.tar", contents)
+    store = SampleStore.open(str(tmp_path), "train")
+    assert store.read(0) == RawSample("a", b'{"x": 1}', b"words", images)
+    assert store.read(1) == RawSample("b", None, None, images[:1])
+    assert store.read(2) == RawSample("c", None, b" lone \n", [])
+    assert store.encoded_images(0) == [("0.png", images[0]), ("1.png", images[1]), ("2.png", images[2])]
+    assert [store.image_count(i) for i in range(3)] == [3, 1, 0]
+    assert store.record(2) == {"caption": "lone"}
+
+
+def test_another_decoder_may_be_given(tmp_path: Path, write_split: Write) -> None:
+    def dark(encoded: bytes) -> Any:
+        assert encoded.startswith(b"\x89PNG")
+        return np.zeros((1, 2, 3), dtype=np.uint8)
+
+    store = SampleStore.open(str(write_split(tmp_path, "train", 1)), "train", decode=dark)
+    assert store.images(0)[0].shape == (1, 2, 3)
+
+
+BAD_TEXTS = {
+    "a.json": b'{"a": ["x\\ud800y"]}',
+    "b.json": b'{"a\\u0000": 1}',
+    "c.json": b'{"a": "\xed\xa0\x80"}',
+    "d.txt": b"caf\xe9",
+    "e.txt": b"a\0b",
+    "f.json": b'{"a": "\0"}',
+    "g.json": b'{"a": [{"b": "\\uDfFf"}]}',
+}
+
+
+def test_texts_that_no_tokenizer_could_take(tmp_path: Path) -> None:
+    good = {"x.json": rb'{"a": "\ud83d\ude00 \\u0000 \\ud800"}', "y.json": b'\xef\xbb\xbf{"b": 1}'}
+    write_tar(tmp_path / "train-0.tar", {**BAD_TEXTS, **good})
+    store = SampleStore.open(str(tmp_path), "train")
+    for i in range(len(BAD_TEXTS)):
+        with pytest.raises(SampleError, match=f"sample '{'abcdefg'[i]}' in .*: bad text") as error:
+            store.record(i)
+        assert error.value.reason == "bad text"
+    assert store.record(len(BAD_TEXTS)) == {"a": "\U0001f600 \\u0000 \\ud800"}
+    assert store.record(len(BAD_TEXTS) + 1) == {"b": 1}
+
+
+def test_good_shards_are_read_beside_damaged_ones(
+    tmp_path: Path, write_split: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_split(tmp_path, "train", 4, samples_per_shard=2)
+    (tmp_path / "train-000002.tar").write_bytes(b"")
+    write_tar(tmp_path / "train-000003.tar", {"../a.json": b"{}", "b.json": b"{}", "../c.json": b"{}"})
+    store = SampleStore.open(str(tmp_path), "train")
+    assert store.keys == ["s0", "s1", "s2", "s3", "b"]
+    assert {reason: found.count for reason, found in store.problems.items()} == {"empty file": 1, "unsafe name": 2}
+    assert "train-000003.tar: 2 x unsafe name (../a.json)" in caplog.text
+    names = [str(tmp_path / name) for name in ("c.tar", "d.tar")]
+    for name in names:
+        Path(name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"none of 2 shards, .*c.tar first, holds samples: 2 x empty file"):
+        SampleStore(names, "train")
+
+
+def test_a_text_that_changed_under_its_index_is_told(tmp_path: Path) -> None:
+    """Of equal size as a tar, all members at the same places, and yet another length."""
+    write_tar(tmp_path / "train-0.tar", {"a.json": b'{"a": 1}'})
+    SampleStore.open(str(tmp_path), "train")
+    write_tar(tmp_path / "train-0.tar", {"a.json": b'{"a": 1, "b": 2}'})
+    with pytest.raises(DataError, match=r"does not match its tar: no member a\.json of 8 bytes"):
+        SampleStore.open(str(tmp_path), "train").record(0)
+
+
+def test_files_that_vanish_shrink_or_fail_are_one_sentence(
+    tmp_path: Path, write_split: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = write_split(tmp_path, "train", 2) / "train-000000.tar"
+    store = SampleStore.open(str(tmp_path), "train")
+    content = tar.read_bytes()
+    tar.unlink()
+    with pytest.raises(DataError, match=r"shard .*000.tar can't be read: No such file or directory$"):
+        store.read(0)
+    tar.write_bytes(content)
+    assert store.read(0).key == "s0"
+    os.truncate(tar, 700)
+    with pytest.raises(SampleError, match=r"sample 's1' in .*: cut short \(0 of \d+ bytes are there\)"):
+        store.read(1)
+
+    def fail(*args: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.pread", fail)
+    with pytest.raises(DataError, match="can't be read: Input/output error"):
+        store.read(0)
+
+
+def test_only_so_many_files_are_open_at_once(
+    tmp_path: Path, write_split: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datamodules.shard_files._OPEN_FILES", 3)
+    store = SampleStore.open(str(write_split(tmp_path, "train", 12, samples_per_shard=1)), "train")
+    before = len(os.listdir("/proc/self/fd"))
+    assert [store.read(i).key for i in (*range(12), *range(12))] == [f"s{i}" for i in range(12)] * 2
+    assert len(os.listdir("/proc/self/fd")) == before + 3
+    del store
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_threads_may_share_a_store(tmp_path: Path, write_split: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.shard_files._OPEN_FILES", 2)
+    store = SampleStore.open(str(write_split(tmp_path, "train", 60, samples_per_shard=5)), "train")
+    numbers = [i * 7 % 60 for i in range(3000)]
+    with ThreadPoolExecutor(8) as pool:
+        assert [raw.key for raw in pool.map(store.read, numbers)] == [f"s{i}" for i in numbers]
+
+
 def test_a_sample_error_survives_the_way_back_from_a_worker() -> None:
-    error = SampleError(Path("x-0.tar"), "k", "broken image", "bits")
+    error = SampleError("x-0.tar", "k", "broken image", "bits")
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.shard, copy.key, copy.reason) == (str(error), error.shard, "k", "broken image")

@@ -1,0 +1,112 @@
+"""The files of many shards, of this machine or remote: their indexes, and bytes at given places."""
+
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+
+from datamodules.index import ShardIndex, index_as_bytes, index_name, load_index, parse_index, scan_file, write_index
+from datamodules.remote import ShardCache, is_remote, read_if_there, remote_size
+from fvl_lightning.core.errors import DataError
+
+log = logging.getLogger(__name__)
+
+_OPEN_FILES = 256
+_OPEN_COPIES = 8  # a copy that goes while it is open keeps its place on the disk
+_INDEXES_AT_ONCE = 16
+
+
+def open_indexes(shards: Sequence[str], cache: ShardCache | None) -> list[ShardIndex]:
+    """The indexes of tars (paths or URLs), in their order; those that have none are made.
+
+    Raises:
+        DataError: a broken index or one of another tar, a tar that can't be read, or a URL and no cache.
+    """
+    remote = [is_remote(shard) for shard in shards]
+    if any(remote):
+        if cache is None:
+            raise DataError(f"shard {shards[remote.index(True)]} is remote: it needs a folder to keep copies in")
+        with ThreadPoolExecutor(_INDEXES_AT_ONCE) as pool:
+            found = list(pool.map(partial(_find_index, cache), shards, remote))
+    else:
+        found = [load_index(Path(shard)) for shard in shards]
+    missing = [number for number, index in enumerate(found) if index is None]
+    if missing:
+        first = shards[missing[0]]
+        log.info("%d of %d shards have no index (such as %s): made now", len(missing), len(shards), first)
+    return [_make_index(cache, shard) if index is None else index for shard, index in zip(shards, found, strict=True)]
+
+
+class ShardFiles:
+    """Reads shards at given places. Files stay open in the process that read them; pickling leaves them behind.
+
+    Args:
+        sizes: the bytes of each tar, by which an older copy of a remote one is known.
+    """
+
+    def __init__(self, shards: Sequence[str], sizes: Sequence[int], cache: ShardCache | None) -> None:
+        self._made_of = shards, sizes, cache
+        most = _OPEN_COPIES if any(map(is_remote, shards)) else _OPEN_FILES
+        # A file dropped from this cache is closed once nobody reads it any more: threads are safe.
+        self._opened = lru_cache(most)(partial(_open_shard, shards, sizes, cache))
+
+    def __reduce__(self) -> tuple[type["ShardFiles"], tuple[Sequence[str], Sequence[int], ShardCache | None]]:
+        return ShardFiles, self._made_of
+
+    def read(self, number: int, start: int, length: int) -> bytes:
+        """That many bytes of a shard from `start` on, fewer where it ends; DataError where it can't be read."""
+        try:
+            file = self._opened(number)
+            block = os.pread(file.descriptor, length, start)
+            while len(block) < length and (more := os.pread(file.descriptor, length - len(block), start + len(block))):
+                block += more
+        except OSError as error:
+            raise DataError(f"shard {self._made_of[0][number]} can't be read: {error.strerror}") from None
+        return block
+
+
+class _OpenFile:
+    """A descriptor that is closed with the last reference to it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+def _open_shard(shards: Sequence[str], sizes: Sequence[int], cache: ShardCache | None, number: int) -> _OpenFile:
+    shard = shards[number]
+    if not is_remote(shard):
+        return _OpenFile(os.open(shard, os.O_RDONLY | os.O_CLOEXEC))
+    assert cache is not None
+    return _OpenFile(cache.open(shard, sizes[number]))
+
+
+def _find_index(cache: ShardCache, shard: str, remote: bool) -> ShardIndex | None:
+    """The index beside a shard, or the one that was made of a remote shard before."""
+    if not remote:
+        return load_index(Path(shard))
+    url = index_name(shard)
+    content = read_if_there(url)
+    if content is not None:
+        return parse_index(content, url)
+    made = cache.path(shard, ".index")
+    if made.is_file():
+        index = parse_index(made.read_bytes(), str(made))
+        if index.tar_bytes == remote_size(shard):
+            return index
+    return None
+
+
+def _make_index(cache: ShardCache | None, shard: str) -> ShardIndex:
+    if not is_remote(shard):
+        return write_index(Path(shard))
+    assert cache is not None
+    with os.fdopen(cache.open(shard, remote_size(shard)), "rb") as file:
+        index = scan_file(file)
+    if not index.damaged:
+        cache.keep(index_as_bytes(index), cache.path(shard, ".index"))
+    return index
