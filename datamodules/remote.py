@@ -149,31 +149,36 @@ class ShardCache:
         Raises:
             DataError: the file can't be fetched or has not `size` bytes, or is larger than the whole cache.
         """
-        path = self.path(url)
-        found = _open_copy(path, size)
-        if found is not None:
-            return found
+        try:
+            found = _open_copy(self.path(url), size)
+            return self._open_fetched(url, size) if found is None else found
+        except OSError as error:
+            raise DataError(f"{self.folder} can't hold copies of shards: {error.strerror}") from None
+
+    def keep(self, content: bytes, path: Path) -> None:
+        """Writes a small file of our own making to a `path` of this cache, if there is room for it."""
+        try:
+            with self._changing():
+                if self._make_room(len(content)):
+                    with replacing(path) as beside:
+                        beside.write_bytes(content)
+        except OSError as error:
+            raise DataError(f"{self.folder} can't hold copies of shards: {error.strerror}") from None
+
+    def _open_fetched(self, url: str, size: int | None) -> int:
+        path, part = self.path(url), self.path(url, ".part")
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path(url, ".lock")):
             found = _open_copy(path, size)
-            if found is not None:
-                return found
-            self._fetch(url, self.path(url, ".part"))
-            with self._changing():
-                os.replace(self.path(url, ".part"), path)
-                # Before anyone else may evict it.
-                found = _open_copy(path, size)
-        if found is None:
-            raise DataError(f"{url} has {path.stat().st_size} bytes, its index was made of {size}")
+            if found is None:
+                self._fetch(url, part)
+                with self._changing():
+                    os.replace(part, path)
+                    # Before anyone else may evict it.
+                    found = _open_copy(path, size)
+            if found is None:
+                raise DataError(f"{url} has {path.stat().st_size} bytes, its index was made of {size}")
         return found
-
-    def keep(self, content: bytes, path: Path) -> None:
-        """Writes a small file of our own making to a `path` of this cache."""
-        with self._changing():
-            if not self._make_room(len(content)):
-                return
-            with replacing(path) as beside:
-                beside.write_bytes(content)
 
     def _fetch(self, url: str, part: Path) -> None:
         try:
@@ -185,7 +190,8 @@ class ShardCache:
                     with part.open("r+b") as file:
                         _copy(remote, file, size, url)
         except BaseException:
-            part.unlink(missing_ok=True)
+            with self._changing():
+                part.unlink(missing_ok=True)
             raise
 
     def _reserve(self, url: str, part: Path, size: int) -> None:

@@ -232,6 +232,13 @@ def test_a_download_that_breaks_off_leaves_nothing(
     assert cache.get(url).stat().st_size == (shards / "train-000000.tar").stat().st_size
 
 
+def test_a_folder_that_can_hold_nothing_is_one_sentence(tmp_path: Path, shards: Path, bucket: Any) -> None:
+    url = upload(bucket, shards) + "/train-000000.tar"
+    (tmp_path / "cache").write_text("not a folder")
+    with pytest.raises(DataError, match=r"cache can't hold copies of shards: (Not a directory|File exists)"):
+        ShardCache(tmp_path / "cache", 10**6).get(url)
+
+
 def test_files_are_put_listed_and_read(tmp_path: Path, bucket: Any) -> None:
     (tmp_path / "a").write_bytes(b"content")
     for root in (f"s3://{bucket.name}/x", f"file://{tmp_path}/below/x"):
