@@ -7,7 +7,7 @@ the engine that tokenises knows them under names which no content may hold, so t
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,33 +16,9 @@ from tokenizers import Tokenizer, processors
 
 from datamodules.chat_template import ChatTemplate
 from datamodules.engine import Engine, checked_text
+from datamodules.messages import Message, parts_of
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX
-
-Message = dict[str, Any]
-"""{"role": one of ROLES, "content": str, or a list of {"type": "image"} and {"type": "text", "text": str}}"""
-
-ROLES = ("system", "user", "assistant")
-
-
-def check_messages(messages: Any) -> str:
-    """What is wrong with the `messages` of a record, in a few words; empty where nothing is."""
-    if not isinstance(messages, list) or not messages:
-        return "no messages"
-    for number, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            return f"message {number} has no role of {', '.join(ROLES)}"
-        content = message.get("content")
-        if isinstance(content, str):
-            continue
-        if not isinstance(content, list) or not all(_is_part(part) for part in content):
-            return f"message {number} has content that is neither text nor a list of image and text parts"
-    return ""
-
-
-def image_parts(messages: Iterable[Message]) -> int:
-    """How many images the messages speak of."""
-    return sum(part["type"] == "image" for message in messages for part in _parts(message))
 
 
 def plain_backend(tokenizer: Any, ends: bool) -> Tokenizer:
@@ -195,7 +171,7 @@ class ConversationEncoder:
     def _content(self, message: Message) -> str:
         """A message's text for the engine."""
         words = []
-        for part in _parts(message):
+        for part in parts_of(message):
             if part["type"] == "image":
                 if message["role"] == "assistant":
                     raise DataError("an answer holds an image, which can't be learnt to write")
@@ -213,14 +189,3 @@ class ConversationEncoder:
             else:
                 expanded.append(value)
         return expanded
-
-
-def _parts(message: Message) -> list[dict[str, Any]]:
-    content = message["content"]
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-def _is_part(part: Any) -> bool:
-    if not isinstance(part, dict):
-        return False
-    return part.get("type") == "image" or (part.get("type") == "text" and isinstance(part.get("text"), str))

@@ -1,23 +1,23 @@
-"""Rows of the order to batches: read, encode, pad; bad samples are dropped, counted and, past a limit, an error."""
+"""Rows of the order to batches: read and encode; bad samples are dropped, counted and, past a limit, an error."""
 
 import logging
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.order import Rows
-from datamodules.pixels import to_pixels
+from datamodules.collate import Collate, Sample
+from datamodules.items import Piece
+from datamodules.rows import Row, Rows
 from datamodules.store import SampleError, SampleStore
-from datamodules.views import Encoded, View
+from datamodules.views import View
 from fvl_lightning.core.errors import DataError, UserError
-from fvl_lightning.core.types import IGNORE_INDEX, Batch, DataContext, PromptedBatch
+from fvl_lightning.core.types import Batch, PromptedBatch
 
 log = logging.getLogger(__name__)
 
@@ -29,47 +29,51 @@ PATIENCE = 100
 
 
 @dataclass
-class Sample:
-    """One row before it is padded; `features` instead of `images` where they were computed before."""
-
-    key: str
-    encoded: Encoded
-    images: list[NDArray[np.uint8]]
-    features: dict[str, Tensor]
-
-
-@dataclass
 class Loaded:
-    """What became of one batch's rows: the batch, or the error that ends the run, and the samples left out."""
+    """What became of one batch's rows: the batch, or the error that ends the run, and the samples left out.
+
+    `seen` counts samples by the number of their data set.
+    """
 
     batch: Batch | PromptedBatch | None = None
-    seen: int = 0
+    seen: Counter[int] = field(default_factory=Counter)
     refilled: bool = False
     bad: list[SampleError] = field(default_factory=list)
     truncated: list[str] = field(default_factory=list)
     error: UserError | None = None
 
 
-Collate = Callable[[list[Sample], Rows], Batch | PromptedBatch]
-
-
 class BatchDataset(Dataset[Loaded]):
-    """Rows -> Loaded, a pure function of the rows, so that it does not matter which worker runs it."""
+    """Rows -> Loaded, a pure function of the rows, so that it does not matter which worker runs it.
 
-    def __init__(self, store: SampleStore, view: View, collate: Collate, lookup: FeatureLookup | None) -> None:
-        self.store, self.view, self.collate, self.lookup = store, view, collate, lookup
+    Args:
+        views: how the samples of each data set become tokens.
+        ends: the number of the first sample behind each data set.
+        collate: makes the batch.
+        lookup: features in place of images.
+    """
+
+    def __init__(
+        self,
+        store: SampleStore,
+        views: Sequence[View],
+        ends: Sequence[int],
+        collate: Collate,
+        lookup: FeatureLookup | None,
+    ) -> None:
+        self.store, self.views, self.ends, self.collate, self.lookup = store, views, ends, collate, lookup
 
     def __getitem__(self, rows: Rows) -> Loaded:
-        """Reads the rows' samples; a batch left with none takes the first good sample that follows in the store."""
+        """Reads the rows' pieces; a batch left with none takes the first good sample that follows in the store."""
         loaded = Loaded()
         try:
-            samples = [sample for i in rows.indices if (sample := self._read(i, loaded)) is not None]
+            samples = [kept for row in rows.rows if (kept := self._read_row(row, loaded))]
             for step in range(1, PATIENCE + 1):
                 if samples:
                     break
                 loaded.refilled = True
-                substitute = self._read((rows.indices[-1] + step) % len(self.store), loaded)
-                samples = [] if substitute is None else [substitute]
+                substitute = self._read(Piece((rows.pieces[-1].sample + step) % len(self.store)), loaded)
+                samples = [] if substitute is None else [[substitute]]
             if samples:
                 loaded.batch = self.collate(samples, rows)
         except UserError as error:
@@ -77,16 +81,22 @@ class BatchDataset(Dataset[Loaded]):
             loaded.error = error
         return loaded
 
-    def _read(self, i: int, loaded: Loaded) -> Sample | None:
-        loaded.seen += 1
+    def _read_row(self, row: Row, loaded: Loaded) -> list[Sample]:
+        return [sample for piece in row if (sample := self._read(piece, loaded)) is not None]
+
+    def _read(self, piece: Piece, loaded: Loaded) -> Sample | None:
+        dataset = bisect_right(self.ends, piece.sample)
+        loaded.seen[dataset] += 1
         try:
-            encoded = self.view(self.store, i)
+            encoded = self.views[dataset].encode(self.store, piece)
+            key = self.store.key(piece.sample)
             if self.lookup is None:
-                sample = Sample(self.store.key(i), encoded, self.store.images(i)[: encoded.images], {})
+                images = self.store.images(piece.sample)[: encoded.images]
+                sample = Sample(key, dataset, encoded, images)
             else:
-                found = self.lookup(self.store.split, i)
+                found = self.lookup(self.store.split, piece.sample)
                 features = {source: feature[: encoded.images] for source, feature in found.items()}
-                sample = Sample(self.store.key(i), encoded, [], features)
+                sample = Sample(key, dataset, encoded, features=features)
         except SampleError as error:
             loaded.bad.append(error)
             return None
@@ -95,51 +105,12 @@ class BatchDataset(Dataset[Loaded]):
         return sample
 
 
-def row_collate(context: DataContext, with_features: bool) -> Collate:
-    """Samples -> Batch, padded on the right to the longest row."""
-    tokenizer = context.tokenizer
-    # Behind the last token nothing is supervised and nothing attends, so any id pads where there is no pad token.
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-    def collate(samples: list[Sample], rows: Rows) -> Batch:
-        examples = [sample.encoded.rows[0] for sample in samples]
-        features = None
-        if with_features:
-            sources = samples[0].features
-            features = {source: torch.cat([sample.features[source] for sample in samples]) for source in sources}
-        return Batch(
-            token_ids=_padded([ids for ids, _ in examples], pad),
-            labels=_padded([labels for _, labels in examples], IGNORE_INDEX, rows.supervised),
-            images=None if with_features else to_pixels(_images(samples), context.image),
-            features=features,
-            keys=tuple(sample.key for sample in samples),
-            position=rows.position,
-        )
-
-    return collate
-
-
-def prompted_collate(context: DataContext) -> Collate:
-    """Samples -> PromptedBatch, targets [I, T, L] padded with IGNORE_INDEX."""
-
-    def collate(samples: list[Sample], rows: Rows) -> PromptedBatch:
-        targets = [ids for sample in samples for ids, _ in sample.encoded.rows]
-        padded = _padded(targets, IGNORE_INDEX, rows.supervised)
-        return PromptedBatch(
-            images=to_pixels(_images(samples), context.image),
-            targets=padded.view(len(samples), len(context.tasks), -1),
-            keys=tuple(sample.key for sample in samples),
-            position=rows.position,
-        )
-
-    return collate
-
-
 @dataclass
 class Tally:
-    """Samples seen, dropped by reason, and shortened to fit, since the loader was made; `last` is the last dropped."""
+    """Samples seen, by data set too, dropped by reason, and shortened, since the loader was made; the last dropped."""
 
     seen: int = 0
+    datasets: Counter[int] = field(default_factory=Counter)
     bad: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
     last: SampleError | None = None
@@ -164,7 +135,7 @@ class BatchLoader:
             batch_size=None,
             sampler=self.rows,
             num_workers=self.workers,
-            collate_fn=_as_is,
+            collate_fn=as_is,
             # Without one of its own a loader draws from torch's global stream, and a resumed run would draw otherwise.
             generator=torch.Generator(),
         )
@@ -175,7 +146,8 @@ class BatchLoader:
     def _count(self, loaded: Loaded) -> None:
         tally = self.tally
         first = tally.seen == 0
-        tally.seen += loaded.seen
+        tally.seen += loaded.seen.total()
+        tally.datasets += loaded.seen
         tally.bad.update(error.reason for error in loaded.bad)
         tally.truncated += len(loaded.truncated)
         for error in loaded.bad:
@@ -202,18 +174,6 @@ class FiniteBatchLoader(BatchLoader):
         return len(self.rows)
 
 
-def _images(samples: list[Sample]) -> list[NDArray[np.uint8]]:
-    return [image for sample in samples for image in sample.images]
-
-
-def _padded(rows: list[list[int]], value: int, keep: bool = True) -> Tensor:
-    """Rows of ids [B, S] int64, filled up with `value` on the right; nothing but `value` where not `keep`."""
-    padded = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.int64)
-    if keep:
-        for row, ids in enumerate(rows):
-            padded[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
-    return padded
-
-
-def _as_is(loaded: Any) -> Any:
-    return loaded
+def as_is(value: Any) -> Any:
+    """A collate function for what has been put together already."""
+    return value

@@ -1,88 +1,110 @@
-"""The order of samples: a pure function of (seed, epoch, position), the same for any number of ranks and workers."""
+"""The order of what is trained on: a pure function of (seed, epoch, position), the same for any ranks and workers."""
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from fractions import Fraction
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-
-@dataclass(frozen=True)
-class Rows:
-    """The samples of one rank's batch; `position` is the global count of samples once it is consumed.
-
-    `supervised` is False for a row that only keeps a rank in step where the split has none left for it.
-    """
-
-    indices: tuple[int, ...]
-    position: int
-    supervised: bool = True
+DENOMINATOR = 2**20
+"""Shares of a mixture are fractions with at most this below the line, so that positions up to 2**43 stay exact."""
 
 
 class GlobalOrder:
-    """Which of `samples` samples stands at global position p: entry p mod samples of the permutation of its epoch."""
+    """An endless sequence over the items of one or several data sets, numbered one set after the other.
 
-    def __init__(self, samples: int, seed: int) -> None:
-        assert samples > 0
-        self.samples, self.seed = samples, seed
-        self._epochs: dict[int, list[int]] = {}
+    Each data set goes through all its items, in an order of its own for every epoch, before one comes again. Several
+    are interleaved so evenly that in any stretch each has its share to within the logarithm of their number.
 
-    def __getitem__(self, position: int) -> int:
-        epoch, place = divmod(position, self.samples)
-        if epoch not in self._epochs:
-            # A batch may reach over the end of an epoch, so the one before stays.
-            self._epochs = {e: order for e, order in self._epochs.items() if e == epoch - 1}
-            self._epochs[epoch] = epoch_permutation(self.samples, self.seed, epoch)
-        return self._epochs[epoch][place]
-
-
-def epoch_permutation(samples: int, seed: int, epoch: int) -> list[int]:
-    """The permutation of one epoch."""
-    digest = hashlib.sha256(f"order {seed} {epoch}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.randperm(samples, generator=generator).tolist()
-
-
-@dataclass(frozen=True)
-class TrainRows:
-    """Batches without end for one rank, from `position` on: rows [rank * b, (rank + 1) * b) of each global batch."""
-
-    samples: int
-    seed: int
-    batch_size: int
-    position: int = 0
-    rank: int = 0
-    world_size: int = 1
-
-    def __iter__(self) -> Iterator[Rows]:
-        order = GlobalOrder(self.samples, self.seed)
-        position = self.position
-        while True:
-            first = position + self.rank * self.batch_size
-            position += self.world_size * self.batch_size
-            yield Rows(tuple(order[p] for p in range(first, first + self.batch_size)), position)
-
-
-@dataclass(frozen=True)
-class ValidationRows:
-    """One pass in order for one rank; all ranks get as many batches, the last of them smaller.
-
-    A rank for which the last global batch has no row gets the split's first sample, not supervised: under sharding
-    every rank must take part in every forward.
+    Args:
+        sizes: items of each data set.
+        shares: how much of the whole each gives, in any unit; None for as much as it has.
+        names: what each is called: its order depends on its name, not on its neighbours.
+        blocks: for a data set that lies far away, how many items each of its blocks holds; they are gone through block
+            by block in an order of their own, and shuffled within. None shuffles over everything.
     """
 
-    samples: int
-    batch_size: int
-    rank: int = 0
-    world_size: int = 1
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        seed: int,
+        shares: Sequence[float] | None = None,
+        names: Sequence[str] = ("",),
+        blocks: Sequence[Sequence[int] | None] | None = None,
+    ) -> None:
+        assert len(sizes) == len(names)
+        assert all(size > 0 for size in sizes)
+        self.sizes, self.seed, self.names = tuple(sizes), seed, tuple(names)
+        self.shares = [Fraction(str(share)) for share in (shares or sizes)]
+        self.blocks = blocks or [None] * len(sizes)
+        self._first = np.concatenate([[0], np.cumsum(sizes)])
+        self._epochs: dict[tuple[int, int], NDArray[np.int64]] = {}
 
-    def __len__(self) -> int:
-        return -(-self.samples // (self.batch_size * self.world_size))
+    def take(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The items at the positions from `start` up to `stop`."""
+        datasets, places = self._interleave(np.arange(start, stop, dtype=np.int64))
+        items = np.empty(stop - start, dtype=np.int64)
+        for dataset in np.unique(datasets).tolist():
+            at = np.flatnonzero(datasets == dataset)
+            epochs, within = np.divmod(places[at], self.sizes[dataset])
+            for epoch in np.unique(epochs).tolist():
+                now = epochs == epoch
+                items[at[now]] = self._first[dataset] + self._epoch(dataset, epoch)[within[now]]
+        return items
 
-    def __iter__(self) -> Iterator[Rows]:
-        step = self.batch_size * self.world_size
-        for start in range(0, self.samples, step):
-            first = min(start + self.rank * self.batch_size, self.samples)
-            indices = tuple(range(first, min(first + self.batch_size, self.samples)))
-            position = min(start + step, self.samples)
-            yield Rows(indices, position) if indices else Rows((0,), position, supervised=False)
+    def _interleave(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Position -> (data set, how many items of that set came before), in closed form: halves, and halves again.
+
+        Between two parts, the one with the fraction w of the whole has floor(p * w) of the first p positions.
+        """
+        datasets = np.zeros(len(positions), dtype=np.int64)
+        places = positions.copy()
+        parts = [(0, len(self.sizes), np.arange(len(positions)))]
+        while parts:
+            first, last, at = parts.pop()
+            if last - first == 1:
+                datasets[at] = first
+                continue
+            middle = (first + last) // 2
+            fraction = sum(self.shares[first:middle]) / sum(self.shares[first:last])
+            share = Fraction(fraction).limit_denominator(DENOMINATOR)
+            before = places[at] * share.numerator // share.denominator
+            left = (places[at] + 1) * share.numerator // share.denominator > before
+            places[at] = np.where(left, before, places[at] - before)
+            parts += [(first, middle, at[left]), (middle, last, at[~left])]
+        return datasets, places
+
+    def _epoch(self, dataset: int, epoch: int) -> NDArray[np.int64]:
+        if (dataset, epoch) not in self._epochs:
+            # A stretch may reach over the end of an epoch, so the one before stays.
+            self._epochs = {
+                key: order for key, order in self._epochs.items() if key[0] != dataset or key[1] == epoch - 1
+            }
+            blocks, name = self.blocks[dataset], self.names[dataset]
+            self._epochs[dataset, epoch] = (
+                epoch_permutation(self.sizes[dataset], self.seed, epoch, name)
+                if blocks is None
+                else blockwise_permutation(blocks, self.seed, epoch, name)
+            )
+        return self._epochs[dataset, epoch]
+
+
+def epoch_permutation(samples: int, seed: int, epoch: int, name: str = "") -> NDArray[np.int64]:
+    """The permutation of one epoch of the data set `name`."""
+    return torch.randperm(samples, generator=_generator("order", seed, epoch, name)).numpy()
+
+
+def blockwise_permutation(blocks: Sequence[int], seed: int, epoch: int, name: str = "") -> NDArray[np.int64]:
+    """A permutation that goes through one block after the other, in an order of its own, shuffled within."""
+    first = np.concatenate([[0], np.cumsum(blocks)])
+    generator = _generator("blocks", seed, epoch, name)
+    order = torch.randperm(len(blocks), generator=generator).tolist()
+    shuffled = [first[block] + torch.randperm(blocks[block], generator=generator).numpy() for block in order]
+    return np.concatenate(shuffled)
+
+
+def _generator(what: str, seed: int, epoch: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{what} {seed} {epoch}{f' {name}' if name else ''}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datamodules.conversation import check_messages, image_parts
 from datamodules.images import to_png, verify_image
+from datamodules.messages import check_messages, image_parts
 from datamodules.sources.base import Refusal, Row, Source
 from datamodules.writer import encode_record, image_names, tar_members
 from fvl_lightning.core.errors import DataError

@@ -1,164 +1,108 @@
-"""Training data from WebDataset shards of one's own."""
+"""Training data from WebDataset shards of one's own: one data set, or a mixture of several."""
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lightning import LightningDataModule
-from torch import Tensor
-
-from datamodules.conversation import ConversationEncoder
-from datamodules.loader import (
-    BatchDataset,
-    BatchLoader,
-    Collate,
-    FeatureLookup,
-    FiniteBatchLoader,
-    prompted_collate,
-    row_collate,
-)
-from datamodules.order import Rows, TrainRows, ValidationRows
-from datamodules.pixels import to_pixels
-from datamodules.questions import Question, list_questions
-from datamodules.store import SampleStore, decode_image
-from datamodules.views import View, caption_view, conversation_view, tasks_view
+from datamodules.batches import BatchConfig, BatchData, Part
+from datamodules.paths import expand_shards, split_shards
+from datamodules.remote import ShardCache, is_remote
+from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
 from fvl_lightning.core.registry import register
-from fvl_lightning.core.types import DataContext, PromptedBatch
 
-TRAINING_SPLITS = ("train", "validation")
+CACHE = "~/.cache/fvl_lightning/shards"
+GIB = 2**30
+
+
+@dataclass
+class DatasetConfig:
+    """One data set of a mixture."""
+
+    root: str = ""
+    """Folder or URL with train-000000.tar, validation-000000.tar and so on."""
+    shards: dict[str, list[str]] = field(default_factory=dict)
+    """In place of `root`: the shards of each split, as folders, globs, {000000..000999}.tar or URLs."""
+    view: Literal["conversation", "caption"] | None = None
+    """What its samples are; null for what the others are."""
+    share: float | None = None
+    """How much of what is trained on comes from it, in any unit; null for all: as much as each one has."""
 
 
 @register("data", "shards")
-class ShardsData(LightningDataModule):
-    """Batches from `<root>/<split>-*.tar`, splits train and validation; datamodules/README.md has the format.
-
-    Life: prepare_data(), before anything of the model exists; connect(context); then the loaders.
-    """
+class ShardsData(BatchData):
+    """Batches from `<root>/<split>-*.tar`, splits train and validation; datamodules/README.md has the format."""
 
     @dataclass
-    class Config:
+    class Config(BatchConfig):
         """Where the shards are and how their samples are used."""
 
-        root: str
-        """The folder with train-000000.tar, validation-000000.tar and so on."""
-        view: Literal["conversation", "caption", "tasks"] = "conversation"
-        """What a sample is: its conversation, its caption, or one target per prompt of the encoder."""
-        workers: int = 0
-        """Processes that read ahead; 0 reads in the training process. Batches are the same for any number."""
-        sequence_length: int = 2048
-        """Tokens a row may have, image tokens included; longer conversations lose their last turns."""
-        max_bad_fraction: float = 0.01
-        """Fraction of samples that may be unusable; above it the run stops and names shard and key."""
+        root: str = ""
+        """Folder or URL (s3://, gs://, https://) with train-000000.tar, validation-000000.tar and so on."""
+        shards: dict[str, list[str]] = field(default_factory=dict)
+        """In place of `root`: the shards of each split, as folders, globs, {000000..000999}.tar or URLs."""
+        datasets: dict[str, DatasetConfig] = field(default_factory=dict)
+        """In place of both: several data sets, mixed by their shares. A split may be missing from some of them."""
+        cache_folder: str = CACHE
+        """Where remote shards are kept."""
+        cache_gib: float = 100.0
+        """How much of them; the least recently used go first. Shuffling is over as many as fit into half of it."""
 
         def __post_init__(self) -> None:
-            for name, good in (
-                ("workers", self.workers >= 0),
-                ("sequence_length", self.sequence_length >= 1),
-                ("max_bad_fraction", 0 <= self.max_bad_fraction <= 1),
-            ):
-                if not good:
-                    raise ValueError(f"{name} can't be {vars(self)[name]}")
+            super().__post_init__()
+            given = [name for name in ("root", "shards", "datasets") if vars(self)[name]]
+            if len(given) > 1:
+                raise ValueError(f"{' and '.join(given)} are given, one of root, shards and datasets says where")
+            shares = [dataset.share for dataset in self.datasets.values()]
+            if None in shares and any(share is not None for share in shares):
+                raise ValueError("datasets: a share is given for some of them, give one for all or for none")
+            if any(share is not None and share <= 0 for share in shares):
+                raise ValueError("datasets: a share must be above 0")
+            if self.datasets and self.view == "tasks":
+                raise ValueError("datasets: the view tasks takes one data set, not a mixture")
+
+    config: Config
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self._context: DataContext | None = None
-        self._lookup: FeatureLookup | None = None
-        self._stores: dict[str, SampleStore] = {}
+        self._parts: dict[str, list[Part]] = {}
+        datasets = list(config.datasets.values()) or [DatasetConfig(config.root, config.shards)]
+        self._datasets = dict(zip(config.datasets or [""], datasets, strict=True))
+        addresses = [
+            address
+            for dataset in datasets
+            for address in [dataset.root, *(one for several in dataset.shards.values() for one in several)]
+        ]
+        if any(is_remote(address) for address in addresses):
+            self.cache = ShardCache(Path(config.cache_folder).expanduser(), int(config.cache_gib * GIB))
 
-    @property
-    def folder(self) -> Path:
-        """Where this configuration's shards lie."""
-        return Path(self.config.root)
+    def parts(self, split: str) -> list[Part]:
+        """The data sets that have this split; DataError where none has."""
+        if split not in self._parts:
+            found: list[Part] = []
+            for name, dataset in self._datasets.items():
+                shards = self._shards(name, dataset, split)
+                if shards:
+                    found.append(Part(name, shards, dataset.view or self.config.view, dataset.share))
+            if not found:
+                raise DataError(f"data.datasets: none of {', '.join(self._datasets)} has the split {split}")
+            self._parts[split] = found
+        return self._parts[split]
 
-    def prepare_data(self) -> None:
-        """Indexes shards that have no index yet; raises DataError where train or validation is missing or broken."""
-        for split in TRAINING_SPLITS:
-            self.store(split)
-
-    def connect(self, context: DataContext) -> None:
-        """Tells what the batches are for: image size, tokenizer, batch size, seed, position, rank."""
-        self._context = context
-        self.__dict__.pop("encoder", None)
-
-    def attach_features(self, lookup: FeatureLookup | None) -> None:
-        """From now on batches hold `lookup(split, sample number)` in place of images; None takes it back."""
-        assert lookup is None or self.config.view != "tasks", "prompted targets train the encoder: it needs images"
-        self._lookup = lookup
-
-    def train_dataloader(self) -> BatchLoader:
-        """Batches without end from the context's position on, in an order that is a function of seed and position."""
-        context, store = self.context, self.store("train")
-        rows = TrainRows(
-            len(store), context.seed, context.batch_size, context.position, context.rank, context.world_size
-        )
-        return BatchLoader(self._dataset(store), rows, self.config.workers, self.config.max_bad_fraction)
-
-    def val_dataloader(self) -> FiniteBatchLoader:
-        """The validation split once, in order; the last batch may be smaller."""
-        context, store = self.context, self.store("validation")
-        rows = ValidationRows(len(store), context.batch_size, context.rank, context.world_size)
-        return FiniteBatchLoader(self._dataset(store), rows, self.config.workers, self.config.max_bad_fraction)
-
-    @property
-    def context(self) -> DataContext:
-        """What `connect` was told."""
-        assert self._context is not None, "connect(context) comes before the loaders"
-        return self._context
-
-    @cached_property
-    def encoder(self) -> ConversationEncoder:
-        """Conversations and captions -> token ids, for the connected tokenizer."""
-        context = self.context
-        return ConversationEncoder(context.tokenizer, context.image_token_id, context.image.tokens_per_image)
-
-    def store(self, split: str) -> SampleStore:
-        """The samples of a split; DataError where it has no shards."""
-        if split not in self._stores:
-            self._stores[split] = SampleStore(self.folder, split)
-        return self._stores[split]
-
-    def questions(self, split: str) -> list[Question]:
-        """The questions of a split, each with its answer and kind."""
-        return list_questions(self.store(split))
-
-    def pixels(self, split: str, indices: Sequence[int]) -> Tensor:
-        """The images of these samples, one sample after the other, [I, 3, P, P] float32 normalised."""
-        store = self.store(split)
-        return to_pixels([image for i in indices for image in store.images(i)], self.context.image)
-
-    def prompted(self, split: str, indices: Sequence[int]) -> PromptedBatch:
-        """These samples as prompted targets, to score the encoder on; DataError where one is broken."""
-        assert self.config.view == "tasks"
-        loaded = self._dataset(self.store(split))[Rows(tuple(indices), position=0)]
-        for error in [loaded.error, *loaded.bad]:
-            if error is not None:
-                raise error
-        assert isinstance(loaded.batch, PromptedBatch)
-        return loaded.batch
-
-    def read_image(self, path: Path) -> Tensor:
-        """A picture of one's own as the encoder wants it, [3, P, P] float32 normalised; DataError where it can't be."""
-        return to_pixels([decode_image(path)], self.context.image)[0]
-
-    def manifest_hash(self) -> str:
-        """Names the data of a training run: the hash of what its two splits hold."""
-        hashes = [self.store(split).manifest_hash() for split in TRAINING_SPLITS]
-        return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
-
-    def _dataset(self, store: SampleStore) -> BatchDataset:
-        return BatchDataset(store, self._view(), self._collate(), self._lookup)
-
-    def _view(self) -> View:
-        if self.config.view == "tasks":
-            return tasks_view(self.context, self.config.sequence_length)
-        view = conversation_view if self.config.view == "conversation" else caption_view
-        return view(self.encoder, self.config.sequence_length)
-
-    def _collate(self) -> Collate:
-        if self.config.view == "tasks":
-            return prompted_collate(self.context)
-        return row_collate(self.context, with_features=self._lookup is not None)
+    def _shards(self, name: str, dataset: DatasetConfig, split: str) -> list[str]:
+        """The shards of one split; none where it is one of several data sets and has no such split."""
+        where = f"data.datasets.{name}" if name else "data"
+        if dataset.shards:
+            if split in dataset.shards:
+                return expand_shards(dataset.shards[split])
+            if name:
+                return []
+            raise unknown_name("split", split, dataset.shards, f"{where}.shards")
+        if not dataset.root:
+            raise ConfigError(f"{where}: root or shards must say where the shards are")
+        try:
+            return split_shards(dataset.root, split)
+        except DataError:
+            if name and split != "train":
+                return []
+            raise

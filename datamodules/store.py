@@ -70,13 +70,11 @@ class SampleStore:
 
     def __init__(
         self,
-        shards: Sequence[str] | Path,
+        shards: Sequence[str],
         split: str,
         cache: ShardCache | None = None,
         decode: Decode = decode_image,
     ) -> None:
-        if isinstance(shards, str | Path):
-            shards = split_shards(str(shards), split)
         assert shards
         self.shards, self.split, self.decode = list(shards), split, decode
         self._indexes = open_indexes(self.shards, cache)
@@ -92,13 +90,23 @@ class SampleStore:
 
     @classmethod
     def open(
-        cls, root: str, split: str, cache: ShardCache | None = None, decode: Decode = decode_image
+        cls, root: str | Path, split: str, cache: ShardCache | None = None, decode: Decode = decode_image
     ) -> "SampleStore":
         """The store of `<root>/<split>-*.tar`, see split_shards."""
-        return cls(split_shards(root, split), split, cache, decode)
+        return cls(split_shards(str(root), split), split, cache, decode)
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    @property
+    def samples_per_shard(self) -> list[int]:
+        """How many samples each shard holds."""
+        return [len(index) for index in self._indexes]
+
+    @property
+    def bytes_per_shard(self) -> list[int]:
+        """How large each shard is."""
+        return [index.tar_bytes for index in self._indexes]
 
     @property
     def keys(self) -> list[str]:

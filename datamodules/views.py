@@ -1,12 +1,16 @@
 """What a record is to a stage: a conversation, a caption, or the targets of the encoder's prompts."""
 
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal, TypeVar
 
-from datamodules.conversation import ConversationEncoder, check_messages, image_parts, plain_backend
+from datamodules.conversation import ConversationEncoder, plain_backend
+from datamodules.items import Piece
+from datamodules.messages import check_messages, image_parts
 from datamodules.store import SampleStore
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.types import IGNORE_INDEX, DataContext
@@ -14,11 +18,15 @@ from fvl_lightning.core.types import IGNORE_INDEX, DataContext
 Messages = Sequence[dict[str, Any]]
 Example = tuple[list[int], list[int]]
 """Token ids and labels of one row."""
+OverLong = Literal["truncate", "split", "drop"]
+Turns = tuple[int, int]
+Result = TypeVar("Result")
+TOO_LONG = "too long"
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sample as tokens: `rows` holds its (ids, labels), or for the view `tasks` one (ids, ids) per task.
+    """One piece as tokens: `rows` holds its (ids, labels), or for the view `tasks` one (ids, ids) per task.
 
     `images` is how many of the sample's images, from the first on, belong to it; `truncated` whether something was
     left out to fit `sequence_length`.
@@ -29,67 +37,162 @@ class Encoded:
     truncated: bool = False
 
 
-View = Callable[[SampleStore, int], Encoded]
-"""Sample number -> tokens; raises SampleError for a sample that can't be used."""
+class View(ABC):
+    """How the samples of a store become tokens. A sample that can't be used raises SampleError."""
+
+    @abstractmethod
+    def encode(self, store: SampleStore, piece: Piece) -> Encoded:
+        """The piece's tokens."""
+
+    def measure(self, store: SampleStore, sample: int) -> list[tuple[Turns | None, int]]:
+        """The pieces a sample is trained on as, with their planned tokens: (turns, None for all of them; tokens)."""
+        raise NotImplementedError("its rows can't be planned")
 
 
-def conversation_view(encoder: ConversationEncoder, sequence_length: int) -> View:
-    """The record's `messages`; whole turns at the end are dropped where a conversation is too long."""
-    encoder.check_template()
+class TextView(View):
+    """Text with images for a language model.
 
-    def encode(store: SampleStore, i: int) -> Encoded:
-        messages = messages_of(store, i)
+    Args:
+        encoder: makes the tokens.
+        sequence_length: tokens a row may have.
+        over_long: what becomes of a longer sample. `truncate` leaves out whole turns at the end of a conversation, or
+            the end of a caption; `split` makes several conversations of one, each with the system message and the
+            images shown so far; `drop` leaves the sample out.
+        planner: decides what is too long, where that must not depend on the model at hand; else the encoder does.
+    """
+
+    def __init__(
+        self,
+        encoder: ConversationEncoder,
+        sequence_length: int,
+        over_long: OverLong = "truncate",
+        planner: ConversationEncoder | None = None,
+    ) -> None:
+        self.encoder, self.planner = encoder, planner or encoder
+        self.sequence_length, self.over_long = sequence_length, over_long
+
+    def _planned(self, store: SampleStore, i: int, ids: list[int], images: int) -> int:
+        """The tokens the planner counts; SampleError where they are too many and such samples are dropped."""
+        planned = len(ids) + images * (self.planner.tokens_per_image - self.encoder.tokens_per_image)
+        if planned > self.sequence_length and self.over_long == "drop":
+            raise store.error(i, TOO_LONG, f"{planned} tokens, at most {self.sequence_length} are kept")
+        return planned
+
+
+class ConversationView(TextView):
+    """The record's `messages`."""
+
+    def __init__(self, encoder: ConversationEncoder, *arguments: Any, **named: Any) -> None:
+        super().__init__(encoder, *arguments, **named)
+        encoder.check_template()
+
+    def encode(self, store: SampleStore, piece: Piece) -> Encoded:
+        """Ids and labels of a conversation, or of some of its turns."""
+        i, messages = piece.sample, messages_of(store, piece.sample)
+        if piece.turns is not None:
+            kept = some_turns(messages, *piece.turns)
+            return Encoded([_located(store, i, self.encoder.encode, kept)], image_parts(kept))
+        ids, labels = _located(store, i, self.encoder.encode, messages)
         kept = messages
-        ids, labels = _located(store, i, encoder.encode, messages)
-        if len(ids) > sequence_length:
-            kept = _shortened(messages, sequence_length, encoder)
-            if not kept:
-                raise store.error(i, "too long", f"its first turn has more than {sequence_length} tokens")
-            ids, labels = encoder.encode(kept)
+        if self._planned(store, i, ids, image_parts(messages)) > self.sequence_length:
+            kept = messages[: self._fitting(store, i, messages)]
+            ids, labels = self.encoder.encode(kept)
         if all(label == IGNORE_INDEX for label in labels):
             raise store.error(i, "no answer", "no message of the assistant")
         return Encoded([(ids, labels)], image_parts(kept), truncated=len(kept) < len(messages))
 
-    return encode
+    def measure(self, store: SampleStore, sample: int) -> list[tuple[Turns | None, int]]:
+        """Without an image decoded."""
+        messages = messages_of(store, sample)
+        encoded = _located(store, sample, self.planner.encode_turns, messages)
+        if not encoded.turn_ends:
+            raise store.error(sample, "no answer", "no message of the assistant")
+        tokens = self._planned(store, sample, encoded.ids, 0)
+        if tokens <= self.sequence_length:
+            return [(None, tokens)]
+        if self.over_long == "truncate":
+            kept = messages[: self._fitting(store, sample, messages)]
+            return [(None, len(self.planner.encode(kept)[0]))]
+        return _located(store, sample, self._split, messages)
+
+    def _fitting(self, store: SampleStore, i: int, messages: Messages) -> int:
+        """How many messages, up to the end of an answer, fit; SampleError where not even the first turn does."""
+        ends = self.planner.encode_turns(messages).turn_ends
+        fitting = bisect_right(ends, self.sequence_length)
+        if fitting == 0:
+            raise store.error(i, TOO_LONG, f"its first turn has more than {self.sequence_length} tokens")
+        return _answers(messages)[fitting - 1]
+
+    def _split(self, messages: Messages) -> list[tuple[Turns | None, int]]:
+        """Pieces of as many turns as fit, one after the other; a turn too long for a row of its own is left out."""
+        answers = _answers(messages)
+        pieces: list[tuple[Turns | None, int]] = []
+        start = 0
+        while start < len(answers):
+            # Tokens grow with the turns; what a piece has in front of them is found by asking.
+            ends = range(start + 1, len(answers) + 1)
+            tokens = partial(self._tokens, messages, start)
+            fitting = bisect_right(ends, self.sequence_length, key=tokens)
+            if fitting:
+                pieces.append(((start, start + fitting), tokens(start + fitting)))
+            start += max(fitting, 1)
+        return pieces
+
+    def _tokens(self, messages: Messages, start: int, end: int) -> int:
+        return len(self.planner.encode(some_turns(messages, start, end))[0])
 
 
-def caption_view(encoder: ConversationEncoder, sequence_length: int) -> View:
-    """The record's `caption` after its images; cut at the end where it is too long."""
+class CaptionView(TextView):
+    """The record's `caption` after its images."""
 
-    def encode(store: SampleStore, i: int) -> Encoded:
+    def encode(self, store: SampleStore, piece: Piece) -> Encoded:
+        """Ids and labels of a caption."""
+        i = piece.sample
+        (ids, labels), images = self._caption(store, i)
+        surplus = max(self._planned(store, i, ids, images) - self.sequence_length, 0)
+        kept = slice(0, max(len(ids) - surplus, 0))
+        if all(label == IGNORE_INDEX for label in labels[kept]):
+            raise store.error(i, TOO_LONG, f"its images alone take {self.sequence_length} tokens")
+        return Encoded([(ids[kept], labels[kept])], images, truncated=surplus > 0)
+
+    def measure(self, store: SampleStore, sample: int) -> list[tuple[Turns | None, int]]:
+        """One piece, however long the caption."""
+        (ids, _), images = self._caption(store, sample)
+        return [(None, min(self._planned(store, sample, ids, images), self.sequence_length))]
+
+    def _caption(self, store: SampleStore, i: int) -> tuple[Example, int]:
         text = _field(store, i, store.record(i), "caption")
         images = store.image_count(i)
         if images == 0:
             raise store.error(i, "image count", "a caption needs an image")
-        ids, labels = _located(store, i, encoder.caption, text, images)
-        if all(label == IGNORE_INDEX for label in labels[:sequence_length]):
-            raise store.error(i, "too long", f"its images alone take {sequence_length} tokens")
-        return Encoded([(ids[:sequence_length], labels[:sequence_length])], images, len(ids) > sequence_length)
-
-    return encode
+        return _located(store, i, self.encoder.caption, text, images), images
 
 
-def tasks_view(context: DataContext, sequence_length: int) -> View:
+class TasksView(View):
     """One target per prompt of the encoder: for `grounding` the record's boxes, else the field of that name."""
-    tokenizer, eos = plain_backend(context.tokenizer, ends=True), context.tokenizer.eos_token_id
-    bins = location_bins(context.tokenizer) if "grounding" in context.tasks else 0
 
-    def encode(store: SampleStore, i: int) -> Encoded:
+    def __init__(self, context: DataContext, sequence_length: int) -> None:
+        self.tasks, self.sequence_length = context.tasks, sequence_length
+        self._tokenizer, self._eos = plain_backend(context.tokenizer, ends=True), context.tokenizer.eos_token_id
+        self._bins = location_bins(context.tokenizer) if "grounding" in context.tasks else 0
+
+    def encode(self, store: SampleStore, piece: Piece) -> Encoded:
+        """The targets of all tasks, each cut where it is too long."""
+        i = piece.sample
         images = store.image_count(i)
         if images != 1:
             raise store.error(i, "image count", f"prompted targets need one image, there are {images}")
         record = store.record(i)
         rows, longest = [], 0
-        for task in context.tasks:
-            text = _grounding(store, i, record, bins) if task == "grounding" else _field(store, i, record, task)
-            ids = tokenizer.encode(text).ids
+        for task in self.tasks:
+            grounding = task == "grounding"
+            text = _grounding(store, i, record, self._bins) if grounding else _field(store, i, record, task)
+            ids = self._tokenizer.encode(text).ids
             # Tokenizers of encoder-decoder models end a text themselves; others leave it to us.
-            ended = ids if ids and ids[-1] == eos else [*ids, eos]
-            rows.append((ended[:sequence_length], ended[:sequence_length]))
+            ended = ids if ids and ids[-1] == self._eos else [*ids, self._eos]
+            rows.append((ended[: self.sequence_length], ended[: self.sequence_length]))
             longest = max(longest, len(ended))
-        return Encoded(rows, 1, truncated=longest > sequence_length)
-
-    return encode
+        return Encoded(rows, 1, truncated=longest > self.sequence_length)
 
 
 def messages_of(store: SampleStore, i: int) -> Messages:
@@ -103,6 +206,22 @@ def messages_of(store: SampleStore, i: int) -> Messages:
     if there != spoken:
         raise store.error(i, "image count", f"{there} images, {spoken} image parts in its messages")
     return messages
+
+
+def some_turns(messages: Messages, start: int, end: int) -> Messages:
+    """The turns from `start` up to `end` as a conversation: after the system's messages, with the images shown before.
+
+    A turn ends with an answer; images of earlier turns stand in front of the first one's words.
+    """
+    ends = [0, *_answers(messages)]
+    system = [message for message in messages[: ends[start]] if message["role"] == "system"]
+    before = [{"type": "image"}] * (image_parts(messages[: ends[start]]) - image_parts(system))
+    first, *rest = messages[ends[start] : ends[end]]
+    if before:
+        content = first["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        first = {**first, "content": [*before, *parts]}
+    return [*system, first, *rest]
 
 
 def location_bins(tokenizer: Any) -> int:
@@ -125,6 +244,11 @@ def boxes_as_text(boxes: Sequence[dict[str, Any]], bins: int) -> str:
     return "".join(words)
 
 
+def _answers(messages: Messages) -> list[int]:
+    """How many messages there are up to the end of each answer."""
+    return [number + 1 for number, message in enumerate(messages) if message["role"] == "assistant"]
+
+
 def _grounding(store: SampleStore, i: int, record: dict[str, Any], bins: int) -> str:
     try:
         return boxes_as_text(record["boxes"], bins)
@@ -139,16 +263,9 @@ def _field(store: SampleStore, i: int, record: dict[str, Any], name: str) -> str
     return value
 
 
-def _located(store: SampleStore, i: int, encode: Callable[..., Example], *content: Any) -> Example:
+def _located(store: SampleStore, i: int, encode: Callable[..., Result], *content: Any) -> Result:
     """Encodes, with DataErrors turned into ones that name shard and key."""
     try:
         return encode(*content)
     except DataError as error:
         raise store.error(i, "not encodable", str(error)) from None
-
-
-def _shortened(messages: Messages, sequence_length: int, encoder: ConversationEncoder) -> Messages:
-    """The most turns from the first on that fit; empty where not even one does."""
-    ends = [number + 1 for number, message in enumerate(messages) if message["role"] == "assistant"]
-    fitting = bisect_right(ends, sequence_length, key=lambda end: len(encoder.encode(messages[:end])[0]))
-    return messages[: ends[fitting - 1]] if fitting else []

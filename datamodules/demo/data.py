@@ -3,22 +3,23 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from datamodules.batches import BatchConfig, BatchData, Part
 from datamodules.demo.build import COUNTS, build_demo, demo_folder
 from datamodules.demo.levels import level_named
 from datamodules.demo.scenes import UNSEEN_PAIRS, UNSEEN_WORDS
-from datamodules.shards import ShardsData
+from datamodules.paths import split_shards
 from fvl_lightning.core.registry import register
 
 
 @register("data", "demo")
-class DemoData(ShardsData):
+class DemoData(BatchData):
     """Coloured shapes, words, bar charts and handwriting of 64 pixels, drawn by prepare_data() unless they are there.
 
     Splits: train, validation, test, test_unseen_words, test_unseen_pairs.
     """
 
     @dataclass
-    class Config(ShardsData.Config):
+    class Config(BatchConfig):
         """Which demo set; another than the default counts and seed gets a folder of its own under `root`."""
 
         root: str = "data/demo"
@@ -56,12 +57,17 @@ class DemoData(ShardsData):
     config: Config
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config)
+        super().__init__()
+        self.config = config
 
     @property
     def folder(self) -> Path:
         """Where this configuration's shards lie."""
         return demo_folder(Path(self.config.root), self.config.level, self.config.counts, self.config.seed)
+
+    def parts(self, split: str) -> list[Part]:
+        """The one data set there is."""
+        return [Part("", split_shards(str(self.folder), split), self.config.view)]
 
     @property
     def tokenizer_path(self) -> Path:

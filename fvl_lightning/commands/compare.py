@@ -1,5 +1,6 @@
 """`fvl compare`: arms that differ only in the swept keys, on one frozen encoder, under one MLflow parent."""
 
+import dataclasses
 import json
 import os
 import platform
@@ -55,8 +56,10 @@ def run_comparison(path: Path, overrides: list[str], fresh: bool = False) -> Pat
     folder = Path(config.output) / config.name
     encoder_experiment, arms = experiments(config, path, folder)
     for stages in arms.values():
+        data = prepare_data(stages[-1])
         for split in config.unseen_splits:
-            prepare_data(stages[-1]).store(split)
+            data.store(split)
+    plan_alike(arms)
     console = Console()
     with tracked_parent(config) as tracker:
         encoder_run = reuse_or_train(encoder_experiment, tracker.run_id or None, fresh)
@@ -105,6 +108,15 @@ def experiments(config: ComparisonConfig, path: Path, folder: Path) -> tuple[Exp
             elsewhere = [*words, f"data.level={level}"]
             load_config(ExperimentConfig, base / config.stages[-1], elsewhere, f"transfer_levels in {path}")
     return encoder, arms
+
+
+def plan_alike(arms: Arms) -> None:
+    """Has every arm plan its rows by the tokens per image of the largest: the same samples at every step in all."""
+    for stages in zip(*arms.values(), strict=True):
+        tokens = {build_stage(stage, "meta").model.image_spec.tokens_per_image for stage in stages}
+        for stage in stages if len(tokens) > 1 else ():
+            planned = dataclasses.replace(stage.data.config, planned_tokens_per_image=max(tokens))
+            stage.data = dataclasses.replace(stage.data, config=planned)
 
 
 @contextmanager
@@ -180,6 +192,8 @@ def collect(
     hashes = {result["encoder_hash"] for result in results.values()}
     if hashes != {encoder_run.info["encoder_hash"]}:
         raise DataError(f"the arms do not share one encoder: {', '.join(sorted(hashes))}")
+    for stage in next(iter(results.values()))["runs"]:
+        check_same_samples(stage, {arm: RunFolder(Path(result["runs"][stage])) for arm, result in results.items()})
     samples = sample_answers(next(iter(arms.values()))[-1], {arm: r.pop("answers") for arm, r in results.items()})
     report = {
         "name": config.name,
@@ -201,6 +215,19 @@ def collect(
         "arms": results,
     }
     return report, samples
+
+
+def check_same_samples(stage: str, runs: dict[str, RunFolder]) -> None:
+    """DataError where two arms did not train on the same samples at the same step."""
+    seen: dict[int, tuple[str, float]] = {}
+    for arm, run in runs.items():
+        for step, keys in run.curve("data/step_keys"):
+            other, theirs = seen.setdefault(step, (arm, keys))
+            if keys != theirs:
+                raise DataError(
+                    f"arms {other} and {arm} trained on different samples at step {step} of {stage}; the comparison "
+                    "would be unfair, train both again with --fresh"
+                )
 
 
 def sample_answers(experiment: ExperimentConfig, answers: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -117,3 +117,22 @@ def make_talk() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def splits() -> tuple[str, ...]:
     return ALL_SPLITS
+
+
+@pytest.fixture(scope="session")
+def write_long_talks() -> Callable[..., None]:
+    """Writes `count` samples of 1 to 4 turns and 0 to 2 images each; with `bad`, the fourth can't be used."""
+
+    def write(folder: Path, split: str, count: int, prefix: str = "s", bad: bool = False) -> None:
+        with ShardWriter(folder, split, samples_per_shard=6) as writer:
+            for i in range(count):
+                images = (1, 0, 2)[i % 3]
+                first = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": f"what is {i}?"}]
+                messages: list[dict[str, Any]] = []
+                for turn in range(1 + i % 4):
+                    asked: Any = f"and {turn} more?" if turn else first
+                    messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": f"{i} {turn}"}]
+                record = {"messages": "none" if bad and i == 3 else messages}
+                writer.write(f"{prefix}{i}", record, [encoded_image((i * 7 + n) % 256) for n in range(images)])
+
+    return write

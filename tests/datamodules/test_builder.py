@@ -90,7 +90,7 @@ def test_formats_pass_through_and_others_become_png(make: Make) -> None:
     assert found["00000000-000007"]["png"].startswith(b"\x89PNG")
     assert set(found["00000000-000006"]) == {"json"}
     assert json.loads(found["00000000-000000"]["json"]) == {"id": 0, "caption": "noise 0 é"}
-    store = SampleStore(Path(config.output), "train")
+    store = SampleStore.open(Path(config.output), "train")
     assert all(len(store.images(i)) == store.image_count(i) for i in range(len(store)))
 
 

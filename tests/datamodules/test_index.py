@@ -38,7 +38,7 @@ def test_webdatasets_own_reader_reads_our_shards(tmp_path: Path, write_split: Wr
     assert [sample["__key__"] for sample in samples] == [f"s{i}" for i in range(7)]
     assert samples[5]["json"]["messages"][1]["content"] == "5"
     assert samples[5]["png"].shape == (6, 8, 3)
-    store = SampleStore(tmp_path, "train")
+    store = SampleStore.open(tmp_path, "train")
     assert store.record(5) == samples[5]["json"]
     assert np.array_equal(store.images(5)[0], samples[5]["png"])
 
@@ -47,16 +47,16 @@ def test_equal_samples_give_equal_bytes(tmp_path: Path, write_split: Write) -> N
     one, other = (write_split(tmp_path / name, "train", 3) for name in ("one", "other"))
     assert (one / "train-000000.tar").read_bytes() == (other / "train-000000.tar").read_bytes()
     assert index_path(one / "train-000000.tar").read_bytes() == index_path(other / "train-000000.tar").read_bytes()
-    assert SampleStore(one, "train").manifest_hash() == SampleStore(other, "train").manifest_hash()
+    assert SampleStore.open(one, "train").manifest_hash() == SampleStore.open(other, "train").manifest_hash()
     more = write_split(tmp_path / "more", "train", 4)
-    assert SampleStore(more, "train").manifest_hash() != SampleStore(one, "train").manifest_hash()
+    assert SampleStore.open(more, "train").manifest_hash() != SampleStore.open(one, "train").manifest_hash()
 
 
 def test_a_tar_without_index_is_indexed_on_first_use(tmp_path: Path, write_split: Write) -> None:
     tar = write_split(tmp_path, "train", 3) / "train-000000.tar"
     written = index_path(tar).read_bytes()
     index_path(tar).unlink()
-    assert SampleStore(tmp_path, "train").keys == ["s0", "s1", "s2"]
+    assert SampleStore.open(tmp_path, "train").keys == ["s0", "s1", "s2"]
     assert index_path(tar).read_bytes() == written
 
 
@@ -75,7 +75,7 @@ def test_foreign_tars(tmp_path: Path, image_bytes: Callable[..., bytes]) -> None
         add(archive, "b.JPEG", image_bytes(77, kind="JPEG"))
         add(archive, "b.txt", b" a caption \n")
         add(archive, f"{long}.json", b'{"caption": "long"}')
-    store = SampleStore(tmp_path, "train")
+    store = SampleStore.open(tmp_path, "train")
     assert store.keys == ["part/a", "b", long]
     assert [int(image[1, 1, 0]) for image in store.images(0)] == [0, 1, 2, 10]
     assert store.image_count(0) == 4
@@ -90,8 +90,8 @@ def test_long_names_are_recognised_in_every_kind_of_tar(tmp_path: Path, kind: in
     key = "/".join(["folder" * 5] * 5) + "/name"
     with tarfile.open(tmp_path / "train-0.tar", "w", format=kind) as archive:
         add(archive, f"{key}.json", b'{"caption": "x"}')
-    assert SampleStore(tmp_path, "train").key(0) == key
-    assert SampleStore(tmp_path, "train").record(0) == {"caption": "x"}
+    assert SampleStore.open(tmp_path, "train").key(0) == key
+    assert SampleStore.open(tmp_path, "train").record(0) == {"caption": "x"}
 
 
 def test_an_index_of_another_tar_is_told_by_its_size(tmp_path: Path, write_split: Write) -> None:
@@ -99,16 +99,16 @@ def test_an_index_of_another_tar_is_told_by_its_size(tmp_path: Path, write_split
     with tar.open("ab") as file:
         file.write(bytes(512))
     with pytest.raises(DataError, match=r"index .*000.index.safetensors does not match its tar: .*delete the index"):
-        SampleStore(tmp_path, "train")
+        SampleStore.open(tmp_path, "train")
 
 
 def test_an_index_of_another_tar_of_equal_size_is_told_at_the_first_read(tmp_path: Path, write_split: Write) -> None:
     one = write_split(tmp_path / "one", "train", 3)
     with ShardWriter(tmp_path / "other", "train") as writer:
         for i in range(3):
-            writer.write(f"t{i}", SampleStore(one, "train").record(i), [b"x" * 100])
+            writer.write(f"t{i}", SampleStore.open(one, "train").record(i), [b"x" * 100])
     os.replace(tmp_path / "other" / "train-000000.tar", one / "train-000000.tar")
-    store = SampleStore(one, "train")
+    store = SampleStore.open(one, "train")
     with pytest.raises(DataError, match=r"not match its tar: no member s0.json of \d+ bytes at byte 0; delete the"):
         store.record(0)
 
@@ -162,7 +162,7 @@ def test_an_index_is_what_was_made_after_writing_and_reading(tmp_path: Path) -> 
 @pytest.mark.parametrize("lost", [1, 700, 3000, 9000])
 def test_of_a_tar_cut_short_all_that_is_whole_is_there(tmp_path: Path, write_split: Write, lost: int) -> None:
     tar = write_split(tmp_path, "train", 8) / "train-000000.tar"
-    whole, images = tar.read_bytes(), SampleStore(tmp_path, "train").images(0)
+    whole, images = tar.read_bytes(), SampleStore.open(tmp_path, "train").images(0)
     headers = scan_tar(tar).offsets
     index_path(tar).unlink()
     tar.write_bytes(whole.rstrip(b"\0")[:-lost])
@@ -171,11 +171,11 @@ def test_of_a_tar_cut_short_all_that_is_whole_is_there(tmp_path: Path, write_spl
     # Only the header of the next sample says that there is no more of one.
     assert len(index) == sum(offset <= tar.stat().st_size for offset in headers[2::2])
     assert not index_path(tar).exists(), "it may be a copy that is not finished yet"
-    store = SampleStore(tmp_path, "train")
+    store = SampleStore.open(tmp_path, "train")
     assert store.keys == [f"s{i}" for i in range(len(index))]
     assert np.array_equal(store.images(0)[0], images[0])
     tar.write_bytes(whole)
-    assert len(SampleStore(tmp_path, "train")) == 8
+    assert len(SampleStore.open(tmp_path, "train")) == 8
 
 
 def test_of_a_tar_that_ends_between_two_members_the_last_sample_is_not_trusted(
@@ -205,7 +205,7 @@ def test_what_is_no_tar_has_no_samples(tmp_path: Path, content: bytes, reason: s
     (tmp_path / "train-0.tar").write_bytes(content)
     assert dict(scan_tar(tmp_path / "train-0.tar").problems) == {reason: Problem(1)}
     with pytest.raises(DataError, match=rf"shard .*train-0\.tar holds no samples: 1 x {reason}"):
-        SampleStore(tmp_path, "train")
+        SampleStore.open(tmp_path, "train")
 
 
 def test_a_missing_tar_is_one_sentence(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_the_first_of_two_samples_or_members_of_one_name_is_kept(tmp_path: Path)
         add(archive, "a.json", b'{"n": 4}')
         add(archive, "a.png", b"")
         add(archive, "c.json", b'{"n": 5}')
-    store = SampleStore(tmp_path, "train")
+    store = SampleStore.open(tmp_path, "train")
     assert [(store.key(i), store.record(i)["n"]) for i in range(len(store))] == [("a", 1), ("b", 3), ("c", 5)]
     counts = {reason: (found.count, found.examples) for reason, found in store.problems.items()}
     where = f"{tmp_path}/train-0.tar: "
@@ -322,7 +322,7 @@ def test_members_that_say_nothing_to_us_are_counted_by_suffix(tmp_path: Path) ->
 def test_names_that_are_not_utf8_are_read_and_shown(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "train-0.tar", "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as archive:
         add(archive, "caf\u00e9.json", b"{}")
-    store = SampleStore(tmp_path, "train")
+    store = SampleStore.open(tmp_path, "train")
     assert (store.key(0), store.record(0)) == ("caf\\xe9", {})
     assert store.read(0).key == "caf\\xe9"
 
@@ -335,7 +335,7 @@ def test_shards_made_elsewhere_are_told_once_and_damaged_ones_each(
         index_path(tmp_path / f"train-{number:06d}.tar").unlink()
     (tmp_path / "train-000002.tar").write_bytes(b"")
     with caplog.at_level("INFO"):
-        assert len(SampleStore(tmp_path, "train")) == 6
+        assert len(SampleStore.open(tmp_path, "train")) == 6
     assert [record.getMessage().replace(str(tmp_path), "") for record in caplog.records] == [
         "2 of 3 shards have no index (such as /train-000000.tar): made now",
         "shard /train-000002.tar: 1 x empty file",
@@ -354,7 +354,7 @@ def test_an_interrupted_writer_leaves_whole_shards_only(
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train-000000.index.safetensors", "train-000000.tar"]
-    assert len(SampleStore(tmp_path, "train")) == 2
+    assert len(SampleStore.open(tmp_path, "train")) == 2
 
 
 def test_a_folder_that_cannot_be_written_is_indexed_in_memory(
@@ -367,5 +367,5 @@ def test_a_folder_that_cannot_be_written_is_indexed_in_memory(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("datamodules.index.save_index", refuse)
-    assert len(SampleStore(tmp_path, "train")) == 2
+    assert len(SampleStore.open(tmp_path, "train")) == 2
     assert "Permission denied), so the next run makes it again" in caplog.text

@@ -37,7 +37,8 @@ def record(kinds: Any) -> dict[str, Any]:
 def test_each_answer_is_asked_for_with_all_images_and_no_other_turn(
     tmp_path: Path, write_split: Write, image_bytes: Bytes
 ) -> None:
-    store = SampleStore(write_split(tmp_path, "test", 3, {1: (record(["what", "how"]), [image_bytes()] * 2)}), "test")
+    replaced = {1: (record(["what", "how"]), [image_bytes()] * 2)}
+    store = SampleStore.open(write_split(tmp_path, "test", 3, replaced), "test")
     one, other = list_questions(store)  # the samples without kinds are passed over
     assert (one.key, one.index, one.kind, one.answer) == ("s1", 1, "what", "the colour")
     assert (other.key, other.index, other.kind, other.answer) == ("s1", 1, "how", "red, not blue")
@@ -53,12 +54,12 @@ def test_each_answer_is_asked_for_with_all_images_and_no_other_turn(
 def test_kinds_that_are_not_as_many_as_answers(
     tmp_path: Path, write_split: Write, image_bytes: Bytes, kinds: Any
 ) -> None:
-    store = SampleStore(write_split(tmp_path, "test", 1, {0: (record(kinds), [image_bytes()] * 2)}), "test")
+    store = SampleStore.open(write_split(tmp_path, "test", 1, {0: (record(kinds), [image_bytes()] * 2)}), "test")
     with pytest.raises(SampleError, match=r"sample 's0' in .*: kinds \(2 answers, `kinds` is"):
         list_questions(store)
 
 
 def test_broken_messages_are_told(tmp_path: Path, write_split: Write, image_bytes: Bytes) -> None:
-    store = SampleStore(write_split(tmp_path, "test", 1, {0: (record(["what", "how"]), [image_bytes()])}), "test")
+    store = SampleStore.open(write_split(tmp_path, "test", 1, {0: (record(["what", "how"]), [image_bytes()])}), "test")
     with pytest.raises(SampleError, match="1 images, 2 image parts"):
         list_questions(store)

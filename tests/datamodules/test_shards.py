@@ -12,6 +12,7 @@ import torch
 from lightning import LightningModule, Trainer
 from tokenizers import processors
 
+from datamodules.items import Piece
 from datamodules.loader import PATIENCE
 from datamodules.shards import ShardsData
 from fvl_lightning.core.config import choose
@@ -247,10 +248,10 @@ def test_long_conversations_lose_whole_turns_at_the_end(
         write_split(tmp_path, split, 2, {1: (long_record(9), [image_bytes()])})
     # Sample 0 has 17 tokens or so: only the second matters here.
     loader = connected(tmp_path, make_context(batch_size=1), sequence_length=length, max_bad_fraction=1.0)
-    store, view = loader.store("validation"), loader._view()
-    encoded = view(store, 1)
+    store, view = loader.store("validation"), loader.view("conversation")
+    encoded = view.encode(store, Piece(1))
     ids, labels = encoded.rows[0]
-    whole = connected(tmp_path, make_context(batch_size=1))._view()(store, 1).rows[0]
+    whole = connected(tmp_path, make_context(batch_size=1)).view("conversation").encode(store, Piece(1)).rows[0]
     assert len(ids) <= length
     assert ids == whole[0][: len(ids)]
     assert labels == whole[1][: len(ids)]
@@ -304,12 +305,12 @@ def test_a_first_turn_that_does_not_fit_is_a_bad_sample(folder: Path, make_conte
 
 
 def bad_samples(talk: Talk, image: Callable[..., bytes]) -> dict[int, tuple[dict[str, Any], list[bytes]]]:
-    special = talk("what is <eos>?", "x")
+    shown = [{"role": "user", "content": "q"}, {"role": "assistant", "content": [{"type": "image"}]}]
     return {
         3: (talk("q", "a"), [b"broken"]),
         11: ({"caption": "x"}, [image()]),
         20: (talk("q", "a", 2), [image()]),
-        33: (special, [image()]),
+        33: ({"messages": shown}, [image()]),
         34: ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, [image()]),
     }
 
@@ -406,7 +407,14 @@ def test_missing_data_is_told_before_anything_else(tmp_path: Path, write_split: 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({}, "root"),
+        ({"root": "x", "shards": {"train": ["x"]}}, "root and shards are given"),
+        ({"datasets": {"a": {"share": 1}, "b": {}}}, "a share is given for some of them"),
+        ({"datasets": {"a": {"share": 0}}}, "a share must be above 0"),
+        ({"datasets": {"a": {"shar": 1}}}, "did you mean 'share'"),
+        ({"datasets": {"a": {}}, "view": "tasks"}, "the view tasks takes one data set"),
+        ({"root": "x", "packing": "best_fit", "view": "tasks"}, "view tasks has no rows"),
+        ({"root": "x", "packing": "best_fit", "group_by_length": True}, "group_by_length pads"),
+        ({"root": "x", "over_long": "cut"}, "allowed are drop, split, truncate"),
         ({"root": "x", "view": "conversations"}, "view"),
         ({"root": "x", "workers": -1}, "workers can't be -1"),
         ({"root": "x", "sequence_length": 0}, "sequence_length can't be 0"),

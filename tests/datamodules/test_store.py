@@ -36,7 +36,7 @@ def write_tar(path: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def test_samples_are_numbered_through_all_shards(tmp_path: Path, write_split: Write) -> None:
-    store = SampleStore(write_split(tmp_path, "train", 10, samples_per_shard=3), "train")
+    store = SampleStore.open(write_split(tmp_path, "train", 10, samples_per_shard=3), "train")
     assert len(store) == 10
     assert [store.key(i) for i in (9, 0, 3, 2)] == ["s9", "s0", "s3", "s2"]
     assert [store.record(i)["messages"][1]["content"] for i in range(10)] == [str(i) for i in range(10)]
@@ -48,7 +48,7 @@ def test_formats(tmp_path: Path, image_bytes: Bytes, kind: str, extension: str) 
     with ShardWriter(tmp_path, "train") as writer:
         writer.write("a", {}, [image_bytes(200, (40, 30), kind)], extension)
         writer.write("b", {}, [image_bytes(i, (40, 30), kind) for i in (10, 100)], extension)
-    store = SampleStore(tmp_path, "train")
+    store = SampleStore.open(tmp_path, "train")
     assert store.images(0)[0].shape == (30, 40, 3)
     assert [round(float(image[20:, 20:].mean())) for image in store.images(1)] == [10, 100]
 
@@ -57,22 +57,22 @@ def test_missing_folder_split_and_samples(tmp_path: Path, write_split: Write) ->
     write_split(tmp_path / "shards", "train", 1)
     write_split(tmp_path / "shards", "test_unseen_words", 1)
     with pytest.raises(DataError, match=r"no folder .*shard with shards; did you mean 'shards'\?"):
-        SampleStore(tmp_path / "shard", "train")
+        SampleStore.open(tmp_path / "shard", "train")
     sentence = r"no shard test-<number>.tar in .*: there are the splits test_unseen_words, train"
     with pytest.raises(DataError, match=sentence):
-        SampleStore(tmp_path / "shards", "test")
+        SampleStore.open(tmp_path / "shards", "test")
     with pytest.raises(DataError, match=r"did you mean 'train'\?"):
-        SampleStore(tmp_path / "shards", "trian")
+        SampleStore.open(tmp_path / "shards", "trian")
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="there are no shards at all"):
-        SampleStore(tmp_path / "none", "train")
+        SampleStore.open(tmp_path / "none", "train")
 
 
 def test_an_empty_shard(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "train-0.tar", "w"):
         pass
     with pytest.raises(DataError, match=r"shard .*train-0.tar holds no samples"):
-        SampleStore(tmp_path, "train")
+        SampleStore.open(tmp_path, "train")
 
 
 def bomb(side: int) -> bytes:
@@ -96,7 +96,7 @@ def test_broken_samples_name_shard_key_and_reason(tmp_path: Path, image_bytes: B
         writer.write("bomb", {}, [bomb(40_000)])
         writer.write("large", {}, [bomb(8200)])
         writer.write("gif", {}, [b"GIF89a" + bytes(50)])
-    store = SampleStore(tmp_path, "train")
+    store = SampleStore.open(tmp_path, "train")
     for i, key in enumerate(["cut", "noise", "bomb", "large", "gif"]):
         with pytest.raises(SampleError, match=rf"^sample '{key}' in .*train-000000.tar: broken image \(png") as error:
             store.images(i)
@@ -116,7 +116,7 @@ def test_bad_json(tmp_path: Path) -> None:
             archive.addfile(info, io.BytesIO(content))
         info = tarfile.TarInfo("d.png")
         archive.addfile(info)
-    store = SampleStore(tmp_path, "train")
+    store = SampleStore.open(tmp_path, "train")
     for i, reason in enumerate(["bad JSON", "bad JSON", "bad JSON", "no JSON"]):
         with pytest.raises(SampleError, match=f"sample '{'abcd'[i]}' in .*train-0.tar: {reason}"):
             store.record(i)
@@ -133,7 +133,7 @@ def test_no_damage_raises_anything_but_a_sample_error(
     with ShardWriter(folder, "train") as writer:
         writer.write("a", {}, [bytes(content)])
     try:
-        images = SampleStore(folder, "train").images(0)
+        images = SampleStore.open(folder, "train").images(0)
     except SampleError:
         return
     assert images[0].dtype == np.uint8
@@ -145,7 +145,7 @@ def _read_in_worker(store: SampleStore) -> list[Any]:
 
 
 def test_a_store_is_read_after_pickling_and_in_another_process(tmp_path: Path, write_split: Write) -> None:
-    store = SampleStore(write_split(tmp_path, "train", 5, samples_per_shard=2), "train")
+    store = SampleStore.open(write_split(tmp_path, "train", 5, samples_per_shard=2), "train")
     copy = pickle.loads(pickle.dumps(store))
     assert _read_in_worker(copy) == list("01234")
     with multiprocessing.get_context("fork").Pool(2) as pool:
@@ -158,7 +158,7 @@ def test_raw_samples(tmp_path: Path, image_bytes: Bytes) -> None:
     contents = {"a.2.png": images[2], "a.txt": b"words", "a.pkl": bytes(10**6), "a.0.png": images[0]}
     contents |= {"a.json": b'{"x": 1}', "a.1.PNG": images[1], "b.png": images[0], "c.txt": b" lone \n"}
     write_tar(tmp_path / "train-0.tar", contents)
-    store = SampleStore.open(str(tmp_path), "train")
+    store = SampleStore.open(tmp_path, "train")
     assert store.read(0) == RawSample("a", b'{"x": 1}', b"words", images)
     assert store.read(1) == RawSample("b", None, None, images[:1])
     assert store.read(2) == RawSample("c", None, b" lone \n", [])
@@ -190,7 +190,7 @@ BAD_TEXTS = {
 def test_texts_that_no_tokenizer_could_take(tmp_path: Path) -> None:
     good = {"x.json": rb'{"a": "\ud83d\ude00 \\u0000 \\ud800"}', "y.json": b'\xef\xbb\xbf{"b": 1}'}
     write_tar(tmp_path / "train-0.tar", {**BAD_TEXTS, **good})
-    store = SampleStore.open(str(tmp_path), "train")
+    store = SampleStore.open(tmp_path, "train")
     for i in range(len(BAD_TEXTS)):
         with pytest.raises(SampleError, match=f"sample '{'abcdefg'[i]}' in .*: bad text") as error:
             store.record(i)
@@ -205,7 +205,7 @@ def test_good_shards_are_read_beside_damaged_ones(
     write_split(tmp_path, "train", 4, samples_per_shard=2)
     (tmp_path / "train-000002.tar").write_bytes(b"")
     write_tar(tmp_path / "train-000003.tar", {"../a.json": b"{}", "b.json": b"{}", "../c.json": b"{}"})
-    store = SampleStore.open(str(tmp_path), "train")
+    store = SampleStore.open(tmp_path, "train")
     assert store.keys == ["s0", "s1", "s2", "s3", "b"]
     assert {reason: found.count for reason, found in store.problems.items()} == {"empty file": 1, "unsafe name": 2}
     assert "train-000003.tar: 2 x unsafe name (../a.json)" in caplog.text
@@ -219,17 +219,17 @@ def test_good_shards_are_read_beside_damaged_ones(
 def test_a_text_that_changed_under_its_index_is_told(tmp_path: Path) -> None:
     """Of equal size as a tar, all members at the same places, and yet another length."""
     write_tar(tmp_path / "train-0.tar", {"a.json": b'{"a": 1}'})
-    SampleStore.open(str(tmp_path), "train")
+    SampleStore.open(tmp_path, "train")
     write_tar(tmp_path / "train-0.tar", {"a.json": b'{"a": 1, "b": 2}'})
     with pytest.raises(DataError, match=r"does not match its tar: no member a\.json of 8 bytes"):
-        SampleStore.open(str(tmp_path), "train").record(0)
+        SampleStore.open(tmp_path, "train").record(0)
 
 
 def test_files_that_vanish_shrink_or_fail_are_one_sentence(
     tmp_path: Path, write_split: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tar = write_split(tmp_path, "train", 2) / "train-000000.tar"
-    store = SampleStore.open(str(tmp_path), "train")
+    store = SampleStore.open(tmp_path, "train")
     content = tar.read_bytes()
     tar.unlink()
     with pytest.raises(DataError, match=r"shard .*000.tar can't be read: No such file or directory$"):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamodules.build_config import BuildConfig
-from datamodules.conversation import check_messages, image_parts
+from datamodules.messages import check_messages, image_parts
 from datamodules.sources.base import Row
 from fvl_lightning.core.config import load_config
 from tests.conftest import ROOT

@@ -1,0 +1,44 @@
+"""A training in two processes, stopped in the middle of an epoch and resumed: each rank sees its own next batches."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import ONE_THREAD, ROOT, furnish
+
+PROGRAM = Path(__file__).with_name("two_ranks.py")
+
+
+def train(folder: Path, out: str, stop: int, *checkpoint: str) -> list[dict[str, Any]]:
+    """What both ranks saw."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / out).mkdir()
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(PROGRAM), out, str(stop), *checkpoint],
+        cwd=folder, env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / out / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+
+
+def test_each_rank_goes_on_with_its_own_next_batches(tmp_path: Path, tiny_data: Path) -> None:
+    folder = furnish(tmp_path, tiny_data)
+    whole = train(folder, "whole", 6)
+    first = train(folder, "first", 2)
+    second = train(folder, "second", 6, "first/last.ckpt")
+    for rank in range(2):
+        assert len(first[rank]["keys"]) == 4
+        assert first[rank]["keys"] + second[rank]["keys"] == whole[rank]["keys"]
+        assert whole[rank]["position"] == second[rank]["position"] > first[rank]["position"]
+    assert whole[0]["position"] == whole[1]["position"]
+    seen = [{key for keys in rank["keys"] for key in keys} for rank in whole]
+    assert max(map(len, seen)) > 8
+    assert whole[0]["keys"] != whole[1]["keys"]
