@@ -167,6 +167,24 @@ def test_raw_samples(tmp_path: Path, image_bytes: Bytes) -> None:
     assert store.record(2) == {"caption": "lone"}
 
 
+def test_a_sample_is_one_read_and_what_is_not_ours_none(
+    tmp_path: Path, image_bytes: Bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = {f"a.{number}.png": image_bytes(number) for number in range(5)}
+    far = {"b.json": b"{}", "b.pkl": bytes(10**6), "b.png": images["a.0.png"]}
+    write_tar(tmp_path / "train-0.tar", {"a.json": b"{}", **images, **far})
+    store = SampleStore.open(str(tmp_path), "train")
+    lengths: list[int] = []
+    pread = os.pread
+    monkeypatch.setattr("os.pread", lambda *args: (lengths.append(args[1]), pread(*args))[1])
+    assert len(store.read(0).images) == 5
+    assert len(lengths) == 1
+    assert len(store.read(1).images) == 1
+    assert len(lengths) == 3
+    store.record(0)
+    assert sum(lengths[1:]) < 5000, "nor are images read for a text"
+
+
 def test_another_decoder_may_be_given(tmp_path: Path, write_split: Write) -> None:
     def dark(encoded: bytes) -> Any:
         assert encoded.startswith(b"\x89PNG")
