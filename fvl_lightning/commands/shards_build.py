@@ -1,5 +1,8 @@
 """`fvl shards build`: image-text data of another format to shards."""
 
+import threading
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +17,7 @@ from datamodules.builder import build_shards
 from datamodules.manifest import BuildProgress, Manifest
 from fvl_lightning.commands.shards_options import bytes_in_words, counted_table, duration
 from fvl_lightning.core.config import COMMAND_LINE, check_config, load_config, parse_override
+from fvl_lightning.core.errors import UserError
 
 Recipe = Annotated[
     str, typer.Argument(help="Recipe (.yaml), or just a source's name; `fvl list source` has them.", metavar="RECIPE")
@@ -61,15 +65,36 @@ def _build(config: BuildConfig) -> Manifest:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"building {config.output}, chunks", total=None, said="")
+        task = bar.add_task("building, chunks", total=None, said="")
+
+        chunks_in_all = _counted(config) if console.is_terminal else []
 
         def show(progress: BuildProgress) -> None:
+            progress = replace(progress, chunks_in_all=next(iter(chunks_in_all), progress.chunks_in_all))
             left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
             rate = f"{progress.images_per_second:.0f} images/s"
             said = f"{progress.samples:,} samples, {rate}, {progress.refused:,} refused{left}"
             bar.update(task, completed=progress.chunks, total=progress.chunks_in_all, said=said)
 
         return build_shards(config, show)
+
+
+def _counted(config: BuildConfig) -> list[int]:
+    """A list that will have the number of chunks this part builds, once a thread of its own has counted them.
+
+    For the time left alone: most sources have to look through their files for it, much faster than a build does.
+    """
+    first, parts = (int(number) for number in config.part.split("/"))
+    counted: list[int] = []
+
+    def count() -> None:
+        with suppress(UserError, OSError):  # the build itself will tell
+            chunks = sum(1 for _ in config.source.component(config.source.config).chunks())
+            counted.append(len(range(first - 1, chunks, parts)))
+
+    if config.source is not None:
+        threading.Thread(target=count, daemon=True).start()
+    return counted
 
 
 def _show(manifest: Manifest, config: BuildConfig, console: Console) -> None:

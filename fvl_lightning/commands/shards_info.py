@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from datamodules.index import replacing
@@ -61,10 +63,14 @@ def _show(summary: dict[str, Any], console: Console) -> None:
     there = ", ".join(plural(summary[name], name.removesuffix("s")) for name in ("shards", "samples", "images"))
     console.print(f"{there}, {bytes_in_words(summary['bytes'])}", highlight=False, soft_wrap=True)
     named = {0: "min", 50: "median", 100: "max"}
-    table = counted_table(("", "total", "mean", *(named.get(p, f"{p} %") for p in PERCENTILES)))
+    table = Table(box=box.SIMPLE)
+    table.add_column("")
+    for column in ("total", "mean", *(named.get(p, f"{p} %") for p in PERCENTILES)):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, values in summary["measures"].items():
-        points = (f"{values[f'p{percentile}']:,}" for percentile in PERCENTILES)
-        table.add_row(MEASURES[name], f"{values['total']:,}", f"{values['mean']:,.1f}", *points)
+        points = (_short(values[f"p{percentile}"]) for percentile in PERCENTILES)
+        mean = values["mean"]
+        table.add_row(MEASURES[name], _short(values["total"]), f"{mean:.1f}" if mean < 1000 else _short(mean), *points)
     console.print(table)
     for name, columns in COUNTS.items():
         counts = summary[name]
@@ -76,3 +82,11 @@ def _show(summary: dict[str, Any], console: Console) -> None:
         if len(counts) > SHOWN:
             counted.add_row(f"{len(counts) - SHOWN:,} more", f"{sum(list(counts.values())[SHOWN:]):,}")
         console.print(counted)
+
+
+def _short(number: float) -> str:
+    """A number of at most six letters, so that the table fits into 80 columns; --json has all digits."""
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 10 * scale or (number >= scale and scale > 1e3):
+            return f"{number / scale:.0f}{unit}" if number >= 100 * scale else f"{number / scale:.1f}{unit}"
+    return f"{number:,.0f}"
