@@ -32,11 +32,11 @@ def preview(
     store = open_store(paths)
     encoder = None if tokenizer is None else open_encoder(tokenizer, tokens_per_image=1)
     previews = [preview_sample(store, i) for i in spread(len(store), number)]
+    with replacing(output) as beside:
+        contact_sheet(previews).save(beside, format="PNG")
     console = Console()
     for sample in previews:
         _print(sample, encoder, console)
-    with replacing(output) as beside:
-        contact_sheet(previews).save(beside, format="PNG")
     console.print(f"{len(previews)} of {len(store):,} samples: {output}", highlight=False, soft_wrap=True)
 
 
