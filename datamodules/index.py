@@ -66,7 +66,7 @@ class ShardIndex:
 
     def raw_key(self, row: int) -> bytes:
         """A sample's key as the tar spells it."""
-        return self.key_bytes[self.key_ends[row - 1] if row else 0 : self.key_ends[row]]
+        return self.key_bytes[self.key_ends.item(row - 1) if row else 0 : self.key_ends.item(row)]
 
     def key(self, row: int) -> str:
         """A sample's key; bytes that are not UTF-8 are written \\xNN."""
@@ -74,7 +74,7 @@ class ShardIndex:
 
     def members(self, row: int) -> tuple[int, int]:
         """The first of a sample's members, and the first behind them."""
-        return int(self.member_ends[row - 1]) if row else 0, int(self.member_ends[row])
+        return self.member_ends.item(row - 1) if row else 0, self.member_ends.item(row)
 
 
 def make_index(

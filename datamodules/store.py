@@ -18,7 +18,7 @@ from datamodules.images import decode_image
 from datamodules.index import ShardIndex, index_name, mismatch
 from datamodules.paths import split_shards
 from datamodules.remote import ShardCache
-from datamodules.scan import HEADER, TEXTS, Problem, readable
+from datamodules.scan import HEADER, TEXTS, Problem, is_header, readable
 from datamodules.shard_files import ShardFiles, open_indexes
 from fvl_lightning.core.errors import DataError
 
@@ -195,7 +195,7 @@ class SampleStore:
 
     def _locate(self, i: int) -> tuple[int, int]:
         """The number of its shard, and which of the shard's samples it is."""
-        assert 0 <= i < len(self), f"sample {i} of {len(self)}"
+        assert 0 <= i < self._starts[-1], f"sample {i} of {len(self)}"
         shard = bisect_right(self._starts, i) - 1
         return shard, i - self._starts[shard]
 
@@ -225,9 +225,9 @@ class SampleStore:
             raise self.error(i, "cut short", f"{len(block)} of {length} bytes are there")
         contents = []
         for suffix, offset, size in zip(suffixes, offsets, sizes, strict=True):
-            begin = offset - start
-            if not _is_header(block[begin - HEADER : begin], key + suffix, size):
-                where = f"{readable(key + suffix)} of {size} bytes at byte {offset - HEADER}"
+            begin, name = offset - start, key + suffix
+            if not is_header(block, begin - HEADER, name, size):
+                where = f"{readable(name)} of {size} bytes at byte {offset - HEADER}"
                 raise mismatch(index_name(self.shards[shard]), f"no member {where}")
             contents.append(block[begin : begin + size])
         return contents
@@ -275,25 +275,6 @@ class _Members(NamedTuple):
     def part(self, begin: int, end: int) -> "_Members":
         """Those from `begin` to before `end`."""
         return _Members(self.shard, self.key, self.suffixes[begin:end], self.offsets[begin:end], self.sizes[begin:end])
-
-
-def _is_header(header: bytes, name: bytes, size: int) -> bool:
-    """Whether a tar header is that of a member; its name is compared as far as the header's fields reach."""
-    field = header[124:136]
-    try:
-        # What does not fit as octal digits is written in binary, behind this bit.
-        if not field[0] & 0x80 and int(field.rstrip(b"\0 "), 8) != size:
-            return False
-    except ValueError:
-        return False
-    if header.startswith(name + b"\0"):
-        return True
-    stored = header[:100].rstrip(b"\0")
-    prefix = header[345:500].rstrip(b"\0") if header[257:263] == b"ustar\0" else b""
-    if prefix:
-        stored = prefix + b"/" + stored
-    # The index holds suffixes in lower case; a longer name is cut at 100 bytes.
-    return stored.lower() == name.lower() or (len(stored) >= 100 and name.lower().startswith(stored.lower()))
 
 
 def _strings(value: Any) -> Iterator[str]:
