@@ -13,13 +13,12 @@ from typing import Any
 from datamodules.build_config import BuildConfig
 from datamodules.build_journal import NAME as JOURNAL
 from datamodules.index import index_path, save_index, scan_tar
-from datamodules.manifest import FORMAT, Manifest
+from datamodules.manifest import FORMAT, MANIFEST_NAME, Manifest
 from datamodules.remote import is_remote, list_names, put_file, read_bytes
 from datamodules.writer import Shard
 from fvl_lightning.core.config import as_plain, differences
 from fvl_lightning.core.errors import DataError
 
-_MANIFEST = re.compile(r"manifest(-part\d+of\d+)?\.json")
 _NOT_IDENTITY = ("output", "processes", "plugins")
 """Fields of a recipe that the shards do not depend on."""
 
@@ -55,7 +54,7 @@ class Output:
             DataError: the output holds another build, or the finished one lacks a shard.
         """
         names = list(self._names())
-        for name in filter(_MANIFEST.fullmatch, names):
+        for name in filter(MANIFEST_NAME.fullmatch, names):
             found = Manifest.from_json(self._read(name), f"{self.place}/{name}", already_complete=True)
             self.refuse_other(found.settings, settings)
             if name == self.manifest:

@@ -1,7 +1,6 @@
 """Looks into shards for everything that training would trip over, before it starts."""
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import numpy as np
 
 from datamodules.images import ImageHeader, verify_image
 from datamodules.index import ShardIndex, index_as_bytes, index_name, load_index, parse_index, scan_tar
-from datamodules.manifest import Manifest
+from datamodules.manifest import MANIFEST_NAME, Manifest
 from datamodules.parallel import map_in_processes
 from datamodules.remote import ShardCache, is_remote, list_names, read_bytes, read_if_there
 from datamodules.scan import TEXTS
@@ -23,7 +22,6 @@ from datamodules.views import Messages, messages_of
 from datamodules.writer import Shard
 from fvl_lightning.core.errors import DataError
 
-MANIFEST = re.compile(r"manifest(-part\d+of\d+)?\.json")
 AT_ONCE = 256
 """Samples a process looks at before it reports."""
 EXAMPLES = 3
@@ -86,7 +84,7 @@ def read_manifests(shards: Sequence[str]) -> dict[str, Shard]:
     """
     known: dict[str, Shard] = {}
     for folder in sorted({shard.rpartition("/")[0] for shard in shards}):
-        for name in filter(MANIFEST.fullmatch, _listed(folder)):
+        for name in filter(MANIFEST_NAME.fullmatch, _listed(folder)):
             place = f"{folder}/{name}" if folder else name
             content = read_bytes(place) if is_remote(place) else Path(place).read_bytes()
             manifest = Manifest.from_json(content.decode("utf-8", errors="replace"), place)

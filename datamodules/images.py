@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from fvl_lightning.core.errors import ConfigError, DataError
@@ -25,6 +25,7 @@ MAX_BYTES = 256 * 1024 * 1024
 Decoder = Literal["pillow", "simplejpeg"]
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+_UNREADABLE = "not a readable PNG, JPEG, WebP, GIF or BMP"
 _MAX_SCANS = 100  # every scan of a progressive JPEG costs a pass over all pixels and may be a few bytes long
 _SCAN = b"\xff\xda"
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
@@ -128,8 +129,10 @@ def _opened(content: bytes, name: str = "") -> Iterator[Image.Image]:
                 yield image
     except DataError as error:
         raise DataError(f"{name}{error}") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{name}{_UNREADABLE} (none of these, or its header is broken)") from None
     except Exception as error:  # whatever a decoder raises on broken bytes, the image is broken
-        raise DataError(f"{name}not a readable PNG, JPEG, WebP, GIF or BMP ({_one_line(error)})") from None
+        raise DataError(f"{name}{_UNREADABLE} ({_one_line(error)})") from None
 
 
 def _refuse_length(length: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -84,7 +85,12 @@ class _Measuring(Dataset[tuple[Measured, "Counter[str]"]]):
 
 def _measure(store: SampleStore, samples: range, view: View, workers: int) -> Items:
     chunks = DataLoader(
-        _Measuring(store, samples, view), batch_size=None, num_workers=workers, collate_fn=as_is
+        _Measuring(store, samples, view),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=as_is,
+        # Without one of its own a loader draws from torch's global stream: the run that measures would be another.
+        generator=torch.Generator(),
     )
     parts: list[Any] = []
     counts: Counter[str] = Counter()

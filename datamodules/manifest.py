@@ -1,6 +1,7 @@
 """What a build of shards made: the manifest beside them; and, for who waits for it, how far a build has got."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -8,6 +9,9 @@ from typing import Any
 
 from datamodules.writer import Shard
 from fvl_lightning.core.errors import DataError
+
+MANIFEST_NAME = re.compile(r"manifest(-part\d+of\d+)?\.json")
+"""The names of manifests: one per build, or one per part of it."""
 
 FORMAT = 1
 """Raised whenever the same settings would give other shards."""

@@ -119,6 +119,12 @@ def put_file(local: Path, url: str) -> None:
             files.put_file(str(local), path)
 
 
+def default_cache(gigabytes: float) -> "ShardCache":
+    """The cache that all commands of this user share, with at most so many gigabytes (10^9 bytes) in it."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return ShardCache(Path(caches) / "fvl_lightning" / "shards", int(gigabytes * 1e9))
+
+
 @dataclass(frozen=True)
 class ShardCache:
     """A folder with copies of remote files, of which those used least recently make room for others.

@@ -1,17 +1,13 @@
 """Training data from WebDataset shards of one's own: one data set, or a mixture of several."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from datamodules.batches import BatchConfig, BatchData, Part
 from datamodules.paths import expand_shards, split_shards
-from datamodules.remote import ShardCache, is_remote
+from datamodules.remote import default_cache, is_remote
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
 from fvl_lightning.core.registry import register
-
-CACHE = "~/.cache/fvl_lightning/shards"
-GIB = 2**30
 
 
 @dataclass
@@ -42,10 +38,9 @@ class ShardsData(BatchData):
         """In place of `root`: the shards of each split, as folders, globs, {000000..000999}.tar or URLs."""
         datasets: dict[str, DatasetConfig] = field(default_factory=dict)
         """In place of both: several data sets, mixed by their shares. A split may be missing from some of them."""
-        cache_folder: str = CACHE
-        """Where remote shards are kept."""
-        cache_gib: float = 100.0
-        """How much of them; the least recently used go first. Shuffling is over as many as fit into half of it."""
+        cache_gigabytes: float = 50.0
+        """How much of remote shards is kept in ~/.cache/fvl_lightning; those used least recently go first. Shuffling is
+        over as many as fit into half of it."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -55,6 +50,8 @@ class ShardsData(BatchData):
             shares = [dataset.share for dataset in self.datasets.values()]
             if None in shares and any(share is not None for share in shares):
                 raise ValueError("datasets: a share is given for some of them, give one for all or for none")
+            if self.cache_gigabytes <= 0:
+                raise ValueError(f"cache_gigabytes must be above 0, not {self.cache_gigabytes}")
             if any(share is not None and share <= 0 for share in shares):
                 raise ValueError("datasets: a share must be above 0")
             if self.datasets and self.view == "tasks":
@@ -74,7 +71,7 @@ class ShardsData(BatchData):
             for address in [dataset.root, *(one for several in dataset.shards.values() for one in several)]
         ]
         if any(is_remote(address) for address in addresses):
-            self.cache = ShardCache(Path(config.cache_folder).expanduser(), int(config.cache_gib * GIB))
+            self.cache = default_cache(config.cache_gigabytes)
 
     def parts(self, split: str) -> list[Part]:
         """The data sets that have this split; DataError where none has."""

@@ -50,5 +50,6 @@ def run(arguments: list[str]) -> int:
             console.print(f"[bold red]error:[/] {escape(error.format_message())}", soft_wrap=True, highlight=False)
         return MISTAKE
     if result == INTERRUPTED:  # typer's answer to KeyboardInterrupt
-        console.print("stopped; what was saved is kept, and `--resume` goes on from there", soft_wrap=True)
+        said = "stopped; what was saved is kept, and the same command (`--resume` for a training) goes on from there"
+        console.print(said, soft_wrap=True)
     return result if isinstance(result, int) else 0

@@ -1,9 +1,7 @@
 """What the verbs of `fvl shards` have in common: how shards are named, tokenizers opened, and progress shown."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +12,7 @@ from transformers import AutoTokenizer
 
 from datamodules.conversation import ConversationEncoder
 from datamodules.paths import expand_shards
-from datamodules.remote import ShardCache
+from datamodules.remote import ShardCache, default_cache
 from datamodules.store import SampleStore
 from fvl_lightning.core.errors import ConfigError, first_line
 from fvl_lightning.modeling.build import IMAGE_TOKEN, image_tokenizer
@@ -27,14 +25,13 @@ Processes = Annotated[int | None, typer.Option(min=1, help="Processes to work in
 Tokenizer = Annotated[str | None, typer.Option(help="Folder or hub id of a tokenizer with a chat template.")]
 
 
-CACHE_BYTES = 50 * 10**9
+CACHE_GIGABYTES = 50.0
 """Disk that copies of remote shards may take here."""
 
 
 def shard_cache() -> ShardCache:
     """Where copies of remote shards are kept."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return ShardCache(Path(caches) / "fvl_lightning" / "shards", CACHE_BYTES)
+    return default_cache(CACHE_GIGABYTES)
 
 
 def open_store(paths: list[str]) -> SampleStore:

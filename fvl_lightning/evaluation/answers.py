@@ -99,7 +99,8 @@ def answer_questions(
     """
     questions = data.questions(split)
     if not questions:
-        raise DataError(f"split {split} in {data.folder} has no questions to score: its records name no `kinds`")
+        where = f"split {split} ({data.store(split).shards[0]} ...)"
+        raise DataError(f"{where} has no questions to score: its records name no `kinds`")
     samples = sorted({question.index for question in questions})
     # Half a turn: everybody gets an image of somebody else, always the same one.
     other = dict(zip(samples, samples[len(samples) // 2 :] + samples[: len(samples) // 2], strict=True))
@@ -110,7 +111,8 @@ def answer_questions(
         distinct = sorted(set(shown))
         pixels = data.pixels(split, distinct).to(built.model.device)
         if pixels.shape[0] != len(distinct):
-            raise DataError(f"split {split} in {data.folder}: only samples with exactly one image each can be scored")
+            where = f"split {split} ({data.store(split).shards[0]} ...)"
+            raise DataError(f"{where}: only samples with exactly one image each can be scored")
         if images == "zeroed":
             pixels = torch.zeros_like(pixels)
         rows = torch.tensor([distinct.index(index) for index in shown], device=pixels.device)

@@ -25,6 +25,7 @@ FINETUNE = (
     "language_model.model.attention_dropout=0.1",  # so that the state of the random numbers counts
 )
 ENCODER = ("experiments/demo/encoder_pretrain.yaml", "encoder.model.text_config.dropout=0.1", "trainer.accumulate=2")
+PACKED = (*FINETUNE, "data.packing=best_fit", "data.sequence_length=160", "data.workers=2", "trainer.accumulate=2")
 STEPS = (
     "trainer.max_steps=12", "trainer.batch_size=8", "trainer.log_every=1", "trainer.validate_every=4",
     "trainer.checkpoint_every=5", "optimizer.warmup_steps=3",
@@ -104,6 +105,7 @@ def test_a_seed_gives_the_same_weights_and_another_others(workspace: Path, fvl_h
         pytest.param(FINETUNE, 7, id="between-checkpoints"),
         pytest.param(FINETUNE, 8, id="at-a-validation"),
         pytest.param(FINETUNE, 10, id="at-a-checkpoint"),
+        pytest.param(PACKED, 13, id="packed"),
         pytest.param(ENCODER, 14, id="accumulated"),
         pytest.param(ENCODER, 13, id="in-the-middle-of-an-accumulated-step"),
     ],
