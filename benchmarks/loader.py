@@ -42,7 +42,9 @@ from datamodules.items import Items, Piece
 from datamodules.lengths import read_items, write_items
 from datamodules.order import GlobalOrder
 from datamodules.rows import WINDOW, Layout, RowOrder, Rows, TrainRows
+from datamodules.shards import ShardsData
 from datamodules.views import Encoded
+from datamodules.writer import ShardWriter
 from fvl_lightning.core.types import DataContext, ImageSpec
 
 import webdataset  # isort: skip  (after datamodules, which makes it safe)
@@ -61,9 +63,10 @@ def main() -> None:
     words = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        data = DemoData(DemoData.Config(root=f"{name}/demo", train_images=words.images, sequence_length=512))
-        data.prepare_data()
-        context = context_of(data)
+        demo = DemoData(DemoData.Config(root=f"{name}/demo", train_images=words.images))
+        demo.prepare_data()
+        context = context_of(demo)
+        data = in_several_shards(demo, Path(name) / "shards")
         fills = {
             "demo, rows of 512": fill_of(demo_lengths(data, context), 512),
             "like LLaVA's, rows of 4096": fill_of(llava_like_lengths(100_000), 4096),
@@ -89,7 +92,19 @@ def context_of(data: DemoData) -> DataContext:
     return DataContext(spec, tokenizer, tokenizer.convert_tokens_to_ids("<image>"), (), BATCH, seed=0)
 
 
-def demo_lengths(data: DemoData, context: DataContext) -> NDArray[np.int32]:
+def in_several_shards(demo: DemoData, folder: Path) -> ShardsData:
+    """The demo set in four shards, since webdataset gives a shard to one worker only."""
+    for split in ("train", "validation"):
+        store = demo.store(split)
+        with ShardWriter(folder, split, samples_per_shard=-(-len(store) // 4)) as writer:
+            for i in range(len(store)):
+                writer.write(store.key(i), store.record(i), [bytes(image) for image in store.read(i).images])
+    data = ShardsData(ShardsData.Config(root=str(folder), sequence_length=512))
+    data.prepare_data()
+    return data
+
+
+def demo_lengths(data: ShardsData, context: DataContext) -> NDArray[np.int32]:
     """Tokens of every conversation of the train split."""
     data.connect(context)
     store, view = data.store("train"), data.view("conversation")
@@ -125,7 +140,7 @@ def items_of(lengths: NDArray[np.int32]) -> Items:
     return Items(whole.samples, whole.first_turn, whole.last_turn, lengths)
 
 
-def measure_batches(data: DemoData, context: DataContext, repeats: int) -> dict[str, float]:
+def measure_batches(data: ShardsData, context: DataContext, repeats: int) -> dict[str, float]:
     """Rows per second of one pass, for 0 and 2 workers, ours and webdataset's in turn."""
     found: dict[str, list[float]] = {}
     for _ in range(repeats):
@@ -137,14 +152,14 @@ def measure_batches(data: DemoData, context: DataContext, repeats: int) -> dict[
     return {name: statistics.median(rates) for name, rates in found.items()}
 
 
-def our_batches(data: DemoData, context: DataContext, workers: int) -> Iterator[Any]:
+def our_batches(data: ShardsData, context: DataContext, workers: int) -> Iterator[Any]:
     """One pass through the kit's loader."""
     data.config.workers = workers
     data.connect(context)
     return itertools.islice(iter(data.train_dataloader()), len(data.store("train")) // BATCH)
 
 
-def their_batches(data: DemoData, context: DataContext, workers: int) -> Iterator[Any]:
+def their_batches(data: ShardsData, context: DataContext, workers: int) -> Iterator[Any]:
     """One pass through webdataset's stream, with the kit's own functions for images, tokens and rows."""
     encoder = ConversationEncoder(context.tokenizer, context.image_token_id, context.image.tokens_per_image)
     collate = row_collate(context, with_features=False, packed=False, datasets=[], fit="stretch")

@@ -45,12 +45,12 @@ class SampleError(DataError):
 
 
 class RawSample(NamedTuple):
-    """A sample as it is in its tar: the JSON, the text and the encoded images in their order."""
+    """A sample as it is in its tar: the JSON, the text and the encoded images in their order, not copied again."""
 
     key: str
     record: bytes | None
     text: bytes | None
-    images: list[bytes]
+    images: list[memoryview]
 
 
 class SampleStore:
@@ -125,9 +125,9 @@ class SampleStore:
         images = []
         for suffix, content in zip(members.suffixes, self._contents(i, members), strict=True):
             if suffix == b".json":
-                record = content
+                record = bytes(content)
             elif suffix == b".txt":
-                text = content
+                text = bytes(content)
             else:
                 images.append(content)
         return RawSample(readable(members.key), record, text, images)
@@ -142,7 +142,7 @@ class SampleStore:
         members = self._members(i)
         if members.suffixes[0] not in _TEXTS:
             raise self.error(i, "no JSON")
-        text = self._text(i, self._contents(i, members.part(0, 1))[0])
+        text = self._text(i, bytes(self._contents(i, members.part(0, 1))[0]))
         if members.suffixes[0] == b".txt":
             return {"caption": text.strip()}
         try:
@@ -177,7 +177,7 @@ class SampleStore:
         members = self._members(i)
         images = members.part(sum(suffix in _TEXTS for suffix in members.suffixes), len(members.suffixes))
         names = (suffix[1:].decode() for suffix in images.suffixes)
-        return list(zip(names, self._contents(i, images), strict=True))
+        return list(zip(names, map(bytes, self._contents(i, images)), strict=True))
 
     def manifest_hash(self) -> str:
         """sha256 over the shards' names, sizes and indexes: names this data in lineages and caches."""
@@ -211,7 +211,7 @@ class SampleStore:
             index.sizes[first:last].tolist(),
         )
 
-    def _contents(self, i: int, members: "_Members") -> list[bytes]:
+    def _contents(self, i: int, members: "_Members") -> list[memoryview]:
         """The members' contents, read at once, after a look at each header: is this still the tar of the index?"""
         shard, key, suffixes, offsets, sizes = members
         if not offsets:
@@ -223,13 +223,13 @@ class SampleStore:
         block = self._files.read(shard, start, length)
         if len(block) != length:
             raise self.error(i, "cut short", f"{len(block)} of {length} bytes are there")
-        contents = []
+        contents, view = [], memoryview(block)
         for suffix, offset, size in zip(suffixes, offsets, sizes, strict=True):
             begin, name = offset - start, key + suffix
             if not is_header(block, begin - HEADER, name, size):
                 where = f"{readable(name)} of {size} bytes at byte {offset - HEADER}"
                 raise mismatch(index_name(self.shards[shard]), f"no member {where}")
-            contents.append(block[begin : begin + size])
+            contents.append(view[begin : begin + size])
         return contents
 
     def _text(self, i: int, content: bytes) -> str:
