@@ -1,7 +1,8 @@
 """Small sets that the tests of the data share; nothing in them is changed by a test."""
 
+import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,29 @@ def write_long_talks() -> Callable[..., None]:
                 writer.write(f"{prefix}{i}", record, [encoded_image((i * 7 + n) % 256) for n in range(images)])
 
     return write
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[str]:
+    """The address of a server that is to S3's clients what S3 is."""
+    from moto.server import ThreadedMotoServer  # a second of imports that few tests need
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
+    """An empty bucket of its own for each test, found by s3fs through the environment alone."""
+    import boto3
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    made = boto3.resource("s3").Bucket(f"bucket-{hashlib.sha256(request.node.name.encode()).hexdigest()[:16]}")
+    made.create()
+    return made
