@@ -17,8 +17,6 @@ with the machine it was measured on, in benchmarks/results/loader.json.
 import argparse
 import itertools
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -29,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from recording import record
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
@@ -49,7 +48,6 @@ from fvl_lightning.core.types import DataContext, ImageSpec
 
 import webdataset  # isort: skip  (after datamodules, which makes it safe)
 
-RESULTS = Path(__file__).parent / "results" / "loader.json"
 BATCH = 32
 LAYOUTS: tuple[Layout, ...] = ("packed", "grouped", "padded")
 
@@ -74,15 +72,7 @@ def main() -> None:
         rates = measure_batches(data, context, words.repeats)
         resume = measure_resume(Path(name), words.samples, words.repeats)
     show(fills, rates, resume)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load_average": os.getloadavg()[0],
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    result = {"machine": machine, **vars(words), "fill": fills, "rows_per_second": rates, "resume": resume}
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    record("loader", {**vars(words), "fill": fills, "rows_per_second": rates, "resume": resume})
 
 
 def context_of(data: DemoData) -> DataContext:

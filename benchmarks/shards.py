@@ -17,7 +17,6 @@ benchmarks/results/shards.json.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from recording import record
 from rich.console import Console
 from rich.table import Table
 
@@ -45,7 +45,6 @@ from fvl_lightning.core.types import ImageSpec
 os.environ["WDS_SECURE"] = "0"  # plain webdataset, on files of our own: under WDS_SECURE=1 it opens no local file
 import webdataset
 
-RESULTS = Path(__file__).parent / "results" / "shards.json"
 SIZES = (336, 768)
 INDEX_SHARDS = 100
 GOALS = {"raw": "5", "336": "1", "768": "1"}
@@ -70,16 +69,8 @@ def main() -> None:
         rows |= measure_reads(folder / "shards", words.images, words.repeats)
         index = measure_index(folder / "million", words.index_samples)
     show(rows, index)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load_average": os.getloadavg()[0],
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
     measured = {"image_bytes": image_bytes, "samples_per_second": rows, "index": index}
-    result = {"machine": machine, **vars(words), **measured}
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    record("shards", {**vars(words), **measured})
 
 
 def draw_pictures(folder: Path, count: int) -> list[Path]:

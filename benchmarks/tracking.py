@@ -8,17 +8,14 @@ one call per metric. The store is a new sqlite file. Takes about a minute and a 
 machine it was measured on, in benchmarks/results/tracking.json.
 """
 
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from mlflow import MlflowClient
+from recording import record
 from rich.console import Console
 from rich.table import Table
 
@@ -28,7 +25,6 @@ STEP_SECONDS = 0.09
 STEPS = 400
 UNBUFFERED_STEPS = 20
 METRICS = [f"train/metric_{number}" for number in range(12)]
-RESULTS = Path(__file__).parent / "results" / "tracking.json"
 
 
 def main() -> None:
@@ -48,15 +44,7 @@ def main() -> None:
         cells = (row["per_step_ms"], row["percent_of_step"], row["median_call_us"], row["longest_call_ms"])
         table.add_row(name, *(f"{cell:.2f}" for cell in cells))
     Console().print(table)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load_average": os.getloadavg()[0],
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    result = {"machine": machine, "step_ms": STEP_SECONDS * 1e3, "metrics": len(METRICS), "rows": rows}
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    record("tracking", {"step_ms": STEP_SECONDS * 1e3, "metrics": len(METRICS), "rows": rows})
 
 
 def measure_tracker(uri: str, every: int) -> dict[str, float]:
