@@ -1,9 +1,12 @@
 """`fvl evaluate`: a finished run answers questions about images it has never seen."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from fvl_lightning.commands.train import build_stage, data_context, prepare_data
@@ -34,7 +37,13 @@ def evaluate(
             table.add_row(name, f"{value:.3f}")
         Console().print(table)
         return
-    result, _ = score_run(folder, split, level)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("answering", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=f"answering, {what}", completed=done, total=total)
+
+        result, _ = score_run(folder, split, level, progress=show)
     table = Table("kind", *RESULTS.values(), title=f"{folder.path} on {split}: accuracy")
     for kind in [*result["accuracy"]["by_kind"], "macro", "overall"]:
         cells = [result[name]["by_kind"].get(kind, result[name].get(kind)) for name in RESULTS]
@@ -70,15 +79,26 @@ def open_model(run: RunFolder, level: str | None = None) -> tuple[Built, Any]:
 
 
 def score_run(
-    run: RunFolder, split: str = "test", level: str | None = None, controls: bool = True
+    run: RunFolder,
+    split: str = "test",
+    level: str | None = None,
+    controls: bool = True,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> tuple[dict[str, Any], list[Answer]]:
-    """{"accuracy", and with controls "image_zeroed", "image_shuffled", "prior"}, and the answers themselves."""
+    """{"accuracy", and with controls "image_zeroed", "image_shuffled", "prior"}, and the answers themselves.
+
+    `progress` is called with what is being answered, the questions done, and the questions in all.
+    """
     built, data = open_model(run, level)
-    answers = answer_questions(built, data, split)
+    answers = answer_questions(built, data, split, progress=partial(progress, "images as they are"))
     result = {"accuracy": accuracy(answers)}
     if controls:
-        result["image_zeroed"] = accuracy(answer_questions(built, data, split, "zeroed"))
-        result["image_shuffled"] = accuracy(answer_questions(built, data, split, "shuffled"))
+        result["image_zeroed"] = accuracy(
+            answer_questions(built, data, split, "zeroed", partial(progress, "images zeroed"))
+        )
+        result["image_shuffled"] = accuracy(
+            answer_questions(built, data, split, "shuffled", partial(progress, "images shuffled"))
+        )
         asked = [answer.question for answer in answers]
         result["prior"] = accuracy(prior_answers(asked, data.questions("train")))
     return result, answers
