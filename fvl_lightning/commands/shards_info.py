@@ -26,6 +26,8 @@ from fvl_lightning.commands.shards_options import (
 )
 from fvl_lightning.core.errors import ConfigError
 
+NOT_SUMMED = ("width", "height")
+"""Measures of which a total would say nothing."""
 COUNTS = {
     "sources": ("source", "samples"),
     "extensions": ("extension", "images"),
@@ -69,8 +71,9 @@ def _show(summary: dict[str, Any], console: Console) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for name, values in summary["measures"].items():
         points = (_short(values[f"p{percentile}"]) for percentile in PERCENTILES)
+        total = "" if name in NOT_SUMMED else _short(values["total"])
         mean = values["mean"]
-        table.add_row(MEASURES[name], _short(values["total"]), f"{mean:.1f}" if mean < 1000 else _short(mean), *points)
+        table.add_row(MEASURES[name], total, f"{mean:.1f}" if mean < 1000 else _short(mean), *points)
     console.print(table)
     for name, columns in COUNTS.items():
         counts = summary[name]
