@@ -7,7 +7,17 @@ from rich.console import Console
 from rich.markup import escape
 from typer.exceptions import TyperException
 
-from fvl_lightning.commands import compare, demo, evaluate, generate, inspect_config, shards, train, ui
+from fvl_lightning.commands import (
+    compare,
+    demo,
+    evaluate,
+    generate,
+    import_checkpoint,
+    inspect_config,
+    shards,
+    train,
+    ui,
+)
 from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, quiet_libraries
 from fvl_lightning.core.errors import UserError
 
@@ -29,6 +39,7 @@ app.command("describe")(inspect_config.describe)
 app.command("show")(inspect_config.show)
 app.command("ui")(ui.ui)
 app.add_typer(shards.app, name="shards")
+app.add_typer(import_checkpoint.app, name="import")
 
 
 def main() -> None:

@@ -1,49 +1,28 @@
-"""The numerical fixture of the original Florence-VL code, where it is at hand, as our components take it."""
+"""The numerical fixture of the original Florence-VL, imported as a user imports a checkpoint."""
 
+import dataclasses
 import json
-import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
-import pytest
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
+from fvl_lightning.commands.import_checkpoint import florence_vl
 from fvl_lightning.encoders.florence2 import Florence2Encoder
+from fvl_lightning.modeling.build import load_model
+from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 
-FOLDER = Path(__file__).resolve().parents[2].parent / "shared" / "parity"
+FOLDER = Path(__file__).parents[1] / "fixtures" / "parity"
+CHECKPOINT = FOLDER / "llama"
+TOWER = FOLDER / "vision_tower"
+VOCABULARY = 320
+"""Of the checkpoint's language model; the placeholder's id is the next one."""
 TASKS = ("caption", "ocr", "grounding")
-SOURCES = ["davit", *TASKS]
-VISION_FIELDS = (
-    "depths",
-    "num_heads",
-    "num_groups",
-    "patch_size",
-    "patch_stride",
-    "patch_padding",
-    "patch_prenorm",
-    "window_size",
-    "projection_dim",
-)
-TEXT_FIELDS = (
-    "vocab_size",
-    "d_model",
-    "encoder_layers",
-    "decoder_layers",
-    "encoder_attention_heads",
-    "decoder_attention_heads",
-    "encoder_ffn_dim",
-    "decoder_ffn_dim",
-    "max_position_embeddings",
-    "scale_embedding",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "decoder_start_token_id",
-)
-
-needs_original = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"the fixture of the original is not in {FOLDER}")
 
 
 @cache
@@ -58,48 +37,44 @@ def expected() -> dict[str, Any]:
     return json.loads((FOLDER / "llama_expected.json").read_text(encoding="utf-8"))
 
 
-def encoder_config(**changes: Any) -> Florence2Encoder.Config:
-    """The original tower's sizes and prompts as a Config of ours."""
-    theirs = json.loads((FOLDER / "vision_tower" / "config.json").read_text(encoding="utf-8"))
-    vision, text = theirs["vision_config"], theirs["text_config"]
-    model = {
-        "vision_config": {"embed_dim": vision["dim_embed"], **{name: vision[name] for name in VISION_FIELDS}},
-        "text_config": {"model_type": "bart", **{name: text[name] for name in TEXT_FIELDS}},
-    }
-    ids = dict(zip(TASKS, tensors("vision_io.safetensors")["task_ids"].tolist(), strict=True))
-    fields = {"model": model, "prompt_ids": ids, "prompt_pads": "attend", "pooled_token": "keep", "sources": SOURCES}
-    return Florence2Encoder.Config(**fields | {"image_size": 128} | changes)
+@cache
+def imported(
+    pooled_token: Literal["keep", "drop"] = "keep", prompt_pads: Literal["attend", "mask"] = "attend"
+) -> FlorenceVLForConditionalGeneration:
+    """The checkpoint through the command and back from the folder it wrote, in float32 and eval mode."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        save_tokenizer(folder / "tokenizer", VOCABULARY)
+        florence_vl(
+            CHECKPOINT,
+            folder / "model",
+            vision_tower=TOWER,
+            tokenizer=folder / "tokenizer",
+            pooled_token=pooled_token,
+            prompt_pads=prompt_pads,
+        )
+        return load_model(folder / "model").model.float()
 
 
-def encoder_weights() -> dict[str, Tensor]:
-    """The tower's weights in the released layout, under the names of transformers' native classes; README.md there."""
-    found: dict[str, Tensor] = {}
-    prefix = "model.vision_tower.vision_tower."
-    for name, tensor in tensors("llama/model.safetensors").items():
-        if not name.startswith(prefix):
-            continue
-        name = name.removeprefix(prefix)
-        if name.startswith("vision_tower."):
-            name = name.replace(".proj.", ".conv.") if ".convs." in name else name
-            name = re.sub(r"conv([12])\.fn\.dw\.", r"conv\1.", name)
-            name = re.sub(r"(window|channel)_attn\.norm\.", "norm1.", name)
-            name = name.replace("ffn.norm.", "norm2.").replace(".fn.", ".").replace(".net.", ".")
-        elif name == "image_projection":
-            name, tensor = "image_projector.image_projection.weight", tensor.T.contiguous()
-        elif name.startswith(("image_pos_embed", "image_proj_norm", "visual_temporal_embed")):
-            name = "image_projector." + name.replace("image_pos_embed", "image_position_embed")
-        elif name.startswith("language_model.model.encoder."):
-            name = name.replace("language_model.model.encoder", "text_encoder")
-        elif name == "language_model.model.shared.weight":
-            name = "text_encoder.embed_tokens.weight"
-        else:
-            continue
-        found[name] = tensor.float()
-    return found
-
-
-def encoder(**changes: Any) -> Florence2Encoder:
-    """Our encoder with the original's weights, in eval mode; every weight must find its place."""
-    built = Florence2Encoder(encoder_config(**changes))
-    built.load_state_dict(encoder_weights())
+def encoder(
+    pooled_token: Literal["keep", "drop"] = "keep", prompt_pads: Literal["attend", "mask"] = "attend", **changes: Any
+) -> Florence2Encoder:
+    """The imported encoder in eval mode; changes of its Config, such as its sources, leave the weights as they are."""
+    found = imported(pooled_token, prompt_pads).encoder
+    if not changes:
+        return found
+    built = Florence2Encoder(dataclasses.replace(found.config, **changes))
+    built.load_state_dict(found.state_dict())
     return built.eval()
+
+
+def save_tokenizer(folder: Path, vocabulary: int) -> None:
+    """A tokenizer of `vocabulary` words, without an image placeholder."""
+    special = ["<pad>", "<bos>", "<eos>"]
+    words = {word: id_ for id_, word in enumerate([*special, *(f"w{k}" for k in range(3, vocabulary))])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(special)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<pad>"
+    ).save_pretrained(folder)

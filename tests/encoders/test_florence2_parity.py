@@ -1,12 +1,10 @@
-"""The encoder computes what the original code computes; tolerances (float32, largest difference) from its README."""
+"""The imported encoder computes what the original computes; tolerances (float32) from tests/fixtures/README.md."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.encoders import original
-
-pytestmark = original.needs_original
 
 FEATURE = 1e-4
 STAGE = 1e-3
@@ -32,7 +30,7 @@ def states(sources: dict[str, Tensor]) -> Tensor:
 @torch.no_grad()
 def test_features_are_the_originals(suffix: str, images: str, size: int) -> None:
     """At 96 px the last stages' grids are no multiple of the window."""
-    sources = original.encoder(image_size=size)(expected(images))
+    sources = original.encoder(**{} if size == 128 else {"image_size": size})(expected(images))
     close(sources["davit"], expected(f"image_feature_{suffix}"), FEATURE)
     close(states(sources), expected(f"encoder_states_{suffix}"), FEATURE)
 
@@ -54,6 +52,10 @@ def test_the_pooled_token_is_dropped_after_all_computation() -> None:
     close(states(sources), expected("encoder_states_128")[:, 1:], FEATURE)
 
 
+def test_the_prompts_are_the_originals() -> None:
+    assert original.imported().encoder.prompt_rows == expected("task_ids").tolist()
+
+
 @torch.no_grad()
 def test_wrong_answers_do_not_match() -> None:
     """The control tensors: pads masked, and the text before the image. Their distance is 100 tolerances or more."""
@@ -64,9 +66,6 @@ def test_wrong_answers_do_not_match() -> None:
 
 @torch.no_grad()
 def test_masking_the_pads_is_the_other_answer() -> None:
-    """`prompt_pads: mask` is exactly the control of that name, once the prompts come without their pads."""
-    pad = original.encoder_config().model["text_config"]["pad_token_id"]
-    rows = expected("task_ids").tolist()
-    ids = {task: [id_ for id_ in row if id_ != pad] for task, row in zip(original.TASKS, rows, strict=True)}
-    found = states(original.encoder(prompt_pads="mask", prompt_ids=ids)(expected("pixel_values")))
+    """`prompt_pads: mask` is exactly the control of that name."""
+    found = states(original.encoder(prompt_pads="mask")(expected("pixel_values")))
     close(found, expected("control_pads_masked"), FEATURE)

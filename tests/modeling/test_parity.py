@@ -1,20 +1,16 @@
-"""The whole model computes what the original Florence-VL code computes; tolerances from the fixture's README."""
+"""The imported model computes what the original computes; tolerances from tests/fixtures/README.md."""
 
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig
 
 from fvl_lightning.core.types import IGNORE_INDEX
-from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from tests.encoders import original
 
-pytestmark = original.needs_original
-
-PLACE = 320
+PLACE = original.VOCABULARY
 """The placeholder's id here, just beyond the vocabulary; the original writes one -200 per image."""
 ORIGINAL_PLACE = -200
 PROJECTED = 1e-4
@@ -25,36 +21,9 @@ GRADIENT_NORM = 1e-4
 FIXTURE = "llama_io.safetensors"
 
 
-def build(pooled_token: str = "keep") -> FlorenceVLForConditionalGeneration:
-    """Our model with the checkpoint of the fixture, in eval mode; every weight must find its place."""
-    text = {k: v for k, v in LlamaConfig.from_pretrained(original.FOLDER / "llama").to_dict().items() if k[:3] != "mm_"}
-    config = FlorenceVLConfig(
-        encoder={"name": "florence2", **vars(original.encoder_config(pooled_token=pooled_token))},
-        fusion={"name": "concat"},
-        projector={"name": "mlp", "depth": 3},
-        language_model={"name": "causal"},
-        image_token_id=PLACE,
-        text_config=text | {"model_type": "llama", "dtype": "float32"},
-    )
-    model = FlorenceVLForConditionalGeneration(config)
-    theirs = original.tensors("llama/model.safetensors")
-    names = {"model.mm_projector.encoder_mlp.0.": "projector.layers.0.",
-             "model.mm_projector.encoder_mlp.1.1.": "projector.layers.2.",
-             "model.mm_projector.encoder_mlp.2.1.": "projector.layers.4."}
-    weights = {f"encoder.{name}": tensor for name, tensor in original.encoder_weights().items()}
-    for name, tensor in theirs.items():
-        prefix = next((prefix for prefix in names if name.startswith(prefix)), None)
-        if prefix:
-            weights[names[prefix] + name.removeprefix(prefix)] = tensor.float()
-        elif not name.startswith("model.vision_tower."):
-            weights[f"language_model.model.{name}"] = tensor.float()
-    model.load_state_dict(weights)
-    return model.float().eval()
-
-
 @pytest.fixture(scope="module")
 def model() -> FlorenceVLForConditionalGeneration:
-    return build()
+    return original.imported()
 
 
 def tensor(name: str) -> Tensor:
@@ -96,16 +65,18 @@ def test_logits_and_loss_are_the_originals(
     model: FlorenceVLForConditionalGeneration, case: str, expected: str, pooled: str
 ) -> None:
     if pooled == "drop":
-        model = build("drop")
+        model = original.imported("drop")
     inputs = expanded(case, model.image_spec.tokens_per_image)
     assert torch.equal(inputs["labels"], tensor(f"{expected}/new_labels"))
     with torch.no_grad():
         projected, _ = model.get_image_features(inputs["pixel_values"])
         close(projected, tensor(f"{expected}/projected"), PROJECTED)
+        embeddings, _ = model._embed(inputs["input_ids"], inputs["pixel_values"], None, first_pass=True)
         loss = model(**inputs).loss
         inputs.pop("labels")
         logits = model(**inputs).logits
     read = tensor(f"{expected}/new_attention_mask").bool()
+    close(embeddings[read], tensor(f"{expected}/inputs_embeds")[read], PROJECTED)
     close(logits[read], tensor(f"{expected}/logits")[read], LOGITS)
     assert float(loss) == pytest.approx(original.expected()[expected]["loss"], abs=LOSS)
 

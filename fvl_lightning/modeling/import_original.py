@@ -1,0 +1,195 @@
+"""A checkpoint in the layout of the released Florence-VL (llava_llama, llava_phi) becomes this kit's model folder.
+
+The values go from the checkpoint's files to the new ones one tensor at a time and keep their number type; the model
+itself is only built on the meta device, for the names and shapes that must be filled.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.initialization import no_init_weights
+
+from fvl_lightning.core.errors import ConfigError, DataError, first_line
+from fvl_lightning.modeling.build import IMAGE_TOKEN, image_tokenizer
+from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
+from fvl_lightning.modeling.original_config import (
+    ImportOptions,
+    imported_config,
+    read_config,
+    read_image_size,
+    read_tower_config,
+)
+from fvl_lightning.modeling.original_names import TABLES, TOWER, ignored, our_name, our_value, projector_depth, table
+from fvl_lightning.modeling.weight_files import Lazy, has_weights, read_weights, write_weights
+
+FILE_BYTES = 2 * 1024**3
+"""Largest size of a written file, unless one tensor is larger."""
+NAMED = 3
+"""Names that an error gives before it only counts."""
+
+
+@dataclass
+class Imported:
+    """What an import made."""
+
+    parameters: int
+    tokens_per_image: int
+    ignored: int
+    """Keys of the checkpoint that have no use here."""
+
+
+def import_florence_vl(
+    checkpoint: Path,
+    out: Path,
+    vision_tower: Path | None = None,
+    tokenizer: Path | None = None,
+    options: ImportOptions | None = None,
+    file_bytes: int = FILE_BYTES,
+) -> Imported:
+    """Writes the model folder `out`, whole or not at all.
+
+    Args:
+        checkpoint: folder with config.json and safetensors or .bin files, single or with an index.
+        out: folder to make.
+        vision_tower: folder with the tower's config.json, and its weights where the checkpoint holds none; otherwise
+            `vision_tower` in the checkpoint's folder or a folder that its configuration names.
+        tokenizer: folder of the tokenizer; otherwise the checkpoint's.
+
+    Raises:
+        ConfigError: `out` exists, or there is no tower or tokenizer where one was looked for.
+        DataError: a checkpoint that is broken, of another model, or does not fit its own configuration.
+    """
+    options = options or ImportOptions()
+    if out.exists():
+        raise ConfigError(f"{out} exists already, name a folder that does not")
+    config = read_config(checkpoint)
+    tower_folder = find_tower(checkpoint, config, vision_tower)
+    words = read_tokenizer(tokenizer or checkpoint, config["vocab_size"])
+    ours = imported_config(
+        config,
+        read_tower_config(tower_folder),
+        read_image_size(tower_folder),
+        words.convert_tokens_to_ids(IMAGE_TOKEN),
+        options,
+    )
+    with torch.device("meta"), no_init_weights():
+        model = FlorenceVLForConditionalGeneration(ours)
+    weights = read_weights(checkpoint)
+    if not any(name.startswith(TOWER) for name in weights):
+        weights |= tower_weights(tower_folder)
+    values, left_out = placed(weights, model, str(checkpoint))
+    with appearing(out) as beside:
+        write_weights(beside, values, file_bytes)
+        ours.architectures = [type(model).__name__]
+        ours.save_pretrained(beside)
+        words.save_pretrained(beside)
+    parameters = sum(shape.numel() for shape, _, _ in values.values())
+    return Imported(parameters, model.image_spec.tokens_per_image, left_out)
+
+
+def placed(
+    weights: Mapping[str, Tensor], model: FlorenceVLForConditionalGeneration, where: str
+) -> tuple[dict[str, Lazy], int]:
+    """Every value of `model` out of the original's weights, and how many of those are left out on purpose.
+
+    Raises:
+        DataError: a key without a place, a value that is not filled, or shapes that differ; with first names, counts.
+    """
+    tied = set(model.all_tied_weights_keys)
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    keep_decoder = model.config.encoder["decoder"] == "keep"
+    depth, held = model.config.projector["depth"], projector_depth(weights)
+    if not held:
+        raise DataError(f"{where} holds no projector of Florence-VL (model.mm_projector.encoder_mlp.*)")
+    if held != depth:
+        raise DataError(f"{where} has a projector of {held} linear layers, its mm_projector_type says {depth}")
+    others = set(TABLES) - {table(weights)}
+    used = [
+        name for name in weights if not ignored(name, keep_decoder, tied=bool(tied)) and name not in others
+    ]
+    found = {our_name(name): name for name in used}
+    unknown = [name for name in used if our_name(name) not in wanted]
+    missing = [name for name in wanted if name not in found]
+    if unknown or missing:
+        parts = [f"{len(unknown)} of its keys have no place in the model ({_some(unknown)})"] if unknown else []
+        parts += [f"{len(missing)} values of the model are not in it ({_some(missing)})"] if missing else []
+        raise DataError(f"{where} does not fit its configuration: {'; '.join(parts)}")
+    tensors = {ours: our_value(found[ours], weights[found[ours]]) for ours in wanted}
+    wrong = [
+        f"{found[ours]} {tuple(tensor.shape)} for {tuple(wanted[ours].shape)}"
+        for ours, tensor in tensors.items()
+        if tensor.shape != wanted[ours].shape
+    ]
+    if wrong:
+        raise DataError(f"{where} has {len(wrong)} values of other sizes than its configuration ({_some(wrong)})")
+    values: dict[str, Lazy] = {
+        name: (tensor.shape, tensor.dtype, lambda tensor=tensor: tensor)  # type: ignore[misc]
+        for name, tensor in tensors.items()
+    }
+    return values, len(weights) - len(tensors)
+
+
+def find_tower(checkpoint: Path, config: Mapping[str, Any], given: Path | None) -> Path:
+    """The folder with the tower's config.json."""
+    if given is not None:
+        folders = [given]
+    else:
+        folders = [checkpoint / "vision_tower"]
+        if config.get("mm_vision_tower"):
+            folders.append(checkpoint / str(config["mm_vision_tower"]))
+    for folder in folders:
+        if (folder / "config.json").is_file():
+            return folder
+    looked = " or ".join(map(str, folders))
+    raise ConfigError(f"the vision tower's config.json is not in {looked}, name its folder with --vision-tower")
+
+
+def tower_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a tower in a folder of its own, under their names inside a checkpoint."""
+    if not has_weights(folder):
+        raise DataError(f"neither the checkpoint nor {folder} holds the vision tower's weights")
+    return {TOWER + name: tensor for name, tensor in read_weights(folder).items()}
+
+
+def read_tokenizer(folder: Path, vocabulary: int) -> Any:
+    """The tokenizer with the image placeholder.
+
+    The original marks an image by -200, which is no row of the token table. Neither is the placeholder's id read from
+    it, so that the table needs no row more for it.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        raise ConfigError(f"{folder} holds no tokenizer, name the folder of one with --tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # each tokenizer class refuses broken files in its own way
+        raise DataError(f"the tokenizer in {folder} could not be read: {first_line(error)}") from None
+    if len(tokenizer) > vocabulary and not (len(tokenizer) == vocabulary + 1 and IMAGE_TOKEN in tokenizer.get_vocab()):
+        raise DataError(f"the tokenizer in {folder} has {len(tokenizer)} tokens, the checkpoint's table {vocabulary}")
+    return image_tokenizer(tokenizer)
+
+
+@contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, renamed to it at the end; removed on any error."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield beside
+        beside.chmod(0o755)
+        os.rename(beside, out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"

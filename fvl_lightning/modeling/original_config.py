@@ -1,0 +1,161 @@
+"""The configuration of this kit's model from the configuration files of an original Florence-VL checkpoint."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.encoders.florence2 import Florence2Encoder
+from fvl_lightning.modeling.configuration import FlorenceVLConfig
+from fvl_lightning.modeling.weight_files import read_json
+
+LANGUAGE_MODELS = {"llava_llama": "llama", "llava_phi": "phi3"}
+"""The original's model types, and what transformers calls the language model inside."""
+PROMPT_IDS = {
+    "caption": [0, 47066, 21700, 11, 4617, 99, 16, 2343, 11, 5, 2274, 4, 2],
+    "ocr": [0, 2264, 16, 5, 2788, 11, 5, 2274, 116, 2],
+    "grounding": [0, 574, 22486, 5, 8720, 11, 5, 2274, 6, 19, 49, 24173, 4, 2],
+}
+"""The released prompts as the original's code writes them, their pads left out; the encoder adds those again."""
+IMAGE_SIZE = 768
+"""Where no preprocessor_config.json says otherwise."""
+POOLED = ["spatial_avg_pool", "temporal_avg_pool"]
+HOUSEKEEPING = {"model_type", "architectures", "auto_map", "_name_or_path", "transformers_version", "torch_dtype"}
+NEEDED = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "mm_hidden_size",
+    "mm_projector_type",
+)
+VISION_FIELDS = (
+    "depths", "num_heads", "num_groups", "patch_size", "patch_stride", "patch_padding", "patch_prenorm", "window_size",
+    "projection_dim",
+)
+TEXT_FIELDS = (
+    "vocab_size", "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads",
+    "encoder_ffn_dim", "decoder_ffn_dim", "max_position_embeddings",
+)
+TEXT_FIELDS_WITH_DEFAULTS = (
+    "activation_function", "scale_embedding", "dropout", "attention_dropout", "activation_dropout", "init_std",
+    "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id",
+)
+
+
+@dataclasses.dataclass
+class ImportOptions:
+    """What public material on the original leaves open, or a user may want otherwise."""
+
+    pooled_token: Literal["keep", "drop"] = "keep"
+    prompt_pads: Literal["attend", "mask"] = "attend"
+    decoder: Literal["keep", "drop"] = "drop"
+
+
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's config.json, checked to be a Florence-VL's; DataError where it is not, or lacks fields."""
+    path = checkpoint / "config.json"
+    config = read_json(path)
+    if config.get("model_type") not in LANGUAGE_MODELS:
+        allowed = " and ".join(LANGUAGE_MODELS)
+        raise DataError(f"{path} is of a model of type '{config.get('model_type')}', Florence-VL's are {allowed}")
+    _require(config, NEEDED, str(path))
+    return config
+
+
+def read_tower_config(folder: Path) -> dict[str, Any]:
+    """The config.json of the tower's folder in Microsoft's layout; DataError where it is none, or lacks fields."""
+    path = folder / "config.json"
+    config = read_json(path)
+    _require(config, ("vision_config", "text_config"), str(path))
+    for part, fields in (
+        ("vision_config", ("dim_embed", *VISION_FIELDS, "image_pos_embed", "visual_temporal_embedding")),
+        ("text_config", TEXT_FIELDS),
+    ):
+        _require(config[part], fields, f"{part} in {path}")
+    vision = config["vision_config"]
+    for part, kind, field in (
+        ("image_pos_embed", "learned_abs_2d", "max_pos_embeddings"),
+        ("visual_temporal_embedding", "COSINE", "max_temporal_embeddings"),
+    ):
+        _require(vision[part], (field,), f"vision_config.{part} in {path}")
+        if vision[part].get("type") != kind:
+            raise DataError(f"{path} has a {part} of type '{vision[part].get('type')}', expected '{kind}'")
+    if vision.get("image_feature_source", POOLED) != POOLED:
+        said = ", ".join(map(str, vision["image_feature_source"]))
+        raise DataError(f"{path} pools its images by {said}, expected {', '.join(POOLED)}")
+    return config
+
+
+def imported_config(
+    config: Mapping[str, Any], tower: Mapping[str, Any], image_size: int, image_token_id: int, options: ImportOptions
+) -> FlorenceVLConfig:
+    """The kit's configuration of a checkpoint with these checked config.json files.
+
+    Raises:
+        DataError: the two do not fit each other, or a projector other than mlp<N>x_gelu.
+    """
+    depth = re.fullmatch(r"mlp([1-9]\d?)x_gelu", str(config["mm_projector_type"]))
+    if depth is None:
+        raise DataError(f"mm_projector_type is '{config['mm_projector_type']}', expected mlp<N>x_gelu")
+    width = tower["text_config"]["d_model"]
+    if config["mm_hidden_size"] != width:
+        raise DataError(
+            f"the checkpoint is made for a tower of width {config['mm_hidden_size']} (mm_hidden_size), and the tower's "
+            f"text_config.d_model is {width}; name the folder of its own tower with --vision-tower"
+        )
+    dtype = config.get("torch_dtype", "float32")
+    encoder = Florence2Encoder.Config(
+        model=tower_sizes(tower),
+        image_size=image_size,
+        pooled_token=options.pooled_token,
+        prompt_pads=options.prompt_pads,
+        decoder=options.decoder,
+        prompt_ids=PROMPT_IDS,
+    )
+    model_type = LANGUAGE_MODELS[config["model_type"]]
+    known = {*CONFIG_MAPPING[model_type]().to_dict(), "rope_theta", "rope_scaling"} - HOUSEKEEPING
+    text = {name: value for name, value in config.items() if name in known}
+    return FlorenceVLConfig(
+        encoder={"name": "florence2", **dataclasses.asdict(encoder)},
+        fusion={"name": "concat"},
+        projector={"name": "mlp", "depth": int(depth[1])},
+        language_model={"name": "causal"},
+        image_token_id=image_token_id,
+        text_config={**text, "model_type": model_type, "dtype": dtype},
+        tie_word_embeddings=config.get("tie_word_embeddings", False),
+        dtype=dtype,
+    )
+
+
+def tower_sizes(tower: Mapping[str, Any]) -> dict[str, Any]:
+    """Microsoft's fields of a Florence-2 under the names of transformers' native classes."""
+    vision, text = tower["vision_config"], tower["text_config"]
+    optional = {name: text[name] for name in TEXT_FIELDS_WITH_DEFAULTS if name in text}
+    return {
+        "vision_config": {
+            **{name: vision[name] for name in VISION_FIELDS},
+            **({"drop_path_rate": vision["drop_path_rate"]} if "drop_path_rate" in vision else {}),
+            "embed_dim": vision["dim_embed"],
+            "max_position_embeddings": vision["image_pos_embed"]["max_pos_embeddings"],
+            "max_temporal_embeddings": vision["visual_temporal_embedding"]["max_temporal_embeddings"],
+        },
+        "text_config": {"model_type": "bart", **{name: text[name] for name in TEXT_FIELDS}, **optional},
+    }
+
+
+def read_image_size(tower_folder: Path) -> int:
+    """Pixels per side, from preprocessor_config.json where there is one; DataError for images that are not square."""
+    path = tower_folder / "preprocessor_config.json"
+    if not path.is_file():
+        return IMAGE_SIZE
+    size = read_json(path).get("size")
+    if not isinstance(size, dict) or not isinstance(size.get("height"), int) or size["height"] != size.get("width"):
+        raise DataError(f"{path} says size {size}, expected a height and a width that are equal")
+    return size["height"]
+
+
+def _require(content: Any, fields: tuple[str, ...], where: str) -> None:
+    lacking = [name for name in fields if not isinstance(content, Mapping) or name not in content]
+    if lacking:
+        raise DataError(f"{where} lacks {', '.join(lacking)}, which the model cannot be built without")

@@ -1,0 +1,144 @@
+"""Weights in files of the Hugging Face layouts: read without loading them, written one tensor at a time."""
+
+import json
+import pickle
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fvl_lightning.core.errors import DataError, first_line
+
+LAYOUTS = ("model.safetensors", "pytorch_model.bin")
+"""Single files in the order they are looked for; each may be an index `<file>.index.json` of several instead."""
+DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
+"""Names of number types in a safetensors header."""
+ALIGNMENT = 8
+
+Lazy = tuple[torch.Size, torch.dtype, Callable[[], Tensor]]
+"""Shape, type, and a function that gives the value; it is called once, when the value is written."""
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether `folder` holds weights in a layout that `read_weights` knows."""
+    return any((folder / name).is_file() for file in LAYOUTS for name in (file, f"{file}.index.json"))
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """{name: tensor} over a folder's files; the values stay in the files, mapped into memory, until they are used.
+
+    Raises:
+        DataError: no weights, a file of the index that is missing, or one that is no safetensors or tensor pickle.
+    """
+    weights: dict[str, Tensor] = {}
+    for file in _files(folder):
+        weights |= _read_safetensors(file) if file.suffix == ".safetensors" else _read_bin(file)
+    return weights
+
+
+def write_weights(folder: Path, values: Mapping[str, Lazy], file_bytes: int) -> None:
+    """Writes safetensors files of at most `file_bytes` (or one tensor, where it is larger) and, if several, an index.
+
+    Raises:
+        DataError: a number type that a model has no use for.
+    """
+    for name, (_, dtype, _) in values.items():
+        if dtype not in DTYPES:
+            raise DataError(f"{name} holds numbers of type {dtype}, expected {', '.join(map(str, DTYPES))}")
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name in values:
+        size = _size(values[name])
+        if shards[-1] and filled + size > file_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    if len(shards) == 1:
+        _write_file(folder / LAYOUTS[0], shards[0], values)
+        return
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(folder / file, names, values)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": sum(map(_size, values.values()))}, "weight_map": weight_map}
+    (folder / f"{LAYOUTS[0]}.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; DataError for any other."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} could not be read: {first_line(error)}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds no JSON object")
+    return content
+
+
+def _files(folder: Path) -> list[Path]:
+    for file in LAYOUTS:
+        index = folder / f"{file}.index.json"
+        if index.is_file():
+            return _indexed(index)
+        if (folder / file).is_file():
+            return [folder / file]
+    raise DataError(f"{folder} holds no weights, expected {' or '.join(LAYOUTS)}, or an index of several such files")
+
+
+def _indexed(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise DataError(f"{index} has no weight_map of names to files")
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if Path(name).name != name or not name.endswith((".safetensors", ".bin"))]
+    if outside:
+        raise DataError(f"{index} names '{outside[0]}', expected a .safetensors or .bin file beside it")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        lacking = f"{len(missing)} of the {len(names)} files of its index, first {missing[0]}"
+        raise DataError(f"{index.parent} lacks {lacking}")
+    return [index.parent / name for name in names]
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{file} is not a readable safetensors file: {first_line(error)}") from None
+
+
+def _read_bin(file: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+        raise DataError(f"{file} is not a readable file of tensors: {first_line(error)}") from None
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise DataError(f"{file} holds other things than names and tensors")
+    return content
+
+
+def _size(value: Lazy) -> int:
+    return value[0].numel() * value[1].itemsize
+
+
+def _write_file(path: Path, names: Iterable[str], values: Mapping[str, Lazy]) -> None:
+    # Not safetensors' own save_file, which wants every tensor of the file in memory at once.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        shape, dtype, _ = values[name]
+        begin, end = end, end + _size(values[name])
+        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            file.write(values[name][2]().contiguous().reshape(-1).view(torch.uint8).numpy().data)
