@@ -4,6 +4,7 @@ The values go from the checkpoint's files to the new ones one tensor at a time a
 itself is only built on the meta device, for the names and shapes that must be filled.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from fvl_lightning.core.errors import ConfigError, DataError, first_line
 from fvl_lightning.modeling.build import IMAGE_TOKEN, image_tokenizer
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.original_config import (
+    LANGUAGE_MODELS,
     ImportOptions,
     imported_config,
     read_config,
@@ -33,6 +35,10 @@ from fvl_lightning.modeling.weight_files import Lazy, has_weights, read_weights,
 
 FILE_BYTES = 2 * 1024**3
 """Largest size of a written file, unless one tensor is larger."""
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+)
 NAMED = 3
 """Names that an error gives before it only counts."""
 
@@ -73,7 +79,7 @@ def import_florence_vl(
         raise ConfigError(f"{out} exists already, name a folder that does not")
     config = read_config(checkpoint)
     tower_folder = find_tower(checkpoint, config, vision_tower)
-    words = read_tokenizer(tokenizer or checkpoint, config["vocab_size"])
+    words = read_tokenizer(tokenizer or checkpoint, LANGUAGE_MODELS[config["model_type"]], config["vocab_size"])
     ours = imported_config(
         config,
         read_tower_config(tower_folder),
@@ -160,16 +166,22 @@ def tower_weights(folder: Path) -> dict[str, Tensor]:
     return {TOWER + name: tensor for name, tensor in read_weights(folder).items()}
 
 
-def read_tokenizer(folder: Path, vocabulary: int) -> Any:
-    """The tokenizer with the image placeholder.
+def read_tokenizer(folder: Path, model_type: str, vocabulary: int) -> Any:
+    """The tokenizer of a language model of `model_type`, with the image placeholder.
 
     The original marks an image by -200, which is no row of the token table. Neither is the placeholder's id read from
     it, so that the table needs no row more for it.
     """
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not files:
         raise ConfigError(f"{folder} holds no tokenizer, name the folder of one with --tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        with tempfile.TemporaryDirectory() as apart:
+            # Beside the original's config.json, whose type transformers does not know, it would not be read.
+            for file in files:
+                shutil.copyfile(file, Path(apart) / file.name)
+            (Path(apart) / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+            tokenizer = AutoTokenizer.from_pretrained(apart)
     except Exception as error:  # each tokenizer class refuses broken files in its own way
         raise DataError(f"the tokenizer in {folder} could not be read: {first_line(error)}") from None
     if len(tokenizer) > vocabulary and not (len(tokenizer) == vocabulary + 1 and IMAGE_TOKEN in tokenizer.get_vocab()):
