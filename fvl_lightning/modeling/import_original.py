@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.initialization import no_init_weights
 
-from fvl_lightning.core.errors import ConfigError, DataError, first_line
+from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_line
 from fvl_lightning.modeling.build import IMAGE_TOKEN, image_tokenizer
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.original_config import (
@@ -31,7 +31,7 @@ from fvl_lightning.modeling.original_config import (
     read_tower_config,
 )
 from fvl_lightning.modeling.original_names import TABLES, TOWER, ignored, our_name, our_value, projector_depth, table
-from fvl_lightning.modeling.weight_files import Lazy, has_weights, read_weights, write_weights
+from fvl_lightning.modeling.weight_files import has_weights, read_weights, write_weights
 
 FILE_BYTES = 2 * 1024**3
 """Largest size of a written file, unless one tensor is larger."""
@@ -80,15 +80,17 @@ def import_florence_vl(
     config = read_config(checkpoint)
     tower_folder = find_tower(checkpoint, config, vision_tower)
     words = read_tokenizer(tokenizer or checkpoint, LANGUAGE_MODELS[config["model_type"]], config["vocab_size"])
-    ours = imported_config(
-        config,
-        read_tower_config(tower_folder),
-        read_image_size(tower_folder),
-        words.convert_tokens_to_ids(IMAGE_TOKEN),
-        options,
-    )
-    with torch.device("meta"), no_init_weights():
-        model = FlorenceVLForConditionalGeneration(ours)
+    tower = read_tower_config(tower_folder)
+    image_size = read_image_size(tower_folder)
+    try:
+        ours = imported_config(config, tower, image_size, words.convert_tokens_to_ids(IMAGE_TOKEN), options)
+        with torch.device("meta"), no_init_weights():
+            model = FlorenceVLForConditionalGeneration(ours)
+    except UserError:
+        raise
+    except Exception as error:  # each configuration class refuses values in its own way
+        reason = " ".join(str(error).split())
+        raise DataError(f"no model can be built of the configuration of {checkpoint} and its tower: {reason}") from None
     weights = read_weights(checkpoint)
     if not any(name.startswith(TOWER) for name in weights):
         weights |= tower_weights(tower_folder)
@@ -98,13 +100,13 @@ def import_florence_vl(
         ours.architectures = [type(model).__name__]
         ours.save_pretrained(beside)
         words.save_pretrained(beside)
-    parameters = sum(shape.numel() for shape, _, _ in values.values())
+    parameters = sum(tensor.numel() for tensor in values.values())
     return Imported(parameters, model.image_spec.tokens_per_image, left_out)
 
 
 def placed(
     weights: Mapping[str, Tensor], model: FlorenceVLForConditionalGeneration, where: str
-) -> tuple[dict[str, Lazy], int]:
+) -> tuple[dict[str, Tensor], int]:
     """Every value of `model` out of the original's weights, and how many of those are left out on purpose.
 
     Raises:
@@ -137,11 +139,7 @@ def placed(
     ]
     if wrong:
         raise DataError(f"{where} has {len(wrong)} values of other sizes than its configuration ({_some(wrong)})")
-    values: dict[str, Lazy] = {
-        name: (tensor.shape, tensor.dtype, lambda tensor=tensor: tensor)  # type: ignore[misc]
-        for name, tensor in tensors.items()
-    }
-    return values, len(weights) - len(tensors)
+    return tensors, len(weights) - len(tensors)
 
 
 def find_tower(checkpoint: Path, config: Mapping[str, Any], given: Path | None) -> Path:

@@ -25,9 +25,8 @@ IMAGE_SIZE = 768
 """Where no preprocessor_config.json says otherwise."""
 POOLED = ["spatial_avg_pool", "temporal_avg_pool"]
 HOUSEKEEPING = {"model_type", "architectures", "auto_map", "_name_or_path", "transformers_version", "torch_dtype"}
-NEEDED = (
+SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "mm_hidden_size",
-    "mm_projector_type",
 )
 VISION_FIELDS = (
     "depths", "num_heads", "num_groups", "patch_size", "patch_stride", "patch_padding", "patch_prenorm", "window_size",
@@ -56,10 +55,13 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's config.json, checked to be a Florence-VL's; DataError where it is not, or lacks fields."""
     path = checkpoint / "config.json"
     config = read_json(path)
-    if config.get("model_type") not in LANGUAGE_MODELS:
+    if str(config.get("model_type")) not in LANGUAGE_MODELS:
         allowed = " and ".join(LANGUAGE_MODELS)
         raise DataError(f"{path} is of a model of type '{config.get('model_type')}', Florence-VL's are {allowed}")
-    _require(config, NEEDED, str(path))
+    _require(config, (*SIZES, "mm_projector_type"), str(path))
+    for name in SIZES:
+        if not isinstance(config[name], int) or config[name] < 1:
+            raise DataError(f"{path} says {name}: {config[name]!r}, expected a whole number from 1 up")
     return config
 
 
@@ -123,7 +125,6 @@ def imported_config(
         language_model={"name": "causal"},
         image_token_id=image_token_id,
         text_config={**text, "model_type": model_type, "dtype": dtype},
-        tie_word_embeddings=config.get("tie_word_embeddings", False),
         dtype=dtype,
     )
 

@@ -3,7 +3,7 @@
 import json
 import pickle
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,6 @@ LAYOUTS = ("model.safetensors", "pytorch_model.bin")
 DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 """Names of number types in a safetensors header."""
 ALIGNMENT = 8
-
-Lazy = tuple[torch.Size, torch.dtype, Callable[[], Tensor]]
-"""Shape, type, and a function that gives the value; it is called once, when the value is written."""
 
 
 def has_weights(folder: Path) -> bool:
@@ -40,24 +37,23 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def write_weights(folder: Path, values: Mapping[str, Lazy], file_bytes: int) -> None:
+def write_weights(folder: Path, values: Mapping[str, Tensor], file_bytes: int) -> None:
     """Writes safetensors files of at most `file_bytes` (or one tensor, where it is larger) and, if several, an index.
 
     Raises:
         DataError: a number type that a model has no use for.
     """
-    for name, (_, dtype, _) in values.items():
-        if dtype not in DTYPES:
-            raise DataError(f"{name} holds numbers of type {dtype}, expected {', '.join(map(str, DTYPES))}")
+    for name, value in values.items():
+        if value.dtype not in DTYPES:
+            raise DataError(f"{name} holds numbers of type {value.dtype}, expected {', '.join(map(str, DTYPES))}")
     shards: list[list[str]] = [[]]
     filled = 0
-    for name in values:
-        size = _size(values[name])
-        if shards[-1] and filled + size > file_bytes:
+    for name, value in values.items():
+        if shards[-1] and filled + value.nbytes > file_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(name)
-        filled += size
+        filled += value.nbytes
     if len(shards) == 1:
         _write_file(folder / LAYOUTS[0], shards[0], values)
         return
@@ -66,7 +62,7 @@ def write_weights(folder: Path, values: Mapping[str, Lazy], file_bytes: int) -> 
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_file(folder / file, names, values)
         weight_map |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": sum(map(_size, values.values()))}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": sum(value.nbytes for value in values.values())}, "weight_map": weight_map}
     (folder / f"{LAYOUTS[0]}.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
@@ -124,21 +120,17 @@ def _read_bin(file: Path) -> dict[str, Tensor]:
     return content
 
 
-def _size(value: Lazy) -> int:
-    return value[0].numel() * value[1].itemsize
-
-
-def _write_file(path: Path, names: Iterable[str], values: Mapping[str, Lazy]) -> None:
+def _write_file(path: Path, names: Iterable[str], values: Mapping[str, Tensor]) -> None:
     # Not safetensors' own save_file, which wants every tensor of the file in memory at once.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:
-        shape, dtype, _ = values[name]
-        begin, end = end, end + _size(values[name])
-        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        value, begin = values[name], end
+        end += value.nbytes
+        header[name] = {"dtype": DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
-            file.write(values[name][2]().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.write(values[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)

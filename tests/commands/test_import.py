@@ -158,6 +158,12 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
     "old configuration": (
         configured(mm_hidden_size=None, mm_projector_type=None), ("lacks mm_hidden_size, mm_projector_type",)
     ),
+    "size that is no number": (configured(hidden_size="16"), ("hidden_size: '16'", "whole number")),
+    "rotary positions of another kind": (
+        configured(rope_scaling={"type": "other"}),
+        ("no model can be built of the configuration of checkpoint", "other"),
+    ),
+    "unknown number type": (configured(torch_dtype="float33"), ("no model can be built", "float33")),
     "key without a place": (
         reweighed(lambda values: values.update({"model.extra.weight": torch.zeros(1)})),
         ("1 of its keys have no place", "model.extra.weight"),
