@@ -99,12 +99,17 @@ def build_stage(experiment: ExperimentConfig, device: str = "cpu") -> Stage:
 
 
 def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any]]:
-    """Loads the weights of earlier runs into the model; returns what came from where."""
+    """Loads the weights of earlier runs or of model folders into the model; returns what came from where."""
     parents: list[dict[str, Any]] = []
     for reference in experiment.init_from:
-        run = RunFolder.open(reference)
-        components = load_components(stage.model, run.model)
-        parents.append({"run": str(run.path), "run_id": run.info.get("mlflow_run_id"), "components": components})
+        if is_model_folder(Path(reference)):
+            parent: dict[str, Any] = {"run": reference, "run_id": None}
+            folder = Path(reference)
+        else:
+            run = RunFolder.open(reference)
+            parent = {"run": str(run.path), "run_id": run.info.get("mlflow_run_id")}
+            folder = run.model
+        parents.append(parent | {"components": load_components(stage.model, folder)})
     loaded = {component for parent in parents for component in parent["components"]}
     for component, mode in stage.trainable.items():
         choice = getattr(experiment, component)
@@ -112,6 +117,11 @@ def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any
         if mode == "frozen" and component not in loaded and pretrained is None:
             logger.warning("%s is frozen with random weights; name a run in init_from", component)
     return parents
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether this is a saved model on its own, as `fvl import` makes it, rather than a run."""
+    return (path / "config.json").is_file() and not (path / "run.json").is_file()
 
 
 def stopped_run(experiment: ExperimentConfig) -> RunFolder:

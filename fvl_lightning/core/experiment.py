@@ -103,7 +103,8 @@ class ExperimentConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     init_from: list[str] = field(default_factory=list)
-    """Runs (folder or MLflow run id) whose weights this one starts from; later ones win where both have a component."""
+    """Runs (folder or MLflow run id) or model folders whose weights this one starts from; of two that have a component
+    the later one wins."""
     feature_cache: str | None = None
     """Folder in which a frozen encoder's features are kept, computed once per image; null runs it at every step."""
     seed: int = 0

@@ -20,7 +20,7 @@ FINETUNE = "experiments/demo/finetune.yaml"
 def test_help_names_every_verb_and_an_example(tmp_path: Path, fvl_here: Run) -> None:
     done = fvl_here(tmp_path, "--help")
     assert done.returncode == 0
-    for verb in (*VERBS, "shards"):
+    for verb in (*VERBS, "shards", "import"):
         assert re.search(rf"[│ ] {verb} ", done.stdout), verb
     assert "fvl demo --quick" in done.stdout
 

@@ -1,0 +1,29 @@
+"""What a training starts from: an earlier run, or a model folder on its own."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from fvl_lightning.training.run_folder import RunFolder
+from tests.conftest import TINY, Run, furnish
+
+FINETUNE = "experiments/demo/finetune.yaml"
+
+
+def test_a_model_folder_gives_the_weights_of_its_run(tmp_path: Path, tiny_data: Path, fvl_here: Run) -> None:
+    folder = furnish(tmp_path, tiny_data)
+    assert fvl_here(folder, "train", FINETUNE, *TINY, "name=first").returncode == 0
+    first = folder / "runs" / "first"
+    (first / "model").rename(folder / "imported")
+    (first / "model").symlink_to(folder / "imported")
+    for name, start in (("by_run", "runs/first"), ("by_folder", "imported")):
+        done = fvl_here(folder, "train", FINETUNE, *TINY, f"name={name}", f"init_from=[{start}]")
+        assert done.returncode == 0, done.stderr
+    by_run, by_folder = (RunFolder(folder / "runs" / name) for name in ("by_run", "by_folder"))
+    weights, others = (load_file(run.model / "model.safetensors") for run in (by_run, by_folder))
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    (parent,) = by_folder.info["init_from"]
+    assert (parent["run"], parent["run_id"]) == ("imported", None)
+    assert parent["components"] == by_run.info["init_from"][0]["components"]
+    assert set(parent["components"]) >= {"encoder", "fusion", "projector", "language_model"}
