@@ -151,8 +151,9 @@ def measure_reads(shards: Path, count: int, repeats: int) -> dict[str, dict[str,
     rates = {}
     for name, pair in pairs.items():
         seconds: dict[str, list[float]] = {side: [] for side in pair}
-        for _ in range(repeats):
-            for side, run in pair.items():
+        for number in range(repeats):
+            # Who goes first changes, as what runs second may find the machine in another state.
+            for side, run in sorted(pair.items(), reverse=bool(number % 2)):
                 seconds[side].append(timed(run))
         rates[name] = {side: count / statistics.median(times) for side, times in seconds.items()}
     return rates
