@@ -95,7 +95,8 @@ def _measure(store: SampleStore, samples: range, view: View, workers: int) -> It
     parts: list[Any] = []
     counts: Counter[str] = Counter()
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"measuring {store.split}", total=len(samples))
         for measured, counted in chunks:
             parts.append(np.array(measured, dtype=np.int64).reshape(-1, 4))

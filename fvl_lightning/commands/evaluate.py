@@ -37,7 +37,8 @@ def evaluate(
             table.add_row(name, f"{value:.3f}")
         Console().print(table)
         return
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("answering", total=None)
 
         def show(what: str, done: int, total: int) -> None:
