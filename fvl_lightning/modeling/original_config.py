@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from fvl_lightning.core.errors import DataError
@@ -21,6 +22,8 @@ PROMPT_IDS = {
     "grounding": [0, 574, 22486, 5, 8720, 11, 5, 2274, 6, 19, 49, 24173, 4, 2],
 }
 """The released prompts as the original's code writes them, their pads left out; the encoder adds those again."""
+ROPE_TYPES = ("default", "su", *ROPE_INIT_FUNCTIONS)
+"""Kinds of rotary positions; su is longrope's older name."""
 IMAGE_SIZE = 768
 """Where no preprocessor_config.json says otherwise."""
 POOLED = ["spatial_avg_pool", "temporal_avg_pool"]
@@ -62,6 +65,10 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     for name in SIZES:
         if not isinstance(config[name], int) or config[name] < 1:
             raise DataError(f"{path} says {name}: {config[name]!r}, expected a whole number from 1 up")
+    scaling = config.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, Mapping) else scaling
+    if kind not in ROPE_TYPES:
+        raise DataError(f"{path} says rope_scaling of type {kind!r}, expected one of {', '.join(ROPE_TYPES)}")
     return config
 
 

@@ -160,8 +160,7 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "size that is no number": (configured(hidden_size="16"), ("hidden_size: '16'", "whole number")),
     "rotary positions of another kind": (
-        configured(rope_scaling={"type": "other"}),
-        ("no model can be built of the configuration of checkpoint", "other"),
+        configured(rope_scaling={"type": "other"}), ("rope_scaling of type 'other'", "longrope"),
     ),
     "unknown number type": (configured(torch_dtype="float33"), ("no model can be built", "float33")),
     "key without a place": (
