@@ -115,9 +115,17 @@ class ConversationEncoder:
         turn_ends = [turn + (self.tokens_per_image - 1) * before for turn, before in zip(turns, images, strict=True)]
         return EncodedConversation(self._expand(ids, ids), self._expand(labels, ids), turn_ends, images)
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of the messages up to where the assistant's next answer begins; errors as in `encode`."""
-        ids, _, _ = self._engine.encode(self._text(messages, generate=True)[0])
+    def prompt(self, messages: Sequence[Message], go_on: bool = False) -> list[int]:
+        """Ids of the messages up to where the assistant's next answer begins; errors as in `encode`.
+
+        With `go_on` the last message is the beginning of that answer: the ids end with its words.
+        """
+        text, answers = self._text(messages, generate=not go_on)
+        if go_on:
+            if messages[-1]["role"] != "assistant":
+                raise DataError(f"only an answer can be gone on with, the last message is of {messages[-1]['role']}")
+            text = text[: answers[-1][1]]
+        ids, _, _ = self._engine.encode(text)
         return self._expand(ids, ids)
 
     def caption(self, text: str, images: int = 1) -> tuple[list[int], list[int]]:

@@ -69,6 +69,15 @@ def decode_image(source: bytes | Path, decoder: Decoder = "pillow", at_least: in
         return _upright(pixels, _orientation(image))
 
 
+def loaded_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """An image that is Pillow's already, as decode_image would have given it; DataError as there."""
+    _refuse_size(image.size)
+    try:
+        return _upright(_decode(image, scale=1), _orientation(image))
+    except OSError as error:  # it may have been opened and not yet read
+        raise DataError(f"the image can't be read: {_one_line(error)}") from None
+
+
 def verify_image(data: bytes) -> ImageHeader:
     """Decodes the first frame as cheaply as finds out whether all of it is there, and keeps only the header.
 

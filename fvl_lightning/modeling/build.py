@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer
 from transformers.initialization import no_init_weights
 
 from fvl_lightning.core.config import Choice
@@ -16,9 +15,7 @@ from fvl_lightning.language_models.causal import load_tokenizer
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.initialization import initialize
-
-IMAGE_TOKEN = "<image>"
-"""The placeholder; its id stands in token_ids once per image token."""
+from fvl_lightning.modeling.processor import IMAGE_TOKEN, FlorenceVLProcessor, image_tokenizer
 
 
 @dataclass
@@ -27,6 +24,13 @@ class Built:
 
     model: FlorenceVLForConditionalGeneration
     tokenizer: Any
+
+
+@dataclass
+class Loaded(Built):
+    """A saved model in eval mode, with the processor that was saved beside it."""
+
+    processor: FlorenceVLProcessor
 
 
 class EncoderModel(nn.Module):
@@ -78,21 +82,14 @@ def build_encoder(experiment: ExperimentConfig, device: str = "cpu") -> EncoderM
     return model
 
 
-def image_tokenizer(tokenizer: Any) -> Any:
-    """The tokenizer with the image placeholder among its special tokens and a pad token."""
-    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
-        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def load_model(folder: Path) -> Built:
-    """A model saved by a run (safetensors, its configuration and tokenizer)."""
-    if not (folder / "config.json").is_file():
-        raise DataError(f"{folder} holds no saved model (config.json is missing)")
+def load_model(folder: Path) -> Loaded:
+    """A model folder, as a run, an import or an export makes it: safetensors, configuration and processor."""
+    for name in ("config.json", "processor_config.json"):
+        if not (folder / name).is_file():
+            raise DataError(f"{folder} holds no saved model ({name} is missing)")
     model = FlorenceVLForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
-    return Built(model.eval(), AutoTokenizer.from_pretrained(folder))
+    processor = FlorenceVLProcessor.from_pretrained(folder)
+    return Loaded(model.eval(), processor.tokenizer, processor)
 
 
 def _choice(experiment: ExperimentConfig, slot: str) -> Choice:

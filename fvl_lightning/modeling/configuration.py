@@ -14,6 +14,10 @@ class FlorenceVLConfig(PreTrainedConfig):
     model_type = "florence_vl"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}  # noqa: RUF012
 
+    keys_to_ignore_at_inference = [  # noqa: RUF012 - transformers' Trainer adds a list to it; logits are predictions
+        "past_key_values", "loss_sum", "tokens", "correct", "dataset_sums", "dataset_tokens", "diagnostics",
+    ]
+
     encoder: dict[str, Any] | None = None
     fusion: dict[str, Any] | None = None
     projector: dict[str, Any] | None = None

@@ -15,7 +15,7 @@ from fvl_lightning.core.types import IGNORE_INDEX, ImageSpec
 from fvl_lightning.modeling.alignment import SourceAlignment
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.initialization import initializers, reset_module
-from fvl_lightning.modeling.loss import token_loss
+from fvl_lightning.modeling.loss import TokenLoss, token_loss
 from fvl_lightning.modeling.packing import cache_for
 from fvl_lightning.modeling.splice import splice_images
 
@@ -67,7 +67,11 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """How an image must look, and how many tokens it becomes."""
         return ImageSpec(self.encoder.image_size, self.encoder.mean, self.encoder.std, self.projector.tokens)
 
-    def get_image_features(
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
+        """[I, 3, P, P] -> what the language model sees of them, [I, N, D]."""
+        return self.embed_images(pixel_values)[0]
+
+    def embed_images(
         self, pixel_values: Tensor | None = None, sources: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """[I, 3, P, P], or the encoder's sources {source: [I, N_source, D_source]} -> [I, N, D] and diagnostics."""
@@ -89,6 +93,7 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         dataset_ids: Tensor | None = None,
         dataset_count: int = 0,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> FlorenceVLOutput:
         """Token ids with expanded image placeholders -> loss (with labels) or logits.
@@ -102,6 +107,8 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             position_ids: [B, S]; they restart with each document of a packed row, which then sees itself alone.
             logits_to_keep: only the last so many positions' logits; 0 for all.
             dataset_ids: [B, S], below `dataset_count`, for losses per data set.
+            num_items_in_batch: what transformers' Trainer divides the sum of the losses by: the supervised tokens of
+                all batches of its step.
 
         Raises:
             ValueError: placeholders and images do not match (the message has the counts), or packed rows come with an
@@ -125,7 +132,17 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         if position_ids is not None:  # the last token of a document is not asked for the first of the next
             labels = labels.masked_fill(position_ids == 0, IGNORE_INDEX)
-        return self._loss(hidden, labels, dataset_ids, dataset_count, diagnostics)
+        loss = self._loss(hidden, labels, dataset_ids, dataset_count)
+        mean = loss.mean if num_items_in_batch is None else loss.sum / num_items_in_batch
+        return FlorenceVLOutput(
+            loss=mean,
+            loss_sum=loss.sum,
+            tokens=loss.tokens,
+            correct=loss.correct,
+            dataset_sums=loss.dataset_sums,
+            dataset_tokens=loss.dataset_tokens,
+            diagnostics=diagnostics,
+        )
 
     def _embed(
         self,
@@ -139,37 +156,21 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # The placeholder may lie beyond the table of a model whose vocabulary was not grown for it.
         embeddings = self.language_model.embed(input_ids.masked_fill(is_image, 0))
         if pixel_values is not None or image_sources is not None:
-            images, diagnostics = self.get_image_features(pixel_values, image_sources)
+            images, diagnostics = self.embed_images(pixel_values, image_sources)
             return splice_images(embeddings, input_ids, images, self.config.image_token_id), diagnostics
         if first_pass and is_image.any():
             raise ValueError(f"{int(is_image.sum())} image placeholders in the batch, but no images")
         return embeddings, {}
 
-    def _loss(
-        self,
-        hidden: Tensor,
-        labels: Tensor,
-        dataset_ids: Tensor | None,
-        dataset_count: int,
-        diagnostics: dict[str, Tensor],
-    ) -> FlorenceVLOutput:
+    def _loss(self, hidden: Tensor, labels: Tensor, dataset_ids: Tensor | None, dataset_count: int) -> TokenLoss:
         """Hidden states [B, S, D] and the labels at their own places [B, S] -> losses of the next token."""
-        loss = token_loss(
+        return token_loss(
             hidden[:, :-1],
             labels[:, 1:],
             self.language_model.logits,
             self.config.get_text_config().vocab_size,
             None if dataset_ids is None else dataset_ids[:, 1:],
             dataset_count,
-        )
-        return FlorenceVLOutput(
-            loss=loss.mean,
-            loss_sum=loss.sum,
-            tokens=loss.tokens,
-            correct=loss.correct,
-            dataset_sums=loss.dataset_sums,
-            dataset_tokens=loss.dataset_tokens,
-            diagnostics=diagnostics,
         )
 
     def prepare_inputs_for_generation(

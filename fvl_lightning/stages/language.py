@@ -10,6 +10,7 @@ from fvl_lightning.core.types import Batch
 from fvl_lightning.modeling.build import build_model
 from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.modeling.packing import check_causal, check_packing
+from fvl_lightning.modeling.processor import make_processor
 from fvl_lightning.stages.base import Stage
 
 
@@ -53,6 +54,7 @@ class LanguageStage(Stage):
         return loss, output.diagnostics
 
     def save_model(self, folder: Path) -> None:
-        """Model (safetensors), configuration and tokenizer, as transformers loads them."""
+        """Model (safetensors), configuration and processor, as transformers loads them."""
         self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        fit = self.experiment.data.config.image_fit
+        make_processor(self.model.image_spec, self.tokenizer, fit).save_pretrained(folder)

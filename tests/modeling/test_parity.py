@@ -69,7 +69,7 @@ def test_logits_and_loss_are_the_originals(
     inputs = expanded(case, model.image_spec.tokens_per_image)
     assert torch.equal(inputs["labels"], tensor(f"{expected}/new_labels"))
     with torch.no_grad():
-        projected, _ = model.get_image_features(inputs["pixel_values"])
+        projected = model.get_image_features(inputs["pixel_values"])
         close(projected, tensor(f"{expected}/projected"), PROJECTED)
         embeddings, _ = model._embed(inputs["input_ids"], inputs["pixel_values"], None, first_pass=True)
         loss = model(**inputs).loss
