@@ -1,14 +1,14 @@
 """From YAML files and `key=value` words to checked dataclasses.
 
-Layers, later ones winning: dataclass defaults <- `base:` file(s) <- the YAML <- the command line. A slot is written
-`{name: <registered>, <fields of its Config>}`, or just the name; a layer that changes the name REPLACES the slot, since
-the fields of one component mean nothing to another. Every mistake is one sentence (ConfigError).
+Layers, later ones winning: dataclass defaults <- `base:` file(s) <- the YAML <- the command line, and behind each file
+what is chosen of the variants it offers (variants.py). A slot is written `{name: <registered>, <fields of its
+Config>}`, or just the name; a layer that changes the name REPLACES the slot, since the fields of one component mean
+nothing to another. Every mistake is one sentence (ConfigError).
 """
 
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +18,13 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fvl_lightning.core.errors import ConfigError, first_line, nearest, unknown_name
+from fvl_lightning.core.errors import ConfigError, first_line, unknown_name
+from fvl_lightning.core.layers import COMMAND_LINE, Loader, at, read_layers
 from fvl_lightning.core.plugins import import_plugin
 from fvl_lightning.core.registry import component, names
+from fvl_lightning.core.variants import choose_variants
 
 Schema = TypeVar("Schema")
-COMMAND_LINE = "the command line"
 Place = Callable[[str], str]
 """From a dotted key to where it was written, as messages say it; from "" to the whole."""
 
@@ -75,7 +76,8 @@ def load_config(
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {"": str(path)}
     slots = _slot_names(schema)
-    for origin, layer in [*_layers(path, ()), *((said, parse_override(word, said)) for word in overrides)]:
+    words = [(said, parse_override(word, said)) for word in overrides]
+    for origin, layer in choose_variants(read_layers(path), words, _field_names(schema)):
         _merge(merged, layer, slots, origin, origins)
     listed_in = origins.get("plugins", said)
     return check_config(schema, merged, origins, (path if listed_in == said else Path(listed_in)).parent)
@@ -135,61 +137,14 @@ def parse_override(word: str, said: str = COMMAND_LINE) -> dict[str, Any]:
     """`a.b=1` as `{"a": {"b": 1}}`; the value is read as YAML."""
     key, equals, text = word.partition("=")
     if not equals or not key or any(not part for part in key.split(".")):
-        raise ConfigError(f"'{word}'{_at('', {'': said})} is not key=value, such as trainer.max_steps=20")
+        raise ConfigError(f"'{word}'{at(said)} is not key=value, such as trainer.max_steps=20")
     try:
-        value = yaml.load(text, _Loader)
+        value = yaml.load(text, Loader)
     except yaml.YAMLError:
-        raise ConfigError(f"the value of '{word}'{_at('', {'': said})} is not valid YAML") from None
+        raise ConfigError(f"the value of '{word}'{at(said)} is not valid YAML") from None
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as it is meant: 1e-4 is a number (YAML 1.1 reads a string), and a key written twice is an error."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        written: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in written:
-                raise yaml.MarkedYAMLError(problem=f"'{key.value}' is written twice", problem_mark=key.start_mark)
-            written.add(str(key.value))
-        return node
-
-
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, [*"-+0123456789"])
-
-
-def _layers(path: Path, chain: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]]]:
-    """The mappings of `path` and its bases, farthest base first, each with the name of its file."""
-    if path.resolve() in chain:
-        raise ConfigError(f"{path}: `base:` leads back to itself")
-    if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        by = f", named in `base:` of {chain[-1].name}" if chain else ""
-        hint = f"; in {path.parent} there are {', '.join(near)}" if near else ""
-        close = nearest(path.name, near)
-        raise ConfigError(f"no configuration file {path}{by}{hint}" + (f"; did you mean '{close}'?" if close else ""))
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ConfigError(f"{path} is not valid YAML: {line}{error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} could not be read: {first_line(error)}") from None
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold keys and values, not a {type(values).__name__}")
-    bases = values.pop("base", None) or []
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"base in {path}: expected a file or a list of files, found {bases!r}")
-    layers: list[tuple[str, dict[str, Any]]] = []
-    for base in bases:
-        layers += _layers(path.parent / base, (*chain, path.resolve()))
-    return [*layers, (str(path), values)]
 
 
 def _merge(
@@ -199,7 +154,7 @@ def _merge(
         if key in slots and value is not None:
             # `fusion.hidden=3` on the command line has no name of its own: it speaks of the fusion already chosen.
             named = not isinstance(value, Mapping) or "name" in value
-            value = _normalise_slot(value, key + _at("", {"": origin})) if named else dict(value)
+            value = _normalise_slot(value, key + at(origin)) if named else dict(value)
             if named and into.get(key) is not None and into[key].get("name") != value["name"]:
                 into.pop(key)
         _merge_value(into, key, value, key, origin, origins)
@@ -229,12 +184,15 @@ def _slot_names(schema: Any) -> dict[str, str]:
     return {f.name: f.metadata["slot"] for f in dataclasses.fields(schema) if "slot" in f.metadata}
 
 
+def _field_names(schema: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(schema)]
+
+
 def _at(key: str, origins: Mapping[str, str]) -> str:
     """" in a.yaml" or " on the command line": where `key`, or else what it stands in, was written last."""
     while key and key not in origins:
         key = key.rpartition(".")[0]
-    origin = origins.get(key, "")
-    return origin and f" {'on' if origin == COMMAND_LINE else 'in'} {origin}"
+    return at(origins.get(key, ""))
 
 
 def _inside(outer: str, origins: Mapping[str, str]) -> Place:

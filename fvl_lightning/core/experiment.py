@@ -112,6 +112,8 @@ class ExperimentConfig:
     """The folder under which this run gets its own."""
     plugins: list[str] = field(default_factory=list)
     """Modules or .py files that register components of your own."""
+    chosen: dict[str, str] = field(default_factory=dict)
+    """What was taken of the `variants` that the file and its bases offer, such as {recipe: released}: a record."""
 
 
 @dataclass

@@ -23,7 +23,8 @@ def provenance(config: Mapping[str, Any], config_hash: str) -> dict[str, str]:
 
     Returns:
         `fvl.config_hash`, `fvl.git_commit` and `fvl.git_dirty` ("unknown" where this package is not part of a git
-        checkout), `fvl.version`, `fvl.torch_version`, `fvl.machine`, `fvl.cpu_count`, `fvl.<slot>`, `fvl.seed`.
+        checkout), `fvl.version`, `fvl.torch_version`, `fvl.machine`, `fvl.cpu_count`, `fvl.<slot>`, `fvl.seed`, and
+        `fvl.chosen.<variant>` for what was taken of an experiment file's variants.
     """
     tags = {
         "config_hash": config_hash,
@@ -43,6 +44,7 @@ def provenance(config: Mapping[str, Any], config_hash: str) -> dict[str, str]:
     tags |= {key: entry["name"] for key, entry in config.items() if isinstance(entry, Mapping) and "name" in entry}
     if "seed" in config:
         tags["seed"] = str(config["seed"])
+    tags |= {f"chosen.{variant}": choice for variant, choice in config.get("chosen", {}).items()}
     # MLflow's own pages show the commit under this name of theirs.
     shown = {"mlflow.source.git.commit": commit} if in_checkout else {}
     return {f"fvl.{key}": value for key, value in tags.items()} | shown
