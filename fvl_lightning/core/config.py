@@ -49,16 +49,29 @@ class Choice:
 
     def as_dict(self) -> dict[str, Any]:
         """`{name: ..., <fields>}`, as it is written in YAML."""
-        return {"name": self.name, **dataclasses.asdict(self.config)}
+        inner = {
+            key: {name: choice.as_dict() for name, choice in getattr(self.config, key).items()}
+            for key in _inner_slots(self.config)
+        }
+        return {"name": self.name, **dataclasses.asdict(self.config), **inner}
 
 
 def choose(slot_name: str, entry: Any, where: str = "", place: Place | None = None) -> Choice:
-    """Checks one slot entry (a name, or a mapping with `name`) against the component's Config."""
+    """Checks one slot entry (a name, or a mapping with `name`) against the component's Config.
+
+    A Config's field of type dict[str, Any] with the metadata {"slots": <slot>} holds components by names of one's own;
+    they are checked, and become Choices, in the same way.
+    """
     where = where or slot_name
     fields = _normalise_slot(entry, where)
     name = fields.pop("name")
     place = place or (lambda key: f"{where}: {key}" if key else where)
-    return Choice(slot_name, name, _to_dataclass(component(slot_name, name, where).Config, fields, place))
+    config = _to_dataclass(component(slot_name, name, where).Config, fields, place)
+    for key, inner_slot in _inner_slots(config).items():
+        for inner_name, inner_entry in getattr(config, key).items():
+            inner = _under(f"{key}.{inner_name}", place)
+            getattr(config, key)[inner_name] = choose(inner_slot, inner_entry, inner(""), inner)
+    return Choice(slot_name, name, config)
 
 
 def load_config(
@@ -184,6 +197,10 @@ def _slot_names(schema: Any) -> dict[str, str]:
     return {f.name: f.metadata["slot"] for f in dataclasses.fields(schema) if "slot" in f.metadata}
 
 
+def _inner_slots(schema: Any) -> dict[str, str]:
+    return {f.name: f.metadata["slots"] for f in dataclasses.fields(schema) if "slots" in f.metadata}
+
+
 def _field_names(schema: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(schema)]
 
@@ -203,6 +220,11 @@ def _inside(outer: str, origins: Mapping[str, str]) -> Place:
         return (full or "configuration") + _at(full, origins)
 
     return place
+
+
+def _under(outer: str, place: Place) -> Place:
+    """The place of the keys under `outer`, which `place` knows."""
+    return lambda key: place(f"{outer}.{key}" if key else outer)
 
 
 def _to_dataclass(schema: type[Schema], values: Mapping[str, Any], place: Place) -> Schema:
