@@ -7,17 +7,13 @@ through the text encoder in one pass.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    Florence2ForConditionalGeneration,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.models.bart.modeling_bart import BartDecoder, BartEncoder
@@ -31,7 +27,9 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.prompts import RELEASED_PROMPTS
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import IGNORE_INDEX
+from fvl_lightning.core.weight_files import fitted
 from fvl_lightning.encoders.base import Encoder
+from fvl_lightning.encoders.florence2_files import read_sizes, read_tokenizer, read_values
 from fvl_lightning.encoders.florence2_sources import (
     STAGE,
     check_model,
@@ -52,7 +50,7 @@ class Florence2Encoder(Encoder):
         """Fields of the encoder. From the hub or a folder with `pretrained`, from scratch with `model`."""
 
         pretrained: str | None = None
-        """Hub id or folder of a native checkpoint, such as florence-community/Florence-2-large-ft."""
+        """Hub id or folder in either layout: florence-community/Florence-2-large-ft, microsoft/Florence-2-large-ft."""
         revision: str | None = None
         """Hub revision; null for the newest."""
         model: dict[str, Any] = field(default_factory=dict)
@@ -112,20 +110,13 @@ class Florence2Encoder(Encoder):
         if not config.pretrained:
             check_model(config.model)
         model = config.model
-        tokenizer_source = config.tokenizer or config.pretrained
         tasks = [name for name in config.sources if not is_depth(name)]
-        if model and all(task in config.prompt_ids for task in tasks) and (tasks or tokenizer_source is None):
+        named = config.tokenizer or config.pretrained
+        if model and all(task in config.prompt_ids for task in tasks) and (tasks or named is None):
             return config
-        if tokenizer_source is None:
-            raise ConfigError("encoder.tokenizer: the prompts need a tokenizer; name its hub id or folder")
-        try:
-            if config.pretrained and not model:
-                model = AutoConfig.from_pretrained(config.pretrained, revision=config.revision).to_dict()
-            revision = config.revision if config.tokenizer is None else None
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, revision=revision)
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise ConfigError(f"encoder: {config.pretrained or tokenizer_source} could not be read: {first}") from None
+        if config.pretrained and not model:
+            model = read_sizes(config.pretrained, config.revision)
+        tokenizer = cls.load_tokenizer(config)
         if not model:
             raise ConfigError("encoder: give `pretrained` (hub id or folder) or `model` (sizes, from scratch)")
         if not config.pretrained:
@@ -134,27 +125,21 @@ class Florence2Encoder(Encoder):
         prompt_ids = {task: config.prompt_ids.get(task) or tokenizer(texts[task]).input_ids for task in tasks}
         return dataclasses.replace(config, model=model, prompt_ids=prompt_ids)
 
+    @classmethod
+    def load_tokenizer(cls, config: Config) -> Any:
+        """The tokenizer of the prompts and of what the decoder writes; ConfigError where it can't be read."""
+        if config.tokenizer is not None:
+            return read_tokenizer(config.tokenizer, None)
+        if config.pretrained is None:
+            raise ConfigError("encoder.tokenizer: the prompts need a tokenizer; name its hub id or folder")
+        return read_tokenizer(config.pretrained, config.revision)
+
     def load_pretrained(self) -> None:
-        """Copies tower, projector and text encoder (and decoder where kept) out of a native checkpoint."""
-        if self.config.pretrained is None:
-            return
-        try:
-            whole = Florence2ForConditionalGeneration.from_pretrained(
-                self.config.pretrained, revision=self.config.revision, use_safetensors=True
-            ).model
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise ConfigError(f"encoder: {self.config.pretrained} could not be read: {first}") from None
-        pairs = [
-            (self.vision_tower, whole.vision_tower),
-            (self.image_projector, whole.multi_modal_projector),
-            (self.text_encoder, whole.language_model.encoder),
-        ]
-        if self.decoder is not None:
-            whole.language_model.decoder.embed_tokens = None
-            pairs.append((self.decoder, whole.language_model.decoder))
-        for ours, theirs in pairs:
-            ours.load_state_dict(theirs.state_dict())
+        """Copies tower, projector and text encoder (and decoder where kept) out of a checkpoint of either layout."""
+        pretrained = self.config.pretrained
+        if pretrained is not None:
+            values = read_values(pretrained, self.config.revision, keep_decoder=self.decoder is not None)
+            self.load_state_dict(fitted(values, self.state_dict(), pretrained))
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialises a module that no transformers model beneath this one owns (the projector and what it holds)."""
@@ -207,9 +192,13 @@ class Florence2Encoder(Encoder):
         return torch.stack(hidden, dim=1)
 
     @torch.no_grad()
-    def write(self, images: Tensor, max_tokens: int) -> Tensor:
-        """What the decoder writes under each prompt, greedily: [I, 3, P, P] -> ids [I, T, L], pads after the end."""
-        states, mask = self._read(self.image_projector(self.vision_tower(images).last_hidden_state))
+    def write(self, images: Tensor, max_tokens: int, tasks: Sequence[str] | None = None) -> Tensor:
+        """What the decoder writes under each prompt, greedily: [I, 3, P, P] -> ids [I, T, L], pads after the end.
+
+        With `tasks` under these prompts only, in their order.
+        """
+        states, mask = self._read(self.image_projector(self.vision_tower(images).last_hidden_state), tasks)
+        count = states.shape[1]
         states = states.flatten(0, 1)
         config = self.model_config.text_config
         cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
@@ -223,7 +212,7 @@ class Florence2Encoder(Encoder):
             ended |= token == self.end_id
             if ended.all():
                 break
-        return torch.cat(written, dim=1).unflatten(0, (images.shape[0], len(self.tasks)))
+        return torch.cat(written, dim=1).unflatten(0, (images.shape[0], count))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The decoder's hidden states [..., D] -> [..., V]; the head is tied to the token table."""
@@ -239,10 +228,13 @@ class Florence2Encoder(Encoder):
         tokens = hidden_states[sum(self.vision_tower.config.depths[:stage])].flatten(2).transpose(1, 2)
         return torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1)
 
-    def _read(self, projected: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _read(self, projected: Tensor, tasks: Sequence[str] | None = None) -> tuple[Tensor, Tensor | None]:
         """The text encoder over [V, prompt] for every image and prompt: [I, N, D] -> [I, T, N + L, D], row mask."""
         images, tokens, _ = projected.shape
-        prompt_ids = torch.tensor(self.prompt_rows, device=projected.device)
+        chosen = [self.tasks.index(task) for task in (self.tasks if tasks is None else tasks)]
+        # A prompt alone keeps the pads it has beside the others: with prompt_pads `attend` they are part of it.
+        prompt_ids = torch.tensor([self.prompt_rows[task] for task in chosen], device=projected.device)
+        prompt_lengths = [self.prompt_lengths[task] for task in chosen]
         prompts = self.text_encoder.embed_tokens(prompt_ids)  # [T, L, D]
         count, length = prompt_ids.shape
         rows = torch.cat(
@@ -253,8 +245,8 @@ class Florence2Encoder(Encoder):
             dim=2,
         ).flatten(0, 1)
         mask = None
-        if min(self.prompt_lengths) < length:
-            lengths = torch.tensor(self.prompt_lengths, device=projected.device).unsqueeze(1) + tokens
+        if min(prompt_lengths) < length:
+            lengths = torch.tensor(prompt_lengths, device=projected.device).unsqueeze(1) + tokens
             mask = (torch.arange(tokens + length, device=projected.device) < lengths).repeat(images, 1)
         states = self.text_encoder(inputs_embeds=rows, attention_mask=mask).last_hidden_state
         return states.unflatten(0, (images, count)), mask

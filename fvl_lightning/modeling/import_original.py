@@ -20,18 +20,19 @@ from transformers import AutoTokenizer
 from transformers.initialization import no_init_weights
 
 from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_line
-from fvl_lightning.modeling.build import IMAGE_TOKEN, image_tokenizer
+from fvl_lightning.core.weight_files import fitted, has_weights, read_weights, write_weights
+from fvl_lightning.encoders.florence2_original import read_image_size
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.original_config import (
     LANGUAGE_MODELS,
     ImportOptions,
+    image_fit,
     imported_config,
     read_config,
-    read_image_size,
     read_tower_config,
 )
-from fvl_lightning.modeling.original_names import TABLES, TOWER, ignored, our_name, our_value, projector_depth, table
-from fvl_lightning.modeling.weight_files import has_weights, read_weights, write_weights
+from fvl_lightning.modeling.original_names import TOWER, projector_depth, renamed
+from fvl_lightning.modeling.processor import IMAGE_TOKEN, image_tokenizer, make_processor
 
 FILE_BYTES = 2 * 1024**3
 """Largest size of a written file, unless one tensor is larger."""
@@ -39,8 +40,6 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
 )
-NAMED = 3
-"""Names that an error gives before it only counts."""
 
 
 @dataclass
@@ -99,7 +98,7 @@ def import_florence_vl(
         write_weights(beside, values, file_bytes)
         ours.architectures = [type(model).__name__]
         ours.save_pretrained(beside)
-        words.save_pretrained(beside)
+        make_processor(model.image_spec, words, image_fit(config)).save_pretrained(beside)
     parameters = sum(tensor.numel() for tensor in values.values())
     return Imported(parameters, model.image_spec.tokens_per_image, left_out)
 
@@ -120,26 +119,8 @@ def placed(
         raise DataError(f"{where} holds no projector of Florence-VL (model.mm_projector.encoder_mlp.*)")
     if held != depth:
         raise DataError(f"{where} has a projector of {held} linear layers, its mm_projector_type says {depth}")
-    others = set(TABLES) - {table(weights)}
-    used = [
-        name for name in weights if not ignored(name, keep_decoder, tied=bool(tied)) and name not in others
-    ]
-    found = {our_name(name): name for name in used}
-    unknown = [name for name in used if our_name(name) not in wanted]
-    missing = [name for name in wanted if name not in found]
-    if unknown or missing:
-        parts = [f"{len(unknown)} of its keys have no place in the model ({_some(unknown)})"] if unknown else []
-        parts += [f"{len(missing)} values of the model are not in it ({_some(missing)})"] if missing else []
-        raise DataError(f"{where} does not fit its configuration: {'; '.join(parts)}")
-    tensors = {ours: our_value(found[ours], weights[found[ours]]) for ours in wanted}
-    wrong = [
-        f"{found[ours]} {tuple(tensor.shape)} for {tuple(wanted[ours].shape)}"
-        for ours, tensor in tensors.items()
-        if tensor.shape != wanted[ours].shape
-    ]
-    if wrong:
-        raise DataError(f"{where} has {len(wrong)} values of other sizes than its configuration ({_some(wrong)})")
-    return tensors, len(weights) - len(tensors)
+    values = fitted(renamed(weights, keep_decoder, tied=bool(tied)), wanted, where)
+    return values, len(weights) - len(values)
 
 
 def find_tower(checkpoint: Path, config: Mapping[str, Any], given: Path | None) -> Path:
@@ -198,8 +179,3 @@ def appearing(out: Path) -> Iterator[Path]:
         os.rename(beside, out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more}"

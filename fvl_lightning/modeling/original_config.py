@@ -9,10 +9,12 @@ from typing import Any, Literal
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from datamodules.pixels import Fit
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.weight_files import read_json
 from fvl_lightning.encoders.florence2 import Florence2Encoder
+from fvl_lightning.encoders.florence2_original import check_original, original_sizes, require
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
-from fvl_lightning.modeling.weight_files import read_json
 
 LANGUAGE_MODELS = {"llava_llama": "llama", "llava_phi": "phi3"}
 """The original's model types, and what transformers calls the language model inside."""
@@ -24,24 +26,11 @@ PROMPT_IDS = {
 """The released prompts as the original's code writes them, their pads left out; the encoder adds those again."""
 ROPE_TYPES = ("default", "su", *ROPE_INIT_FUNCTIONS)
 """Kinds of rotary positions; su is longrope's older name."""
-IMAGE_SIZE = 768
-"""Where no preprocessor_config.json says otherwise."""
-POOLED = ["spatial_avg_pool", "temporal_avg_pool"]
+FITS: dict[Any, Fit] = {"pad": "pad", "square": "stretch", None: "stretch"}
+"""The original's image_aspect_ratio, and how our images are brought to a square."""
 HOUSEKEEPING = {"model_type", "architectures", "auto_map", "_name_or_path", "transformers_version", "torch_dtype"}
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "mm_hidden_size",
-)
-VISION_FIELDS = (
-    "depths", "num_heads", "num_groups", "patch_size", "patch_stride", "patch_padding", "patch_prenorm", "window_size",
-    "projection_dim",
-)
-TEXT_FIELDS = (
-    "vocab_size", "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads",
-    "encoder_ffn_dim", "decoder_ffn_dim", "max_position_embeddings",
-)
-TEXT_FIELDS_WITH_DEFAULTS = (
-    "activation_function", "scale_embedding", "dropout", "attention_dropout", "activation_dropout", "init_std",
-    "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id",
 )
 
 
@@ -61,7 +50,7 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     if str(config.get("model_type")) not in LANGUAGE_MODELS:
         allowed = " and ".join(LANGUAGE_MODELS)
         raise DataError(f"{path} is of a model of type '{config.get('model_type')}', Florence-VL's are {allowed}")
-    _require(config, (*SIZES, "mm_projector_type"), str(path))
+    require(config, (*SIZES, "mm_projector_type"), str(path))
     for name in SIZES:
         if not isinstance(config[name], int) or config[name] < 1:
             raise DataError(f"{path} says {name}: {config[name]!r}, expected a whole number from 1 up")
@@ -76,23 +65,7 @@ def read_tower_config(folder: Path) -> dict[str, Any]:
     """The config.json of the tower's folder in Microsoft's layout; DataError where it is none, or lacks fields."""
     path = folder / "config.json"
     config = read_json(path)
-    _require(config, ("vision_config", "text_config"), str(path))
-    for part, fields in (
-        ("vision_config", ("dim_embed", *VISION_FIELDS, "image_pos_embed", "visual_temporal_embedding")),
-        ("text_config", TEXT_FIELDS),
-    ):
-        _require(config[part], fields, f"{part} in {path}")
-    vision = config["vision_config"]
-    for part, kind, field in (
-        ("image_pos_embed", "learned_abs_2d", "max_pos_embeddings"),
-        ("visual_temporal_embedding", "COSINE", "max_temporal_embeddings"),
-    ):
-        _require(vision[part], (field,), f"vision_config.{part} in {path}")
-        if vision[part].get("type") != kind:
-            raise DataError(f"{path} has a {part} of type '{vision[part].get('type')}', expected '{kind}'")
-    if vision.get("image_feature_source", POOLED) != POOLED:
-        said = ", ".join(map(str, vision["image_feature_source"]))
-        raise DataError(f"{path} pools its images by {said}, expected {', '.join(POOLED)}")
+    check_original(config, str(path))
     return config
 
 
@@ -115,7 +88,7 @@ def imported_config(
         )
     dtype = config.get("torch_dtype", "float32")
     encoder = Florence2Encoder.Config(
-        model=tower_sizes(tower),
+        model=original_sizes(tower),
         image_size=image_size,
         pooled_token=options.pooled_token,
         prompt_pads=options.prompt_pads,
@@ -136,34 +109,9 @@ def imported_config(
     )
 
 
-def tower_sizes(tower: Mapping[str, Any]) -> dict[str, Any]:
-    """Microsoft's fields of a Florence-2 under the names of transformers' native classes."""
-    vision, text = tower["vision_config"], tower["text_config"]
-    optional = {name: text[name] for name in TEXT_FIELDS_WITH_DEFAULTS if name in text}
-    return {
-        "vision_config": {
-            **{name: vision[name] for name in VISION_FIELDS},
-            **({"drop_path_rate": vision["drop_path_rate"]} if "drop_path_rate" in vision else {}),
-            "embed_dim": vision["dim_embed"],
-            "max_position_embeddings": vision["image_pos_embed"]["max_pos_embeddings"],
-            "max_temporal_embeddings": vision["visual_temporal_embedding"]["max_temporal_embeddings"],
-        },
-        "text_config": {"model_type": "bart", **{name: text[name] for name in TEXT_FIELDS}, **optional},
-    }
-
-
-def read_image_size(tower_folder: Path) -> int:
-    """Pixels per side, from preprocessor_config.json where there is one; DataError for images that are not square."""
-    path = tower_folder / "preprocessor_config.json"
-    if not path.is_file():
-        return IMAGE_SIZE
-    size = read_json(path).get("size")
-    if not isinstance(size, dict) or not isinstance(size.get("height"), int) or size["height"] != size.get("width"):
-        raise DataError(f"{path} says size {size}, expected a height and a width that are equal")
-    return size["height"]
-
-
-def _require(content: Any, fields: tuple[str, ...], where: str) -> None:
-    lacking = [name for name in fields if not isinstance(content, Mapping) or name not in content]
-    if lacking:
-        raise DataError(f"{where} lacks {', '.join(lacking)}, which the model cannot be built without")
+def image_fit(config: Mapping[str, Any]) -> Fit:
+    """How the checkpoint was shown images that are no squares; DataError for a way that is not ours."""
+    kind = config.get("image_aspect_ratio")
+    if kind not in FITS:
+        raise DataError(f"image_aspect_ratio is '{kind}', expected one of {', '.join(map(str, FITS))}")
+    return FITS[kind]

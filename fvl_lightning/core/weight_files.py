@@ -18,6 +18,8 @@ LAYOUTS = ("model.safetensors", "pytorch_model.bin")
 DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 """Names of number types in a safetensors header."""
 ALIGNMENT = 8
+NAMED = 3
+"""Names that an error gives before it only counts."""
 
 
 def has_weights(folder: Path) -> bool:
@@ -66,6 +68,32 @@ def write_weights(folder: Path, values: Mapping[str, Tensor], file_bytes: int) -
     (folder / f"{LAYOUTS[0]}.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
+def fitted(
+    renamed: Mapping[str, tuple[str | None, Tensor]], wanted: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """Every value of `wanted`, a model's state, out of weights {their name: (ours, None without a place; value)}.
+
+    Raises:
+        DataError: a name without a place, a value that is not filled, or shapes that differ; with first names, counts.
+    """
+    found = {ours: name for name, (ours, _) in renamed.items() if ours is not None}
+    unknown = [name for name, (ours, _) in renamed.items() if ours not in wanted]
+    missing = [name for name in wanted if name not in found]
+    if unknown or missing:
+        parts = [f"{len(unknown)} of its keys have no place in the model ({_some(unknown)})"] if unknown else []
+        parts += [f"{len(missing)} values of the model are not in it ({_some(missing)})"] if missing else []
+        raise DataError(f"{where} does not fit its configuration: {'; '.join(parts)}")
+    values = {ours: renamed[found[ours]][1] for ours in wanted}
+    wrong = [
+        f"{found[ours]} {tuple(value.shape)} for {tuple(wanted[ours].shape)}"
+        for ours, value in values.items()
+        if value.shape != wanted[ours].shape
+    ]
+    if wrong:
+        raise DataError(f"{where} has {len(wrong)} values of other sizes than its configuration ({_some(wrong)})")
+    return values
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object; DataError for any other."""
     try:
@@ -75,6 +103,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no JSON object")
     return content
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
 
 
 def _files(folder: Path) -> list[Path]:

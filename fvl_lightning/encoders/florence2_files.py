@@ -1,0 +1,140 @@
+"""Florence-2's files, in a folder or on the hub, in transformers' native layout or Microsoft's own; no code is run."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoTokenizer, BartConfig, Florence2Config, Florence2ForConditionalGeneration, Florence2Model
+from transformers.utils.hub import cached_file
+
+from fvl_lightning.core.errors import ConfigError, DataError, first_line
+from fvl_lightning.core.weight_files import has_weights, read_json, read_weights
+from fvl_lightning.encoders.florence2_original import Renamed, add_tokens, check_original, is_original, original_sizes
+from fvl_lightning.encoders.florence2_original import renamed as renamed_original
+
+MODEL_TYPE = "florence2"
+EXAMPLES = "florence-community/Florence-2-large-ft or microsoft/Florence-2-large-ft"
+WEIGHT_FILES = (
+    ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"),
+)
+"""Names of a hub repository's weights; the second where there are none of the first."""
+
+
+def read_config(source: str, revision: str | None) -> dict[str, Any]:
+    """The config.json of a Florence-2 in either layout; ConfigError where there is none or it is another model's."""
+    try:
+        config = _model_config(source, revision)
+    except (OSError, ValueError) as error:
+        raise _unreadable(source, error) from None
+    if config is None:
+        raise ConfigError(f"encoder: {source} could not be read: it has no config.json")
+    if config.get("model_type") != MODEL_TYPE:
+        raise ConfigError(
+            f"encoder.pretrained: {source} is a model of type '{config.get('model_type')}', expected a Florence-2 "
+            f"('{MODEL_TYPE}'), such as {EXAMPLES}"
+        )
+    return config
+
+
+def read_sizes(source: str, revision: str | None) -> dict[str, Any]:
+    """Florence2Config's fields, whichever the layout; errors as of read_config, DataError where fields are missing."""
+    config = read_config(source, revision)
+    if is_original(config):
+        check_original(config, f"the config.json of {source}")
+        return original_sizes(config)
+    try:
+        return Florence2Config.from_pretrained(source, revision=revision).to_dict()
+    except Exception as error:  # each configuration class refuses values in its own way
+        raise _unreadable(source, error) from None
+
+
+def read_tokenizer(source: str, revision: str | None) -> Any:
+    """A tokenizer, with its location tokens where it is an original Florence-2's; ConfigError where it can't be read.
+
+    The original's folder leaves it to its processor to add them, and names no class that transformers has.
+    """
+    try:
+        config = _model_config(source, revision) or {}
+    except (OSError, ValueError, DataError):
+        config = {}  # whether there is a tokenizer is another question
+    options = {"config": BartConfig()} if is_original(config) else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **options)
+    except Exception as error:  # each tokenizer class refuses broken files in its own way
+        raise _unreadable(source, error) from None
+    if is_original(config):
+        check_original(config, f"the config.json of {source}")
+        add_tokens(tokenizer, config["text_config"]["vocab_size"])
+    return tokenizer
+
+
+def read_values(source: str, revision: str | None, keep_decoder: bool) -> Renamed:
+    """The weights under Florence2Encoder's names, whichever the layout.
+
+    Raises:
+        ConfigError: no weights, or values that a native checkpoint lacks.
+        DataError: broken files.
+    """
+    if is_original(read_config(source, revision)):
+        return renamed_original(read_weights(_weights_folder(source, revision)), keep_decoder)
+    whole = _native_model(source, revision)
+    parts = {
+        "vision_tower": whole.vision_tower,
+        "image_projector": whole.multi_modal_projector,
+        "text_encoder": whole.language_model.encoder,
+    }
+    if keep_decoder:
+        whole.language_model.decoder.embed_tokens = None  # the encoder's table serves both
+        parts["decoder"] = whole.language_model.decoder
+    values: dict[str, Tensor] = {
+        f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()
+    }
+    return {name: (name, value) for name, value in values.items()}
+
+
+def preprocessor_folder(source: str, revision: str | None = None) -> Path | None:
+    """The folder of preprocessor_config.json, None where there is none."""
+    try:
+        return Path(cached_file(source, "preprocessor_config.json", revision=revision)).parent
+    except (OSError, ValueError):
+        return None
+
+
+def _model_config(source: str, revision: str | None) -> dict[str, Any] | None:
+    path = cached_file(source, "config.json", revision=revision)
+    return None if path is None else read_json(Path(path))
+
+
+def _native_model(source: str, revision: str | None) -> Florence2Model:
+    try:
+        whole, report = Florence2ForConditionalGeneration.from_pretrained(
+            source, revision=revision, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _unreadable(source, error) from None
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers would go on with random values
+        raise ConfigError(f"encoder.pretrained: {source} lacks {len(missing)} values of its model, first {missing[0]}")
+    return whole.model
+
+
+def _weights_folder(source: str, revision: str | None) -> Path:
+    """The folder of the weights, fetched where `source` is a hub id."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    for patterns in WEIGHT_FILES:
+        try:
+            folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
+        except (OSError, ValueError) as error:
+            raise _unreadable(source, error) from None
+        if has_weights(folder):
+            break
+    return folder
+
+
+def _unreadable(source: str, error: Exception) -> ConfigError:
+    return ConfigError(f"encoder: {source} could not be read: {first_line(error)}")

@@ -1,0 +1,162 @@
+"""Florence-2 in Microsoft's own layout: its config.json, the names of its parameters, its tokenizer.
+
+transformers' native classes name the same parts otherwise and keep one matrix transposed. The layout is told from the
+files: only the original's vision_config has `dim_embed`.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.weight_files import read_json
+
+Renamed = dict[str, tuple[str | None, Tensor]]
+"""{the original's name: (ours, None where it has none; the value in our layout)}"""
+
+IMAGE_SIZE = 768
+"""Where no preprocessor_config.json says otherwise."""
+POOLED = ["spatial_avg_pool", "temporal_avg_pool"]
+VISION_FIELDS = (
+    "depths", "num_heads", "num_groups", "patch_size", "patch_stride", "patch_padding", "patch_prenorm", "window_size",
+    "projection_dim",
+)
+TEXT_FIELDS = (
+    "vocab_size", "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads",
+    "encoder_ffn_dim", "decoder_ffn_dim", "max_position_embeddings",
+)
+TEXT_FIELDS_WITH_DEFAULTS = (
+    "activation_function", "scale_embedding", "dropout", "attention_dropout", "activation_dropout", "init_std",
+    "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id",
+)
+
+DECODER = "language_model.model.decoder."
+TABLES = tuple(f"language_model.model.{name}.weight" for name in (
+    "shared", "encoder.embed_tokens", "decoder.embed_tokens"
+))
+"""Copies of the prompts' token table, of which any may be left out; the original embeds prompts with the first."""
+UNUSED = ("language_model.lm_head.weight", "language_model.final_logits_bias")
+"""The decoder's head, which is tied to the table here, and its constant bias."""
+IMAGE_PROJECTION = "image_projection"
+TOWER_RULES = (
+    (re.compile(r"^(convs\.\d+)\.proj\."), r"\1.conv."),
+    (re.compile(r"\.(conv[12])\.fn\.dw\."), r".\1."),
+    (re.compile(r"\.(?:window|channel)_attn\.norm\."), ".norm1."),
+    (re.compile(r"\.ffn\.norm\."), ".norm2."),
+    (re.compile(r"\.(?:fn|net)(?=\.)"), ""),
+)
+BEGINNINGS = {
+    "image_pos_embed.": "image_projector.image_position_embed.",
+    "image_proj_norm.": "image_projector.image_proj_norm.",
+    "visual_temporal_embed.": "image_projector.visual_temporal_embed.",
+    "language_model.model.encoder.": "text_encoder.",
+    DECODER: "decoder.",
+}
+PAIRS = ("cap", "ncap", "dcap", "grounding", "seg")
+MORE_PAIRS = ("region_cap", "region_to_desciption", "proposal", "poly")
+ADDED_TOKENS = (
+    "<od>", "</od>", "<ocr>", "</ocr>",
+    *(f"<loc_{k}>" for k in range(1000)),
+    *(token for name in PAIRS for token in (f"<{name}>", f"</{name}>")), "<sep>",
+    *(token for name in MORE_PAIRS for token in (f"<{name}>", f"</{name}>")), "<and>",
+)
+"""What the original's processor adds to the tokenizer in its folder, in its order (and its spelling)."""
+
+
+def is_original(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of Microsoft's layout."""
+    vision = config.get("vision_config")
+    return isinstance(vision, Mapping) and "dim_embed" in vision
+
+
+def check_original(config: Mapping[str, Any], where: str) -> None:
+    """DataError for a config.json that lacks fields, or describes a tower that was never released."""
+    require(config, ("vision_config", "text_config"), where)
+    for part, fields in (
+        ("vision_config", ("dim_embed", *VISION_FIELDS, "image_pos_embed", "visual_temporal_embedding")),
+        ("text_config", TEXT_FIELDS),
+    ):
+        require(config[part], fields, f"{part} in {where}")
+    vision = config["vision_config"]
+    for part, kind, field in (
+        ("image_pos_embed", "learned_abs_2d", "max_pos_embeddings"),
+        ("visual_temporal_embedding", "COSINE", "max_temporal_embeddings"),
+    ):
+        require(vision[part], (field,), f"vision_config.{part} in {where}")
+        if vision[part].get("type") != kind:
+            raise DataError(f"{where} has a {part} of type '{vision[part].get('type')}', expected '{kind}'")
+    if vision.get("image_feature_source", POOLED) != POOLED:
+        said = ", ".join(map(str, vision["image_feature_source"]))
+        raise DataError(f"{where} pools its images by {said}, expected {', '.join(POOLED)}")
+
+
+def original_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A checked config.json under the names of transformers' native classes."""
+    vision, text = config["vision_config"], config["text_config"]
+    optional = {name: text[name] for name in TEXT_FIELDS_WITH_DEFAULTS if name in text}
+    return {
+        "vision_config": {
+            **{name: vision[name] for name in VISION_FIELDS},
+            **({"drop_path_rate": vision["drop_path_rate"]} if "drop_path_rate" in vision else {}),
+            "embed_dim": vision["dim_embed"],
+            "max_position_embeddings": vision["image_pos_embed"]["max_pos_embeddings"],
+            "max_temporal_embeddings": vision["visual_temporal_embedding"]["max_temporal_embeddings"],
+        },
+        "text_config": {"model_type": "bart", **{name: text[name] for name in TEXT_FIELDS}, **optional},
+    }
+
+
+def read_image_size(folder: Path) -> int:
+    """Pixels per side, from preprocessor_config.json where there is one; DataError for images that are not square."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return IMAGE_SIZE
+    size = read_json(path).get("size")
+    if not isinstance(size, dict) or not isinstance(size.get("height"), int) or size["height"] != size.get("width"):
+        raise DataError(f"{path} says size {size}, expected a height and a width that are equal")
+    return size["height"]
+
+
+def renamed(weights: Mapping[str, Tensor], keep_decoder: bool) -> Renamed:
+    """The original's values under the names they have in Florence2Encoder; views of `weights`.
+
+    Left out are the head and its bias, copies of the token table beyond the first, and the decoder unless it is kept.
+    """
+    table = next((name for name in TABLES if name in weights), None)
+    left_out = {*UNUSED, *TABLES} - {table}
+    return {
+        name: (_our_name(name), tensor.T if name == IMAGE_PROJECTION else tensor)
+        for name, tensor in weights.items()
+        if name == table or not (name in left_out or (name.startswith(DECODER) and not keep_decoder))
+    }
+
+
+def add_tokens(tokenizer: Any, vocabulary: int) -> None:
+    """Adds what the original's processor adds, where it is missing and the model has rows for it."""
+    if ADDED_TOKENS[0] not in tokenizer.get_vocab() and len(tokenizer) + len(ADDED_TOKENS) <= vocabulary:
+        tokenizer.add_tokens(list(ADDED_TOKENS), special_tokens=True)
+
+
+def require(content: Any, fields: tuple[str, ...], where: str) -> None:
+    """DataError for a configuration that lacks fields."""
+    lacking = [name for name in fields if not isinstance(content, Mapping) or name not in content]
+    if lacking:
+        raise DataError(f"{where} lacks {', '.join(lacking)}, which the model cannot be built without")
+
+
+def _our_name(name: str) -> str | None:
+    """The parameter's name in Florence2Encoder; None for a name that no rule speaks of."""
+    if name in TABLES:
+        return "text_encoder.embed_tokens.weight"
+    if name == IMAGE_PROJECTION:
+        return "image_projector.image_projection.weight"
+    if name.startswith("vision_tower."):
+        inner = name.removeprefix("vision_tower.")
+        for pattern, native in TOWER_RULES:
+            inner = pattern.sub(native, inner)
+        return f"vision_tower.{inner}"
+    return next((ours + name.removeprefix(theirs) for theirs, ours in BEGINNINGS.items() if name.startswith(theirs)),
+                None)
