@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fvl_lightning.core.types import FeatureSpec
+from tests.encoders.towers import CLIP, DINOV2, DINOV3, SIGLIP
 from tests.tiny_models import LLAMA, encoder_config, pixels
 
 Factory = Callable[[], Any]
@@ -27,6 +28,22 @@ TINY: dict[str, dict[str, list[dict[str, Any]]]] = {
                     position_std=0.5,
                 )
             ),
+        ],
+        "hf_vision": [
+            {"model": CLIP, "sources": ["layer_2"]},
+            {"model": SIGLIP, "sources": ["layer_1", "last"]},
+            {"model": DINOV2, "sources": ["last", "layer_3"], "prefix_tokens": "keep", "image_size": 24},
+            {"model": DINOV3, "sources": ["layer_2", "last"], "image_size": 20},
+        ],
+        "ensemble": [
+            {"members": {"clip": {"name": "hf_vision", "model": CLIP}}},
+            {
+                "members": {
+                    "florence": {"name": "florence2", **dataclasses.asdict(encoder_config(sources=["ocr", "davit"]))},
+                    "clip": {"name": "hf_vision", "model": CLIP, "sources": ["layer_1"]},
+                    "dino": {"name": "hf_vision", "model": DINOV2, "image_size": 24},
+                }
+            },
         ],
     },
     "fusion": {

@@ -1,0 +1,146 @@
+"""Vision transformers of transformers as feature sources: CLIP, SigLIP, DINOv2, DINOv3.
+
+`layer_<k>` is what layer k returns, counted from 1 and before any norm behind the layers: `layer_23` of CLIP ViT-L is
+the layer that LLaVA reads (arXiv 2310.03744: the last but one of 24). `last` is the tower's own output: behind its
+last norm for SigLIP and DINO, whereas CLIP normalises its pooled token alone, so that its `last` is its last layer.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+
+from fvl_lightning.core.errors import ConfigError, first_line
+from fvl_lightning.core.registry import register
+from fvl_lightning.encoders.base import Encoder
+from fvl_lightning.encoders.hf_vision_towers import (
+    FAMILIES,
+    LAST,
+    check_model,
+    check_size,
+    check_sources,
+    feature_specs,
+    keep_only_what_is_read,
+    layer_number,
+    read_model,
+    read_normalisation,
+    square,
+    tower_config,
+)
+
+
+@register("encoder", "hf_vision")
+class HfVisionEncoder(Encoder):
+    """A vision transformer of transformers (CLIP, SigLIP, DINOv2, DINOv3), at the layers asked for."""
+
+    @dataclass
+    class Config:
+        """Fields of the encoder. From the hub or a folder with `pretrained`, from scratch with `model`."""
+
+        pretrained: str | None = None
+        """Hub id or folder, such as openai/clip-vit-large-patch14-336; of CLIP and SigLIP the vision tower alone."""
+        revision: str | None = None
+        """Hub revision; null for the newest."""
+        model: dict[str, Any] = field(default_factory=dict)
+        """The tower's configuration, with `model_type`; read from `pretrained` where that is given."""
+        image_size: int | None = None
+        """Pixels per side; null for the size of the model's configuration. CLIP and SigLIP take no other."""
+        sources: list[str] = field(default_factory=lambda: [LAST])
+        """In the order they are fused: layer_<k>, or last. Layers behind the deepest of them are not built."""
+        prefix_tokens: Literal["keep", "drop"] = "drop"
+        """The CLS token and the registers before the map; SigLIP has none."""
+        mean: tuple[float, float, float] | None = None
+        """Per channel, for values in [0, 1]; null for the checkpoint's image processor, from scratch the family's."""
+        std: tuple[float, float, float] | None = None
+        """As mean."""
+
+    tasks = ()
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        assert config.image_size and config.mean and config.std, "the Config of an encoder is resolved first"
+        model_config = tower_config(config.model)
+        model_config._attn_implementation = "sdpa"
+        self.family = FAMILIES[model_config.model_type]
+        try:
+            self.tower = AutoModel.from_config(model_config)
+        except ValueError as error:
+            raise ConfigError(f"encoder.model: it cannot be built: {' '.join(str(error).split())}") from None
+        keep_only_what_is_read(self.tower, self.family, config.sources)
+        self.image_size = config.image_size
+        self.mean = (config.mean[0], config.mean[1], config.mean[2])
+        self.std = (config.std[0], config.std[1], config.std[2])
+        keep = config.prefix_tokens == "keep"
+        self.specs = feature_specs(config.sources, config.image_size, model_config, keep)
+        self._dropped = 0 if keep else self.family.prefix(model_config)
+        self._layers = {name: number for name in config.sources if (number := layer_number(name)) is not None}
+
+    @classmethod
+    def resolve(cls, config: Config) -> Config:
+        """Reads the tower's configuration and its image normalisation from hub or folder, and checks what is asked."""
+        model = config.model
+        if config.pretrained is None:
+            if not model:
+                raise ConfigError("encoder: give `pretrained` (hub id or folder) or `model` (sizes, from scratch)")
+            check_model(model)
+        elif not model:
+            model = read_model(config.pretrained, config.revision)
+        tower = tower_config(model)
+        check_sources(config.sources, tower.num_hidden_layers)
+        image_size = square(tower, "image_size") if config.image_size is None else config.image_size
+        check_size(image_size, tower)
+        mean, std = config.mean, config.std
+        if mean is None or std is None:
+            family = FAMILIES[tower.model_type]
+            found: Any = (family.mean, family.std)
+            if config.pretrained is not None:
+                found = read_normalisation(config.pretrained, config.revision, family)
+            mean, std = mean or found[0], std or found[1]
+        if min(std) <= 0:
+            raise ConfigError(f"encoder.std: standard deviations are above 0, found {list(std)}")
+        return dataclasses.replace(config, model=model, image_size=image_size, mean=mean, std=std)
+
+    def load_pretrained(self) -> None:
+        """Copies the tower out of a checkpoint, safetensors only; a text tower beside it is not read.
+
+        Raises:
+            ConfigError: no such checkpoint, or one that lacks a weight of the tower or has it in another shape.
+        """
+        name = self.config.pretrained
+        if name is None:
+            return
+        try:
+            theirs, report = _quiet(type(self.tower)).from_pretrained(
+                name,
+                config=tower_config(self.config.model),
+                revision=self.config.revision,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"encoder: {name} could not be read: {first_line(error)}") from None
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])
+            raise ConfigError(f"encoder: {name} lacks {len(missing)} weights of the tower, such as {missing[0]}")
+        weights = theirs.state_dict()
+        self.tower.load_state_dict({key: weights[key] for key in self.tower.state_dict()})
+
+    def blocks(self) -> list[nn.Module]:
+        """The layers."""
+        layers: Any = self.tower.get_submodule(self.family.layers)
+        return list(layers)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """[I, 3, P, P] -> {source: [I, N, D]}, in the order of `config.sources`."""
+        output = self.tower(images, output_hidden_states=list(self._layers.values()) or None)
+        # hidden_states[0] is what goes into the first layer, hidden_states[k] what layer k returns.
+        states = {name: output.hidden_states[number] for name, number in self._layers.items()}
+        states[LAST] = output.last_hidden_state
+        return {name: states[name][:, self._dropped :] for name in self.specs}
+
+
+def _quiet(model_class: type[PreTrainedModel]) -> Any:
+    """The class, without a table of the text tower's weights, and of the head's, at every load."""
+    return type(model_class.__name__, (model_class,), {"_keys_to_ignore_on_load_unexpected": [""]})
