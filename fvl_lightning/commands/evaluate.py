@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,8 +10,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fvl_lightning.commands.train import build_stage, data_context, prepare_data
-from fvl_lightning.core.config import check_config
+from fvl_lightning.commands.models import MODEL_HELP, answering_model, finished_run
+from fvl_lightning.commands.train import build_stage, data_context, is_model_folder, prepare_data
+from fvl_lightning.core.config import as_plain, check_config, load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.answers import Answer, accuracy, answer_questions, prior_answers
@@ -21,22 +23,29 @@ from fvl_lightning.training.weights import load_components
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(help="Run folder or MLflow run id.")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     split: Annotated[str, typer.Option(help="Split to answer.")] = "test",
-    level: Annotated[str | None, typer.Option(help="Another level of the demo set than the run's.")] = None,
+    level: Annotated[str | None, typer.Option(help="Another level of the demo set than its own.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Experiment file with the data, in place of the run's.")] = None,
 ) -> None:
-    """Score a run: generated answers by kind, without the image, with another image, and the most frequent answer.
+    """Score a model: generated answers by kind, without the image, with another image, and the most frequent answer.
 
     Example: `fvl evaluate runs/demo/concat/finetune`
     """
-    folder = finished_run(run)
-    if folder.info["stage"] == "encoder_pretrain":
+    folder = None if is_model_folder(Path(model)) else finished_run(model)
+    if folder is not None and folder.info["stage"] == "encoder_pretrain":
+        if data is not None:
+            raise ConfigError(f"--data: {folder.path} is an encoder, which is scored on the data of its run")
         scores = score_encoder(folder, split)
         table = Table("score", "value", title=f"{folder.path} on {split}")
         for name, value in scores.items():
             table.add_row(name, f"{value:.3f}")
         Console().print(table)
         return
+    if folder is not None and data is None:
+        built, connected = open_model(folder, level)
+    else:
+        built, connected = open_with_data(model, data, level)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("answering", total=None)
@@ -44,8 +53,8 @@ def evaluate(
         def show(what: str, done: int, total: int) -> None:
             bar.update(task, description=f"answering, {what}", completed=done, total=total)
 
-        result, _ = score_run(folder, split, level, progress=show)
-    table = Table("kind", *RESULTS.values(), title=f"{folder.path} on {split}: accuracy")
+        result, _ = score(built, connected, split, progress=show)
+    table = Table("kind", *RESULTS.values(), title=f"{folder.path if folder else model} on {split}: accuracy")
     for kind in [*result["accuracy"]["by_kind"], "macro", "overall"]:
         cells = [result[name]["by_kind"].get(kind, result[name].get(kind)) for name in RESULTS]
         table.add_row(kind, *("-" if cell is None else f"{cell:.3f}" for cell in cells))
@@ -56,33 +65,49 @@ RESULTS = {"accuracy": "answers", "image_zeroed": "image zeroed", "image_shuffle
 """The results of `score_run` and how a table calls them."""
 
 
-def finished_run(reference: str) -> RunFolder:
-    """The run; ConfigError where it has no model yet."""
-    folder = RunFolder.open(reference)
-    if not folder.finished:
-        raise ConfigError(f"{folder.path} is {folder.info.get('status')}, it has no model yet; `--resume` finishes it")
-    return folder
-
-
 def open_model(run: RunFolder, level: str | None = None) -> tuple[Built, Any]:
     """A finished run's model, and its data connected to it (at another level of the demo set, where one is named)."""
-    config = run.config
-    if level is not None:
-        if config["data"]["name"] != "demo":
-            raise ConfigError(f"--level: {run.path} trained on {config['data']['name']}, only the demo set has levels")
-        config["data"]["level"] = level
-    experiment = check_config(ExperimentConfig, config)
-    data = experiment.data.component(experiment.data.config)
-    data.prepare_data()
+    experiment = check_config(ExperimentConfig, _at_level(run.config, level, str(run.path)))
+    data = prepare_data(experiment)
     built = load_model(run.model)
     data.connect(data_context(built.model, built.tokenizer, experiment))
     return built, data
 
 
+def open_with_data(reference: str, file: Path | None, level: str | None = None) -> tuple[Built, Any]:
+    """Any model, and the data of an experiment file connected to it, its pictures fitted as the model knows them."""
+    if file is None:
+        raise ConfigError(f"--data: {reference} is a model without data; name an experiment file whose data it answers")
+    config = as_plain(load_config(ExperimentConfig, file))
+    if config["data"] is None:
+        raise ConfigError(f"--data: {file} names no data")
+    loaded = answering_model(reference)
+    config["data"]["image_fit"] = loaded.processor.image_processor.fit
+    experiment = check_config(ExperimentConfig, _at_level(config, level, str(file)))
+    data = prepare_data(experiment)
+    data.connect(data_context(loaded.model, loaded.tokenizer, experiment))
+    return loaded, data
+
+
+def _at_level(config: dict[str, Any], level: str | None, where: str) -> dict[str, Any]:
+    if level is not None:
+        if config["data"]["name"] != "demo":
+            raise ConfigError(f"--level: the data of {where} is {config['data']['name']}, only the demo set has levels")
+        config["data"]["level"] = level
+    return config
+
+
 def score_run(
-    run: RunFolder,
-    split: str = "test",
-    level: str | None = None,
+    run: RunFolder, split: str = "test", level: str | None = None, controls: bool = True
+) -> tuple[dict[str, Any], list[Answer]]:
+    """`score` of a finished run on its own data, or on another level of it."""
+    return score(*open_model(run, level), split, controls)
+
+
+def score(
+    built: Built,
+    data: Any,
+    split: str,
     controls: bool = True,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> tuple[dict[str, Any], list[Answer]]:
@@ -90,7 +115,6 @@ def score_run(
 
     `progress` is called with what is being answered, the questions done, and the questions in all.
     """
-    built, data = open_model(run, level)
     answers = answer_questions(built, data, split, progress=partial(progress, "images as they are"))
     result = {"accuracy": accuracy(answers)}
     if controls:

@@ -11,6 +11,7 @@ from fvl_lightning.commands import (
     compare,
     demo,
     evaluate,
+    export,
     generate,
     import_checkpoint,
     inspect_config,
@@ -33,6 +34,7 @@ app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
+app.command("export")(export.export)
 app.command("generate")(generate.generate)
 app.command("list")(inspect_config.list_components)
 app.command("describe")(inspect_config.describe)

@@ -26,7 +26,7 @@ from fvl_lightning.training.callbacks import Checkpoints, LogWindow, StepProgres
 from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.journal import Journal
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.training.run_folder import RunFolder, is_model_folder
 from fvl_lightning.training.trainer import build_trainer, check_accelerator
 from fvl_lightning.training.weights import load_components, weights_hash
 
@@ -117,11 +117,6 @@ def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any
         if mode == "frozen" and component not in loaded and pretrained is None:
             logger.warning("%s is frozen with random weights; name a run in init_from", component)
     return parents
-
-
-def is_model_folder(path: Path) -> bool:
-    """Whether this is a saved model on its own, as `fvl import` makes it, rather than a run."""
-    return (path / "config.json").is_file() and not (path / "run.json").is_file()
 
 
 def stopped_run(experiment: ExperimentConfig) -> RunFolder:

@@ -127,22 +127,13 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         hidden = output.last_hidden_state
         if labels is None:
             logits = self.language_model.logits(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-            return FlorenceVLOutput(
-                logits=logits, past_key_values=output.past_key_values, diagnostics=diagnostics
-            )
+            return FlorenceVLOutput(logits=logits, past_key_values=output.past_key_values, diagnostics=diagnostics)
         if position_ids is not None:  # the last token of a document is not asked for the first of the next
             labels = labels.masked_fill(position_ids == 0, IGNORE_INDEX)
         loss = self._loss(hidden, labels, dataset_ids, dataset_count)
-        mean = loss.mean if num_items_in_batch is None else loss.sum / num_items_in_batch
-        return FlorenceVLOutput(
-            loss=mean,
-            loss_sum=loss.sum,
-            tokens=loss.tokens,
-            correct=loss.correct,
-            dataset_sums=loss.dataset_sums,
-            dataset_tokens=loss.dataset_tokens,
-            diagnostics=diagnostics,
-        )
+        divided = loss.mean if num_items_in_batch is None else loss.sum / num_items_in_batch
+        counts = {name: getattr(loss, name) for name in ("tokens", "correct", "dataset_sums", "dataset_tokens")}
+        return FlorenceVLOutput(loss=divided, loss_sum=loss.sum, diagnostics=diagnostics, **counts)
 
     def _embed(
         self,

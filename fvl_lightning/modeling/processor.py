@@ -137,8 +137,8 @@ class FlorenceVLProcessor(ProcessorMixin):
     ) -> Any:
         """A conversation, or several, in the words of the tokenizer's own chat template.
 
-        Token ids are those of training: special tokens, IMAGE_TOKEN among them, are text where they stand in the words of
-        a message.
+        Token ids are those of training: special tokens, IMAGE_TOKEN among them, are text where a message's words hold
+        them.
 
         Args:
             conversation: messages, or a list of such: role, and content that is text or a list of

@@ -114,6 +114,11 @@ class RunFolder:
         """Whether the run came to its end and saved its model."""
         return self.info.get("status") == "finished"
 
+    def check_finished(self) -> None:
+        """ConfigError where the run has no model yet."""
+        if not self.finished:
+            raise ConfigError(f"{self.path} is {self.info.get('status')}, it has no model yet; `--resume` finishes it")
+
     def record(self, **values: Any) -> None:
         """Adds values to run.json."""
         self._write("run.json", json.dumps({**self.info, **values}, indent=2))
@@ -146,3 +151,24 @@ class RunFolder:
         beside = self.path / f".{name}.tmp"
         beside.write_text(text, encoding="utf-8")
         os.replace(beside, self.path / name)
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether this is a saved model on its own, as an import or an export makes it, rather than a run."""
+    return (path / "config.json").is_file() and not (path / "run.json").is_file()
+
+
+def model_folder(reference: str) -> Path:
+    """The folder of a saved model with a language model: `reference` itself, or that of a finished run.
+
+    Raises:
+        DataError: neither a model folder nor a run.
+        ConfigError: a run that is not finished, or that trained an encoder alone.
+    """
+    if is_model_folder(Path(reference)):
+        return Path(reference)
+    run = RunFolder.open(reference)
+    run.check_finished()
+    if run.info["stage"] == "encoder_pretrain":
+        raise ConfigError(f"{run.path} is an encoder without a language model; name a run of a later stage")
+    return run.model

@@ -1,0 +1,78 @@
+"""A model folder for the hub, without a bit of it changed: weights in files of a size, and a card beside them."""
+
+import shutil
+from pathlib import Path
+
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.experiment import COMPONENTS
+from fvl_lightning.core.folders import appearing
+from fvl_lightning.core.weight_files import read_weights, write_weights
+from fvl_lightning.modeling.configuration import FlorenceVLConfig
+from fvl_lightning.modeling.processor import FlorenceVLProcessor
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+CARD = """---
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags: [florence-vl, fvl_lightning]
+---
+
+# {name}
+
+{encoder} -> {fusion} -> {projector} -> {language_model}; {parameters:.1f} M parameters, {tokens} tokens per image.
+Made with fvl_lightning, whose import makes this kind of model known to transformers:
+
+```python
+import fvl_lightning
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("{name}")
+processor = AutoProcessor.from_pretrained("{name}")
+content = [{{"type": "image", "path": "picture.png"}}, {{"type": "text", "text": "What is in the picture?"}}]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": content}}],
+    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+)
+written = model.generate(**inputs, max_new_tokens=64)
+print(processor.decode(written[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+"""
+
+
+def export_model(folder: Path, out: Path, file_bytes: int) -> int:
+    """Copies a model folder to `out`, whole or not at all, and returns its number of parameters.
+
+    Args:
+        folder: as a run or an import makes it.
+        file_bytes: largest size of a weight file, unless one tensor is larger.
+
+    Raises:
+        ConfigError: `out` exists.
+        DataError: `folder` holds no model, or it cannot be read.
+    """
+    for name in ("config.json", "processor_config.json"):
+        if not (folder / name).is_file():
+            raise DataError(f"{folder} holds no saved model ({name} is missing)")
+    weights = read_weights(folder)
+    parameters = sum(value.numel() for value in weights.values())
+    with appearing(out) as beside:
+        write_weights(beside, weights, file_bytes)
+        left_out = {file for pattern in WEIGHTS for file in folder.glob(pattern)}
+        for file in sorted(set(folder.iterdir()) - left_out):
+            if file.is_file():
+                shutil.copyfile(file, beside / file.name)
+        (beside / "README.md").write_text(card(folder, out.name, parameters), encoding="utf-8")
+    return parameters
+
+
+def card(folder: Path, name: str, parameters: int) -> str:
+    """The README of a model folder on the hub."""
+    config = FlorenceVLConfig.from_pretrained(folder)
+    slots = {slot: config.choice(slot) for slot in COMPONENTS}
+    return CARD.format(
+        name=name,
+        parameters=parameters / 1e6,
+        tokens=FlorenceVLProcessor.from_pretrained(folder).tokens_per_image,
+        language_model=config.get_text_config().model_type,
+        **{slot: choice.name for slot, choice in slots.items() if slot != "language_model"},
+    )

@@ -1,0 +1,100 @@
+"""`fvl export`: a run's model for others, and back, without a bit changed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fvl_lightning.core.weight_files import read_weights
+from fvl_lightning.modeling.build import load_model
+from tests.conftest import TINY, Run, furnish
+
+FINETUNE = "experiments/demo/finetune.yaml"
+CODE = "```python\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, fvl_here: Run) -> Path:
+    """A working folder with a run of three steps, its export, and one in small files."""
+    folder = furnish(tmp_path_factory.mktemp("export"), tiny_data)
+    assert fvl_here(folder, "train", FINETUNE, *TINY, "name=run").returncode == 0
+    assert fvl_here(folder, "export", "runs/run", "models/one").returncode == 0
+    done = fvl_here(folder, "export", "models/one", "models/parts", "--file-megabytes", "1")
+    assert done.returncode == 0, done.stderr
+    assert f"{sum(value.numel() for value in read_weights(folder / 'models' / 'one').values()):,}" in done.stdout
+    return folder
+
+
+@pytest.mark.parametrize("name", ["one", "parts"])
+def test_weights_configuration_and_processor_are_those_of_the_run(folder: Path, name: str) -> None:
+    ours, theirs = read_weights(folder / "runs" / "run" / "model"), read_weights(folder / "models" / name)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype for key in ours)
+    for file in ("config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja"):
+        written = (folder / "models" / name / file).read_bytes()
+        assert written == (folder / "runs" / "run" / "model" / file).read_bytes()
+    assert len(list((folder / "models" / name).glob("*.safetensors"))) == {"one": 1, "parts": 8}[name]
+
+
+def test_its_card_runs_in_a_process_without_this_kit(folder: Path) -> None:
+    text = (folder / "models" / "parts" / "README.md").read_text(encoding="utf-8")
+    code = text.split(CODE)[1].split("```")[0].replace('"parts"', '"models/parts"')
+    Image.new("RGB", (80, 60), "red").save(folder / "picture.png")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "florence2 -> concat -> mlp -> llama" in text
+
+
+def test_a_training_starts_from_an_export_as_from_the_run(folder: Path, fvl_here: Run) -> None:
+    for name, start in (("of_run", "runs/run"), ("of_export", "models/parts")):
+        done = fvl_here(folder, "train", FINETUNE, *TINY, f"name={name}", f"init_from=[{start}]")
+        assert done.returncode == 0, done.stderr
+    ours, theirs = (read_weights(folder / "runs" / name / "model") for name in ("of_run", "of_export"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_images_are_fitted_as_in_training(folder: Path, fvl_here: Run) -> None:
+    done = fvl_here(folder, "train", FINETUNE, *TINY, "name=padded", "data.image_fit=pad", "trainer.max_steps=1")
+    assert done.returncode == 0, done.stderr
+    picture = Image.new("RGB", (80, 40), "red")
+    values = {}
+    for name in ("run", "padded"):
+        values[name] = load_model(folder / "runs" / name / "model").processor.image_processor(picture).pixel_values
+    assert values["run"].shape == values["padded"].shape
+    assert torch.equal(values["run"][0, :, 32], values["padded"][0, :, 32])
+    assert not torch.allclose(values["run"][0, :, 2], values["padded"][0, :, 2])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["runs/run", "models/one"], "models/one exists already"),
+        (["runs/rum", "models/two"], "did you mean runs/run?"),
+        (["runs", "models/two"], "is not a run folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(folder: Path, fvl_here: Run, words: list[str], said: str) -> None:
+    done = fvl_here(folder, "export", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert sorted(path.name for path in (folder / "models").iterdir()) == ["one", "parts"]
+
+
+def test_a_broken_model_leaves_nothing(folder: Path, fvl_here: Run) -> None:
+    broken = folder / "broken"
+    broken.mkdir()
+    for file in (folder / "models" / "one").iterdir():
+        content = file.read_bytes()
+        (broken / file.name).write_bytes(content[:-1000] if file.suffix == ".safetensors" else content)
+    done = fvl_here(folder, "export", "broken", "models/two")
+    assert done.returncode == 2
+    assert "broken/model.safetensors is not a readable safetensors file" in done.stderr
+    assert sorted(path.name for path in (folder / "models").iterdir()) == ["one", "parts"]
