@@ -5,11 +5,9 @@ itself is only built on the meta device, for the names and shapes that must be f
 """
 
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from transformers import AutoTokenizer
 from transformers.initialization import no_init_weights
 
 from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_line
+from fvl_lightning.core.folders import appearing
 from fvl_lightning.core.weight_files import fitted, has_weights, read_weights, write_weights
 from fvl_lightning.encoders.florence2_original import read_image_size
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
@@ -74,8 +73,6 @@ def import_florence_vl(
         DataError: a checkpoint that is broken, of another model, or does not fit its own configuration.
     """
     options = options or ImportOptions()
-    if out.exists():
-        raise ConfigError(f"{out} exists already, name a folder that does not")
     config = read_config(checkpoint)
     tower_folder = find_tower(checkpoint, config, vision_tower)
     words = read_tokenizer(tokenizer or checkpoint, LANGUAGE_MODELS[config["model_type"]], config["vocab_size"])
@@ -166,16 +163,3 @@ def read_tokenizer(folder: Path, model_type: str, vocabulary: int) -> Any:
     if len(tokenizer) > vocabulary and not (len(tokenizer) == vocabulary + 1 and IMAGE_TOKEN in tokenizer.get_vocab()):
         raise DataError(f"the tokenizer in {folder} has {len(tokenizer)} tokens, the checkpoint's table {vocabulary}")
     return image_tokenizer(tokenizer)
-
-
-@contextmanager
-def appearing(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, renamed to it at the end; removed on any error."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield beside
-        beside.chmod(0o755)
-        os.rename(beside, out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
