@@ -32,6 +32,8 @@ class CausalLanguageModel(LanguageModel):
         """The model's configuration, with `model_type`; read from `pretrained` where that is given."""
         tokenizer: str | None = None
         """Hub id or folder of the tokenizer; null for `pretrained`'s."""
+        chat_template: str | None = None
+        """Jinja text of the chat template, for a tokenizer that has none (Vicuna's); null for the tokenizer's own."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -54,6 +56,8 @@ class CausalLanguageModel(LanguageModel):
                 model = config.model
                 if not model:
                     model = AutoConfig.from_pretrained(config.pretrained, revision=config.revision).to_dict()
+                    # That of the files. What trains is float32: steps of 1e-5 are lost in rounding to bfloat16.
+                    del model["dtype"]
             else:
                 model = config.model
                 _check_model(model)
@@ -126,15 +130,19 @@ def _check_model(model: dict[str, Any]) -> None:
 
 
 def load_tokenizer(config: CausalLanguageModel.Config) -> Any:
-    """The transformers tokenizer of the language model; ConfigError where it cannot be read."""
+    """The transformers tokenizer of the language model, with its chat template; ConfigError where it cannot be read."""
     source = config.tokenizer or config.pretrained
     if source is None:
         raise ConfigError("language_model.tokenizer: name the tokenizer's hub id or folder")
+    revision = config.revision if config.tokenizer is None else None
     try:
-        return AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise ConfigError(f"language_model.tokenizer: {source} could not be read: {first}") from None
+    if config.chat_template is not None:
+        tokenizer.chat_template = config.chat_template
+    return tokenizer
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, Any]:

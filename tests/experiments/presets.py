@@ -1,0 +1,42 @@
+"""The presets of published recipes, and words with which their real sizes are built without the hub."""
+
+from pathlib import Path
+
+from fvl_lightning.core.config import load_config
+from fvl_lightning.core.experiment import ExperimentConfig
+from tests.conftest import ROOT
+
+FLORENCE_VL = ("3b/pretrain", "3b/finetune", "8b/pretrain", "8b/finetune")
+LLAVA = ("align", "finetune")
+PRESETS = (*(f"florence_vl/{name}" for name in FLORENCE_VL), *(f"llava15_7b/{name}" for name in LLAVA))
+CHOICES = [
+    *((f"florence_vl/{name}", (f"recipe={recipe}",)) for name in FLORENCE_VL for recipe in ("paper", "released")),
+    *((f"llava15_7b/{name}", ()) for name in LLAVA),
+]
+"""(preset, words) for every recipe of every preset."""
+HUB = ROOT / "tests" / "fixtures" / "hub_configs"
+
+
+def path_of(preset: str) -> Path:
+    """The preset's file."""
+    return ROOT / "experiments" / f"{preset}.yaml"
+
+
+def load(preset: str, *words: str) -> ExperimentConfig:
+    """The preset as its file and the words have it."""
+    return load_config(ExperimentConfig, path_of(preset), words)
+
+
+def at_real_size(preset: str, tokenizer: Path, *words: str) -> ExperimentConfig:
+    """The preset with the hub's configurations out of the fixtures, and a tokenizer that is at hand."""
+    config = load(preset)
+    here = [
+        f"{slot}.{word}"
+        for slot in ("encoder", "language_model")
+        for word in (
+            f"pretrained={HUB / getattr(config, slot).config.pretrained.split('/')[-1]}",
+            f"tokenizer={tokenizer}",
+            "revision=null",
+        )
+    ]
+    return load(preset, *words, *here)
