@@ -178,6 +178,28 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs |= {"pixel_values": pixel_values, "image_sources": image_sources}
         return inputs
 
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Every row `expand_size` times, for beams and for several answers; the encoder still runs once per image."""
+        pixel_values, sources = model_kwargs.pop("pixel_values", None), model_kwargs.pop("image_sources", None)
+        expanded, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        if expand_size > 1 and input_ids is not None and (pixel_values is not None or sources is not None):
+            sources, pixel_values = self.encoder(pixel_values) if sources is None else sources, None
+            per_row = (input_ids == self.config.image_token_id).sum(1) // self.projector.tokens
+            images = torch.arange(len(next(iter(sources.values()))), device=input_ids.device)
+            if per_row.sum() == len(images):  # or the forward pass will say what does not match
+                # Not each image as often, one after the other: the images of a row stay together.
+                images = torch.cat([row.repeat(expand_size) for row in images.split(per_row.tolist())])
+            sources = {name: source[images] for name, source in sources.items()}
+        return expanded, model_kwargs | {"pixel_values": pixel_values, "image_sources": sources}
+
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token table."""
         return self.language_model.model.get_input_embeddings()

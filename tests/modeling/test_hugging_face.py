@@ -214,6 +214,32 @@ def test_generation_of_a_batch_is_that_one_by_one(
         assert torch.equal(row, model.generate(**alone, **words)[0, alone["input_ids"].shape[1] :])
 
 
+def test_every_beam_and_every_answer_sees_the_images_of_its_row(
+    processor: FlorenceVLProcessor, model: FlorenceVLForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = chat(processor, [conversation(0, images=2), conversation(5), conversation(7, images=3)])
+    alone = model.embed_images(inputs["pixel_values"])[0].detach()
+    shown, embed_images = [], model.embed_images
+    encoded: list[int] = []
+    model.encoder.register_forward_hook(lambda module, images, sources: encoded.append(len(images[0])))
+
+    def embed(*images: Any) -> Any:
+        features, diagnostics = embed_images(*images)
+        shown.append(features)
+        return features, diagnostics
+
+    monkeypatch.setattr(model, "embed_images", embed)
+    words = {"max_new_tokens": 4, "output_logits": True, "return_dict_in_generate": True}
+    sampled = model.generate(**inputs, do_sample=True, top_k=1, num_return_sequences=2, **words)
+    order = [0, 1, 0, 1, 2, 2, 3, 4, 5, 3, 4, 5]
+    torch.testing.assert_close(shown[0], alone[order], rtol=0, atol=1e-6)
+    assert encoded == [6], "the encoder ran again for what it had seen"
+    greedy = model.generate(**inputs, do_sample=False, **words)
+    assert torch.equal(sampled.sequences, greedy.sequences.repeat_interleave(2, dim=0))
+    model.generate(**inputs, num_beams=3, max_new_tokens=2)
+    torch.testing.assert_close(shown[2], alone[[0, 1] * 3 + [2] * 3 + [3, 4, 5] * 3], rtol=0, atol=1e-6)
+
+
 def test_a_head_tied_to_its_table_is_tied_in_a_fresh_model(model: FlorenceVLForConditionalGeneration) -> None:
     head = model.language_model.model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
