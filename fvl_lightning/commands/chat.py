@@ -1,0 +1,98 @@
+"""`fvl chat`: a conversation about pictures in the terminal, or over a pipe."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from datamodules.images import decode_image
+from fvl_lightning.commands.models import MODEL_HELP, answering_model
+from fvl_lightning.commands.shards_options import plural
+from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
+from fvl_lightning.evaluation.inference import Conversation, Sampling
+
+HELP = {
+    "/image <path>": "show a picture with the next message",
+    "/clear": "begin a new conversation",
+    "/help": "this list",
+    "/quit": "end, as Ctrl-D does; Ctrl-C stops an answer",
+}
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    image: Annotated[list[Path] | None, typer.Option(help="Picture of the first message; again for several.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; above, words are sampled.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest words of this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is sampled.")] = 0,
+) -> None:
+    """Talk with a model about pictures; /help says how.
+
+    Example: `fvl chat runs/demo/concat/finetune --image picture.png`
+    """
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"--top-p: a probability above 0, at most 1, not {top_p:g}")
+    pictures = [decode_image(path) for path in image or ()]
+    conversation = Conversation(answering_model(model), Sampling(max_tokens, temperature, top_p), pictures=pictures)
+    torch.manual_seed(seed)
+    console = Console(highlight=False, soft_wrap=True)
+    if console.is_terminal:
+        console.print("[dim]/help for help, Ctrl-D to quit[/]")
+    for line in lines(console):
+        if line == "/quit":
+            break
+        try:
+            obey(line, conversation, console)
+        except (ConfigError, DataError) as error:
+            console.print(f"error: {error}", markup=False, style="red")
+
+
+def lines(console: Console) -> Iterator[str]:
+    """What is typed, without blank lines, up to the end of the input."""
+    terminal = sys.stdin.isatty()
+    while True:
+        try:
+            line = console.input("[bold]> [/]") if terminal else input()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            console.print("\n[dim]Ctrl-D or /quit ends[/]")
+            continue
+        if line.strip():
+            yield line.strip()
+
+
+def obey(line: str, conversation: Conversation, console: Console) -> None:
+    """Does what a line asks for: a command, or an answer."""
+    word, _, rest = line.partition(" ")
+    if word == "/image":
+        if not rest.strip():
+            raise ConfigError("/image needs the path of a picture")
+        conversation.pictures.append(decode_image(Path(rest.strip()).expanduser()))
+        console.print(f"{plural(len(conversation.pictures), 'picture')} for the next message", style="dim")
+    elif line == "/clear":
+        conversation.messages, conversation.pictures = [], []
+        console.print("a new conversation", style="dim")
+    elif line == "/help":
+        for command, what in HELP.items():
+            console.print(f"{command:15}{what}", markup=False)
+    elif word.startswith("/") and word.isascii() and word[1:].isalpha():
+        raise unknown_name("command", word, [command.partition(" ")[0] for command in HELP], "chat")
+    else:
+        _answer(line, conversation, console)
+
+
+def _answer(line: str, conversation: Conversation, console: Console) -> None:
+    with closing(conversation.say(line)) as pieces:
+        try:
+            for piece in pieces:
+                console.print(piece, end="", markup=False)
+        except KeyboardInterrupt:
+            console.print(" (stopped)", style="dim", end="")
+    console.print()
