@@ -40,13 +40,15 @@ class EnsembleEncoder(Encoder):
 
         members: dict[str, Any] = field(default_factory=dict, metadata={"slots": "encoder"})
         """By names of one's own, each written as the slot is: {name: <registered>, <fields>}."""
+        order: list[str] = field(default_factory=list)
+        """Every member, in the order they are fused; as they are written when left empty."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.members = nn.ModuleDict()
-        for name, choice in config.members.items():
+        for name in config.order:
             with _blaming(name):
-                self.members[name] = choice.component(choice.config)
+                self.members[name] = config.members[name].component(config.members[name].config)
         largest = max(self._members(), key=lambda member: member.image_size)
         self.image_size, self.mean, self.std = largest.image_size, largest.mean, largest.std
         # A prompt that two members have is one prompt.
@@ -66,6 +68,11 @@ class EnsembleEncoder(Encoder):
         """Resolves each member; ConfigErrors say which."""
         if not config.members:
             raise ConfigError("encoder.members: there is none, name at least one encoder")
+        order = config.order or list(config.members)  # a saved model's configuration is a JSON with its keys sorted
+        if sorted(order) != sorted(config.members):
+            raise ConfigError(
+                f"encoder.order: expected each of {', '.join(config.members)} once, found {', '.join(order)}"
+            )
         resolved = {}
         for name, entry in config.members.items():
             if not MEMBER.fullmatch(name) or hasattr(nn.ModuleDict, name):
@@ -77,7 +84,7 @@ class EnsembleEncoder(Encoder):
             choice = entry if isinstance(entry, Choice) else choose("encoder", entry, where)
             with _blaming(name):
                 resolved[name] = dataclasses.replace(choice, config=choice.component.resolve(choice.config))
-        return dataclasses.replace(config, members=resolved)
+        return dataclasses.replace(config, members=resolved, order=order)
 
     def load_pretrained(self) -> None:
         """Fills each member's weights."""

@@ -6,11 +6,14 @@ last norm for SigLIP and DINO, whereas CLIP normalises its pooled token alone, s
 """
 
 import dataclasses
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 
 from fvl_lightning.core.errors import ConfigError, first_line
 from fvl_lightning.core.registry import register
@@ -112,13 +115,14 @@ class HfVisionEncoder(Encoder):
         if name is None:
             return
         try:
-            theirs, report = _quiet(type(self.tower)).from_pretrained(
-                name,
-                config=tower_config(self.config.model),
-                revision=self.config.revision,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
+            with _quiet():
+                theirs, report = type(self.tower).from_pretrained(
+                    name,
+                    config=tower_config(self.config.model),
+                    revision=self.config.revision,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                )
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"encoder: {name} could not be read: {first_line(error)}") from None
         if report["missing_keys"]:
@@ -141,6 +145,13 @@ class HfVisionEncoder(Encoder):
         return {name: states[name][:, self._dropped :] for name in self.specs}
 
 
-def _quiet(model_class: type[PreTrainedModel]) -> Any:
-    """The class, without a table of the text tower's weights, and of the head's, at every load."""
-    return type(model_class.__name__, (model_class,), {"_keys_to_ignore_on_load_unexpected": [""]})
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of weights that the tower has no use for, such as a text tower's."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
