@@ -1,0 +1,231 @@
+"""The processor beside a model: ids, masks and pixels of training, and pictures from wherever people have them."""
+
+import base64
+import io
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer
+
+from datamodules.conversation import ConversationEncoder
+from datamodules.images import decode_image
+from datamodules.pixels import Fit, to_pixels
+from fvl_lightning.core.errors import UserError
+from fvl_lightning.core.types import IGNORE_INDEX, ImageSpec
+from fvl_lightning.modeling.processor import (
+    IMAGE_TOKEN,
+    FlorenceVLProcessor,
+    image_tokenizer,
+    load_picture,
+    make_processor,
+)
+from tests.tiny_models import BOS, EOS, IMAGE, PAD, tiny_tokenizer
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %} {{ message.role }} {{ message.content | trim }} "
+    "{% if message.role == 'assistant' %}<eos> {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} assistant {% endif %}"
+)
+SPEC = ImageSpec(16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 3)
+PIXELS = np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8)
+IDS = {"return_dict": True, "tokenize": True}
+
+
+def processor(fit: Fit = "pad") -> FlorenceVLProcessor:
+    """Of a model with three tokens per image."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    return make_processor(SPEC, tokenizer, fit)
+
+
+def png() -> bytes:
+    """The picture as a file's bytes."""
+    content = io.BytesIO()
+    Image.fromarray(PIXELS).save(content, "PNG")
+    return content.getvalue()
+
+
+def asked(*parts: str, picture: Any = PIXELS) -> list[dict[str, Any]]:
+    """A user's message of words and, where it says <image>, pictures."""
+    image = {"type": "image", "image": picture}
+    content = [image if part == "<image>" else {"type": "text", "text": part} for part in parts]
+    return [{"role": "user", "content": content}]
+
+
+def bare(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages as shards hold them."""
+    kept = ("type", "text")
+    contents = [[{k: part[k] for k in kept if k in part} for part in message["content"]] for message in messages]
+    return [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
+
+
+TALK = [
+    *asked("w5 ", "<image>", " w6"), {"role": "assistant", "content": [{"type": "text", "text": "w7 w8"}]},
+    *asked("w9 ", "<image>"), {"role": "assistant", "content": [{"type": "text", "text": "w10"}]},
+]
+
+
+def test_ids_and_masks_are_those_of_training() -> None:
+    ours = processor()
+    ids, labels = ConversationEncoder(ours.tokenizer, IMAGE, 3).encode(bare(TALK))
+    values = ours.apply_chat_template(TALK, **IDS, return_assistant_tokens_mask=True)
+    assert values["input_ids"] == [ids]
+    assert values["attention_mask"] == [[1] * len(ids)]
+    assert values["assistant_masks"] == [[int(label != IGNORE_INDEX) for label in labels]]
+    assert values["assistant_masks"][0].count(1) == 5
+    assert ids.count(IMAGE) == 6
+    assert values["pixel_values"].shape == (2, 3, 16, 16)
+
+
+def test_a_question_ends_where_the_answer_begins() -> None:
+    ours = processor()
+    asking = ours.apply_chat_template(TALK[:3], **IDS, add_generation_prompt=True)["input_ids"][0]
+    assert asking == ConversationEncoder(ours.tokenizer, IMAGE, 3).prompt(bare(TALK[:3]))
+    whole = ours.apply_chat_template(TALK, **IDS)["input_ids"][0]
+    assert whole[: len(asking)] == asking
+    begun = ours.apply_chat_template(TALK, **IDS, continue_final_message=True)["input_ids"][0]
+    assert whole[len(begun)] == EOS
+    assert whole[: len(begun)] == begun
+
+
+def test_pixels_are_those_of_training() -> None:
+    for fit in ("stretch", "pad", "crop"):
+        values = processor(fit).image_processor([Image.fromarray(PIXELS), png()]).pixel_values
+        assert torch.equal(values, to_pixels([PIXELS, PIXELS], SPEC, fit))
+
+
+def test_it_is_saved_and_found_again(tmp_path: Path) -> None:
+    processor("crop").save_pretrained(tmp_path)
+    ours = FlorenceVLProcessor.from_pretrained(tmp_path)
+    assert (ours.tokens_per_image, ours.image_processor.fit) == (3, "crop")
+    words = {"add_generation_prompt": True, "return_tensors": "pt"} | IDS
+    first, second = (one.apply_chat_template(asked("w5 ", "<image>"), **words) for one in (processor("crop"), ours))
+    assert all(torch.equal(first[name], second[name]) for name in ("input_ids", "attention_mask", "pixel_values"))
+    again = FlorenceVLProcessor.from_pretrained(tmp_path)  # and once more, after it has been used
+    ours.save_pretrained(tmp_path / "again")
+    assert ours.to_dict() == again.to_dict()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_of_a_batch_have_one_length(side: str) -> None:
+    conversations = [asked("w5"), asked("w6 w7 ", "<image>", "<image>")]
+    words = {"add_generation_prompt": True, "padding_side": side} | IDS
+    together = processor().apply_chat_template(conversations, **words, return_tensors="pt")
+    for row, conversation in enumerate(conversations):
+        alone = processor().apply_chat_template(conversation, **words)["input_ids"][0]
+        mask = together["attention_mask"][row].bool()
+        assert together["input_ids"][row][mask].tolist() == alone
+        assert together["input_ids"][row][~mask].tolist() == [PAD] * int((~mask).sum())
+    assert together["attention_mask"][0, 0 if side == "left" else -1] == 0
+    assert together["pixel_values"].shape[0] == 2
+    apart = processor().apply_chat_template(conversations, **words, padding=False)["input_ids"]
+    assert len(apart[0]) < len(apart[1])
+
+
+def test_special_tokens_in_the_words_of_a_message_are_text(tiny_data: Path) -> None:
+    tokenizer = image_tokenizer(AutoTokenizer.from_pretrained(tiny_data / "demo" / "tokenizer"))
+    ours = make_processor(SPEC, tokenizer, "pad")
+    words = f"a {tokenizer.eos_token} and {IMAGE_TOKEN}"
+    [ids] = ours.apply_chat_template(asked(words), **IDS, add_generation_prompt=True)["input_ids"]
+    [plain] = ours.apply_chat_template(asked("a and"), **IDS, add_generation_prompt=True)["input_ids"]
+    specials = set(tokenizer.all_special_ids)
+    assert [i for i in ids if i in specials] == [i for i in plain if i in specials]
+    assert words in tokenizer.decode(ids)
+
+
+def test_the_template_as_text_and_from_there_to_ids() -> None:
+    ours = processor()
+    conversation = asked("w5 ", "<image>", " w6")
+    text = ours.apply_chat_template(conversation, add_generation_prompt=True)
+    assert text == "<bos> user w5 <image> w6  assistant "
+    assert ours.apply_chat_template([conversation], add_generation_prompt=True) == [text]
+    values = ours(text=text, images=PIXELS)
+    assert values["input_ids"] == ours.apply_chat_template(conversation, **IDS, add_generation_prompt=True)["input_ids"]
+    assert values["input_ids"][0][0] == BOS
+    batch = ours(text=[text, "<image> <image>"], images=[[PIXELS], [PIXELS, PIXELS]], padding=True, return_tensors="pt")
+    assert batch["input_ids"].shape[0] == 2
+    assert batch["attention_mask"][1, 0] == 0
+    assert batch["pixel_values"].shape[0] == 3
+
+
+def test_a_picture_may_be_anything_people_have_one_in(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    encoded = base64.b64encode(png()).decode()
+    parts = [
+        {"type": "image", "image": Image.fromarray(PIXELS)}, {"type": "image", "image": PIXELS},
+        {"type": "image", "path": str(tmp_path / "a.png")}, {"type": "image", "url": str(tmp_path / "a.png")},
+        {"type": "image", "image": tmp_path / "a.png"}, {"type": "image", "base64": encoded},
+        {"type": "image", "base64": f"data:image/png;base64,{encoded}"},
+        {"type": "image_url", "image_url": {"url": str(tmp_path / "a.png")}},
+    ]
+    values = processor().apply_chat_template([{"role": "user", "content": parts}], **IDS)
+    assert torch.equal(values["pixel_values"], to_pixels([PIXELS] * len(parts), SPEC, "pad"))
+    with Image.open(tmp_path / "a.png") as image:  # opened, not read yet
+        assert np.array_equal(load_picture(image), PIXELS)
+
+
+def test_pillow_images_are_upright_and_on_white() -> None:
+    layer = Image.fromarray(np.dstack([PIXELS, np.full(PIXELS.shape[:2], 128, np.uint8)]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = io.BytesIO()
+    layer.save(content, "PNG", exif=exif)
+    with Image.open(io.BytesIO(content.getvalue())) as image:
+        assert np.array_equal(load_picture(image), decode_image(content.getvalue()))
+        assert load_picture(image).shape == (14, 10, 3)
+
+
+def test_a_picture_at_an_address() -> None:
+    class Pictures(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/a.png" else 404)
+            self.end_headers()
+            self.wfile.write(png())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Pictures)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert np.array_equal(load_picture(f"{address}/a.png"), PIXELS)
+        with pytest.raises(UserError, match=r"b\.png could not be read: HTTP Error 404"):
+            load_picture(f"{address}/b.png")
+    finally:
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        (asked("<image>", picture=PIXELS[0]), r"array uint8 \[14, 3\], expected uint8 \[height, width, 3\]"),
+        (asked("<image>", picture=3), "an image is a int"),
+        (asked("<image>", picture="none.png"), "no image none.png"),
+        (asked("<image>", picture=png()[:-30]), "not a readable PNG"),
+        ([{"role": "user", "content": [{"type": "image", "base64": "%"}]}], "no base64"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "has no picture, expected it under one of image, url"),
+        ([{"role": "user", "content": [{"type": "video"}]}], "neither text nor a list of image and text parts"),
+        ([{"role": "robot", "content": "w5"}], "message 0 has no role of system, user, assistant"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(messages: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        processor().apply_chat_template(messages, **IDS, add_generation_prompt=True)
+    assert "\n" not in str(error.value)
+
+
+def test_other_mistakes_are_one_sentence_too() -> None:
+    ours = processor()
+    with pytest.raises(UserError, match="2 times <image> in the text for 1 images"):
+        ours(text="<image> <image>", images=PIXELS)
+    with pytest.raises(UserError, match="no use for do_pan_and_scan"):
+        ours.apply_chat_template(TALK, **IDS, do_pan_and_scan=True)
+    with pytest.raises(UserError, match="only an answer can be gone on with"):
+        ours.apply_chat_template(TALK[:1], **IDS, continue_final_message=True)
