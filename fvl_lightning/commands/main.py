@@ -10,6 +10,7 @@ from typer.exceptions import TyperException
 from fvl_lightning.commands import (
     compare,
     demo,
+    encoder,
     evaluate,
     export,
     generate,
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("compare")(compare.compare)
+app.command("encoder")(encoder.encoder)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("generate")(generate.generate)

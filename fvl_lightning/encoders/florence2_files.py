@@ -15,6 +15,8 @@ from fvl_lightning.encoders.florence2_original import Renamed, add_tokens, check
 from fvl_lightning.encoders.florence2_original import renamed as renamed_original
 
 MODEL_TYPE = "florence2"
+IMAGE_SIZE = 768
+"""Where no preprocessor_config.json says otherwise."""
 EXAMPLES = "florence-community/Florence-2-large-ft or microsoft/Florence-2-large-ft"
 WEIGHT_FILES = (
     ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
@@ -58,8 +60,8 @@ def read_tokenizer(source: str, revision: str | None) -> Any:
     """
     try:
         config = _model_config(source, revision) or {}
-    except (OSError, ValueError, DataError):
-        config = {}  # whether there is a tokenizer is another question
+    except (OSError, ValueError) as error:
+        raise _unreadable(source, error) from None
     options = {"config": BartConfig()} if is_original(config) else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **options)
@@ -95,12 +97,25 @@ def read_values(source: str, revision: str | None, keep_decoder: bool) -> Rename
     return {name: (name, value) for name, value in values.items()}
 
 
-def preprocessor_folder(source: str, revision: str | None = None) -> Path | None:
-    """The folder of preprocessor_config.json, None where there is none."""
+def image_size_of(source: str, revision: str | None = None) -> int:
+    """Pixels per side of a Florence-2's images; errors as of read_config and read_image_size."""
+    read_config(source, revision)
     try:
-        return Path(cached_file(source, "preprocessor_config.json", revision=revision)).parent
-    except (OSError, ValueError):
-        return None
+        path = Path(cached_file(source, "preprocessor_config.json", revision=revision))
+    except OSError:  # the model is there, so it is this file that is not
+        return IMAGE_SIZE
+    return read_image_size(path.parent)
+
+
+def read_image_size(folder: Path) -> int:
+    """Pixels per side, from preprocessor_config.json where there is one; DataError for images that are not square."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return IMAGE_SIZE
+    size = read_json(path).get("size")
+    if not isinstance(size, dict) or not isinstance(size.get("height"), int) or size["height"] != size.get("width"):
+        raise DataError(f"{path} says size {size}, expected a height and a width that are equal")
+    return size["height"]
 
 
 def _model_config(source: str, revision: str | None) -> dict[str, Any] | None:

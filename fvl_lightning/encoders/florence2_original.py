@@ -6,19 +6,15 @@ files: only the original's vision_config has `dim_embed`.
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.core.weight_files import read_json
 
 Renamed = dict[str, tuple[str | None, Tensor]]
 """{the original's name: (ours, None where it has none; the value in our layout)}"""
 
-IMAGE_SIZE = 768
-"""Where no preprocessor_config.json says otherwise."""
 POOLED = ["spatial_avg_pool", "temporal_avg_pool"]
 VISION_FIELDS = (
     "depths", "num_heads", "num_groups", "patch_size", "patch_stride", "patch_padding", "patch_prenorm", "window_size",
@@ -107,17 +103,6 @@ def original_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         },
         "text_config": {"model_type": "bart", **{name: text[name] for name in TEXT_FIELDS}, **optional},
     }
-
-
-def read_image_size(folder: Path) -> int:
-    """Pixels per side, from preprocessor_config.json where there is one; DataError for images that are not square."""
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return IMAGE_SIZE
-    size = read_json(path).get("size")
-    if not isinstance(size, dict) or not isinstance(size.get("height"), int) or size["height"] != size.get("width"):
-        raise DataError(f"{path} says size {size}, expected a height and a width that are equal")
-    return size["height"]
 
 
 def renamed(weights: Mapping[str, Tensor], keep_decoder: bool) -> Renamed:

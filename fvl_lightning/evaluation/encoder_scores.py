@@ -9,8 +9,9 @@ import torch
 from fvl_lightning.core.types import IGNORE_INDEX
 
 IMAGES_AT_ONCE = 64
-BOX = re.compile(r"([^<>]+)<loc_(\d+)><loc_(\d+)><loc_(\d+)><loc_(\d+)>")
-"""A located object in Florence-2's format: its label, then the corners of its box as location tokens."""
+LOCATED = re.compile(r"([^<>]+)((?:<loc_\d+>){4,})")
+"""Florence-2's format: a label, then the corners of its boxes as location tokens, four for each of them."""
+CORNERS = re.compile(r"<loc_(\d+)>" * 4)
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,14 @@ class Box:
 
 
 def parse_boxes(text: str) -> list[Box]:
-    """The objects in a text such as 'red circle<loc_1><loc_2><loc_9><loc_9>'; what does not parse is skipped."""
+    """The objects in a text such as 'red circle<loc_1><loc_2><loc_9><loc_9>'; what does not parse is skipped.
+
+    Several boxes may follow one label, as in what released models write about objects of one kind.
+    """
     return [
-        Box(match[1].strip(), (int(match[2]), int(match[3]), int(match[4]), int(match[5])))
-        for match in BOX.finditer(text)
+        Box(located[1].strip(), (int(corners[1]), int(corners[2]), int(corners[3]), int(corners[4])))
+        for located in LOCATED.finditer(text)
+        for corners in CORNERS.finditer(located[2])
     ]
 
 
@@ -63,9 +68,9 @@ def encoder_scores(encoder: Any, tokenizer: Any, data: Any, split: str) -> dict[
         written = encoder.write(batch.images, max_tokens=batch.targets.shape[2])
         for row, index in enumerate(indices):
             truth = [
-                _text(tokenizer, target[target != IGNORE_INDEX]) for target in batch.targets[row]
+                written_text(tokenizer, target[target != IGNORE_INDEX]) for target in batch.targets[row]
             ]
-            texts = [_text(tokenizer, ids) for ids in written[row]]
+            texts = [written_text(tokenizer, ids) for ids in written[row]]
             if "word" in data.store(split).record(index).get("kinds", []):
                 _count(counts["words"], int(texts[task["ocr"]] == truth[task["ocr"]]), 1)
             found, boxes = parse_boxes(texts[task["grounding"]]), parse_boxes(truth[task["grounding"]])
@@ -74,12 +79,12 @@ def encoder_scores(encoder: Any, tokenizer: Any, data: Any, split: str) -> dict[
     return {name: right / max(1, asked) for name, (right, asked) in counts.items()}
 
 
-def _count(pair: list[int], right: int, asked: int) -> None:
-    pair[0] += right
-    pair[1] += asked
-
-
-def _text(tokenizer: Any, ids: torch.Tensor) -> str:
+def written_text(tokenizer: Any, ids: torch.Tensor) -> str:
     """Decoded without the special tokens around the text, but with the location tokens in it."""
     edges = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
     return tokenizer.decode([token for token in ids.tolist() if token not in edges]).strip()
+
+
+def _count(pair: list[int], right: int, asked: int) -> None:
+    pair[0] += right
+    pair[1] += asked

@@ -8,14 +8,18 @@ import torch
 from torch import nn
 from transformers.initialization import no_init_weights
 
-from fvl_lightning.core.config import Choice
+from fvl_lightning.core.config import Choice, choose
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
+from fvl_lightning.core.weight_files import fitted, read_json, read_weights
 from fvl_lightning.language_models.causal import load_tokenizer
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.initialization import initialize
 from fvl_lightning.modeling.processor import IMAGE_TOKEN, FlorenceVLProcessor, image_tokenizer
+
+ENCODER_FILE = "encoder.json"
+"""The resolved Config of an encoder that was saved alone."""
 
 
 @dataclass
@@ -80,6 +84,22 @@ def build_encoder(experiment: ExperimentConfig, device: str = "cpu") -> EncoderM
         initialize(model, experiment.seed)
         model.encoder.load_pretrained()
     return model
+
+
+def load_encoder(folder: Path, name: str = "florence2") -> EncoderModel:
+    """An encoder that encoder_pretrain saved, in eval mode; `name` is the one it is registered under.
+
+    Raises:
+        ConfigError: its configuration has fields that the encoder does not know.
+        DataError: files that are missing or broken, or weights that do not fit the configuration.
+    """
+    fields = read_json(folder / ENCODER_FILE)
+    choice = choose("encoder", {**fields, "name": name}, f"encoder in {folder / ENCODER_FILE}")
+    with no_init_weights():
+        model = EncoderModel(choice.component(choice.config))
+    weights = {key: (key, value) for key, value in read_weights(folder).items()}
+    model.load_state_dict(fitted(weights, model.state_dict(), str(folder)))
+    return model.eval()
 
 
 def load_model(folder: Path) -> Loaded:

@@ -20,7 +20,7 @@ from transformers.initialization import no_init_weights
 from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_line
 from fvl_lightning.core.folders import appearing
 from fvl_lightning.core.weight_files import fitted, has_weights, read_weights, write_weights
-from fvl_lightning.encoders.florence2_original import read_image_size
+from fvl_lightning.encoders.florence2_files import read_image_size
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.original_config import (
     LANGUAGE_MODELS,

@@ -97,6 +97,23 @@ def test_writing_is_the_argmax_step_by_step(released: tuple[Path, Florence2ForCo
     assert written.unique().numel() > 3, "a model that repeats one word shows nothing"
 
 
+@pytest.mark.parametrize("prompt_pads", ["mask", "attend"])
+@pytest.mark.parametrize("chosen", [["ocr"], ["grounding", "caption"]])
+@torch.no_grad()
+def test_writing_under_some_prompts_is_what_is_written_under_all(
+    released: tuple[Path, Florence2ForConditionalGeneration], chosen: list[str], prompt_pads: str
+) -> None:
+    """Prompts of unlike lengths; a shorter one alone keeps its pads, which `attend` makes part of it."""
+    ours = from_released(released[0], prompt_ids=PROMPT_IDS, prompt_pads=prompt_pads)
+    ours.end_id = -1
+    images = pixels(2).double()
+    rows: list[int] = []
+    ours.text_encoder.register_forward_hook(lambda _, __, out: rows.append(len(out.last_hidden_state)))
+    whole, some = ours.write(images, max_tokens=7), ours.write(images, 7, chosen)
+    assert torch.equal(some, whole[:, [TASKS.index(task) for task in chosen]])
+    assert rows == [2 * len(TASKS), 2 * len(chosen)], "only what is asked is computed"
+
+
 @torch.no_grad()
 def test_writing_stops_at_the_end(released: tuple[Path, Florence2ForConditionalGeneration]) -> None:
     """Pads after a row's end, and no step once all rows have ended."""

@@ -24,6 +24,11 @@ def box(*corners: int, label: str = "thing") -> Box:
             "a<loc_0><loc_0><loc_1><loc_1> b c <loc_31><loc_30><loc_31><loc_31>",
             [box(0, 0, 1, 1, label="a"), box(31, 30, 31, 31, label="b c")],
         ),
+        (
+            "cat<loc_1><loc_2><loc_3><loc_4><loc_5><loc_6><loc_7><loc_8>dog<loc_0><loc_0><loc_999><loc_999>",
+            [box(1, 2, 3, 4, label="cat"), box(5, 6, 7, 8, label="cat"), box(0, 0, 999, 999, label="dog")],
+        ),
+        ("a<loc_1><loc_2><loc_3><loc_4><loc_5>b<loc_6>", [box(1, 2, 3, 4, label="a")]),
         ("a<loc_1><loc_2><loc_3>", []),
         ("<loc_1><loc_2><loc_3><loc_4>", []),
         ("no objects", []),

@@ -16,7 +16,7 @@ from transformers import AutoConfig, Phi3ForCausalLM
 from transformers.initialization import no_init_weights
 
 from fvl_lightning.commands.import_checkpoint import florence_vl
-from fvl_lightning.encoders.florence2_original import read_image_size
+from fvl_lightning.encoders.florence2_files import read_image_size
 from fvl_lightning.modeling.build import IMAGE_TOKEN, load_model
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.import_original import import_florence_vl, placed
