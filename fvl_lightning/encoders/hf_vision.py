@@ -43,7 +43,7 @@ class HfVisionEncoder(Encoder):
         """Fields of the encoder. From the hub or a folder with `pretrained`, from scratch with `model`."""
 
         pretrained: str | None = None
-        """Hub id or folder, such as openai/clip-vit-large-patch14-336; of CLIP and SigLIP the vision tower alone."""
+        """Hub id or folder, such as openai/clip-vit-large-patch14; of CLIP and SigLIP the vision tower alone."""
         revision: str | None = None
         """Hub revision; null for the newest."""
         model: dict[str, Any] = field(default_factory=dict)

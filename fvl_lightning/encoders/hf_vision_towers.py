@@ -103,6 +103,13 @@ def tower_config(model: Mapping[str, Any]) -> PreTrainedConfig:
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     except Exception as error:  # each configuration class refuses values in its own way
         raise ConfigError(f"encoder.model: it cannot be built: {' '.join(str(error).split())}") from None
+    if config.num_channels != 3:
+        raise ConfigError(f"encoder.model.num_channels: images have 3 channels, found {config.num_channels}")
+    if config.model_type == "dinov3_vit" and config.hidden_size / config.num_attention_heads % 4:
+        raise ConfigError(
+            f"encoder.model: rotary positions take heads of 4, 8, 12, ... channels, found hidden_size "
+            f"{config.hidden_size} over num_attention_heads {config.num_attention_heads}"
+        )
     if config.model_type == "siglip_vision_model":
         config.vision_use_head = False  # it pools what the sources are
     return config

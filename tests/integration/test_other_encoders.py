@@ -39,7 +39,7 @@ def test_two_stages(workspace: Path, fvl_here: Run, name: str) -> None:
         (workspace / file).write_text(text, encoding="utf-8")
     first = fvl_here(workspace, "train", "first.yaml", *TINY, "name=first", "trainable.encoder=full")
     assert first.returncode == 0, first.stderr
-    second = fvl_here(workspace, "train", "second.yaml", *TINY, "name=second", "init_from=[runs/first]")
+    second = fvl_here(workspace, "train", "second.yaml", *TINY, "name=second", "init_from=[runs/first]", "feature_cache=kept")
     assert second.returncode == 0, second.stderr
     before, after = (RunFolder(workspace / "runs" / run) for run in ("first", "second"))
     assert before.info["components"]["encoder"]["trainable"] > 0
