@@ -137,7 +137,8 @@ def original(size: str) -> dict[str, Any]:
     """A released checkpoint's config.json: that of its language model, under the original's name, and the projector."""
     name, kind = {"3b": ("Phi-3.5-mini-instruct", "llava_phi"), "8b": ("Llama-3.1-8B-Instruct", "llava_llama")}[size]
     config = json.loads((HUB / name / "config.json").read_text(encoding="utf-8"))
-    return {**config, "model_type": kind, "mm_hidden_size": 1024, "mm_projector_type": "mlp3x_gelu"}
+    grown = {"vocab_size": config["vocab_size"] + 1} if size == "8b" else {}  # by a pad token
+    return {**config, **grown, "model_type": kind, "mm_hidden_size": 1024, "mm_projector_type": "mlp3x_gelu"}
 
 
 def original_tower() -> dict[str, Any]:
@@ -163,7 +164,9 @@ def test_the_structure_is_that_of_an_imported_checkpoint(size: str, tiny_data: P
             imported_config(original(size), original_tower(), 768, 40000, ImportOptions())
         )
     ours, theirs = ({k: v.shape for k, v in model.state_dict().items()} for model in (preset, released))
-    assert ours == theirs
+    assert set(ours) == set(theirs)
+    tables = {"language_model.model.model.embed_tokens.weight", "language_model.model.lm_head.weight"}
+    assert {name for name in ours if ours[name] != theirs[name]} == (tables if size == "8b" else set())
     configs = preset.config, released.config
     for slot in ("fusion", "projector"):
         assert configs[0].choice(slot) == configs[1].choice(slot)
@@ -172,6 +175,21 @@ def test_the_structure_is_that_of_an_imported_checkpoint(size: str, tiny_data: P
     different = {key for key in chosen if chosen[key] != kept[key]}
     assert different == {"pretrained", "tokenizer", "model", "prompt_ids", "pooled_token", "prompt_pads"}
     assert list(chosen["prompt_ids"]) == list(kept["prompt_ids"])
+
+
+def test_the_released_8b_can_be_started_from(tmp_path: Path, tiny_data: Path) -> None:
+    """As docs/presets.md says: its own text_config makes the table that is one row longer."""
+    imported_config(original("8b"), original_tower(), 768, 40000, ImportOptions()).save_pretrained(tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["text_config"]
+    del text["dtype"]
+    mine = {"base": str(path_of("florence_vl/8b/finetune")), "language_model": {"pretrained": None, "model": text}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine), encoding="utf-8")
+    tokenizer = tiny_data / "demo" / "tokenizer"
+    words = [f"encoder.pretrained={HUB / 'Florence-2-large-ft'}"]
+    words += [f"{slot}.tokenizer={tokenizer}" for slot in ("encoder", "language_model")]
+    model = build_stage(load_config(ExperimentConfig, tmp_path / "mine.yaml", words), device="meta").model
+    assert model.get_input_embeddings().weight.shape == (128257, 4096)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def structure(experiment: ExperimentConfig) -> dict[str, Any]:
