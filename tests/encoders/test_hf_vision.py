@@ -331,7 +331,7 @@ def refused(entry: dict[str, Any]) -> str:
         ({"model": {**CLIP, "hidden_size": "wide"}}, "encoder.model: it cannot be built: "),
         ({"model": {**CLIP, "hidden_size": 15}}, "encoder.model: it cannot be built: Class validation error"),
         ({"model": {**SIGLIP, "hidden_size": 15}}, "encoder.model: it cannot be built: embed_dim must be divisible"),
-        ({"model": {**DINOV3, "hidden_size": 12}}, "encoder.model: rotary positions take heads of 4, 8, 12, ... channels"),
+        ({"model": {**DINOV3, "hidden_size": 12}}, "encoder.model: rotary positions take heads of 4, 8, 12, ..."),
         ({"model": {**CLIP, "num_channels": 1}}, "encoder.model.num_channels: images have 3 channels, found 1"),
         ({"model": {**DINOV2, "image_size": [16, 8]}}, "encoder.model.image_size: expected the side of a square"),
         ({"model": CLIP, "image_size": 32}, "encoder.image_size: 32 px, but this tower has positions for 16 px only"),

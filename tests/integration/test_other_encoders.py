@@ -32,14 +32,15 @@ ENCODERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_two_stages(workspace: Path, fvl_here: Run, name: str) -> None:
-    """Trained end to end on captions, then frozen, from that run, on conversations; the saved model is the last one."""
+    """Trained end to end on captions, then frozen, on conversations, from that run and from kept features."""
     (workspace / "mine.yaml").write_text(yaml.safe_dump({"encoder": ENCODERS[name]}), encoding="utf-8")
     for file, base in (("first.yaml", PRETRAIN), ("second.yaml", FINETUNE)):
         text = yaml.safe_dump({"base": [base, "mine.yaml"]})
         (workspace / file).write_text(text, encoding="utf-8")
     first = fvl_here(workspace, "train", "first.yaml", *TINY, "name=first", "trainable.encoder=full")
     assert first.returncode == 0, first.stderr
-    second = fvl_here(workspace, "train", "second.yaml", *TINY, "name=second", "init_from=[runs/first]", "feature_cache=kept")
+    words = ("name=second", "init_from=[runs/first]", "feature_cache=kept")
+    second = fvl_here(workspace, "train", "second.yaml", *TINY, *words)
     assert second.returncode == 0, second.stderr
     before, after = (RunFolder(workspace / "runs" / run) for run in ("first", "second"))
     assert before.info["components"]["encoder"]["trainable"] > 0
