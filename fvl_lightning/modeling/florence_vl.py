@@ -74,11 +74,20 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def embed_images(
         self, pixel_values: Tensor | None = None, sources: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """[I, 3, P, P], or the encoder's sources {source: [I, N_source, D_source]} -> [I, N, D] and diagnostics."""
+        """[I, 3, P, P], or the encoder's sources {source: [I, N_source, D_source]} -> [I, N, D] and diagnostics.
+
+        No images (I = 0) go through it as one blank, of which nothing is returned: with several ranks each must take
+        part in every parameter's gradient, whatever its rows are.
+        """
         if sources is None:
-            sources = self.encoder(pixel_values)
+            assert pixel_values is not None
+            images, sources = len(pixel_values), self.encoder(_one_at_least(pixel_values))
+        else:
+            images = len(next(iter(sources.values())))
+            sources = {name: _one_at_least(source) for name, source in sources.items()}
         fused = self.fusion(self.alignment(sources))
-        return self.projector(self.output_norm(fused.features)), fused.diagnostics
+        features = self.projector(self.output_norm(fused.features))
+        return features[:images], fused.diagnostics if images else {}
 
     def forward(
         self,
@@ -208,6 +217,11 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         """transformers' hook for modules that a checkpoint did not fill."""
         reset_module(module, initializers(self).get(module))
+
+
+def _one_at_least(images: Tensor) -> Tensor:
+    """The images or features [I, ...] themselves, or one blank in place of none."""
+    return images if len(images) else images.new_zeros(1, *images.shape[1:])
 
 
 AutoModelForImageTextToText.register(FlorenceVLConfig, FlorenceVLForConditionalGeneration)

@@ -30,7 +30,7 @@ class WindowMeter:
         self._pads += pads(batch, self.pad_token_id)
         self.row_tokens += batch.token_ids.numel() if isinstance(batch, Batch) else batch.targets.numel()
         self.datasets.add(loss, batch)
-        self._diagnostics = diagnostics
+        self._diagnostics = diagnostics or self._diagnostics  # a batch without images has none
 
     def read(self) -> dict[str, float]:
         """The window's means, and a new window.

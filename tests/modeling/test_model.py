@@ -108,6 +108,30 @@ def test_rows_without_images() -> None:
     assert torch.isfinite(logits_of(model, input_ids=ids, pixel_values=None)).all()
 
 
+@pytest.mark.parametrize("fusion", registry.names("fusion"))
+@pytest.mark.parametrize("encoded", [False, True])
+def test_a_batch_without_images_has_a_part_in_every_gradient(fusion: str, encoded: bool) -> None:
+    """As text of a mixture makes them; were a rank to leave a parameter out, the others would wait for it for ever."""
+    model = tiny_model(fusion=fusion).train()
+    ids = torch.tensor([[BOS, 5, 6, 7]])
+    none = pixels(0)
+    given = {"image_sources": {name: x[:0] for name, x in model.encoder(pixels(1)).items()}} if encoded else {}
+    output = model(ids, labels=ids, **given or {"pixel_values": none})
+    torch.testing.assert_close(output.loss, model(ids, labels=ids).loss, rtol=0, atol=0)
+    assert output.diagnostics == {}
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        if encoded and name.startswith("encoder."):
+            continue
+        assert parameter.grad is not None, name
+        if not name.startswith("language_model."):
+            assert not parameter.grad.any(), name
+    one, other = (logits_of(model, input_ids=ids, pixel_values=images) for images in (none, None))
+    assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="4 image placeholders in the batch, but 0 images"):
+        logits_of(model, input_ids=torch.tensor([[BOS, *[IMAGE] * 4]]), pixel_values=none)
+
+
 @pytest.mark.parametrize("images", [1, 3])
 def test_images_that_do_not_match_the_placeholders(images: int) -> None:
     with pytest.raises(ValueError, match=rf"8 image placeholders in the batch, but {images} images of 4 tokens"):
