@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, Florence2Config, Florence2ForConditionalGeneration
 
+from fvl_lightning.core.config import load_config
+from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.encoders.florence2_original import original_sizes
 from fvl_lightning.evaluation.box_picture import COLOURS, SMALLEST
 from fvl_lightning.training.run_folder import RunFolder
 from tests.commands.test_errors import spoken
-from tests.conftest import TINY, Run, furnish
+from tests.conftest import ROOT, TINY, Run, furnish
 from tests.encoders import original
 from tests.modeling.original_layout import TOWER, save_weights
 
@@ -204,6 +207,7 @@ def test_a_place_that_cannot_be_written_to(folder: Path, teach: Teach, fvl_here:
 
 
 def spoilt(model: Path, config: dict[str, Any]) -> None:
+    (model / "tokenizer_config.json").unlink(missing_ok=True)
     (model / "encoder.json").write_text(json.dumps(config), encoding="utf-8")
 
 
@@ -228,9 +232,23 @@ def test_a_run_that_is_broken(
     assert says in spoken(fvl_here(folder, "encoder", str(tmp_path / "broken"), "--image", "wide.png"))
 
 
-def test_the_encoder_of_the_quick_demo_writes_captions(quick_demo: Path, tmp_path: Path, fvl_here: Run) -> None:
-    """How well it does is known from its scores; here, that it writes in the words of the set at all."""
-    Image.new("RGB", (64, 64), (20, 20, 20)).save(tmp_path / "dark.png")
-    done = fvl_here(quick_demo, "encoder", "runs/demo/encoder_pretrain", "--image", str(tmp_path / "dark.png"))
-    assert done.returncode == 0, done.stderr
-    assert "the" in done.stdout.split()
+def test_the_commands_of_the_page_run_on_the_quick_demo(quick_demo: Path, fvl_here: Run) -> None:
+    """How well it sees is known from its scores; here, that it writes in the words and the format of the set."""
+    text = (ROOT / "docs" / "encoders_florence2.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    said = []
+    for words in map(shlex.split, block.splitlines()):
+        done = fvl_here(quick_demo, *words[1:])
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    caption, _, boxes = said
+    assert "the" in caption.split()
+    assert "boxes: boxes.png" in boxes
+    assert Image.open(quick_demo / "boxes.png").size == (SMALLEST, SMALLEST)
+
+
+def test_what_the_page_writes_in_yaml_is_an_experiments_encoder(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "encoders_florence2.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "a.yaml").write_text(block, encoding="utf-8")
+    assert load_config(ExperimentConfig, tmp_path / "a.yaml").encoder.name == "florence2"
