@@ -209,6 +209,10 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             sources = {name: source[images] for name, source in sources.items()}
         return expanded, model_kwargs | {"pixel_values": pixel_values, "image_sources": sources}
 
+    def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
+        """As transformers has it, but under this model's names: it has older ones for the files of some towers."""
+        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token table."""
         return self.language_model.model.get_input_embeddings()

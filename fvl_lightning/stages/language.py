@@ -55,7 +55,6 @@ class LanguageStage(Stage):
 
     def save_model(self, folder: Path) -> None:
         """Model (safetensors), configuration and processor, as transformers loads them."""
-        # Under its own names, by which init_from finds them: transformers has older ones for the files of some towers.
-        self.model.save_pretrained(folder, save_original_format=False)
+        self.model.save_pretrained(folder)
         fit = self.experiment.data.config.image_fit
         make_processor(self.model.image_spec, self.tokenizer, fit).save_pretrained(folder)
