@@ -1,6 +1,7 @@
 """Rows of the order to batches: read and encode; bad samples are dropped, counted and, past a limit, an error."""
 
 import logging
+import signal
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -136,6 +137,7 @@ class BatchLoader:
             sampler=self.rows,
             num_workers=self.workers,
             collate_fn=as_is,
+            worker_init_fn=leave_signals_to_the_training,
             # Without one of its own a loader draws from torch's global stream, and a resumed run would draw otherwise.
             generator=torch.Generator(),
         )
@@ -172,6 +174,12 @@ class FiniteBatchLoader(BatchLoader):
     def __len__(self) -> int:
         assert isinstance(self.rows, Sized)
         return len(self.rows)
+
+
+def leave_signals_to_the_training(worker: int) -> None:
+    """A worker goes on when its whole job is asked to stop, since the step under way may still need its batches."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def as_is(value: Any) -> Any:

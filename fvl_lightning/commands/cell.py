@@ -9,19 +9,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, quiet_libraries
+from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, REQUEUE, quiet_libraries
 from fvl_lightning.commands.evaluate import score_run
-from fvl_lightning.commands.train import run_training
-from fvl_lightning.core.config import as_plain, check_config, config_hash
+from fvl_lightning.commands.train import reuse_or_train, run_training
+from fvl_lightning.core.config import check_config
 from fvl_lightning.core.errors import ConfigError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.answers import Answer
 from fvl_lightning.tracking.tracker import Tracker
 from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.training.stop import Preempted
 
 
 def main(specification: Path) -> int:
-    """Runs the cell; 0, or 2 with a sentence on standard error, or 130 after Ctrl-C."""
+    """Runs the cell; 0, or 2 with a sentence on standard error, 130 after Ctrl-C, or 75 after SIGTERM."""
     quiet_libraries()
     try:
         result = run_cell(json.loads(specification.read_text(encoding="utf-8")))
@@ -30,6 +31,8 @@ def main(specification: Path) -> int:
         return MISTAKE
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Preempted:
+        return REQUEUE
     beside = specification.with_name(".result.json.tmp")
     beside.write_text(json.dumps(result, indent=2), encoding="utf-8")
     os.replace(beside, specification.with_name("result.json"))
@@ -47,24 +50,12 @@ def run_cell(spec: dict[str, Any]) -> dict[str, Any]:
     for stage in spec["stages"]:
         previous = str(runs[-1].path) if runs else spec["encoder_run"]
         experiment = check_config(ExperimentConfig, {**stage, "init_from": [previous]})
-        run = reuse_or_train(experiment, spec["parent_run_id"], spec["fresh"])
+        train = run_training if spec["fresh"] else reuse_or_train
+        run = train(experiment, parent_run_id=spec["parent_run_id"])
         if run.info["encoder_hash"] != spec["encoder_hash"]:
             raise ConfigError(f"{run.path}: its encoder is not the one all arms share; the comparison would be unfair")
         runs.append(run)
     return score_cell(runs, spec)
-
-
-def reuse_or_train(experiment: ExperimentConfig, parent_run_id: str | None, fresh: bool = False) -> RunFolder:
-    """A finished run of this very configuration, or an unfinished one resumed, or a new one."""
-    output = Path(experiment.output)
-    if not fresh and any(output.glob(f"{experiment.name}*/run.json")):
-        run = RunFolder.latest(output, experiment.name)
-        same = run.info.get("config_hash") == config_hash(as_plain(experiment))
-        if same and run.finished:
-            return run
-        if same and run.last_checkpoint.is_file():
-            return run_training(experiment, resume=True, parent_run_id=parent_run_id)
-    return run_training(experiment, parent_run_id=parent_run_id)
 
 
 def score_cell(runs: list[RunFolder], spec: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.training.stop import Preempted
 
 POLL_SECONDS = 0.5
 
@@ -74,7 +75,7 @@ def run_cells(cells: list[Cell], jobs: int, console: Console) -> None:
 
     Raises:
         DataError: cells failed; the sentence has the last words of each.
-        KeyboardInterrupt: after Ctrl-C, once every cell has finished its step and saved.
+        KeyboardInterrupt, Preempted: after Ctrl-C or SIGTERM, once every cell has finished its step and saved.
     """
     waiting = list(cells)
     running: list[Cell] = []
@@ -87,7 +88,7 @@ def run_cells(cells: list[Cell], jobs: int, console: Console) -> None:
                     running[-1].start()
                 live.update(_table(cells))
                 time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Preempted):
             for cell in running:
                 if cell.process is not None and cell.code is None:
                     cell.process.send_signal(signal.SIGINT)

@@ -13,10 +13,17 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from fvl_lightning.commands.cell import mass_curves, reuse_or_train
+from fvl_lightning.commands.cell import mass_curves
 from fvl_lightning.commands.cells import Cell, run_cells
 from fvl_lightning.commands.evaluate import score_encoder
-from fvl_lightning.commands.train import TRAINING_SPLITS, build_stage, data_context, prepare_data
+from fvl_lightning.commands.train import (
+    TRAINING_SPLITS,
+    build_stage,
+    data_context,
+    prepare_data,
+    reuse_or_train,
+    run_training,
+)
 from fvl_lightning.core.config import as_plain, config_hash, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ComparisonConfig, ExperimentConfig
@@ -27,6 +34,7 @@ from fvl_lightning.tracking.provenance import provenance
 from fvl_lightning.tracking.tracker import Tracker
 from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.training.stop import Preempted, preemptible
 from fvl_lightning.training.weights import load_components
 
 SAMPLES = 12
@@ -50,6 +58,7 @@ def compare(
     run_comparison(comparison, overrides or [], fresh)
 
 
+@preemptible()
 def run_comparison(path: Path, overrides: list[str], fresh: bool = False) -> Path:
     """The whole comparison; returns the folder of its report."""
     config = load_config(ComparisonConfig, path, overrides)
@@ -62,7 +71,8 @@ def run_comparison(path: Path, overrides: list[str], fresh: bool = False) -> Pat
     plan_alike(arms)
     console = Console()
     with tracked_parent(config) as tracker:
-        encoder_run = reuse_or_train(encoder_experiment, tracker.run_id or None, fresh)
+        train = run_training if fresh else reuse_or_train
+        encoder_run = train(encoder_experiment, parent_run_id=tracker.run_id or None)
         scores = encoder_run.info.get("scores") or score_encoder(encoder_run)
         encoder_run.record(scores=scores)
         figures = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
@@ -131,7 +141,7 @@ def tracked_parent(config: ComparisonConfig) -> Iterator[Tracker]:
     tracker.log_config(plain)
     try:
         yield tracker
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Preempted):
         tracker.finish("KILLED")
         raise
     except BaseException:

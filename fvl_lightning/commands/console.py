@@ -11,6 +11,8 @@ MISTAKE = 2
 """Exit code of what the user can mend."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells count."""
+REQUEUE = 75
+"""Exit code after SIGTERM or SIGUSR1: saved, and to be run again (EX_TEMPFAIL of sysexits.h)."""
 
 
 def quiet_libraries() -> None:

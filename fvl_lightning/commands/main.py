@@ -20,8 +20,9 @@ from fvl_lightning.commands import (
     train,
     ui,
 )
-from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, quiet_libraries
+from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, REQUEUE, quiet_libraries
 from fvl_lightning.core.errors import UserError
+from fvl_lightning.training.stop import Preempted
 
 app = typer.Typer(
     help="How should a vision encoder's features enter a language model? Swap fusions in YAML and compare.\n\n"
@@ -64,6 +65,13 @@ def run(arguments: list[str]) -> int:
         if error.format_message():  # without one, the help has been shown
             console.print(f"[bold red]error:[/] {escape(error.format_message())}", soft_wrap=True, highlight=False)
         return MISTAKE
+    except Preempted:
+        console.print(
+            f"stopped for the cluster; what was saved is kept, exit code {REQUEUE} asks for the same command again "
+            "(`--resume-or-start` for a training)",
+            soft_wrap=True,
+        )
+        return REQUEUE
     if result == INTERRUPTED:  # typer's answer to KeyboardInterrupt
         said = "stopped; what was saved is kept, and the same command (`--resume` for a training) goes on from there"
         console.print(said, soft_wrap=True)

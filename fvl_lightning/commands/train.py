@@ -22,11 +22,14 @@ from fvl_lightning.tracking.null import NullTracker
 from fvl_lightning.tracking.provenance import provenance
 from fvl_lightning.tracking.store import open_store
 from fvl_lightning.tracking.tracker import Tracker
-from fvl_lightning.training.callbacks import Checkpoints, LogWindow, StepProgress, peak_memory_bytes
+from fvl_lightning.training.callbacks import LogWindow, StepProgress, peak_memory_bytes
+from fvl_lightning.training.checkpoint_files import whole_checkpoint
+from fvl_lightning.training.checkpoints import Checkpoints
 from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.journal import Journal
 from fvl_lightning.training.run_folder import RunFolder, is_model_folder
+from fvl_lightning.training.stop import Preempted, Stop, StopSignals, preemptible
 from fvl_lightning.training.trainer import build_trainer, check_accelerator
 from fvl_lightning.training.weights import load_components, weights_hash
 
@@ -40,12 +43,16 @@ def train(
     experiment: Annotated[Path, typer.Argument(help="Experiment file, such as experiments/demo/finetune.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value words, such as fusion=gated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this name.")] = False,
+    resume_or_start: Annotated[
+        bool, typer.Option("--resume-or-start", help="Go on where there is a run to go on with, else start: for jobs.")
+    ] = False,
 ) -> None:
     """Train one stage.
 
     Example: `fvl train experiments/demo/finetune.yaml fusion=gated trainer.max_steps=20`
     """
-    run = run_training(load_config(ExperimentConfig, experiment, overrides or ()), resume=resume)
+    config = load_config(ExperimentConfig, experiment, overrides or ())
+    run = reuse_or_train(config) if resume_or_start else run_training(config, stopped_run(config) if resume else None)
     console = Console()
     for name in ("train/loss", "validation/loss", "validation/token_accuracy"):
         if curve := run.curve(name):
@@ -53,14 +60,22 @@ def train(
     console.print(f"finished: {run.path}   (model in {run.model})", highlight=False, soft_wrap=True)
 
 
+def reuse_or_train(experiment: ExperimentConfig, parent_run_id: str | None = None) -> RunFolder:
+    """The newest run of this very configuration, finished where it is not yet; a new one where there is none."""
+    run = RunFolder.reusable(Path(experiment.output), experiment.name, config_hash(as_plain(experiment)))
+    return run if run and run.finished else run_training(experiment, run, parent_run_id)
+
+
+@preemptible()
 def run_training(
-    experiment: ExperimentConfig, resume: bool = False, parent_run_id: str | None = None
+    experiment: ExperimentConfig, stopped: RunFolder | None = None, parent_run_id: str | None = None
 ) -> RunFolder:
-    """Trains one stage from a checked configuration; returns its finished run.
+    """Trains one stage from a checked configuration, from where `stopped` was left; returns the finished run.
 
     Raises:
         ConfigError, DataError: what the user can mend.
         KeyboardInterrupt: after Ctrl-C, once the step under way is finished and saved.
+        Preempted: after SIGTERM or SIGUSR1, likewise.
     """
     check_accelerator(experiment.trainer.accelerator)
     if experiment.trainer.threads is not None:
@@ -70,14 +85,14 @@ def run_training(
     data = prepare_data(experiment)
     stage = build_stage(experiment)
     parents = start_from(stage, experiment)
-    stopped = stopped_run(experiment) if resume else None
-    position = saved_position(stopped) if stopped else 0
+    checkpoint = whole_checkpoint(stopped.checkpoints) if stopped else None
+    position = saved_position(checkpoint) if checkpoint else 0
     data.connect(data_context(stage.model, stage.tokenizer, experiment, position))
     attach_features(stage, data, experiment)
     run = stopped or RunFolder.create(Path(experiment.output), experiment.name, as_plain(experiment))
     record_model(stage, run, parents)
-    with tracked(experiment, run, stage, data, resume, parent_run_id) as tracker:
-        fit(stage, data, experiment, run, tracker, resume)
+    with tracked(experiment, run, stage, data, stopped is not None, parent_run_id) as tracker:
+        fit(stage, data, experiment, run, tracker, checkpoint)
         finish(stage, run)
     return run
 
@@ -128,19 +143,20 @@ def stopped_run(experiment: ExperimentConfig) -> RunFolder:
     return run
 
 
-def saved_position(run: RunFolder) -> int:
-    """Samples consumed before the run stopped; refuses to go on with another number of threads on a CPU."""
+def saved_position(path: Path) -> int:
+    """Samples consumed before a run stopped; refuses to go on with another number of threads on a CPU."""
     try:
-        checkpoint = torch.load(run.last_checkpoint, weights_only=True, map_location="cpu", mmap=True)
-    except (RuntimeError, OSError, EOFError, UnpicklingError):
-        raise DataError(f"--resume: {run.last_checkpoint} is not a readable checkpoint; start a new run") from None
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        saved_threads, position = checkpoint["threads"], checkpoint["position"]
+    except (RuntimeError, OSError, EOFError, UnpicklingError, KeyError):
+        raise DataError(f"--resume: {path} is no checkpoint of this kit; start a new run") from None
     threads = torch.get_num_threads()
-    if checkpoint["threads"] != threads and not torch.cuda.is_available():
+    if saved_threads != threads and not torch.cuda.is_available():
         raise ConfigError(
-            f"--resume: {run.path} ran with {checkpoint['threads']} threads and this process has {threads}, which "
-            f"gives other bits; set trainer.threads or OMP_NUM_THREADS to {checkpoint['threads']}"
+            f"--resume: {path.parent.parent} ran with {saved_threads} threads and this process has {threads}, which "
+            f"gives other bits; set trainer.threads or OMP_NUM_THREADS to {saved_threads}"
         )
-    return checkpoint["position"]
+    return position
 
 
 def data_context(model: Any, tokenizer: Any, experiment: ExperimentConfig, position: int = 0) -> DataContext:
@@ -214,7 +230,7 @@ def tracked(
     run.record(status="running")
     try:
         yield tracker
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Preempted):
         run.record(status="interrupted")
         tracker.finish("KILLED")
         raise
@@ -234,9 +250,8 @@ def curated_params(experiment: ExperimentConfig, stage: Stage, run: RunFolder) -
         for slot in ("stage", "encoder", "fusion", "projector", "language_model", "data")
         if getattr(experiment, slot) is not None
     }
-    sources = getattr(experiment.encoder.config, "sources", [])
     return slots | {
-        "sources": ", ".join(sources),
+        "sources": ", ".join(stage.model.encoder.specs),
         "trainable": ", ".join(f"{name}: {mode}" for name, mode in stage.trainable.items()),
         "max_steps": experiment.trainer.max_steps,
         "batch_size": experiment.trainer.batch_size * experiment.trainer.accumulate,
@@ -249,17 +264,18 @@ def curated_params(experiment: ExperimentConfig, stage: Stage, run: RunFolder) -
 
 
 def fit(
-    stage: Stage, data: Any, experiment: ExperimentConfig, run: RunFolder, tracker: Any, resume: bool
+    stage: Stage, data: Any, experiment: ExperimentConfig, run: RunFolder, tracker: Any, checkpoint: Path | None
 ) -> None:
-    """The training loop; raises KeyboardInterrupt after a stop that Ctrl-C asked for."""
+    """The training loop, from `checkpoint` where there is one; after a stop that was asked for it raises who asked."""
     log = LogWindow(experiment.trainer.log_every)
-    checkpoints = Checkpoints(run.last_checkpoint, experiment.trainer.checkpoint_every)
+    signals = StopSignals()
+    checkpoints = Checkpoints(run.last_checkpoint, experiment.trainer.checkpoint_every, signals)
     title = f"{experiment.name} ({experiment.fusion.name})" if experiment.fusion else experiment.name
     trainer = build_trainer(
         experiment.trainer, run.path, [Journal(run.metrics), tracker], [log, StepProgress(title), checkpoints]
     )
     torch.manual_seed(experiment.seed)  # for dropout; initial values and the order of the data have their own
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), signals:
         # Lightning advises more loader workers and names what it does not find; both are choices here.
         warnings.filterwarnings("ignore", module="lightning")
         try:
@@ -267,11 +283,11 @@ def fit(
                 stage,
                 train_dataloaders=data.train_dataloader(),
                 val_dataloaders=data.val_dataloader(),
-                ckpt_path=run.last_checkpoint if resume else None,
+                ckpt_path=checkpoint,
                 weights_only=True,
             )
-        except SystemExit as error:  # what Lightning makes of a Ctrl-C that does not wait for the step's end
-            raise KeyboardInterrupt from error
+        except SystemExit:  # what Lightning makes of a Ctrl-C that does not wait for the step's end
+            (signals.requested or Stop.PERSON).raise_for()
     seconds = run.info.get("seconds", 0.0) + log.total_seconds
     speeds = sorted(log.tokens_per_second)
     run.record(
@@ -280,8 +296,7 @@ def fit(
         tokens_per_second=speeds[len(speeds) // 2] if speeds else None,
         peak_memory_bytes=peak_memory_bytes(),
     )
-    if checkpoints.interrupted and trainer.global_step < experiment.trainer.max_steps:
-        raise KeyboardInterrupt
+    checkpoints.stop.raise_for()
 
 
 def finish(stage: Stage, run: RunFolder) -> None:

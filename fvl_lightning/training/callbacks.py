@@ -1,16 +1,12 @@
-"""What happens around the optimiser steps: logging, progress, checkpoints, and a stop at a step's end."""
+"""What is told of the optimiser steps: logged values and a progress bar."""
 
 import math
 import resource
-import signal
 import time
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fvl_lightning.core.errors import ConfigError
@@ -100,61 +96,6 @@ class StepProgress(Callback):
     def on_exception(self, trainer: Trainer, *_: Any) -> None:
         """Takes the bar down, so that the error is readable."""
         self._progress.stop()
-
-
-class Checkpoints(Checkpoint):
-    """Writes `path` every `every` optimiser steps and when asked to stop; Lightning writes beside and renames.
-
-    The first Ctrl-C asks: the step under way is finished and saved. A second one stops at once.
-    """
-
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, every
-        self.interrupted = False
-        self._last_step = -1
-        self._previous_handler: Any = None
-
-    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """Listens for Ctrl-C, where this is the main thread (a notebook's is)."""
-        self._last_step = trainer.global_step
-        try:
-            self._previous_handler = signal.signal(signal.SIGINT, self._ask_to_stop)
-        except ValueError:
-            self._previous_handler = None
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Saves where it is due; stops where it was asked for."""
-        step = trainer.global_step
-        if step == self._last_step:
-            return  # in the middle of an accumulated step, from which nothing could go on
-        self._last_step = step
-        if self.interrupted or step % self.every == 0 or step == trainer.max_steps:
-            trainer.save_checkpoint(self.path)
-            for run_logger in trainer.loggers:
-                run_logger.after_save_checkpoint(self)  # what is logged is never behind what a resume starts from
-        if self.interrupted:
-            trainer.should_stop = True
-            if step * trainer.accumulate_grad_batches % trainer.val_check_batch:
-                trainer.limit_val_batches = 0  # Lightning would validate at a stop, where no other run does
-
-    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
-        """Gives Ctrl-C back."""
-        self._restore()
-
-    def on_exception(self, trainer: Trainer, *_: Any) -> None:
-        """Gives Ctrl-C back."""
-        self._restore()
-
-    def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
-        if self.interrupted:
-            self._restore()
-            raise KeyboardInterrupt
-        self.interrupted = True
-
-    def _restore(self) -> None:
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
 
 
 def peak_memory_bytes() -> int:

@@ -4,7 +4,7 @@
         config.yaml     the resolved configuration
         run.json        id, status, stage, hashes, the runs it started from, what was measured
         metrics.jsonl   one line per logged step
-        checkpoints/    last.ckpt, from which it resumes
+        checkpoints/    last.ckpt, from which it resumes, and previous.ckpt, the one before
         model/          safetensors, configuration and tokenizer, once finished
 """
 
@@ -18,6 +18,7 @@ import yaml
 
 from fvl_lightning.core.config import config_hash, differences
 from fvl_lightning.core.errors import ConfigError, DataError, nearest
+from fvl_lightning.training.checkpoint_files import LAST, is_whole, present_checkpoints
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,16 @@ class RunFolder:
         return max(runs, key=lambda run: run._number)
 
     @classmethod
+    def reusable(cls, output: Path, name: str, config_hash: str) -> "RunFolder | None":
+        """The newest run of this name and configuration that is finished or can go on; None where there is none."""
+        runs = [cls(path.parent) for path in output.glob(f"{name}*/run.json")]
+        same = [run for run in runs if (run.info.get("name"), run.info.get("config_hash")) == (name, config_hash)]
+        for run in sorted(same, key=lambda run: run._number, reverse=True):
+            if run.finished or any(map(is_whole, present_checkpoints(run.checkpoints))):
+                return run
+        return None
+
+    @classmethod
     def open(cls, reference: str, output: Path = Path("runs")) -> "RunFolder":
         """A run by folder, or by its MLflow run id among the folders under `output`.
 
@@ -79,7 +90,7 @@ class RunFolder:
     @property
     def last_checkpoint(self) -> Path:
         """The checkpoint a resumed run starts from."""
-        return self.checkpoints / "last.ckpt"
+        return self.checkpoints / LAST
 
     @property
     def model(self) -> Path:
@@ -128,7 +139,7 @@ class RunFolder:
         changed = differences(self.config, config)
         if changed:
             raise ConfigError(f"--resume: {self.path} was started with another configuration, at {', '.join(changed)}")
-        if not self.last_checkpoint.is_file():
+        if not present_checkpoints(self.checkpoints):
             raise DataError(f"--resume: {self.path} stopped before its first checkpoint; start it without --resume")
 
     def curve(self, name: str) -> list[tuple[int, float]]:

@@ -8,6 +8,7 @@ from lightning.pytorch.loggers.logger import Logger
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import TrainerConfig
+from fvl_lightning.training.checkpoint_files import CheckpointFiles
 
 
 def check_accelerator(name: str) -> None:
@@ -32,6 +33,7 @@ def build_trainer(config: TrainerConfig, folder: Path, loggers: list[Logger], ca
         use_distributed_sampler=False,
         logger=loggers,
         callbacks=callbacks,
+        plugins=[CheckpointFiles()],
         enable_checkpointing=True,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -1,92 +1,29 @@
 """Same seed, same weights; a run that was stopped and resumed equals one that was not, bit for bit."""
 
-import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mlflow import MlflowClient
-from safetensors.torch import load_file
 
 from fvl_lightning.training.callbacks import LogWindow
 from fvl_lightning.training.run_folder import RunFolder
-from tests.conftest import ONE_THREAD, TINY, TINY_DATA, Run, furnish
-
-FINETUNE = (
-    "experiments/demo/finetune.yaml",
-    "language_model.model.attention_dropout=0.1",  # so that the state of the random numbers counts
+from tests.conftest import TINY, TINY_DATA, Run
+from tests.integration.runs import (
+    ENCODER,
+    FINETUNE,
+    PACKED,
+    STEPS,
+    UNTRACKED,
+    StopAt,
+    Straight,
+    assert_same_run,
+    start,
+    wait_for,
 )
-ENCODER = ("experiments/demo/encoder_pretrain.yaml", "encoder.model.text_config.dropout=0.1", "trainer.accumulate=2")
-PACKED = (*FINETUNE, "data.packing=best_fit", "data.sequence_length=160", "data.workers=2", "trainer.accumulate=2")
-STEPS = (
-    "trainer.max_steps=12", "trainer.batch_size=8", "trainer.log_every=1", "trainer.validate_every=4",
-    "trainer.checkpoint_every=5", "optimizer.warmup_steps=3",
-)  # fmt: skip
-UNTRACKED = "tracking.enabled=false"
-TIMINGS = ("train/tokens_per_second", "train/step_seconds", "machine/peak_memory_bytes")
-
-StopAt = Callable[..., None]
-Straight = Callable[[tuple[str, ...]], RunFolder]
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, fvl_here: Run) -> Straight:
-    """A run of an experiment that nothing stops, made once for each."""
-    runs: dict[tuple[str, ...], RunFolder] = {}
-
-    def train(experiment: tuple[str, ...]) -> RunFolder:
-        if experiment not in runs:
-            folder = furnish(tmp_path_factory.mktemp("straight"), tiny_data)
-            done = fvl_here(folder, "train", *experiment, *TINY_DATA, *STEPS, UNTRACKED, "name=straight")
-            assert done.returncode == 0, done.stderr
-            runs[experiment] = RunFolder(folder / "runs" / "straight")
-        return runs[experiment]
-
-    return train
-
-
-@pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> StopAt:
-    """Ctrl-C (or an exception) when the n-th batch of a training is done; once."""
-
-    def arm(batches: int, error: BaseException | None = None) -> None:
-        original, seen = LogWindow.on_train_batch_end, 0
-
-        def on_train_batch_end(self: LogWindow, *arguments: Any) -> None:
-            nonlocal seen
-            original(self, *arguments)
-            seen += 1
-            if seen == batches:
-                if error is not None:
-                    raise error
-                os.kill(os.getpid(), signal.SIGINT)
-
-        monkeypatch.setattr(LogWindow, "on_train_batch_end", on_train_batch_end)
-
-    return arm
-
-
-def curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
-    """Everything logged but timings, by name."""
-    names = {name for line in run.metrics.read_text(encoding="utf-8").splitlines() for name in json.loads(line)}
-    return {name: run.curve(name) for name in names - {"step", *TIMINGS}}
-
-
-def assert_same_run(one: RunFolder, other: RunFolder) -> None:
-    """Bit-equal weights, and the same values at the same steps."""
-    weights, others = (load_file(run.model / "model.safetensors") for run in (one, other))
-    assert weights.keys() == others.keys()
-    differ = [name for name in weights if not torch.equal(weights[name], others[name])]
-    assert not differ, f"{len(differ)} of {len(weights)} tensors differ, such as {differ[0]}"
-    assert curves(one) == curves(other)
 
 
 def test_a_seed_gives_the_same_weights_and_another_others(workspace: Path, fvl_here: Run, straight: Straight) -> None:
@@ -193,9 +130,12 @@ def test_what_cannot_be_resumed_is_refused_in_one_sentence(
         patch.setattr(torch, "get_num_threads", lambda: 3)
         assert "ran with 1 threads and this process has 3" in refused()
     checkpoint = RunFolder(workspace / "runs" / "finetune").last_checkpoint
+    checkpoint.with_name("previous.ckpt").unlink()
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[:1000])
-    assert f"{checkpoint.relative_to(workspace)} is not a readable checkpoint" in refused()
+    assert f"{checkpoint.relative_to(workspace)}: no whole checkpoint" in refused()
+    torch.save({"of": "something else"}, checkpoint)
+    assert f"{checkpoint.relative_to(workspace)} is no checkpoint of this kit" in refused()
     checkpoint.unlink()
     assert "stopped before its first checkpoint" in refused()
     checkpoint.write_bytes(whole)
@@ -225,23 +165,6 @@ def test_a_second_ctrl_c_stops_at_once_and_keeps_the_last_checkpoint(
     run = RunFolder(workspace / "runs" / "finetune")
     assert run.info["status"] == "interrupted"
     assert torch.load(run.last_checkpoint, weights_only=True)["global_step"] == 5
-
-
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """`fvl <words>` in a process of its own, reachable by Ctrl-C."""
-    command = [sys.executable, "-m", "fvl_lightning", *words]
-    return subprocess.Popen(
-        command, cwd=folder, env=os.environ | ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float) -> None:
-    """Waits until `condition`; fails where the process ends before."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
 
 
 def test_ctrl_c_in_a_shell_ends_a_training_with_130(workspace: Path) -> None:

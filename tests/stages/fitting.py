@@ -10,7 +10,8 @@ from lightning import Callback, Trainer
 
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.callbacks import Checkpoints
+from fvl_lightning.training.checkpoints import Checkpoints
+from fvl_lightning.training.stop import StopSignals
 from fvl_lightning.training.trainer import build_trainer
 from tests.tiny_models import experiment, micro_batches, prompted, rows
 
@@ -66,13 +67,13 @@ def fit(
 ) -> Trainer:
     """Trains as `fvl train` does, with the experiment's trainer; the last checkpoint lies at folder/last.ckpt."""
     config = stage.experiment.trainer
-    checkpoints = Checkpoints(folder / "last.ckpt", config.checkpoint_every)
+    checkpoints = Checkpoints(folder / "last.ckpt", config.checkpoint_every, signals := StopSignals())
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.ERROR)  # it tells about its devices at every fit
     try:
         trainer = build_trainer(config, folder, [], [checkpoints, *callbacks])
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), signals:
             warnings.filterwarnings("ignore", module="lightning")
             trainer.fit(
                 stage,

@@ -1,0 +1,146 @@
+"""Checkpoints on disk: the one before outlives whatever happens to the newest."""
+
+import errno
+import logging
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.training.checkpoint_files import CheckpointFiles, is_whole, whole_checkpoint
+from tests.conftest import ONE_THREAD
+
+
+def checkpoint(step: int) -> dict[str, Any]:
+    """Something with a tensor in it."""
+    return {"global_step": step, "weights": torch.full((64, 64), float(step))}
+
+
+def step_of(path: Path) -> int:
+    """Which checkpoint this is."""
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> CheckpointFiles:
+    """Two checkpoints, of steps 1 and 2."""
+    files = CheckpointFiles()
+    for step in (1, 2):
+        files.save_checkpoint(checkpoint(step), tmp_path / "last.ckpt")
+    return files
+
+
+def test_the_last_two_are_kept(files: CheckpointFiles, tmp_path: Path) -> None:
+    files.save_checkpoint(checkpoint(3), tmp_path / "last.ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+    assert (step_of(tmp_path / "last.ckpt"), step_of(tmp_path / "previous.ckpt")) == (3, 2)
+    assert whole_checkpoint(tmp_path) == tmp_path / "last.ckpt"
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    files: CheckpointFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    last, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+    with caplog.at_level(logging.WARNING):
+        assert whole_checkpoint(tmp_path) == previous
+    assert caplog.messages == [f"{last} is damaged; the run goes on from the checkpoint before it, {previous}"]
+    previous.write_bytes(b"")
+    with pytest.raises(DataError, match="no whole checkpoint") as raised:
+        whole_checkpoint(tmp_path)
+    assert str(last) in str(raised.value)
+    assert str(previous) in str(raised.value)
+
+
+def test_no_checkpoint_at_all(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no whole checkpoint"):
+        whole_checkpoint(tmp_path)
+
+
+def test_a_kill_between_the_two_renames_leaves_the_one_before(files: CheckpointFiles, tmp_path: Path) -> None:
+    os.replace(tmp_path / "last.ckpt", tmp_path / "last.ckpt.tmp")
+    assert step_of(whole_checkpoint(tmp_path)) == 1
+
+
+def test_what_a_kill_left_half_written_is_in_nobodys_way(files: CheckpointFiles, tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt.tmp").write_bytes(b"half")
+    assert step_of(whole_checkpoint(tmp_path)) == 2
+    files.save_checkpoint(checkpoint(3), tmp_path / "last.ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_every_damage_is_seen(files: CheckpointFiles, tmp_path: Path) -> None:
+    """Cuts anywhere, and flipped bits in what torch has written of the values."""
+    path = tmp_path / "last.ckpt"
+    whole = path.read_bytes()
+    assert is_whole(path)
+    draw = random.Random(0)
+    for size in [0, 1, len(whole) - 1, *draw.sample(range(len(whole)), 20)]:
+        path.write_bytes(whole[:size])
+        assert not is_whole(path), f"cut at {size} of {len(whole)}"
+    values = whole.index(torch.full((8,), 2.0).numpy().tobytes())
+    for _ in range(20):
+        place = values + draw.randrange(64 * 64 * 4)
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        assert not is_whole(path), f"flipped at {place} of {len(whole)}"
+    for _ in range(300):  # wherever it is hit, zipfile's complaint is one that is understood
+        damaged = bytearray(whole)
+        damaged[draw.randrange(len(whole))] = draw.randrange(256)
+        path.write_bytes(damaged)
+        is_whole(path)
+
+
+def test_a_full_disk_keeps_what_is_there(
+    files: CheckpointFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        files.save_checkpoint(checkpoint(3), tmp_path / "last.ckpt")
+    assert files.failure is not None
+    assert "No space left on device" in files.failure
+    assert f"bytes free in {tmp_path}" in files.failure
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+    assert step_of(tmp_path / "last.ckpt") == 2
+    files.save_checkpoint(checkpoint(4), tmp_path / "last.ckpt")
+    assert files.failure is None
+    assert step_of(tmp_path / "last.ckpt") == 4
+
+
+def test_a_file_that_ends_in_the_middle_of_a_tensor(files: CheckpointFiles, tmp_path: Path) -> None:
+    """A real refusal by the system, which torch reports as something else."""
+    program = (
+        "import resource, sys, torch\n"
+        "from fvl_lightning.training.checkpoint_files import CheckpointFiles\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "files = CheckpointFiles()\n"
+        "files.save_checkpoint({'weights': torch.randn(300, 300)}, sys.argv[1])\n"
+        "sys.stdout.write(files.failure)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "last.ckpt")],
+        env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "File too large" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+    assert step_of(tmp_path / "last.ckpt") == 2
+
+
+def test_an_error_that_is_not_the_disks_is_not_hidden(tmp_path: Path) -> None:
+    class Odd:
+        def __reduce__(self) -> Any:
+            raise RuntimeError("cannot be saved")
+
+    with pytest.raises(RuntimeError, match="cannot be saved"):
+        CheckpointFiles().save_checkpoint({"odd": Odd()}, tmp_path / "last.ckpt")
