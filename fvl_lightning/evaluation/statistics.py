@@ -1,0 +1,165 @@
+"""How sure a difference between arms is: contrasts to a baseline over seeds, and what the seeds at hand could show.
+
+A score is arm + seed + residual: every arm is trained with the same seeds, so what a seed does to all arms alike
+cancels in a difference. The unit is one whole lineage per (arm, seed); never a question, an image or a step.
+
+Arrays only, and any number of tables at once: A arms, S seeds, leading axes `...` for separate tables. What a person
+reads is made of this in verdicts.py. docs/statistics.md has the method, its simulated error rates, and its limits.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+Array = NDArray[np.float64]
+
+POWER = 0.8
+"""The probability with which a difference that is called detectable is found, with its right sign."""
+
+FEWEST_SEEDS = 3
+FEWEST_DEGREES = 4
+"""With fewer, even a difference of three residual SDs is missed more often than found (docs/statistics.md)."""
+
+ROUNDING = 1e-12
+"""Residuals below this fraction of the scores are what rounding leaves of no variation at all."""
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """Arm minus baseline for the A - 1 other arms in their order; NaN where the scores do not vary by chance."""
+
+    estimate: Array
+    """`[..., A-1]`, in the unit of the score."""
+    standard_error: Array
+    """`[...]`, the same for every contrast of a table, since the residuals are pooled."""
+    residual_sd: Array
+    """`[...]`, of a single cell, with `degrees` degrees of freedom."""
+    degrees: int
+    interval: Array
+    """`[..., A-1, 2]`, each contrast on its own at 1 - alpha."""
+    simultaneous: Array
+    """`[..., A-1, 2]`, all contrasts of a table together at 1 - alpha (Bonferroni)."""
+    p: Array
+    """`[..., A-1]`, two-sided, unadjusted."""
+    p_holm: Array
+    """`[..., A-1]`, adjusted over the A - 1 contrasts."""
+    p_paired: Array
+    """`[..., A-1]`, Holm over paired t tests that pool nothing: less power, and no need for equal variances."""
+
+    def p_equivalent(self, smallest_effect: float) -> Array:
+        """Holm-adjusted p of "the difference is `smallest_effect` or more, one way or the other" `[..., A-1]`.
+
+        Two one-sided t tests (Schuirmann 1987): the larger p of the two.
+        """
+        above = (smallest_effect - np.abs(self.estimate)) / self.standard_error[..., None]
+        return holm(special.stdtr(self.degrees, -above))
+
+
+def fewest_seeds(arms: int) -> int:
+    """Seeds from which on `arms` arms, the baseline among them, are tested at all: 5 for two, 3 for more."""
+    return max(FEWEST_SEEDS, ceil(FEWEST_DEGREES / (arms - 1)) + 1)
+
+
+def contrasts(scores: Array, baseline: int = 0, alpha: float = 0.05) -> Contrasts:
+    """Every arm against one of them.
+
+    The residual is pooled over all arms, with (A-1)(S-1) degrees of freedom; for two arms this is the paired t test.
+    Pooling assumes that the differences between any two arms vary equally over seeds (compound symmetry). A baseline
+    that varies more than the other arms makes their claims too many: with twice their SD, 11 % of comparisons of 7 arms
+    and 5 seeds make a false one instead of 5 %; a calmer baseline makes them too few. `p_paired` does not assume it.
+
+    Args:
+        scores: `[..., A, S]`, all finite, at least two arms and two seeds.
+        baseline: the place of the arm that the others are compared to.
+        alpha: one minus the level of the intervals.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    arms, seeds = scores.shape[-2:]
+    assert arms > 1 and seeds > 1, f"{arms} arms x {seeds} seeds"
+    degrees = (arms - 1) * (seeds - 1)
+    differences = np.delete(scores, baseline, -2) - scores[..., [baseline], :]
+    estimate = differences.mean(-1)
+    blocks = scores - scores.mean(-2, keepdims=True)
+    residuals = blocks - blocks.mean(-1, keepdims=True)
+    smallest = ROUNDING * np.abs(scores).max((-2, -1))
+    residual_sd = _varying(np.sqrt((residuals**2).sum((-2, -1)) / degrees), smallest)
+    standard_error = residual_sd * np.sqrt(2 / seeds)
+    paired_error = _varying(differences.std(-1, ddof=1), smallest[..., None]) / np.sqrt(seeds)
+    p = _two_sided(estimate / standard_error[..., None], degrees)
+
+    def interval(level: float) -> Array:
+        half = special.stdtrit(degrees, 1 - level / 2) * standard_error[..., None]
+        return np.stack([estimate - half, estimate + half], -1)
+
+    return Contrasts(
+        estimate=estimate,
+        standard_error=standard_error,
+        residual_sd=residual_sd,
+        degrees=degrees,
+        interval=interval(alpha),
+        simultaneous=interval(alpha / (arms - 1)),
+        p=p,
+        p_holm=holm(p),
+        p_paired=holm(_two_sided(estimate / paired_error, seeds - 1)),
+    )
+
+
+def holm(p: Array) -> Array:
+    """Holm's step-down adjustment over the last axis (Holm 1979); NaN counts as a member that is never rejected."""
+    order = np.argsort(p, -1)
+    steps = np.arange(p.shape[-1], 0, -1)
+    stepped = np.minimum(np.maximum.accumulate(np.take_along_axis(p, order, -1) * steps, -1), 1)
+    adjusted = np.empty_like(stepped)
+    np.put_along_axis(adjusted, order, stepped, -1)
+    return adjusted
+
+
+def detectable_difference(residual_sd: Array, arms: int, seeds: int, alpha: float = 0.05) -> Array:
+    """The true difference `[...]` of one arm that is found with probability `POWER`.
+
+    At alpha / (A-1), the level at which Holm tests the largest contrast; `residual_sd` is taken for the true one.
+    """
+    return _noncentrality(arms, np.asarray(seeds), alpha) * residual_sd * np.sqrt(2 / seeds)
+
+
+def seeds_needed(residual_sd: Array, difference: float, arms: int, alpha: float = 0.05) -> NDArray[np.int64]:
+    """The fewest seeds `[...]` with which a true `difference` is detectable (see detectable_difference)."""
+    ratio = np.asarray(residual_sd, dtype=np.float64) / difference
+    low = np.full(ratio.shape, fewest_seeds(arms))
+    # More seeds make the critical value smaller, so that what the fewest would need is enough.
+    high = np.maximum(low, np.ceil(_square_sum(arms, low, ratio, alpha)).astype(np.int64))
+    while np.any(low < high):
+        middle = (low + high) // 2
+        enough = middle >= _square_sum(arms, middle, ratio, alpha)
+        low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
+    return low
+
+
+def sd_interval(residual_sd: Array, degrees: int, alpha: float = 0.05) -> Array:
+    """The interval of the residual SD `[..., 2]` at 1 - alpha (chi-square)."""
+    quantiles = special.chdtri(degrees, np.array([alpha / 2, 1 - alpha / 2]))
+    return np.asarray(residual_sd)[..., None] * np.sqrt(degrees / quantiles)
+
+
+def _varying(sd: Array, smallest: Array) -> Array:
+    """NaN in place of an SD that is nothing but rounding: a t of infinity would look like certainty."""
+    return np.where(sd > smallest, sd, np.nan)
+
+
+def _two_sided(t: Array, degrees: int) -> Array:
+    return 2 * special.stdtr(degrees, -np.abs(t))
+
+
+def _noncentrality(arms: int, seeds: NDArray[np.int64], alpha: float) -> Array:
+    """What a true difference has to be, in standard errors, for the power `POWER`."""
+    degrees = (arms - 1) * (seeds - 1)
+    critical = special.stdtrit(degrees, 1 - alpha / (arms - 1) / 2)
+    return special.nctdtrinc(degrees, 1 - POWER, critical)
+
+
+def _square_sum(arms: int, seeds: NDArray[np.int64], ratio: Array, alpha: float) -> Array:
+    """Seeds at which the standard error is small enough, were the critical value that of `seeds`."""
+    return 2 * (_noncentrality(arms, seeds, alpha) * ratio) ** 2
