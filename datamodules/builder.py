@@ -161,7 +161,8 @@ class _Build:
             self._make_room(outcome)
             self._open[outcome.split].append(outcome.members, outcome.images)
         else:
-            line = {"chunk": position[0], "row": position[1], "reason": outcome.reason, "detail": outcome.detail}
+            where = outcome.where or f"chunk {position[0]}, row {position[1]}"
+            line = {"where": where, "id": outcome.id, "reason": outcome.reason, "detail": outcome.detail}
             self._log.write(json.dumps(line).encode() + b"\n")
             self.state.refused[outcome.reason] = self.state.refused.get(outcome.reason, 0) + 1
         self._next = (position[0], position[1] + 1)

@@ -4,12 +4,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datamodules.images import to_png, verify_image
 from datamodules.messages import check_messages, image_parts
 from datamodules.sources.base import Refusal, Row, Source
+from datamodules.sources.refusals import row_id
 from datamodules.writer import encode_record, image_names, tar_members
 from fvl_lightning.core.errors import DataError
 
@@ -45,14 +46,14 @@ def prepare_chunk(source: Source, number: int, chunk: Any, splits: Mapping[str, 
     "no text", "bad text", "bad messages", "bad record", "image count", "too many images", "broken image", and the
     source's own.
     """
-    for position, row in enumerate(source.rows(chunk)):
+    for position, row in enumerate([chunk] if isinstance(chunk, Refusal) else source.rows(chunk)):
         if isinstance(row, Refusal):
-            yield Refusal(row.reason, row.detail[:_MAX_DETAIL])
+            yield _short(row)
             continue
         try:
             yield _prepare(row, f"{number:08d}-{position:06d}", splits)
         except _Refused as refused:
-            yield Refusal(refused.refusal.reason, _with_id(row.record, refused.refusal.detail)[:_MAX_DETAIL])
+            yield _short(replace(refused.refusal, where=row.where, id=row_id(row.record)))
 
 
 def split_of(record: Mapping[str, Any], images: Sequence[bytes], splits: Mapping[str, float]) -> str:
@@ -126,7 +127,7 @@ def _image(i: int, content: bytes) -> tuple[str, bytes]:
         raise _Refused("broken image", f"image {i}: {error}") from None
 
 
-def _with_id(record: Mapping[str, Any], detail: str) -> str:
-    """The detail behind the row's own id, where it has one to be found by."""
-    own = record.get("id")
-    return f"id {own}: {detail}" if isinstance(own, str | int) else detail
+def _short(refusal: Refusal) -> Refusal:
+    """A Refusal that makes a line of a log, whatever the row holds."""
+    own = refusal.id[:_MAX_DETAIL] if isinstance(refusal.id, str) else refusal.id
+    return replace(refusal, detail=refusal.detail[:_MAX_DETAIL], where=refusal.where[:_MAX_DETAIL], id=own)

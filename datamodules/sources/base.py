@@ -2,24 +2,33 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row as found: `record` with `messages` or `caption` (datamodules/README.md), and its encoded images."""
+    """One row as found: `record` with `messages` or `caption` (datamodules/README.md), and its encoded images.
+
+    `where` is the file and the row in it, for who looks for it; it is no part of what the row is.
+    """
 
     record: dict[str, Any]
     images: tuple[bytes, ...] = ()
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A row that can't become a sample: `reason` is a short category to count by, `detail` what was wrong with it."""
+    """A row that can't become a sample: `reason` is a short category to count by, `detail` what was wrong with it.
+
+    `where` is the file and the row in it, `id` the row's own, for who looks for it; neither says what is wrong.
+    """
 
     reason: str
     detail: str = ""
+    where: str = field(default="", compare=False)
+    id: str | int | None = field(default=None, compare=False)
 
 
 class Source(ABC):
@@ -34,8 +43,10 @@ class Source(ABC):
     def chunks(self) -> Iterator[Any]:
         """Small picklable values, each naming some consecutive rows; the same ones every time.
 
+        A Refusal among them stands for a file that can't be read, beside others that can.
+
         Raises:
-            DataError: a file that is missing or is not of this format at all.
+            DataError: a file that is missing, or none that is of this format.
         """
 
     @abstractmethod

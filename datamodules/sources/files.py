@@ -4,11 +4,12 @@ import errno
 import glob
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from datamodules.sources.base import Refusal
 from datamodules.sources.refusals import Refused
 from fvl_lightning.core.errors import DataError, nearest
 
@@ -31,8 +32,11 @@ def check_file(file: Any) -> None:
         raise ValueError(f"file: expected a path, a glob such as data/*.json, or a list of them, found {file!r}")
 
 
-def find_files(file: str | list[str]) -> list[Path]:
+def find_files(file: str | list[str], suffixes: Sequence[str]) -> list[Path]:
     """The files of the field `file`: entries in the order given, what a glob matches sorted by name.
+
+    Args:
+        suffixes: how such files end, to name those of a folder by.
 
     Raises:
         DataError: an entry that is no file and matches none.
@@ -43,9 +47,28 @@ def find_files(file: str | list[str]) -> list[Path]:
         # A name may hold brackets itself, so what exists is never taken for a glob.
         matches = [path] if path.is_file() else sorted(Path(name) for name in glob.glob(entry, recursive=True))
         files = [match for match in matches if match.is_file()]
+        if path.is_dir() and not files:
+            there = [suffix for suffix in suffixes if any(path.glob(f"*{suffix}"))]
+            raise DataError(f"{entry} is a folder: name the files in it, such as '{path}/*{(there or suffixes)[0]}'")
         if not files:
             raise DataError(f"no file {entry}{_near(path)}")
         found += files
+    return found
+
+
+def sort_out(paths: Iterable[Path], check: Callable[[Path], None]) -> list[Path | Refusal]:
+    """Each file, or its Refusal where `check` raises DataError; the first such error where that is so of all."""
+    found: list[Path | Refusal] = []
+    errors: list[DataError] = []
+    for path in paths:
+        try:
+            check(path)
+            found.append(path)
+        except DataError as error:
+            errors.append(error)
+            found.append(Refusal("unreadable file", str(error), path.name))
+    if errors and len(errors) == len(found):
+        raise errors[0]
     return found
 
 
@@ -129,7 +152,7 @@ def _opener(path: str, flags: int) -> int:
 
 def _near(path: Path) -> str:
     siblings = sorted(sibling.name for sibling in path.parent.iterdir()) if path.parent.is_dir() else []
-    close = nearest(path.name, siblings)
+    close = nearest(path.name, [sibling for sibling in siblings if sibling != path.name])
     if close:
         return f"; did you mean '{path.parent / close}'?"
     return "" if path.parent.is_dir() else f": there is no folder {path.parent}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.sources.base import Refusal, Row, Source
-from datamodules.sources.files import MAX_IMAGE_BYTES, MAX_ROW_BYTES, check_file, check_size, find_files
+from datamodules.sources.files import MAX_IMAGE_BYTES, MAX_ROW_BYTES, check_file, check_size, find_files, sort_out
 from datamodules.sources.records import caption, scalars
 from datamodules.sources.refusals import Refused, attempt
 from fvl_lightning.core.errors import DataError
@@ -48,17 +48,17 @@ class Img2datasetSource(Source):
         def __post_init__(self) -> None:
             check_file(self.file)
 
-    def chunks(self) -> Iterator[str]:
+    def chunks(self) -> Iterator[str | Refusal]:
         """The tars: each is read from front to back in any case."""
-        paths = find_files(self.config.file)
-        for path in paths:
-            _check_tar(path)
-        return iter([str(path) for path in paths])
+        tars = sort_out(find_files(self.config.file, (".tar",)), _check_tar)
+        return iter([found if isinstance(found, Refusal) else str(found) for found in tars])
 
     def rows(self, chunk: str) -> Iterator[Row | Refusal]:
         """The samples of a tar; of one that is cut short, those before the last, and a Refusal."""
+        name = Path(chunk).name
         for sample in _samples(Path(chunk)):
-            yield attempt(self._row, sample)
+            where = name if isinstance(sample, Refusal) else f"{name}, sample '{sample.key}'"
+            yield attempt(self._row, sample, where)
 
     def _row(self, sample: _Sample) -> Row:
         if sample.refusal:
@@ -116,8 +116,8 @@ def _samples(path: Path) -> Iterator[_Sample | Refusal]:
                 _add(sample, match[2].lower(), archive, member)
     # Damaged headers make tarfile raise more than its own errors.
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
-        lost = f", from sample '{sample.key}' on" if sample is not None else ""
-        yield Refusal("cut short", f"{path.name}{lost}: {error}")
+        lost = f"from sample '{sample.key}' on: " if sample is not None else ""
+        yield Refusal("cut short", f"{lost}{error}")
     else:
         if sample is not None:
             yield sample

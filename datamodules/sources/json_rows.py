@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datamodules.sources.base import Refusal
 from datamodules.sources.files import MAX_ROW_BYTES, ROWS_PER_CHUNK, groups, open_file
@@ -31,49 +31,54 @@ _BETWEEN_ROWS = re.compile(rb'(?:[^"\[\]{},]++|' + _STRING + rb")*+", re.DOTALL)
 
 @dataclass(frozen=True)
 class JsonChunk:
-    """Consecutive rows of one file."""
+    """Consecutive rows of one file: the elements of an array, counted from 0, or lines, counted from 1."""
 
     path: str
     spans: tuple[Span, ...]
+    unit: Literal["row", "line"]
+    first: int
 
 
-def json_chunks(path: Path) -> Iterator[JsonChunk]:
-    """The rows of a file in groups; nothing but one block is in memory.
-
-    Raises:
-        DataError: the file can't be read, or holds neither an array nor objects.
-    """
+def check_json(path: Path) -> None:
+    """DataError where a file can't be read, or holds neither an array nor objects."""
     first = _first_byte(path)
     if first not in (b"[", b"{", b""):
         raise DataError(f"{path} is neither a JSON array nor JSON Lines of objects: it begins with {first!r}")
-    spans = _array_spans(path) if first == b"[" else _line_spans(path)
+
+
+def json_chunks(path: Path) -> Iterator[JsonChunk]:
+    """The rows of a checked file in groups; nothing but one block is in memory."""
+    is_array = _first_byte(path) == b"["
+    spans = _array_spans(path) if is_array else _line_spans(path)
+    first = 0 if is_array else 1
     for group in groups(spans, ROWS_PER_CHUNK):
-        yield JsonChunk(str(path), group)
+        yield JsonChunk(str(path), group, "row" if is_array else "line", first)
+        first += len(group)
 
 
-def json_rows(chunk: JsonChunk) -> Iterator[dict[str, Any] | Refusal]:
-    """The objects of a chunk, in order; what is blank between them is passed over."""
+def json_rows(chunk: JsonChunk) -> Iterator[tuple[str, dict[str, Any] | Refusal]]:
+    """The objects of a chunk, in order, each behind where it is; what is blank between them is passed over."""
     with open_file(chunk.path) as file:
-        for start, stop, whole in chunk.spans:
-            where = f"{Path(chunk.path).name}, byte {start}"
+        for number, (start, stop, whole) in enumerate(chunk.spans, chunk.first):
+            where = f"{Path(chunk.path).name}, {chunk.unit} {number}"
             if not whole:
-                yield Refusal("cut short", f"{where}: the array ends before this row does")
+                yield where, Refusal("cut short", f"byte {start}: the array ends before this row does")
             elif stop - start > MAX_ROW_BYTES:
-                yield Refusal("row too large", f"{where}: {stop - start} bytes, at most {MAX_ROW_BYTES} are read")
+                yield where, Refusal("row too large", f"{stop - start} bytes, at most {MAX_ROW_BYTES} are read")
             else:
                 file.seek(start)
                 text = file.read(stop - start)
                 if text.strip():
-                    yield _parse(text, where)
+                    yield where, _parse(text, f"byte {start}")
 
 
-def _parse(text: bytes, where: str) -> dict[str, Any] | Refusal:
+def _parse(text: bytes, place: str) -> dict[str, Any] | Refusal:
     try:
         row = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        return Refusal("bad JSON", f"{where}: {error}")
+        return Refusal("bad JSON", f"{place}: {error}")
     if not isinstance(row, dict):
-        return Refusal("bad JSON", f"{where}: expected an object, found {type(row).__name__}")
+        return Refusal("bad JSON", f"{place}: expected an object, found {type(row).__name__}")
     return row
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.sources.base import Refusal, Row, Source
-from datamodules.sources.files import check_file, find_files, find_folder, read_images
-from datamodules.sources.json_rows import JsonChunk, json_chunks, json_rows
+from datamodules.sources.files import check_file, find_files, find_folder, read_images, sort_out
+from datamodules.sources.json_rows import JsonChunk, check_json, json_chunks, json_rows
 from datamodules.sources.records import first_answer, from_conversations, scalars
 from datamodules.sources.refusals import Refused, attempt
 from fvl_lightning.core.registry import register
@@ -38,16 +38,19 @@ class LlavaJsonSource(Source):
         def __post_init__(self) -> None:
             check_file(self.file)
 
-    def chunks(self) -> Iterator[JsonChunk]:
+    def chunks(self) -> Iterator[JsonChunk | Refusal]:
         """Groups of rows, as spans of bytes."""
         find_folder(self.config.images)
-        for path in find_files(self.config.file):
-            yield from json_chunks(path)
+        for found in sort_out(find_files(self.config.file, (".json", ".jsonl")), check_json):
+            if isinstance(found, Refusal):
+                yield found
+            else:
+                yield from json_chunks(found)
 
     def rows(self, chunk: JsonChunk) -> Iterator[Row | Refusal]:
         """Conversations with the images they name."""
-        for row in json_rows(chunk):
-            yield attempt(self._row, row)
+        for where, row in json_rows(chunk):
+            yield attempt(self._row, row, where)
 
     def _row(self, row: dict[str, Any]) -> Row:
         record = scalars(row, without=("image", "conversations", "messages"))

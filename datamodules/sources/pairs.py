@@ -16,8 +16,9 @@ from datamodules.sources.files import (
     groups,
     open_file,
     read_images,
+    sort_out,
 )
-from datamodules.sources.json_rows import JsonChunk, json_chunks, json_rows
+from datamodules.sources.json_rows import JsonChunk, check_json, json_chunks, json_rows
 from datamodules.sources.llava_json import image_names
 from datamodules.sources.records import caption, scalars
 from datamodules.sources.refusals import Refused, attempt
@@ -25,13 +26,17 @@ from fvl_lightning.core.errors import DataError, nearest
 from fvl_lightning.core.registry import register
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SUFFIXES = (".jsonl", ".json", *_DELIMITERS)
 
 
 @dataclass(frozen=True)
 class TableChunk:
-    """Consecutive rows of a CSV or TSV file, already taken apart, since only the one before says where a row begins."""
+    """Consecutive rows of a CSV or TSV file, already taken apart, since only the one before says where a row begins.
 
-    rows: tuple[dict[str, str] | Refusal, ...]
+    Each is behind where it is.
+    """
+
+    rows: tuple[tuple[str, dict[str, str] | Refusal], ...]
 
 
 @register("source", "pairs")
@@ -55,19 +60,21 @@ class PairsSource(Source):
         def __post_init__(self) -> None:
             check_file(self.file)
 
-    def chunks(self) -> Iterator[JsonChunk | TableChunk]:
+    def chunks(self) -> Iterator[JsonChunk | TableChunk | Refusal]:
         """Groups of rows: spans of bytes for JSON, text for tables."""
         find_folder(self.config.images)
-        for path in find_files(self.config.file):
-            if path.suffix.lower() in _DELIMITERS:
-                yield from map(TableChunk, groups(self._table(path), ROWS_PER_CHUNK))
+        for found in sort_out(find_files(self.config.file, _SUFFIXES), _check):
+            if isinstance(found, Refusal):
+                yield found
+            elif _is_table(found):
+                yield from map(TableChunk, groups(self._table(found), ROWS_PER_CHUNK))
             else:
-                yield from json_chunks(path)
+                yield from json_chunks(found)
 
     def rows(self, chunk: JsonChunk | TableChunk) -> Iterator[Row | Refusal]:
         """Captions with the images they name."""
-        for row in json_rows(chunk) if isinstance(chunk, JsonChunk) else chunk.rows:
-            yield attempt(self._row, row)
+        for where, row in json_rows(chunk) if isinstance(chunk, JsonChunk) else chunk.rows:
+            yield attempt(self._row, row, where)
 
     def _row(self, row: dict[str, Any]) -> Row:
         config = self.config
@@ -78,25 +85,45 @@ class PairsSource(Source):
             raise Refused("missing image", f"column '{config.image}' is empty")
         return Row(record, read_images(Path(config.images), names))
 
-    def _table(self, path: Path) -> Iterator[dict[str, str] | Refusal]:
+    def _table(self, path: Path) -> Iterator[tuple[str, dict[str, str] | Refusal]]:
         with open_file(path) as file:
-            table = csv.reader(_lines(file), delimiter=_DELIMITERS[path.suffix.lower()])
-            columns = _cells(table) or []
-            if isinstance(columns, Refusal):
-                raise DataError(f"{path}: its first line can't be read as column names ({columns.detail})")
+            table, columns = _opened(path, file)
             for column in (self.config.image, self.config.caption):
                 if columns and column not in columns:
                     close = nearest(column, columns)
                     hint = f"; did you mean '{close}'?" if close else ""
                     raise DataError(f"{path}: no column '{column}', there are {', '.join(columns)}{hint}")
+            line = table.line_num + 1
             while (cells := _cells(table)) is not None:
-                where = f"{path.name}, line {table.line_num}"
+                where, line = f"{path.name}, line {line}", table.line_num + 1
                 if isinstance(cells, Refusal):
-                    yield Refusal(cells.reason, f"{where}: {cells.detail}")
+                    yield where, cells
                 elif len(cells) == len(columns):
-                    yield dict(zip(columns, cells, strict=True))
+                    yield where, dict(zip(columns, cells, strict=True))
                 elif cells:
-                    yield Refusal("bad row", f"{where}: {len(cells)} cells for {len(columns)} columns")
+                    yield where, Refusal("bad row", f"{len(cells)} cells for {len(columns)} columns")
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in _DELIMITERS
+
+
+def _check(path: Path) -> None:
+    """DataError where a file can't be read as what its name says."""
+    if not _is_table(path):
+        check_json(path)
+        return
+    with open_file(path) as file:
+        _opened(path, file)
+
+
+def _opened(path: Path, file: Any) -> tuple[Any, list[str]]:
+    """The reader of a table, behind its first line, and the column names of that; DataError where it has none."""
+    table = csv.reader(_lines(file), delimiter=_DELIMITERS[path.suffix.lower()])
+    columns = _cells(table) or []
+    if isinstance(columns, Refusal):
+        raise DataError(f"{path}: its first line can't be read as column names ({columns.detail})")
+    return table, columns
 
 
 def _cells(table: Any) -> list[str] | Refusal | None:

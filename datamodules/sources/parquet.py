@@ -3,11 +3,12 @@
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.sources.base import Refusal, Row, Source
-from datamodules.sources.files import check_file, check_size, find_files
+from datamodules.sources.files import check_file, check_size, find_files, sort_out
 from datamodules.sources.records import caption, from_conversations, from_messages, from_texts, scalars
 from datamodules.sources.refusals import Refused, attempt
 from fvl_lightning.core.errors import DataError, first_line, nearest
@@ -20,10 +21,11 @@ _BUFFER = 2**20
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of one file, and the columns to read of it."""
+    """One row group of one file, the number of its first row in the file, and the columns to read of it."""
 
     path: str
     number: int
+    first: int
     columns: tuple[str, ...]
 
 
@@ -51,26 +53,33 @@ class ParquetSource(Source):
         def __post_init__(self) -> None:
             check_file(self.file)
 
-    def chunks(self) -> Iterator[RowGroup]:
+    def chunks(self) -> Iterator[RowGroup | Refusal]:
         """The row groups of every file."""
-        found: list[RowGroup] = []
-        for path in find_files(self.config.file):
-            with _open(path) as file:
-                columns = self._columns(path, file.schema_arrow)
-                found += (RowGroup(str(path), number, columns) for number in range(file.metadata.num_row_groups))
-        return iter(found)
+        chunks: list[RowGroup | Refusal] = []
+        for found in sort_out(find_files(self.config.file, (".parquet",)), _check):
+            if isinstance(found, Refusal):
+                chunks.append(found)
+                continue
+            with _open(found) as file:
+                columns = self._columns(found, file.schema_arrow)
+                sizes = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
+            firsts = accumulate(sizes[:-1], initial=0) if sizes else ()
+            chunks += (RowGroup(str(found), number, first, columns) for number, first in enumerate(firsts))
+        return iter(chunks)
 
     def rows(self, chunk: RowGroup) -> Iterator[Row | Refusal]:
         """The rows of a group, a few of them in memory at a time; what can't be read of it is one Refusal."""
         with _open(Path(chunk.path)) as file:
-            where = f"{Path(chunk.path).name}, row group {chunk.number}"
+            name, row = Path(chunk.path).name, chunk.first
             batches = file.iter_batches(_ROWS_AT_A_TIME, row_groups=[chunk.number], columns=list(chunk.columns))
             try:
                 for batch in batches:
                     for number in range(batch.num_rows):
-                        yield attempt(self._row, _values(batch, number, where))
+                        yield attempt(self._row, _values(batch, number), f"{name}, row {row}")
+                        row += 1
             except _unreadable() as error:
-                yield Refusal("unreadable rows", f"{where}: {first_line(error)}")
+                what = f"from here to the end of row group {chunk.number}: {first_line(error)}"
+                yield Refusal("unreadable rows", what, f"{name}, row {row}")
 
     def _row(self, row: dict[str, Any]) -> Row:
         config = self.config
@@ -115,16 +124,20 @@ def _open(path: Path) -> Any:
         raise DataError(f"{path} can't be read as Parquet: {first_line(error)}") from None
 
 
+def _check(path: Path) -> None:
+    _open(path).close()
+
+
 def _unreadable() -> tuple[type[Exception], ...]:
     """What pyarrow raises for a broken file."""
     return OSError, importlib.import_module("pyarrow").ArrowException
 
 
-def _values(batch: Any, number: int, where: str) -> dict[str, Any] | Refusal:
+def _values(batch: Any, number: int) -> dict[str, Any] | Refusal:
     try:
         return {name: batch.column(name)[number].as_py() for name in batch.schema.names}
     except ValueError as error:  # bytes that are no UTF-8 in a column of text
-        return Refusal("bad row", f"{where}: {first_line(error)}")
+        return Refusal("bad row", first_line(error))
 
 
 def _images(value: Any) -> tuple[bytes, ...]:

@@ -1,7 +1,8 @@
 """How the code that takes a row apart says that it can't be used."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from datamodules.sources.base import Refusal, Row
 
@@ -16,11 +17,17 @@ class Refused(Exception):
         self.refusal = Refusal(reason, detail)
 
 
-def attempt(build: Callable[[Found], Row], found: Found | Refusal) -> Row | Refusal:
-    """The row that `build` makes of what was found, or the Refusal of either."""
+def attempt(build: Callable[[Found], Row], found: Found | Refusal, where: str) -> Row | Refusal:
+    """The row that `build` makes of what was found at `where`, or the Refusal of either."""
     if isinstance(found, Refusal):
-        return found
+        return replace(found, where=where)
     try:
-        return build(found)
+        return replace(build(found), where=where)
     except Refused as refused:
-        return refused.refusal
+        return replace(refused.refusal, where=where, id=row_id(found))
+
+
+def row_id(found: Any) -> str | int | None:
+    """The id that a row has of its own, if it has one."""
+    own = found.get("id") if isinstance(found, dict) else None
+    return own if isinstance(own, str | int) else None

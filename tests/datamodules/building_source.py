@@ -32,7 +32,7 @@ def drawn_row(number: int, side: int) -> Row | Refusal:
     record: dict[str, Any] = {"id": number, "caption": f"noise {number} é"}
     match number % 10:
         case 3:
-            return Refusal("missing image", f"photos/{number}.jpg")
+            return Refusal("missing image", f"photos/{number}.jpg", f"row {number}", number)
         case 4:
             return Row(record, (noise(number)[:80],))
         case 5:
@@ -55,11 +55,13 @@ class BuildingTestSource(Source):
         side: int = 12
         only_broken: bool = False
         breaks_at: int | None = None
+        unreadable: bool = False
 
-    def chunks(self) -> Iterator[range]:
+    def chunks(self) -> Iterator[range | Refusal]:
         numbers = range(self.config.rows)
         size = self.config.rows_per_chunk
-        return iter([numbers[i : i + size] for i in range(0, len(numbers), size)])
+        first = [Refusal("unreadable file", "no tar", "a.tar")] if self.config.unreadable else []
+        return iter([*first, *(numbers[i : i + size] for i in range(0, len(numbers), size))])
 
     def rows(self, chunk: range) -> Iterator[Row | Refusal]:
         for number in chunk:

@@ -143,9 +143,17 @@ def test_refusals_are_logged(make: Make) -> None:
     config = make(source={"rows": 10})
     build_shards(config)
     missing, broken = map(json.loads, (Path(config.output) / "refused.jsonl").read_text().splitlines())
-    assert missing == {"chunk": 0, "row": 3, "reason": "missing image", "detail": "photos/3.jpg"}
-    assert (broken["row"], broken["reason"]) == (4, "broken image")
-    assert broken["detail"].startswith("id 4: image 0: ")
+    assert missing == {"where": "row 3", "id": 3, "reason": "missing image", "detail": "photos/3.jpg"}
+    assert (broken["where"], broken["id"], broken["reason"]) == ("chunk 0, row 4", 4, "broken image")
+    assert broken["detail"].startswith("image 0: ")
+
+
+def test_a_file_that_cannot_be_read_is_refused_and_the_rest_is_built(make: Make) -> None:
+    for processes in (1, 2):
+        config = make(f"by{processes}", source={"rows": 16, "unreadable": True}, processes=processes)
+        assert build_shards(config).refused == {"missing image": 2, "broken image": 2, "unreadable file": 1}
+        lines = (Path(config.output) / "refused.jsonl").read_text().splitlines()
+        assert json.loads(lines[0]) == {"where": "a.tar", "id": None, "reason": "unreadable file", "detail": "no tar"}
 
 
 def test_no_good_row_is_an_error_that_names_the_commonest_reason(make: Make) -> None:

@@ -65,10 +65,11 @@ def test_a_broken_image_is_named_by_its_place_and_the_rows_id(image_bytes: Bytes
     found = prepared({"caption": "ok", "id": "a7"}, image_bytes(), image_bytes()[:45])
     assert isinstance(found, Refusal)
     assert found.reason == "broken image"
-    assert found.detail.startswith("id a7: image 1: ")
+    assert found.detail.startswith("image 1: ")
+    assert found.id == "a7"
     found = prepared({"caption": "ok", "id": "x" * 9000}, b"")
     assert isinstance(found, Refusal)
-    assert len(found.detail) == 500
+    assert len(str(found.id)) == 500
 
 
 def test_a_backslash_before_u0000_is_no_nul() -> None:

@@ -25,9 +25,19 @@ def read(one: Source) -> list[Row | Refusal]:
     """All rows, each chunk read behind a pickle; the chunks are the same ones a second time."""
     chunks = list(one.chunks())
     assert list(one.chunks()) == chunks
-    rows = [row for chunk in pickle.loads(pickle.dumps(chunks)) for row in pickle.loads(pickle.dumps(one)).rows(chunk)]
-    assert [row for chunk in chunks for row in one.rows(chunk)] == rows
+    again = pickle.loads(pickle.dumps(chunks))
+    rows = [row for chunk in again for row in _rows(pickle.loads(pickle.dumps(one)), chunk)]
+    assert [row for chunk in chunks for row in _rows(one, chunk)] == rows
     return rows
+
+
+def _rows(one: Source, chunk: Any) -> Iterable[Row | Refusal]:
+    return [chunk] if isinstance(chunk, Refusal) else one.rows(chunk)
+
+
+def places(rows: Iterable[Row | Refusal]) -> list[str]:
+    """Where each row is."""
+    return [row.where for row in rows]
 
 
 def reasons(rows: Iterable[Row | Refusal]) -> list[str]:

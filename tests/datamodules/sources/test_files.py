@@ -8,7 +8,7 @@ import pytest
 
 from datamodules.sources import files
 from datamodules.sources.base import Refusal
-from datamodules.sources.files import check_file, find_files, find_folder, read_images
+from datamodules.sources.files import check_file, find_files, find_folder, read_images, sort_out
 from datamodules.sources.refusals import Refused
 from fvl_lightning.core.errors import DataError
 from tests.datamodules.sources.reading import PNG
@@ -103,8 +103,8 @@ def test_files_keep_the_order_given_and_globs_are_sorted(tmp_path: Path) -> None
     for name in ("b.json", "a.json", "c.json", "odd[1].json"):
         (tmp_path / name).touch()
     names = [tmp_path / "c.json", tmp_path / "a.json", tmp_path / "b.json"]
-    assert find_files([str(tmp_path / "c.json"), str(tmp_path / "[ab].json")]) == names
-    assert find_files(str(tmp_path / "odd[1].json")) == [tmp_path / "odd[1].json"]
+    assert find_files([str(tmp_path / "c.json"), str(tmp_path / "[ab].json")], (".json",)) == names
+    assert find_files(str(tmp_path / "odd[1].json"), (".json",)) == [tmp_path / "odd[1].json"]
 
 
 @pytest.mark.parametrize(
@@ -112,15 +112,36 @@ def test_files_keep_the_order_given_and_globs_are_sorted(tmp_path: Path) -> None
     [
         ("mix665.json", "no file {}/mix665.json; did you mean '{}/mix665k.json'?"),
         ("*.csv", "no file {}/*.csv"),
-        ("images", "no file {}/images"),
+        ("images", "{0}/images is a folder: name the files in it, such as '{0}/images/*.tar'"),
+        (".", "{0} is a folder: name the files in it, such as '{0}/*.json'"),
+        ("mix665k.jso", "no file {0}/mix665k.jso; did you mean '{0}/mix665k.json'?"),
         ("deeper/mix665k.json", "no file {0}/deeper/mix665k.json: there is no folder {0}/deeper"),
     ],
 )
 def test_a_missing_file_is_named_with_the_nearest(tmp_path: Path, images: Path, entry: str, sentence: str) -> None:
     (tmp_path / "mix665k.json").touch()
     with pytest.raises(DataError) as caught:
-        find_files(str(tmp_path / entry))
+        find_files(str(tmp_path / entry), (".tar", ".json", ".jsonl"))
     assert str(caught.value).startswith(sentence.format(tmp_path, tmp_path))
+
+
+def test_a_hint_never_names_what_was_named(tmp_path: Path) -> None:
+    (tmp_path / "photos").touch()
+    with pytest.raises(DataError) as caught:
+        find_folder(str(tmp_path / "photos"))
+    assert str(caught.value) == f"no folder {tmp_path}/photos with images"
+
+
+def test_files_that_cannot_be_read_are_sorted_out_beside_those_that_can(tmp_path: Path) -> None:
+    def check(path: Path) -> None:
+        if path.suffix != ".good":
+            raise DataError(f"{path} is bad")
+
+    good, bad, worse = (tmp_path / name for name in ("a.good", "b.bad", "c.bad"))
+    assert sort_out([bad, good], check) == [Refusal("unreadable file", f"{bad} is bad"), good]
+    with pytest.raises(DataError, match=r"b\.bad is bad"):
+        sort_out([bad, worse], check)
+    assert sort_out([], check) == []
 
 
 def test_a_missing_folder_is_named_with_the_nearest(images: Path) -> None:

@@ -12,7 +12,7 @@ from datamodules.sources import img2dataset
 from datamodules.sources.base import Refusal, Row
 from fvl_lightning.core.errors import DataError
 from tests.datamodules.sources.conftest import SECRET
-from tests.datamodules.sources.reading import PNG, read, reasons, source, write_tar
+from tests.datamodules.sources.reading import PNG, places, read, reasons, source, write_tar
 
 FIELDS = {"caption": " alt text", "vlm_caption": "A dog.", "width": 5, "error": None, "exif": "{}", "size": [1, 2]}
 
@@ -185,4 +185,7 @@ def test_what_is_no_tar_is_told(tmp_path: Path) -> None:
     for content in (b"", b"words" * 300, (tmp_path / "1.tar").read_bytes()):
         (tmp_path / "1.tar").write_bytes(content)
         with pytest.raises(DataError, match=r"1\.tar can't be read as an uncompressed tar"):
-            list(source("img2dataset", file=str(tmp_path / "*.tar")).chunks())
+            list(source("img2dataset", file=str(tmp_path / "1.tar")).chunks())
+        found = read(source("img2dataset", file=str(tmp_path / "*.tar")))
+        assert reasons(found) == ["", "", "", "", "unreadable file"]
+        assert places(found) == [*(f"0.tar, sample '{key}'" for key in range(4)), "1.tar"]

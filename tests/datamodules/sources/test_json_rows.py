@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from datamodules.sources import json_rows
 from datamodules.sources.base import Refusal
-from datamodules.sources.json_rows import json_chunks
+from datamodules.sources.json_rows import check_json, json_chunks
 from fvl_lightning.core.errors import DataError
 from tests.datamodules.sources.reading import reasons, write_array, write_lines
 
 
 def parse(path: Path) -> list[dict[str, Any] | Refusal]:
-    return [row for chunk in json_chunks(path) for row in json_rows.json_rows(chunk)]
+    return [row for chunk in json_chunks(path) for _, row in json_rows.json_rows(chunk)]
 
 
 HARD = [
@@ -120,7 +120,7 @@ def test_a_row_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest
 def test_another_format_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "rows.json").write_text(text)
     with pytest.raises(DataError, match=r"rows\.json is neither a JSON array nor JSON Lines"):
-        parse(tmp_path / "rows.json")
+        check_json(tmp_path / "rows.json")
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from datamodules.sources.base import Row
+from datamodules.sources.base import Refusal, Row
 from fvl_lightning.core.errors import DataError
 from tests.datamodules.sources.conftest import SECRET
-from tests.datamodules.sources.reading import PNG, read, reasons, source, write_array, write_lines
+from tests.datamodules.sources.reading import PNG, places, read, reasons, source, write_array, write_lines
 
 ROWS = [
     {"image": "a.png", "caption": ' A dog, "sitting"\non a\tmat. ', "source": "web"},
@@ -89,7 +89,31 @@ def test_a_broken_row_is_refused_and_the_rest_goes_on(
 )
 def test_a_broken_line_is_refused_and_the_rest_goes_on(tmp_path: Path, images: Path, line: bytes, reason: str) -> None:
     (tmp_path / "rows.csv").write_bytes(b"image,caption,source\na.png,one,web\n" + line + b"\n\nc.png,two,web\n")
-    assert reasons(read(source("pairs", file=str(tmp_path / "rows.csv"), images=str(images)))) == ["", reason, ""]
+    found = read(source("pairs", file=str(tmp_path / "rows.csv"), images=str(images)))
+    assert reasons(found) == ["", reason, ""]
+    assert places(found) == [f"rows.csv, line {line}" for line in (2, 3, 5)]
+
+
+def test_every_row_says_where_it_is_and_a_refused_one_its_id(tmp_path: Path, images: Path) -> None:
+    rows = [{"image": "a.png" if i != 131 else "d.png", "caption": "two\nlines", "id": f"n{i}"} for i in range(140)]
+    for path, expected in (
+        (write_table(tmp_path / "rows.csv", rows), [f"rows.csv, line {2 * i + 2}" for i in range(140)]),
+        (write_lines(tmp_path / "rows.jsonl", rows), [f"rows.jsonl, line {i + 1}" for i in range(140)]),
+        (write_array(tmp_path / "rows.json", rows), [f"rows.json, row {i}" for i in range(140)]),
+    ):
+        found = read(source("pairs", file=str(path), images=str(images)))
+        assert places(found) == expected
+        refused = found[131]
+        assert isinstance(refused, Refusal)
+        assert refused.id == "n131"
+
+
+def test_a_file_that_cannot_be_read_costs_no_other(tmp_path: Path, images: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("words", encoding="utf-8")
+    (tmp_path / "b.csv").write_bytes(b'"' + b"x" * 200_000)
+    write_lines(tmp_path / "c.jsonl", ROWS[:1])
+    names = [str(tmp_path / name) for name in ("a.jsonl", "b.csv", "c.jsonl")]
+    assert reasons(read(source("pairs", file=names, images=str(images)))) == ["unreadable file", "unreadable file", ""]
 
 
 def test_bytes_that_are_no_text_stay_recognisable(tmp_path: Path, images: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from datamodules.sources.base import Refusal, Row
 from fvl_lightning.core.errors import ConfigError, DataError
 from tests.datamodules.sources.conftest import SECRET
-from tests.datamodules.sources.reading import read, reasons, source, talk
+from tests.datamodules.sources.reading import places, read, reasons, source, talk
 
 IMAGE = {"type": "image"}
 HUB_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -213,6 +213,17 @@ def test_a_damaged_group_is_one_refusal(tmp_path: Path) -> None:
     path.write_bytes(content)
     found = read(source("parquet", file=str(path), layout="caption"))
     assert reasons(found) == [*[""] * 30, "unreadable rows", *[""] * 30]
+    assert places(found) == [f"0.parquet, row {i}" for i in (*range(31), *range(60, 90))]
+
+
+def test_a_file_that_is_cut_costs_no_other(tmp_path: Path) -> None:
+    rows = [{"images": b"x", "caption": "A dog."}]
+    for name in ("0.parquet", "1.parquet"):
+        write(tmp_path / name, rows)
+    (tmp_path / "0.parquet").write_bytes((tmp_path / "0.parquet").read_bytes()[:-9])
+    found = read(source("parquet", file=str(tmp_path / "*.parquet"), layout="caption"))
+    assert reasons(found) == ["unreadable file", ""]
+    assert places(found) == ["0.parquet", "1.parquet, row 0"]
 
 
 def test_images_are_capped_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
