@@ -39,6 +39,18 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
+def indexed_names(index: Path) -> list[str]:
+    """The files that an index names, all of them to lie beside it; DataError for an index that is broken."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise DataError(f"{index} has no weight_map of names to files")
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if Path(name).name != name or not name.endswith((".safetensors", ".bin"))]
+    if outside:
+        raise DataError(f"{index} names '{outside[0]}', expected a .safetensors or .bin file beside it")
+    return names
+
+
 def write_weights(folder: Path, values: Mapping[str, Tensor], file_bytes: int) -> None:
     """Writes safetensors files of at most `file_bytes` (or one tensor, where it is larger) and, if several, an index.
 
@@ -121,13 +133,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _indexed(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise DataError(f"{index} has no weight_map of names to files")
-    names = sorted(set(weight_map.values()))
-    outside = [name for name in names if Path(name).name != name or not name.endswith((".safetensors", ".bin"))]
-    if outside:
-        raise DataError(f"{index} names '{outside[0]}', expected a .safetensors or .bin file beside it")
+    names = indexed_names(index)
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         lacking = f"{len(missing)} of the {len(names)} files of its index, first {missing[0]}"

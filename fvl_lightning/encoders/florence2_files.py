@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, BartConfig, Florence2Config, Florence2ForConditionalGeneration, Florence2Model
 from transformers.utils.hub import cached_file
 
 from fvl_lightning.core.errors import ConfigError, DataError, first_line
-from fvl_lightning.core.weight_files import has_weights, read_json, read_weights
+from fvl_lightning.core.weight_files import LAYOUTS, indexed_names, read_json, read_weights
 from fvl_lightning.encoders.florence2_original import Renamed, add_tokens, check_original, is_original, original_sizes
 from fvl_lightning.encoders.florence2_original import renamed as renamed_original
 
@@ -18,11 +17,6 @@ MODEL_TYPE = "florence2"
 IMAGE_SIZE = 768
 """Where no preprocessor_config.json says otherwise."""
 EXAMPLES = "florence-community/Florence-2-large-ft or microsoft/Florence-2-large-ft"
-WEIGHT_FILES = (
-    ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
-    ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"),
-)
-"""Names of a hub repository's weights; the second where there are none of the first."""
 
 
 def read_config(source: str, revision: str | None) -> dict[str, Any]:
@@ -101,10 +95,10 @@ def image_size_of(source: str, revision: str | None = None) -> int:
     """Pixels per side of a Florence-2's images; errors as of read_config and read_image_size."""
     read_config(source, revision)
     try:
-        path = Path(cached_file(source, "preprocessor_config.json", revision=revision))
-    except OSError:  # the model is there, so it is this file that is not
-        return IMAGE_SIZE
-    return read_image_size(path.parent)
+        path = _found(source, "preprocessor_config.json", revision)
+    except (OSError, ValueError) as error:
+        raise _unreadable(source, error) from None
+    return IMAGE_SIZE if path is None else read_image_size(path.parent)
 
 
 def read_image_size(folder: Path) -> int:
@@ -138,17 +132,27 @@ def _native_model(source: str, revision: str | None) -> Florence2Model:
 
 def _weights_folder(source: str, revision: str | None) -> Path:
     """The folder of the weights, fetched where `source` is a hub id."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    for patterns in WEIGHT_FILES:
-        try:
-            folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
-        except (OSError, ValueError) as error:
-            raise _unreadable(source, error) from None
-        if has_weights(folder):
-            break
-    return folder
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        for file in LAYOUTS:
+            index = _found(source, f"{file}.index.json", revision)
+            if index is not None:
+                for name in indexed_names(index):
+                    _found(source, name, revision)
+                return index.parent
+            whole = _found(source, file, revision)
+            if whole is not None:
+                return whole.parent
+    except (OSError, ValueError) as error:
+        raise _unreadable(source, error) from None
+    raise ConfigError(f"encoder: {source} could not be read: it has no weights, expected {' or '.join(LAYOUTS)}")
+
+
+def _found(source: str, name: str, revision: str | None) -> Path | None:
+    """A file of a model that is known to be there, None where it has none of that name."""
+    path = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if path is None else Path(path)
 
 
 def _unreadable(source: str, error: Exception) -> ConfigError:

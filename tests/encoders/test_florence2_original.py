@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,6 +15,7 @@ from transformers import BertConfig, Florence2Config, Florence2ForConditionalGen
 
 from fvl_lightning.core.errors import UserError
 from fvl_lightning.encoders.florence2 import Florence2Encoder
+from fvl_lightning.encoders.florence2_files import image_size_of
 from fvl_lightning.encoders.florence2_original import ADDED_TOKENS, original_sizes
 from fvl_lightning.modeling.original_config import PROMPT_IDS
 from tests.encoders import original
@@ -186,26 +186,39 @@ def test_what_is_resolved_builds_without_the_files(theirs: Path) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """{revision: folder} of someone/florence in a cache; `old` holds .bin and other values."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    """{revision: folder} of someone/florence in a cache; `old` holds other values in .bin, `parts` in several files."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     repository = tmp_path / "models--someone--florence"
     (repository / "refs").mkdir(parents=True)
     (repository / "snapshots").mkdir()
     folders = {}
-    for name, commit in (("main", "a" * 40), ("old", "b" * 40)):
-        values = weights if name == "main" else {key: value + 1 for key, value in weights.items()}
-        folders[name] = save_original(repository / "snapshots" / commit, values, bin=name == "old")
+    for number, (name, layout) in enumerate({"main": {}, "old": {"bin": True}, "parts": {"files": 3}}.items()):
+        commit = f"{number:040x}"
+        values = {key: value + number for key, value in weights.items()}
+        folders[name] = save_original(repository / "snapshots" / commit, values, **layout)
         (repository / "refs" / name).write_text(commit, encoding="utf-8")
     return folders
 
 
-@pytest.mark.parametrize("revision", [None, "main", "old"])
+@pytest.mark.parametrize("revision", [None, "main", "old", "parts"])
 def test_a_hub_id_in_the_originals_layout(hub: dict[str, Path], revision: str | None) -> None:
     found = loaded("someone/florence", revision=revision, decoder="keep", prompt_ids={}, prompts=SHORT)
     expected = loaded(hub[revision or "main"], decoder="keep").state_dict()
     assert all(torch.equal(value, found.state_dict()[name]) for name, value in expected.items())
     assert "<loc_999>" in Florence2Encoder.load_tokenizer(found.config).get_vocab()
+
+
+def test_a_hub_repository_without_weights(hub: dict[str, Path]) -> None:
+    (hub["main"] / "model.safetensors").unlink()
+    refused("someone/florence", "encoder: someone/florence could not be read: it has no weights, expected model.safe")
+
+
+def test_images_have_the_size_that_the_repository_says(hub: dict[str, Path], tmp_path: Path) -> None:
+    assert image_size_of("someone/florence") == 768
+    (hub["main"] / "preprocessor_config.json").write_text('{"size": {"height": 96, "width": 96}}', encoding="utf-8")
+    assert image_size_of("someone/florence") == image_size_of(str(hub["main"])) == 96
+    assert image_size_of("someone/florence", "old") == 768
 
 
 @pytest.mark.usefixtures("hub")
