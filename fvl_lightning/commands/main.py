@@ -8,6 +8,7 @@ from rich.markup import escape
 from typer.exceptions import TyperException
 
 from fvl_lightning.commands import (
+    chat,
     compare,
     demo,
     encoder,
@@ -16,6 +17,7 @@ from fvl_lightning.commands import (
     generate,
     import_checkpoint,
     inspect_config,
+    serve,
     shards,
     train,
     ui,
@@ -39,6 +41,8 @@ app.command("encoder")(encoder.encoder)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("list")(inspect_config.list_components)
 app.command("describe")(inspect_config.describe)
 app.command("show")(inspect_config.show)

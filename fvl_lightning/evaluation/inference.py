@@ -126,12 +126,15 @@ class Conversation:
         """The answer to a message, piece by piece; what has been written of it stays where it is stopped.
 
         Raises:
-            DataError: more than the model holds; the message is then not part of the conversation.
+            DataError: more than the model holds, at once; the message is then not part of the conversation.
         """
         asked = [*self.messages, user_message(self.pictures, text)]
         prompt = encode(self.loaded, asked)
-        self.pictures, written = [], ""
-        self.messages = [*asked, {"role": "assistant", "content": ""}]
+        self.pictures, self.messages = [], [*asked, {"role": "assistant", "content": ""}]
+        return self._write(prompt)
+
+    def _write(self, prompt: Prompt) -> Generator[str]:
+        written = ""
         for piece in stream(self.loaded, prompt, self.sampling):
             written += piece
             self.messages[-1] = {"role": "assistant", "content": written.strip()}

@@ -1,0 +1,68 @@
+"""`fvl evaluate` on a model folder, whose data an experiment file names, equals that of the run it is from."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY_DATA, Run
+
+
+@pytest.fixture
+def folder(asked: Path) -> Path:
+    """The working folder, with an experiment on the data of its run."""
+    fields = ", ".join(word.removeprefix("data.").replace("=", ": ") for word in TINY_DATA)
+    file = asked / "mine.yaml"
+    file.write_text(f"base: experiments/demo/finetune.yaml\ndata: {{{fields}}}\n", encoding="utf-8")
+    return asked
+
+
+def table(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+
+
+def test_a_model_folder_scores_as_its_run(folder: Path, fvl_here: Run) -> None:
+    by_run = fvl_here(folder, "evaluate", "runs/tiny")
+    by_folder = fvl_here(folder, "evaluate", "model", "--data", "mine.yaml")
+    assert by_run.returncode == by_folder.returncode == 0, by_run.stderr + by_folder.stderr
+    assert len(table(by_run.stdout)) > 5
+    assert table(by_folder.stdout) == table(by_run.stdout)
+
+
+def test_a_run_may_be_asked_about_other_data(folder: Path, fvl_here: Run) -> None:
+    own = fvl_here(folder, "evaluate", "runs/tiny", "--split", "validation")
+    other = fvl_here(folder, "evaluate", "runs/tiny", "--split", "validation", "--data", "mine.yaml")
+    assert other.returncode == 0, other.stderr
+    assert table(other.stdout) == table(own.stdout)
+
+
+MISTAKES = [
+    (("model",), "--data: model is a model without data; name an experiment file whose data it answers"),
+    (("model", "--data", "mine.yml"), "no configuration file mine.yml"),
+    (("model", "--data", "mine.yaml", "--split", "tst"), "did you mean 'test'?"),
+    (("model", "--data", "mine.yaml", "--level", "eassy"), "did you mean 'easy'?"),
+    (("experiments", "--data", "mine.yaml"), "experiments is not a run folder"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=lambda value: " ".join(value)[:40] if value else "")
+def test_a_mistake_is_one_sentence(words: tuple[str, ...], sentence: str, folder: Path, fvl_here: Run) -> None:
+    done = fvl_here(folder, "evaluate", *words)
+    assert done.returncode == 2, done.stdout
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_data_is_fitted_as_the_model_knows_it(folder: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the file says of it: a model that was trained on padded pictures is asked about such."""
+    from fvl_lightning.commands.evaluate import open_with_data
+    from fvl_lightning.modeling.processor import FlorenceVLImageProcessor
+
+    monkeypatch.chdir(folder)
+    original = FlorenceVLImageProcessor.__init__
+
+    def padded(self: FlorenceVLImageProcessor, *args: object, **kwargs: object) -> None:
+        original(self, *args, **kwargs | {"fit": "pad"})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FlorenceVLImageProcessor, "__init__", padded)
+    _, data = open_with_data("model", Path("mine.yaml"))
+    assert data.config.image_fit == "pad"

@@ -1,0 +1,276 @@
+"""`fvl serve`: the page in a real Chromium, what it says of bad input, and what it draws of a fusion."""
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from importlib.util import find_spec
+from itertools import cycle, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fvl_lightning.commands.models import answering_model
+from fvl_lightning.commands.serve import launch, offline_gradio
+from fvl_lightning.commands.serve_page import build_page, reply
+from fvl_lightning.commands.serve_shares import heat, shares_html
+from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.evaluation.inference import Sampling, source_shares
+from fvl_lightning.modeling.build import Loaded
+from tests.conftest import ROOT, Run
+
+PICTURE = ROOT / "docs" / "images" / "example.png"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SECONDS = 60
+ANSWER = "red green blue red green blue red green blue red green blue"
+
+browser_needed = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
+gradio_needed = pytest.mark.skipif(find_spec("gradio") is None, reason="the extra serve is not installed")
+
+
+@pytest.fixture(scope="module")
+def loaded(asked: Path) -> Loaded:
+    """The tiny model with the gated fusion; it always writes ANSWER, a token in a moment."""
+    loaded = answering_model(str(asked / "model"))
+    words = loaded.tokenizer.encode(ANSWER, add_special_tokens=False)
+    script = cycle([*words, loaded.tokenizer.eos_token_id])
+
+    def next_word(hidden: Tensor) -> Tensor:
+        time.sleep(0.02)
+        ids = torch.full(hidden.shape[:2], next(script))
+        return torch.nn.functional.one_hot(ids, loaded.model.config.get_text_config().vocab_size).float()
+
+    loaded.model.language_model.logits = next_word  # type: ignore[method-assign]
+    return loaded
+
+
+# What the page becomes, without a browser.
+
+
+def pieces(loaded: Loaded, text: str, *files: Path, before: tuple[Any, ...] = ((), ())) -> list[tuple[Any, ...]]:
+    """Everything that `reply` says to a question behind (chat, messages)."""
+    said = {"text": text, "files": [str(file) for file in files]}
+    return list(reply(loaded, Sampling(), said, list(before[0]), list(before[1])))
+
+
+def test_the_question_is_shown_first_and_then_the_answer_grows(loaded: Loaded) -> None:
+    states = pieces(loaded, " how many? ", PICTURE)
+    chats = [chat for chat, _, _ in states]
+    assert [said["content"] for said in chats[0]] == [{"path": str(PICTURE)}, "how many?", ""]
+    answers = [chat[-1]["content"] for chat in chats]
+    assert len(answers) > 5
+    assert answers[-1] == ANSWER
+    assert all(longer.startswith(shorter) for shorter, longer in pairwise(answers))
+    messages = states[-1][1]
+    assert [message["role"] for message in messages] == ["user", "assistant"]
+    assert messages[1]["content"] == answers[-1].strip()
+
+
+def test_the_second_question_stands_behind_the_first(loaded: Loaded) -> None:
+    chat, messages, panel = pieces(loaded, "how many?", PICTURE)[-1]
+    assert panel is not None
+    again, after, unchanged = pieces(loaded, "and now?", before=(chat, messages))[-1]
+    assert again[:3] == chat
+    assert after[:2] == messages
+    assert unchanged is None, "no new picture, the shares stay"
+
+
+def test_nothing_changes_where_there_is_no_answer(loaded: Loaded, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"^bad\.png: not a readable PNG"):
+        pieces(loaded, "how many?", tmp_path / "bad.png")
+    with pytest.raises(DataError, match="no question"):
+        pieces(loaded, "  ", PICTURE)
+    with pytest.raises(DataError, match="the model holds 512"):
+        pieces(loaded, "many " * 600, PICTURE)
+
+
+def test_shares_of_a_gated_fusion_are_bars_that_sum_to_one(loaded: Loaded) -> None:
+    pixels = loaded.processor.image_processor([PICTURE, PICTURE])["pixel_values"]
+    shares = source_shares(loaded, pixels)
+    assert [list(one.masses) for one in shares] == [["davit", "caption", "ocr", "grounding"]] * 2
+    assert sum(shares[0].masses.values()) == pytest.approx(1, abs=1e-5)
+    html = shares_html(pixels, shares, loaded)
+    percents = [float(number) for number in re.findall(r"<b>([\d.]+)%</b>", html)]
+    assert len(percents) == 8
+    assert sum(percents[:4]) == pytest.approx(100, abs=0.3)
+    assert re.findall(r'(?:src|href)="(?!data:)', html) == []
+
+
+def test_a_fusion_may_give_shares_per_place(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`map/<source>` [I, N]: drawn over the picture on the fusion's grid, each value in its place."""
+    values = torch.linspace(0, 1, 16).repeat(1, 1)
+    embed = loaded.model.embed_images
+
+    def with_map(pixel_values: Any) -> Any:
+        features, diagnostics = embed(pixel_values)
+        return features, diagnostics | {"map/davit": values}
+
+    monkeypatch.setattr(loaded.model, "embed_images", with_map)
+    pixels = loaded.processor.image_processor([PICTURE])["pixel_values"]
+    (shares,) = source_shares(loaded, pixels)
+    assert torch.equal(shares.maps["davit"], values.view(4, 4))
+    assert "<figcaption>davit</figcaption>" in shares_html(pixels, [shares], loaded)
+    opacity = [heat(shares.maps["davit"]).getpixel((x, y))[3] for y in range(4) for x in range(4)]
+    assert opacity == sorted(opacity)
+    assert opacity[0] == 0 < opacity[-1] < 255
+
+
+def test_a_fusion_that_does_not_weigh_says_so(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed = loaded.model.embed_images
+    monkeypatch.setattr(loaded.model, "embed_images", lambda pixels: (embed(pixels)[0], {}))
+    pixels = loaded.processor.image_processor([PICTURE])["pixel_values"]
+    assert "does not weigh its sources" in shares_html(pixels, source_shares(loaded, pixels), loaded)
+
+
+def test_without_the_extra_the_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ConfigError, match=r'pip install "fvl-lightning\[serve\]"$'):
+        offline_gradio()
+
+
+# The page in a browser.
+
+
+@pytest.fixture(scope="module")
+def address(loaded: Loaded) -> Iterator[str]:
+    """Where the page is."""
+    gradio, port = offline_gradio(), free_port()
+    page = build_page(gradio, loaded, Sampling(), "a tiny model")
+    launch(gradio, page, "127.0.0.1", port)
+    yield f"http://127.0.0.1:{port}"
+    page.close(verbose=False)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def page(address: str) -> Iterator[Any]:
+    """The page in Chromium, and `requests`, what it asked for."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        # Chromium's own sandbox does not start for root, as whom tests run in containers; only this page is opened.
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.requests = []
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.goto(address)
+        page.wait_for_selector("#asked textarea")
+        yield page
+        browser.close()
+
+
+def ask(page: Any, text: str) -> None:
+    """Types a question and sends it."""
+    page.fill("#asked textarea", text)
+    page.keyboard.press("Enter")
+
+
+def upload(page: Any, *files: Path) -> None:
+    """Adds pictures to the question, and waits until they are there."""
+    page.set_input_files("#asked input[type=file]", [str(file) for file in files])
+    page.wait_for_function(f"document.querySelectorAll('#asked .thumbnail-item').length === {len(files)}")
+
+
+@gradio_needed
+@browser_needed
+def test_a_picture_a_question_and_a_streamed_answer(page: Any, address: str) -> None:
+    page.evaluate(
+        """() => { window.seen = new Set(); new MutationObserver(() => {
+            for (const bot of document.querySelectorAll('#chat .bot.message')) window.seen.add(bot.innerText.trim());
+        }).observe(document.querySelector('#chat'), {childList: true, subtree: true, characterData: true}); }"""
+    )
+    upload(page, PICTURE)
+    ask(page, "how many shapes are there?")
+    page.wait_for_function("window.seen.size > 3")
+    page.wait_for_selector("#asked .submit-button")  # back where the stop button was
+    assert "how many shapes are there?" in page.inner_text("#chat")
+    assert page.locator("#chat img").count() == 1
+    texts = sorted(page.evaluate("[...window.seen]"), key=len)
+    assert texts[-1].startswith(texts[1]), "the answer grew piece by piece"
+    for name in ("davit", "caption", "ocr", "grounding"):
+        assert re.search(rf"{name}\s+\d+\.\d%", page.inner_text("#shares"))
+    assert page.locator("#asked textarea").input_value() == ""
+    outside = [url for url in page.requests if not url.startswith((address, "data:", "blob:"))]
+    assert not outside, "the page works without a network"
+    page.get_by_text("New conversation").click()
+    page.wait_for_function("!document.querySelector('#chat').innerText.includes('shapes')")
+
+
+@gradio_needed
+@browser_needed
+def test_a_bad_file_is_one_sentence_and_the_question_stays(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    upload(page, tmp_path / "bad.png")
+    ask(page, "what is it?")
+    page.wait_for_selector(".toast-body")
+    said = page.inner_text(".toast-body")
+    assert "bad.png: not a readable PNG" in said
+    assert "Traceback" not in page.content()
+    assert page.locator("#asked textarea").input_value() == "what is it?"
+
+
+@gradio_needed
+@browser_needed
+def test_a_file_that_is_too_large_is_not_taken(page: Any, tmp_path: Path) -> None:
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(21 * 2**20)
+    page.set_input_files("#asked input[type=file]", str(tmp_path / "large.png"))
+    page.wait_for_selector(".toast-body")
+    assert "exceed the maximum allowed size of 20" in page.inner_text(".toast-body")
+
+
+@gradio_needed
+@browser_needed
+def test_an_answer_can_be_stopped(page: Any) -> None:
+    ask(page, "how many?")
+    page.wait_for_function("document.querySelector('#chat').innerText.includes('blue')")
+    page.click("#asked .stop-button")
+    page.wait_for_selector("#asked .submit-button")
+    stopped = page.inner_text("#chat").strip()
+    assert not stopped.endswith(ANSWER)
+    page.wait_for_timeout(300)
+    assert page.inner_text("#chat").strip() == stopped
+
+
+@pytest.mark.slow
+@gradio_needed
+def test_the_command_serves_until_ctrl_c(asked: Path, tmp_path: Path, fvl_here: Run) -> None:
+    port, log = free_port(), tmp_path / "serve.log"
+    command = [sys.executable, "-m", "fvl_lightning", "serve", "model", "--port", str(port)]
+    with log.open("w") as output:
+        server = subprocess.Popen(command, cwd=asked, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        assert _up(f"http://127.0.0.1:{port}", server), log.read_text(encoding="utf-8")
+        second = fvl_here(asked, "serve", "model", "--port", str(port))
+        assert second.returncode == 2
+        assert f"127.0.0.1:{port} can't be listened on" in second.stderr
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=30) == 0
+        assert log.read_text(encoding="utf-8") == f"model answers on http://127.0.0.1:{port} (Ctrl-C ends)\n"
+    finally:
+        server.kill()
+
+
+def _up(address: str, server: subprocess.Popen[bytes]) -> bool:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with urllib.request.urlopen(address, timeout=5) as page:
+                return page.status == 200
+        except OSError:
+            time.sleep(0.3)
+    return False
