@@ -12,14 +12,13 @@ from typing import ClassVar
 
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from fvl_lightning.core.config import Choice
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import PromptedBatch
-from fvl_lightning.modeling.build import build_encoder
+from fvl_lightning.modeling.build import ENCODER_FILE, build_encoder
 from fvl_lightning.modeling.loss import TokenLoss, token_loss
 from fvl_lightning.stages.base import Stage
 
@@ -40,11 +39,13 @@ class EncoderPretrainStage(Stage):
         """The stage over the encoder alone, its decoder kept."""
         if not hasattr(experiment.encoder.component, "decode"):
             raise ConfigError(f"encoder: {experiment.encoder.name} has no decoder to train, take florence2")
+        if experiment.trainable.get("encoder") == "lora":
+            raise ConfigError("trainable.encoder: stage encoder_pretrain trains an encoder in full")
         encoder_config = dataclasses.replace(experiment.encoder.config, decoder="keep")
         kept = dataclasses.replace(
             experiment, encoder=Choice("encoder", experiment.encoder.name, encoder_config)
         )
-        tokenizer = AutoTokenizer.from_pretrained(encoder_config.tokenizer or encoder_config.pretrained)
+        tokenizer = kept.encoder.component.load_tokenizer(encoder_config)
         return cls(experiment, build_encoder(kept, device), tokenizer)
 
     def compute(self, batch: PromptedBatch) -> tuple[TokenLoss, dict[str, Tensor]]:
@@ -55,9 +56,10 @@ class EncoderPretrainStage(Stage):
         return token_loss(hidden, batch.targets, encoder.logits, vocabulary), {}
 
     def save_model(self, folder: Path) -> None:
-        """The encoder's weights under the names they have in the whole model, and its resolved Config."""
+        """The encoder's weights under their names in the whole model, its resolved Config, and its tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()},
                   folder / "model.safetensors")
         text = json.dumps(dataclasses.asdict(self.model.encoder.config), indent=2)
-        (folder / "encoder.json").write_text(text, encoding="utf-8")
+        (folder / ENCODER_FILE).write_text(text, encoding="utf-8")
+        self.tokenizer.save_pretrained(folder)
