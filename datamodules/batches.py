@@ -17,7 +17,7 @@ from datamodules.collate import Collate, prompted_collate, row_collate
 from datamodules.conversation import ConversationEncoder
 from datamodules.images import decode_image
 from datamodules.items import Items
-from datamodules.lengths import joined, measured_items
+from datamodules.lengths import joined, measured_items, tell_counts
 from datamodules.loader import PATIENCE, BatchDataset, BatchLoader, FeatureLookup, FiniteBatchLoader
 from datamodules.order import GlobalOrder
 from datamodules.pixels import Fit, to_pixels
@@ -229,13 +229,7 @@ class BatchData(LightningDataModule):
         view = self.view(part.view)
         assert isinstance(view, TextView)
         items = measured_items(store, samples, view, self._beside(part), config.workers)
-        bad = sum(count for what, count in items.counts.items() if what.startswith("bad"))
-        if len(samples) >= PATIENCE and bad > config.max_bad_fraction * len(samples):
-            told = ", ".join(f"{count} {what}" for what, count in items.counts.items())
-            raise DataError(
-                f"{bad} of {len(samples)} samples of {split}{f' of {part.name}' if part.name else ''} can't be used "
-                f"({told}), more than max_bad_fraction {config.max_bad_fraction}; `fvl shards check` names them"
-            )
+        tell_counts(items, store, samples, view, part.name, config.max_bad_fraction)
         return items
 
     def _beside(self, part: Part) -> Path | None:

@@ -18,7 +18,8 @@ class Piece:
 class Items:
     """The items of one split, n of them: samples, turns (first and last; 0 and -1 for all of them) and tokens [n].
 
-    `counts` says what became of the samples that are not there whole: "truncated", "split", "dropped", "bad: <reason>".
+    `counts` says what became of the samples that are not there as they are: "split" into several items, "truncated" by
+    some turns or the end of a caption (both may be so of one), "dropped" as too long, "bad (<reason>)".
     """
 
     samples: NDArray[np.int64]

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.index import replacing
 from datamodules.items import Items
-from datamodules.loader import as_is
+from datamodules.loader import PATIENCE, as_is
 from datamodules.store import SampleError, SampleStore
 from datamodules.views import TOO_LONG, TextView, View
 from fvl_lightning.core.errors import DataError
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 256
 """Samples a worker measures at a time."""
+
+_FORMAT = 2
+"""Raised whenever the same samples and view would give other items or counts."""
 
 Measured = list[tuple[int, int, int, int]]
 """(sample, first turn, last turn, tokens) of each item, turns 0 and -1 for a whole sample."""
@@ -38,9 +41,6 @@ def measured_items(store: SampleStore, samples: range, view: TextView, folder: P
 
     Measuring reads and tokenises every record, a hundred thousand of them in a minute or so; no image is decoded. What
     can't be used is left out and counted.
-
-    Raises:
-        DataError: not one sample is left.
     """
     name = f"{store.split}.lengths-{_identity(store, samples, view)}.npz"
     path = None if folder is None else folder / name
@@ -50,12 +50,50 @@ def measured_items(store: SampleStore, samples: range, view: TextView, folder: P
             items = _measure(store, samples, view, workers)
             if path is not None:
                 write_items(items, path)
-    told = ", ".join(f"{count} {what}" for what, count in items.counts.items())
-    if len(items) == 0:
-        raise DataError(f"no sample of {store.split} can be used: {told}")
-    if told:
-        log.info("%s: of %d samples %s", store.split, len(samples), told)
     return items
+
+
+def tell_counts(
+    items: Items, store: SampleStore, samples: range, view: TextView, name: str, max_bad_fraction: float
+) -> None:
+    """Logs what became of the samples that are not there as they are; a warning where too many are left out.
+
+    Args:
+        name: of the data set, "" where it is the only one.
+
+    Raises:
+        DataError: not one sample is left, or more than `max_bad_fraction` of them can't be used.
+    """
+    if not items.counts:
+        return
+    place = f"{store.split} of {name}" if name else store.split
+    words = {"dropped": f"dropped as longer than sequence_length {view.sequence_length}"}
+    told = ", ".join(f"{count} {words.get(what, what)}" for what, count in items.counts.items())
+    bad = sum(count for what, count in items.counts.items() if what.startswith("bad"))
+    if len(items) == 0:
+        raise DataError(f"no sample of {place} can be used: {told}{_first_bad(store, samples, view) if bad else ''}")
+    if len(samples) >= PATIENCE and bad > max_bad_fraction * len(samples):
+        raise DataError(
+            f"{bad} of {len(samples)} samples of {place} can't be used ({told}), more than max_bad_fraction "
+            f"{max_bad_fraction}{_first_bad(store, samples, view)}; `fvl shards check` names them"
+        )
+    dropped = items.counts.get("dropped", 0)
+    if bad + dropped <= max_bad_fraction * len(samples):
+        log.info("%s: of %d samples %s", place, len(samples), told)
+    else:
+        advice = "; data.sequence_length and data.over_long say what is too long" if dropped else ""
+        log.warning("%s: of %d samples %s%s", place, len(samples), told, advice)
+
+
+def _first_bad(store: SampleStore, samples: range, view: View) -> str:
+    """The first of the samples that can't be used, in words."""
+    for sample in samples:
+        try:
+            view.measure(store, sample)
+        except SampleError as error:
+            if error.reason != TOO_LONG:
+                return f"; the first is {error}"
+    return ""
 
 
 class _Measuring(Dataset[tuple[Measured, "Counter[str]"]]):
@@ -72,12 +110,13 @@ class _Measuring(Dataset[tuple[Measured, "Counter[str]"]]):
         counts: Counter[str] = Counter()
         for sample in self.samples[chunk * AT_ONCE : (chunk + 1) * AT_ONCE]:
             try:
-                pieces = self.view.measure(self.store, sample)
+                found = self.view.measure(self.store, sample)
             except SampleError as error:
                 counts["dropped" if error.reason == TOO_LONG else f"bad ({error.reason})"] += 1
                 continue
-            counts["split"] += len(pieces) > 1
-            for turns, tokens in pieces:
+            counts["split"] += len(found.pieces) > 1
+            counts["truncated"] += found.truncated
+            for turns, tokens in found.pieces:
                 first, last = turns or (0, -1)
                 measured.append((sample, first, last, tokens))
         return measured, counts
@@ -111,6 +150,7 @@ def _identity(store: SampleStore, samples: range, view: TextView) -> str:
     """Names what was measured: the shards, the samples, and everything that says how they become tokens."""
     planner = view.planner
     known = [
+        _FORMAT,
         store.manifest_hash(),
         [samples.start, samples.stop],
         type(view).__name__,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -33,14 +34,14 @@ PATIENCE = 100
 class Loaded:
     """What became of one batch's rows: the batch, or the error that ends the run, and the samples left out.
 
-    `seen` counts samples by the number of their data set.
+    `seen` counts samples by the number of their data set; `truncated` has the numbers of those that were shortened.
     """
 
     batch: Batch | PromptedBatch | None = None
     seen: Counter[int] = field(default_factory=Counter)
     refilled: bool = False
     bad: list[SampleError] = field(default_factory=list)
-    truncated: list[str] = field(default_factory=list)
+    truncated: list[int] = field(default_factory=list)
     error: UserError | None = None
 
 
@@ -102,7 +103,7 @@ class BatchDataset(Dataset[Loaded]):
             loaded.bad.append(error)
             return None
         if encoded.truncated:
-            loaded.truncated.append(sample.key)
+            loaded.truncated.append(piece.sample)
         return sample
 
 
@@ -129,6 +130,7 @@ class BatchLoader:
     def __init__(self, dataset: BatchDataset, rows: Iterable[Rows], workers: int, max_bad_fraction: float) -> None:
         self.dataset, self.rows, self.workers, self.max_bad_fraction = dataset, rows, workers, max_bad_fraction
         self.tally = Tally()
+        self._shortened = np.zeros(len(dataset.store), dtype=bool)
 
     def __iter__(self) -> Iterator[Batch | PromptedBatch]:
         loader = DataLoader(
@@ -155,8 +157,8 @@ class BatchLoader:
         for error in loaded.bad:
             log.warning("skipped %s", error)
             tally.last = error
-        for key in loaded.truncated:
-            log.info("shortened sample '%s' to fit sequence_length", key)
+        for sample in loaded.truncated:
+            self._tell_shortened(sample)
         if loaded.error is not None:
             raise loaded.error
         too_many = tally.seen >= PATIENCE and tally.bad.total() > self.max_bad_fraction * tally.seen
@@ -166,6 +168,14 @@ class BatchLoader:
                 f"{tally.bad.total()} of {tally.seen} samples can't be used ({reasons}), more than max_bad_fraction "
                 f"{self.max_bad_fraction}; the last is {tally.last}"
             )
+
+    def _tell_shortened(self, sample: int) -> None:
+        """Logs the first, second, fourth, eighth ... of the samples that are shortened, each of which counts once."""
+        if not self._shortened[sample]:
+            self._shortened[sample] = True
+            count = int(np.count_nonzero(self._shortened))
+            if count.bit_count() == 1:
+                log.info("shortened %s to fit sequence_length, %d so far", self.dataset.store.name(sample), count)
 
 
 class FiniteBatchLoader(BatchLoader):

@@ -118,6 +118,11 @@ class SampleStore:
         shard, row = self._locate(i)
         return self._indexes[shard].key(row)
 
+    def name(self, i: int) -> str:
+        """Sample i as people find it: its key and its shard."""
+        shard, row = self._locate(i)
+        return f"sample '{self._indexes[shard].key(row)}' in {self.shards[shard]}"
+
     def read(self, i: int) -> RawSample:
         """Sample i as it is in its tar, nothing decoded; errors as of `images`, but for those of decoding."""
         members = self._members(i)

@@ -37,6 +37,17 @@ class Encoded:
     truncated: bool = False
 
 
+@dataclass(frozen=True)
+class Measure:
+    """What a sample is trained on: (turns, None for all of them; planned tokens) of each piece.
+
+    `truncated` says whether some of its turns, or the end of its caption, are in none of them.
+    """
+
+    pieces: list[tuple[Turns | None, int]]
+    truncated: bool = False
+
+
 class View(ABC):
     """How the samples of a store become tokens. A sample that can't be used raises SampleError."""
 
@@ -44,8 +55,8 @@ class View(ABC):
     def encode(self, store: SampleStore, piece: Piece) -> Encoded:
         """The piece's tokens."""
 
-    def measure(self, store: SampleStore, sample: int) -> list[tuple[Turns | None, int]]:
-        """The pieces a sample is trained on as, with their planned tokens: (turns, None for all of them; tokens)."""
+    def measure(self, store: SampleStore, sample: int) -> Measure:
+        """The pieces a sample is trained on as, with their planned tokens."""
         raise NotImplementedError("its rows can't be planned")
 
 
@@ -101,7 +112,7 @@ class ConversationView(TextView):
             raise store.error(i, "no answer", "no message of the assistant")
         return Encoded([(ids, labels)], image_parts(kept), truncated=len(kept) < len(messages))
 
-    def measure(self, store: SampleStore, sample: int) -> list[tuple[Turns | None, int]]:
+    def measure(self, store: SampleStore, sample: int) -> Measure:
         """Without an image decoded."""
         messages = messages_of(store, sample)
         encoded = _located(store, sample, self.planner.encode_turns, messages)
@@ -109,11 +120,15 @@ class ConversationView(TextView):
             raise store.error(sample, "no answer", "no message of the assistant")
         tokens = self._planned(store, sample, encoded.ids, 0)
         if tokens <= self.sequence_length:
-            return [(None, tokens)]
+            return Measure([(None, tokens)])
         if self.over_long == "truncate":
             kept = messages[: self._fitting(store, sample, messages)]
-            return [(None, len(self.planner.encode(kept)[0]))]
-        return _located(store, sample, self._split, messages)
+            return Measure([(None, len(self.planner.encode(kept)[0]))], truncated=len(kept) < len(messages))
+        pieces = _located(store, sample, self._split, messages)
+        if not pieces:
+            raise store.error(sample, TOO_LONG, f"each of its turns has more than {self.sequence_length} tokens")
+        kept_turns = sum(turns[1] - turns[0] for turns, _ in pieces)
+        return Measure([*pieces], truncated=kept_turns < len(encoded.turn_ends))
 
     def _fitting(self, store: SampleStore, i: int, messages: Messages) -> int:
         """How many messages, up to the end of an answer, fit; SampleError where not even the first turn does."""
@@ -123,10 +138,10 @@ class ConversationView(TextView):
             raise store.error(i, TOO_LONG, f"its first turn has more than {self.sequence_length} tokens")
         return _answers(messages)[fitting - 1]
 
-    def _split(self, messages: Messages) -> list[tuple[Turns | None, int]]:
+    def _split(self, messages: Messages) -> list[tuple[Turns, int]]:
         """Pieces of as many turns as fit, one after the other; a turn too long for a row of its own is left out."""
         answers = _answers(messages)
-        pieces: list[tuple[Turns | None, int]] = []
+        pieces: list[tuple[Turns, int]] = []
         start = 0
         while start < len(answers):
             # Tokens grow with the turns; what a piece has in front of them is found by asking.
@@ -155,13 +170,17 @@ class CaptionView(TextView):
             raise store.error(i, TOO_LONG, f"its images alone take {self.sequence_length} tokens")
         return Encoded([(ids[kept], labels[kept])], images, truncated=surplus > 0)
 
-    def measure(self, store: SampleStore, sample: int) -> list[tuple[Turns | None, int]]:
+    def measure(self, store: SampleStore, sample: int) -> Measure:
         """One piece, however long the caption."""
         (ids, _), images = self._caption(store, sample)
-        return [(None, min(self._planned(store, sample, ids, images), self.sequence_length))]
+        planned = self._planned(store, sample, ids, images)
+        return Measure([(None, min(planned, self.sequence_length))], truncated=planned > self.sequence_length)
 
     def _caption(self, store: SampleStore, i: int) -> tuple[Example, int]:
-        text = _field(store, i, store.record(i), "caption")
+        record = store.record(i)
+        if "caption" not in record and "messages" in record:
+            raise store.error(i, "no caption", "`view: conversation` reads its messages")
+        text = _field(store, i, record, "caption")
         images = store.image_count(i)
         if images == 0:
             raise store.error(i, "image count", "a caption needs an image")
@@ -197,10 +216,13 @@ class TasksView(View):
 
 def messages_of(store: SampleStore, i: int) -> Messages:
     """The messages of a sample, checked, with as many image parts as it has images; SampleError otherwise."""
-    messages = store.record(i).get("messages")
+    record = store.record(i)
+    messages = record.get("messages")
     problem = check_messages(messages)
+    if problem == "no messages":
+        raise store.error(i, problem, "`view: caption` reads its caption" if record.get("caption") else "")
     if problem:
-        raise store.error(i, "no messages" if problem == "no messages" else "bad messages", problem)
+        raise store.error(i, "bad messages", problem)
     assert isinstance(messages, list)
     there, spoken = store.image_count(i), image_parts(messages)
     if there != spoken:

@@ -17,6 +17,7 @@ from fvl_lightning.core.types import DataContext
 Write = Callable[..., Path]
 MakeContext = Callable[..., DataContext]
 ROW = 40
+ROLES = ("user", "assistant")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,9 @@ def test_planned_tokens_are_those_of_the_rows(folder: Path, make_context: MakeCo
     if over_long == "drop":
         assert samples == [i for i in range(24) if i not in too_long]
         assert items.counts == {"dropped": len(too_long)}
-    else:
+    elif over_long == "truncate":
+        assert items.counts == {"truncated": len(too_long)}
+    if over_long != "drop":
         assert sorted(set(samples)) == list(range(24))
         assert (len(samples) > 24) == (over_long == "split")
 
@@ -72,6 +75,65 @@ def test_pieces_of_a_conversation_are_all_of_it(folder: Path, make_context: Make
         wanted = [m["content"] for m in store.record(sample)["messages"] if m["role"] == "assistant"]
         assert said == wanted
     assert items.counts["split"] == len([s for s in answers if items.samples.tolist().count(s) > 1])
+
+
+@pytest.mark.parametrize("over_long", ["truncate", "split", "drop"])
+def test_every_sample_is_accounted_for_by_kind(
+    tmp_path: Path, make_context: MakeContext, write_split: Write, caplog: pytest.LogCaptureFixture, over_long: str
+) -> None:
+    """One whole, one of a single long answer, one to split, one with a long answer between short ones."""
+    short, long = ("what is it?", "it is a"), ("what is it?", "it is " * 60)
+    samples = {}
+    for number, turns in enumerate(([short], [long], [short] * 6, [short, long, short])):
+        talk = [{"role": role, "content": said} for turn in turns for role, said in zip(ROLES, turn, strict=True)]
+        samples[number] = ({"messages": talk}, [])
+    for split in ("train", "validation"):
+        write_split(tmp_path / "talks", split, 4, samples)
+    datasets = {"talks": DatasetConfig(root=str(tmp_path / "talks"))}
+    fields = {"sequence_length": ROW, "packing": "best_fit", "over_long": over_long}
+    data = ShardsData(ShardsData.Config(datasets=datasets, **fields))
+    data.prepare_data()
+    data.connect(make_context())
+    with caplog.at_level(logging.INFO):
+        items = drawn(data)
+    told = {
+        "truncate": ("1 dropped as longer than sequence_length 40, 2 truncated", {0, 2, 3}),
+        "split": ("1 dropped as longer than sequence_length 40, 2 split, 1 truncated", {0, 2, 3}),
+        "drop": ("3 dropped as longer than sequence_length 40", {0}),
+    }
+    words, left = told[over_long]
+    assert set(items.samples.tolist()) == left
+    (record,) = [record for record in caplog.records if "samples" in record.message]
+    advice = "; data.sequence_length and data.over_long say what is too long"
+    assert record.message == f"train of talks: of 4 samples {words}{advice}"
+    assert record.levelname == "WARNING"
+
+
+def test_few_left_out_are_no_warning(folder: Path, make_context: MakeContext, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        drawn(connected(folder, make_context(), packing="best_fit", over_long="drop", max_bad_fraction=1.0))
+    (record,) = [record for record in caplog.records if "dropped" in record.message]
+    assert record.levelname == "INFO"
+    assert record.message.startswith("train: of 24 samples ")
+
+
+@pytest.mark.parametrize(("view", "other"), [("conversation", "caption"), ("caption", "conversation")])
+@pytest.mark.parametrize("packing", ["none", "best_fit"])
+def test_samples_of_the_other_view_are_told_with_the_setting(
+    tmp_path: Path, make_context: MakeContext, write_split: Write, image_bytes: Any, view: str, other: str, packing: str
+) -> None:
+    records = {"conversation": {"caption": "a"}, "caption": {"messages": [{"role": "user", "content": "a"}]}}
+    samples = {i: (records[view], [image_bytes()]) for i in range(20)}
+    for split in ("train", "validation"):
+        write_split(tmp_path, split, 20, samples)
+    datasets = {"mine": DatasetConfig(root=str(tmp_path))}
+    data = ShardsData(ShardsData.Config(datasets=datasets, view=view, packing=packing))
+    data.prepare_data()
+    data.connect(make_context())
+    with pytest.raises(DataError, match=rf"`view: {other}` reads its (caption|messages)") as caught:
+        next(iter(data.train_dataloader()))
+    if packing == "best_fit":
+        assert str(caught.value).startswith("no sample of train of mine can be used: 20 bad (no ")
 
 
 def test_some_turns_of_a_conversation() -> None:
