@@ -272,7 +272,7 @@ def fit(
     checkpoints = Checkpoints(run.last_checkpoint, experiment.trainer.checkpoint_every, signals)
     title = f"{experiment.name} ({experiment.fusion.name})" if experiment.fusion else experiment.name
     trainer = build_trainer(
-        experiment.trainer, run.path, [Journal(run.metrics), tracker], [log, StepProgress(title), checkpoints]
+        experiment.trainer, run.path, [Journal(run.metrics, tracker)], [log, StepProgress(title), checkpoints]
     )
     torch.manual_seed(experiment.seed)  # for dropout; initial values and the order of the data have their own
     with warnings.catch_warnings(), signals:

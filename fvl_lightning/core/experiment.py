@@ -66,12 +66,16 @@ class TrainerConfig:
     """Steps between two checkpoints."""
     log_every: int = 10
     """Steps between two logged points."""
+    max_skipped: int = 3
+    """Steps in a row that may make no update, since their loss or gradient is not finite; one more ends the run."""
 
     def __post_init__(self) -> None:
         counts = ("max_steps", "batch_size", "accumulate", "threads", "validate_every", "checkpoint_every", "log_every")
         for name in counts:
             if vars(self)[name] is not None and vars(self)[name] < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, not {vars(self)[name]}")
+        if self.max_skipped < 0:
+            raise ValueError(f"trainer.max_skipped must not be negative, it is {self.max_skipped}")
 
 
 @dataclass

@@ -18,6 +18,7 @@ from fvl_lightning.core.types import Batch, PromptedBatch
 from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.stages.meters import DatasetMeter, WindowMeter, digest
 from fvl_lightning.training.components import component_of, freeze, resolve_trainable, set_modes
+from fvl_lightning.stages.guard import UpdateGuard
 from fvl_lightning.training.optimizer import build_optimizer, warmup_cosine
 
 logger = logging.getLogger(__name__)
@@ -69,9 +70,11 @@ class Stage(LightningModule, ABC):
     def compute(self, batch: Any) -> tuple[TokenLoss, dict[str, Tensor]]:
         """The loss of a batch and the diagnostics of the fusion."""
 
+        self._step_losses: list[Tensor] = []
     @abstractmethod
     def save_model(self, folder: Path) -> None:
         """Writes the trained model into `folder` (safetensors)."""
+        self.guard = UpdateGuard(experiment.trainer.max_skipped)
 
     def train(self, mode: bool = True) -> "Stage":
         """Train mode for what trains; frozen components stay in eval mode."""
@@ -93,11 +96,12 @@ class Stage(LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns summed gradients into those of the mean over all supervised tokens of the step."""
         tokens = torch.stack(self._step_tokens).sum()
-        counts = torch.stack([tokens, tokens.new_tensor(len(self._step_keys))]).float()
-        tokens, self._step_samples = self._summed_over_ranks(counts).unbind()
+        sums = torch.stack([tokens, tokens.new_tensor(len(self._step_keys)), torch.stack(self._step_losses).sum()])
+        tokens, self._step_samples, loss = self._summed_over_ranks(sums.float()).unbind()
+        self._step_loss = loss / tokens.clamp(min=1)
         self.logged.step_keys = digest(self._step_keys)
         self._step_tokens.clear()
-        self._step_keys.clear()
+        self._step_losses.clear()
         # Lightning has divided by the accumulated batches, and DDP by the ranks.
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens.clamp(min=1)
         if not self._checked and self._saw_images:
@@ -107,17 +111,32 @@ class Stage(LightningModule, ABC):
         torch._foreach_mul_(gradients, scale)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        """Clips by the global norm and keeps the norm before clipping for the log."""
+        """Clips by the global norm; takes all gradients away where they or the loss are not finite.
+
+        The optimisers pass over parameters without a gradient: weights and moments stay as they are.
+        """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         limit = self.experiment.optimizer.clip_norm
         norm = nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
-        self.logged.gradient_norm = norm
+        self._step_norm = norm
+        self._updates = bool(torch.isfinite(norm) & torch.isfinite(self._step_loss))
+        if not self._updates:
+            optimizer.zero_grad()
 
+        self._step_losses.append(loss.sum.detach())
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The update; the position is committed with it, since Lightning fetches batches ahead of their step."""
         super().optimizer_step(*args, **kwargs)
         self.position = self._fetched_position
-        self.samples = self.samples + self._step_samples
+        keys, self._step_keys = self._step_keys, []
+        self.logged.end_step(self._updates)
+        if self._updates:
+            self.samples = self.samples + self._step_samples
+            self.logged.gradient_norm = self._step_norm
+            self.guard.updated()
+        else:
+            found = float(self._step_loss), float(self._step_norm), self._gathered_over_ranks(keys)
+            self.guard.skipped(self.global_step + 1, *found, self.loggers)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimiser over what trains, with warm-up and cosine per step."""
@@ -179,3 +198,12 @@ class Stage(LightningModule, ABC):
         assert not whole, f"components meant to train received no gradient: {sorted(whole)}"
         if idle:
             logger.info("%d trainable parameters had no part in the first step, such as %s", len(idle), idle[0])
+        checkpoint["skipped_in_a_row"] = self.guard.in_a_row
+        self.guard.in_a_row = checkpoint["skipped_in_a_row"]
+    def _gathered_over_ranks(self, keys: list[str]) -> list[str]:
+        if self.trainer.world_size == 1:
+            return keys
+        every_rank: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(every_rank, keys)
+        return [key for rank in every_rank for key in rank]
+

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 from torch import Tensor
@@ -19,30 +20,42 @@ class WindowMeter:
         self.step_keys = 0.0
         """`digest` of the samples of the last step: equal in two runs that trained on the same ones."""
         self.datasets = DatasetMeter()
+        self._loss: Any
+        self._tokens: Any
+        self._correct: Any
+        self._pads: Any
         self._diagnostics: dict[str, Tensor]
         self._reset()
 
     def add(self, loss: TokenLoss, diagnostics: dict[str, Tensor], batch: Batch | PromptedBatch) -> None:
         """Adds one batch."""
-        self._loss += loss.sum.detach()
-        self._tokens += loss.tokens
-        self._correct += loss.correct
+        # Sums are replaced rather than added to, so that those of the last step's end are still there.
+        self._loss = self._loss + loss.sum.detach()
+        self._tokens = self._tokens + loss.tokens
+        self._correct = self._correct + loss.correct
         self._pads += pads(batch, self.pad_token_id)
         self.row_tokens += batch.token_ids.numel() if isinstance(batch, Batch) else batch.targets.numel()
         self.datasets.add(loss, batch)
         self._diagnostics = diagnostics or self._diagnostics  # a batch without images has none
 
+    def end_step(self, updated: bool) -> None:
+        """Ends a step; the losses of one that made no update, since they are not finite, are left out of the window."""
+        if updated:
+            self._kept = self._sums()
+        else:
+            vars(self).update(self._kept, datasets=copy(self._kept["datasets"]))
+
     def read(self) -> dict[str, float]:
         """The window's means, and a new window.
 
-        For a mixture also the mean loss and the supervised tokens, both of this window, per data set; no loss where a
-        data set had no token.
+        For a mixture also the mean loss and the supervised tokens, both of this window, per data set. There is no loss
+        where there was no token.
         """
-        tokens = max(float(self._tokens), 1.0)
+        tokens = float(self._tokens)
         losses, counts = self.datasets.read()
         values = {
-            "train/loss": float(self._loss) / tokens,
-            "train/token_accuracy": float(self._correct) / tokens,
+            "train/loss": float(self._loss) / max(tokens, 1.0),
+            "train/token_accuracy": float(self._correct) / max(tokens, 1.0),
             "train/gradient_norm": float(self.gradient_norm),
             "data/step_keys": self.step_keys,
             "train/fill": 1 - float(self._pads) / max(self.row_tokens, 1),
@@ -51,16 +64,20 @@ class WindowMeter:
             **{name: float(value) for name, value in self._diagnostics.items() if value.ndim == 0},
         }
         self._reset()
+        if not tokens:
+            del values["train/loss"], values["train/token_accuracy"], values["train/gradient_norm"]
         return values
 
     def _reset(self) -> None:
-        self._loss: Any = 0.0
-        self._tokens: Any = 0
-        self._correct: Any = 0
-        self._pads: Any = 0
+        self._loss, self._tokens, self._correct, self._pads = 0.0, 0, 0, 0
         self.row_tokens = 0
         """Tokens of the rows since the last point, pads included: what the machine worked on."""
         self._diagnostics = {}
+        self._kept = self._sums()
+
+    def _sums(self) -> dict[str, Any]:
+        names = ("_loss", "_tokens", "_correct", "_diagnostics")
+        return {name: vars(self)[name] for name in names} | {"datasets": copy(self.datasets)}
 
 
 class DatasetMeter:
@@ -68,6 +85,8 @@ class DatasetMeter:
 
     def __init__(self) -> None:
         self._names: tuple[str, ...]
+        self._sums: Any
+        self._tokens: Any
         self._reset()
 
     def add(self, loss: TokenLoss, batch: Batch | PromptedBatch) -> None:
@@ -76,8 +95,8 @@ class DatasetMeter:
             return
         assert self._names in ((), batch.datasets), f"batches of {self._names} and of {batch.datasets} in one window"
         self._names = batch.datasets
-        self._sums += loss.dataset_sums
-        self._tokens += loss.dataset_tokens
+        self._sums = self._sums + loss.dataset_sums
+        self._tokens = self._tokens + loss.dataset_tokens
 
     def read(
         self, combine: Callable[[Tensor], Tensor] = lambda values: values
@@ -98,9 +117,7 @@ class DatasetMeter:
         return losses, counts
 
     def _reset(self) -> None:
-        self._names = ()
-        self._sums: Any = 0.0
-        self._tokens: Any = 0
+        self._names, self._sums, self._tokens = (), 0.0, 0
 
 
 def digest(keys: Sequence[str]) -> float:

@@ -13,7 +13,9 @@ class NullTracker(Tracker):
     def __init__(self) -> None:
         super().__init__(client=None, uri="", experiment="", run_id="")
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+    def log_metrics(
+        self, metrics: Mapping[str, Any], step: int | None = None, milliseconds: int | None = None
+    ) -> None:
         """No effect."""
 
     def log_params(self, parameters: Mapping[str, Any]) -> None:

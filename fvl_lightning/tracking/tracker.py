@@ -128,14 +128,17 @@ class Tracker(Logger):
         """The run's id (Lightning's word for it)."""
         return self._run_id
 
-    def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
+    def log_metrics(
+        self, metrics: Mapping[str, float | Tensor], step: int | None = None, milliseconds: int | None = None
+    ) -> None:
         """Buffers points; tensors with one element are read when the buffer is written, so no device waits here.
 
         With a step the point belongs to a curve, and is dropped where the curve has already passed that step. Without
-        one it is a result, shown as a bar; repeating it with the same value has no effect.
+        one it is a result, shown as a bar; repeating it with the same value has no effect. The time is that of the
+        call unless `milliseconds` since 1970 say otherwise.
         """
         values = {key: value.detach() if isinstance(value, Tensor) else value for key, value in metrics.items()}
-        self._buffer.append(Entry(time.time_ns() // 1_000_000, step, values))
+        self._buffer.append(Entry(milliseconds or time.time_ns() // 1_000_000, step, values))
         self._points += len(values)
         self.save()
 

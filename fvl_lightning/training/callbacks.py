@@ -1,6 +1,5 @@
 """What is told of the optimiser steps: logged values and a progress bar."""
 
-import math
 import resource
 import time
 from typing import Any
@@ -8,8 +7,6 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from fvl_lightning.core.errors import ConfigError
 
 
 class LogWindow(Callback):
@@ -42,13 +39,7 @@ class LogWindow(Callback):
         self._last_step = step
         speed = stage.logged.row_tokens / max(self._seconds, 1e-9)
         self.tokens_per_second.append(speed)
-        measured = stage.logged.read()
-        if not math.isfinite(measured["train/loss"]):
-            raise ConfigError(
-                f"the training loss is {measured['train/loss']} by step {step}, with a gradient norm of "
-                f"{measured['train/gradient_norm']:.3g}: lower optimizer.learning_rate or raise optimizer.warmup_steps"
-            )
-        values = measured | {
+        values = stage.logged.read() | {
             "train/tokens_per_second": speed,
             "train/step_seconds": self._seconds / self.every,
             "train/samples": int(stage.samples),

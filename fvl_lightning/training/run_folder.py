@@ -19,6 +19,7 @@ import yaml
 from fvl_lightning.core.config import config_hash, differences
 from fvl_lightning.core.errors import ConfigError, DataError, nearest
 from fvl_lightning.training.checkpoint_files import LAST, is_whole, present_checkpoints
+from fvl_lightning.training.journal import read_journal
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,8 @@ class RunFolder:
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a logged metric; a step logged twice, before and after a resume, counts once."""
-        if not self.metrics.is_file():
-            return []
         points: dict[int, float] = {}
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
+        for entry in read_journal(self.metrics):
             if name in entry:
                 points[entry["step"]] = entry[name]
         return sorted(points.items())

@@ -1,6 +1,5 @@
 """Trainings as the tests stop and resume them, and what makes two of them the same."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from fvl_lightning.training.journal import read_journal
 from fvl_lightning.training.run_folder import RunFolder
 from tests.conftest import ONE_THREAD
 
@@ -35,8 +35,8 @@ Straight = Callable[[tuple[str, ...]], RunFolder]
 
 def curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
     """Everything logged but timings, by name."""
-    names = {name for line in run.metrics.read_text(encoding="utf-8").splitlines() for name in json.loads(line)}
-    return {name: run.curve(name) for name in names - {"step", *TIMINGS}}
+    names = {name for entry in read_journal(run.metrics) for name in entry}
+    return {name: run.curve(name) for name in names - {"step", "time", "note", *TIMINGS}}
 
 
 def assert_same_run(one: RunFolder, other: RunFolder) -> None:

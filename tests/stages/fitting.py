@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
+from lightning.pytorch.loggers.logger import Logger
 
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.stages.base import Stage
@@ -64,6 +65,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     resume: Path | None = None,
     validation: Sequence[Any] | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> Trainer:
     """Trains as `fvl train` does, with the experiment's trainer; the last checkpoint lies at folder/last.ckpt."""
     config = stage.experiment.trainer
@@ -72,7 +74,7 @@ def fit(
     level = log.level
     log.setLevel(logging.ERROR)  # it tells about its devices at every fit
     try:
-        trainer = build_trainer(config, folder, [], [checkpoints, *callbacks])
+        trainer = build_trainer(config, folder, list(loggers), [checkpoints, *callbacks])
         with warnings.catch_warnings(), signals:
             warnings.filterwarnings("ignore", module="lightning")
             trainer.fit(

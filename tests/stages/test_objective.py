@@ -88,7 +88,7 @@ def test_the_log_is_a_mean_over_the_tokens_of_its_window(tmp_path: Path) -> None
     correct = sum(int(loss.correct) for loss in losses)
     assert values["train/token_accuracy"] == pytest.approx(correct / tokens, abs=1e-6)
     assert sum(value for key, value in values.items() if key.startswith("mass/")) == pytest.approx(1, abs=1e-5)
-    assert stage.logged.read()["train/loss"] == 0, "read() starts a new window"
+    assert "train/loss" not in stage.logged.read(), "read() starts a new window"
 
 
 def test_the_validation_loss_is_a_mean_over_all_tokens(tmp_path: Path) -> None:
