@@ -16,9 +16,9 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import Batch, PromptedBatch
 from fvl_lightning.modeling.loss import TokenLoss
+from fvl_lightning.stages.guard import UpdateGuard
 from fvl_lightning.stages.meters import DatasetMeter, WindowMeter, digest
 from fvl_lightning.training.components import component_of, freeze, resolve_trainable, set_modes
-from fvl_lightning.stages.guard import UpdateGuard
 from fvl_lightning.training.optimizer import build_optimizer, warmup_cosine
 
 logger = logging.getLogger(__name__)
@@ -57,9 +57,11 @@ class Stage(LightningModule, ABC):
         self.last_validation_loss: float | None = None
         self._fetched_position = 0
         self._step_tokens: list[Tensor] = []
+        self._step_losses: list[Tensor] = []
         self._step_keys: list[str] = []
         self._saw_images, self._checked = False, False
         self.logged = WindowMeter(tokenizer.pad_token_id)
+        self.guard = UpdateGuard(experiment.trainer.max_skipped)
 
     @classmethod
     @abstractmethod
@@ -70,11 +72,9 @@ class Stage(LightningModule, ABC):
     def compute(self, batch: Any) -> tuple[TokenLoss, dict[str, Tensor]]:
         """The loss of a batch and the diagnostics of the fusion."""
 
-        self._step_losses: list[Tensor] = []
     @abstractmethod
     def save_model(self, folder: Path) -> None:
         """Writes the trained model into `folder` (safetensors)."""
-        self.guard = UpdateGuard(experiment.trainer.max_skipped)
 
     def train(self, mode: bool = True) -> "Stage":
         """Train mode for what trains; frozen components stay in eval mode."""
@@ -88,6 +88,7 @@ class Stage(LightningModule, ABC):
         loss, diagnostics = self.compute(batch)
         self._fetched_position = batch.position
         self._step_tokens.append(loss.tokens)
+        self._step_losses.append(loss.sum.detach())
         self._step_keys += batch.keys
         self._saw_images |= batch.has_images
         self.logged.add(loss, diagnostics, batch)
@@ -123,7 +124,6 @@ class Stage(LightningModule, ABC):
         if not self._updates:
             optimizer.zero_grad()
 
-        self._step_losses.append(loss.sum.detach())
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The update; the position is committed with it, since Lightning fetches batches ahead of their step."""
         super().optimizer_step(*args, **kwargs)
@@ -170,6 +170,7 @@ class Stage(LightningModule, ABC):
         """Adds the position in the data and the state of the random numbers."""
         checkpoint["position"] = self.position
         checkpoint["samples"] = int(self.samples)
+        checkpoint["skipped_in_a_row"] = self.guard.in_a_row
         checkpoint["random_state"] = torch.get_rng_state()
         checkpoint["threads"] = torch.get_num_threads()
 
@@ -177,6 +178,7 @@ class Stage(LightningModule, ABC):
         """Takes both back; the data module has been given the position before its loader was made."""
         self.position = checkpoint["position"]
         self.samples = checkpoint["samples"]
+        self.guard.in_a_row = checkpoint["skipped_in_a_row"]
         self._random_state = checkpoint["random_state"]
 
     def on_train_start(self) -> None:
@@ -184,6 +186,13 @@ class Stage(LightningModule, ABC):
         self.train()
         if getattr(self, "_random_state", None) is not None:
             torch.set_rng_state(self._random_state)
+
+    def _gathered_over_ranks(self, keys: list[str]) -> list[str]:
+        if self.trainer.world_size == 1:
+            return keys
+        every_rank: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(every_rank, keys)
+        return [key for rank in every_rank for key in rank]
 
     def _summed_over_ranks(self, values: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(values, reduce_op="sum")
@@ -198,12 +207,3 @@ class Stage(LightningModule, ABC):
         assert not whole, f"components meant to train received no gradient: {sorted(whole)}"
         if idle:
             logger.info("%d trainable parameters had no part in the first step, such as %s", len(idle), idle[0])
-        checkpoint["skipped_in_a_row"] = self.guard.in_a_row
-        self.guard.in_a_row = checkpoint["skipped_in_a_row"]
-    def _gathered_over_ranks(self, keys: list[str]) -> list[str]:
-        if self.trainer.world_size == 1:
-            return keys
-        every_rank: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(every_rank, keys)
-        return [key for rank in every_rank for key in rank]
-
