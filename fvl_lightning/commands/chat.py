@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from datamodules.images import decode_image
+from datamodules.preview import visible
 from fvl_lightning.commands.models import MODEL_HELP, answering_model
 from fvl_lightning.commands.shards_options import plural
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
@@ -92,7 +93,9 @@ def _answer(line: str, conversation: Conversation, console: Console) -> None:
     with closing(conversation.say(line)) as pieces:
         try:
             for piece in pieces:
-                console.print(piece, end="", markup=False)
+                # Not print(): stopped in the middle of it, Rich would write the piece again with what comes next.
+                console.file.write(visible(piece))
+                console.file.flush()
         except KeyboardInterrupt:
             console.print(" (stopped)", style="dim", end="")
     console.print()

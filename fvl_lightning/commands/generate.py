@@ -9,6 +9,7 @@ import torch
 import typer
 from rich.console import Console
 
+from datamodules.preview import visible
 from fvl_lightning.commands.models import MODEL_HELP, answering_model, model_hash
 from fvl_lightning.commands.shards_options import plural, progress_bar
 from fvl_lightning.core.errors import ConfigError, DataError
@@ -47,7 +48,8 @@ def generate(
         loaded = answering_model(model)
         asked = encode(loaded, [user_message(list(image), prompt or "")])
         torch.manual_seed(seed)
-        Console().print(answer(loaded, [asked], sampling)[0], highlight=False, markup=False, soft_wrap=True)
+        (text,) = answer(loaded, [asked], sampling)
+        Console().print(visible(text), highlight=False, markup=False, soft_wrap=True)
         return
     assert output is not None
     requests = file_requests(input) if input else folder_requests(images or Path(), prompt or "")
@@ -100,7 +102,7 @@ def _say(request: Request, row: dict[str, Any], failed: int) -> None:
     if failed <= SAID:
         more = "; further ones are in the output only" if failed == SAID else ""
         Console(stderr=True).print(
-            f"{request.place}: {row['error']}{more}", highlight=False, markup=False, soft_wrap=True
+            visible(f"{request.place}: {row['error']}{more}"), highlight=False, markup=False, soft_wrap=True
         )
 
 

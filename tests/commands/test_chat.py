@@ -13,6 +13,8 @@ from fvl_lightning.evaluation.inference import Conversation
 from tests.conftest import Run
 
 Said = Callable[..., list[str]]
+WHOLE = "[b]whole␛"
+"""What a terminal sees of it: no markup, no escape."""
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, str]]:
             yield f"answer {len(seen)}, "
             if text == "stop":
                 raise KeyboardInterrupt
-            yield "[b]whole"
+            yield "[b]whole\x1b"
 
         return pieces()
 
@@ -58,13 +60,13 @@ def test_pictures_commands_and_turns(said: Said, asked_for: list[tuple[int, int,
     )
     assert asked_for == [(0, 1, "what is it?"), (2, 2, "and now?"), (4, 0, "again"), (0, 0, "new")]
     assert lines == [
-        "answer 1, [b]whole",
+        f"answer 1, {WHOLE}",
         "1 picture for the next message",
         "2 pictures for the next message",
-        "answer 2, [b]whole",
-        "answer 3, [b]whole",
+        f"answer 2, {WHOLE}",
+        f"answer 3, {WHOLE}",
         "a new conversation",
-        "answer 4, [b]whole",
+        f"answer 4, {WHOLE}",
     ]
 
 
@@ -79,7 +81,7 @@ def test_a_mistake_does_not_end_it(said: Said, asked_for: list[tuple[int, int, s
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(said: Said, asked_for: list[tuple[int, int, str]]) -> None:
-    assert said(["stop", "go on"]) == ["answer 1,  (stopped)", "answer 2, [b]whole"]
+    assert said(["stop", "go on"]) == ["answer 1,  (stopped)", f"answer 2, {WHOLE}"]
     assert asked_for == [(0, 0, "stop"), (2, 0, "go on")]
 
 

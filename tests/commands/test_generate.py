@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from datamodules.preview import visible
 from datamodules.sources.files import MAX_ROW_BYTES
 from tests.conftest import ONE_THREAD, Run
 
@@ -76,7 +77,7 @@ def test_every_row_is_answered_as_it_would_be_alone(folder: Path, fvl_here: Run)
     for row in (0, 1):
         pictures = [word for name in answers[row]["images"] for word in ("--image", name)]
         single = fvl_here(folder, "generate", "model", *pictures, "--prompt", ROWS[row]["prompt"], *WORDS)
-        assert single.stdout == f"{answers[row]['answer']}\n", single.stderr
+        assert single.stdout == f"{visible(answers[row]['answer'])}\n", single.stderr
 
 
 def test_a_folder_is_asked_picture_by_picture(folder: Path, fvl_here: Run) -> None:
@@ -93,6 +94,7 @@ def test_a_folder_is_asked_picture_by_picture(folder: Path, fvl_here: Run) -> No
 
 
 BAD: list[tuple[Any, str]] = [
+    ({"image": "\x1b[2J.png", "prompt": "c"}, "missing image: \x1b[2J.png"),
     ("{", "no valid JSON"),
     ("[1]", "expected an object, found list"),
     ('{"prompt": "' + "x" * MAX_ROW_BYTES + '"}', f"a row of more than {MAX_ROW_BYTES} bytes"),
@@ -125,6 +127,7 @@ def test_what_is_wrong_with_a_row_is_in_its_row_and_stops_nobody(folder: Path, f
     assert done.stdout == f"{len(BAD) + 2} rows, {len(BAD)} without an answer: answers.jsonl\n"
     told = done.stderr.splitlines()
     assert [line.partition(":")[0] for line in told] == [f"line {number}" for number in range(3, 8)]
+    assert "\x1b" not in done.stderr, "a terminal would obey"
     assert told[-1].endswith("; further ones are in the output only")
 
 
