@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -18,6 +19,11 @@ from datamodules.remote import is_remote, list_names, put_file, read_bytes
 from datamodules.writer import Shard
 from fvl_lightning.core.config import as_plain, differences
 from fvl_lightning.core.errors import DataError
+
+log = logging.getLogger(__name__)
+
+_OF_A_BUILD = re.compile(r"(manifest|refused)(-part\d+of\d+)?\.jsonl?|.+\.(tar|index\.safetensors)")
+"""Names of what a build, or another part of it, leaves in its output."""
 
 _NOT_IDENTITY = ("output", "processes", "plugins")
 """Fields of a recipe that the shards do not depend on."""
@@ -42,6 +48,7 @@ class Output:
         self._folder = None if is_remote(place) else Path(place)
         self.work = (_staging(self.place) if self._folder is None else self._folder) / f".building{self._part}"
         self.manifest, self.refusals = f"manifest{self._part}.json", f"refused{self._part}.jsonl"
+        self._made: list[Path] = []
 
     def shard_name(self, split: str, number: int) -> str:
         """The name of a split's tar."""
@@ -69,12 +76,25 @@ class Output:
             which = ", ".join(different)
             raise DataError(f"{self.place} holds another build (differing in {which}); choose another output")
 
+    def begin(self) -> None:
+        """Makes the work folder, and remembers what had to be made for it."""
+        folders = [self.work, *self.work.parents]
+        self._made = [folder for folder in folders if not folder.exists()]
+        self.work.mkdir(parents=True, exist_ok=True)
+
     def refuse_strangers(self) -> None:
-        """DataError where there is a tar that no other part of this build can have written."""
-        tars = sorted(name for name in self._names() if name.endswith(".tar"))
+        """DataError where there is a tar that no other part of this build can have written; other files are told."""
+        names = [name for name in self._names() if not name.startswith(".")]
+        tars = sorted(name for name in names if name.endswith(".tar"))
         strangers = [name for name in tars if not self._other_parts.fullmatch(name)]
         if strangers:
             raise DataError(f"{self.place} holds {strangers[0]} of another origin; choose another output")
+        others = sorted(name for name in names if not _OF_A_BUILD.fullmatch(name))
+        if others:
+            log.warning(
+                "output: %s holds %d other files and folders (such as %s), between which the shards will lie",
+                *(self.place, len(others), others[0]),
+            )
 
     def check_there(self, shards: Iterable[Shard]) -> None:
         """DataError where a shard is neither in place nor in the work folder (in a folder; URLs are not looked at)."""
@@ -107,8 +127,11 @@ class Output:
             (self.work / name).unlink()
 
     def remove_work(self) -> None:
-        """Removes the work folder."""
+        """Removes the work folder, and those made for it that are empty then."""
         shutil.rmtree(self.work, ignore_errors=True)
+        for folder in self._made[1:]:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
         if self._folder is None:
             with suppress(OSError):  # another part is at work beside it
                 self.work.parent.rmdir()

@@ -7,6 +7,7 @@ for any number. A build that was killed goes on from its last finished shard (bu
 """
 
 import json
+import logging
 import operator
 import os
 import shutil
@@ -24,6 +25,8 @@ from datamodules.prepare import Sample
 from datamodules.sources.base import Refusal, Source
 from datamodules.writer import Length, OpenShard, Shard, whole_size
 from fvl_lightning.core.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[BuildProgress], None]
 
@@ -59,7 +62,7 @@ def build_shards(config: BuildConfig, progress: Report | None = None) -> Manifes
 def _build(
     config: BuildConfig, source: Source, output: Output, settings: dict[str, Any], progress: Report | None
 ) -> Manifest:
-    output.work.mkdir(parents=True, exist_ok=True)
+    output.begin()
     with Journal(output.work) as journal:
         # What has finished no shard has nothing to lose: a recipe that was mended may begin anew.
         if journal.settings is not None and journal.state.shards:
@@ -72,6 +75,10 @@ def _build(
                 journal.begin(settings)
             build = _Build(config, output, journal)
             with closing(build):
+                if build.state.shards:
+                    shards = sum(map(len, build.state.shards.values()))
+                    rows = build.before.samples + build.before.refused
+                    log.info("the build of %s goes on behind %d rows, %d shards are done", output.place, rows, shards)
                 build.run(source, progress)
                 manifest = build.finish(settings)
         except BaseException:
@@ -90,12 +97,12 @@ class _Build:
         whole = [shard for shards in self.state.shards.values() for shard in shards]
         for shard in whole:
             output.publish_shard(shard)
-        log, names = output.work / _LOG, {split: self._name(split) for split in self.state.open}
+        names = {split: self._name(split) for split in self.state.open}
         output.tidy(keep=[*names.values(), _LOG])
         self._open: dict[str, OpenShard] = {}
         for split, length in self.state.open.items():
             self._open[split] = OpenShard(output.work / names[split], length)
-        self._log = log.open("ab")
+        self._log = (output.work / _LOG).open("ab")
         self._log.truncate(self.state.refused_bytes)
         self._log.seek(0, os.SEEK_END)
         self._next = self.state.position

@@ -16,7 +16,7 @@ from datamodules.manifest import MANIFEST_NAME, Manifest
 from datamodules.parallel import map_in_processes
 from datamodules.remote import ShardCache, is_remote, list_names, read_bytes, read_if_there
 from datamodules.scan import TEXTS
-from datamodules.shard_files import open_indexes
+from datamodules.shard_files import open_index
 from datamodules.store import SampleError, SampleStore
 from datamodules.views import Messages, messages_of
 from datamodules.writer import Shard
@@ -108,7 +108,7 @@ def index_shard(cache: ShardCache, shard: str) -> Findings:
     Raises:
         DataError: a shard that can't be read, or an index of another tar.
     """
-    index = open_indexes([shard], cache)[0]
+    index = open_index(shard, cache)
     findings = _problems(shard, index)
     findings.samples = len(index)
     is_image = np.array([suffix not in TEXTS for suffix in index.suffixes], dtype=bool)

@@ -15,6 +15,12 @@ from fvl_lightning.core.errors import DataError, nearest
 MAX_SHARDS = 1_000_000
 """What a pattern may stand for."""
 
+TO_VALIDATE_ON = (
+    'build again with "splits={train: 0.99, validation: 0.01}" into another output, '
+    "or name tars to validate on in data.shards.validation"
+)
+"""What to do where a data set has no split to validate on."""
+
 _SHARD = re.compile(r"(.+?)(?:-part\d+of\d+)?-\d+\.tar")
 _BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
 _GLOB = re.compile(r"[*?\[]")
@@ -60,7 +66,8 @@ def split_shards(root: str, split: str) -> list[str]:
     if not shards:
         splits = sorted({of_split for _, of_split in found})
         there = f"there are the splits {', '.join(splits)}" if splits else "there are no shards at all"
-        raise DataError(f"no shard {split}-<number>.tar in {root}: {there}{_near(split, splits)}")
+        advice = f"; {TO_VALIDATE_ON}" if split == "validation" and splits else ""
+        raise DataError(f"no shard {split}-<number>.tar in {root}: {there}{_near(split, splits)}{advice}")
     return shards
 
 

@@ -13,6 +13,9 @@ from fvl_lightning.core.errors import DataError
 
 log = logging.getLogger(__name__)
 
+DAMAGED = "no index is kept of a damaged tar, so each command scans it again; get it anew, or leave it out"
+"""What that means for who uses the shards."""
+
 _OPEN_FILES = 256
 _OPEN_COPIES = 8  # a copy that goes while it is open keeps its place on the disk
 _INDEXES_AT_ONCE = 16
@@ -24,19 +27,21 @@ def open_indexes(shards: Sequence[str], cache: ShardCache | None) -> list[ShardI
     Raises:
         DataError: a broken index or one of another tar, a tar that can't be read, or a URL and no cache.
     """
-    remote = [is_remote(shard) for shard in shards]
-    if any(remote):
-        if cache is None:
-            raise DataError(f"shard {shards[remote.index(True)]} is remote: it needs a folder to keep copies in")
-        with ThreadPoolExecutor(_INDEXES_AT_ONCE) as pool:
-            found = list(pool.map(partial(_find_index, cache), shards, remote))
-    else:
-        found = [load_index(Path(shard)) for shard in shards]
-    missing = [number for number, index in enumerate(found) if index is None]
+    found = _found_indexes(shards, cache)
+    missing = [shard for shard, index in zip(shards, found, strict=True) if index is None]
     if missing:
-        first = shards[missing[0]]
-        log.info("%d of %d shards have no index (such as %s): made now", len(missing), len(shards), first)
-    return [_make_index(cache, shard) if index is None else index for shard, index in zip(shards, found, strict=True)]
+        log.info("%d of %d shards have no index (such as %s): scanned now", len(missing), len(shards), missing[0])
+    made = [_make_index(cache, shard) if index is None else index for shard, index in zip(shards, found, strict=True)]
+    damaged = [shard for shard, index in zip(shards, made, strict=True) if index.damaged]
+    if damaged:
+        log.warning("%d of %d shards are damaged (such as %s): %s", len(damaged), len(shards), damaged[0], DAMAGED)
+    return made
+
+
+def open_index(shard: str, cache: ShardCache | None) -> ShardIndex:
+    """As open_indexes, of one tar and without a word in the log."""
+    (found,) = _found_indexes([shard], cache)
+    return _make_index(cache, shard) if found is None else found
 
 
 class ShardFiles:
@@ -83,6 +88,17 @@ def _open_shard(shards: Sequence[str], sizes: Sequence[int], cache: ShardCache |
         return _OpenFile(os.open(shard, os.O_RDONLY | os.O_CLOEXEC))
     assert cache is not None
     return _OpenFile(cache.open(shard, sizes[number]))
+
+
+def _found_indexes(shards: Sequence[str], cache: ShardCache | None) -> list[ShardIndex | None]:
+    """The index of each tar, None where it has to be made."""
+    remote = [is_remote(shard) for shard in shards]
+    if not any(remote):
+        return [load_index(Path(shard)) for shard in shards]
+    if cache is None:
+        raise DataError(f"shard {shards[remote.index(True)]} is remote: it needs a folder to keep copies in")
+    with ThreadPoolExecutor(_INDEXES_AT_ONCE) as pool:
+        return list(pool.map(partial(_find_index, cache), shards, remote))
 
 
 def _find_index(cache: ShardCache, shard: str, remote: bool) -> ShardIndex | None:

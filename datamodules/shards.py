@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from datamodules.batches import BatchConfig, BatchData, Part
-from datamodules.paths import expand_shards, split_shards
+from datamodules.paths import TO_VALIDATE_ON, expand_shards, split_shards
 from datamodules.remote import default_cache, is_remote
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
 from fvl_lightning.core.registry import register
@@ -82,7 +82,8 @@ class ShardsData(BatchData):
                 if shards:
                     found.append(Part(name, shards, dataset.view or self.config.view, dataset.share))
             if not found:
-                raise DataError(f"data.datasets: none of {', '.join(self._datasets)} has the split {split}")
+                advice = f"; {TO_VALIDATE_ON}" if split == "validation" else ""
+                raise DataError(f"data.datasets: none of {', '.join(self._datasets)} has the split {split}{advice}")
             self._parts[split] = found
         return self._parts[split]
 

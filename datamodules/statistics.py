@@ -1,5 +1,8 @@
 """What is in a set of shards, in numbers."""
 
+import hashlib
+import json
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 
 from datamodules.check import chunks_of, content_of, image_header
 from datamodules.conversation import ConversationEncoder
+from datamodules.messages import Message, parts_of
 from datamodules.parallel import map_in_processes
 from datamodules.remote import is_remote, remote_size
 from datamodules.store import SampleError, SampleStore
@@ -41,7 +45,10 @@ NO_SOURCE = "(none)"
 
 @dataclass
 class Statistics:
-    """Samples counted, and what was measured of them; `unusable` counts, by reason, those that could not be."""
+    """Samples counted, and what was measured of them; `unusable` counts, by reason, those that could not be.
+
+    `contents` has, of each sample, 8 bytes of the hash of its text and images, by which duplicates are found.
+    """
 
     shards: int = 0
     bytes: int = 0
@@ -49,6 +56,8 @@ class Statistics:
     sources: Counter[str] = field(default_factory=Counter)
     extensions: Counter[str] = field(default_factory=Counter)
     unusable: Counter[str] = field(default_factory=Counter)
+    empty_answers: int = 0
+    contents: "array[int]" = field(default_factory=lambda: array("Q"))
     measured: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, other: "Statistics") -> None:
@@ -57,6 +66,8 @@ class Statistics:
         self.sources.update(other.sources)
         self.extensions.update(other.extensions)
         self.unusable.update(other.unusable)
+        self.empty_answers += other.empty_answers
+        self.contents += other.contents
         for name, values in other.measured.items():
             self.measured[name] += values
 
@@ -68,6 +79,8 @@ class Statistics:
             "samples": self.samples,
             "images": sum(self.measured["images"]),
             "unusable": dict(self.unusable.most_common()),
+            "empty_answers": self.empty_answers,
+            "duplicates": len(self.contents) - len(np.unique(self.contents)),
             "sources": dict(self.sources.most_common()),
             "extensions": dict(self.extensions.most_common()),
             "measures": {name: _spread(self.measured[name]) for name in MEASURES if self.measured[name]},
@@ -110,7 +123,9 @@ def _measure_sample(store: SampleStore, encoder: ConversationEncoder | None, i: 
     content = content_of(store, i, record)
     found: dict[str, list[int]] = defaultdict(list)
     extensions = []
+    digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8)
     for suffix, encoded in store.encoded_images(i):
+        digest.update(hashlib.sha256(encoded).digest())
         header = image_header(store, i, suffix, encoded)
         found["width"].append(header.width)
         found["height"].append(header.height)
@@ -119,10 +134,11 @@ def _measure_sample(store: SampleStore, encoder: ConversationEncoder | None, i: 
     found["images"] = [len(extensions)]
     if isinstance(content, str):
         found["characters"], found["turns"] = [len(content)], [1]
+        answers = [content]
     else:
-        texts = [message["content"] for message in content]
-        found["characters"] = [sum(map(_length, texts))]
-        found["turns"] = [sum(message["role"] == "assistant" for message in content)]
+        texts = [_text(message) for message in content]
+        answers = [text for message, text in zip(content, texts, strict=True) if message["role"] == "assistant"]
+        found["characters"], found["turns"] = [sum(map(len, texts))], [len(answers)]
     if encoder is not None:
         labels = _labels(store, i, encoder, content)
         found["tokens"] = [len(labels)]
@@ -130,6 +146,8 @@ def _measure_sample(store: SampleStore, encoder: ConversationEncoder | None, i: 
     source = record.get("source")
     into.sources[source if isinstance(source, str) else NO_SOURCE] += 1
     into.extensions.update(extensions)
+    into.empty_answers += sum(not answer.strip() for answer in answers)
+    into.contents.append(int.from_bytes(digest.digest(), "little"))
     for name, values in found.items():
         into.measured[name] += values
 
@@ -141,15 +159,13 @@ def _labels(store: SampleStore, i: int, encoder: ConversationEncoder, content: A
         raise store.error(i, "not encodable", str(error)) from None
 
 
-def _length(content: str | Sequence[dict[str, Any]]) -> int:
-    if isinstance(content, str):
-        return len(content)
-    return sum(len(part["text"]) for part in content if part["type"] == "text")
+def _text(message: Message) -> str:
+    return "".join(part["text"] for part in parts_of(message) if part["type"] == "text")
 
 
 def _spread(values: Sequence[int]) -> dict[str, float]:
-    array: NDArray[np.int64] = np.asarray(values, dtype=np.int64)
+    numbers: NDArray[np.int64] = np.asarray(values, dtype=np.int64)
     # An actual value of the set, not one between two: half an image is no help.
-    points = np.percentile(array, PERCENTILES, method="nearest")
+    points = np.percentile(numbers, PERCENTILES, method="nearest")
     named = {f"p{percentile}": int(point) for percentile, point in zip(PERCENTILES, points, strict=True)}
-    return {"total": int(array.sum()), "mean": float(array.mean()), **named}
+    return {"total": int(numbers.sum()), "mean": float(numbers.mean()), **named}

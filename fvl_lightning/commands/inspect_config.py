@@ -12,7 +12,8 @@ import typer
 import yaml
 from rich.console import Console
 from rich.syntax import Syntax
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from fvl_lightning.commands.train import build_stage, prepare_data
 from fvl_lightning.core import registry
@@ -51,13 +52,16 @@ def describe(
     if not fields:
         console.print(f"\nNothing to set: `{slot}: {name}`", markup=False)
         return
-    table = Table("field", "type", "default", "meaning")
+    table = Table(
+        Column("field", no_wrap=True), *(Column(name, overflow="fold") for name in ("type", "default", "meaning"))
+    )
     meanings = _attribute_docs(component.Config)
     for field in fields:
-        default = field.default if field.default is not dataclasses.MISSING else None
+        default = field.default if field.default is not dataclasses.MISSING else "(needed)"
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        table.add_row(field.name, _type_name(field.type), str(default), meanings.get(field.name, ""))
+        cells = (field.name, _type_name(field.type), str(default), meanings.get(field.name, ""))
+        table.add_row(*map(Text, cells))  # words in brackets would be taken for markup
     console.print(table)
 
 

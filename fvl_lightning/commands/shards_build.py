@@ -1,5 +1,6 @@
 """`fvl shards build`: image-text data of another format to shards."""
 
+import logging
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -15,9 +16,15 @@ from datamodules.build_config import BuildConfig
 from datamodules.build_output import Output
 from datamodules.builder import build_shards
 from datamodules.manifest import BuildProgress, Manifest
+from datamodules.paths import TO_VALIDATE_ON
 from fvl_lightning.commands.shards_options import bytes_in_words, counted_table, duration
 from fvl_lightning.core.config import COMMAND_LINE, check_config, load_config, parse_override
 from fvl_lightning.core.errors import UserError
+
+log = logging.getLogger(__name__)
+
+OTHER_NAMES = {"val", "valid", "dev", "eval"}
+"""What the split `validation` is called elsewhere."""
 
 Recipe = Annotated[
     str, typer.Argument(help="Recipe (.yaml), or just a source's name; `fvl list source` has them.", metavar="RECIPE")
@@ -38,6 +45,8 @@ def build(
     words += [f"part={part}"] if part is not None else []
     words += [f"processes={processes}"] if processes is not None else []
     config = read_recipe(recipe, words)
+    for split in OTHER_NAMES & config.splits.keys():
+        log.warning("splits: training reads the split validation, and will not look for %s", split)
     manifest = _build(config)
     console = Console()
     if manifest.already_complete:
@@ -47,6 +56,8 @@ def build(
     console.print(f"manifest: {config.output}/{output.manifest}", highlight=False, soft_wrap=True)
     if manifest.refused:
         console.print(f"refused rows: {config.output}/{output.refusals}", highlight=False, soft_wrap=True)
+    if not manifest.shards.get("validation") and config.part == "1/1":
+        log.warning("%s has no split validation, which training needs: %s", config.output, TO_VALIDATE_ON)
 
 
 def read_recipe(recipe: str, words: list[str]) -> BuildConfig:

@@ -8,9 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from datamodules.check import Findings, check_samples, check_tar, index_shard, missing_shards, read_manifests
+from datamodules.index import DAMAGE
 from datamodules.parallel import map_in_processes
 from datamodules.paths import expand_shards
 from datamodules.preview import visible
+from datamodules.shard_files import DAMAGED
 from datamodules.store import SampleStore
 from fvl_lightning.commands.shards_options import Paths, Processes, counted_table, plural, progress_bar, shard_cache
 
@@ -29,7 +31,10 @@ def index(paths: Paths, processes: Processes = None) -> None:
         for found in map_in_processes(partial(index_shard, shard_cache()), shards, processes):
             findings.merge(found)
             progress(1)
-    _show(findings, len(shards), "indexed", Console())
+    console = Console()
+    _show(findings, len(shards), "indexed", console)
+    if any(reason in findings.counts for reason in DAMAGE):
+        console.print(DAMAGED, highlight=False, soft_wrap=True)
 
 
 def check(paths: Paths, processes: Processes = None) -> None:

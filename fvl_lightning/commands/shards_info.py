@@ -34,6 +34,11 @@ COUNTS = {
     "unusable": ("can't be used", "samples"),
 }
 """What is counted by name, and the two columns of its table."""
+ODDITIES = {
+    "empty_answers": "answers or captions are empty: they teach to say nothing",
+    "duplicates": "samples are the same as an earlier one, in text and images",
+}
+"""What can be used, but seldom is meant."""
 
 SHOWN = 12
 """Rows of such a table, the most frequent first; the JSON has all."""
@@ -75,6 +80,9 @@ def _show(summary: dict[str, Any], console: Console) -> None:
         mean = values["mean"]
         table.add_row(MEASURES[name], total, f"{mean:.1f}" if mean < 1000 else _short(mean), *points)
     console.print(table)
+    for name, words in ODDITIES.items():
+        if summary[name]:
+            console.print(f"{summary[name]:,} {words}", highlight=False, soft_wrap=True)
     for name, columns in COUNTS.items():
         counts = summary[name]
         if not counts:

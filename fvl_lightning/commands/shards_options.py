@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -41,10 +43,16 @@ def open_store(paths: list[str]) -> SampleStore:
 
 def open_encoder(tokenizer: str, tokens_per_image: int) -> ConversationEncoder:
     """What makes tokens of texts, as in training; ConfigError where the tokenizer can't be read or used."""
+    if not Path(tokenizer).is_dir():
+        try:
+            validate_repo_id(tokenizer)
+        except HFValidationError:  # whose own words speak of the hub alone
+            raise ConfigError(f"--tokenizer: there is no folder {tokenizer}, and it is no hub id") from None
     try:
         opened: Any = image_tokenizer(AutoTokenizer.from_pretrained(tokenizer))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--tokenizer: {tokenizer} could not be read: {first_line(error)}") from None
+        where = "" if Path(tokenizer).is_dir() else " is no folder and"
+        raise ConfigError(f"--tokenizer: {tokenizer}{where} could not be read: {first_line(error)}") from None
     return ConversationEncoder(opened, opened.convert_tokens_to_ids(IMAGE_TOKEN), tokens_per_image)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fvl_lightning.commands.inspect_config import describe
 from fvl_lightning.core import registry
 from fvl_lightning.core.config import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -72,6 +73,17 @@ def test_describe_says_what_each_field_means(tmp_path: Path, fvl_here: Run) -> N
     for field in ("level", "max_bad_fraction"):
         assert re.search(rf"{field} .*│ .*\w\.", inherited), field
     assert "Nothing to set" in fvl_here(tmp_path, "describe", "fusion", "concat").stdout
+
+
+def test_describe_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    describe("data", "shards")
+    said = capsys.readouterr().out
+    assert "…" not in said
+    meanings = "".join(line.split("│")[4].strip() for line in said.splitlines() if line.startswith("│"))
+    assert "fvl-lightning[simplejpeg]" in meanings
+    describe("source", "pairs")
+    assert re.search(r"images +│ str +│ \(needed\) +│", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(("slot", "name"), [(slot, name) for slot in registry.SLOT_PACKAGES for name in registry.names(slot)])  # fmt: skip  # noqa: E501

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from datamodules.index import index_path
+from datamodules.shard_files import DAMAGED
 from datamodules.store import SampleStore
 from fvl_lightning.commands.shards_build import _counted, read_recipe
 from fvl_lightning.commands.shards_info import _short
@@ -94,6 +95,24 @@ def test_build_says_what_it_made_and_what_it_refused(raw: Path, fvl_here: Run) -
     assert "out/manifest.json" in done.stdout
     assert "out/refused.jsonl" in done.stdout
     assert len(SampleStore.open(str(raw / "out"), "train")) == 3
+
+
+def test_what_training_will_miss_is_told(raw: Path, fvl_here: Run) -> None:
+    alone = fvl_here(raw, *BUILD)
+    assert "out has no split validation, which training needs: build again with" in alone.stderr
+    named = fvl_here(raw, "shards", "build", *SOURCE, "output=named", "splits={train: 0.5, val: 0.5}", "processes=1")
+    assert "splits: training reads the split validation, and will not look for val" in named.stderr
+    splits = "splits={train: 0.0000001, validation: 0.9999999}"
+    both = fvl_here(raw, "shards", "build", *SOURCE, "output=both", splits, "processes=1")
+    assert both.returncode == 0
+    assert both.stderr == ""
+
+
+def test_an_output_with_other_files_is_told(raw: Path, fvl_here: Run) -> None:
+    done = fvl_here(raw, "shards", "build", *SOURCE, "output=photos", "--processes", "1")
+    assert done.returncode == 0
+    told = "output: photos holds 4 other files and folders (such as 0.jpg), between which the shards will lie"
+    assert told in done.stderr
 
 
 def test_a_finished_build_is_left_alone(built: Path, fvl_here: Run) -> None:
@@ -185,7 +204,22 @@ def test_index_says_what_a_foreign_tar_holds(tmp_path: Path, fvl_here: Run) -> N
         assert index_path(tmp_path / "theirs.tar").is_file()
 
 
+def test_damaged_tars_are_told_in_one_line_for_all(built: Path, fvl_here: Run) -> None:
+    content = (built / "out" / "train-000000.tar").read_bytes()
+    (built / "bad").mkdir()
+    for number in range(4):
+        (built / "bad" / f"{number}.tar").write_bytes(content[: len(content) - 5000 * number])
+    indexed = fvl_here(built, "shards", "index", "bad", "--processes", "1")
+    assert indexed.stderr == ""
+    assert indexed.stdout.count(DAMAGED) == 1
+    again = fvl_here(built, "shards", "info", "bad", "--processes", "1")
+    damaged = [line for line in again.stderr.splitlines() if DAMAGED in line]
+    assert len(damaged) == 1
+    assert " of 4 shards are damaged (such as bad/1.tar)" in damaged[0]
+
+
 def test_info_counts(built: Path, fvl_here: Run) -> None:
+    (built / "copy.tar").write_bytes((built / "out" / "train-000000.tar").read_bytes())
     done = fvl_here(built, "shards", "info", "out", "--json", "numbers.json")
     assert done.returncode == 0, done.stderr
     numbers = json.loads((built / "numbers.json").read_text(encoding="utf-8"))
@@ -197,6 +231,11 @@ def test_info_counts(built: Path, fvl_here: Run) -> None:
     assert ["jpg", "3"] in table
     assert re.search(r"image width +41\.0 +40 +40 +41 +42 +42\s*$", done.stdout, re.MULTILINE)
     assert "text tokens" not in done.stdout
+    assert "the same as" not in done.stdout
+    twice = fvl_here(built, "shards", "info", "out/train-000000.tar", "copy.tar", "--json", "numbers.json")
+    assert twice.returncode == 0, twice.stderr
+    assert json.loads((built / "numbers.json").read_text(encoding="utf-8"))["duplicates"] == 3
+    assert "3 samples are the same as an earlier one, in text and images" in twice.stdout
 
 
 @pytest.mark.parametrize(
@@ -239,7 +278,10 @@ MISTAKES = [
     (("index", "a.json"), "a.json"),
     (("info", "out", "--json", "nowhere/x.json"), "--json: there is no folder nowhere"),
     (("preview", "out", "--output", "sheet.jpg"), "--output: sheet.jpg must be a .png file"),
-    (("preview", "out", "--tokenizer", "./nothing"), "--tokenizer: ./nothing could not be read"),
+    (("preview", "out", "--tokenizer", "./nothing"), "--tokenizer: there is no folder ./nothing, and it is no hub id"),
+    (("info", "out", "--tokenizer", "data/demo/tokenizer"), "--tokenizer: there is no folder data/demo/tokenizer, and"),
+    (("info", "out", "--tokenizer", "photos"), "--tokenizer: photos could not be read"),
+    (("build", "llava_json", "source.file=photos", "source.images=photos"), "photos is a folder: name the files in it"),
 ]
 
 

@@ -173,6 +173,15 @@ def test_an_error_of_the_source_ends_the_build_and_leaves_nothing(make: Make, pr
     with pytest.raises(DataError, match=r"^rows.json is gone$"):
         build_shards(config)
     assert contents(config.output) == {}
+    assert not Path(config.output).exists()
+
+
+def test_a_failed_build_removes_the_folders_it_made_and_no_other(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for folder in ("deep/deeper", "there", "there/deep"):
+        with pytest.raises(DataError, match="has no rows"):
+            build_shards(make(folder, source={"rows": 0}))
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
 
 
 def test_a_finished_build_is_left_alone(make: Make) -> None:

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -155,6 +156,17 @@ def test_what_was_stopped_goes_on_only_as_it_was(tmp_path: Path) -> None:
     next(tmp_path.glob("*.tar")).unlink()
     with pytest.raises(DataError, match=r"000000.tar is gone or changed; delete .* and build again"):
         build(tmp_path, 40)
+
+
+def test_what_goes_on_says_from_where(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stopped(tmp_path)
+    shards = len(list(tmp_path.glob("*.tar")))
+    with caplog.at_level("INFO"):
+        build(tmp_path, 40)
+    (told,) = caplog.messages
+    rows = re.fullmatch(rf"the build of {tmp_path} goes on behind (\d+) rows, {shards} shards are done", told)
+    assert rows is not None, told
+    assert 9 <= int(rows[1]) < 40
 
 
 def test_a_damaged_journal_is_told(tmp_path: Path) -> None:

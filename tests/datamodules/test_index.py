@@ -17,6 +17,7 @@ from safetensors.numpy import load, save
 
 from datamodules.index import index_as_bytes, index_path, make_index, open_index, parse_index, scan_tar, write_index
 from datamodules.scan import HEADER, MAX_TEXT_BYTES, Problem
+from datamodules.shard_files import DAMAGED
 from datamodules.store import SampleStore
 from datamodules.writer import ShardWriter
 from fvl_lightning.core.errors import DataError
@@ -337,7 +338,8 @@ def test_shards_made_elsewhere_are_told_once_and_damaged_ones_each(
     with caplog.at_level("INFO"):
         assert len(SampleStore.open(tmp_path, "train")) == 6
     assert [record.getMessage().replace(str(tmp_path), "") for record in caplog.records] == [
-        "2 of 3 shards have no index (such as /train-000000.tar): made now",
+        "2 of 3 shards have no index (such as /train-000000.tar): scanned now",
+        f"1 of 3 shards are damaged (such as /train-000002.tar): {DAMAGED}",
         "shard /train-000002.tar: 1 x empty file",
     ]
 

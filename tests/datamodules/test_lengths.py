@@ -259,7 +259,9 @@ def test_data_sets_of_a_mixture(tmp_path: Path, make_context: MakeContext, write
 def test_a_split_that_no_data_set_has(tmp_path: Path, write_split: Write) -> None:
     write_split(tmp_path, "train", 3)
     data = ShardsData(ShardsData.Config(datasets={"one": DatasetConfig(root=str(tmp_path))}))
-    with pytest.raises(DataError, match=r"data.datasets: none of one has the split validation"):
+    with pytest.raises(
+        DataError, match=r"data.datasets: none of one has the split validation; build again with .*splits="
+    ):
         data.prepare_data()
     named = ShardsData(ShardsData.Config(shards={"train": [str(tmp_path)]}))
     with pytest.raises(ConfigError, match=r"data.shards: unknown split 'validation', allowed are train"):

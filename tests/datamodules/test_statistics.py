@@ -59,6 +59,26 @@ def test_what_is_counted(store: SampleStore, image_bytes: Any) -> None:
     assert measures["turns"] == {"total": 398, "mean": 1.0, "p0": 1, "p5": 1, "p50": 1, "p95": 1, "p100": 1}
 
 
+def test_empty_answers_and_duplicates_are_counted(
+    tmp_path: Path, write_split: Callable[..., Path], make_talk: Any, image_bytes: Any
+) -> None:
+    silent = {"messages": [{"role": role, "content": said} for role, said in (("user", "?"), ("assistant", " \n"))]}
+    samples = {
+        0: (silent, []),
+        1: ({"caption": "a", "id": 1}, [image_bytes(1)]),
+        2: ({"caption": "a", "id": 2}, [image_bytes(1)]),
+        3: ({"caption": "a", "id": 1}, [image_bytes(2)]),
+        4: ({"caption": "b", "id": 1}, [image_bytes(1)]),
+        5: ({"caption": "a", "id": 1}, [image_bytes(1)] * 2),
+        299: ({"caption": "a", "id": 9}, [image_bytes(1)]),
+        6: ({"caption": ""}, [image_bytes(1)]),
+    }
+    write_split(tmp_path, "train", 300, samples)
+    for processes in (1, 2):
+        summary = collect_statistics(SampleStore.open(str(tmp_path), "train"), processes=processes).summary()
+        assert (summary["empty_answers"], summary["duplicates"]) == (2, 2)
+
+
 def test_tokens_are_those_of_training_without_the_images(store: SampleStore, encoder: ConversationEncoder) -> None:
     statistics = collect_statistics(store, encoder, processes=1)
     assert statistics.unusable == {"no messages": 1, "broken image": 1, "not encodable": 1}
