@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from datamodules.demo import DemoData
 from fvl_lightning.core.config import choose
-from fvl_lightning.core.experiment import ExperimentConfig, NormalizeConfig, OptimizerConfig, TrainerConfig
+from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig, NormalizeConfig, OptimizerConfig, TrainerConfig
 from fvl_lightning.core.types import IGNORE_INDEX, Batch, PromptedBatch
 from fvl_lightning.encoders.florence2 import Florence2Encoder
 from fvl_lightning.language_models.causal import CausalLanguageModel
@@ -160,6 +160,7 @@ def experiment(
     encoder: dict[str, Any] | None = None,
     fusion: str = "gated",
     trainable: dict[str, str] | None = None,
+    lora: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> ExperimentConfig:
     """A checked experiment over the tiny model, its tokenizer saved in `tmp_path`; the data is named, never drawn."""
@@ -179,6 +180,7 @@ def experiment(
         **{slot: choose(slot, entry) for slot, entry in slots.items()},
         normalize=NormalizeConfig(sources=True, output=True),
         trainable=trainable or {},
+        lora=None if lora is None else LoraConfig(**lora),
         optimizer=OptimizerConfig(**(optimizer or {})),
         trainer=TrainerConfig(**{"accelerator": "cpu"} | (trainer or {})),
         seed=seed,

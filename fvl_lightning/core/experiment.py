@@ -89,6 +89,48 @@ class TrackingConfig:
 
 
 @dataclass
+class LoraComponentConfig:
+    """What a component has of its own where two are adapted, over what `lora` says for both."""
+
+    rank: int | None = None
+    alpha: int | None = None
+    targets: Any = None
+
+
+@dataclass
+class LoraConfig:
+    """The adapters of what `trainable` calls lora (arXiv 2106.09685): beside a matrix W, alpha / rank * B A."""
+
+    rank: int = 16
+    """Columns of B and rows of A."""
+    alpha: int | None = None
+    """Size of the update, null for twice the rank."""
+    dropout: float = 0.0
+    """Of what goes into A, in training."""
+    targets: Any = "all-linear"
+    """Linear layers to adapt: all-linear (without the head), a list of the last parts of their names, or a regular
+    expression of whole names in the model."""
+    rslora: bool = False
+    """Scales by alpha / sqrt(rank) (arXiv 2312.03732)."""
+    dora: bool = False
+    """Learns the length of each row of W apart from its direction (arXiv 2402.09353)."""
+    quantization: Literal["4bit"] | None = None
+    """4bit holds the matrices under a language model's adapters in NF4 (QLoRA, arXiv 2305.14314); CUDA alone."""
+    components: dict[str, LoraComponentConfig] = field(default_factory=dict)
+    """Rank, alpha and targets of a component of its own: {encoder: {rank: 8}}."""
+
+    def __post_init__(self) -> None:
+        own = {f"components.{name}.": component for name, component in self.components.items()}
+        for where, settings in {"": self, **own}.items():
+            for name in ("rank", "alpha"):
+                value = getattr(settings, name)
+                if value is not None and value < 1:
+                    raise ValueError(f"lora.{where}{name} must be at least 1, not {value}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout must be at least 0 and below 1, not {self.dropout:g}")
+
+
+@dataclass
 class ExperimentConfig:
     """One training run: one stage over one model and one data set."""
 
@@ -102,7 +144,9 @@ class ExperimentConfig:
     data: Any = slot("data")
     normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
     trainable: dict[str, str] = field(default_factory=dict)
-    """frozen or full per component, over what the stage says."""
+    """frozen, full or lora per component, over what the stage says."""
+    lora: LoraConfig | None = None
+    """Settings of the components that are lora; null for the defaults."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -13,6 +13,7 @@ from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
 from fvl_lightning.core.weight_files import fitted, read_json, read_weights
 from fvl_lightning.language_models.causal import load_tokenizer
+from fvl_lightning.modeling.adapters import attach_adapter, base_of, is_adapter_folder
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.initialization import initialize
@@ -102,12 +103,20 @@ def load_encoder(folder: Path, name: str = "florence2") -> EncoderModel:
     return model.eval()
 
 
-def load_model(folder: Path) -> Loaded:
-    """A model folder, as a run, an import or an export makes it: safetensors, configuration and processor."""
+def load_model(folder: Path, base: Path | None = None) -> Loaded:
+    """A model folder, as a run, an import or an export makes it: safetensors, configuration and processor.
+
+    Args:
+        base: for an adapter's folder that of the model under it, where it is not the one it was trained on.
+    """
     for name in ("config.json", "processor_config.json"):
         if not (folder / name).is_file():
             raise DataError(f"{folder} holds no saved model ({name} is missing)")
-    model = FlorenceVLForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
+    if is_adapter_folder(folder):
+        model = load_model(base_of(folder, base)).model
+        attach_adapter(model, folder)
+    else:
+        model = FlorenceVLForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
     processor = FlorenceVLProcessor.from_pretrained(folder)
     return Loaded(model.eval(), processor.tokenizer, processor)
 

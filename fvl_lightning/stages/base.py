@@ -3,6 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,13 +13,23 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
 from fvl_lightning.core.types import Batch, PromptedBatch
+from fvl_lightning.modeling.adapters import base_hash
 from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.stages.guard import UpdateGuard
 from fvl_lightning.stages.meters import DatasetMeter, WindowMeter, digest
-from fvl_lightning.training.components import component_of, freeze, resolve_trainable, set_modes
+from fvl_lightning.training.components import (
+    children,
+    component_of,
+    freeze,
+    learning,
+    learns,
+    resolve_trainable,
+    set_modes,
+)
+from fvl_lightning.training.lora import adapted, add_adapters, check_lora
 from fvl_lightning.training.optimizer import build_optimizer, warmup_cosine
 
 logger = logging.getLogger(__name__)
@@ -34,7 +45,7 @@ class Stage(LightningModule, ABC):
     VIEWS: ClassVar[tuple[str, ...]]
     """The values of `data.view` that this stage can learn from."""
     TRAINABLE: ClassVar[Mapping[str, str]]
-    """frozen or full for every component the stage's model has; an experiment's `trainable` overrides it."""
+    """frozen, full or lora for every component the stage's model has; an experiment's `trainable` overrides it."""
 
     def __init__(self, experiment: ExperimentConfig, model: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -47,7 +58,9 @@ class Stage(LightningModule, ABC):
         self.model: Any = model
         self.tokenizer = tokenizer
         self.trainable = resolve_trainable(self.TRAINABLE, experiment.trainable, name)
+        check_lora(experiment.lora, self.trainable)
         freeze(model, self.trainable)
+        self.strict_loading = False  # checkpoints hold what learns; on_load_checkpoint is strict about that
         self.validation_loss, self.validation_accuracy = MeanMetric(), MeanMetric()
         self.validation_datasets = DatasetMeter()
         self.position = 0
@@ -75,6 +88,21 @@ class Stage(LightningModule, ABC):
     @abstractmethod
     def save_model(self, folder: Path) -> None:
         """Writes the trained model into `folder` (safetensors)."""
+
+    def adapt(self, base: Path) -> None:
+        """Puts adapters beside what is lora; call it once, when the weights, those of the folder `base`, are in place.
+
+        Raises:
+            ConfigError: targets that the model does not have.
+        """
+        self.base = base
+        assert self.frozen_hash  # of the base as others know it: before adapters, and before it is quantised
+        add_adapters(self.model, self.trainable, self.experiment.lora or LoraConfig(), self.experiment.seed)
+
+    @cached_property
+    def frozen_hash(self) -> str:
+        """Names the weights that do not learn: those of the components that are not trained in full."""
+        return base_hash(self.model.state_dict(), children(self.trainable, "full"))
 
     def train(self, mode: bool = True) -> "Stage":
         """Train mode for what trains; frozen components stay in eval mode."""
@@ -167,7 +195,10 @@ class Stage(LightningModule, ABC):
             run_logger.log_metrics(values, self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the position in the data and the state of the random numbers."""
+        """Leaves out what does not learn, but for its hash; adds the position in the data and the random numbers."""
+        kept = self._learning()
+        checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in sorted(kept)}
+        checkpoint["frozen_hash"] = self.frozen_hash
         checkpoint["position"] = self.position
         checkpoint["samples"] = int(self.samples)
         checkpoint["skipped_in_a_row"] = self.guard.in_a_row
@@ -175,7 +206,19 @@ class Stage(LightningModule, ABC):
         checkpoint["threads"] = torch.get_num_threads()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes both back; the data module has been given the position before its loader was made."""
+        """Takes all back; the data module has been given the position before its loader was made.
+
+        Raises:
+            DataError: what does not learn is no longer what it was, or other things learnt.
+        """
+        if checkpoint["frozen_hash"] != self.frozen_hash:
+            raise DataError(
+                "--resume: the frozen weights are not those that the run had; what `init_from` or `pretrained` names "
+                "has changed since, start a new run"
+            )
+        others = checkpoint["state_dict"].keys() ^ self._learning()
+        if others:
+            raise DataError(f"--resume: the checkpoint does not hold what learns here, see {min(others)}")
         self.position = checkpoint["position"]
         self.samples = checkpoint["samples"]
         self.guard.in_a_row = checkpoint["skipped_in_a_row"]
@@ -186,6 +229,9 @@ class Stage(LightningModule, ABC):
         self.train()
         if getattr(self, "_random_state", None) is not None:
             torch.set_rng_state(self._random_state)
+
+    def _learning(self) -> set[str]:
+        return {f"model.{name}" for name in learning(self.model, self.trainable)}
 
     def _gathered_over_ranks(self, keys: list[str]) -> list[str]:
         if self.trainer.world_size == 1:
@@ -199,11 +245,12 @@ class Stage(LightningModule, ABC):
 
     def _check_gradients(self) -> None:
         """After the first backward pass with images: what is meant to learn does, and what is frozen is untouched."""
-        moved = {component_of(name) for name, p in self.model.named_parameters() if p.grad is not None}
-        frozen = {name for name, mode in self.trainable.items() if mode == "frozen"}
-        assert not moved & frozen, f"frozen components received gradients: {sorted(moved & frozen)}"
+        touched = [name for name, p in self.model.named_parameters() if p.grad is not None]
+        moved = {component_of(name) for name in touched}
+        frozen = {component_of(name) for name in touched if not learns(name, self.trainable)}
+        assert not frozen, f"frozen components received gradients: {sorted(frozen)}"
         idle = [n for n, p in self.model.named_parameters() if p.requires_grad and p.grad is None]
-        whole = {component_of(name) for name in idle} - moved
+        whole = {*map(component_of, idle), *adapted(self.trainable)} - moved
         assert not whole, f"components meant to train received no gradient: {sorted(whole)}"
         if idle:
             logger.info("%d trainable parameters had no part in the first step, such as %s", len(idle), idle[0])

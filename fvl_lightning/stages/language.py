@@ -7,11 +7,14 @@ from torch import Tensor
 
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import Batch
+from fvl_lightning.modeling.adapters import save_adapter
 from fvl_lightning.modeling.build import build_model
 from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.modeling.packing import check_causal, check_packing
 from fvl_lightning.modeling.processor import make_processor
 from fvl_lightning.stages.base import Stage
+from fvl_lightning.training.components import children
+from fvl_lightning.training.lora import adapted
 
 
 class LanguageStage(Stage):
@@ -54,7 +57,18 @@ class LanguageStage(Stage):
         return loss, output.diagnostics
 
     def save_model(self, folder: Path) -> None:
-        """Model (safetensors), configuration and processor, as transformers loads them."""
+        """Model (safetensors) or adapter, configuration and processor, as transformers and peft load them."""
+        if not adapted(self.trainable):
+            self.save_whole(folder)
+            return
+        save_adapter(self.model, folder, self.base, self.frozen_hash, children(self.trainable, "full"))
+        self._save_processor(folder)
+
+    def save_whole(self, folder: Path) -> None:
+        """Model, configuration and processor; of a model without adapters."""
         self.model.save_pretrained(folder)
+        self._save_processor(folder)
+
+    def _save_processor(self, folder: Path) -> None:
         fit = self.experiment.data.config.image_fit
         make_processor(self.model.image_spec, self.tokenizer, fit).save_pretrained(folder)

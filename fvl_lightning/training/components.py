@@ -1,7 +1,8 @@
-"""The one place that knows which parameter belongs to which component, and that freezes."""
+"""The one place that knows which parameter belongs to which component, what of it learns, and that freezes."""
 
 from collections.abc import Mapping
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from fvl_lightning.core.errors import ConfigError, unknown_name
@@ -17,8 +18,10 @@ CHILDREN = {
 }
 """Direct children of the model and the component each one belongs to: the norms around a fusion train with it."""
 
-MODES = ("frozen", "full")
-"""How a component takes part in training."""
+MODES = ("frozen", "full", "lora")
+"""How a component takes part in training; with lora its weights are frozen, and adapters beside them learn."""
+ADAPTED = ("encoder", "language_model")
+"""The components that may be lora."""
 
 
 def component_of(name: str) -> str:
@@ -27,15 +30,37 @@ def component_of(name: str) -> str:
 
 
 def freeze(model: nn.Module, trainable: Mapping[str, str]) -> None:
-    """Sets requires_grad by component; `trainable` maps every component the model has to frozen or full."""
+    """Sets requires_grad by component, of which `trainable` has the mode; adapters, if there are any yet, learn."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trainable[component_of(name)] == "full")
+        parameter.requires_grad_(learns(name, trainable))
+
+
+def learns(name: str, trainable: Mapping[str, str]) -> bool:
+    """Whether a parameter is meant to learn, by its qualified name: one of LoRA's has a part that begins with lora_."""
+    mode = trainable[component_of(name)]
+    return mode == "full" or (mode == "lora" and any(part.startswith("lora_") for part in name.split(".")))
+
+
+def children(trainable: Mapping[str, str], mode: str) -> list[str]:
+    """The direct children of the model whose component has this mode."""
+    return [child for child, component in CHILDREN.items() if trainable.get(component) == mode]
+
+
+def learning(model: nn.Module, trainable: Mapping[str, str]) -> set[str]:
+    """The names in the state of `model` that training changes: what wants a gradient, and buffers of what is full."""
+    wanting = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)} & model.state_dict().keys()
+    return wanting | {name for name in buffers if trainable[component_of(name)] == "full"}
 
 
 def set_modes(model: nn.Module, trainable: Mapping[str, str]) -> None:
-    """Trained components in train mode, frozen ones in eval mode: no dropout in what does not learn."""
+    """What learns in train mode, all else in eval mode: no dropout in what does not learn, that of adapters aside."""
     for name, child in model.named_children():
         child.train(trainable[CHILDREN[name]] == "full")
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.train()
+            module.get_base_layer().eval()
 
 
 def resolve_trainable(defaults: Mapping[str, str], overrides: Mapping[str, str], stage: str) -> dict[str, str]:
@@ -45,6 +70,8 @@ def resolve_trainable(defaults: Mapping[str, str], overrides: Mapping[str, str],
             raise unknown_name("component", name, defaults, f"trainable of stage {stage}")
         if mode not in MODES:
             raise unknown_name("mode", mode, MODES, f"trainable.{name}")
+        if mode == "lora" and name not in ADAPTED:
+            raise ConfigError(f"trainable.{name}: lora is for {' and '.join(ADAPTED)}, take full or frozen")
     trainable = {**defaults, **overrides}
     if all(mode == "frozen" for mode in trainable.values()):
         raise ConfigError("trainable: every component is frozen, nothing would learn")

@@ -80,7 +80,11 @@ def test_an_experiment_overrides_its_stage() -> None:
             "trainable of stage align: unknown component 'encodr', allowed are encoder, fusion; "
             "did you mean 'encoder'?",
         ),
-        ({"fusion": "ful"}, "trainable.fusion: unknown mode 'ful', allowed are frozen, full; did you mean 'full'?"),
+        (
+            {"fusion": "ful"},
+            "trainable.fusion: unknown mode 'ful', allowed are frozen, full, lora; did you mean 'full'?",
+        ),
+        ({"fusion": "lora"}, "trainable.fusion: lora is for encoder and language_model, take full or frozen"),
         ({"fusion": "frozen"}, "trainable: every component is frozen, nothing would learn"),
     ],
 )

@@ -1,0 +1,171 @@
+"""LoRA through peft: which linear layers get an adapter, with what settings, and its initial values."""
+
+import importlib.util
+import re
+from collections.abc import Mapping
+
+import peft
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from fvl_lightning.core.errors import ConfigError, nearest, unknown_name
+from fvl_lightning.core.experiment import LoraConfig
+from fvl_lightning.modeling.adapters import ADAPTER
+from fvl_lightning.modeling.initialization import derived_seed
+from fvl_lightning.training.components import freeze
+
+ALL_LINEAR = "all-linear"
+Layers = dict[str, nn.Module]
+"""{qualified name: linear layer}."""
+
+
+def adapted(trainable: Mapping[str, str]) -> list[str]:
+    """The components that are lora, in order."""
+    return [name for name, mode in trainable.items() if mode == "lora"]
+
+
+def check_lora(settings: LoraConfig | None, trainable: Mapping[str, str]) -> None:
+    """ConfigError for settings that nothing would take, or that this machine cannot follow."""
+    if settings is None:
+        return
+    components = adapted(trainable)
+    if not components:
+        raise ConfigError(
+            "lora: no component is lora, so nothing takes these settings; write `trainable: {language_model: lora}`"
+        )
+    for name in settings.components:
+        if name not in components:
+            raise unknown_name("adapted component", name, components, "lora.components")
+    if settings.quantization is not None:
+        if "language_model" not in components:
+            raise ConfigError("lora.quantization: it is the language model's, which is not lora in `trainable`")
+        if not torch.cuda.is_available():
+            raise ConfigError("lora.quantization: 4bit needs a CUDA device, this machine has none; set it to null")
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ConfigError("lora.quantization: 4bit needs bitsandbytes, install it with the extra `qlora`")
+
+
+def add_adapters(model: PreTrainedModel, trainable: Mapping[str, str], settings: LoraConfig, seed: int) -> None:
+    """Puts adapters beside what is lora, where the weights are in place; the model computes what it did before.
+
+    A of each layer is drawn from hash(seed, its name), B is zero: two models of one seed start equal.
+    """
+    config = adapter_config(model, trainable, settings)
+    if settings.quantization is not None:
+        quantize(model)
+    with torch.random.fork_rng(devices=[]):
+        peft.inject_adapter_in_model(config, model, ADAPTER)
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLayer):
+                torch.manual_seed(derived_seed(seed, f"{name}.lora_A"))
+                module.reset_lora_parameters(ADAPTER, init_lora_weights=True)
+    freeze(model, trainable)  # peft has left its own parameters alone with a gradient
+
+
+def adapter_config(model: nn.Module, trainable: Mapping[str, str], settings: LoraConfig) -> peft.LoraConfig:
+    """peft's configuration: one expression of the layers' names, rank and alpha of the first component and others'."""
+    patterns: list[str] = []
+    ranks: dict[str, int] = {}
+    alphas: dict[str, int] = {}
+    for component in adapted(trainable):
+        own = settings.components.get(component)
+        rank = (own and own.rank) or settings.rank
+        targets = settings.targets if own is None or own.targets is None else own.targets
+        ranks[component], alphas[component] = rank, (own and own.alpha) or settings.alpha or 2 * rank
+        patterns.append(name_pattern(component, linear_layers(model, component, targets), model))
+    first, *others = ranks
+    return peft.LoraConfig(
+        r=ranks[first],
+        lora_alpha=alphas[first],
+        lora_dropout=settings.dropout,
+        target_modules="|".join(patterns),
+        rank_pattern={rf"^{name}\..*": ranks[name] for name in others},
+        alpha_pattern={rf"^{name}\..*": alphas[name] for name in others},
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
+        bias="none",
+    )
+
+
+def linear_layers(model: nn.Module, component: str, targets: object) -> list[str]:
+    """The names of the layers of `component` that `targets` means (see LoraConfig).
+
+    Raises:
+        ConfigError: a name or an expression that fits no linear layer, or a head that shares the table's weights.
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if name.startswith(f"{component}.") and isinstance(module, nn.Linear | Conv1D)
+    }
+    heads = _heads(model.get_submodule(component))
+    if targets == ALL_LINEAR:
+        return [name for name, layer in layers.items() if layer not in heads]
+    found = _named(layers, targets, component)
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    for name in found:
+        if layers[name].weight in tables:
+            raise ConfigError(
+                f"lora.targets: {name} shares its weights with the table of tokens, which an adapter would change "
+                "too; leave it out"
+            )
+    return found
+
+
+def name_pattern(component: str, names: list[str], model: nn.Module) -> str:
+    """A regular expression of exactly these modules' names: by their last parts where those tell them apart."""
+    parts = "|".join(sorted({re.escape(name.rpartition(".")[2]) for name in names}))
+    short = rf"{re.escape(component)}\.(?:.*\.)?(?:{parts})"
+    if [name for name, _ in model.named_modules() if re.fullmatch(short, name)] == names:
+        return short
+    return "|".join(re.escape(name) for name in names)
+
+
+def quantize(model: PreTrainedModel) -> None:
+    """Linear layers of the language model but its head in NF4, once they are moved to a CUDA device (QLoRA)."""
+    import bitsandbytes
+
+    language_model = model.get_submodule("language_model")
+    heads = _heads(language_model)
+    for name, layer in list(language_model.named_modules()):
+        if type(layer) is not nn.Linear or layer in heads:
+            continue
+        bias = layer.bias is not None
+        held = bitsandbytes.nn.Linear4bit(
+            layer.in_features, layer.out_features, bias, torch.bfloat16, quant_type="nf4", device="meta"
+        )
+        held.weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=held)
+        held.bias = layer.bias
+        language_model.set_submodule(name, held)
+    model.is_loaded_in_4bit = True  # by which peft chooses its layers
+
+
+def _named(layers: Layers, targets: object, component: str) -> list[str]:
+    """The layers under the last parts of their names, or whose whole name an expression fits."""
+    last = {name: name.rpartition(".")[2] for name in layers}
+    if isinstance(targets, list) and all(isinstance(target, str) for target in targets) and targets:
+        ends = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in targets}
+        for target, names in ends.items():
+            if not names:
+                raise unknown_name(f"linear layer of {component}", target, set(last.values()), "lora.targets")
+        return [name for name in layers if any(name in names for names in ends.values())]
+    if not isinstance(targets, str):
+        raise ConfigError(f"lora.targets: expected {ALL_LINEAR}, a list of names or an expression, found {targets!r}")
+    try:
+        found = [name for name in layers if re.fullmatch(targets, name)]
+    except re.error as error:
+        raise ConfigError(f"lora.targets: '{targets}' is no regular expression ({error})") from None
+    if not found:
+        close = nearest(targets, [ALL_LINEAR, *last.values()])
+        near = f"; did you mean {close if close == ALL_LINEAR else f'[{close}]'}?" if close else ""
+        raise ConfigError(
+            f"lora.targets: '{targets}' fits no linear layer of {component}, such as {next(iter(layers), 'none')}{near}"
+        )
+    return found
+
+
+def _heads(component: nn.Module) -> set[nn.Module | None]:
+    return {m.get_output_embeddings() for m in component.modules() if isinstance(m, PreTrainedModel)}
