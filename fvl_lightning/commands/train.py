@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from fvl_lightning.commands.adapters import give_adapters
+from fvl_lightning.commands.tracked import tracked
 from rich.console import Console
 
 from fvl_lightning.core.config import as_plain, config_hash, load_config
@@ -85,6 +87,7 @@ def run_training(
     data = prepare_data(experiment)
     stage = build_stage(experiment)
     parents = start_from(stage, experiment)
+    give_adapters(stage, run, parents)
     checkpoint = whole_checkpoint(stopped.checkpoints) if stopped else None
     position = saved_position(checkpoint) if checkpoint else 0
     data.connect(data_context(stage.model, stage.tokenizer, experiment, position))
