@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from fvl_lightning.commands.adapters import give_adapters
-from fvl_lightning.commands.tracked import tracked
 from rich.console import Console
 
 from fvl_lightning.core.config import as_plain, config_hash, load_config
