@@ -11,12 +11,12 @@ from typing import Any
 
 from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, REQUEUE, quiet_libraries
 from fvl_lightning.commands.evaluate import score_run
+from fvl_lightning.commands.tracked import track_results
 from fvl_lightning.commands.train import reuse_or_train, run_training
 from fvl_lightning.core.config import check_config
 from fvl_lightning.core.errors import ConfigError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.answers import Answer
-from fvl_lightning.tracking.tracker import Tracker
 from fvl_lightning.training.run_folder import RunFolder
 from fvl_lightning.training.stop import Preempted
 
@@ -101,21 +101,15 @@ def mass_curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
 
 def track_scores(run: RunFolder, result: dict[str, Any]) -> None:
     """Scores as metrics and answers as a table, on the MLflow run of the last stage."""
-    config = check_config(ExperimentConfig, run.config)
-    if not config.tracking.enabled:
+    if not run.tracking.is_file():
         return
-    tracker = Tracker.start(
-        config.tracking.uri, config.tracking.experiment, config.name, {}, run_id=run.info["mlflow_run_id"]
-    )
     metrics = {
         f"{name}/{average}": result[name][average]
         for name in ("accuracy", "image_zeroed", "image_shuffled", "prior")
         for average in ("macro", "overall")
     }
     metrics |= {f"accuracy/{kind.replace(' ', '_')}": value for kind, value in result["accuracy"]["by_kind"].items()}
-    tracker.log_metrics(metrics)
-    tracker.log_table("answers", result["answers"])
-    tracker.finish("FINISHED")
+    track_results(run, metrics, {"answers": result["answers"]})
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from fvl_lightning.commands import (
     inspect_config,
     serve,
     shards,
+    sync,
     train,
     ui,
 )
@@ -46,6 +47,7 @@ app.command("serve")(serve.serve)
 app.command("list")(inspect_config.list_components)
 app.command("describe")(inspect_config.describe)
 app.command("show")(inspect_config.show)
+app.command("sync")(sync.sync)
 app.command("ui")(ui.ui)
 app.add_typer(shards.app, name="shards")
 app.add_typer(import_checkpoint.app, name="import")

@@ -2,27 +2,23 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Annotated, Any
 
 import torch
 import typer
-from fvl_lightning.commands.adapters import give_adapters
 from rich.console import Console
 
+from fvl_lightning.commands.adapters import give_adapters
+from fvl_lightning.commands.tracked import tracked
 from fvl_lightning.core.config import as_plain, config_hash, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import DataContext, ImageSpec
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.tracking.null import NullTracker
-from fvl_lightning.tracking.provenance import provenance
 from fvl_lightning.tracking.store import open_store
-from fvl_lightning.tracking.tracker import Tracker
 from fvl_lightning.training.callbacks import LogWindow, StepProgress, peak_memory_bytes
 from fvl_lightning.training.checkpoint_files import whole_checkpoint
 from fvl_lightning.training.checkpoints import Checkpoints
@@ -30,7 +26,7 @@ from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.journal import Journal
 from fvl_lightning.training.run_folder import RunFolder, is_model_folder
-from fvl_lightning.training.stop import Preempted, Stop, StopSignals, preemptible
+from fvl_lightning.training.stop import Stop, StopSignals, preemptible
 from fvl_lightning.training.trainer import build_trainer, check_accelerator
 from fvl_lightning.training.weights import load_components, weights_hash
 
@@ -81,19 +77,19 @@ def run_training(
     check_accelerator(experiment.trainer.accelerator)
     if experiment.trainer.threads is not None:
         torch.set_num_threads(experiment.trainer.threads)
-    if experiment.tracking.enabled:
+    if experiment.tracking.enabled and stopped is None:
         open_store(experiment.tracking.uri, experiment.tracking.experiment)  # or nothing is begun
     data = prepare_data(experiment)
     stage = build_stage(experiment)
     parents = start_from(stage, experiment)
-    give_adapters(stage, run, parents)
     checkpoint = whole_checkpoint(stopped.checkpoints) if stopped else None
     position = saved_position(checkpoint) if checkpoint else 0
     data.connect(data_context(stage.model, stage.tokenizer, experiment, position))
     attach_features(stage, data, experiment)
     run = stopped or RunFolder.create(Path(experiment.output), experiment.name, as_plain(experiment))
+    give_adapters(stage, run, parents)
     record_model(stage, run, parents)
-    with tracked(experiment, run, stage, data, stopped is not None, parent_run_id) as tracker:
+    with tracked(experiment, run, stage, data, parent_run_id) as tracker:
         fit(stage, data, experiment, run, tracker, checkpoint)
         finish(stage, run)
     return run
@@ -198,71 +194,6 @@ def record_model(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) ->
         encoder_hash=weights_hash(stage.model.encoder.state_dict()),
         threads=torch.get_num_threads(),
     )
-
-
-@contextmanager
-def tracked(
-    experiment: ExperimentConfig, run: RunFolder, stage: Stage, data: Any, resume: bool, parent_run_id: str | None
-) -> Iterator[Any]:
-    """An MLflow run that ends marked as what it was: finished, killed or failed; so does run.json."""
-    if not experiment.tracking.enabled:
-        tracker: Any = NullTracker()
-    else:
-        config, hash_ = as_plain(experiment), config_hash(experiment)
-        info = run.info
-        tags = provenance(config, hash_) | {
-            "fvl.stage": experiment.stage.name,
-            "fvl.run_folder": str(run.path),
-            "fvl.encoder_hash": info["encoder_hash"],
-            "fvl.manifest_hash": data.manifest_hash(),
-            "fvl.init_from": ", ".join(parent["run_id"] or parent["run"] for parent in info["init_from"]) or "none",
-        }
-        tracker = Tracker.start(
-            experiment.tracking.uri,
-            experiment.tracking.experiment,
-            f"{run.path.parent.name}/{run.path.name}",
-            tags,
-            parent_run_id=parent_run_id,
-            run_id=info.get("mlflow_run_id") if resume else None,
-        )
-        run.record(mlflow_run_id=tracker.run_id)
-        tracker.log_config(config)
-        tracker.log_params(curated_params(experiment, stage, run))
-        tracker.log_dataset(experiment.data.name, data.manifest_hash(), str(experiment.data.config.root))
-    run.record(status="running")
-    try:
-        yield tracker
-    except (KeyboardInterrupt, Preempted):
-        run.record(status="interrupted")
-        tracker.finish("KILLED")
-        raise
-    except BaseException as error:
-        run.record(status="failed", error=f"{type(error).__name__}: {error}")
-        tracker.finish("FAILED")
-        raise
-    run.record(status="finished")
-    tracker.finish("FINISHED")
-
-
-def curated_params(experiment: ExperimentConfig, stage: Stage, run: RunFolder) -> dict[str, Any]:
-    """The handful of parameters that people sort and group runs by; the whole configuration is an artifact."""
-    info = run.info
-    slots = {
-        slot: getattr(experiment, slot).name
-        for slot in ("stage", "encoder", "fusion", "projector", "language_model", "data")
-        if getattr(experiment, slot) is not None
-    }
-    return slots | {
-        "sources": ", ".join(stage.model.encoder.specs),
-        "trainable": ", ".join(f"{name}: {mode}" for name, mode in stage.trainable.items()),
-        "max_steps": experiment.trainer.max_steps,
-        "batch_size": experiment.trainer.batch_size * experiment.trainer.accumulate,
-        "learning_rate": experiment.optimizer.learning_rate,
-        "optimizer": experiment.optimizer.name,
-        "seed": experiment.seed,
-        "parameters": info["parameters"],
-        "trainable_parameters": info["trainable"],
-    }
 
 
 def fit(

@@ -23,6 +23,8 @@ SQLITE = "sqlite:///"
 SQLITE_MAGIC = b"SQLite format 3\0"
 SERVER_TIMEOUT = 5.0
 """Seconds a tracking server has to answer when it is opened."""
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""How long a call to a server may take, unless the user's environment says otherwise; MLflow's own is many minutes."""
 
 
 def resolve_uri(uri: str) -> str:
@@ -58,6 +60,8 @@ def open_store(uri: str, experiment: str) -> str:
     uri = resolve_uri(uri)
     file = _sqlite_file(uri)
     if file is None:
+        for name, value in PATIENCE.items():
+            os.environ.setdefault(name, value)  # MLflow reads them nowhere else
         _reach_server(uri)
     else:
         _prepare_sqlite(file)
@@ -111,7 +115,7 @@ def store_errors(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:  # OSError: artifacts, and what requests raises
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"the MLflow store {uri} cannot be used: {lines[0]}") from error
 

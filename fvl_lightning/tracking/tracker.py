@@ -6,17 +6,17 @@ therefore asks the store how far each metric has come and drops what lies before
 """
 
 import logging
-import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.tracking.points import BATCH_METRICS, BATCH_PARAMETERS, PARAMETER_LENGTH, Status, batches, clean_key
 from fvl_lightning.tracking.store import open_store, resolve_uri, store_errors
 
 if TYPE_CHECKING:
@@ -26,19 +26,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
-Status = Literal["FINISHED", "FAILED", "KILLED"]
-
 FLUSH_POINTS = 500
 """Buffered points that are written without waiting for FLUSH_SECONDS."""
 FLUSH_SECONDS = 5.0
 """Points are written at the latest with the first call after this time."""
-BATCH_METRICS = 1000
-BATCH_PARAMETERS = 100
-"""What MLflow takes in one call."""
-KEY_LENGTH = 250
-PARAMETER_LENGTH = 6000
-"""Characters MLflow keeps."""
+RETRY_SECONDS = 10.0
+LONGEST_RETRY_SECONDS = 300.0
+"""A store that failed is tried again after this time, twice as much after every further failure, up to the longest."""
 
 
 class Entry(NamedTuple):
@@ -67,8 +61,8 @@ class Tracker(Logger):
         self._run_id = run_id
         self._buffer: list[Entry] = []
         self._points = 0
-        self._flush_at_points = FLUSH_POINTS
         self._flushed_at = time.monotonic()
+        self._retry_at, self._pause = 0.0, 0.0
         self._latest: dict[str, Point] = {}
         self._parameters: set[str] = set()
 
@@ -147,7 +141,7 @@ class Tracker(Logger):
 
     def save(self) -> None:
         """Writes the buffer when it is full or old. Lightning calls this after every log_metrics, so not always."""
-        if self._points >= self._flush_at_points or time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+        if self._points >= FLUSH_POINTS or time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
             self._try_flush()
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
@@ -177,12 +171,11 @@ class Tracker(Logger):
                     latest[key] = Point(step or 0, value)
                     metrics.append(Metric(key, value, milliseconds, step or 0))
         with store_errors(self._uri):
-            for batch in _batches(metrics, BATCH_METRICS):
+            for batch in batches(metrics, BATCH_METRICS):
                 self._client.log_batch(self._run_id, metrics=batch)
         self._latest = latest
         self._buffer.clear()
-        self._points, self._flush_at_points = 0, FLUSH_POINTS
-        self._flushed_at = time.monotonic()
+        self._points, self._pause, self._flushed_at = 0, 0.0, time.monotonic()
 
     def log_params(self, parameters: Mapping[str, Any]) -> None:
         """Sets parameters, {key: value}; values longer than 6000 characters are cut, config.yaml has them whole.
@@ -194,7 +187,7 @@ class Tracker(Logger):
         cleaned = {clean_key(key): str(value)[:PARAMETER_LENGTH] for key, value in parameters.items()}
         fresh = [Param(key, value) for key, value in cleaned.items() if key not in self._parameters]
         with store_errors(self._uri):
-            for batch in _batches(fresh, BATCH_PARAMETERS):
+            for batch in batches(fresh, BATCH_PARAMETERS):
                 self._client.log_batch(self._run_id, params=batch)
         self._parameters |= set(cleaned)
 
@@ -263,7 +256,7 @@ class Tracker(Logger):
         from mlflow.entities import RunTag
 
         with store_errors(self._uri):
-            for batch in _batches(list(tags.items()), BATCH_PARAMETERS):
+            for batch in batches(list(tags.items()), BATCH_PARAMETERS):
                 self._client.log_batch(self._run_id, tags=[RunTag(key, str(value)) for key, value in batch])
 
     def finish(self, status: Status) -> None:
@@ -279,13 +272,16 @@ class Tracker(Logger):
                 self._client.set_terminated(self._run_id, status)
 
     def _try_flush(self) -> None:
-        """A store that is busy or out of reach must not end a training: the points wait for the next try."""
+        """A store that is busy or out of reach must neither end a training nor slow it down: the points wait."""
+        if time.monotonic() < self._retry_at:
+            return
         try:
             self.flush()
         except DataError as error:
-            logger.warning("metrics wait to be logged: %s", error)
-            self._flushed_at = time.monotonic()
-            self._flush_at_points = self._points + FLUSH_POINTS
+            if not self._pause:
+                logger.warning("metrics wait in the run's journal to be sent: %s", error)
+            self._pause = min(self._pause * 2 or RETRY_SECONDS, LONGEST_RETRY_SECONDS)
+            self._retry_at = time.monotonic() + self._pause
 
     def _resume(self) -> None:
         """Marks the run as running again and learns how far it has come."""
@@ -297,17 +293,7 @@ class Tracker(Logger):
         self._client.update_run(self._run_id, status="RUNNING")
 
 
-def clean_key(key: str) -> str:
-    """`key` as MLflow takes it: what it refuses becomes an underscore (brackets, say), and paths are made plain."""
-    parts = (re.sub(r"[^\w.\- :]", "_", part) for part in key.split("/"))
-    return "/".join(part for part in parts if part.strip("."))[:KEY_LENGTH] or "_"
-
-
 def _is_news(latest: Point | None, step: int | None, value: float) -> bool:
     if latest is None:
         return True
     return value != latest.value if step is None else step > latest.step
-
-
-def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

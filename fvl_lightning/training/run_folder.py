@@ -4,6 +4,7 @@
         config.yaml     the resolved configuration
         run.json        id, status, stage, hashes, the runs it started from, what was measured
         metrics.jsonl   one line per logged step
+        tracking.json   what MLflow is told besides
         checkpoints/    last.ckpt, from which it resumes, and previous.ckpt, the one before
         model/          safetensors, configuration and tokenizer, once finished
 """
@@ -135,6 +136,22 @@ class RunFolder:
         """Adds values to run.json."""
         self._write("run.json", json.dumps({**self.info, **values}, indent=2))
 
+    @property
+    def tracking(self) -> Path:
+        """What MLflow is told of the run besides its curves."""
+        return self.path / "tracking.json"
+
+    def read_tracking(self) -> dict[str, Any]:
+        """tracking.json; DataError where there is none."""
+        try:
+            return json.loads(self.tracking.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise DataError(f"{self.path} was not tracked: {self.tracking.name} is missing or not valid") from None
+
+    def write_tracking(self, told: dict[str, Any]) -> None:
+        """Writes tracking.json."""
+        self._write(self.tracking.name, json.dumps(told, indent=2))
+
     def check_resumable(self, config: dict[str, Any]) -> None:
         """ConfigError unless `config` is the one the run was started with, and a checkpoint is there."""
         changed = differences(self.config, config)
@@ -158,8 +175,11 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         beside = self.path / f".{name}.tmp"
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, self.path / name)
+        try:
+            beside.write_text(text, encoding="utf-8")
+            os.replace(beside, self.path / name)
+        except OSError as error:
+            raise DataError(f"{self.path / name} cannot be written ({error.strerror})") from None
 
 
 def is_model_folder(path: Path) -> bool:

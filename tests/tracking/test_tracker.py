@@ -64,7 +64,6 @@ def test_old_buffer_is_written(uri: str, tracker: Tracker, monkeypatch: pytest.M
 
 def test_many_points_go_in_batches(uri: str, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FLUSH_POINTS", 10_000)
-    tracker._flush_at_points = 10_000
     for step in range(300):
         tracker.log_metrics({f"metric_{number}": float(step) for number in range(8)}, step)
     tracker.flush()
@@ -72,7 +71,7 @@ def test_many_points_go_in_batches(uri: str, tracker: Tracker, monkeypatch: pyte
 
 
 def test_a_call_is_cheap(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracker._flush_at_points = 10**9
+    monkeypatch.setattr(module, "FLUSH_POINTS", 10**9)
     metrics: dict[str, Any] = {f"metric_{number}": torch.tensor(1.0) for number in range(12)}
     costs = []
     for step in range(200):

@@ -1,0 +1,142 @@
+"""A training in MLflow: told there as it goes where the store can be reached, and from the run's folder where not."""
+
+import logging
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fvl_lightning.core.config import as_plain, config_hash
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.stages.base import Stage
+from fvl_lightning.tracking.delivery import Delivery, Description, deliver
+from fvl_lightning.tracking.null import NullTracker
+from fvl_lightning.tracking.points import Status
+from fvl_lightning.tracking.provenance import provenance
+from fvl_lightning.tracking.tracker import Tracker
+from fvl_lightning.training.journal import read_journal
+from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.training.stop import Preempted
+
+logger = logging.getLogger(__name__)
+
+ENDED: dict[str, Status] = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+"""MLflow's words for run.json's; a run that is killed stays `running` in both."""
+
+
+@contextmanager
+def tracked(
+    experiment: ExperimentConfig, run: RunFolder, stage: Stage, data: Any, parent_run_id: str | None
+) -> Iterator[Tracker]:
+    """An MLflow run that ends marked as what it was: finished, killed or failed; so does run.json."""
+    run.record(status="running")
+    tracker: Tracker | None = NullTracker()
+    if experiment.tracking.enabled:
+        describe(experiment, run, stage, data, parent_run_id)
+        tracker = reached(run)
+    try:
+        yield tracker or NullTracker()
+    except (KeyboardInterrupt, Preempted):
+        end(run, tracker, "interrupted")
+        raise
+    except BaseException as error:
+        end(run, tracker, "failed", error=f"{type(error).__name__}: {error}")
+        raise
+    end(run, tracker, "finished")
+
+
+def describe(
+    experiment: ExperimentConfig, run: RunFolder, stage: Stage, data: Any, parent_run_id: str | None
+) -> None:
+    """Writes tracking.json, which has all that MLflow is told but the curves."""
+    config, hash_, info = as_plain(experiment), config_hash(experiment), run.info
+    tags = provenance(config, hash_) | {
+        "fvl.stage": experiment.stage.name,
+        "fvl.run_folder": str(run.path),
+        "fvl.encoder_hash": info["encoder_hash"],
+        "fvl.manifest_hash": data.manifest_hash(),
+        "fvl.init_from": ", ".join(parent["run_id"] or parent["run"] for parent in info["init_from"]) or "none",
+    }
+    told = {
+        "experiment": experiment.tracking.experiment,
+        "run_name": f"{run.path.parent.name}/{run.path.name}",
+        "key": run.read_tracking()["key"] if run.tracking.is_file() else uuid.uuid4().hex,
+        "parent_run_id": parent_run_id,
+        "tags": tags,
+        "params": curated_params(experiment, stage, run),
+        "config": config,
+        "dataset": {
+            "name": experiment.data.name,
+            "digest": data.manifest_hash(),
+            "source": str(experiment.data.config.root),
+        },
+    }
+    run.write_tracking(Description.of(experiment.tracking.uri, told).plain())
+
+
+def reached(run: RunFolder) -> Tracker | None:
+    """The run in the store, with all that its folder has; None, after a warning, where the store is out of reach."""
+    try:
+        sync_run(run)
+        told = Description(**run.read_tracking())
+        return Tracker.start(told.uri, told.experiment, told.run_name, {}, run_id=run.info["mlflow_run_id"])
+    except DataError as error:
+        logger.warning("%s; the run goes on, and what it logs is kept in %s", error, run.path)
+        return None
+
+
+def end(run: RunFolder, tracker: Tracker | None, status: str, **facts: Any) -> None:
+    """Says how the run ended, in run.json and in the store; None stands for a tracker that was out of reach."""
+    run.record(status=status, **facts)
+    try:
+        if tracker is None:
+            sync_run(run)
+        else:
+            tracker.finish(ENDED[status])
+    except DataError as error:
+        logger.warning("%s; what it lacks is in %s, and `fvl sync %s` sends it", error, run.path, run.path)
+
+
+def sync_run(run: RunFolder) -> Delivery:
+    """Sends to the run's store what it lacks of the run's folder.
+
+    Raises:
+        DataError: the run was not tracked, or its store cannot be used.
+    """
+    told = Description(**run.read_tracking())
+    journal = list(read_journal(run.metrics))
+    ended = journal[-1]["time"] if journal else None
+    delivery = deliver(told, run.info.get("mlflow_run_id"), journal, ENDED.get(run.info["status"]), ended)
+    run.record(mlflow_run_id=delivery.run_id)
+    return delivery
+
+
+def track_results(run: RunFolder, results: dict[str, float], tables: dict[str, list[dict[str, Any]]]) -> None:
+    """Adds scores and tables to a run that was tracked; a store out of reach gets them by `fvl sync`."""
+    run.write_tracking(run.read_tracking() | {"results": results, "tables": tables})
+    try:
+        sync_run(run)
+    except DataError as error:
+        logger.warning("%s; `fvl sync %s` sends the scores", error, run.path)
+
+
+def curated_params(experiment: ExperimentConfig, stage: Stage, run: RunFolder) -> dict[str, Any]:
+    """The handful of parameters that people sort and group runs by; the whole configuration is an artifact."""
+    info = run.info
+    slots = {
+        slot: getattr(experiment, slot).name
+        for slot in ("stage", "encoder", "fusion", "projector", "language_model", "data")
+        if getattr(experiment, slot) is not None
+    }
+    return slots | {
+        "sources": ", ".join(stage.model.encoder.specs),
+        "trainable": ", ".join(f"{name}: {mode}" for name, mode in stage.trainable.items()),
+        "max_steps": experiment.trainer.max_steps,
+        "batch_size": experiment.trainer.batch_size * experiment.trainer.accumulate,
+        "learning_rate": experiment.optimizer.learning_rate,
+        "optimizer": experiment.optimizer.name,
+        "seed": experiment.seed,
+        "parameters": info["parameters"],
+        "trainable_parameters": info["trainable"],
+    }

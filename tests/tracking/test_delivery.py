@@ -1,0 +1,166 @@
+"""A store is brought up to date with a run's folder, from whatever it has, and gets nothing twice."""
+
+import multiprocessing
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.tracking import tracker as tracker_module
+from fvl_lightning.tracking.delivery import KEY_TAG, Delivery, Description, deliver
+from fvl_lightning.tracking.tracker import Tracker
+
+TOLD = {
+    "experiment": "shapes",
+    "run_name": "demo/concat",
+    "key": "0123",
+    "parent_run_id": None,
+    "tags": {"fvl.stage": "finetune"},
+    "params": {"fusion": "concat", "rates[0]": 0.5},
+    "config": {"name": "concat"},
+    "dataset": {"name": "demo", "digest": "d" * 64, "source": "data"},
+}
+JOURNAL: list[dict[str, Any]] = [
+    {"step": 1, "time": 1_700_000_000_001, "train/loss": 3.0, "speed": 10.0},
+    {"step": 2, "time": 1_700_000_000_002, "train/loss": 2.0, "speed": 11.0},
+    {"step": 2, "time": 1_700_000_000_002, "note": {"skipped": ["a"]}},
+    {"step": 2, "time": 1_700_000_000_005, "train/loss": 2.0, "speed": 12.0},
+    {"step": 3, "time": 1_700_000_000_006, "train/loss": float("nan")},
+]
+
+
+@pytest.fixture
+def client(tmp_path: Path, empty_store: Path) -> MlflowClient:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Description:
+    return Description.of(f"sqlite:///{tmp_path / 'mlflow.db'}", TOLD)
+
+
+def steps(client: MlflowClient, run_id: str, key: str) -> list[int]:
+    """The steps of a metric, each as often as the store has it."""
+    return sorted(point.step for point in client.get_metric_history(run_id, key))
+
+
+def test_everything_arrives_and_then_nothing_is_missing(client: MlflowClient, told: Description) -> None:
+    told.results, told.tables = {"accuracy/macro": 0.5}, {"answers": [{"truth": "red", "answer": "blue"}]}
+    sent = deliver(told, None, JOURNAL, "FINISHED", 1_700_000_000_006)
+    run = client.get_run(sent.run_id)
+    assert sent.points == 5
+    assert steps(client, sent.run_id, "train/loss") == [1, 2, 3]
+    assert {p.step: p.value for p in client.get_metric_history(sent.run_id, "speed")} == {1: 10.0, 2: 12.0}
+    assert client.get_metric_history(sent.run_id, "speed")[0].timestamp == 1_700_000_000_001
+    assert (run.info.status, run.info.end_time, run.info.run_name) == ("FINISHED", 1_700_000_000_006, "demo/concat")
+    assert run.data.params == {"fusion": "concat", "rates_0_": "0.5"}
+    assert run.data.tags["fvl.stage"] == "finetune"
+    assert run.data.metrics["accuracy/macro"] == 0.5
+    assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 36
+    assert {file.path for file in client.list_artifacts(sent.run_id)} == {"config.yaml", "answers.json"}
+    assert yaml.safe_load(Path(client.download_artifacts(sent.run_id, "config.yaml")).read_text()) == TOLD["config"]
+    assert deliver(told, sent.run_id, JOURNAL, "FINISHED", 1) == Delivery(sent.run_id)
+    assert deliver(told, None, JOURNAL, "FINISHED", 1) == Delivery(sent.run_id), "found by its key"
+    assert steps(client, sent.run_id, "train/loss") == [1, 2, 3]
+
+
+def test_only_what_is_missing_is_sent(client: MlflowClient, told: Description) -> None:
+    run_id = client.create_run(client.create_experiment("shapes"), tags={KEY_TAG: "0123"}).info.run_id
+    client.log_metric(run_id, "train/loss", 2.0, timestamp=5, step=2)
+    client.log_param(run_id, "fusion", "concat")
+    sent = deliver(told, None, JOURNAL)
+    assert sent.run_id == run_id
+    assert sent.points == 4
+    assert steps(client, run_id, "train/loss") == [1, 2, 3]
+    assert client.get_run(run_id).info.status == "RUNNING"
+    sent = deliver(told, run_id, [*JOURNAL, {"step": 4, "time": 7, "speed": 1.0}], "KILLED")
+    assert (sent.points, sent.others) == (1, 1)
+    assert client.get_run(run_id).info.status == "KILLED"
+
+
+def test_scores_and_tables_may_change(client: MlflowClient, told: Description) -> None:
+    told.results, told.tables = {"accuracy": 0.5}, {"answers": [{"answer": "blue"}]}
+    run_id = deliver(told, None, []).run_id
+    told.results, told.tables = {"accuracy": 0.75}, {"answers": [{"answer": "red", "truth": "red"}]}
+    assert deliver(told, run_id, []).others == 2
+    assert deliver(told, run_id, []).others == 0
+    assert client.get_run(run_id).data.metrics["accuracy"] == 0.75
+    assert '"red"' in Path(client.download_artifacts(run_id, "answers.json")).read_text()
+
+
+def test_a_journal_and_a_tracker_that_say_the_same_are_one(client: MlflowClient, told: Description) -> None:
+    """Someone calls `fvl sync` while the run still has points in its buffer."""
+    run_id = deliver(told, None, []).run_id
+    tracker = Tracker.start(told.uri, "shapes", "ignored", {}, run_id=run_id)
+    for entry in JOURNAL[:2]:
+        tracker.log_metrics({"train/loss": entry["train/loss"]}, entry["step"], entry["time"])
+    assert deliver(told, run_id, JOURNAL[:2]).points == 4
+    tracker.flush()
+    assert steps(client, run_id, "train/loss") == [1, 2]
+
+
+def test_a_server_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no MLflow server answers") as raised:
+        deliver(Description.of("http://127.0.0.1:9", TOLD), None, JOURNAL)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_store_that_is_away_is_asked_less_and_less_and_complained_of_once(
+    client: MlflowClient, told: Description, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Tracker.start(told.uri, "shapes", "concat", {})
+    clock, asked = 1000.0, []
+
+    def refuse(*_: Any, **__: Any) -> None:
+        asked.append(clock)
+        raise OSError("nobody answers")
+
+    monkeypatch.setattr(tracker_module.time, "monotonic", lambda: clock)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker._client, "log_batch", refuse)
+        for second in range(1, 1800):
+            clock = 1000.0 + second
+            tracker.log_metrics({"loss": 1.0 / second}, second)
+            tracker.after_save_checkpoint(None)
+    pauses = [later - sooner for sooner, later in pairwise(asked)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] == 10
+    assert pauses[-1] == 300
+    assert len(caplog.messages) == 1
+    assert "nobody answers" in caplog.messages[0]
+    tracker.finish("FINISHED")
+    assert steps(client, tracker.run_id, "loss") == list(range(1, 1800))
+
+
+def log_from_a_process(uri: str, number: int) -> None:
+    """A run of 40 steps, written to the store at every fourth."""
+    tracker = Tracker.start(uri, "shapes", f"run{number}", {"number": str(number)})
+    for step in range(1, 41):
+        tracker.log_metrics({"loss": number + 1.0 / step, "speed": float(step)}, step)
+        if step % 4 == 0:
+            tracker.after_save_checkpoint(None)
+    tracker.finish("FINISHED")
+
+
+def test_eight_processes_log_to_one_sqlite_store(client: MlflowClient, told: Description) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=log_from_a_process, args=(told.uri, number)) for number in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * 8
+    experiment = client.get_experiment_by_name("shapes")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.data.tags["number"] for run in runs) == [str(number) for number in range(8)]
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        for key in ("loss", "speed"):
+            assert steps(client, run.info.run_id, key) == list(range(1, 41))
