@@ -6,13 +6,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 
 from datamodules.images import decode_image
 from datamodules.preview import visible
-from fvl_lightning.commands.models import MODEL_HELP, answering_model
+from fvl_lightning.commands.models import MODEL_HELP, answering_model, start_drawing
 from fvl_lightning.commands.shards_options import plural
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
 from fvl_lightning.evaluation.inference import Conversation, Sampling
@@ -31,7 +30,7 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; above, words are sampled.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample among the likeliest words of this probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is sampled.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of samples; a new one if left out.")] = None,
 ) -> None:
     """Talk with a model about pictures; /help says how.
 
@@ -41,7 +40,7 @@ def chat(
         raise ConfigError(f"--top-p: a probability above 0, at most 1, not {top_p:g}")
     pictures = [decode_image(path) for path in image or ()]
     conversation = Conversation(answering_model(model), Sampling(max_tokens, temperature, top_p), pictures=pictures)
-    torch.manual_seed(seed)
+    start_drawing(seed)
     console = Console(highlight=False, soft_wrap=True)
     if console.is_terminal:
         console.print("[dim]/help for help, Ctrl-D to quit[/]")

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from datamodules.preview import visible
-from fvl_lightning.commands.models import MODEL_HELP, answering_model, model_hash
+from fvl_lightning.commands.models import MODEL_HELP, answering_model, model_hash, start_drawing
 from fvl_lightning.commands.shards_options import plural, progress_bar
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.evaluation.answers_file import AnswersFile
@@ -34,7 +34,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; above, words are sampled.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample among the likeliest words of this probability.")] = 1.0,
     beams: Annotated[int, typer.Option(min=1, help="Beams to search with.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is sampled.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of samples; a new one if left out, 0 of rows.")] = None,
 ) -> None:
     """Answer a question about pictures; or every row of a file, going on where an earlier start stopped.
 
@@ -47,13 +47,14 @@ def generate(
     if image:
         loaded = answering_model(model)
         asked = encode(loaded, [user_message(list(image), prompt or "")])
-        torch.manual_seed(seed)
+        start_drawing(seed)
         (text,) = answer(loaded, [asked], sampling)
         Console().print(visible(text), highlight=False, markup=False, soft_wrap=True)
         return
     assert output is not None
     requests = file_requests(input) if input else folder_requests(images or Path(), prompt or "")
     loaded = answering_model(model)
+    seed = seed or 0
     settings = vars(sampling) | ({"seed": seed, "batch_size": batch_size} if temperature else {})
     answers = AnswersFile(output, {"model": model_hash(loaded), "input": requests.digest, **settings})
     failed = answers.failed + answer_all(loaded, requests, answers, sampling, batch_size, seed)

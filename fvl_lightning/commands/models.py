@@ -43,6 +43,14 @@ def answering_model(reference: str) -> Loaded:
     return loaded
 
 
+def start_drawing(seed: int | None) -> None:
+    """What is sampled from here on follows the seed; None for another one each time."""
+    if seed is None:
+        torch.seed()
+    else:
+        torch.manual_seed(seed)
+
+
 def model_hash(loaded: Loaded) -> str:
     """Names a model by its weights, and by how its processor makes tokens and pixels of a conversation."""
     parts = [weights_hash(loaded.model.state_dict()), loaded.processor.to_json_string(), loaded.tokenizer.chat_template]

@@ -80,6 +80,12 @@ def test_every_row_is_answered_as_it_would_be_alone(folder: Path, fvl_here: Run)
         assert single.stdout == f"{visible(answers[row]['answer'])}\n", single.stderr
 
 
+def test_one_question_is_drawn_anew_or_by_a_seed(folder: Path, fvl_here: Run) -> None:
+    words = ("generate", "model", "--image", "pictures/0.png", "--prompt", "why?", *WORDS, "--temperature", "3")
+    assert len({fvl_here(folder, *words).stdout for _ in range(3)}) == 3
+    assert len({fvl_here(folder, *words, "--seed", "3").stdout for _ in range(3)}) == 1
+
+
 def test_a_folder_is_asked_picture_by_picture(folder: Path, fvl_here: Run) -> None:
     (folder / "pictures" / "notes.txt").write_text("no picture")
     (folder / "pictures" / "3.PNG").write_bytes(b"broken")
