@@ -19,9 +19,11 @@ Array = NDArray[np.float64]
 POWER = 0.8
 """The probability with which a difference that is called detectable is found, with its right sign."""
 
-FEWEST_SEEDS = 3
 FEWEST_DEGREES = 4
-"""With fewer, even a difference of three residual SDs is missed more often than found (docs/statistics.md)."""
+"""With fewer, the residual SD may be over three times the one observed (95 %), and everything hangs on it."""
+
+FEWEST_SEEDS = 3
+"""With two, a difference of three residual SDs is missed more often than found, however many arms there are."""
 
 ROUNDING = 1e-12
 """Residuals below this fraction of the scores are what rounding leaves of no variation at all."""

@@ -179,7 +179,7 @@ def _rows(
         )
         sentence = f"{arm} is {verdict} than {baseline} {numbers}"
         if verdict == "equivalent":
-            zero = ", though not by nothing" if p_holm <= alpha else ""
+            zero = ", though not zero" if p_holm <= alpha else ""
             sentence = f"{arm} and {baseline} are equivalent: they differ {numbers}, less than {effect:.3g}{zero}"
         elif verdict == "not separated":
             found = f"a true difference of {detectable:.3g} would be found with probability {POWER:.0%}"

@@ -68,6 +68,7 @@ def test_what_is_not_testable_is_said(scores: dict[str, dict[int, float]], reaso
     block = complete_block(scores, "a")
     assert block.tested is None
     assert block.reasons == reasons
+    assert not block.notes
 
 
 def test_scores_that_never_vary_are_not_testable() -> None:

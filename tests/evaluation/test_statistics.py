@@ -224,11 +224,15 @@ def test_from_which_sizes_on_there_is_a_test() -> None:
     assert [fewest_seeds(arms) for arms in (2, 3, 4, 6, 7, 20)] == [5, 3, 3, 3, 3, 3]
 
 
-@pytest.mark.parametrize(("arms", "seeds"), [(2, 4), (6, 2), (10, 2)])
-def test_below_these_sizes_there_is_little_to_find(arms: int, seeds: int) -> None:
-    at_least = contrasts(simulated(arms, fewest_seeds(arms), {1: 3.0}))
-    below = contrasts(simulated(arms, seeds, {1: 3.0}))
-    assert rate(at_least.p_holm[:, 0] <= 0.05) > rate(below.p_holm[:, 0] <= 0.05) + 0.1
+def test_below_four_degrees_of_freedom_the_sd_is_not_known_to_a_factor_of_three() -> None:
+    highest = [float(sd_interval(np.array(1.0), degrees)[1]) for degrees in (3, 4)]
+    assert highest[0] > 3 > highest[1]
+
+
+@pytest.mark.parametrize("arms", [3, 6, 10, 20])
+def test_with_two_seeds_even_three_sds_are_missed_more_often_than_found(arms: int) -> None:
+    assert rate(contrasts(simulated(arms, 2, {1: 3.0})).p_holm[:, 0] <= 0.05) < 0.5
+    assert rate(contrasts(simulated(arms, 3, {1: 3.0})).p_holm[:, 0] <= 0.05) > 0.5
 
 
 def test_a_restless_baseline_breaks_the_pooled_test_and_not_the_paired_one() -> None:

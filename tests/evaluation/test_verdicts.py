@@ -84,7 +84,7 @@ def test_a_small_difference_that_is_sure_is_still_one_that_does_not_matter() -> 
     gated = result.contrasts[0]
     assert gated.p_holm < 0.001
     assert gated.verdict == "equivalent"
-    assert gated.sentence.endswith("less than 0.5, though not by nothing")
+    assert gated.sentence.endswith("less than 0.5, though not zero")
 
 
 def test_nothing_testable_keeps_estimates_and_claims_nothing() -> None:
