@@ -1,0 +1,97 @@
+"""One rank of a training in two processes that meets trouble on rank 1 alone: `torchrun stopped_ranks.py OUT`.
+
+Rank 1's loss is no number in the second step; in the middle of the fourth it is sent SIGTERM. Writes OUT/rank<r>.json.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+
+from fvl_lightning.commands.train import data_context, prepare_data
+from fvl_lightning.core.config import load_config
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.modeling.loss import TokenLoss
+from fvl_lightning.stages.finetune import FinetuneStage
+from fvl_lightning.training.checkpoint_files import CheckpointFiles
+from fvl_lightning.training.checkpoints import Checkpoints
+from fvl_lightning.training.journal import Journal
+from fvl_lightning.training.stop import StopSignals
+from tests.conftest import TINY
+from tests.tiny_models import snapshot
+
+RANK = int(os.environ["RANK"])
+STEPS = 9
+
+
+class Trouble(Callback):
+    """What happens to rank 1, and what both ranks are afterwards."""
+
+    def __init__(self) -> None:
+        self.keys: list[list[str]] = []
+        self.unchanged: list[int] = []
+        self._before: dict[str, Any] = {}
+
+    def on_train_batch_start(self, trainer: Trainer, stage: Any, batch: Any, index: int) -> None:
+        """A signal in the middle of the fourth step."""
+        self.keys.append(list(batch.keys))
+        self._before = snapshot(stage.model)
+        if RANK == 1 and trainer.global_step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_train_batch_end(self, trainer: Trainer, stage: Any, *_: Any) -> None:
+        """Notes the steps that changed nothing."""
+        after = snapshot(stage.model)
+        if all(torch.equal(self._before[name], after[name]) for name in after):
+            self.unchanged.append(trainer.global_step)
+
+
+class SpoiltStage(FinetuneStage):
+    """Its second loss is no number on rank 1."""
+
+    def compute(self, batch: Any) -> tuple[TokenLoss, dict[str, torch.Tensor]]:
+        """As ever, but for that one."""
+        loss, diagnostics = super().compute(batch)
+        if RANK == 1 and self.global_step == 1:
+            loss = dataclasses.replace(loss, sum=loss.sum * float("nan"))
+        return loss, diagnostics
+
+
+def main(folder: Path) -> None:
+    """Trains this rank's part."""
+    torch.set_num_threads(1)
+    words = (*TINY, "trainer.batch_size=4")
+    experiment = load_config(ExperimentConfig, Path("experiments/demo/finetune.yaml"), words)
+    data, stage = prepare_data(experiment), SpoiltStage.build(experiment)
+    data.connect(replace(data_context(stage.model, stage.tokenizer, experiment), rank=RANK, world_size=2))
+    trouble = Trouble()
+    signals = StopSignals()
+    checkpoints = Checkpoints(folder / "last.ckpt", 100, signals)
+    with signals:
+        trainer = Trainer(
+            accelerator="cpu", devices=2, strategy="ddp", use_distributed_sampler=False, max_steps=STEPS, max_epochs=-1,
+            val_check_interval=100, check_val_every_n_epoch=None, limit_val_batches=0,
+            logger=[Journal(folder / f"rank{RANK}.jsonl")], enable_progress_bar=False, enable_model_summary=False,
+            callbacks=[trouble, checkpoints], plugins=[CheckpointFiles()],
+        )  # fmt: skip
+        trainer.fit(stage, data)
+    found = {
+        "step": trainer.global_step,
+        "stop": checkpoints.stop.name,
+        "asked": signals.requested.name,
+        "unchanged": trouble.unchanged,
+        "keys": trouble.keys,
+        "position": stage.position,
+    }
+    (folder / f"rank{RANK}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
