@@ -25,6 +25,9 @@ FEWEST_DEGREES = 4
 FEWEST_SEEDS = 3
 """With two, a difference of three residual SDs is missed more often than found, however many arms there are."""
 
+MANY = 10**12
+"""More seeds than this are not told apart."""
+
 ROUNDING = 1e-12
 """Residuals below this fraction of the scores are what rounding leaves of no variation at all."""
 
@@ -128,11 +131,11 @@ def detectable_difference(residual_sd: Array, arms: int, seeds: int, alpha: floa
 
 
 def seeds_needed(residual_sd: Array, difference: float, arms: int, alpha: float = 0.05) -> NDArray[np.int64]:
-    """The fewest seeds `[...]` with which a true `difference` is detectable (see detectable_difference)."""
-    ratio = np.asarray(residual_sd, dtype=np.float64) / difference
+    """The fewest seeds `[...]`, up to MANY, with which a true `difference` is detectable."""
+    ratio = np.minimum(np.asarray(residual_sd, dtype=np.float64) / difference, MANY)
     low = np.full(ratio.shape, fewest_seeds(arms))
     # More seeds make the critical value smaller, so that what the fewest would need is enough.
-    high = np.maximum(low, np.ceil(_square_sum(arms, low, ratio, alpha)).astype(np.int64))
+    high = np.clip(np.ceil(_square_sum(arms, low, ratio, alpha)), low, MANY).astype(np.int64)
     while np.any(low < high):
         middle = (low + high) // 2
         enough = middle >= _square_sum(arms, middle, ratio, alpha)

@@ -19,6 +19,7 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
 from fvl_lightning.evaluation.statistics import (
+    MANY,
     Contrasts,
     contrasts,
     detectable_difference,
@@ -213,6 +214,11 @@ def test_the_range_of_seeds_needed_holds_the_true_number(arms: int, seeds: int) 
     truth = int(seeds_needed(np.array(1.0), 0.2, arms))
     inside = (needed[:, 0] <= truth) & (truth <= needed[:, 1])
     assert 0.94 <= rate(inside) <= 0.965
+
+
+def test_a_difference_that_no_one_could_find_needs_very_many_seeds() -> None:
+    assert int(seeds_needed(np.array(1.0), 1e-300, 6)) == MANY
+    assert 10**9 < int(seeds_needed(np.array(1.0), 1e-5, 6)) < MANY
 
 
 def test_the_range_of_seeds_does_not_look_at_the_differences() -> None:
