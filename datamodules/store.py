@@ -118,10 +118,13 @@ class SampleStore:
         shard, row = self._locate(i)
         return self._indexes[shard].key(row)
 
+    def shard(self, i: int) -> str:
+        """The shard of sample i, as a path or URL."""
+        return self.shards[self._locate(i)[0]]
+
     def name(self, i: int) -> str:
         """Sample i as people find it: its key and its shard."""
-        shard, row = self._locate(i)
-        return f"sample '{self._indexes[shard].key(row)}' in {self.shards[shard]}"
+        return f"sample '{self.key(i)}' in {self.shard(i)}"
 
     def read(self, i: int) -> RawSample:
         """Sample i as it is in its tar, nothing decoded; errors as of `images`, but for those of decoding."""

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from datamodules.check import check_samples
+from datamodules.shards import ShardsData
 from datamodules.store import SampleStore
 from datamodules.writer import ShardWriter
 from fvl_lightning.core import registry
@@ -49,11 +50,12 @@ def test_the_commands_run_and_say_what_the_page_says(folder: Path, fvl_here: Run
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
     refused = json.loads((folder / "shards" / "mine" / "refused.jsonl").read_text(encoding="utf-8"))
-    assert refused["reason"] == "missing image"
+    assert (refused["reason"], refused["where"], refused["id"]) == ("missing image", "a.json, row 2", 3)
     assert "lost.jpg" in refused["detail"]
     assert re.search(r"missing image\s*│\s*1", said[0])
     assert "all is well" in said[1]
-    assert json.loads((folder / "statistics.json").read_text(encoding="utf-8"))["samples"] == 3
+    assert json.loads((folder / "statistics.json").read_text(encoding="utf-8"))["samples"] == 4
+    ShardsData(ShardsData.Config(root=str(folder / "shards" / "mine"))).prepare_data()
     assert "⟦It is red.<eos>⟧" in said[3]
     assert (folder / "preview.png").is_file()
     assert re.search(r"missing image\s*│\s*1", said[4])

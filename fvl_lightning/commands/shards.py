@@ -2,7 +2,7 @@
 
 import typer
 
-from fvl_lightning.commands import shards_build, shards_check, shards_info, shards_preview
+from fvl_lightning.commands import shards_build, shards_check, shards_info, shards_order, shards_preview
 
 app = typer.Typer(
     help="Build, index, check and look at the shards that training reads.\n\n"
@@ -15,3 +15,4 @@ app.command("index")(shards_check.index)
 app.command("check")(shards_check.check)
 app.command("info")(shards_info.info)
 app.command("preview")(shards_preview.preview)
+app.command("order")(shards_order.order)

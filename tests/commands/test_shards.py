@@ -18,9 +18,10 @@ from datamodules.shard_files import DAMAGED
 from datamodules.store import SampleStore
 from fvl_lightning.commands.shards_build import _counted, read_recipe
 from fvl_lightning.commands.shards_info import _short
-from tests.conftest import Run
+from fvl_lightning.training.run_folder import RunFolder
+from tests.conftest import TINY, Run, furnish
 
-VERBS = ("build", "index", "check", "info", "preview")
+VERBS = ("build", "index", "check", "info", "preview", "order")
 
 
 @pytest.fixture
@@ -264,6 +265,39 @@ def test_preview_draws_and_prints(built: Path, tiny_data: Path, fvl_here: Run) -
     assert taught.returncode == 0, taught.stderr
     assert len(re.findall(r"⟦\d+<.+?>⟧", taught.stdout)) == 3
     assert re.search(r"\d+ of \d+ tokens supervised", taught.stdout)
+
+
+def test_order_lists_the_samples_that_a_run_logs(workspace: Path, fvl_here: Run) -> None:
+    """The number under the list is the one that the run has logged for that step, accumulated batches together."""
+    words = (*TINY, "trainer.max_steps=4", "trainer.batch_size=4", "trainer.accumulate=2", "trainer.log_every=1")
+    done = fvl_here(workspace, "train", "experiments/demo/finetune.yaml", *words)
+    assert done.returncode == 0, done.stderr
+    run = RunFolder(workspace / "runs" / "finetune")
+    logged = dict(run.curve("data/step_keys"))
+    assert len(set(logged.values())) == len(logged) == 4
+    for step, number in logged.items():
+        listed = fvl_here(workspace, "shards", "order", "runs/finetune/config.yaml", "--step", str(step))
+        assert listed.returncode == 0, listed.stderr
+        assert f"data/step_keys: {number:.0f}, if" in listed.stdout
+        rows = cells(listed.stdout)
+        assert len(rows) == 4 * 2
+        (folder,) = {Path(row[0]).parent for row in rows}
+        assert {row[1] for row in rows} <= set(SampleStore.open(workspace / folder, "train").keys)
+
+
+def test_order_names_the_sets_of_a_mixture(built: Path, tiny_data: Path, fvl_here: Run) -> None:
+    furnish(built, tiny_data)
+    for name in ("one", "two"):
+        words = (*SOURCE, f"output={name}", "splits={train: 0.9999999, validation: 0.0000001}", "processes=1")
+        assert fvl_here(built, "shards", "build", *words).returncode == 0
+    there = "{train: [one], validation: [one]}"
+    words = ("data=shards", f"data.datasets={{a: {{shards: {there}}}, b: {{root: two}}}}", "trainer.batch_size=6")
+    done = fvl_here(built, "shards", "order", "experiments/demo/finetune.yaml", "--step", "2", *words)
+    assert done.returncode == 0, done.stderr
+    assert sorted((row[2], row[0]) for row in cells(done.stdout)) == [
+        *[("a", "one/train-000000.tar")] * 3,
+        *[("b", "two/train-000000.tar")] * 3,
+    ]
 
 
 MISTAKES = [
