@@ -1,0 +1,48 @@
+"""`python killed.py PLACE STEP <words of fvl>`: kill -9 at that place of that optimiser step, counted from 1."""
+
+import os
+import signal
+import sys
+from typing import Any
+
+from fvl_lightning.commands.main import main
+from fvl_lightning.training.callbacks import LogWindow
+
+PLACES = ("in the step", "after the update", "in a save", "between the renames of a save")
+"""The last two are in the first save that comes at or after the step."""
+
+
+def die() -> None:
+    """As the kernel would have it: nothing is flushed, nothing is told."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(place: str, step: int) -> None:
+    """Waits for the moment."""
+    begins = place == "in the step"
+    name = "on_train_batch_start" if begins else "on_train_batch_end"
+    original, replace = getattr(LogWindow, name), os.replace
+
+    def replace_or_die(source: Any, target: Any) -> None:
+        if str(target).endswith("last.ckpt"):
+            die()
+        replace(source, target)
+
+    def hook(self: LogWindow, trainer: Any, *arguments: Any) -> None:
+        original(self, trainer, *arguments)
+        if trainer.global_step + begins < step:
+            return
+        if place == "in a save":
+            os.fsync = lambda handle: die()
+        elif place == "between the renames of a save":
+            os.replace = replace_or_die  # type: ignore[assignment]
+        else:
+            die()
+
+    setattr(LogWindow, name, hook)
+
+
+if __name__ == "__main__":
+    arm(sys.argv[1], int(sys.argv[2]))
+    sys.argv = ["fvl", *sys.argv[3:]]
+    main()
