@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 BIN := .venv/bin
-EXTRAS := demo,test,lint
+EXTRAS := demo,serve,test,lint
 PYTHON ?= $(shell for python in python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 # More words for pytest, such as PYTEST_ARGS="-x tests/core" or PYTEST_ARGS="-n 2 --dist loadgroup".

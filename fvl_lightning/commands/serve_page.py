@@ -16,6 +16,8 @@ from fvl_lightning.evaluation.inference import Conversation, Sampling, source_sh
 from fvl_lightning.modeling.build import Loaded
 
 SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"]
+
+
 def build_page(gradio: Any, loaded: Loaded, sampling: Sampling, name: str) -> Any:
     """The page, ready to be launched; one answer is written at a time."""
     with gradio.Blocks(title=f"{name} · fvl", analytics_enabled=False) as page:

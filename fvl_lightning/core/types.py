@@ -54,7 +54,8 @@ class ImageSpec:
 class FusionOutput:
     """What a fusion returns: `features` [I, N, D], and for people to look at `diagnostics` {name: scalar or [I, ...]}.
 
-    A diagnostic named `mass/<source>` is the share of that source in the output (gate or attention weight, in [0, 1]).
+    A diagnostic named `mass/<source>` is the share of that source in the output (gate or attention weight, in [0, 1]);
+    `map/<source>` [I, N] is that share per token.
     """
 
     features: Tensor

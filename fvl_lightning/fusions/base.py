@@ -47,6 +47,14 @@ class CommonWidth(nn.Module):
 
 
 def source_masses(weights: Tensor, sources: dict[str, FeatureSpec]) -> dict[str, Tensor]:
-    """Weights over sources [..., K] -> {"mass/<source>": scalar}, the mean share of each, detached."""
-    shares = weights.detach().float().flatten(0, -2).mean(0)
-    return {f"mass/{name}": share for name, share in zip(sources, shares, strict=True)}
+    """Weights over sources [..., K] -> {"mass/<source>": scalar}, the mean share of each, detached.
+
+    Of weights per place, [I, N, K] or [I, N, heads, K], also {"map/<source>": [I, N]}, the share of each there.
+    """
+    weights = weights.detach().float()
+    shares = weights.flatten(0, -2).mean(0)
+    masses = {f"mass/{name}": share for name, share in zip(sources, shares, strict=True)}
+    if weights.ndim < 3:
+        return masses
+    places = weights.flatten(2, -2).mean(2) if weights.ndim > 3 else weights
+    return masses | {f"map/{name}": share for name, share in zip(sources, places.unbind(-1), strict=True)}

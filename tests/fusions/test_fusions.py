@@ -119,9 +119,9 @@ def test_equal_gates_give_the_mean_of_projected_values() -> None:
     nn.init.constant_(fusion.gates.bias, 0.7)
     output = fusion(x)
     close(output.features, torch.stack([projected(fusion.values[name], x[name]) for name in NAMES]).mean(0))
-    assert {name: round(float(mass), 6) for name, mass in output.diagnostics.items()} == {
-        f"mass/{name}": 0.333333 for name in NAMES
-    }
+    for name in NAMES:
+        assert float(output.diagnostics[f"mass/{name}"]) == pytest.approx(1 / 3, abs=1e-6)
+        torch.testing.assert_close(output.diagnostics[f"map/{name}"], torch.full((IMAGES, TOKENS), 1 / 3))
 
 
 def test_a_gate_can_shut_all_other_sources_out() -> None:
@@ -170,6 +170,9 @@ def test_attention_is_attention_over_the_sources_of_a_position(
             masses += (q @ k.mT / (width // heads) ** 0.5).softmax(-1).mean((0, 1)) / (IMAGES * TOKENS)
     for name, mass in zip(fusion.sources, masses, strict=True):
         assert float(output.diagnostics[f"mass/{name}"]) == pytest.approx(float(mass), abs=1e-6)
+        places = output.diagnostics[f"map/{name}"]
+        assert places.shape == (IMAGES, TOKENS)
+        assert float(places.mean()) == pytest.approx(float(mass), abs=1e-6)
 
 
 def test_attention_never_looks_at_a_neighbour() -> None:
@@ -186,7 +189,7 @@ def test_source_keys_tell_equal_sources_apart() -> None:
     fusion = build(AttentionFusion, 8, 8, 8)
     same = features(specs(8))["davit"]
     masses = fusion(dict.fromkeys(NAMES, same)).diagnostics
-    assert len({round(float(mass), 4) for mass in masses.values()}) == 3
+    assert len({round(float(mass), 4) for name, mass in masses.items() if name.startswith("mass/")}) == 3
 
 
 @pytest.mark.parametrize(("heads", "dim"), [(3, None), (0, None), (4, 6)])

@@ -85,8 +85,9 @@ def test_diagnostics_come_with_the_output() -> None:
     batch = rows(2)
     with torch.no_grad():
         output = tiny_model(fusion="gated")(batch.token_ids, pixel_values=batch.images)
-    assert list(output.diagnostics) == ["mass/davit", "mass/caption", "mass/ocr", "mass/grounding"]
-    assert float(sum(output.diagnostics.values())) == pytest.approx(1, abs=1e-5)
+    sources = ("davit", "caption", "ocr", "grounding")
+    assert list(output.diagnostics) == [f"{kind}/{source}" for kind in ("mass", "map") for source in sources]
+    assert float(sum(output.diagnostics[f"mass/{source}"] for source in sources)) == pytest.approx(1, abs=1e-5)
 
 
 def test_several_images_in_a_row() -> None:
