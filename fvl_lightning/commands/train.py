@@ -89,7 +89,7 @@ def run_training(
     run = stopped or RunFolder.create(Path(experiment.output), experiment.name, as_plain(experiment))
     give_adapters(stage, run, parents)
     record_model(stage, run, parents)
-    with tracked(experiment, run, stage, data, parent_run_id) as tracker:
+    with run.held(), tracked(experiment, run, stage, data, parent_run_id) as tracker:
         fit(stage, data, experiment, run, tracker, checkpoint)
         finish(stage, run)
     return run

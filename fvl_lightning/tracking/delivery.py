@@ -1,6 +1,7 @@
 """Brings a store up to date with a run's folder: sends what it lacks, and nothing twice."""
 
 import json
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -119,8 +120,8 @@ def _send_description(client: Any, found: Any, told: Description) -> int:
     for batch in batches(new_params, BATCH_PARAMETERS):
         client.log_batch(run_id, params=batch)
     results = {clean_key(key): value for key, value in told.results.items()}
-    ended = found.info.end_time or found.info.start_time
-    new_results = [Metric(key, value, ended, 0) for key, value in results.items() if data.metrics.get(key) != value]
+    now = time.time_ns() // 1_000_000  # the store shows the newest value
+    new_results = [Metric(key, value, now, 0) for key, value in results.items() if data.metrics.get(key) != value]
     for batch in batches(new_results, BATCH_METRICS):
         client.log_batch(run_id, metrics=batch)
     present = {file.path for file in client.list_artifacts(run_id)}

@@ -9,8 +9,12 @@
         model/          safetensors, configuration and tokenizer, once finished
 """
 
+import fcntl
 import json
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from fvl_lightning.core.config import config_hash, differences
 from fvl_lightning.core.errors import ConfigError, DataError, nearest
 from fvl_lightning.training.checkpoint_files import LAST, is_whole, present_checkpoints
 from fvl_lightning.training.journal import read_journal
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,22 @@ class RunFolder:
         """ConfigError where the run has no model yet."""
         if not self.finished:
             raise ConfigError(f"{self.path} is {self.info.get('status')}, it has no model yet; `--resume` finishes it")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from training this run; a kill gives it free, its orphaned workers or not.
+
+        Raises:
+            DataError: another process trains it.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise DataError(f"{self.path} is being trained by another process") from None
+            except OSError as error:
+                logger.info("%s cannot be locked (%s)", self.path, error.strerror)
+            yield
 
     def record(self, **values: Any) -> None:
         """Adds values to run.json."""

@@ -1,13 +1,21 @@
 """A run's folder: its name, what it remembers, and how it is found again."""
 
 import json
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fvl_lightning.core.config import config_hash
 from fvl_lightning.core.errors import ConfigError, DataError, UserError
-from fvl_lightning.training.journal import Journal
+from fvl_lightning.training.checkpoint_files import CheckpointFiles
+from fvl_lightning.training.journal import Journal, read_journal
 from fvl_lightning.training.run_folder import RunFolder
 
 CONFIG: dict[str, Any] = {
@@ -121,3 +129,88 @@ def test_a_curve_counts_a_repeated_step_once(tmp_path: Path) -> None:
     assert run.curve("validation/loss") == [(30, 9.0)]
     assert run.curve("train/los") == []
     assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [10, 20, 30, 20, 30, 30]
+
+
+def hold_until_killed(path: Path, ready: Connection) -> None:
+    """Trains, as far as others can see; a child of it, such as a loader's worker, lives on."""
+    with RunFolder(path).held():
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        ready.send(child.pid)
+        time.sleep(60)
+
+
+def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=hold_until_killed, args=(run.path, there))
+    process.start()
+    orphan = here.recv()
+    try:
+        with pytest.raises(DataError, match="is being trained by another process"), run.held():
+            pass
+    finally:
+        process.kill()
+        process.join()
+    with run.held():
+        pass
+    os.kill(orphan, signal.SIGKILL)
+
+
+def test_the_run_to_go_on_with(tmp_path: Path) -> None:
+    """Of one name and configuration: the newest that is finished or has a whole checkpoint."""
+    wanted = config_hash(CONFIG | {"name": "finetune"})
+
+    def found() -> str | None:
+        run = RunFolder.reusable(tmp_path, "finetune", wanted)
+        return run.path.name if run else None
+
+    def save(run: RunFolder) -> None:
+        CheckpointFiles().save_checkpoint({"global_step": 1}, run.last_checkpoint)
+
+    assert found() is None
+    first, second, third = (create(tmp_path) for _ in range(3))
+    other = create(tmp_path, "finetune-lora")
+    save(other)
+    assert found() is None
+    save(first)
+    assert found() == "finetune"
+    save(second)
+    save(second)
+    second.last_checkpoint.write_bytes(b"cut")
+    assert found() == "finetune-2"
+    third.record(status="finished")
+    assert found() == "finetune-3"
+    third.record(config_hash="another")
+    assert found() == "finetune-2"
+
+
+def test_a_journal_goes_on_after_a_line_that_a_kill_cut(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    Journal(path).log_metrics({"train/loss": 3.0}, 1)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"step": 2, "train/lo')
+    assert [entry["step"] for entry in read_journal(path)] == [1]
+    journal = Journal(path)
+    assert path.read_bytes() == whole
+    journal.log_metrics({"train/loss": 2.0}, 2)
+    journal.note(2, skipped=["a"])
+    assert [entry["step"] for entry in read_journal(path)] == [1, 2, 2]
+
+
+def test_a_journal_waits_for_a_disk_that_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The system takes a part of a line and then no more."""
+    path = tmp_path / "metrics.jsonl"
+    journal = Journal(path)
+    journal.log_metrics({"train/loss": 3.0}, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
+    try:
+        journal.log_metrics({"train/loss": 2.0}, 2)
+        journal.log_metrics({"train/loss": 1.0}, 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [entry["step"] for entry in read_journal(path)] == [1]
+    assert len([message for message in caplog.messages if "cannot be written (File too large)" in message]) == 1
+    journal.log_metrics({"train/loss": 0.5}, 4)
+    assert [entry["step"] for entry in read_journal(path)] == [1, 2, 3, 4]
