@@ -15,7 +15,7 @@ from fvl_lightning.core.errors import ConfigError, nearest, unknown_name
 from fvl_lightning.core.experiment import LoraConfig
 from fvl_lightning.modeling.adapters import ADAPTER
 from fvl_lightning.modeling.initialization import derived_seed
-from fvl_lightning.training.components import freeze
+from fvl_lightning.training.components import freeze, learning
 
 ALL_LINEAR = "all-linear"
 Layers = dict[str, nn.Module]
@@ -27,11 +27,13 @@ def adapted(trainable: Mapping[str, str]) -> list[str]:
     return [name for name, mode in trainable.items() if mode == "lora"]
 
 
-def check_lora(settings: LoraConfig | None, trainable: Mapping[str, str]) -> None:
-    """ConfigError for settings that nothing would take, or that this machine cannot follow."""
+def check_lora(settings: LoraConfig | None, trainable: Mapping[str, str], model: nn.Module) -> None:
+    """ConfigError for settings that nothing would take, or that model or machine cannot follow."""
+    components = adapted(trainable)
+    if components:
+        adapter_config(model, trainable, settings or LoraConfig())
     if settings is None:
         return
-    components = adapted(trainable)
     if not components:
         raise ConfigError(
             "lora: no component is lora, so nothing takes these settings; write `trainable: {language_model: lora}`"
@@ -46,6 +48,12 @@ def check_lora(settings: LoraConfig | None, trainable: Mapping[str, str]) -> Non
             raise ConfigError("lora.quantization: 4bit needs a CUDA device, this machine has none; set it to null")
         if importlib.util.find_spec("bitsandbytes") is None:
             raise ConfigError("lora.quantization: 4bit needs bitsandbytes, install it with the extra `qlora`")
+
+
+def adapter_bytes(model: nn.Module, trainable: Mapping[str, str]) -> int:
+    """Size of what an adapter's file holds: the adapters, and what learns in full beside them."""
+    state = model.state_dict()
+    return sum(state[name].nbytes for name in learning(model, trainable))
 
 
 def add_adapters(model: PreTrainedModel, trainable: Mapping[str, str], settings: LoraConfig, seed: int) -> None:

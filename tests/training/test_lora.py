@@ -239,17 +239,17 @@ def test_targets_that_are_none(targets: Any, says: str) -> None:
 )
 def test_settings_that_nothing_takes(settings: LoraConfig, trainable: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
-        check_lora(settings, trainable)
+        check_lora(settings, trainable, tiny_model())
 
 
 def test_4bit_without_its_device_or_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"^lora.quantization: 4bit needs a CUDA device, this machine has none"):
-        check_lora(LoraConfig(quantization="4bit"), LANGUAGE)
+        check_lora(LoraConfig(quantization="4bit"), LANGUAGE, tiny_model())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"^lora.quantization: 4bit needs bitsandbytes, install it with the extra"):
-        check_lora(LoraConfig(quantization="4bit"), LANGUAGE)
+        check_lora(LoraConfig(quantization="4bit"), LANGUAGE, tiny_model())
 
 
 def test_a_stage_refuses_before_it_loads_anything(tmp_path: Path) -> None:
