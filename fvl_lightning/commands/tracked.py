@@ -139,4 +139,6 @@ def curated_params(experiment: ExperimentConfig, stage: Stage, run: RunFolder) -
         "seed": experiment.seed,
         "parameters": info["parameters"],
         "trainable_parameters": info["trainable"],
+        "trainable_share": round(info["trainable"] / info["parameters"], 4),
+        **({} if info["adapter_bytes"] is None else {"adapter_bytes": info["adapter_bytes"]}),
     }

@@ -25,6 +25,8 @@ from fvl_lightning.training.checkpoints import Checkpoints
 from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.journal import Journal
+from fvl_lightning.training.lora import adapted, adapter_bytes
+from fvl_lightning.training.ranks import Ranks, joined, own_rank
 from fvl_lightning.training.run_folder import RunFolder, is_model_folder
 from fvl_lightning.training.stop import Stop, StopSignals, preemptible
 from fvl_lightning.training.trainer import build_trainer, check_accelerator
@@ -191,6 +193,7 @@ def record_model(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) ->
         parameters=sum(count["parameters"] for count in counts.values()),
         trainable=sum(count["trainable"] for count in counts.values()),
         components=counts,
+        adapter_bytes=adapter_bytes(stage.model, stage.trainable) if adapted(stage.trainable) else None,
         encoder_hash=weights_hash(stage.model.encoder.state_dict()),
         threads=torch.get_num_threads(),
     )

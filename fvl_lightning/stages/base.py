@@ -58,7 +58,7 @@ class Stage(LightningModule, ABC):
         self.model: Any = model
         self.tokenizer = tokenizer
         self.trainable = resolve_trainable(self.TRAINABLE, experiment.trainable, name)
-        check_lora(experiment.lora, self.trainable)
+        check_lora(experiment.lora, self.trainable, model)
         freeze(model, self.trainable)
         self.strict_loading = False  # checkpoints hold what learns; on_load_checkpoint is strict about that
         self.validation_loss, self.validation_accuracy = MeanMetric(), MeanMetric()
@@ -90,11 +90,7 @@ class Stage(LightningModule, ABC):
         """Writes the trained model into `folder` (safetensors)."""
 
     def adapt(self, base: Path) -> None:
-        """Puts adapters beside what is lora; call it once, when the weights, those of the folder `base`, are in place.
-
-        Raises:
-            ConfigError: targets that the model does not have.
-        """
+        """Puts adapters beside what is lora; call it once, with the weights of the folder `base` in place."""
         self.base = base
         assert self.frozen_hash  # of the base as others know it: before adapters, and before it is quantised
         add_adapters(self.model, self.trainable, self.experiment.lora or LoraConfig(), self.experiment.seed)
