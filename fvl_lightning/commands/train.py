@@ -26,7 +26,6 @@ from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.journal import Journal
 from fvl_lightning.training.lora import adapted, adapter_bytes
-from fvl_lightning.training.ranks import Ranks, joined, own_rank
 from fvl_lightning.training.run_folder import RunFolder, is_model_folder
 from fvl_lightning.training.stop import Stop, StopSignals, preemptible
 from fvl_lightning.training.trainer import build_trainer, check_accelerator
