@@ -1,4 +1,4 @@
-"""One arm of a comparison in a process of its own: its stages one after the other, then its answers.
+"""One arm of a comparison with one seed, in a process of its own: its stages one after the other, then its answers.
 
 `python -m fvl_lightning.commands.cell SPEC.json` writes result.json beside the specification.
 """
@@ -6,16 +6,19 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, REQUEUE, quiet_libraries
-from fvl_lightning.commands.evaluate import score_run
+from fvl_lightning.commands.evaluate import open_model, score, score_run
+from fvl_lightning.commands.price import counted_price
 from fvl_lightning.commands.tracked import track_results
-from fvl_lightning.commands.train import reuse_or_train, run_training
+from fvl_lightning.commands.train import build_stage, reuse_or_train, run_training
 from fvl_lightning.core.config import check_config
 from fvl_lightning.core.errors import ConfigError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.hashes import weights_hash
 from fvl_lightning.evaluation.answers import Answer
 from fvl_lightning.training.run_folder import RunFolder
 from fvl_lightning.training.stop import Preempted
@@ -43,47 +46,74 @@ def run_cell(spec: dict[str, Any]) -> dict[str, Any]:
     """Trains the stages of `spec` and scores the last one.
 
     Args:
-        spec: `stages` (plain experiments, in order), `encoder_run` (folder), `encoder_hash`, `transfer_levels`,
-            `unseen_splits`, `parent_run_id`, `fresh`.
+        spec: `stages` (plain experiments, in order), `encoder_run` (folder) and `encoder_hash`, both None where the
+            arms' own encoder is taken, `transfer_levels`, `unseen_splits`, `parent_run_id`, `tags`, `fresh`, and
+            `cell`, which names all that makes the result.
     """
     runs: list[RunFolder] = []
     for stage in spec["stages"]:
         previous = str(runs[-1].path) if runs else spec["encoder_run"]
-        experiment = check_config(ExperimentConfig, {**stage, "init_from": [previous]})
+        started = stage if previous is None else {**stage, "init_from": [previous]}
+        experiment = check_config(ExperimentConfig, started)
         train = run_training if spec["fresh"] else reuse_or_train
-        run = train(experiment, parent_run_id=spec["parent_run_id"])
-        if run.info["encoder_hash"] != spec["encoder_hash"]:
+        run = train(experiment, parent_run_id=spec["parent_run_id"], tags=spec["tags"])
+        if spec["encoder_hash"] not in (None, run.info["encoder_hash"]):
             raise ConfigError(f"{run.path}: its encoder is not the one all arms share; the comparison would be unfair")
         runs.append(run)
     return score_cell(runs, spec)
 
 
 def score_cell(runs: list[RunFolder], spec: dict[str, Any]) -> dict[str, Any]:
-    """The arm's entry in comparison.json, with its sample answers; the scores go to the last stage's MLflow run too."""
+    """What the cell measured, with all its answers; it goes to the last stage's MLflow run too."""
     last = runs[-1]
-    result, answers = score_run(last)
-    result["unseen"] = {split: score_run(last, split, controls=False)[0]["accuracy"] for split in spec["unseen_splits"]}
+    built, data = open_model(last)
+    result, answers = score(built, data, "test")
+    result["unseen"] = {
+        split: score(built, data, split, controls=False)[0]["accuracy"] for split in spec["unseen_splits"]
+    }
     result["transfer"] = {
         level: score_run(last, level=level, controls=False)[0]["accuracy"] for level in spec["transfer_levels"]
     }
     info = last.info
-    result |= {
+    result |= counted_price(last, built, data) | {
         "parameters": info["parameters"],
         "trainable": info["trainable"],
         "tokens_per_second": info["tokens_per_second"],
         "peak_memory_bytes": max(run.info["peak_memory_bytes"] for run in runs),
         "seconds": sum(run.info["seconds"] for run in runs),
-        "encoder_hash": info["encoder_hash"],
         "mass": {name: curve[-1][1] for name, curve in mass_curves(last).items()},
-        "runs": {run.info["stage"]: str(run.path) for run in runs},
-        "answers": [
-            {"index": a.question.index, "kind": a.question.kind, "question": question_text(a),
-             "truth": a.question.answer, "answer": a.text}
-            for a in answers
-        ],
     }
-    track_scores(last, result)
-    return result
+    rows = [
+        {"index": a.question.index, "kind": a.question.kind, "question": question_text(a),
+         "truth": a.question.answer, "answer": a.text}
+        for a in answers
+    ]  # fmt: skip
+    if last.tracking.is_file():
+        track_results(last, dict(numbers(result)), {"answers": rows})
+    return result | {
+        "cell": spec["cell"],
+        "encoder_hash": info["encoder_hash"],
+        "initial": initial_weights(spec["stages"][-1]),
+        "runs": {run.info["stage"]: str(run.path) for run in runs},
+        "answers": rows,
+    }
+
+
+def numbers(result: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """(name, value) of every number in a result, such as accuracy/macro, accuracy/colour and transfer/medium/macro."""
+    for key, value in result.items():
+        if isinstance(value, dict):
+            yield from numbers(value, prefix if key == "by_kind" else f"{prefix}{key}/")
+        elif value is not None:
+            yield f"{prefix}{key.replace(' ', '_')}", float(value)
+
+
+def initial_weights(stage: dict[str, Any]) -> dict[str, list[Any]]:
+    """{parameter: [its shape, the hash of its initial values]} of an experiment, before any run is loaded into it."""
+    model = build_stage(check_config(ExperimentConfig, stage)).model
+    return {
+        name: [list(parameter.shape), weights_hash({"": parameter})] for name, parameter in model.named_parameters()
+    }
 
 
 def question_text(answer: Answer) -> str:
@@ -97,19 +127,6 @@ def mass_curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
     sources = run.config["encoder"]["sources"]
     curves = {source: run.curve(f"mass/{source}") for source in sources}
     return {source: curve for source, curve in curves.items() if curve}
-
-
-def track_scores(run: RunFolder, result: dict[str, Any]) -> None:
-    """Scores as metrics and answers as a table, on the MLflow run of the last stage."""
-    if not run.tracking.is_file():
-        return
-    metrics = {
-        f"{name}/{average}": result[name][average]
-        for name in ("accuracy", "image_zeroed", "image_shuffled", "prior")
-        for average in ("macro", "overall")
-    }
-    metrics |= {f"accuracy/{kind.replace(' ', '_')}": value for kind, value in result["accuracy"]["by_kind"].items()}
-    track_results(run, metrics, {"answers": result["answers"]})
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
-"""`fvl compare`: arms that differ only in the swept keys, on one frozen encoder, under one MLflow parent."""
+"""`fvl compare`: arms that differ only in the swept keys, trained with every seed, under one MLflow parent."""
 
-import dataclasses
-import json
-import os
-import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.progress import Progress
 
-from fvl_lightning.commands.cell import mass_curves
-from fvl_lightning.commands.cells import Cell, run_cells
+from fvl_lightning.commands.arms import SeedPlan, experiments, plan_alike
+from fvl_lightning.commands.cells import Cell, cells_table
+from fvl_lightning.commands.collect import collect, loss_curves, sample_answers
+from fvl_lightning.commands.console import INTERRUPTED, REQUEUE
 from fvl_lightning.commands.evaluate import score_encoder
+from fvl_lightning.commands.launchers import Launcher, LocalLauncher
+from fvl_lightning.commands.parent_run import log_report, tracked_parent
 from fvl_lightning.commands.train import (
     TRAINING_SPLITS,
     build_stage,
@@ -24,140 +24,115 @@ from fvl_lightning.commands.train import (
     reuse_or_train,
     run_training,
 )
+from fvl_lightning.core.comparison import ComparisonConfig, arms_of
 from fvl_lightning.core.config import as_plain, config_hash, load_config
-from fvl_lightning.core.errors import ConfigError, DataError
-from fvl_lightning.core.experiment import ComparisonConfig, ExperimentConfig
-from fvl_lightning.evaluation.figures import mass_figure
+from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.report import rich_table, write_report
-from fvl_lightning.tracking.null import NullTracker
-from fvl_lightning.tracking.provenance import provenance
-from fvl_lightning.tracking.tracker import Tracker
 from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.run_folder import RunFolder
-from fvl_lightning.training.stop import Preempted, preemptible
+from fvl_lightning.training.stop import preemptible
 from fvl_lightning.training.weights import load_components
 
-SAMPLES = 12
-"""Questions on the sheet of sample answers."""
-
-Arms = dict[str, list[ExperimentConfig]]
-"""The stages of every arm, in order."""
+Encoders = dict[int, RunFolder | None]
+"""The encoder that the arms of a seed share; None where the stages' own is taken."""
 
 
 def compare(
     comparison: Annotated[Path, typer.Argument(help="Comparison file, such as experiments/demo/comparison.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value words of the comparison.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is finished already.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed cells again.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Write the report again; train and score nothing.")] = False,
 ) -> None:
-    """Train and score every arm, and write the report.
+    """Train and score every arm with every seed, and write the report.
 
-    Finished runs of the same configuration are kept, unfinished ones resumed.
+    Finished cells of the same configuration are kept, unfinished ones resumed; failed ones are left until asked for.
 
     Example: `fvl compare experiments/demo/comparison.yaml jobs=2`
     """
-    run_comparison(comparison, overrides or [], fresh)
+    run_comparison(comparison, overrides or [], fresh, retry_failed, report)
 
 
 @preemptible()
-def run_comparison(path: Path, overrides: list[str], fresh: bool = False) -> Path:
-    """The whole comparison; returns the folder of its report."""
+def run_comparison(
+    path: Path, overrides: list[str], fresh: bool = False, retry_failed: bool = False, report_only: bool = False
+) -> Path:
+    """The whole comparison; returns the folder of its report.
+
+    Raises:
+        ConfigError: what is to be compared is not well defined, or not fair.
+        DataError: cells failed (the report of the others is written), or there is nothing to report.
+    """
     config = load_config(ComparisonConfig, path, overrides)
     folder = Path(config.output) / config.name
-    encoder_experiment, arms = experiments(config, path, folder)
-    for stages in arms.values():
+    plans = experiments(config, path, folder)
+    for stages in plans[config.seeds[0]].arms.values():
         data = prepare_data(stages[-1])
         for split in config.unseen_splits:
             data.store(split)
-    plan_alike(arms)
+    plan_alike([plan.arms for plan in plans.values()], config.lineage)
     console = Console()
-    with tracked_parent(config) as tracker:
-        train = run_training if fresh else reuse_or_train
-        encoder_run = train(encoder_experiment, parent_run_id=tracker.run_id or None)
-        scores = encoder_run.info.get("scores") or score_encoder(encoder_run)
-        encoder_run.record(scores=scores)
-        figures = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        console.print(f"encoder {encoder_run.path} on the test split: {figures}", highlight=False, soft_wrap=True)
-        warm_feature_cache(encoder_run, arms, console)
-        cells = [cell_of(config, folder, arm, stages, encoder_run, tracker, fresh) for arm, stages in arms.items()]
-        run_cells(cells, config.jobs, console)
-        report, samples = collect(config, encoder_run, arms, cells)
-        losses = {cell.arm: loss_curves(report["arms"][cell.arm]["runs"]) for cell in cells}
-        write_report(report | {"samples": samples}, losses, folder)
+    with tracked_parent(config, folder, fresh) as tracker:
+        parent = tracker.run_id or None
+        encoders = trained_encoders(plans, parent, fresh, report_only, console)
+        values = {name: arm.values for name, arm in arms_of(config, path).items()}
+        cells = []
+        for seed, plan in plans.items():
+            for arm, folder_of_arm in plan.folders.items():
+                told = specification(config, plan, arm, values[arm], encoders[seed], parent, fresh)
+                cells.append(Cell(arm, seed, folder_of_arm, told))
+        if not report_only:
+            for seed, plan in plans.items():
+                if fresh or not all(cell.finished for cell in cells if cell.seed == seed):
+                    warm_feature_cache(encoders[seed], plan, console)
+            run_cells(cells, LocalLauncher(config.jobs), console, fresh, retry_failed)
+        report, answers = collect(config, plans, encoders, cells, parent)
+        samples = sample_answers(plans[config.seeds[0]].arms, answers)
+        write_report(report | {"samples": samples}, loss_curves(cells), folder)
         log_report(tracker, report, folder)
     for table in rich_table(report):
         console.print(table)
-    console.print(f"report: {folder / 'report.md'}   (follow the runs with `fvl ui`)", highlight=False)
+    console.print(f"report: {folder / 'report.md'}   (follow the runs with `fvl ui`)", highlight=False, soft_wrap=True)
+    refuse_missing(cells)
     return folder
 
 
-def experiments(config: ComparisonConfig, path: Path, folder: Path) -> tuple[ExperimentConfig, Arms]:
-    """The encoder's experiment, and each arm's stages with the words of the comparison at `path` and of the arm."""
-    if not config.encoder_stage or not config.stages or not config.arms:
-        raise ConfigError("a comparison needs encoder_stage, stages and arms; see experiments/demo/comparison.yaml")
-    common = [
-        *config.set,
-        f"seed={config.seed}",
-        f"tracking={json.dumps(as_plain(config.tracking))}",
-        f"plugins={json.dumps(config.plugins)}",
-    ]
-    base = path.parent
-    output = f"output={json.dumps(str(folder))}"
-    encoder = load_config(ExperimentConfig, base / config.encoder_stage, [*common, output], f"set in {path}")
-    arms: Arms = {}
-    for arm, settings in config.arms.items():
-        words = [
-            *common,
-            f"output={json.dumps(str(folder / arm))}",
-            f"feature_cache={json.dumps(str(folder / 'feature_cache'))}",
-            "trainer.threads=1",
-            *settings.set,
-        ]
-        said = f"arms.{arm}.set in {path}"
-        arms[arm] = [load_config(ExperimentConfig, base / stage, words, said) for stage in config.stages]
-        for level in config.transfer_levels:
-            elsewhere = [*words, f"data.level={level}"]
-            load_config(ExperimentConfig, base / config.stages[-1], elsewhere, f"transfer_levels in {path}")
-    return encoder, arms
+def trained_encoders(
+    plans: dict[int, SeedPlan], parent: str | None, fresh: bool, report_only: bool, console: Console
+) -> Encoders:
+    """The encoder of every seed, trained and scored where it is not yet."""
+    encoders: Encoders = dict.fromkeys(plans)
+    for seed, plan in plans.items():
+        if plan.encoder is None:
+            continue
+        if report_only:
+            plain = as_plain(plan.encoder)
+            run = RunFolder.reusable(Path(plan.encoder.output), plan.encoder.name, config_hash(plain))
+            if run is None or not run.finished:
+                raise DataError(f"--report: {plan.encoder.output} has no finished {plan.encoder.name} of seed {seed}")
+        elif fresh:
+            run = run_training(plan.encoder, parent_run_id=parent)
+        else:
+            run = reuse_or_train(plan.encoder, parent_run_id=parent)
+        scores = run.info.get("scores") or score_encoder(run)
+        run.record(scores=scores)
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        console.print(f"encoder {run.path} on the test split: {figures}", highlight=False, soft_wrap=True)
+        encoders[seed] = run
+    return encoders
 
 
-def plan_alike(arms: Arms) -> None:
-    """Has every arm plan its rows by the tokens per image of the largest: the same samples at every step in all."""
-    for stages in zip(*arms.values(), strict=True):
-        tokens = {build_stage(stage, "meta").model.image_spec.tokens_per_image for stage in stages}
-        for stage in stages if len(tokens) > 1 else ():
-            planned = dataclasses.replace(stage.data.config, planned_tokens_per_image=max(tokens))
-            stage.data = dataclasses.replace(stage.data, config=planned)
-
-
-@contextmanager
-def tracked_parent(config: ComparisonConfig) -> Iterator[Tracker]:
-    """The MLflow run above those of the arms; it also creates the store before several processes open it."""
-    if not config.tracking.enabled:
-        yield NullTracker()
-        return
-    plain = as_plain(config)
-    tags = provenance(plain, config_hash(plain)) | {"fvl.kind": "comparison", "fvl.lineage": "frozen_encoder"}
-    tracker = Tracker.start(config.tracking.uri, config.tracking.experiment, config.name, tags)
-    tracker.log_config(plain)
-    try:
-        yield tracker
-    except (KeyboardInterrupt, Preempted):
-        tracker.finish("KILLED")
-        raise
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
-    tracker.finish("FINISHED")
-
-
-def warm_feature_cache(encoder_run: RunFolder, arms: Arms, console: Console) -> None:
+def warm_feature_cache(encoder_run: RunFolder | None, plan: SeedPlan, console: Console) -> None:
     """Computes the frozen encoder's features once, before the arms start, for every set of sources among them."""
-    with Progress(console=console, transient=True) as progress:
-        for stages in arms.values():
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        for stages in plan.arms.values():
             experiment = stages[0]
+            if experiment.feature_cache is None:
+                continue
             data = prepare_data(experiment)
             stage = build_stage(experiment)
-            load_components(stage.model, encoder_run.model)
+            if encoder_run is not None:
+                load_components(stage.model, encoder_run.model)
             stage.train()
             data.connect(data_context(stage.model, stage.tokenizer, experiment))
             task = progress.add_task("features of the frozen encoder", total=None)
@@ -165,115 +140,57 @@ def warm_feature_cache(encoder_run: RunFolder, arms: Arms, console: Console) -> 
             def show(split: str, done: int, total: int, task: Any = task) -> None:
                 progress.update(task, description=f"features of {split}", completed=done, total=total)
 
-            assert experiment.feature_cache is not None
             build_feature_cache(stage.model.encoder, data, TRAINING_SPLITS, Path(experiment.feature_cache), show)
             progress.remove_task(task)
 
 
-def cell_of(
+def specification(
     config: ComparisonConfig,
-    folder: Path,
+    plan: SeedPlan,
     arm: str,
-    stages: list[ExperimentConfig],
-    encoder_run: RunFolder,
-    tracker: Tracker,
+    values: Mapping[str, Any],
+    encoder_run: RunFolder | None,
+    parent: str | None,
     fresh: bool,
-) -> Cell:
-    """The arm's process, with its specification written where it will find it."""
-    spec = {
-        "stages": [as_plain(stage) for stage in stages],
-        "encoder_run": str(encoder_run.path),
-        "encoder_hash": encoder_run.info["encoder_hash"],
+) -> dict[str, Any]:
+    """What the process of a cell is told; see commands/cell.py."""
+    tags = {"fvl.comparison": config.name, "fvl.lineage": config.lineage, "fvl.arm": arm}
+    return {
+        "stages": [as_plain(stage) for stage in plan.arms[arm]],
+        "encoder_run": None if encoder_run is None else str(encoder_run.path),
+        "encoder_hash": None if encoder_run is None else encoder_run.info["encoder_hash"],
         "unseen_splits": config.unseen_splits,
         "transfer_levels": config.transfer_levels,
-        "parent_run_id": tracker.run_id or None,
+        "parent_run_id": parent,
+        "tags": tags | {f"fvl.axis.{key}": str(value) for key, value in values.items()},
         "fresh": fresh,
     }
-    (folder / arm).mkdir(parents=True, exist_ok=True)
-    (folder / arm / "cell.json").write_text(json.dumps(spec, indent=2), encoding="utf-8")
-    return Cell(arm, folder / arm, [(stage.name, stage.trainer.max_steps) for stage in stages])
 
 
-def collect(
-    config: ComparisonConfig, encoder_run: RunFolder, arms: Arms, cells: list[Cell]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The comparison as it is written to comparison.json, and the sample answers of its sheet."""
-    results = {cell.arm: cell.result() for cell in cells}
-    hashes = {result["encoder_hash"] for result in results.values()}
-    if hashes != {encoder_run.info["encoder_hash"]}:
-        raise DataError(f"the arms do not share one encoder: {', '.join(sorted(hashes))}")
-    for stage in next(iter(results.values()))["runs"]:
-        check_same_samples(stage, {arm: RunFolder(Path(result["runs"][stage])) for arm, result in results.items()})
-    samples = sample_answers(next(iter(arms.values()))[-1], {arm: r.pop("answers") for arm, r in results.items()})
-    report = {
-        "name": config.name,
-        "level": getattr(next(iter(arms.values()))[-1].data.config, "level", None),
-        "seed": config.seed,
-        "lineage": "frozen_encoder",
-        "encoder": {
-            "run": str(encoder_run.path),
-            "hash": encoder_run.info["encoder_hash"],
-            "scores": encoder_run.info["scores"],
-            "seconds": encoder_run.info["seconds"],
-        },
-        "machine": {
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "arms trained at a time": config.jobs,
-        },
-        "arms": results,
-    }
-    return report, samples
+def run_cells(cells: Sequence[Cell], launcher: Launcher, console: Console, fresh: bool, retry_failed: bool) -> None:
+    """Runs what is not finished, with a live table on a terminal; keeps why a cell failed."""
+    wanted = [cell for cell in cells if fresh or not cell.finished]
+    todo = [cell for cell in wanted if fresh or retry_failed or cell.failure is None]
+    if not todo:
+        return
+    try:
+        if console.is_terminal:
+            with Live(cells_table(cells), console=console, refresh_per_second=2, transient=True) as live:
+                launcher.run(todo, lambda: live.update(cells_table(cells)))
+        else:
+            launcher.run(todo, lambda: None)
+    finally:
+        for cell in todo:
+            if cell.code not in (None, 0, INTERRUPTED, REQUEUE):
+                cell.record_failure()
 
 
-def check_same_samples(stage: str, runs: dict[str, RunFolder]) -> None:
-    """DataError where two arms did not train on the same samples at the same step."""
-    seen: dict[int, tuple[str, float]] = {}
-    for arm, run in runs.items():
-        for step, keys in run.curve("data/step_keys"):
-            other, theirs = seen.setdefault(step, (arm, keys))
-            if keys != theirs:
-                raise DataError(
-                    f"arms {other} and {arm} trained on different samples at step {step} of {stage}; the comparison "
-                    "would be unfair, train both again with --fresh"
-                )
-
-
-def sample_answers(experiment: ExperimentConfig, answers: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Questions spread over the kinds, each with its image and every arm's answer."""
-    store = prepare_data(experiment).store("test")
-    first = next(iter(answers.values()))
-    kinds = sorted({answer["kind"] for answer in first})
-    chosen: list[int] = []
-    while len(chosen) < min(SAMPLES, len(first)):
-        # One kind after the other, each time a question of an image that is not on the sheet yet.
-        kind, used = kinds[len(chosen) % len(kinds)], {first[number]["index"] for number in chosen}
-        fitting = [n for n, a in enumerate(first) if a["kind"] == kind and a["index"] not in used]
-        chosen.append(fitting[0] if fitting else next(n for n in range(len(first)) if n not in chosen))
-    return [
-        {
-            "image": store.images(first[number]["index"])[0],
-            "question": first[number]["question"],
-            "truth": first[number]["truth"],
-            "answers": {arm: texts[number]["answer"] for arm, texts in answers.items()},
-        }
-        for number in chosen
-    ]
-
-
-def loss_curves(runs: dict[str, str]) -> dict[str, list[tuple[int, float]]]:
-    """{stage: [(step, training loss)]} of one arm."""
-    return {stage: RunFolder(Path(path)).curve("train/loss") for stage, path in runs.items()}
-
-
-def log_report(tracker: Tracker, report: dict[str, Any], folder: Path) -> None:
-    """Report, figures and scores onto the parent run."""
-    for name in ("report.md", "comparison.json", "comparison.png", "loss_curves.png", "samples.png"):
-        tracker.log_artifact(folder / name)
-    masses = {arm: mass_curves(RunFolder(Path(entry["runs"]["finetune"]))) for arm, entry in report["arms"].items()
-              if "finetune" in entry["runs"]}
-    masses = {arm: curves for arm, curves in masses.items() if curves}
-    if masses:
-        tracker.log_figure(mass_figure(masses), "source_mass.png")
-    tracker.log_metrics({f"{arm}/accuracy_macro": entry["accuracy"]["macro"] for arm, entry in report["arms"].items()})
+def refuse_missing(cells: Sequence[Cell]) -> None:
+    """DataError with the last words of the cells that failed, and those that were not run."""
+    failed = [f"{cell.name}: {cell.failure}" for cell in cells if cell.failure is not None]
+    absent = [cell.name for cell in cells if cell.failure is None and not cell.finished]
+    said = [f"{len(failed)} of {len(cells)} cells failed ({'; '.join(failed)})"] if failed else []
+    said += [f"not trained yet: {', '.join(absent)}"] if absent else []
+    if said:
+        retry = "; `--retry-failed` tries again" if failed else ""
+        raise DataError(f"the report is incomplete, {' and '.join(said)}{retry}")

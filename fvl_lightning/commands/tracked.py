@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,13 +27,18 @@ ENDED: dict[str, Status] = {"finished": "FINISHED", "interrupted": "KILLED", "fa
 
 @contextmanager
 def tracked(
-    experiment: ExperimentConfig, run: RunFolder, stage: Stage, data: Any, parent_run_id: str | None
+    experiment: ExperimentConfig,
+    run: RunFolder,
+    stage: Stage,
+    data: Any,
+    parent_run_id: str | None,
+    tags: Mapping[str, str],
 ) -> Iterator[Tracker]:
     """An MLflow run that ends marked as what it was: finished, killed or failed; so does run.json."""
     run.record(status="running")
     tracker: Tracker | None = NullTracker()
     if experiment.tracking.enabled:
-        describe(experiment, run, stage, data, parent_run_id)
+        describe(experiment, run, stage, data, parent_run_id, tags)
         tracker = reached(run)
     try:
         yield tracker or NullTracker()
@@ -47,23 +52,30 @@ def tracked(
 
 
 def describe(
-    experiment: ExperimentConfig, run: RunFolder, stage: Stage, data: Any, parent_run_id: str | None
+    experiment: ExperimentConfig,
+    run: RunFolder,
+    stage: Stage,
+    data: Any,
+    parent_run_id: str | None,
+    tags: Mapping[str, str],
 ) -> None:
     """Writes tracking.json, which has all that MLflow is told but the curves."""
     config, hash_, info = as_plain(experiment), config_hash(experiment), run.info
-    tags = provenance(config, hash_) | {
+    every_tag = provenance(config, hash_) | {
         "fvl.stage": experiment.stage.name,
         "fvl.run_folder": str(run.path),
         "fvl.encoder_hash": info["encoder_hash"],
         "fvl.manifest_hash": data.manifest_hash(),
         "fvl.init_from": ", ".join(parent["run_id"] or parent["run"] for parent in info["init_from"]) or "none",
+        **tags,
     }
     told = {
         "experiment": experiment.tracking.experiment,
-        "run_name": f"{run.path.parent.name}/{run.path.name}",
+        # A folder that is a number, the seed of a comparison's cell, says nothing on its own.
+        "run_name": "/".join(run.path.parts[-3 if run.path.parent.name.isdigit() else -2 :]),
         "key": run.read_tracking()["key"] if run.tracking.is_file() else uuid.uuid4().hex,
         "parent_run_id": parent_run_id,
-        "tags": tags,
+        "tags": every_tag,
         "params": curated_params(experiment, stage, run),
         "config": config,
         "dataset": {

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Annotated, Any
@@ -58,17 +59,26 @@ def train(
     console.print(f"finished: {run.path}   (model in {run.model})", highlight=False, soft_wrap=True)
 
 
-def reuse_or_train(experiment: ExperimentConfig, parent_run_id: str | None = None) -> RunFolder:
+def reuse_or_train(
+    experiment: ExperimentConfig, parent_run_id: str | None = None, tags: Mapping[str, str] | None = None
+) -> RunFolder:
     """The newest run of this very configuration, finished where it is not yet; a new one where there is none."""
     run = RunFolder.reusable(Path(experiment.output), experiment.name, config_hash(as_plain(experiment)))
-    return run if run and run.finished else run_training(experiment, run, parent_run_id)
+    return run if run and run.finished else run_training(experiment, run, parent_run_id, tags)
 
 
 @preemptible()
 def run_training(
-    experiment: ExperimentConfig, stopped: RunFolder | None = None, parent_run_id: str | None = None
+    experiment: ExperimentConfig,
+    stopped: RunFolder | None = None,
+    parent_run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> RunFolder:
     """Trains one stage from a checked configuration, from where `stopped` was left; returns the finished run.
+
+    Args:
+        parent_run_id: the MLflow run above this one.
+        tags: further ones for its MLflow run.
 
     Raises:
         ConfigError, DataError: what the user can mend.
@@ -90,7 +100,7 @@ def run_training(
     run = stopped or RunFolder.create(Path(experiment.output), experiment.name, as_plain(experiment))
     give_adapters(stage, run, parents)
     record_model(stage, run, parents)
-    with run.held(), tracked(experiment, run, stage, data, parent_run_id) as tracker:
+    with run.held(), tracked(experiment, run, stage, data, parent_run_id, tags or {}) as tracker:
         fit(stage, data, experiment, run, tracker, checkpoint)
         finish(stage, run)
     return run

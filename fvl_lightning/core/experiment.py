@@ -162,35 +162,3 @@ class ExperimentConfig:
     """Modules or .py files that register components of your own."""
     chosen: dict[str, str] = field(default_factory=dict)
     """What was taken of the `variants` that the file and its bases offer, such as {recipe: released}: a record."""
-
-
-@dataclass
-class ArmConfig:
-    """One arm of a comparison: the words it adds to every stage's experiment."""
-
-    set: list[str] = field(default_factory=list)
-    """`key=value` words, such as fusion=gated."""
-
-
-@dataclass
-class ComparisonConfig:
-    """Arms that differ only in the swept keys, each through the same stages on the same frozen encoder."""
-
-    name: str = "comparison"
-    encoder_stage: str = ""
-    """Experiment file that trains the encoder once for all arms, relative to this file."""
-    stages: list[str] = field(default_factory=list)
-    """Experiment files each arm goes through, in order, relative to this file."""
-    arms: dict[str, ArmConfig] = field(default_factory=dict)
-    set: list[str] = field(default_factory=list)
-    """`key=value` words for every stage of every arm, the encoder's too."""
-    unseen_splits: list[str] = field(default_factory=list)
-    """Further test splits of the same data, scored beside `test`."""
-    transfer_levels: list[str] = field(default_factory=list)
-    """Further demo levels whose test split is scored beside the one trained on, without training on them."""
-    jobs: int = 1
-    """Arms trained at a time, each in a process of its own with one thread."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    seed: int = 0
-    output: str = "runs"
-    plugins: list[str] = field(default_factory=list)

@@ -83,7 +83,7 @@ def loss_figure(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
     stages = list(dict.fromkeys(stage for by_stage in curves.values() for stage in by_stage))
     figure, panels = _panels(stages, height=3.8)
     for stage, axes in zip(stages, panels, strict=True):
-        for color, (arm, by_stage) in zip(_colors(curves), curves.items(), strict=True):
+        for color, (arm, by_stage) in zip(colors(curves), curves.items(), strict=True):
             _draw_curve(axes, by_stage.get(stage, ()), color, arm)
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -104,10 +104,10 @@ def mass_figure(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
     """
     figure, panels = _panels(list(curves), height=3.6, share_y=True)
     sources = list(dict.fromkeys(source for by_source in curves.values() for source in by_source))
-    colors = dict(zip(sources, _colors(sources), strict=True))
+    by_name = dict(zip(sources, colors(sources), strict=True))
     for by_source, axes in zip(curves.values(), panels, strict=True):
         for source, curve in by_source.items():
-            _draw_curve(axes, curve, colors[source], source)
+            _draw_curve(axes, curve, by_name[source], source)
         axes.axhline(1 / max(len(by_source), 1), color=MUTED, linewidth=1, linestyle=(0, (2, 3)), label="equal shares")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     for axes in panels[::COLUMNS]:
@@ -186,7 +186,7 @@ def _panels(titles: Sequence[str], height: float, share_y: bool = False) -> tupl
     for title, axes in zip(titles, panels, strict=True):
         axes.set_title(title, color=INK, fontsize=11, loc="left")
         axes.set_xlabel("optimiser step", color=INK)
-        _clean(axes)
+        clean_axes(axes)
     return figure, panels
 
 
@@ -202,13 +202,13 @@ def _draw_curve(axes: Axes, curve: Curve, color: str, label: str) -> None:
 def _grouped_bars(axes: Axes, groups: Sequence[str], values: Mapping[str, Sequence[float]]) -> None:
     """One group of bars per entry of `groups`, one bar of each series in it."""
     width = 0.8 / max(len(values), 1)
-    for number, (color, (name, heights)) in enumerate(zip(_colors(values), values.items(), strict=True)):
+    for number, (color, (name, heights)) in enumerate(zip(colors(values), values.items(), strict=True)):
         places = [place + (number - (len(values) - 1) / 2) * width for place in range(len(groups))]
         axes.bar(places, heights, width * 0.92, color=color, label=name, zorder=3)
     labels = [textwrap.fill(group.replace("_", " "), 10, break_long_words=False) for group in groups]
     axes.set_xticks(range(len(groups)), labels, color=INK)
     axes.set_xlim(-0.6, len(groups) - 0.4)
-    _clean(axes)
+    clean_axes(axes)
     axes.grid(visible=False, axis="x")
     axes.tick_params(axis="x", length=0)
 
@@ -217,7 +217,8 @@ def _legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[st
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=10)
 
 
-def _clean(axes: Axes) -> None:
+def clean_axes(axes: Axes) -> None:
+    """Takes away what is no data: frame, ticks, all but faint horizontal lines."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
     axes.grid(visible=True, axis="y", color=GRID, linewidth=0.8)
@@ -226,7 +227,8 @@ def _clean(axes: Axes) -> None:
     axes.tick_params(axis="y", which="both", length=0)
 
 
-def _colors(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
+def colors(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """One per name, in order; they come again after eight."""
     return [PALETTE[number % len(PALETTE)] for number in range(len(names))]
 
 

@@ -4,8 +4,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,32 @@ from rich.table import Table
 
 from datamodules.demo.levels import HELD_OUT_PAIRS, LEVELS
 from fvl_lightning.evaluation.figures import Curve, accuracy_figure, answer_sheet, loss_figure
+from fvl_lightning.evaluation.report_statistics import (
+    ABSENT,
+    Grid,
+    differences_grid,
+    price_grid,
+    statistics_grids,
+    verdict_section,
+)
+from fvl_lightning.evaluation.statistics_figures import interval_figure, pareto_figure
 
-ABSENT = "-"
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of ready-made texts: a title, the first column's name and the others', and rows as wide as the header."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+FILES = (
+    "report.md", "comparison.json", "comparison.png", "loss_curves.png", "samples.png", "pareto.png", "intervals.png",
+)  # fmt: skip
+"""What write_report may leave; intervals need more seeds than one."""
 
 
 def write_report(comparison: Mapping[str, Any], curves: Mapping[str, Mapping[str, Curve]], folder: Path) -> None:
-    """Writes report.md, comparison.png, loss_curves.png, samples.png and, when these are there, comparison.json.
+    """Writes FILES, comparison.json last.
 
     Args:
-        comparison: what was compared and what came of it: name, level, seed, lineage, encoder, machine, arms in the
-            order of the tables (accuracy, image_zeroed, image_shuffled, prior, unseen, transfer, parameters, trainable,
-            tokens_per_second, peak_memory_bytes, seconds, mass, runs), and samples for the sheet of answers (see
-            figures.answer_sheet; left out of comparison.json).
+        comparison: what was compared and what came of it: name, level, seeds, lineage, metric, encoder, machine, arms
+            in the order of the tables, averaged over seeds (accuracy, image_zeroed, image_shuffled, prior, unseen,
+            transfer, parameters, trainable, image_tokens, training_flops, inference_flops, tokens_per_second,
+            peak_memory_bytes, seconds, mass, same_start, runs), the same of every cell, differences, statistics (see
+            conclusions.py), mlflow, and samples for the sheet of answers (see figures.answer_sheet; left out of
+            comparison.json).
         curves: {arm: {stage: [(step, training loss)]}}.
         folder: created where needed; every file is replaced as a whole.
     """
@@ -43,6 +47,8 @@ def write_report(comparison: Mapping[str, Any], curves: Mapping[str, Mapping[str
         "comparison.png": _png(accuracy_figure(comparison)),
         "loss_curves.png": _png(loss_figure(curves)),
         "samples.png": _png(answer_sheet(comparison["samples"])),
+        "pareto.png": _png(pareto_figure(comparison)),
+        **({"intervals.png": _png(interval_figure(comparison["statistics"]))} if _several(comparison) else {}),
         "report.md": markdown(comparison).encode(),
         "comparison.json": json.dumps(_finite(kept), indent=2, allow_nan=False, default=str).encode(),
     }
@@ -57,7 +63,7 @@ def rich_table(comparison: Mapping[str, Any]) -> list[Table]:
     """The report's tables for a terminal; no arm is set apart, since one seed ranks nothing."""
     tables = []
     for grid in grids(comparison):
-        table = Table(title=grid.title, title_justify="left", title_style="bold")
+        table = Table(title=grid.title, title_justify="left", title_style="bold", caption=grid.note or None)
         for number, name in enumerate(grid.header):
             table.add_column(name, justify="right" if number else "left")
         for row in grid.rows:
@@ -71,15 +77,19 @@ def rich_table(comparison: Mapping[str, Any]) -> list[Table]:
 
 def markdown(comparison: Mapping[str, Any]) -> str:
     """The report as Markdown; its pictures are those that write_report puts beside it."""
-    accuracy, *others = grids(comparison)
+    over_seeds = statistics_grids(comparison)
+    accuracy, *others = grids(comparison)[len(over_seeds) :]
     parts = [
         f"# {comparison['name']}: {', '.join(comparison['arms'])}",
         _introduction(comparison),
-        "> **One seed ranks nothing.** Every arm was trained once, so a difference between two arms may be chance. The "
-        "arms stand in the order in which they were configured, and no winner is named.",
+        verdict_section(comparison),
+        "![differences to the baseline with their intervals](intervals.png)" if _several(comparison) else "",
+        *(_markdown_table(grid) for grid in over_seeds),
         _markdown_table(accuracy),
         "![accuracy of every arm by kind of question, with controls](comparison.png)",
         *(_markdown_table(grid) for grid in others),
+        "![score against operations and parameters](pareto.png)",
+        _markdown_table(differences_grid(comparison)),
         _encoder_section(comparison["encoder"]),
         "## Losses\n\n![training loss of every arm and stage](loss_curves.png)",
         "## Sample answers\n\n![images with question, truth and every arm's answer](samples.png)",
@@ -90,22 +100,23 @@ def markdown(comparison: Mapping[str, Any]) -> str:
 
 
 def grids(comparison: Mapping[str, Any]) -> list[Grid]:
-    """The tables of a comparison: accuracy by kind, the same on other levels, controls, price, mass per source."""
+    """The tables of a comparison: seeds, accuracy by kind, the same on other levels, controls, mass, price."""
     arms = comparison["arms"]
     first = next(iter(arms.values()))
     level = f", level {comparison['level']}" if comparison["level"] else ""
     scores = {arm: entry["accuracy"] for arm, entry in arms.items()}
     # The prior knows neither image nor arm, so that any arm's is everyone's.
-    tables = [_accuracy_grid(f"Accuracy on the test split{level}", scores | {"prior": first["prior"]})]
+    tables = statistics_grids(comparison)
+    tables += [_accuracy_grid(f"Accuracy on the test split{level}", scores | {"prior": first["prior"]})]
     for other in first.get("transfer", {}):
         transferred = {arm: entry["transfer"][other] for arm, entry in arms.items()}
         tables.append(_accuracy_grid(f"Accuracy on level {other}, never trained on", transferred))
-    tables += [_controls_grid(arms), _price_grid(arms)]
+    tables += [_controls_grid(arms)]
     sources = list(dict.fromkeys(source for entry in arms.values() for source in entry["mass"]))
     if sources:
         rows = [[source, *(_number(entry["mass"].get(source)) for entry in arms.values())] for source in sources]
         tables.append(Grid("Share of each source in the fused features", ["source", *arms], rows))
-    return tables
+    return [*tables, price_grid(arms)]
 
 
 def _accuracy_grid(title: str, scores: Mapping[str, Mapping[str, Any]]) -> Grid:
@@ -127,31 +138,43 @@ def _controls_grid(arms: Mapping[str, Mapping[str, Any]]) -> Grid:
     return Grid("Controls, macro average", ["shown", *arms], rows)
 
 
-def _price_grid(arms: Mapping[str, Mapping[str, Any]]) -> Grid:
-    entries = arms.values()
-    rows = [
-        ["parameters", *(f"{entry['parameters']:,}" for entry in entries)],
-        ["trainable in the last stage", *(f"{entry['trainable']:,}" for entry in entries)],
-        ["tokens per second", *(f"{entry['tokens_per_second']:,.0f}" for entry in entries)],
-        ["peak memory (MiB)", *(f"{entry['peak_memory_bytes'] / 2**20:,.0f}" for entry in entries)],
-        ["training time, all stages (s)", *(f"{entry['seconds']:,.0f}" for entry in entries)],
-    ]
-    return Grid("Price", ["", *arms], rows)
-
-
 def _introduction(comparison: Mapping[str, Any]) -> str:
-    encoder, machine = comparison["encoder"], comparison["machine"]
-    described = ", ".join(f"{key} {value}" for key, value in machine.items())
+    described = ", ".join(f"{key} {value}" for key, value in comparison["machine"].items())
+    seeds = comparison["seeds"]
+    trained = f"seeds {', '.join(map(str, seeds))}" if _several(comparison) else f"seed {seeds[0]}"
+    averages = " Accuracies, times and shares are averages over seeds." if _several(comparison) else ""
     return (
-        f"{len(comparison['arms'])} arms, seed {comparison['seed']}, on one machine ({described}). "
-        f"Lineage `{comparison['lineage']}`: the encoder was trained once, without any arm's fusion, and is the same "
-        f"in all of them (hash `{encoder['hash']}`, checked). Answers are generated greedily for questions on images "
-        "of the test split, which training never saw, and count as right when they equal the truth. The prior answers "
-        "every question with the most frequent answer of its kind in training, without looking."
+        f"{len(comparison['arms'])} arms, {trained}, on one machine ({described}). Lineage `{comparison['lineage']}`: "
+        f"{_lineage(comparison)} Answers are generated greedily for questions on images of the test split, which "
+        "training never saw, and count as right when they equal the truth. The prior answers every question with the "
+        f"most frequent answer of its kind in training, without looking.{averages}"
     )
 
 
-def _encoder_section(encoder: Mapping[str, Any]) -> str:
+def _lineage(comparison: Mapping[str, Any]) -> str:
+    encoder = comparison["encoder"]
+    if comparison["lineage"] == "end_to_end":
+        return "every arm trained an encoder of its own, and nothing is shared."
+    if encoder is None:
+        return "all arms stand on one frozen encoder that was trained elsewhere (equal hashes, checked)."
+    if _several(comparison):
+        return (
+            "for every seed the encoder was trained once, without any arm's fusion, and is the same in all arms of "
+            "that seed (equal hashes, checked)."
+        )
+    return (
+        "the encoder was trained once, without any arm's fusion, and is the same in all of them (hash "
+        f"`{encoder['hash']}`, checked)."
+    )
+
+
+def _several(comparison: Mapping[str, Any]) -> bool:
+    return len(comparison["seeds"]) > 1
+
+
+def _encoder_section(encoder: Mapping[str, Any] | None) -> str:
+    if encoder is None:
+        return ""
     scores = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in encoder["scores"].items())
     return (
         f"## The encoder\n\nTrained on its own prompts in {encoder['seconds']:,.0f} s (`{encoder['run']}`). "
@@ -181,11 +204,10 @@ def _closed_section(comparison: Mapping[str, Any]) -> str:
 
 def _again_section(comparison: Mapping[str, Any]) -> str:
     runs = [
-        f"- {arm}: " + ", ".join(f"`{run}`" for run in entry["runs"].values())
-        for arm, entry in comparison["arms"].items()
+        f"- {cell['arm']}, seed {cell['seed']}: " + ", ".join(f"`{run}`" for run in cell["runs"].values())
+        for cell in comparison["cells"]
     ]
-    last = next(iter(comparison["arms"].values()))["runs"]
-    run = list(last.values())[-1] if last else "RUN"
+    run = list(comparison["cells"][0]["runs"].values())[-1]
     return (
         "## Look closer, do it again\n\n"
         "```\n"
@@ -194,7 +216,19 @@ def _again_section(comparison: Mapping[str, Any]) -> str:
         f'fvl generate {run} --image IMAGE --prompt "what colour is the circle?"\n'
         "fvl demo                  # or: fvl compare COMPARISON.yaml, for arms of your own\n"
         "```\n\n"
+        f"{_mlflow_words(comparison['mlflow'])}"
         "Each run's folder holds its resolved configuration, its metrics and its weights:\n\n" + "\n".join(runs)
+    )
+
+
+def _mlflow_words(parent: Mapping[str, Any]) -> str:
+    if parent["run_id"] is None:
+        return ""
+    return (
+        f"To see just this comparison in MLflow, open the experiment `{parent['experiment']}` and search for\n\n"
+        f"```\ntags.`mlflow.parentRunId` = '{parent['run_id']}'\n```\n\n"
+        "and group them by the tag `fvl.arm`; the values of the axes are tags `fvl.axis.<key>`. The parent run holds "
+        "this report.\n\n"
     )
 
 
@@ -202,7 +236,7 @@ def _markdown_table(grid: Grid) -> str:
     header = "| " + " | ".join(grid.header) + " |"
     rule = "|" + "|".join([":---", *["---:"] * (len(grid.header) - 1)]) + "|"
     rows = ["| " + " | ".join(row) + " |" for row in grid.rows]
-    return "\n".join([f"## {grid.title}", "", header, rule, *rows])
+    return "\n".join([f"## {grid.title}", "", *([grid.note, ""] if grid.note else []), header, rule, *rows])
 
 
 def _number(value: float | None) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.commands.compare import check_same_samples, plan_alike
+from fvl_lightning.commands.arms import plan_alike
+from fvl_lightning.commands.collect import check_same_samples
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.training.run_folder import RunFolder
 from tests.tiny_models import experiment
@@ -24,13 +25,13 @@ def test_rows_are_planned_by_the_largest_arm(tmp_path: Path) -> None:
         fusion: [experiment(tmp_path, stage, view, fusion=fusion) for stage, view in STAGES.items()]
         for fusion in ("concat", "token_concat", "gated")
     }
-    plan_alike(arms)
+    plan_alike([arms])
     assert {stage.data.config.planned_tokens_per_image for stages in arms.values() for stage in stages} == {16}
 
 
 def test_arms_of_one_size_plan_for_themselves(tmp_path: Path) -> None:
     arms = {fusion: [experiment(tmp_path, "finetune", "conversation", fusion=fusion)] for fusion in ("concat", "mean")}
-    plan_alike(arms)
+    plan_alike([arms])
     assert {stage.data.config.planned_tokens_per_image for (stage,) in arms.values()} == {None}
 
 

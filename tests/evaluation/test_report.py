@@ -12,6 +12,7 @@ from matplotlib.text import Text
 from PIL import Image
 from rich.console import Console
 
+from fvl_lightning.evaluation.conclusions import conclusions
 from fvl_lightning.evaluation.figures import accuracy_figure, answer_sheet, loss_figure, mass_figure
 from fvl_lightning.evaluation.report import markdown, rich_table, write_report
 
@@ -40,6 +41,10 @@ def comparison() -> dict[str, Any]:
             "prior": prior,
             "unseen": {"test_unseen_words": scores(random), "test_unseen_pairs": scores(random)},
             "transfer": {"medium": scores(random)},
+            "image_tokens": 16,
+            "training_flops": 2_000_000 + number,
+            "inference_flops": 700_000,
+            "same_start": 1.0,
             "parameters": 1_234_567 + number,
             "trainable": 765_432 + number,
             "tokens_per_second": 5123.4,
@@ -50,10 +55,18 @@ def comparison() -> dict[str, Any]:
         }
         for number, arm in enumerate(ARMS)
     }
+    results = {3: arms}
+    answers: dict[str, Any] = {arm: {3: [{"index": 0, "kind": "bars", "truth": "a", "answer": "a"}]} for arm in ARMS}
     return {
         "name": "demo",
         "level": "easy",
         "seed": 3,
+        "seeds": [3],
+        "metric": "accuracy/macro",
+        "mlflow": {"run_id": "0123abcd", "experiment": "fvl-demo"},
+        "cells": [{"arm": arm, "seed": 3, **arms[arm]} for arm in ARMS],
+        "differences": {arm: {} if arm == "gated" else {"fusion.name": ["gated", arm]} for arm in ARMS},
+        "statistics": conclusions("accuracy/macro", "gated", 0.02, results, answers),
         "lineage": "frozen_encoder",
         "encoder": {
             "run": "runs/demo/encoder_pretrain",
@@ -87,9 +100,11 @@ def test_files_are_whole(comparison: dict[str, Any], samples: list[dict[str, Any
     folder = tmp_path / "runs" / "demo"
     for _ in range(2):
         write_report(comparison | {"samples": samples}, CURVES, folder)
-    names = ["comparison.json", "comparison.png", "loss_curves.png", "report.md", "samples.png"]
+    names = ["comparison.json", "comparison.png", "loss_curves.png", "pareto.png", "report.md", "samples.png"]
     assert sorted(path.name for path in folder.iterdir()) == names
-    assert json.loads((folder / "comparison.json").read_text()) == comparison
+    kept = json.loads((folder / "comparison.json").read_text())
+    assert kept["arms"] == comparison["arms"]
+    assert kept["statistics"]["contrasts"][0]["p_holm"] is None, "a single seed tests nothing"
     for link in re.findall(r"\]\(([^)]+)\)", (folder / "report.md").read_text()):
         assert (folder / link).is_file()
     for name in ("comparison.png", "loss_curves.png", "samples.png"):

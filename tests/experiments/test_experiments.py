@@ -1,27 +1,29 @@
 """Every file under experiments/ is a comparison or an experiment, loads, and builds without memory."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 
-from fvl_lightning.commands.compare import experiments
+from fvl_lightning.commands.arms import experiments, plan_alike
 from fvl_lightning.commands.train import build_stage
+from fvl_lightning.core.comparison import ComparisonConfig
 from fvl_lightning.core.config import load_config
-from fvl_lightning.core.experiment import COMPONENTS, ComparisonConfig, ExperimentConfig
+from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
 from fvl_lightning.training.components import count_parameters
 from tests.conftest import ROOT
 
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "experiments").rglob("*") if path.is_file())
-ARMS = "arms"
+ARMS = {"arms", "axes"}
 
 
 def is_comparison(path: Path) -> bool:
-    """Whether a file, or one that it is based on, has arms."""
+    """Whether a file, or one that it is based on, has arms, or axes to make some of."""
     values = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
     bases = values.get("base", [])
     bases = [bases] if isinstance(bases, str) else bases
-    return ARMS in values or any(is_comparison(path.parent / base) for base in bases)
+    return bool(ARMS & set(values)) or any(is_comparison(path.parent / base) for base in bases)
 
 
 COMPARISONS = [path for path in FILES if path.suffix == ".yaml" and is_comparison(path)]
@@ -64,15 +66,23 @@ def test_an_experiment_builds_on_the_meta_device(path: Path, workspace: Path, mo
 def test_a_comparison_resolves_all_its_arms(path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
     config = load_config(ComparisonConfig, path)
-    encoder, arms = experiments(config, path, Path("runs") / config.name)
-    assert encoder.stage.name == "encoder_pretrain"
-    assert encoder.seed == config.seed
-    for arm, stages in arms.items():
-        assert [stage.stage.name for stage in stages] == ["pretrain", "finetune"]
-        for experiment in stages:
-            assert build_stage(experiment, device="meta").trainable["encoder"] == "frozen"
-            assert experiment.encoder == encoder.encoder
-            assert experiment.fusion.name == arm
-            assert (experiment.seed, experiment.tracking) == (config.seed, config.tracking)
-            assert experiment.data.config.level == encoder.data.config.level
-    assert len({stages[-1].fusion.name for stages in arms.values()}) == len(arms) == 3
+    plans = experiments(config, path, Path("runs") / config.name)
+    assert list(plans) == config.seeds
+    outputs = [stages[-1].output for plan in plans.values() for stages in plan.arms.values()]
+    assert len(set(outputs)) == len(config.seeds) * len(plans[config.seeds[0]].arms)
+    for seed, plan in plans.items():
+        encoder = plan.encoder
+        assert encoder is not None
+        assert encoder.stage.name == "encoder_pretrain"
+        assert encoder.seed == seed
+        for stages in plan.arms.values():
+            assert [stage.stage.name for stage in stages] == ["pretrain", "finetune"]
+            for experiment in stages:
+                assert (experiment.seed, experiment.tracking) == (seed, config.tracking)
+                assert experiment.data.config.level == encoder.data.config.level
+                theirs = dataclasses.replace(experiment.encoder.config, sources=encoder.encoder.config.sources)
+                assert theirs == encoder.encoder.config, "the arms read the one encoder, if not all that it offers"
+    plan_alike([plan.arms for plan in plans.values()], config.lineage)  # builds them all, and checks the lineage
+    if path.parts[-1] == "comparison.yaml":
+        fusions = {arm: stages[-1].fusion.name for arm, stages in plans[0].arms.items()}
+        assert fusions == {"concat": "concat", "attention": "attention", "gated": "gated"}

@@ -11,10 +11,11 @@ import torch
 import yaml
 from transformers.initialization import no_init_weights
 
-from fvl_lightning.commands.compare import experiments
+from fvl_lightning.commands.arms import experiments
 from fvl_lightning.commands.train import build_stage
+from fvl_lightning.core.comparison import ComparisonConfig
 from fvl_lightning.core.config import as_plain, check_config, differences, load_config
-from fvl_lightning.core.experiment import COMPONENTS, ComparisonConfig, ExperimentConfig
+from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.original_config import ImportOptions, imported_config
 from fvl_lightning.training.components import count_parameters
@@ -270,7 +271,7 @@ def test_arms_of_a_comparison_may_take_choices(workspace: Path, monkeypatch: pyt
     values = {"encoder_stage": "experiments/demo/encoder_pretrain.yaml", "stages": stages, "arms": arms}
     Path("mine.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     config = load_config(ComparisonConfig, Path("mine.yaml"))
-    _, resolved = experiments(config, Path("mine.yaml"), Path("runs"))
+    resolved = experiments(config, Path("mine.yaml"), Path("runs"))[0].arms
     assert [stage.chosen["recipe"] for stage in resolved["paper"]] == ["paper"] * 2
     for stage in resolved["gated"]:
         assert stage.chosen == {"recipe": "released", "scale": "tiny"}
