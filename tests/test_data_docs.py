@@ -59,6 +59,7 @@ def test_the_commands_run_and_say_what_the_page_says(folder: Path, fvl_here: Run
     assert "⟦It is red.<eos>⟧" in said[3]
     assert (folder / "preview.png").is_file()
     assert re.search(r"missing image\s*│\s*1", said[4])
+    assert '"where": "lost.txt"' in (folder / "shards" / "beside" / "refused.jsonl").read_text(encoding="utf-8")
     assert SampleStore.open(str(folder / "shards" / "beside"), "train").record(0) == {"caption": "a wall"}
 
 
