@@ -1,10 +1,7 @@
 """`fvl list`, `fvl describe` and `fvl show`: what there is, what it takes, and what an experiment comes to."""
 
-import ast
 import dataclasses
 import inspect
-import textwrap
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +16,7 @@ from fvl_lightning.commands.train import build_stage, prepare_data
 from fvl_lightning.core import registry
 from fvl_lightning.core.config import as_plain, load_config
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.field_meanings import field_meanings
 from fvl_lightning.training.components import count_parameters
 
 
@@ -55,7 +53,7 @@ def describe(
     table = Table(
         Column("field", no_wrap=True), *(Column(name, overflow="fold") for name in ("type", "default", "meaning"))
     )
-    meanings = _attribute_docs(component.Config)
+    meanings = field_meanings(component.Config)
     for field in fields:
         default = field.default if field.default is not dataclasses.MISSING else "(needed)"
         if field.default_factory is not dataclasses.MISSING:
@@ -80,6 +78,7 @@ def show(
         return
     prepare_data(config)
     stage = build_stage(config, device="meta")
+    stage.adapt(Path())
     table = Table("component", "parameters", "trainable", "mode", title=f"{config.name}: stage {config.stage.name}")
     for component, counts in count_parameters(stage.model).items():
         if component in stage.trainable:
@@ -95,26 +94,3 @@ def _first_line(component: type[Any]) -> str:
 def _type_name(annotation: Any) -> str:
     text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
     return str(annotation).replace("typing.", "") if "[" in str(annotation) or "|" in str(annotation) else text
-
-
-def _attribute_docs(config: type[Any]) -> dict[str, str]:
-    """The strings under a dataclass's fields, of the class and those it extends."""
-    docs: dict[str, str] = {}
-    for owner in reversed(config.__mro__):
-        if not dataclasses.is_dataclass(owner):
-            continue
-        docs |= _class_attribute_docs(owner)
-    return docs
-
-
-def _class_attribute_docs(owner: type[Any]) -> dict[str, str]:
-    try:
-        definition = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
-    except OSError:  # a class typed into an interpreter has no source to read
-        return {}
-    assert isinstance(definition, ast.ClassDef)
-    docs = {}
-    for field, text in pairwise(definition.body):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            docs[ast.unparse(field.target)] = inspect.cleandoc(str(text.value.value)).replace("\n", " ")
-    return docs

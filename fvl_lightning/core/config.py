@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fvl_lightning.core.errors import ConfigError, first_line, unknown_name
+from fvl_lightning.core.field_meanings import field_meanings
 from fvl_lightning.core.layers import COMMAND_LINE, Loader, at, read_layers
 from fvl_lightning.core.plugins import import_plugin
 from fvl_lightning.core.registry import component, names
@@ -256,6 +257,10 @@ def _check(expected: Any, value: Any, key: str, place: Place) -> None:
             if inner not in types:
                 raise unknown_name("key", inner, types, place(full))
             _check(types[inner], inner_value, full, place)
+        for f in dataclasses.fields(expected):
+            if f.default is f.default_factory is dataclasses.MISSING and f.name not in value:
+                meaning = field_meanings(expected).get(f.name, "").partition(". ")[0]
+                raise ConfigError(f"{place(f'{key}.{f.name}' if key else f.name)} is needed: {meaning}")
     elif get_origin(expected) is dict and isinstance(value, Mapping):
         for inner, inner_value in value.items():
             _check(options[1], inner_value, f"{key}.{inner}", place)

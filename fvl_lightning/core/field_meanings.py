@@ -1,0 +1,31 @@
+"""What the fields of a configuration mean: the strings under them in the source."""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from itertools import pairwise
+from typing import Any
+
+
+def field_meanings(config: type[Any]) -> dict[str, str]:
+    """Of each field of a dataclass, those it inherits among them, the string under it; none where there is none."""
+    docs: dict[str, str] = {}
+    for owner in reversed(config.__mro__):
+        if not dataclasses.is_dataclass(owner):
+            continue
+        docs |= _own_meanings(owner)
+    return docs
+
+
+def _own_meanings(owner: type[Any]) -> dict[str, str]:
+    try:
+        definition = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    except OSError:  # a class typed into an interpreter has no source to read
+        return {}
+    assert isinstance(definition, ast.ClassDef)
+    docs = {}
+    for field, text in pairwise(definition.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            docs[ast.unparse(field.target)] = inspect.cleandoc(str(text.value.value)).replace("\n", " ")
+    return docs
