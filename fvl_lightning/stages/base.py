@@ -92,8 +92,10 @@ class Stage(LightningModule, ABC):
     def adapt(self, base: Path) -> None:
         """Puts adapters beside what is lora; call it once, with the weights of the folder `base` in place."""
         self.base = base
-        assert self.frozen_hash  # of the base as others know it: before adapters, and before it is quantised
-        add_adapters(self.model, self.trainable, self.experiment.lora or LoraConfig(), self.experiment.seed)
+        if settings.quantization is not None:
+            assert self.frozen_hash  # while the weights are those that others know
+        if adapted(self.trainable):
+            add_adapters(self.model, self.trainable, settings, self.experiment.seed)
 
     @cached_property
     def frozen_hash(self) -> str:
