@@ -9,6 +9,8 @@ from tests.conftest import ROOT
 FLORENCE_VL = ("3b/pretrain", "3b/finetune", "8b/pretrain", "8b/finetune")
 LLAVA = ("align", "finetune")
 PRESETS = (*(f"florence_vl/{name}" for name in FLORENCE_VL), *(f"llava15_7b/{name}" for name in LLAVA))
+ADAPTED = tuple(f"florence_vl/{size}/finetune_{kind}" for size in ("3b", "8b") for kind in ("lora", "qlora"))
+"""Those that no paper has: stage 2 with adapters."""
 CHOICES = [
     *((f"florence_vl/{name}", (f"recipe={recipe}",)) for name in FLORENCE_VL for recipe in ("paper", "released")),
     *((f"llava15_7b/{name}", ()) for name in LLAVA),

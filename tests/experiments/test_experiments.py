@@ -53,6 +53,7 @@ def test_an_experiment_builds_on_the_meta_device(path: Path, workspace: Path, mo
         assert any(path.name in other.read_text(encoding="utf-8") for other in path.parent.glob("*.yaml")), "unused"
         return
     stage = build_stage(config, device="meta")
+    stage.adapt(Path())
     assert all(parameter.is_meta for parameter in stage.model.parameters())
     counts = count_parameters(stage.model)
     assert counts["encoder"]["parameters"] > 0

@@ -21,7 +21,7 @@ from fvl_lightning.modeling.original_config import ImportOptions, imported_confi
 from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.run_folder import RunFolder
 from tests.conftest import ROOT, TINY_DATA, Run
-from tests.experiments.presets import CHOICES, FLORENCE_VL, HUB, PRESETS, at_real_size, load, path_of
+from tests.experiments.presets import ADAPTED, CHOICES, FLORENCE_VL, HUB, PRESETS, at_real_size, load, path_of
 
 MILLION = 1e6
 SHORT = ("scale=tiny", *TINY_DATA, "trainer.max_steps=2", "tracking.enabled=false")
@@ -53,7 +53,7 @@ def check_schedule(config: ExperimentConfig, batch: int, rate: float, samples: f
 def test_these_are_all_presets() -> None:
     files = {path for folder in ("florence_vl", "llava15_7b") for path in (ROOT / "experiments" / folder).rglob("*")}
     parts = {path for path in files if path.is_dir() or path.parent.name == "base" or path.name == "model.yaml"}
-    assert files - parts == {path_of(preset) for preset in PRESETS}
+    assert files - parts == {path_of(preset) for preset in (*PRESETS, *ADAPTED)}
 
 
 @pytest.mark.parametrize(("name", "recipe"), CELLS, ids=lambda value: value)
