@@ -91,6 +91,7 @@ class Stage(LightningModule, ABC):
 
     def adapt(self, base: Path) -> None:
         """Puts adapters beside what is lora; call it once, with the weights of the folder `base` in place."""
+        settings = self.experiment.lora or LoraConfig()
         self.base = base
         if settings.quantization is not None:
             assert self.frozen_hash  # while the weights are those that others know
