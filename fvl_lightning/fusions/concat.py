@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import FeatureSpec, FusionOutput
 from fvl_lightning.fusions.base import Fusion
@@ -16,13 +17,20 @@ class ConcatFusion(Fusion):
 
     @dataclass
     class Config:
-        """Nothing to set."""
+        """Fields of the fusion."""
+
+        repeat: int = 1
+        """All sources so many times: with fewer of them the width, and so the projector, of more. What more sources
+        gain over this is not capacity."""
 
     def __init__(self, config: Config, sources: dict[str, FeatureSpec]) -> None:
         super().__init__(config, sources)
+        if config.repeat < 1:
+            raise ConfigError(f"fusion.repeat: the sources stand there {config.repeat} times, at least 1 is needed")
         first = next(iter(sources.values()))
-        self.output = FeatureSpec(first.tokens, sum(spec.dim for spec in sources.values()), first.grid)
+        width = config.repeat * sum(spec.dim for spec in sources.values())
+        self.output = FeatureSpec(first.tokens, width, first.grid)
 
     def forward(self, sources: dict[str, Tensor]) -> FusionOutput:
-        """{source: [I, N, D_source]} -> [I, N, sum of D_source]."""
-        return FusionOutput(torch.cat(list(sources.values()), dim=-1))
+        """{source: [I, N, D_source]} -> [I, N, repeat * sum of D_source]."""
+        return FusionOutput(torch.cat(list(sources.values()) * self.config.repeat, dim=-1))

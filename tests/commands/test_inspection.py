@@ -72,7 +72,7 @@ def test_describe_says_what_each_field_means(tmp_path: Path, fvl_here: Run) -> N
     inherited = fvl_here(tmp_path, "describe", "data", "demo").stdout
     for field in ("level", "max_bad_fraction"):
         assert re.search(rf"{field} .*│ .*\w\.", inherited), field
-    assert "Nothing to set" in fvl_here(tmp_path, "describe", "fusion", "concat").stdout
+    assert "Nothing to set" in fvl_here(tmp_path, "describe", "projector", "linear").stdout
 
 
 def test_describe_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

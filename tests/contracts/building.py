@@ -50,6 +50,7 @@ TINY: dict[str, dict[str, list[dict[str, Any]]]] = {
         "attention": [{}, {"query": "learned", "heads": 2}, {"dim": 8}],
         "gated": [{}, {"gate": "sigmoid"}, {"dim": 6}],
         "mean": [{}, {"dim": 6}],
+        "concat": [{}, {"repeat": 3}],
         "token_concat": [{}, {"dim": 6}],
     },
     "projector": {"mlp": [{}, {"depth": 1}, {"depth": 2, "hidden": 5}]},

@@ -77,6 +77,14 @@ def test_concat_keeps_the_order_of_the_sources() -> None:
     assert torch.equal(fused[..., 10:], x["ocr"])
 
 
+def test_concat_has_the_width_of_more_sources_than_there_are() -> None:
+    fusion, x = build(ConcatFusion, 6, 4, repeat=3), features(specs(6, 4))
+    assert fusion.output == FeatureSpec(TOKENS, 30, (2, 2))
+    close(fusion(x).features, torch.cat([x["davit"], x["caption"]] * 3, dim=-1))
+    with pytest.raises(ConfigError, match=r"fusion\.repeat: the sources stand there 0 times"):
+        build(ConcatFusion, 6, repeat=0)
+
+
 def test_token_concat_keeps_the_order_of_the_sources() -> None:
     fusion, x = build(TokenConcatFusion, 6, 4, 6), features(specs(6, 4, 6))
     fused = fusion(x).features

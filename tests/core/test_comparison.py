@@ -1,0 +1,98 @@
+"""The arms that a comparison file speaks of, and what is said where it can't be."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fvl_lightning.core.comparison import ComparisonConfig, arms_of
+from fvl_lightning.core.config import load_config
+from fvl_lightning.core.errors import ConfigError
+
+FILE = Path("mine.yaml")
+
+
+def arms(tmp_path: Path, *words: str, **values: Any) -> dict[str, Any]:
+    """{arm: its words} of a comparison with these values."""
+    file = tmp_path / FILE
+    file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return {name: list(arm.words) for name, arm in arms_of(load_config(ComparisonConfig, file, words), FILE).items()}
+
+
+def refused(tmp_path: Path, *words: str, **values: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        arms(tmp_path, *words, **values)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.replace(f"{tmp_path}/", "")
+
+
+def test_arms_are_what_they_set(tmp_path: Path) -> None:
+    given = {"concat": {"set": ["fusion=concat"]}, "wide": {"set": ["fusion=concat", "fusion.repeat=2"]}}
+    assert arms(tmp_path, arms=given) == {"concat": ["fusion=concat"], "wide": ["fusion=concat", "fusion.repeat=2"]}
+
+
+def test_a_grid_has_every_combination(tmp_path: Path) -> None:
+    axes = {"fusion": ["concat", "gated"], "encoder.sources": [["davit"], ["davit", "ocr"]]}
+    assert arms(tmp_path, axes=axes) == {
+        "1-concat-davit": ['fusion="concat"', 'encoder.sources=["davit"]'],
+        "2-concat-davit+ocr": ['fusion="concat"', 'encoder.sources=["davit", "ocr"]'],
+        "3-gated-davit": ['fusion="gated"', 'encoder.sources=["davit"]'],
+        "4-gated-davit+ocr": ['fusion="gated"', 'encoder.sources=["davit", "ocr"]'],
+    }
+
+
+def test_zipped_axes_go_side_by_side(tmp_path: Path) -> None:
+    axes = {"fusion": ["concat", "gated"], "optimizer": {"learning_rate": [0.003, 0.001]}}
+    assert arms(tmp_path, axes=axes, combine="zip") == {
+        "concat-learning_rate_0.003": ['fusion="concat"', "optimizer.learning_rate=0.003"],
+        "gated-learning_rate_0.001": ['fusion="gated"', "optimizer.learning_rate=0.001"],
+    }
+
+
+def test_names_differ_where_a_narrow_column_ends(tmp_path: Path) -> None:
+    for axes in (
+        {"fusion": ["concat", "gated", {"name": "attention", "heads": 2}, {"name": "attention", "heads": 8}]},
+        {"optimizer.learning_rate": [0.003, 0.001], "normalize.output": [True, False]},
+        {"lora.rank": list(range(1, 13))},
+    ):
+        names = list(arms(tmp_path, axes=axes))
+        assert len({name[:10] for name in names}) == len(names)
+        assert len(set(names)) == len(names)
+
+
+def test_seeds(tmp_path: Path) -> None:
+    file = tmp_path / FILE
+    file.write_text("seed: 3\n", encoding="utf-8")
+    assert load_config(ComparisonConfig, file).seeds == [3]
+    assert load_config(ComparisonConfig, file, ["seeds=[0, 4]"]).seeds == [0, 4]
+    with pytest.raises(ConfigError, match="one is named twice in 1, 1"):
+        load_config(ComparisonConfig, file, ["seeds=[1, 1]"])
+
+
+FUSIONS = {"fusion": ["concat", "gated"]}
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({}, "there are neither, and a comparison has one of the two"),
+    ({"axes": FUSIONS, "arms": {"a": {"set": []}}}, "there are both, and"),
+    ({"axes": FUSIONS | {"seed": [0, 1]}}, "seed in axes in mine.yaml: the comparison sets seed itself; give `seeds`"),
+    ({"arms": {"a": {"set": ["output=here"]}}}, "output in arms.a.set in mine.yaml: the comparison sets output itself"),
+    ({"axes": {"fusion": "concat"}}, "axes.fusion in mine.yaml: expected a list of the values to compare"),
+    ({"axes": {"fusion": []}}, "axes.fusion in mine.yaml: expected a list of the values to compare"),
+    ({"axes": {"fusion": ["concat", "concat"]}}, "two of the arms would be called concat"),
+    (
+        {"axes": FUSIONS | {"optimizer.learning_rate": [0.1]}, "combine": "zip"},
+        "`combine: zip` needs as many values of every axis, and fusion has 2, optimizer.learning_rate has 1",
+    ),
+    ({"axes": FUSIONS, "combine": "product"}, "allowed are grid, zip"),
+    ({"axes": FUSIONS, "baseline": "gatd"}, "baseline in mine.yaml: unknown arm 'gatd', allowed are concat, gated"),
+    ({"arms": {"a/b": {"set": []}}}, "arms.a/b in mine.yaml: a folder is called like the arm"),
+    ({"arms": {"encoders": {"set": []}}}, "arms.encoders in mine.yaml: a folder is called like the arm"),
+    ({"axes": FUSIONS, "smallest_effect": 0}, "smallest_effect must be above 0"),
+    ({"axes": FUSIONS, "metric": "accuracy"}, "allowed are accuracy/macro, accuracy/overall"),
+]
+
+
+@pytest.mark.parametrize(("values", "words"), MISTAKES, ids=[words for _, words in MISTAKES])
+def test_a_mistake_is_one_sentence(tmp_path: Path, values: dict[str, Any], words: str) -> None:
+    assert words in refused(tmp_path, **values)
