@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from transformers.utils.logging import disable_progress_bar
 
+from fvl_lightning.training.ranks import own_rank
+
 MISTAKE = 2
 """Exit code of what the user can mend."""
 INTERRUPTED = 130
@@ -23,5 +25,8 @@ def quiet_libraries() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     for name in ("fvl_lightning", "datamodules"):
         logging.getLogger(name).setLevel(logging.INFO)
+    if own_rank() > 0:  # it sees what the first rank sees, but for its own samples
+        logging.getLogger("fvl_lightning").setLevel(logging.ERROR)
+        logging.getLogger("datamodules").setLevel(logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)

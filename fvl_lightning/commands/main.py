@@ -25,6 +25,7 @@ from fvl_lightning.commands import (
 )
 from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, REQUEUE, quiet_libraries
 from fvl_lightning.core.errors import UserError
+from fvl_lightning.training.ranks import ElsewhereError, own_rank
 from fvl_lightning.training.stop import Preempted
 
 app = typer.Typer(
@@ -62,17 +63,21 @@ def run(arguments: list[str]) -> int:
     """The exit code of `fvl <arguments>`."""
     quiet_libraries()
     console = Console(stderr=True)
+    for_all = Console(stderr=True, quiet=own_rank() > 0)  # what all ranks would say, the first one says
     try:
         result = app(arguments, standalone_mode=False, prog_name="fvl")
+    except ElsewhereError:
+        return MISTAKE
     except UserError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        who = f" (rank {own_rank()})" if own_rank() else ""
+        console.print(f"[bold red]error{who}:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return MISTAKE
     except TyperException as error:
         if error.format_message():  # without one, the help has been shown
             console.print(f"[bold red]error:[/] {escape(error.format_message())}", soft_wrap=True, highlight=False)
         return MISTAKE
     except Preempted:
-        console.print(
+        for_all.print(
             f"stopped for the cluster; what was saved is kept, exit code {REQUEUE} asks for the same command again "
             "(`--resume-or-start` for a training)",
             soft_wrap=True,
@@ -80,5 +85,5 @@ def run(arguments: list[str]) -> int:
         return REQUEUE
     if result == INTERRUPTED:  # typer's answer to KeyboardInterrupt
         said = "stopped; what was saved is kept, and the same command (`--resume` for a training) goes on from there"
-        console.print(said, soft_wrap=True)
+        for_all.print(said, soft_wrap=True)
     return result if isinstance(result, int) else 0

@@ -1,8 +1,11 @@
 """`fvl train`: one experiment file, one run."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Annotated, Any
@@ -12,6 +15,7 @@ import typer
 from rich.console import Console
 
 from fvl_lightning.commands.adapters import give_adapters
+from fvl_lightning.commands.processes import run_ranks
 from fvl_lightning.commands.tracked import tracked
 from fvl_lightning.core.config import as_plain, config_hash, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
@@ -27,6 +31,7 @@ from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.journal import Journal
 from fvl_lightning.training.lora import adapted, adapter_bytes
+from fvl_lightning.training.ranks import Ranks, joined, own_rank, started_ranks
 from fvl_lightning.training.run_folder import RunFolder, is_model_folder
 from fvl_lightning.training.stop import Stop, StopSignals, preemptible
 from fvl_lightning.training.trainer import build_trainer, check_accelerator
@@ -51,7 +56,13 @@ def train(
     Example: `fvl train experiments/demo/finetune.yaml fusion=gated trainer.max_steps=20`
     """
     config = load_config(ExperimentConfig, experiment, overrides or ())
+    if config.trainer.devices > 1 and config.trainer.nodes == 1 and started_ranks() == 1:
+        options = {"--resume": resume, "--resume-or-start": resume_or_start}
+        words = ["train", str(experiment), *(overrides or ()), *(word for word, given in options.items() if given)]
+        sys.exit(run_ranks(config.trainer.devices, words))
     run = reuse_or_train(config) if resume_or_start else run_training(config, stopped_run(config) if resume else None)
+    if own_rank() > 0:
+        return
     console = Console()
     for name in ("train/loss", "validation/loss", "validation/token_accuracy"):
         if curve := run.curve(name):
@@ -88,22 +99,38 @@ def run_training(
     check_accelerator(experiment.trainer.accelerator)
     if experiment.trainer.threads is not None:
         torch.set_num_threads(experiment.trainer.threads)
-    if experiment.tracking.enabled and stopped is None:
-        open_store(experiment.tracking.uri, experiment.tracking.experiment)  # or nothing is begun
-    data = prepare_data(experiment)
-    stage = build_stage(experiment)
-    parents = start_from(stage, experiment)
-    checkpoint = whole_checkpoint(stopped.checkpoints) if stopped else None
-    position = saved_position(checkpoint) if checkpoint else 0
-    data.connect(data_context(stage.model, stage.tokenizer, experiment, position))
-    attach_features(stage, data, experiment)
-    run = stopped or RunFolder.create(Path(experiment.output), experiment.name, as_plain(experiment))
-    give_adapters(stage, run, parents)
-    record_model(stage, run, parents)
-    with run.held(), tracked(experiment, run, stage, data, parent_run_id, tags or {}) as tracker:
-        fit(stage, data, experiment, run, tracker, checkpoint)
-        finish(stage, run)
+    with joined(experiment.trainer) as ranks:
+        ranks.agree(lambda: begin_tracking(experiment, stopped))
+        data = ranks.in_turn(lambda: prepare_data(experiment))
+        stage, parents = weighted_stage(experiment, ranks)
+        checkpoint = ranks.agree(lambda: whole_checkpoint(stopped.checkpoints) if stopped else None)
+        position = saved_position(checkpoint) if checkpoint else 0
+        context = data_context(stage.model, stage.tokenizer, experiment, position)
+        data.connect(replace(context, rank=ranks.rank, world_size=ranks.world_size))
+        attach_features(stage, data, experiment, ranks)
+        run = stopped or ranks.agree(lambda: new_run(experiment))
+        ranks.in_turn(lambda: give_adapters(stage, run, parents))
+        ranks.agree(lambda: record_model(stage, run, parents))
+        with ExitStack() as followed:
+            tracker = None
+            if ranks.first:
+                followed.enter_context(run.held())
+                tracker = followed.enter_context(tracked(experiment, run, stage, data, parent_run_id, tags or {}))
+            fit(stage, data, experiment, run, tracker, checkpoint)
+            stage.gather()
+            ranks.agree(lambda: finish(stage, run))
     return run
+
+
+def begin_tracking(experiment: ExperimentConfig, stopped: RunFolder | None) -> None:
+    """Opens the store of a new run, or nothing is begun."""
+    if experiment.tracking.enabled and stopped is None:
+        open_store(experiment.tracking.uri, experiment.tracking.experiment)
+
+
+def new_run(experiment: ExperimentConfig) -> RunFolder:
+    """The folder of a run that starts."""
+    return RunFolder.create(Path(experiment.output), experiment.name, as_plain(experiment))
 
 
 def prepare_data(experiment: ExperimentConfig) -> Any:
@@ -120,6 +147,19 @@ def build_stage(experiment: ExperimentConfig, device: str = "cpu") -> Stage:
     if experiment.stage is None:
         raise ConfigError("stage: the experiment names no stage, write for instance `stage: finetune`")
     return experiment.stage.component.build(experiment, device)
+
+
+def weighted_stage(experiment: ExperimentConfig, ranks: Ranks) -> tuple[Stage, list[dict[str, Any]]]:
+    """The stage, on the first rank with its weights, which the others take over; and what came from where.
+
+    Where they are to be sharded the others build shapes alone, or a machine would hold the model once per device.
+    """
+    shapes = experiment.trainer.strategy == "fsdp" and not ranks.first
+    stage = build_stage(experiment, "meta" if shapes else "cpu")
+    parents = ranks.agree(lambda: start_from(stage, experiment))
+    if experiment.trainer.strategy != "single":
+        stage.frozen_hash = ranks.agree(lambda: stage.frozen_hash)
+    return stage, parents
 
 
 def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any]]:
@@ -183,14 +223,15 @@ def data_context(model: Any, tokenizer: Any, experiment: ExperimentConfig, posit
     )
 
 
-def attach_features(stage: Stage, data: Any, experiment: ExperimentConfig) -> None:
+def attach_features(stage: Stage, data: Any, experiment: ExperimentConfig, ranks: Ranks) -> None:
     """Hands the frozen encoder's cached features to the data, where the experiment asks for them."""
     if experiment.feature_cache is None:
         return
     if stage.trainable["encoder"] != "frozen":
         raise ConfigError("feature_cache: the encoder trains in this stage, its features change; freeze it or turn off")
     stage.train()
-    cache = build_feature_cache(stage.model.encoder, data, TRAINING_SPLITS, Path(experiment.feature_cache))
+    folder = Path(experiment.feature_cache)
+    cache = ranks.agree(lambda: build_feature_cache(stage.model.encoder, data, TRAINING_SPLITS, folder))
     data.attach_features(cache)
 
 
@@ -211,18 +252,22 @@ def record_model(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) ->
 def fit(
     stage: Stage, data: Any, experiment: ExperimentConfig, run: RunFolder, tracker: Any, checkpoint: Path | None
 ) -> None:
-    """The training loop, from `checkpoint` where there is one; after a stop that was asked for it raises who asked."""
+    """The training loop, from `checkpoint` where there is one; after a stop that was asked for it raises who asked.
+
+    Without a `tracker`, on all ranks but the first, nothing is written, logged or shown.
+    """
     log = LogWindow(experiment.trainer.log_every)
     signals = StopSignals()
     checkpoints = Checkpoints(run.last_checkpoint, experiment.trainer.checkpoint_every, signals)
     title = f"{experiment.name} ({experiment.fusion.name})" if experiment.fusion else experiment.name
-    trainer = build_trainer(
-        experiment.trainer, run.path, [Journal(run.metrics, tracker)], [log, StepProgress(title), checkpoints]
-    )
-    torch.manual_seed(experiment.seed)  # for dropout; initial values and the order of the data have their own
+    loggers: list[Any] = [Journal(run.metrics, tracker)] if tracker else []
+    callbacks = [log, *([StepProgress(title)] if tracker else []), checkpoints]
+    trainer = build_trainer(experiment.trainer, run.path, loggers, callbacks)
+    torch.manual_seed(experiment.seed + own_rank())  # for dropout; initial values and the data's order have their own
     with warnings.catch_warnings(), signals:
         # Lightning advises more loader workers and names what it does not find; both are choices here.
         warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # none of the blocks' outputs is changed
         try:
             trainer.fit(
                 stage,
@@ -233,14 +278,14 @@ def fit(
             )
         except SystemExit:  # what Lightning makes of a Ctrl-C that does not wait for the step's end
             (signals.requested or Stop.PERSON).raise_for()
-    seconds = run.info.get("seconds", 0.0) + log.total_seconds
-    speeds = sorted(log.tokens_per_second)
-    run.record(
-        steps=trainer.global_step,
-        seconds=seconds,
-        tokens_per_second=speeds[len(speeds) // 2] if speeds else None,
-        peak_memory_bytes=peak_memory_bytes(),
-    )
+    if tracker:
+        speeds = sorted(log.tokens_per_second)
+        run.record(
+            steps=trainer.global_step,
+            seconds=run.info.get("seconds", 0.0) + log.total_seconds,
+            tokens_per_second=speeds[len(speeds) // 2] if speeds else None,
+            peak_memory_bytes=peak_memory_bytes(),
+        )
     checkpoints.stop.raise_for()
 
 

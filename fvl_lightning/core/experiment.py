@@ -4,9 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fvl_lightning.core.config import slot
+from fvl_lightning.core.errors import unknown_name
 
 COMPONENTS = ("encoder", "fusion", "projector", "language_model")
 """The parts of the model that are frozen, trained and given learning rates as one."""
+REPEATED = ("encoder", "language_model")
+"""The components that are made of blocks: the units of sharding and of activation checkpointing."""
 
 
 @dataclass
@@ -57,6 +60,16 @@ class TrainerConfig:
     """Batches per optimiser step."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Lightning's name of the device kind: auto, cpu, cuda, mps."""
+    strategy: Literal["single", "ddp", "fsdp"] = "single"
+    """One device; a whole model on each of several (ddp), or a part of it on each (fsdp, FSDP2)."""
+    devices: int = 1
+    """Processes per machine, each with a device of its own."""
+    nodes: int = 1
+    """Machines."""
+    reshard_after_forward: bool = True
+    """With fsdp, a block's parameters are gathered again for the backward pass (ZeRO-3) rather than kept (ZeRO-2)."""
+    checkpoint_activations: list[str] = field(default_factory=list)
+    """Components (encoder, language_model) whose blocks are computed again in the backward pass, to save memory."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     threads: int | None = None
     """torch threads on a CPU; null keeps torch's choice. Another number gives other bits, so a resume checks it."""
@@ -71,11 +84,21 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         counts = ("max_steps", "batch_size", "accumulate", "threads", "validate_every", "checkpoint_every", "log_every")
-        for name in counts:
+        for name in (*counts, "devices", "nodes"):
             if vars(self)[name] is not None and vars(self)[name] < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, not {vars(self)[name]}")
         if self.max_skipped < 0:
             raise ValueError(f"trainer.max_skipped must not be negative, it is {self.max_skipped}")
+        if self.strategy == "single" and self.world_size > 1:
+            raise ValueError(f"trainer.strategy: single is one device, take ddp or fsdp for {self.world_size}")
+        for name in self.checkpoint_activations:
+            if name not in REPEATED:
+                raise unknown_name("component with blocks", name, REPEATED, "trainer.checkpoint_activations")
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the training on all machines."""
+        return self.devices * self.nodes
 
 
 @dataclass

@@ -92,8 +92,16 @@ class CausalLanguageModel(LanguageModel):
         return {f"model.{target}": f"model.{source}" for target, source in self.model.all_tied_weights_keys.items()}
 
     def blocks(self) -> list[nn.Module]:
-        """The decoder layers."""
-        return list(self.model.base_model.layers)
+        """The decoder layers: the one list of as many modules as the configuration counts layers."""
+        count = self.model.config.num_hidden_layers
+        lists = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
+        outermost = next((modules for modules in lists if len(modules) == count), None)
+        if outermost is None:
+            raise ConfigError(
+                f"language_model.model: no list of {count} layers was found in {type(self.model).__name__}, so that it "
+                "can be neither sharded nor have its activations checkpointed; take strategy single or ddp"
+            )
+        return list(outermost)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[B, S] -> [B, S, D]."""

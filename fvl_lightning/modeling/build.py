@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from fvl_lightning.core.config import Choice, choose
@@ -17,6 +17,7 @@ from fvl_lightning.modeling.adapters import attach_adapter, base_of, is_adapter_
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.initialization import initialize
+from fvl_lightning.modeling.loss import token_loss
 from fvl_lightning.modeling.processor import IMAGE_TOKEN, FlorenceVLProcessor, image_tokenizer
 
 ENCODER_FILE = "encoder.json"
@@ -43,7 +44,17 @@ class EncoderModel(nn.Module):
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder: Any = encoder
+
+    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images [I, 3, P, P] and targets [I, T, L] -> sum of cross entropies, tokens and correct ones.
+
+        Training enters here, where parameters that are sharded are gathered and where that sees its tensors.
+        """
+        encoder = self.encoder
+        vocabulary = encoder.model_config.text_config.vocab_size
+        loss = token_loss(encoder.decode(images, targets), targets, encoder.logits, vocabulary)
+        return loss.sum, loss.tokens, loss.correct
 
 
 def build_model(experiment: ExperimentConfig, device: str = "cpu") -> Built:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from lightning import LightningModule
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from fvl_lightning.core.errors import ConfigError, DataError
-from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
+from fvl_lightning.core.experiment import REPEATED, ExperimentConfig, LoraConfig
 from fvl_lightning.core.types import Batch, PromptedBatch
 from fvl_lightning.modeling.adapters import base_hash
 from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.stages.guard import UpdateGuard
-from fvl_lightning.stages.meters import DatasetMeter, WindowMeter, digest
+from fvl_lightning.stages.meters import DatasetMeter, WindowMeter
 from fvl_lightning.training.components import (
+    blocks,
+    checkpoint_activations,
     children,
     component_of,
     freeze,
@@ -31,8 +33,12 @@ from fvl_lightning.training.components import (
 )
 from fvl_lightning.training.lora import adapted, add_adapters, check_lora
 from fvl_lightning.training.optimizer import build_optimizer, warmup_cosine
+from fvl_lightning.training.sharding import Sharded, gathered, local
+from fvl_lightning.training.strategies import ShardedStrategy
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Stage(LightningModule, ABC):
@@ -71,8 +77,9 @@ class Stage(LightningModule, ABC):
         self._fetched_position = 0
         self._step_tokens: list[Tensor] = []
         self._step_losses: list[Tensor] = []
-        self._step_keys: list[str] = []
-        self._saw_images, self._checked = False, False
+        self._step_keys: list[tuple[str, ...]] = []
+        self._saw_images, self._checked, self._configured = False, False, False
+        self.sharded: Sharded | None = None
         self.logged = WindowMeter(tokenizer.pad_token_id)
         self.guard = UpdateGuard(experiment.trainer.max_skipped)
 
@@ -116,7 +123,7 @@ class Stage(LightningModule, ABC):
         self._fetched_position = batch.position
         self._step_tokens.append(loss.tokens)
         self._step_losses.append(loss.sum.detach())
-        self._step_keys += batch.keys
+        self._step_keys.append(batch.keys)
         self._saw_images |= batch.has_images
         self.logged.add(loss, diagnostics, batch)
         return loss.sum
@@ -124,18 +131,19 @@ class Stage(LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns summed gradients into those of the mean over all supervised tokens of the step."""
         tokens = torch.stack(self._step_tokens).sum()
-        sums = torch.stack([tokens, tokens.new_tensor(len(self._step_keys)), torch.stack(self._step_losses).sum()])
+        samples = tokens.new_tensor(sum(map(len, self._step_keys)))
+        sums = torch.stack([tokens, samples, torch.stack(self._step_losses).sum()])
         tokens, self._step_samples, loss = self._summed_over_ranks(sums.float()).unbind()
         self._step_loss = loss / tokens.clamp(min=1)
-        self.logged.step_keys = digest(self._step_keys)
+        self.logged.step_keys = self._step_keys
         self._step_tokens.clear()
         self._step_losses.clear()
-        # Lightning has divided by the accumulated batches, and DDP by the ranks.
+        # Lightning has divided by the accumulated batches, and DDP or FSDP by the ranks.
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens.clamp(min=1)
         if not self._checked and self._saw_images:
             self._check_gradients()
             self._checked = True
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        gradients = [local(parameter.grad) for parameter in self.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, scale)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
@@ -145,7 +153,7 @@ class Stage(LightningModule, ABC):
         """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         limit = self.experiment.optimizer.clip_norm
-        norm = nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+        norm = gathered(nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit))
         self._step_norm = norm
         self._updates = bool(torch.isfinite(norm) & torch.isfinite(self._step_loss))
         if not self._updates:
@@ -164,6 +172,29 @@ class Stage(LightningModule, ABC):
         else:
             found = float(self._step_loss), float(self._step_norm), self._gathered_over_ranks(keys)
             self.guard.skipped(self.global_step + 1, *found, self.loggers)
+
+    def read_log(self) -> dict[str, float]:
+        """What is logged of the steps since the last time, over all ranks; each of them must ask."""
+        return self.logged.read(self._summed_over_ranks, self._gathered_over_ranks)
+
+    def configure_model(self) -> None:
+        """Splits the model over the ranks, and has blocks compute their activations again, where asked; once."""
+        settings, strategy = self.experiment.trainer, self.trainer.strategy
+        if self._configured:
+            return
+        self._configured = True
+        if isinstance(strategy, ShardedStrategy):
+            units = [block for component in REPEATED for block in blocks(self.model, component)]
+            self.sharded = Sharded(
+                self.model, units, strategy.mesh, strategy.root_device, settings.reshard_after_forward
+            )
+        for component in settings.checkpoint_activations:
+            checkpoint_activations(blocks(self.model, component))
+
+    def gather(self) -> None:
+        """After training: the first rank has the whole model again where it was sharded; every rank must ask."""
+        if self.sharded is not None:
+            self.model = self.sharded.gather()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimiser over what trains, with warm-up and cosine per step."""
@@ -196,12 +227,12 @@ class Stage(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what does not learn, but for its hash; adds the position in the data and the random numbers."""
         kept = self._learning()
-        checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in sorted(kept)}
+        checkpoint["state_dict"] = {name: gathered(checkpoint["state_dict"][name]) for name in sorted(kept)}
         checkpoint["frozen_hash"] = self.frozen_hash
         checkpoint["position"] = self.position
         checkpoint["samples"] = int(self.samples)
         checkpoint["skipped_in_a_row"] = self.guard.in_a_row
-        checkpoint["random_state"] = torch.get_rng_state()
+        checkpoint["random_states"] = self._of_all_ranks(torch.get_rng_state())
         checkpoint["threads"] = torch.get_num_threads()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -221,7 +252,9 @@ class Stage(LightningModule, ABC):
         self.position = checkpoint["position"]
         self.samples = checkpoint["samples"]
         self.guard.in_a_row = checkpoint["skipped_in_a_row"]
-        self._random_state = checkpoint["random_state"]
+        states = checkpoint["random_states"]
+        if len(states) == self.trainer.world_size:  # else each rank has a stream of its own seed
+            self._random_state = states[self.trainer.global_rank]
 
     def on_train_start(self) -> None:
         """Sets the modes, which Lightning leaves as they are, and restores the random numbers at the last moment."""
@@ -232,12 +265,16 @@ class Stage(LightningModule, ABC):
     def _learning(self) -> set[str]:
         return {f"model.{name}" for name in learning(self.model, self.trainable)}
 
-    def _gathered_over_ranks(self, keys: list[str]) -> list[str]:
-        if self.trainer.world_size == 1:
-            return keys
-        every_rank: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(every_rank, keys)
-        return [key for rank in every_rank for key in rank]
+    def _gathered_over_ranks(self, batches: list[tuple[str, ...]]) -> list[str]:
+        """The keys of the batches of all ranks, in the order in which one rank would have had them."""
+        every_rank = self._of_all_ranks(batches)
+        return [key for ranks in zip(*every_rank, strict=True) for keys in ranks for key in keys]
+
+    def _of_all_ranks(self, mine: T) -> list[T]:
+        every_rank = [mine] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            torch.distributed.all_gather_object(every_rank, mine)
+        return every_rank
 
     def _summed_over_ranks(self, values: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(values, reduce_op="sum")

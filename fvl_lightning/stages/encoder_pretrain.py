@@ -19,7 +19,7 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import PromptedBatch
 from fvl_lightning.modeling.build import ENCODER_FILE, build_encoder
-from fvl_lightning.modeling.loss import TokenLoss, token_loss
+from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.stages.base import Stage
 
 
@@ -50,10 +50,7 @@ class EncoderPretrainStage(Stage):
 
     def compute(self, batch: PromptedBatch) -> tuple[TokenLoss, dict[str, Tensor]]:
         """Images [I, 3, P, P] and targets [I, T, L] -> loss over all prompts' tokens."""
-        encoder = self.model.encoder
-        hidden = encoder.decode(batch.images, batch.targets)
-        vocabulary = encoder.model_config.text_config.vocab_size
-        return token_loss(hidden, batch.targets, encoder.logits, vocabulary), {}
+        return TokenLoss(*self.model(batch.images, batch.targets)), {}
 
     def save_model(self, folder: Path) -> None:
         """The encoder's weights under their names in the whole model, its resolved Config, and its tokenizer."""

@@ -3,8 +3,10 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from copy import copy
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fvl_lightning.core.types import IGNORE_INDEX, Batch, PromptedBatch
@@ -17,8 +19,8 @@ class WindowMeter:
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
         self.gradient_norm: Tensor | float = 0.0
-        self.step_keys = 0.0
-        """`digest` of the samples of the last step: equal in two runs that trained on the same ones."""
+        self.step_keys: list[tuple[str, ...]] = []
+        """The samples of the last step, batch by batch."""
         self.datasets = DatasetMeter()
         self._loss: Any
         self._tokens: Any
@@ -45,20 +47,30 @@ class WindowMeter:
         else:
             vars(self).update(self._kept, datasets=copy(self._kept["datasets"]))
 
-    def read(self) -> dict[str, float]:
+    def read(
+        self,
+        combine: Callable[[Tensor], Tensor] = lambda values: values,
+        keys_of: Callable[[list[tuple[str, ...]]], list[str]] = lambda batches: list(chain(*batches)),
+    ) -> dict[str, float]:
         """The window's means, and a new window.
 
         For a mixture also the mean loss and the supervised tokens, both of this window, per data set. There is no loss
-        where there was no token.
+        where there was no token. `data/step_keys` is the `digest` of the samples of the last step: equal in two runs
+        that trained on the same ones. Diagnostics are this rank's.
+
+        Args:
+            combine: sums over the ranks.
+            keys_of: the keys of all ranks in order.
         """
-        tokens = float(self._tokens)
-        losses, counts = self.datasets.read()
+        sums = [float(value) for value in (self._loss, self._tokens, self._correct, self._pads, self.row_tokens)]
+        loss, tokens, correct, pads_, row_tokens = combine(torch.tensor(sums, dtype=torch.float64)).tolist()
+        losses, counts = self.datasets.read(combine)
         values = {
-            "train/loss": float(self._loss) / max(tokens, 1.0),
-            "train/token_accuracy": float(self._correct) / max(tokens, 1.0),
+            "train/loss": loss / max(tokens, 1.0),
+            "train/token_accuracy": correct / max(tokens, 1.0),
             "train/gradient_norm": float(self.gradient_norm),
-            "data/step_keys": self.step_keys,
-            "train/fill": 1 - float(self._pads) / max(self.row_tokens, 1),
+            "data/step_keys": digest(keys_of(self.step_keys)),
+            "train/fill": 1 - pads_ / max(row_tokens, 1),
             **{f"train/loss/{name}": value for name, value in losses.items()},
             **{f"train/tokens/{name}": value for name, value in counts.items()},
             **{name: float(value) for name, value in self._diagnostics.items() if value.ndim == 0},

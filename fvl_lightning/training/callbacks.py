@@ -39,7 +39,7 @@ class LogWindow(Callback):
         self._last_step = step
         speed = stage.logged.row_tokens / max(self._seconds, 1e-9)
         self.tokens_per_second.append(speed)
-        values = stage.logged.read() | {
+        values = stage.read_log() | {
             "train/tokens_per_second": speed,
             "train/step_seconds": self._seconds / self.every,
             "train/samples": int(stage.samples),

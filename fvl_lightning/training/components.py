@@ -1,9 +1,12 @@
 """The one place that knows which parameter belongs to which component, what of it learns, and that freezes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.core.experiment import COMPONENTS
@@ -61,6 +64,21 @@ def set_modes(model: nn.Module, trainable: Mapping[str, str]) -> None:
         if isinstance(module, BaseTunerLayer):
             module.train()
             module.get_base_layer().eval()
+
+
+def blocks(model: nn.Module, component: str) -> list[nn.Module]:
+    """The repeated blocks of a component; none where the model does not have it."""
+    child: Any = dict(model.named_children()).get(component)
+    return [] if child is None else child.blocks()
+
+
+def checkpoint_activations(modules: Iterable[nn.Module]) -> None:
+    """Has each module keep its input alone for the backward pass, and compute the rest again (arXiv 1604.06174).
+
+    Its `forward` is replaced rather than the module wrapped, which would change the names of parameters.
+    """
+    for module in modules:
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 def resolve_trainable(defaults: Mapping[str, str], overrides: Mapping[str, str], stage: str) -> dict[str, str]:

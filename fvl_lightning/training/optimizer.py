@@ -5,21 +5,25 @@ the clipping norm. So AdamW's and Muon's groups live in one.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from fvl_lightning.core.errors import unknown_name
 from fvl_lightning.core.experiment import COMPONENTS, OptimizerConfig
 from fvl_lightning.training.components import component_of
+from fvl_lightning.training.sharding import gathered_parts, local, placed
 
 MUON_MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration (Jordan et al. 2024, "Muon"), as in torch.optim.Muon."""
 NEWTON_SCHULZ_STEPS = 5
+GATHERED_AT_ONCE = 2**26
+"""Elements of sharded matrices that are whole on a device at a time, 256 MiB in float32."""
 
 
 class MuonAdamW(torch.optim.AdamW):
@@ -58,15 +62,14 @@ class MuonAdamW(torch.optim.AdamW):
             if parameter.grad is not None:
                 by_shape.setdefault(parameter.shape, []).append(parameter)
         for shape, parameters in by_shape.items():
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            momenta = [self._momentum(parameter) for parameter in parameters]
+            gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+            momenta = [local(self._momentum(parameter)) for parameter in parameters]
             torch._foreach_lerp_(momenta, gradients, 1 - MUON_MOMENTUM)
             nesterov = torch._foreach_lerp(gradients, momenta, MUON_MOMENTUM)
-            # Matrices of one shape go through the iteration together: small ones are all launch overhead otherwise.
-            updates = orthogonalize(torch.stack(nesterov)).unbind(0)
-            rate = group["lr"]
-            torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
-            torch._foreach_add_(parameters, updates, alpha=-rate * 0.2 * math.sqrt(max(shape)))
+            updates = orthogonal_updates(nesterov, parameters)
+            rate, values = group["lr"], [local(parameter) for parameter in parameters]
+            torch._foreach_mul_(values, 1 - rate * group["weight_decay"])
+            torch._foreach_add_(values, updates, alpha=-rate * 0.2 * math.sqrt(max(shape)))
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -74,6 +77,25 @@ class MuonAdamW(torch.optim.AdamW):
             state["momentum"] = torch.zeros_like(parameter)
             state["step"] = torch.zeros(())  # AdamW looks for it in every state it loads
         return state["momentum"]
+
+
+def orthogonal_updates(parts: Sequence[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+    """`orthogonalize` of matrices of one shape, of which this rank holds `parts` as it does of `parameters`.
+
+    Those of a sharded parameter are gathered first, so that the update is that of one process: an orthogonal matrix is
+    not made of orthogonal parts.
+    """
+    # Matrices of one shape go through the iteration together: small ones are all launch overhead otherwise.
+    if not isinstance(parameters[0], DTensor):
+        return list(orthogonalize(torch.stack(list(parts))).unbind(0))
+    updates: list[Tensor] = []
+    at_once = max(1, GATHERED_AT_ONCE // parameters[0].numel())
+    for start in range(0, len(parts), at_once):
+        likes = parameters[start : start + at_once]
+        whole = [gathered_parts(part, like) for part, like in zip(parts[start : start + at_once], likes, strict=True)]
+        orthogonal = orthogonalize(torch.stack(whole)).unbind(0)
+        updates += [local(placed(update, like)) for update, like in zip(orthogonal, likes, strict=True)]
+    return updates
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

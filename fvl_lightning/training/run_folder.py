@@ -28,6 +28,12 @@ from fvl_lightning.training.journal import read_journal
 
 logger = logging.getLogger(__name__)
 
+PLACEMENT = {
+    f"trainer.{name}"
+    for name in ("strategy", "devices", "nodes", "batch_size", "reshard_after_forward", "checkpoint_activations")
+}
+"""What says where samples are computed, not which."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -175,10 +181,15 @@ class RunFolder:
         self._write(self.tracking.name, json.dumps(told, indent=2))
 
     def check_resumable(self, config: dict[str, Any]) -> None:
-        """ConfigError unless `config` is the one the run was started with, and a checkpoint is there."""
-        changed = differences(self.config, config)
+        """ConfigError unless `config` is the one the run was started with, and a checkpoint is there.
+
+        The devices may be others, with as many rows in all of their batches: the samples of each step stay the same.
+        """
+        changed = set(differences(self.config, config))
+        if changed & PLACEMENT and _global_rows(self.config) == _global_rows(config):
+            changed -= PLACEMENT
         if changed:
-            raise ConfigError(f"--resume: {self.path} was started with another configuration, at {', '.join(changed)}")
+            raise ConfigError(f"--resume: {self.path} was started with another configuration, at {', '.join(sorted(changed))}")
         if not present_checkpoints(self.checkpoints):
             raise DataError(f"--resume: {self.path} stopped before its first checkpoint; start it without --resume")
 
@@ -202,6 +213,11 @@ class RunFolder:
             os.replace(beside, self.path / name)
         except OSError as error:
             raise DataError(f"{self.path / name} cannot be written ({error.strerror})") from None
+
+
+def _global_rows(config: dict[str, Any]) -> int:
+    trainer = config["trainer"]
+    return trainer["batch_size"] * trainer.get("devices", 1) * trainer.get("nodes", 1)
 
 
 def is_model_folder(path: Path) -> bool:

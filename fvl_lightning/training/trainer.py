@@ -1,14 +1,17 @@
 """Lightning's Trainer, set up the one way this kit uses it."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.loggers.logger import Logger
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import TrainerConfig
 from fvl_lightning.training.checkpoint_files import CheckpointFiles
+from fvl_lightning.training.strategies import build_strategy
 
 
 def check_accelerator(name: str) -> None:
@@ -19,10 +22,16 @@ def check_accelerator(name: str) -> None:
 
 
 def build_trainer(config: TrainerConfig, folder: Path, loggers: list[Logger], callbacks: list[Callback]) -> Trainer:
-    """One device; steps, not epochs; logging, progress and checkpoints through our callbacks."""
+    """Steps, not epochs; logging, progress and checkpoints through our callbacks."""
+    plugins: list[Any] = [CheckpointFiles()]
+    if config.world_size > 1:
+        plugins.append(TorchElasticEnvironment())
     return Trainer(
         accelerator=config.accelerator,
-        devices=1,
+        strategy=build_strategy(config),
+        devices=config.devices,
+        num_nodes=config.nodes,
+        inference_mode=config.strategy != "fsdp",  # what a rank gathers in it could not be trained on afterwards
         precision=config.precision,
         max_steps=config.max_steps,
         max_epochs=-1,
@@ -33,7 +42,7 @@ def build_trainer(config: TrainerConfig, folder: Path, loggers: list[Logger], ca
         use_distributed_sampler=False,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[CheckpointFiles()],
+        plugins=plugins,
         enable_checkpointing=True,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -24,18 +24,23 @@ def train(folder: Path, out: str, stop: int, *checkpoint: str) -> list[dict[str,
 
 def launch(folder: Path, program: Path, out: str, *words: str) -> list[dict[str, Any]]:
     """Runs `program` as two ranks; what each wrote."""
+    (folder / out).mkdir()
+    torchrun(folder, program, out, *words)
+    return [json.loads((folder / out / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+
+
+def torchrun(folder: Path, program: Path, *words: str) -> None:
+    """Runs `program` as two ranks in `folder`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    (folder / out).mkdir()
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}"]
     done = subprocess.run(
-        [sys.executable, *launcher, str(program), out, *words],
+        [sys.executable, *launcher, str(program), *words],
         cwd=folder, env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return [json.loads((folder / out / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
 def test_each_rank_goes_on_with_its_own_next_batches(tmp_path: Path, tiny_data: Path) -> None:

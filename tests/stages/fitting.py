@@ -41,10 +41,10 @@ def experiment_of(name: str, folder: Path, **changes: Any) -> ExperimentConfig:
     return experiment(folder, name, VIEWS[name], **changes)
 
 
-def build_stage(name: str, folder: Path, **changes: Any) -> Stage:
-    """The stage `name` over the tiny model, its values those of seed 0."""
+def build_stage(name: str, folder: Path, device: str = "cpu", **changes: Any) -> Stage:
+    """The stage `name` over the tiny model, its values those of seed 0; on the meta device without any."""
     config = experiment_of(name, folder, **changes)
-    return config.stage.component.build(config)
+    return config.stage.component.build(config, device)
 
 
 def batches_of(name: str, count: int, size: int = 4, first: int = 0) -> list[Any]:

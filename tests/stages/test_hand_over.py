@@ -106,6 +106,6 @@ def test_the_keys_of_a_step_have_a_digest(tmp_path: Path) -> None:
         batches = [replace(batch, keys=part) for batch, part in zip(batches_of("finetune", 2, 2), keys, strict=True)]
         stage = build_stage("finetune", tmp_path, trainer={"max_steps": 1, "accumulate": 2})
         fit(stage, batches, tmp_path)
-        digests.append(stage.logged.step_keys)
+        digests.append(stage.read_log()["data/step_keys"])
     assert digests[0] == digests[2] != digests[1]
     assert float(int(digests[0])) == digests[0] < 2**52

@@ -117,6 +117,16 @@ def test_a_run_goes_on_with_its_own_configuration_only(tmp_path: Path) -> None:
     run.check_resumable(CONFIG)
 
 
+def test_a_run_goes_on_on_other_devices_with_the_same_samples_per_step(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    run.last_checkpoint.write_bytes(b"")
+    two = {"strategy": "fsdp", "devices": 2, "nodes": 1}
+    run.check_resumable(CONFIG | {"trainer": {**CONFIG["trainer"], **two, "batch_size": 1}})
+    more = CONFIG | {"trainer": {**CONFIG["trainer"], **two}}
+    message = sentence(ConfigError, lambda: run.check_resumable(more), tmp_path)
+    assert message.endswith("with another configuration, at trainer.devices, trainer.nodes, trainer.strategy")
+
+
 def test_a_curve_counts_a_repeated_step_once(tmp_path: Path) -> None:
     """A resumed run logs the steps since its checkpoint again; what it says last is what happened."""
     run = create(tmp_path)

@@ -1,0 +1,145 @@
+"""The same few steps on one rank, on one rank in halves, and on two: `torchrun split_training.py OUT STEPS CASE...`.
+
+Every global batch has four rows of unlike numbers of supervised tokens; the last two have no image, so that one rank of
+two sees none. Rank 0 writes OUT/<case>.<split>.pt: losses, gradient norms and final weights.
+"""
+
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback
+
+from fvl_lightning.core.types import Batch
+from fvl_lightning.stages.base import Stage
+from fvl_lightning.training.sharding import local
+from tests.stages.fitting import batches_of, build_stage, fit, split
+from tests.tiny_models import IMAGE
+
+LORA = {"encoder": "lora", "language_model": "lora"}
+EVERY_BLOCK = {"checkpoint_activations": ["encoder", "language_model"]}
+
+
+@dataclass
+class Case:
+    """A stage and how it trains; `splits` are the ways to run it in two processes."""
+
+    stage: str = "pretrain"
+    optimizer: str = "adamw"
+    splits: tuple[str, ...] = ("ddp", "fsdp")
+    trainable: dict[str, str] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    sparing: dict[str, Any] = field(default_factory=dict)
+    """What changes memory alone, so that the one process it is compared with does without."""
+    double: bool = True
+
+
+CASES = {
+    "pretrain": Case(),
+    "pretrain_muon": Case(optimizer="muon"),
+    "finetune": Case("finetune"),
+    "encoder_pretrain": Case("encoder_pretrain", "muon"),
+    "align": Case("align"),
+    "lora": Case("finetune", trainable=LORA),
+    "kept": Case(optimizer="muon", splits=("fsdp",), sparing={"reshard_after_forward": False}),
+    "recomputed": Case(sparing=EVERY_BLOCK),
+    "recomputed_encoder": Case("encoder_pretrain", sparing={"checkpoint_activations": ["encoder"]}),
+    "float32": Case(optimizer="muon", double=False),
+    "bfloat16": Case(trainer={"precision": "bf16-mixed"}, double=False),
+}
+
+
+class Recorder(Callback):
+    """Loss and gradient norm of every step, over all ranks."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+        self._step = 0
+
+    def on_train_batch_end(self, trainer: Any, stage: Any, *_: Any) -> None:
+        """Reads the log where a step has ended."""
+        if trainer.global_step > self._step:
+            self._step = trainer.global_step
+            values = stage.read_log()
+            self.losses.append(values["train/loss"])
+            self.norms.append(values["train/gradient_norm"])
+
+
+def global_batches(name: str, count: int) -> list[Any]:
+    """`count` batches of four samples, of which the last two are text alone where the stage can read such."""
+    return [text_behind(batch) if isinstance(batch, Batch) else batch for batch in batches_of(name, count)]
+
+
+def text_behind(batch: Batch) -> Batch:
+    """Without the images of the second half, and with words in their place."""
+    assert batch.images is not None
+    half = len(batch.keys) // 2
+    token_ids = batch.token_ids.clone()
+    token_ids[half:].masked_fill_(token_ids[half:] == IMAGE, 7)
+    return dataclasses.replace(batch, token_ids=token_ids, images=batch.images[:half])
+
+
+def stage_of(case: Case, strategy: str, steps: int, folder: Path, rank: int = 0) -> Stage:
+    """The case's stage; shapes alone where a first rank has the weights."""
+    ranks = 2 if strategy in ("ddp", "fsdp") else 1
+    trainer = {"max_steps": steps, "strategy": strategy if ranks > 1 else "single", "devices": ranks}
+    trainer |= {"accumulate": 2 if strategy == "halves" else 1, **case.trainer}
+    trainer |= {} if strategy == "whole" else case.sparing
+    stage = build_stage(
+        case.stage, folder,
+        device="meta" if rank and strategy == "fsdp" else "cpu",
+        optimizer={"name": case.optimizer, "learning_rate": 0.01, "clip_norm": 0.5},
+        trainable=case.trainable,
+        trainer=trainer,
+    )  # fmt: skip
+    stage.frozen_hash = "of the first rank"
+    if case.trainable:
+        stage.adapt(folder)
+    if case.double:
+        stage.model.double()
+    return stage
+
+
+def train(case: Case, strategy: str, steps: int, folder: Path, rank: int = 0) -> dict[str, Any] | None:
+    """What came of it, on the first rank."""
+    stage = stage_of(case, strategy, steps, folder, rank)
+    batches = global_batches(case.stage, steps)
+    if case.double:
+        batches = [dataclasses.replace(batch, images=batch.images.double()) for batch in batches]
+    validation = batches[:1]
+    if strategy != "whole":
+        batches = split(batches, 2)
+    if strategy in ("ddp", "fsdp"):
+        batches, validation = batches[rank::2], split(validation, 2)[rank::2]
+    recorder = Recorder()
+    fit(stage, batches, folder, [recorder], validation=validation)
+    parameters = list(stage.model.parameters())
+    share = sum(local(parameter).numel() for parameter in parameters) / sum(map(torch.numel, parameters))
+    stage.gather()
+    if rank:
+        return None
+    weights = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
+    loss = stage.last_validation_loss
+    found = {"losses": recorder.losses, "norms": recorder.norms, "weights": weights, "validation": loss}
+    return found | {"share": share}  # of the parameters, what this rank holds
+
+
+def main(out: Path, steps: int, names: list[str]) -> None:
+    """Every split of every case, on this rank."""
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    for name in names:
+        for strategy in CASES[name].splits:
+            (out / f"rank{rank}").mkdir(exist_ok=True)
+            found = train(CASES[name], strategy, steps, out / f"rank{rank}", rank)
+            if found:
+                torch.save(found, out / f"{name}.{strategy}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
