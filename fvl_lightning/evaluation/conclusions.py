@@ -1,6 +1,6 @@
 """What the scores of a comparison's cells show: verdicts over seeds, hints by kind, intervals over images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import reduce
 from operator import getitem
@@ -40,7 +40,10 @@ def conclusions(
     hints = [asdict(contrast) for contrast in explore(groups, baseline)]
     return compared | {
         "exploratory": {"label": EXPLORATORY, "contrasts": hints},
-        "images": {"label": LABEL, "arms": _image_intervals(answers, baseline, average)},
+        "images": {
+            "label": LABEL,
+            "arms": _image_intervals(answers, baseline, average, compared["tested_seeds"] or answers[baseline]),
+        },
     }
 
 
@@ -75,9 +78,9 @@ def _groups(results: Results) -> dict[str, tuple[str, ...]]:
     return paths
 
 
-def _image_intervals(answers: Answers, baseline: str, average: str) -> dict[str, Any]:
-    """Of the arms that were trained with the baseline's seeds; nothing without a baseline."""
-    seeds = set(answers[baseline])
+def _image_intervals(answers: Answers, baseline: str, average: str, seeds: Iterable[int]) -> dict[str, Any]:
+    """Of the arms that were trained with all of `seeds`, averaged over them; nothing without a baseline."""
+    seeds = set(seeds)
     shared = {arm: by_seed for arm, by_seed in answers.items() if seeds and set(by_seed) >= seeds}
     if len(shared) < 2:
         return {}

@@ -2,13 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from fvl_lightning.commands.arms import plan_alike
-from fvl_lightning.commands.collect import check_same_samples
-from fvl_lightning.core.errors import DataError
+from fvl_lightning.commands.arms import arm_differences, experiments, plan_alike
+from fvl_lightning.commands.collect import check_same_encoder, check_same_samples, check_same_start
+from fvl_lightning.core.comparison import ComparisonConfig
+from fvl_lightning.core.config import load_config
+from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.training.run_folder import RunFolder
+from tests.conftest import ROOT
 from tests.tiny_models import experiment
 
 
@@ -47,3 +52,100 @@ def test_other_samples_at_a_step_are_found(tmp_path: Path) -> None:
 
 
 STAGES = {"align": "caption", "finetune": "conversation"}
+
+
+def comparison(tmp_path: Path, **values: Any) -> tuple[ComparisonConfig, Path]:
+    """A comparison over the demo's own stages, written beside them as far as it can tell."""
+    given = {"encoder_stage": "encoder_pretrain.yaml", "stages": ["pretrain.yaml", "finetune.yaml"]} | values
+    file = ROOT / "experiments" / "demo" / "mine.yaml"
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
+    return load_config(ComparisonConfig, tmp_path / "mine.yaml"), file
+
+
+def refused(tmp_path: Path, **values: Any) -> str:
+    config, file = comparison(tmp_path, **values)
+    with pytest.raises(ConfigError) as caught:
+        plan_alike([experiments(config, file, tmp_path / "runs")[config.seeds[0]].arms], config.lineage)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_arm_that_differs_in_more_than_is_compared_is_refused(workspace: Path, here: None) -> None:
+    arms = {"concat": {"set": ["fusion=concat"]}, "gated": {"set": ["fusion=gated", "optimizer.learning_rate=0.1"]}}
+    said = refused(workspace, arms=arms, swept=["fusion"])
+    assert "gated differs from concat in optimizer.learning_rate too (0.1, not 0.00" in said
+    assert "only fusion is compared; make it equal, or add it to `swept`" in said
+    config, file = comparison(workspace, arms=arms)
+    plan = experiments(config, file, workspace / "runs")[0]
+    assert arm_differences(plan.arms, "concat") == {
+        "concat": {},
+        "gated": {
+            "fusion.gate": [None, "softmax"],
+            "fusion.name": ["concat", "gated"],
+            "fusion.repeat": [1, None],
+            "optimizer.learning_rate": [0.003, 0.1],
+        },
+    }
+
+
+def test_a_bad_axis_is_named_with_its_file(workspace: Path, here: None) -> None:
+    said = refused(workspace, axes={"fusion.heads": [2, 4]})
+    assert "heads" in said
+    assert "axes in " in said
+    assert "unknown key" in said
+
+
+def test_the_lineage_is_what_is_declared(workspace: Path, here: None) -> None:
+    arms = {"concat": {"set": ["fusion=concat", "trainable.encoder=full"]}}
+    assert "concat trains it" in refused(workspace, arms=arms).replace("and concat", "concat")
+    said = refused(workspace, axes={"fusion": ["concat"]}, lineage="end_to_end")
+    assert "name the file first in `stages`, or choose lineage: frozen_encoder" in said
+    said = refused(workspace, axes={"fusion": ["concat"]}, lineage="end_to_end", encoder_stage="")
+    assert "no stage of concat trains its encoder" in said
+
+
+def test_every_arm_trains_its_own_encoder_end_to_end(workspace: Path, here: None) -> None:
+    stages = ["encoder_pretrain.yaml", "finetune.yaml"]
+    config, file = comparison(
+        workspace, axes={"fusion": ["concat", "token_concat"]}, lineage="end_to_end", encoder_stage="", stages=stages
+    )
+    plan = experiments(config, file, workspace / "runs")[0]
+    plan_alike([plan.arms], config.lineage)
+    assert plan.encoder is None
+    for first, last in plan.arms.values():
+        assert (first.feature_cache, last.feature_cache) == (None, None), "nothing is shared"
+        assert last.data is not None
+        assert last.data.config.planned_tokens_per_image == 64
+
+
+RESULT: dict[str, Any] = {"projector.layers.0.weight": [[2, 3], "aa"], "projector.layers.0.bias": [[2], "bb"]}
+
+
+def started(**changes: Any) -> dict[str, dict[str, Any]]:
+    return {"concat": {"initial": RESULT}, "gated": {"initial": RESULT | changes}}
+
+
+def test_other_initial_weights_are_found() -> None:
+    fusion = {"concat": {}, "gated": {"fusion.name": ["concat", "gated"]}}
+    check_same_start(0, "concat", by_arm := started(), fusion)
+    assert by_arm["gated"]["same_start"] == 1
+    with pytest.raises(DataError, match=r"gated of seed 0 started from other weights at projector\.layers\.0\.bias"):
+        check_same_start(0, "concat", started(**{"projector.layers.0.bias": [[2], "cc"]}), fusion)
+    # A module of another size has other initial values throughout, and a component that is compared may have any.
+    wider = {"projector.layers.0.weight": [[2, 4], "dd"], "projector.layers.0.bias": [[2], "cc"]}
+    check_same_start(0, "concat", by_arm := started(**wider), fusion)
+    assert by_arm["gated"]["same_start"] == 0
+    check_same_start(0, "concat", started(**{"projector.layers.0.bias": [[2], "cc"]}), {"concat": {}, "gated": {
+        "projector.depth": [2, 3]
+    }})  # fmt: skip
+
+
+def test_another_encoder_is_found() -> None:
+    with pytest.raises(DataError, match="arms of seed 4 do not share one encoder: gated has bb, not aa"):
+        check_same_encoder(4, None, {"concat": {"encoder_hash": "aa"}, "gated": {"encoder_hash": "bb"}})
+
+
+@pytest.fixture
+def here(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths in the demo's files are relative to the working folder."""
+    monkeypatch.chdir(workspace)

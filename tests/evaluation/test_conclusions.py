@@ -1,0 +1,146 @@
+"""What the cells of a made-up comparison show, and what it costs."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.evaluation.conclusions import averaged, conclusions
+from fvl_lightning.evaluation.flops import count_flops
+from fvl_lightning.evaluation.image_bootstrap import LABEL
+from fvl_lightning.evaluation.report_statistics import differences_grid, statistics_grids, verdict_section
+from fvl_lightning.evaluation.statistics_figures import interval_figure, pareto_figure, pareto_front
+from fvl_lightning.evaluation.verdicts import EXPLORATORY
+
+KINDS = ("colour", "count")
+MEANS = {"concat": 0.6, "gated": 0.8, "mean": 0.61}
+QUESTIONS = 80
+
+
+def cells(seeds: int, means: dict[str, float] | None = None) -> tuple[dict[int, Any], dict[str, Any]]:
+    """Results and answers of three arms whose chance of a right answer is known; two questions per image."""
+    random = np.random.default_rng(0)
+    results: dict[int, Any] = {seed: {} for seed in range(seeds)}
+    answers: dict[str, Any] = {}
+    for arm, chance in (means or MEANS).items():
+        answers[arm] = {}
+        for seed in range(seeds):
+            right = random.uniform(size=QUESTIONS) < chance
+            rows = [
+                {"index": n // 2, "kind": KINDS[n % 2], "truth": "red", "answer": "Red." if right[n] else "blue"}
+                for n in range(QUESTIONS)
+            ]
+            by_kind = {kind: float(right[k::2].mean()) for k, kind in enumerate(KINDS)}
+            accuracy = {"macro": float(right.mean()), "overall": float(right.mean()), "by_kind": by_kind}
+            results[seed][arm] = {
+                "accuracy": accuracy, "unseen": {"test_unseen_words": accuracy}, "transfer": {},
+                "parameters": 10**6, "training_flops": 10**7, "inference_flops": 10**6, "same_start": 1.0,
+            }  # fmt: skip
+            answers[arm][seed] = rows
+    return results, answers
+
+
+def shown(results: dict[int, Any], answers: dict[str, Any]) -> dict[str, Any]:
+    """A report's part about them."""
+    return {
+        "metric": "accuracy/macro",
+        "seeds": list(results),
+        "arms": {arm: averaged([by_arm[arm] for by_arm in results.values()]) for arm in answers},
+        "differences": {arm: {} if arm == "concat" else {"fusion.name": ["concat", arm]} for arm in answers},
+        "statistics": conclusions("accuracy/macro", "concat", 0.02, results, answers),
+    }
+
+
+def test_seeds_give_verdicts_images_an_interval_and_kinds_a_hint() -> None:
+    results, answers = cells(seeds=5)
+    found = conclusions("accuracy/macro", "concat", 0.02, results, answers)
+    gated = found["contrasts"][0]
+    difference = np.mean([results[s]["gated"]["accuracy"]["macro"] - results[s]["concat"]["accuracy"]["macro"]
+                          for s in range(5)])  # fmt: skip
+    assert gated["verdict"] == "better"
+    assert gated["estimate"] == pytest.approx(difference)
+    assert found["images"]["label"] == LABEL
+    image = found["images"]["arms"]["gated"]
+    assert image["estimate"] == pytest.approx(difference)
+    assert image["interval"][0] < difference < image["interval"][1]
+    assert found["exploratory"]["label"] == EXPLORATORY
+    assert {(hint["group"], hint["arm"]) for hint in found["exploratory"]["contrasts"]} == {
+        (group, arm) for group in (*KINDS, "test_unseen_words") for arm in ("gated", "mean")
+    }
+
+
+def test_a_missing_cell_leaves_its_seed_out_and_is_named() -> None:
+    results, answers = cells(seeds=5)
+    del results[3]["mean"], answers["mean"][3]
+    found = conclusions("accuracy/macro", "concat", 0.02, results, answers)
+    assert found["notes"] == ("seed 3 is left out: no score from mean",)
+    assert found["tested_seeds"] == (0, 1, 2, 4)
+    assert list(found["images"]["arms"]) == ["gated", "mean"]
+
+
+def test_other_questions_are_found() -> None:
+    results, answers = cells(seeds=3)
+    answers["gated"][1] = answers["gated"][1][::-1]
+    with pytest.raises(DataError, match="arm gated with seed 1 was asked other questions than concat"):
+        conclusions("accuracy/macro", "concat", 0.02, results, answers)
+
+
+def test_the_report_speaks_of_seeds_and_never_of_a_winner_with_one() -> None:
+    several = shown(*cells(seeds=5))
+    words = verdict_section(several)
+    assert "gated is better than concat by" in words
+    assert "What 5 seeds show" in words
+    assert "it takes" in words
+    titles = [grid.title for grid in statistics_grids(several)]
+    assert titles == [
+        "Accuracy, macro average over kinds, over seeds",
+        "Difference to concat",
+        "Difference to concat over images",
+        "Difference to concat by kind",
+    ]
+    arms, contrasts, images, hints = statistics_grids(several)
+    scores = several["statistics"]["arms"][0]
+    assert arms.rows[0] == ["concat", f"{scores['mean']:.3f}", f"{scores['sd']:.3f}", "5"]
+    assert contrasts.rows[0][-1] == "better"
+    assert images.note.startswith("These trained models, new images")
+    assert hints.note.startswith("Exploratory, adjusted by Benjamini-Hochberg")
+    assert differences_grid(several).rows[0] == ["fusion.name", "concat", "gated", "mean"]
+    one = shown(*cells(seeds=1))
+    assert statistics_grids(one) == []
+    assert "no winner is named" in verdict_section(one)
+    assert {contrast["verdict"] for contrast in one["statistics"]["contrasts"]} == {"not testable"}
+
+
+def test_figures_show_every_arm() -> None:
+    several = shown(*cells(seeds=5))
+    [axes] = interval_figure(several["statistics"]).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["mean", "gated"]
+    panels = pareto_figure(several).axes
+    assert len(panels) == 3
+    assert panels[0].get_legend_handles_labels()[1] == list(MEANS)
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    prices = {"cheap": 1.0, "dear": 3.0, "worse": 3.0, "middle": 2.0, "twin": 2.0}
+    scores = {"cheap": 0.5, "dear": 0.9, "worse": 0.8, "middle": 0.7, "twin": 0.7}
+    assert pareto_front(prices, scores) == ["cheap", "dear", "middle", "twin"]
+
+
+def test_averages() -> None:
+    entries = [{"n": 3, "x": {"a": 0.2, "b": None}, "name": "one"}, {"n": 3, "x": {"a": 0.4, "b": None}, "name": "two"}]
+    assert averaged(entries) == {"n": 3, "x": {"a": pytest.approx(0.3), "b": None}, "name": "one"}
+    assert averaged([]) is None
+
+
+def test_operations_are_counted_forwards_backwards_and_in_attention() -> None:
+    layer, x = nn.Linear(8, 4), torch.randn(3, 8)
+    assert count_flops(lambda: layer(x)) == 2 * 3 * 8 * 4
+    # The gradient of the weights alone: nothing asks for that of the input.
+    assert count_flops(lambda: layer(x).sum().backward()) == 2 * (2 * 3 * 8 * 4)
+    query = torch.randn(1, 2, 5, 4)
+    attention = count_flops(lambda: scaled_dot_product_attention(query, query, query, is_causal=True))
+    assert attention == 2 * (2 * 2 * 5 * 5 * 4)
