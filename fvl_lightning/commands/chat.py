@@ -1,7 +1,7 @@
 """`fvl chat`: a conversation about pictures in the terminal, or over a pipe."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
@@ -11,13 +11,16 @@ from rich.console import Console
 
 from datamodules.images import decode_image
 from datamodules.preview import visible
+from fvl_lightning.commands.adapters import ADAPTERS_HELP, put_on
 from fvl_lightning.commands.models import MODEL_HELP, answering_model, start_drawing
 from fvl_lightning.commands.shards_options import plural
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
 from fvl_lightning.evaluation.inference import Conversation, Sampling
+from fvl_lightning.modeling.adapters import use_adapter
 
 HELP = {
     "/image <path>": "show a picture with the next message",
+    "/adapter <name>": "answer with this adapter, without a name with none",
     "/clear": "begin a new conversation",
     "/help": "this list",
     "/quit": "end, as Ctrl-D does; Ctrl-C stops an answer",
@@ -27,6 +30,7 @@ HELP = {
 def chat(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     image: Annotated[list[Path] | None, typer.Option(help="Picture of the first message; again for several.")] = None,
+    adapter: Annotated[list[str] | None, typer.Option(help=ADAPTERS_HELP)] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; above, words are sampled.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample among the likeliest words of this probability.")] = 1.0,
@@ -39,7 +43,9 @@ def chat(
     if not 0 < top_p <= 1:
         raise ConfigError(f"--top-p: a probability above 0, at most 1, not {top_p:g}")
     pictures = [decode_image(path) for path in image or ()]
-    conversation = Conversation(answering_model(model), Sampling(max_tokens, temperature, top_p), pictures=pictures)
+    loaded = answering_model(model)
+    adapters = put_on(loaded, adapter)
+    conversation = Conversation(loaded, Sampling(max_tokens, temperature, top_p), pictures=pictures)
     start_drawing(seed)
     console = Console(highlight=False, soft_wrap=True)
     if console.is_terminal:
@@ -48,7 +54,7 @@ def chat(
         if line == "/quit":
             break
         try:
-            obey(line, conversation, console)
+            obey(line, conversation, console, adapters)
         except (ConfigError, DataError) as error:
             console.print(f"error: {error}", markup=False, style="red")
 
@@ -68,7 +74,7 @@ def lines(console: Console) -> Iterator[str]:
             yield line.strip()
 
 
-def obey(line: str, conversation: Conversation, console: Console) -> None:
+def obey(line: str, conversation: Conversation, console: Console, adapters: Sequence[str] = ()) -> None:
     """Does what a line asks for: a command, or an answer."""
     word, _, rest = line.partition(" ")
     if word == "/image":
@@ -76,12 +82,17 @@ def obey(line: str, conversation: Conversation, console: Console) -> None:
             raise ConfigError("/image needs the path of a picture")
         conversation.pictures.append(decode_image(Path(rest.strip()).expanduser()))
         console.print(f"{plural(len(conversation.pictures), 'picture')} for the next message", style="dim")
+    elif word == "/adapter":
+        if rest and rest not in adapters:
+            raise unknown_name("adapter", rest, adapters, "/adapter")
+        use_adapter(conversation.loaded.model, rest or None)
+        console.print(f"answers with {rest or 'no adapter'}", style="dim")
     elif line == "/clear":
         conversation.messages, conversation.pictures = [], []
         console.print("a new conversation", style="dim")
     elif line == "/help":
         for command, what in HELP.items():
-            console.print(f"{command:15}{what}", markup=False)
+            console.print(f"{command:17}{what}", markup=False)
     elif word.startswith("/") and word.isascii() and word[1:].isalpha():
         raise unknown_name("command", word, [command.partition(" ")[0] for command in HELP], "chat")
     else:

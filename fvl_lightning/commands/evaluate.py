@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from fvl_lightning.commands.adapters import ADAPTER_HELP, put_on
 from fvl_lightning.commands.models import MODEL_HELP, answering_model, finished_run
 from fvl_lightning.commands.train import build_stage, data_context, is_model_folder, prepare_data
 from fvl_lightning.core.config import as_plain, check_config, load_config
@@ -27,6 +28,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to answer.")] = "test",
     level: Annotated[str | None, typer.Option(help="Another level of the demo set than its own.")] = None,
     data: Annotated[Path | None, typer.Option(help="Experiment file with the data, in place of the run's.")] = None,
+    adapter: Annotated[str | None, typer.Option(help=ADAPTER_HELP)] = None,
 ) -> None:
     """Score a model: generated answers by kind, without the image, with another image, and the most frequent answer.
 
@@ -34,8 +36,9 @@ def evaluate(
     """
     folder = None if is_model_folder(Path(model)) else finished_run(model)
     if folder is not None and folder.info["stage"] == "encoder_pretrain":
-        if data is not None:
-            raise ConfigError(f"--data: {folder.path} is an encoder, which is scored on the data of its run")
+        if data is not None or adapter is not None:
+            option = "--data" if data else "--adapter"
+            raise ConfigError(f"{option}: {folder.path} is an encoder, which is scored as it is on the data of its run")
         scores = score_encoder(folder, split)
         table = Table("score", "value", title=f"{folder.path} on {split}")
         for name, value in scores.items():
@@ -46,6 +49,7 @@ def evaluate(
         built, connected = open_model(folder, level)
     else:
         built, connected = open_with_data(model, data, level)
+    put_on(built, adapter and [adapter])
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("answering", total=None)
@@ -54,7 +58,8 @@ def evaluate(
             bar.update(task, description=f"answering, {what}", completed=done, total=total)
 
         result, _ = score(built, connected, split, progress=show)
-    table = Table("kind", *RESULTS.values(), title=f"{folder.path if folder else model} on {split}: accuracy")
+    named = f"{folder.path if folder else model}{f' with {adapter}' if adapter else ''}"
+    table = Table("kind", *RESULTS.values(), title=f"{named} on {split}: accuracy")
     for kind in [*result["accuracy"]["by_kind"], "macro", "overall"]:
         cells = [result[name]["by_kind"].get(kind, result[name].get(kind)) for name in RESULTS]
         table.add_row(kind, *("-" if cell is None else f"{cell:.3f}" for cell in cells))

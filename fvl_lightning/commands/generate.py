@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from datamodules.preview import visible
+from fvl_lightning.commands.adapters import ADAPTER_HELP, put_on
 from fvl_lightning.commands.models import MODEL_HELP, answering_model, model_hash, start_drawing
 from fvl_lightning.commands.shards_options import plural, progress_bar
 from fvl_lightning.core.errors import ConfigError, DataError
@@ -26,6 +27,7 @@ def generate(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     image: Annotated[list[Path] | None, typer.Option(help="Picture to look at; again for several in a prompt.")] = None,
     prompt: Annotated[str | None, typer.Option(help="The question.")] = None,
+    adapter: Annotated[str | None, typer.Option(help=ADAPTER_HELP)] = None,
     images: Annotated[Path | None, typer.Option(help="Folder: the question about each of its pictures.")] = None,
     input: Annotated[Path | None, typer.Option(help="JSON Lines: image or images, and prompt or messages.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON Lines of the answers to a folder or a file.")] = None,
@@ -46,6 +48,7 @@ def generate(
     sampling = Sampling(max_tokens, temperature, top_p, beams)
     if image:
         loaded = answering_model(model)
+        put_on(loaded, adapter and [adapter])
         asked = encode(loaded, [user_message(list(image), prompt or "")])
         start_drawing(seed)
         (text,) = answer(loaded, [asked], sampling)
@@ -54,6 +57,7 @@ def generate(
     assert output is not None
     requests = file_requests(input) if input else folder_requests(images or Path(), prompt or "")
     loaded = answering_model(model)
+    put_on(loaded, adapter and [adapter])
     seed = seed or 0
     settings = vars(sampling) | ({"seed": seed, "batch_size": batch_size} if temperature else {})
     answers = AnswersFile(output, {"model": model_hash(loaded), "input": requests.digest, **settings})

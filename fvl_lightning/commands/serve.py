@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fvl_lightning.commands.adapters import ADAPTERS_HELP, put_on
 from fvl_lightning.commands.models import MODEL_HELP, answering_model
 from fvl_lightning.commands.serve_page import build_page
 from fvl_lightning.commands.serve_shares import CSS
@@ -25,6 +26,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
+    adapter: Annotated[list[str] | None, typer.Option(help=ADAPTERS_HELP)] = None,
 ) -> None:
     """Open a page to talk with a model about pictures; needs the extra `serve`.
 
@@ -37,7 +39,8 @@ def serve(
             free.bind((host, port))
         except OSError as error:
             raise ConfigError(f"--port: {host}:{port} can't be listened on ({error.strerror}); name another") from None
-    page = build_page(gradio, answering_model(model), Sampling(max_tokens), model)
+    loaded = answering_model(model)
+    page = build_page(gradio, loaded, Sampling(max_tokens), model, put_on(loaded, adapter))
     with suppress(KeyboardInterrupt):
         launch(gradio, page, host, port)
         Console().print(f"{model} answers on http://{host}:{port} (Ctrl-C ends)", highlight=False, soft_wrap=True)

@@ -1,6 +1,6 @@
 """The page of `fvl serve`: pictures and a conversation, and beside it the shares of the fusion's sources."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -13,13 +13,14 @@ from datamodules.images import decode_image
 from fvl_lightning.commands.serve_shares import head_html, no_shares_html, shares_html
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.inference import Conversation, Sampling, source_shares
+from fvl_lightning.modeling.adapters import use_adapter
 from fvl_lightning.modeling.build import Loaded
 
 SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"]
 
 
-def build_page(gradio: Any, loaded: Loaded, sampling: Sampling, name: str) -> Any:
-    """The page, ready to be launched; one answer is written at a time."""
+def build_page(gradio: Any, loaded: Loaded, sampling: Sampling, name: str, adapters: Sequence[str] = ()) -> Any:
+    """The page, ready to be launched; one answer is written at a time, with the adapter that the page has chosen."""
     with gradio.Blocks(title=f"{name} · fvl", analytics_enabled=False) as page:
         messages = gradio.State([])
         gradio.HTML(head_html(loaded, name))
@@ -44,18 +45,32 @@ def build_page(gradio: Any, loaded: Loaded, sampling: Sampling, name: str) -> An
                     autofocus=True,
                     elem_id="asked",
                 )
+                choices = [*((known, known) for known in adapters), ("no adapter", "")]
+                adapter = gradio.Dropdown(choices, value=choices[0][1], label="Adapter", visible=bool(adapters))
                 anew = gradio.Button("New conversation", size="sm")
             with gradio.Column(scale=2, min_width=320):
                 shares = gradio.HTML(no_shares_html(), elem_id="shares")
-        _connect(gradio, loaded, sampling, anew, [asked, shown, messages, shares])
+        _connect(gradio, loaded, sampling, anew, [asked, shown, messages, shares], adapter, adapters)
     return page
 
 
-def _connect(gradio: Any, loaded: Loaded, sampling: Sampling, anew: Any, everything: list[Any]) -> None:
+def _connect(
+    gradio: Any,
+    loaded: Loaded,
+    sampling: Sampling,
+    anew: Any,
+    everything: list[Any],
+    adapter: Any,
+    adapters: Sequence[str],
+) -> None:
     """What happens on a question, on stop, and on `anew`, to (text box, chat, messages, shares)."""
     asked = everything[0]
 
-    def answer(said: dict[str, Any], so_far: list[Any], before: list[Any]) -> Iterator[tuple[Any, ...]]:
+    def answer(
+        said: dict[str, Any], so_far: list[Any], before: list[Any], chosen: str
+    ) -> Iterator[tuple[Any, ...]]:
+        if adapters:
+            use_adapter(loaded.model, chosen or None)
         box: Any = gradio.MultimodalTextbox({"text": "", "files": []}, submit_btn=False, stop_btn=True)
         try:
             for chat, after, panel in reply(loaded, sampling, said, so_far, before):
@@ -74,7 +89,8 @@ def _connect(gradio: Any, loaded: Loaded, sampling: Sampling, anew: Any, everyth
 
     # Handlers of a page are an interface for programs, too, unless they are private. A sign of progress would lie over
     # the button that stops the answer.
-    answering = asked.submit(answer, everything[:3], everything, show_progress="hidden", api_visibility="private")
+    inputs = [*everything[:3], adapter]
+    answering = asked.submit(answer, inputs, everything, show_progress="hidden", api_visibility="private")
     answering.then(ready, None, asked, api_visibility="private")
     asked.stop(ready, None, asked, cancels=[answering], api_visibility="private")
     anew.click(begin_anew, None, everything, cancels=[answering], api_visibility="private")

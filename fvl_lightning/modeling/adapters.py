@@ -5,7 +5,6 @@
     config.json                 that of the whole model, and the processor's files
 """
 
-import re
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fvl_lightning.core.errors import ConfigError, DataError, first_line
+from fvl_lightning.core.errors import DataError, first_line
 from fvl_lightning.core.hashes import weights_hash
 from fvl_lightning.core.weight_files import read_json
 
@@ -105,13 +104,13 @@ def attach_adapter(model: PreTrainedModel, folder: Path, name: str = ADAPTER) ->
         config = peft.LoraConfig.from_pretrained(str(folder))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are what is wanted
-            inject_adapter_in_model(config, model, name)
-        result = set_peft_model_state_dict(model, state, adapter_name=name)
+            inject_adapter_in_model(config, model, _inside_peft(name))
+        result = set_peft_model_state_dict(model, state, adapter_name=_inside_peft(name))
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise DataError(f"the adapter {folder} does not fit its base: {first_line(error)}") from None
     if result.unexpected_keys:
         raise DataError(f"the adapter {folder} has tensors without a place in its base: {result.unexpected_keys[0]}")
-    lacking = [key for key in result.missing_keys if f".{name}." in f"{key}." and ".lora_" in key]
+    lacking = [key for key in result.missing_keys if f".{_inside_peft(name)}." in f"{key}." and ".lora_" in key]
     if lacking:
         raise DataError(f"the adapter {folder} lacks {lacking[0]}")
     use_adapter(model, name)
@@ -145,13 +144,18 @@ def base_hash(state: Mapping[str, Tensor], full: Collection[str]) -> str:
     return weights_hash(plain)
 
 
+def has_adapters(model: nn.Module) -> bool:
+    """Whether an adapter has been put into the model."""
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
 def use_adapter(model: nn.Module, name: str | None) -> None:
     """Has the model compute with this one of its adapters, or with none."""
     for module in model.modules():
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
             module.enable_adapters(name is not None)
     if name is not None:
-        set_adapter(model, name, inference_mode=True)
+        set_adapter(model, _inside_peft(name), inference_mode=True)
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -164,16 +168,9 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
-def adapter_name(word: str) -> tuple[str, Path]:
-    """`name=folder`, or a folder, which is then called by its last part; ConfigError for anything else."""
-    name, equals, folder = word.partition("=")
-    path = Path(folder if equals else word)
-    name = name if equals else path.resolve().name
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise ConfigError(f"--adapter {word}: expected <name>=<folder> with letters, digits, - and _ in the name")
-    if not is_adapter_folder(path):
-        raise ConfigError(f"--adapter {word}: {path} is no adapter's folder ({CONFIG} is missing)")
-    return name, path
+def _inside_peft(name: str) -> str:
+    # A name of its own: peft looks for names among those of modules, and torch has no module called `keys`.
+    return f"adapter-{name}"
 
 
 def _matching(model: nn.Module, names: Collection[str]) -> set[str]:

@@ -76,7 +76,7 @@ def test_a_mistake_does_not_end_it(said: Said, asked_for: list[tuple[int, int, s
     assert lines[1] == "error: no image no.png"
     assert lines[2].startswith("error: chat: unknown command '/imag'")
     assert lines[2].endswith("did you mean '/image'?")
-    assert [line.split()[0] for line in lines[3:7]] == ["/image", "/clear", "/help", "/quit"]
+    assert [line.split()[0] for line in lines[3:8]] == ["/image", "/adapter", "/clear", "/help", "/quit"]
     assert asked_for == [(0, 0, "/2 is a half?")]
 
 
@@ -95,7 +95,7 @@ def test_ctrl_c_at_the_prompt_says_how_to_leave(said: Said, monkeypatch: pytest.
         raise line
 
     monkeypatch.setattr(module, "input", type_line, raising=False)
-    assert said([])[:3] == ["", "Ctrl-D or /quit ends", "/image <path>  show a picture with the next message"]
+    assert said([])[:3] == ["", "Ctrl-D or /quit ends", "/image <path>    show a picture with the next message"]
 
 
 def test_the_model_answers_and_too_much_is_one_sentence(said: Said, asked: Path, fvl_here: Run) -> None:

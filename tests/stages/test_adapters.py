@@ -17,15 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fvl_lightning.core.errors import ConfigError, DataError
-from fvl_lightning.modeling.adapters import (
-    adapter_name,
-    attach_adapter,
-    base_of,
-    merge_adapter,
-    modules_to_save,
-    use_adapter,
-)
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.modeling.adapters import attach_adapter, base_of, merge_adapter, modules_to_save, use_adapter
 from fvl_lightning.modeling.build import load_model
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.stages.language import LanguageStage
@@ -338,9 +331,3 @@ def test_broken_adapters_are_one_sentence(tmp_path: Path) -> None:
     refused("is not a readable safetensors file")
     (folder / "adapter_config.json").write_text("{", encoding="utf-8")
     refused("adapter_config.json could not be read")
-
-
-@pytest.mark.parametrize(("word", "says"), [("a.b={}", "letters, digits"), ("a=nowhere", "is no adapter's folder")])
-def test_words_that_name_no_adapter(word: str, says: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=says):
-        adapter_name(word.format(tmp_path))
