@@ -15,6 +15,7 @@ from fvl_lightning.commands.collect import collect, loss_curves, sample_answers
 from fvl_lightning.commands.console import INTERRUPTED, REQUEUE
 from fvl_lightning.commands.evaluate import score_encoder
 from fvl_lightning.commands.launchers import Launcher, LocalLauncher
+from fvl_lightning.commands.matching import match_parameters
 from fvl_lightning.commands.parent_run import log_report, tracked_parent
 from fvl_lightning.commands.train import (
     TRAINING_SPLITS,
@@ -70,7 +71,10 @@ def run_comparison(
         data = prepare_data(stages[-1])
         for split in config.unseen_splits:
             data.store(split)
-    plan_alike([plan.arms for plan in plans.values()], config.lineage)
+    by_seed = [plan.arms for plan in plans.values()]
+    if config.match == "parameters":
+        match_parameters(by_seed, config.baseline or next(iter(by_seed[0])))
+    plan_alike(by_seed, config.lineage)
     console = Console()
     with tracked_parent(config, folder, fresh) as tracker:
         parent = tracker.run_id or None

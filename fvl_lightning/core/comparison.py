@@ -49,6 +49,9 @@ class ComparisonConfig:
     """grid: every combination of the axes' values is an arm; zip: their first values are one, their second, ..."""
     swept: list[str] = field(default_factory=list)
     """The keys in which the arms may differ, such as fusion; empty for the axes' keys, or all that `arms` set."""
+    match: Literal["natural", "parameters"] = "natural"
+    """natural: every arm has the size it has; parameters: the hidden width of its projector is solved so that fusion
+    and projector together have as many as the baseline's, to 1 %."""
     baseline: str | None = None
     """The arm that the others are compared to; null for the first."""
     metric: Literal["accuracy/macro", "accuracy/overall"] = "accuracy/macro"

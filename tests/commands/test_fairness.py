@@ -9,9 +9,12 @@ import yaml
 
 from fvl_lightning.commands.arms import arm_differences, experiments, plan_alike
 from fvl_lightning.commands.collect import check_same_encoder, check_same_samples, check_same_start
+from fvl_lightning.commands.matching import match_parameters
+from fvl_lightning.commands.train import build_stage
 from fvl_lightning.core.comparison import ComparisonConfig
 from fvl_lightning.core.config import load_config
 from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.run_folder import RunFolder
 from tests.conftest import ROOT
 from tests.tiny_models import experiment
@@ -149,3 +152,22 @@ def test_another_encoder_is_found() -> None:
 def here(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths in the demo's files are relative to the working folder."""
     monkeypatch.chdir(workspace)
+
+
+def test_arms_of_one_size(workspace: Path, here: None) -> None:
+    arms = {fusion: {"set": [f"fusion={fusion}"]} for fusion in ("concat", "mean", "gated", "attention")}
+    arms["deep"] = {"set": ["fusion=mean", "projector.depth=3"]}
+    config, file = comparison(workspace, arms=arms, seeds=[0, 1])
+    plans = [plan.arms for plan in experiments(config, file, workspace / "runs").values()]
+    match_parameters(plans, "concat")
+    sizes = {}
+    for arm, stages in plans[1].items():
+        assert {stage.projector.config.hidden for stage in stages} == {plans[0][arm][0].projector.config.hidden}
+        counts = count_parameters(build_stage(stages[-1], "meta").model)
+        sizes[arm] = counts["fusion"]["parameters"] + counts["projector"]["parameters"]
+    assert plans[0]["concat"][-1].projector.config.hidden is None, "the baseline stays as it is"
+    assert max(abs(size / sizes["concat"] - 1) for size in sizes.values()) < 0.01
+    config, file = comparison(workspace, arms={"mean": arms["mean"], "gated": arms["gated"]})
+    plans = [experiments(config, file, workspace / "runs")[0].arms]
+    with pytest.raises(ConfigError, match=r"gated has .* as near as it comes to the baseline's"):
+        match_parameters(plans, "mean")
