@@ -17,6 +17,7 @@ from fvl_lightning.commands.evaluate import score_encoder
 from fvl_lightning.commands.launchers import Launcher, LocalLauncher
 from fvl_lightning.commands.matching import match_parameters
 from fvl_lightning.commands.parent_run import log_report, tracked_parent
+from fvl_lightning.commands.slurm import SlurmLauncher
 from fvl_lightning.commands.train import (
     TRAINING_SPLITS,
     build_stage,
@@ -89,7 +90,7 @@ def run_comparison(
             for seed, plan in plans.items():
                 if fresh or not all(cell.finished for cell in cells if cell.seed == seed):
                     warm_feature_cache(encoders[seed], plan, console)
-            run_cells(cells, LocalLauncher(config.jobs), console, fresh, retry_failed)
+            run_cells(cells, launcher_of(config, folder), console, fresh, retry_failed)
         report, answers = collect(config, plans, encoders, cells, parent)
         samples = sample_answers(plans[config.seeds[0]].arms, answers)
         write_report(report | {"samples": samples}, loss_curves(cells), folder)
@@ -99,6 +100,13 @@ def run_comparison(
     console.print(f"report: {folder / 'report.md'}   (follow the runs with `fvl ui`)", highlight=False, soft_wrap=True)
     refuse_missing(cells)
     return folder
+
+
+def launcher_of(config: ComparisonConfig, folder: Path) -> Launcher:
+    """Who runs the cells."""
+    if config.launcher == "slurm":
+        return SlurmLauncher(folder, config.name, config.jobs, config.slurm)
+    return LocalLauncher(config.jobs)
 
 
 def trained_encoders(

@@ -66,6 +66,10 @@ class ComparisonConfig:
     """Further demo levels whose test split is scored beside the one trained on, without training on them."""
     jobs: int = 1
     """Cells (an arm with a seed) trained at a time, each in a process of its own with one thread."""
+    launcher: Literal["local", "slurm"] = "local"
+    """local: on this machine; slurm: as a job array, submitted with sbatch and waited for."""
+    slurm: list[str] = field(default_factory=list)
+    """Options of sbatch for the array, such as --partition=long."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = 0
     """The one seed, where `seeds` names none."""
