@@ -49,6 +49,7 @@ def save_adapter(model: PreTrainedModel, folder: Path, base: Path, base_hash: st
     config.modules_to_save = modules_to_save(model, full) or None
     config.inference_mode = True
     state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    assert len(state) == sum(".lora_" in name for name, _ in model.named_parameters()), "adapters would be lost"
     saved = _matching(model, config.modules_to_save or ())
     state |= {name: value for name, value in model.state_dict().items() if _inside(name, saved)}
     tensors = {PREFIX + name: value.contiguous().clone() for name, value in state.items()}
@@ -87,7 +88,10 @@ def base_of(folder: Path, given: Path | None = None) -> Path:
     places = [given] if given else [Path(str(named)), folder / "base", folder.parent / "base"]
     base = next((place for place in places if (place / "config.json").is_file()), None)
     if base is None:
-        raise DataError(f"the base of the adapter {folder} is not in {places[0]}; name its folder with --base")
+        raise DataError(
+            f"the base of the adapter {folder} is not in {places[0]}; give its folder as the model, and the adapter "
+            "with --adapter (`fvl export` takes it with --base)"
+        )
     if is_adapter_folder(base):
         raise DataError(f"{base}, the base of the adapter {folder}, is an adapter itself; name a whole model")
     return base

@@ -144,7 +144,7 @@ def test_what_was_asked_of_a_model_that_moved(folder: Path, fvl_here: Run, tmp_p
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     done = fvl_here(tmp_path, "export", "adapter", "out", "--merge")
     assert done.returncode == 2
-    assert "the base of the adapter adapter is not in /gone; name its folder with --base" in done.stderr
+    assert "the base of the adapter adapter is not in /gone; give its folder" in done.stderr
     assert not (tmp_path / "out").exists()
     done = fvl_here(tmp_path, "export", "adapter", "out", "--merge", "--base", "found")
     assert done.returncode == 0, done.stderr

@@ -206,6 +206,21 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, tmp_path: Path) -> No
     assert floats == sum(value.numel() for value in one.values())
 
 
+def test_activations_that_are_computed_again_change_nothing(tmp_path: Path) -> None:
+    """Neither the update nor the names under which adapters are saved."""
+    found = []
+    for blocks in ([], ["encoder", "language_model"]):
+        trainer = {"max_steps": 2, "checkpoint_activations": blocks}
+        stage = build_stage("finetune", tmp_path, trainable=SETTINGS["both"][0], lora={"dropout": 0.2}, trainer=trainer)
+        stage.adapt(tmp_path / "base")
+        torch.manual_seed(0)
+        fit(stage, batches_of("finetune", 2), tmp_path)
+        stage.save_model(tmp_path / "adapter")
+        found.append(load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+
+
 @pytest.mark.parametrize("name", ["finetune", "align"])
 def test_a_checkpoint_leaves_out_what_is_frozen(name: str, tmp_path: Path) -> None:
     stage = build_stage(name, tmp_path, trainer={"max_steps": 1})
@@ -294,7 +309,7 @@ def test_a_base_that_is_gone_is_named_or_found_beside(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "language_model", adapter)
     assert base_of(adapter) == (tmp_path / "base").resolve()
     (tmp_path / "base").rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match=r"^the base of the adapter \S+ is not in \S+/base; name its folder with --bas"):
+    with pytest.raises(DataError, match=r"^the base of the adapter \S+ is not in \S+/base; give its folder as the mod"):
         load_model(adapter)
     assert base_of(adapter, tmp_path / "elsewhere") == tmp_path / "elsewhere"
     with pytest.raises(DataError, match="is an adapter itself; name a whole model"):

@@ -1,0 +1,44 @@
+"""docs/lora.md says what the code does: its settings are the defaults, its commands and files exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from fvl_lightning.commands.main import app
+from fvl_lightning.core.config import load_config
+from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
+from tests.conftest import ROOT
+
+TEXT = (ROOT / "docs" / "lora.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
+COMMANDS = [
+    line.split("#")[0].split() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line
+]
+
+
+def test_the_settings_shown_are_all_there_are_at_their_defaults(tmp_path: Path) -> None:
+    (block,) = [text for kind, text in BLOCKS if kind == "yaml"]
+    (tmp_path / "a.yaml").write_text(block, encoding="utf-8")
+    assert load_config(ExperimentConfig, tmp_path / "a.yaml").lora == LoraConfig()
+    assert yaml.safe_load(block)["lora"].keys() == vars(LoraConfig()).keys()
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 4
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_command_has_its_options(words: list[str]) -> None:
+    assert words[0] == "fvl"
+    command = typer.main.get_command(app).commands[words[1]]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_files_that_are_named_exist() -> None:
+    for name in re.findall(r"experiments/[\w/{},]+\.yaml", TEXT):
+        for size in ("3b", "8b"):
+            assert (ROOT / name.replace("{3b,8b}", size)).is_file()
