@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from rich.text import Text
 from fvl_lightning.commands.train import build_stage, prepare_data
 from fvl_lightning.core import registry
 from fvl_lightning.core.config import as_plain, load_config
+from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.field_meanings import field_meanings
 from fvl_lightning.training.components import count_parameters
@@ -76,7 +78,8 @@ def show(
     console.print(Syntax(yaml.safe_dump(as_plain(config), sort_keys=False), "yaml", background_color="default"))
     if config.stage is None:
         return
-    prepare_data(config)
+    with suppress(DataError):  # of the data only the demo's tokenizer is needed, and shards may not be here yet
+        prepare_data(config)
     stage = build_stage(config, device="meta")
     stage.adapt(Path())
     table = Table("component", "parameters", "trainable", "mode", title=f"{config.name}: stage {config.stage.name}")

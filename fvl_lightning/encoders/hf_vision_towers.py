@@ -110,6 +110,9 @@ def tower_config(model: Mapping[str, Any]) -> PreTrainedConfig:
             f"encoder.model: rotary positions take heads of 4, 8, 12, ... channels, found hidden_size "
             f"{config.hidden_size} over num_attention_heads {config.num_attention_heads}"
         )
+    heads, width = config.num_attention_heads, config.hidden_size
+    if heads < 1 or width % heads:
+        raise ConfigError(f"encoder.model.num_attention_heads: {heads} heads do not divide a width of {width}")
     if config.model_type == "siglip_vision_model":
         config.vision_use_head = False  # it pools what the sources are
     return config

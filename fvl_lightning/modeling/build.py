@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from fvl_lightning.core.config import Choice, choose
-from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_line
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
 from fvl_lightning.core.weight_files import fitted, read_json, read_weights
 from fvl_lightning.language_models.causal import load_tokenizer
@@ -119,6 +120,10 @@ def load_model(folder: Path, base: Path | None = None) -> Loaded:
 
     Args:
         base: for an adapter's folder that of the model under it, where it is not the one it was trained on.
+
+    Raises:
+        ConfigError: its configuration has fields that a component does not know.
+        DataError: files that are missing or broken, or that lack weights.
     """
     for name in ("config.json", "processor_config.json"):
         if not (folder / name).is_file():
@@ -127,9 +132,23 @@ def load_model(folder: Path, base: Path | None = None) -> Loaded:
         model = load_model(base_of(folder, base)).model
         attach_adapter(model, folder)
     else:
-        model = FlorenceVLForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
+        model = _whole_model(folder)
     processor = FlorenceVLProcessor.from_pretrained(folder)
     return Loaded(model.eval(), processor.tokenizer, processor)
+
+
+def _whole_model(folder: Path) -> FlorenceVLForConditionalGeneration:
+    try:
+        model, report = FlorenceVLForConditionalGeneration.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True
+        )
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"the model in {folder} could not be read: {first_line(error)}") from None
+    if missing := sorted(report["missing_keys"]):  # transformers would go on with random values
+        raise DataError(f"the model in {folder} lacks {len(missing)} of its weights, such as {missing[0]}")
+    return model
 
 
 def _choice(experiment: ExperimentConfig, slot: str) -> Choice:

@@ -45,6 +45,8 @@ class ImportOptions:
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's config.json, checked to be a Florence-VL's; DataError where it is not, or lacks fields."""
+    if not checkpoint.is_dir():
+        raise DataError(f"there is no folder {checkpoint}")
     path = checkpoint / "config.json"
     config = read_json(path)
     if str(config.get("model_type")) not in LANGUAGE_MODELS:

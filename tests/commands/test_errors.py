@@ -78,7 +78,7 @@ def snapshot(folder: Path) -> dict[Path, int]:
         ("trainer.max_step=20", ("trainer.max_step on", "'max_step'", "max_steps, ", "did you mean 'max_steps'?")),
         ("trainr.max_steps=20", ("'trainr'", "allowed are", "did you mean 'trainer'?")),
         ("stage=finetun", ("stage", "'finetun'", "encoder_pretrain", "did you mean 'finetune'?")),
-        ("fusion.gate=softmax", ("fusion.gate", "'gate'", "allowed are none")),
+        ("fusion.gate=softmax", ("fusion.gate", "'gate'", "allowed are repeat")),
         ("trainer.max_steps=many", ("trainer.max_steps on the command line", "'many'", "Integer")),
         ("trainer.max_steps=0", ("trainer.max_steps", "at least 1, not 0")),
         ("trainer.batch_size=-8", ("trainer.batch_size", "at least 1, not -8")),
@@ -165,7 +165,7 @@ def test_another_model_is_no_start(refused: Refused) -> None:
             ("no shard test_unseen_word-<number>.tar", "mean 'test_unseen_words'?"),
         ),
         (("compare", COMPARISON, "arms={a: {sett: []}}"), ("arms.a.sett", "did you mean 'set'?")),
-        (("compare", COMPARISON, "arms={}"), ("a comparison needs encoder_stage, stages and arms",)),
+        (("compare", COMPARISON, "arms={}"), ("arms and axes", "there are neither, and a comparison has one of the two")),
         (("compare", COMPARISON, "stages=[pretrian.yaml]"), ("pretrian.yaml", "did you mean 'pretrain.yaml'?")),
         (("show", FINETUNE, "fusion=gate"), ("'gate'", "did you mean 'gated'?")),
         (("list", "fusions"), ("'fusions'", "data, encoder, fusion", "did you mean 'fusion'?")),
@@ -223,7 +223,7 @@ def test_a_run_folder_that_is_broken(tmp_path: Path, folder: Path, refused: Refu
     sentence = refused(*TRAIN, f"init_from=[{tmp_path / 'broken'}]")
     assert "broken/model/model.safetensors is not a readable safetensors file" in sentence
     (tmp_path / "broken" / "model" / "model.safetensors").unlink()
-    assert "holds no safetensors" in refused(*TRAIN, f"init_from=[{tmp_path / 'broken'}]")
+    assert "holds no weights" in refused(*TRAIN, f"init_from=[{tmp_path / 'broken'}]")
     (tmp_path / "broken" / "config.yaml").unlink()
     assert "config.yaml is missing" in refused("evaluate", str(tmp_path / "broken"))
     (tmp_path / "broken" / "run.json").write_text("{", encoding="utf-8")

@@ -127,7 +127,7 @@ class Evil:
 REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
     "another model": (configured(model_type="llava_qwen"), ("'llava_qwen'", "llava_llama and llava_phi")),
     "plain LLaVA": (without("model.mm_projector"), ("no projector of Florence-VL", "encoder_mlp")),
-    "no checkpoint": (lambda folder: shutil.rmtree(folder / "checkpoint"), ("config.json could not be read",)),
+    "no checkpoint": (lambda folder: shutil.rmtree(folder / "checkpoint"), ("there is no folder checkpoint",)),
     "no weights": (
         lambda folder: [file.unlink() for file in (folder / "checkpoint").glob("model*")],
         ("holds no weights", "model.safetensors or pytorch_model.bin"),

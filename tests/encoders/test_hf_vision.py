@@ -330,7 +330,11 @@ def refused(entry: dict[str, Any]) -> str:
         ({"model": {**CLIP, "hiden_size": 8}}, "encoder.model.hiden_size: unknown key 'hiden_size'"),
         ({"model": {**CLIP, "hidden_size": "wide"}}, "encoder.model: it cannot be built: "),
         ({"model": {**CLIP, "hidden_size": 15}}, "encoder.model: it cannot be built: Class validation error"),
-        ({"model": {**SIGLIP, "hidden_size": 15}}, "encoder.model: it cannot be built: embed_dim must be divisible"),
+        (
+            {"model": {**SIGLIP, "hidden_size": 15}},
+            "encoder.model.num_attention_heads: 2 heads do not divide a width of 15",
+        ),
+        ({"model": {**DINOV2, "num_attention_heads": 0}}, "encoder.model.num_attention_heads: 0 heads do not divide"),
         ({"model": {**DINOV3, "hidden_size": 12}}, "encoder.model: rotary positions take heads of 4, 8, 12, ..."),
         ({"model": {**CLIP, "num_channels": 1}}, "encoder.model.num_channels: images have 3 channels, found 1"),
         ({"model": {**DINOV2, "image_size": [16, 8]}}, "encoder.model.image_size: expected the side of a square"),

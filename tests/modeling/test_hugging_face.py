@@ -1,6 +1,7 @@
 """A saved model among Hugging Face's own: Auto classes in a fresh process, pipeline, Trainer and peft."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoProcessor, Trainer, TrainingArguments, pipeline
 
-from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX
 from fvl_lightning.modeling.build import load_model
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
@@ -107,6 +109,25 @@ def test_a_fresh_process_that_imports_the_kit_gives_the_same_logits(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["FlorenceVLForConditionalGeneration", "FlorenceVLProcessor"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-200]), "could not be read"),
+        (lambda file: file.write_bytes(b"x"), "could not be read"),
+        (lambda file: file.unlink(), "could not be read"),
+        (lambda file: save_file(dict([*load_file(file).items()][1:]), file, {"format": "pt"}), "lacks 1 of"),
+    ],
+    ids=["cut short", "another file", "missing", "a weight left out"],
+)
+def test_a_broken_model_folder_is_one_sentence(saved: Path, tmp_path: Path, broken: Any, said: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    broken(sorted(folder.glob("model-*.safetensors"))[1])
+    with pytest.raises(DataError, match=f"the model in {folder} {said}") as error:
+        load_model(folder)
+    assert "\n" not in str(error.value)
 
 
 def test_image_features_are_what_is_spliced_in(
