@@ -165,7 +165,7 @@ def test_another_model_is_no_start(refused: Refused) -> None:
             ("no shard test_unseen_word-<number>.tar", "mean 'test_unseen_words'?"),
         ),
         (("compare", COMPARISON, "arms={a: {sett: []}}"), ("arms.a.sett", "did you mean 'set'?")),
-        (("compare", COMPARISON, "arms={}"), ("arms and axes", "there are neither, and a comparison has one of the two")),
+        (("compare", COMPARISON, "arms={}"), ("arms and axes", "a comparison has one of the two")),
         (("compare", COMPARISON, "stages=[pretrian.yaml]"), ("pretrian.yaml", "did you mean 'pretrain.yaml'?")),
         (("show", FINETUNE, "fusion=gate"), ("'gate'", "did you mean 'gated'?")),
         (("list", "fusions"), ("'fusions'", "data, encoder, fusion", "did you mean 'fusion'?")),
