@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 
-def field_meanings(config: type[Any]) -> dict[str, str]:
+def field_meanings(config: Any) -> dict[str, str]:
     """Of each field of a dataclass, those it inherits among them, the string under it; none where there is none."""
     docs: dict[str, str] = {}
     for owner in reversed(config.__mro__):
