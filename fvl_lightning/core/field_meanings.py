@@ -18,7 +18,7 @@ def field_meanings(config: Any) -> dict[str, str]:
     return docs
 
 
-def _own_meanings(owner: type[Any]) -> dict[str, str]:
+def _own_meanings(owner: Any) -> dict[str, str]:
     try:
         definition = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
     except OSError:  # a class typed into an interpreter has no source to read

@@ -88,8 +88,8 @@ def markdown(comparison: Mapping[str, Any]) -> str:
         _markdown_table(accuracy),
         "![accuracy of every arm by kind of question, with controls](comparison.png)",
         *(_markdown_table(grid) for grid in others),
-        "![score against operations and parameters](pareto.png)\n\nThe line joins the arms that no other beats in score "
-        "and price at once; it knows nothing of chance.",
+        "![score against operations and parameters](pareto.png)\n\nThe line joins the arms that no other beats in "
+        "score and price at once; it knows nothing of chance.",
         _markdown_table(differences_grid(comparison)),
         _encoder_section(comparison["encoder"]),
         "## Losses\n\n![training loss of every arm and stage](loss_curves.png)",
