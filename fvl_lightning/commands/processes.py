@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, REQUEUE
 from fvl_lightning.training.stop import CLUSTER
 
 GRACE = 60.0
@@ -17,7 +18,7 @@ GRACE = 60.0
 
 
 def run_ranks(devices: int, words: Sequence[str]) -> int:
-    """Runs `fvl <words>` once per device; 0, or the exit code of the first process that failed.
+    """Runs `fvl <words>` once per device; 0, or the exit code of a process that failed.
 
     What asks this process to stop is handed on to all, which save and end; so is Ctrl-C, by the terminal.
     """
@@ -53,10 +54,11 @@ def run_ranks(devices: int, words: Sequence[str]) -> int:
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    failed, end = 0, float("inf")
-    while any(process.poll() is None for process in processes) and time.monotonic() < end:
-        codes = [process.poll() for process in processes]
-        if not failed and any(codes):
-            failed, end = next(code for code in codes if code), time.monotonic() + GRACE
+    end = float("inf")
+    while None in (codes := [process.poll() for process in processes]) and time.monotonic() < end:
+        if any(codes):
+            end = min(end, time.monotonic() + GRACE)
         time.sleep(0.1)
-    return failed or next((process.returncode for process in processes if process.returncode), 0)
+    failed = [code for code in codes if code]
+    # Of several the one that says why: a process whose neighbour has gone ends with an error of its own.
+    return next((code for code in (INTERRUPTED, REQUEUE, MISTAKE) if code in failed), failed[0] if failed else 0)

@@ -100,6 +100,7 @@ def run_training(
     if experiment.trainer.threads is not None:
         torch.set_num_threads(experiment.trainer.threads)
     with joined(experiment.trainer) as ranks:
+        stopped = ranks.agree(lambda: stopped)
         ranks.agree(lambda: begin_tracking(experiment, stopped))
         data = ranks.in_turn(lambda: prepare_data(experiment))
         stage, parents = weighted_stage(experiment, ranks)
@@ -154,7 +155,7 @@ def weighted_stage(experiment: ExperimentConfig, ranks: Ranks) -> tuple[Stage, l
 
     Where they are to be sharded the others build shapes alone, or a machine would hold the model once per device.
     """
-    shapes = experiment.trainer.strategy == "fsdp" and not ranks.first
+    shapes = experiment.trainer.sharded and not ranks.first
     stage = build_stage(experiment, "meta" if shapes else "cpu")
     parents = ranks.agree(lambda: start_from(stage, experiment))
     if experiment.trainer.strategy != "single":

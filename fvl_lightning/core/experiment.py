@@ -60,14 +60,16 @@ class TrainerConfig:
     """Batches per optimiser step."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Lightning's name of the device kind: auto, cpu, cuda, mps."""
-    strategy: Literal["single", "ddp", "fsdp"] = "single"
-    """One device; a whole model on each of several (ddp), or a part of it on each (fsdp, FSDP2)."""
+    strategy: Literal["single", "ddp", "fsdp", "hsdp"] = "single"
+    """One device; a whole model on each of several (ddp); a part of it on each (fsdp, FSDP2), or a part on each of a
+    machine's (hsdp)."""
     devices: int = 1
     """Processes per machine, each with a device of its own."""
     nodes: int = 1
     """Machines."""
     reshard_after_forward: bool = True
-    """With fsdp, a block's parameters are gathered again for the backward pass (ZeRO-3) rather than kept (ZeRO-2)."""
+    """Where sharded, a block is gathered again for the backward pass (ZeRO-3) rather than kept since the forward one
+    (ZeRO-2)."""
     checkpoint_activations: list[str] = field(default_factory=list)
     """Components (encoder, language_model) whose blocks are computed again in the backward pass, to save memory."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
@@ -94,6 +96,11 @@ class TrainerConfig:
         for name in self.checkpoint_activations:
             if name not in REPEATED:
                 raise unknown_name("component with blocks", name, REPEATED, "trainer.checkpoint_activations")
+
+    @property
+    def sharded(self) -> bool:
+        """Whether no device holds a whole model."""
+        return self.strategy in ("fsdp", "hsdp")
 
     @property
     def world_size(self) -> int:

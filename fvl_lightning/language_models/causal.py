@@ -99,7 +99,7 @@ class CausalLanguageModel(LanguageModel):
         if outermost is None:
             raise ConfigError(
                 f"language_model.model: no list of {count} layers was found in {type(self.model).__name__}, so that it "
-                "can be neither sharded nor have its activations checkpointed; take strategy single or ddp"
+                "can be neither sharded nor have its activations checkpointed; leave both out of `trainer`"
             )
         return list(outermost)
 

@@ -65,6 +65,8 @@ class Stage(LightningModule, ABC):
         self.tokenizer = tokenizer
         self.trainable = resolve_trainable(self.TRAINABLE, experiment.trainable, name)
         check_lora(experiment.lora, self.trainable, model)
+        if experiment.trainer.sharded and experiment.lora and experiment.lora.quantization:
+            raise ConfigError("lora.quantization: what is held in 4bit cannot be sharded, take trainer.strategy ddp")
         freeze(model, self.trainable)
         self.strict_loading = False  # checkpoints hold what learns; on_load_checkpoint is strict about that
         self.validation_loss, self.validation_accuracy = MeanMetric(), MeanMetric()

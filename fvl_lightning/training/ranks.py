@@ -15,6 +15,7 @@ from torch import distributed
 
 from fvl_lightning.core.errors import ConfigError, UserError
 from fvl_lightning.core.experiment import TrainerConfig
+from fvl_lightning.training.stop import Preempted
 
 T = TypeVar("T")
 
@@ -103,10 +104,15 @@ def joined(config: TrainerConfig) -> Iterator[Ranks]:
         alone = {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
     distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone)
     group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    together = False
     try:
         yield Ranks(distributed.get_rank(), config.world_size, group)
-    except BaseException:
-        if config.world_size == 1:
+        together = True
+    except (KeyboardInterrupt, Preempted):
+        together = True
+        raise
+    finally:
+        # After an error other ranks may be waiting, and on GPUs leaving the group would wait for them; with gloo it
+        # does not, and a process that ends without leaving may abort.
+        if together or not cuda:
             distributed.destroy_process_group()
-        raise  # other ranks may be waiting, and leaving the group might wait for them
-    distributed.destroy_process_group()

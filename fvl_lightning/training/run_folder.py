@@ -189,7 +189,8 @@ class RunFolder:
         if changed & PLACEMENT and _global_rows(self.config) == _global_rows(config):
             changed -= PLACEMENT
         if changed:
-            raise ConfigError(f"--resume: {self.path} was started with another configuration, at {', '.join(sorted(changed))}")
+            keys = ", ".join(sorted(changed))
+            raise ConfigError(f"--resume: {self.path} was started with another configuration, at {keys}")
         if not present_checkpoints(self.checkpoints):
             raise DataError(f"--resume: {self.path} stopped before its first checkpoint; start it without --resume")
 

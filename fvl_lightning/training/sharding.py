@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -43,6 +43,9 @@ class Sharded:
     def gather(self) -> nn.Module | None:
         """The whole model as it is now, on rank 0's CPU; None on the others, which take part."""
         first = distributed.get_rank() == 0
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # what the last forward pass has left gathered
         _replace(self.model, self._plain, _kept if first else _dropped)
         return self._plain if first else None
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
 from fvl_lightning.core.experiment import TrainerConfig
@@ -15,19 +15,24 @@ from fvl_lightning.training.sharding import gathered, local, placed
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2. A checkpoint is gathered on rank 0, into the file that one process writes.
+    """FSDP2, over all ranks or over those of each of `replicas` groups.
 
-    So it is checked and kept like any other, and goes on under any strategy and on any number of ranks. Where it is
-    read each rank takes its parts out of the file, which is mapped rather than loaded.
+    A checkpoint is gathered on rank 0, into the file that one process writes. So it is checked and kept like any other,
+    and goes on under any strategy and on any number of ranks. Where it is read each rank takes its parts out of the
+    file, which is mapped rather than loaded.
     """
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, replicas: int = 1) -> None:
         super().__init__(world_size, 1, save_distributed_checkpoint=False)
+        self.replicas = replicas
 
     @property
     def mesh(self) -> DeviceMesh:
-        """Over which parameters are split."""
-        return self.device_mesh["data_parallel"]
+        """Over whose last dimension parameters are split."""
+        if self.replicas == 1:
+            return self.device_mesh["data_parallel"]
+        shape = (self.replicas, self.world_size // self.replicas)
+        return init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicas", "parts"))
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -80,8 +85,8 @@ class ShardedStrategy(ModelParallelStrategy):
 
 def build_strategy(config: TrainerConfig) -> Strategy | str:
     """What Lightning's Trainer takes for `config.strategy`."""
-    if config.strategy == "fsdp":
-        return ShardedStrategy(config.world_size)
+    if config.sharded:
+        return ShardedStrategy(config.world_size, config.nodes if config.strategy == "hsdp" else 1)
     if config.strategy == "ddp":
         # A source that no loss reads leaves its parameters without a gradient; all buffers are constants.
         return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)

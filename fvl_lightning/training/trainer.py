@@ -31,7 +31,7 @@ def build_trainer(config: TrainerConfig, folder: Path, loggers: list[Logger], ca
         strategy=build_strategy(config),
         devices=config.devices,
         num_nodes=config.nodes,
-        inference_mode=config.strategy != "fsdp",  # what a rank gathers in it could not be trained on afterwards
+        inference_mode=not config.sharded,  # what a rank gathers in it could not be trained on afterwards
         precision=config.precision,
         max_steps=config.max_steps,
         max_epochs=-1,

@@ -29,12 +29,13 @@ def launch(folder: Path, program: Path, out: str, *words: str) -> list[dict[str,
     return [json.loads((folder / out / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
-def torchrun(folder: Path, program: Path, *words: str) -> None:
-    """Runs `program` as two ranks in `folder`."""
+def torchrun(folder: Path, program: Path, *words: str, ranks: int = 2) -> None:
+    """Runs `program` as so many ranks in `folder`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    where = [f"--nproc-per-node={ranks}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    launcher = ["-m", "torch.distributed.run", *where]
     done = subprocess.run(
         [sys.executable, *launcher, str(program), *words],
         cwd=folder, env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)},

@@ -21,6 +21,11 @@ from tests.stages.fitting import batches_of, build_stage, fit, split
 from tests.tiny_models import IMAGE
 
 LORA = {"encoder": "lora", "language_model": "lora"}
+PLACES: dict[str, dict[str, Any]] = {
+    "ddp": {"strategy": "ddp", "devices": 2},
+    "fsdp": {"strategy": "fsdp", "devices": 2},
+    "hsdp": {"strategy": "hsdp", "devices": 2, "nodes": 2},
+}
 EVERY_BLOCK = {"checkpoint_activations": ["encoder", "language_model"]}
 
 
@@ -49,6 +54,7 @@ CASES = {
     "recomputed": Case(sparing=EVERY_BLOCK),
     "recomputed_encoder": Case("encoder_pretrain", sparing={"checkpoint_activations": ["encoder"]}),
     "float32": Case(optimizer="muon", double=False),
+    "two_machines": Case(optimizer="muon", splits=("hsdp",)),
     "bfloat16": Case(trainer={"precision": "bf16-mixed"}, double=False),
 }
 
@@ -86,14 +92,14 @@ def text_behind(batch: Batch) -> Batch:
 
 def stage_of(case: Case, strategy: str, steps: int, folder: Path, rank: int = 0) -> Stage:
     """The case's stage; shapes alone where a first rank has the weights."""
-    ranks = 2 if strategy in ("ddp", "fsdp") else 1
-    trainer = {"max_steps": steps, "strategy": strategy if ranks > 1 else "single", "devices": ranks}
+    where = PLACES.get(strategy, {})
+    trainer = {"max_steps": steps, **where}
     trainer |= {"accumulate": 2 if strategy == "halves" else 1, **case.trainer}
     trainer |= {} if strategy == "whole" else case.sparing
     stage = build_stage(
         case.stage, folder,
-        device="meta" if rank and strategy == "fsdp" else "cpu",
-        optimizer={"name": case.optimizer, "learning_rate": 0.01, "clip_norm": 0.5},
+        device="meta" if rank and where["strategy"] != "ddp" else "cpu",
+        optimizer={"name": case.optimizer, "learning_rate": 0.01, "clip_norm": 0.1},
         trainable=case.trainable,
         trainer=trainer,
     )  # fmt: skip
@@ -108,37 +114,41 @@ def stage_of(case: Case, strategy: str, steps: int, folder: Path, rank: int = 0)
 def train(case: Case, strategy: str, steps: int, folder: Path, rank: int = 0) -> dict[str, Any] | None:
     """What came of it, on the first rank."""
     stage = stage_of(case, strategy, steps, folder, rank)
+    world = stage.experiment.trainer.world_size
     batches = global_batches(case.stage, steps)
     if case.double:
         batches = [dataclasses.replace(batch, images=batch.images.double()) for batch in batches]
     validation = batches[:1]
     if strategy != "whole":
-        batches = split(batches, 2)
-    if strategy in ("ddp", "fsdp"):
-        batches, validation = batches[rank::2], split(validation, 2)[rank::2]
+        batches = split(batches, max(2, world))
+    if world > 1:
+        batches, validation = batches[rank::world], split(validation, world)[rank::world]
     recorder = Recorder()
     fit(stage, batches, folder, [recorder], validation=validation)
-    parameters = list(stage.model.parameters())
-    share = sum(local(parameter).numel() for parameter in parameters) / sum(map(torch.numel, parameters))
+    held = list(stage.model.state_dict().values())
+    share = sum(local(tensor).numel() for tensor in held) / sum(map(torch.numel, held))
     stage.gather()
     if rank:
         return None
     weights = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
     loss = stage.last_validation_loss
     found = {"losses": recorder.losses, "norms": recorder.norms, "weights": weights, "validation": loss}
-    return found | {"share": share}  # of the parameters, what this rank holds
+    return found | {"share": share}  # of the whole, what this rank holds
 
 
 def main(out: Path, steps: int, names: list[str]) -> None:
     """Every split of every case, on this rank."""
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
+    if os.environ["WORLD_SIZE"] == "4":  # as if on two machines
+        os.environ |= {"LOCAL_RANK": str(rank % 2), "GROUP_RANK": str(rank // 2)}
     for name in names:
         for strategy in CASES[name].splits:
             (out / f"rank{rank}").mkdir(exist_ok=True)
             found = train(CASES[name], strategy, steps, out / f"rank{rank}", rank)
             if found:
                 torch.save(found, out / f"{name}.{strategy}.pt")
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Which parameter is whose, and what of it trains."""
 
 import re
+from typing import Any
 
 import pytest
 from torch import nn
@@ -9,13 +10,15 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import COMPONENTS
 from fvl_lightning.training.components import (
     CHILDREN,
+    blocks,
+    checkpoint_activations,
     component_of,
     count_parameters,
     freeze,
     resolve_trainable,
     set_modes,
 )
-from tests.tiny_models import tiny_model
+from tests.tiny_models import rows, tiny_model
 
 FULL = dict.fromkeys(COMPONENTS, "full")
 
@@ -91,3 +94,24 @@ def test_an_experiment_overrides_its_stage() -> None:
 def test_what_cannot_be_trained(overrides: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(says)}$"):
         resolve_trainable({"encoder": "frozen", "fusion": "full"}, overrides, "align")
+
+
+def test_checkpointed_blocks_compute_twice_and_keep_their_names() -> None:
+    model = tiny_model()
+    names = [name for name, _ in model.named_parameters()]
+    passes = 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    block = blocks(model, "language_model")[0]
+    block.mlp.register_forward_pre_hook(count)
+    checkpoint_activations(blocks(model, "language_model"))
+    assert [name for name, _ in model.named_parameters()] == names
+    batch = rows(2)
+    loss = model(batch.token_ids, pixel_values=batch.images, labels=batch.labels).loss
+    assert passes == 1
+    loss.backward()
+    assert passes == 2
+    assert blocks(model, "decoder") == []

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from fvl_lightning.core.errors import ConfigError
 from tests.integration.test_two_processes import torchrun
+from tests.stages.fitting import build_stage
 from tests.training.split_training import CASES, train
 
 PROGRAM = Path(__file__).with_name("split_training.py")
@@ -14,11 +16,11 @@ EXACT, ROUNDED = 1e-9, 1e-4
 """Largest relative difference in float64, and of the losses in float32."""
 
 
-def compare(names: list[str], steps: int, folder: Path) -> None:
+def compare(names: list[str], steps: int, folder: Path, ranks: int = 2) -> None:
     """Every split of these cases against one process."""
     (folder / "out").mkdir()
     (folder / "here").mkdir()
-    torchrun(folder, PROGRAM, "out", str(steps), *names)
+    torchrun(folder, PROGRAM, "out", str(steps), *names, ranks=ranks)
     for name in names:
         case = CASES[name]
         found = {split: torch.load(folder / "out" / f"{name}.{split}.pt") for split in case.splits}
@@ -27,18 +29,18 @@ def compare(names: list[str], steps: int, folder: Path) -> None:
         wanted = found["halves"] if name == "bfloat16" else train(case, "whole", steps, folder / "here")
         assert wanted is not None
         assert len(wanted["losses"]) == steps
-        assert max(wanted["norms"]) > 0.5, "nothing was clipped"
+        assert max(wanted["norms"]) > 0.1, "nothing was clipped"
         for split, other in found.items():
             assert_same(wanted, other, case.double, f"{name}, {split}")
-            assert other["share"] == pytest.approx(0.5 if split == "fsdp" else 1, abs=0.1)
+            assert other["share"] == pytest.approx(1 if split in ("ddp", "halves") else 0.5, abs=0.1)
 
 
 def assert_same(wanted: dict[str, Any], found: dict[str, Any], double: bool, told: str) -> None:
     """Losses, norms, validation and, in float64, weights."""
     tolerance = EXACT if double else ROUNDED
     for name in ("losses", "norms", "validation"):
-        # The norm and the validation loss are kept in float32.
-        relative = tolerance if name == "losses" else ROUNDED
+        # The norm and the validation loss are kept in float32; a norm in bfloat16 has three digits.
+        relative = tolerance if name == "losses" else ROUNDED if double or name != "norms" else 1e-2
         assert found[name] == pytest.approx(wanted[name], rel=relative), f"{told}: {name}"
     assert found["weights"].keys() == wanted["weights"].keys(), told
     if double:
@@ -53,10 +55,28 @@ def test_two_ranks_learn_what_one_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_steps_of_every_stage(tmp_path: Path) -> None:
-    compare([name for name in CASES if CASES[name].double], 20, tmp_path)
+def test_twenty_steps(tmp_path: Path) -> None:
+    compare(["pretrain", "pretrain_muon", "lora"], 20, tmp_path)
+
+
+@pytest.mark.slow
+def test_other_stages_and_what_spares_memory(tmp_path: Path) -> None:
+    compare(["finetune", "align", "kept", "recomputed", "recomputed_encoder"], 4, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_copy_of_the_model_on_each_machine(tmp_path: Path) -> None:
+    compare(["two_machines"], 5, tmp_path, ranks=4)
 
 
 @pytest.mark.slow
 def test_in_float32_and_in_bfloat16_the_losses_are_the_same(tmp_path: Path) -> None:
     compare(["float32", "bfloat16"], 20, tmp_path)
+
+
+def test_what_is_held_in_four_bits_is_not_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fvl_lightning.stages.base.check_lora", lambda *_: None)  # which asks for a CUDA device first
+    how: dict[str, Any] = {"trainable": {"language_model": "lora"}, "lora": {"quantization": "4bit"}}
+    build_stage("finetune", tmp_path, "meta", trainer={"strategy": "ddp", "devices": 2}, **how)
+    with pytest.raises(ConfigError, match="cannot be sharded, take"):
+        build_stage("finetune", tmp_path, "meta", trainer={"strategy": "fsdp", "devices": 2}, **how)

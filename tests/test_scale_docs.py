@@ -1,0 +1,41 @@
+"""docs/scale.md says what there is: its commands are understood, its options exist, and what may change on a resume."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from fvl_lightning.core.config import load_config
+from fvl_lightning.core.experiment import ExperimentConfig, TrainerConfig
+from fvl_lightning.training.run_folder import PLACEMENT
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+WAYS = [
+    line.split("train ")[1].split(" ", 1)[1].split()
+    for line in re.findall(r"^fvl train .*$", PAGE, flags=re.MULTILINE)
+] + [f"trainer.{how}".split() for how in re.findall(r'"(strategy=[^"]*)"', PAGE)]
+
+
+@pytest.mark.parametrize("words", WAYS, ids=" ".join)
+def test_commands_are_understood(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(ExperimentConfig, Path("experiments/demo/finetune.yaml"), words)
+    assert config.trainer.batch_size * config.trainer.world_size == 32
+
+
+def test_the_ways_of_the_page_were_found() -> None:
+    assert len(WAYS) == 4
+
+
+def test_what_may_change_on_a_resume_is_listed() -> None:
+    paragraph = PAGE[PAGE.index("goes on with others") :].split("may be changed")[0]
+    named = {f"trainer.{name}" for name in re.findall(r"`(\w+)`", paragraph)}
+    assert named == PLACEMENT
+
+
+def test_options_exist() -> None:
+    fields = {field.name for field in dataclasses.fields(TrainerConfig)}
+    named = set(re.findall(r"trainer\.(\w+)=", PAGE)) | set(re.findall(r"^\| `(\w+):", PAGE, flags=re.MULTILINE))
+    assert {"strategy", "reshard_after_forward", "accumulate"} <= named <= fields
