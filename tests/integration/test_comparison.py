@@ -1,0 +1,274 @@
+"""A comparison of three arms with three seeds, stopped in the middle and started again; two of the arms are the same.
+
+Its cells run in this process, where importing everything for each of them would take most of the time.
+"""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+
+from fvl_lightning.commands import cell as cell_process
+from fvl_lightning.commands.cells import Cell
+from fvl_lightning.evaluation.conclusions import conclusions
+from fvl_lightning.training.run_folder import RunFolder
+from tests.conftest import TINY_DATA, Run, furnish
+from tests.integration.runs import assert_same_run
+
+SEEDS = (0, 1, 2)
+ARMS = {"concat": ["fusion=concat"], "again": ["fusion=concat"], "gated": ["fusion=gated"]}
+COMPARISON: dict[str, Any] = {
+    "name": "tiny",
+    "encoder_stage": "encoder_pretrain.yaml",
+    "stages": ["finetune.yaml"],
+    "arms": {arm: {"set": words} for arm, words in ARMS.items()},
+    "seeds": list(SEEDS),
+    "smallest_effect": 0.01,
+    "set": [*TINY_DATA, "trainer.batch_size=8", "trainer.log_every=2", "optimizer.warmup_steps=2"],
+}
+STEPS = {"encoder_pretrain.yaml": 4, "finetune.yaml": 40}
+"""Enough for answers that are right by chance, or there would be no differences to speak of."""
+STOPPED_AFTER = 4
+MEASURED = ("seconds", "tokens_per_second", "peak_memory_bytes", "mlflow")
+"""Parts of a report that differ from time to time."""
+
+
+class Here:
+    """Runs cells in this process, one after the other, and a Ctrl-C behind so many of them."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.stop_after = stop_after
+        self.ran: list[tuple[str, int]] = []
+
+    def run(self, cells: Sequence[Cell], watch: Callable[[], None]) -> None:
+        for cell in cells:
+            if len(self.ran) == self.stop_after:
+                raise KeyboardInterrupt
+            cell.prepare()
+            with cell.log.open("w", encoding="utf-8") as log, contextlib.redirect_stderr(log):
+                cell.code = cell_process.main(cell.folder / "cell.json")
+            self.ran.append((cell.arm, cell.seed))
+            watch()
+
+
+def start(folder: Path, fvl_here: Run, *words: str, stop_after: int | None = None) -> tuple[Any, list[tuple[str, int]]]:
+    """`fvl compare` with its cells here; what it said, and the cells it ran."""
+    launcher = Here(stop_after)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fvl_lightning.commands.compare.LocalLauncher", lambda jobs: launcher)
+        return fvl_here(folder, "compare", "tiny.yaml", *words), launcher.ran
+
+
+def workplace(folder: Path, data: Path, store: Path, **changes: Any) -> Path:
+    furnish(folder, data)
+    shutil.copy(store, folder / "mlflow.db")
+    files: dict[str, Any] = {"tiny.yaml": COMPARISON | changes}
+    for name, steps in STEPS.items():
+        trainer = {"max_steps": steps, "validate_every": steps, "checkpoint_every": steps}
+        files[name] = {"base": f"experiments/demo/{name}", "trainer": trainer}
+    for name, values in files.items():
+        (folder / name).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return folder
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "runs" / "tiny" / "comparison.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def stopped_once(
+    tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, empty_store: Path, fvl_here: Run
+) -> tuple[Path, list[list[tuple[str, int]]]]:
+    """A working folder with the comparison, which was stopped in the middle, and the cells that each start ran."""
+    folder = workplace(tmp_path_factory.mktemp("comparison"), tiny_data, empty_store)
+    done, first = start(folder, fvl_here, stop_after=STOPPED_AFTER)
+    assert "stopped" in done.stderr
+    done, second = start(folder, fvl_here)
+    assert done.returncode == 0, done.stderr
+    return folder, [first, second]
+
+
+@pytest.fixture(scope="module")
+def folder(stopped_once: tuple[Path, list[list[tuple[str, int]]]]) -> Path:
+    return stopped_once[0]
+
+
+@pytest.fixture(scope="module")
+def comparison(folder: Path) -> dict[str, Any]:
+    return report_of(folder)
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="module")
+def children(client: MlflowClient, comparison: dict[str, Any]) -> dict[tuple[str, int], MlflowRun]:
+    """The last stage of every cell, found as the report says."""
+    experiment = client.get_experiment_by_name(comparison["mlflow"]["experiment"])
+    assert experiment is not None
+    search = f"tags.`mlflow.parentRunId` = '{comparison['mlflow']['run_id']}'"
+    found = client.search_runs([experiment.experiment_id], search)
+    cells = [run for run in found if run.data.params["stage"] == "finetune"]
+    assert len(found) - len(cells) == len(SEEDS), "one encoder per seed"
+    return {(run.data.tags["fvl.arm"], int(run.data.tags["fvl.seed"])): run for run in cells}
+
+
+def test_no_finished_cell_runs_twice(stopped_once: tuple[Path, list[list[tuple[str, int]]]]) -> None:
+    first, second = stopped_once[1]
+    assert len(first) == STOPPED_AFTER
+    assert sorted([*first, *second]) == sorted((arm, seed) for arm in ARMS for seed in SEEDS)
+
+
+def test_identical_arms_give_bit_equal_runs(folder: Path, comparison: dict[str, Any]) -> None:
+    for seed in SEEDS:
+        one, other = (RunFolder(folder / "runs" / "tiny" / arm / str(seed) / "finetune") for arm in ("concat", "again"))
+        assert_same_run(one, other)
+    assert comparison["arms"]["concat"]["accuracy"] == comparison["arms"]["again"]["accuracy"]
+    assert comparison["arms"]["again"]["same_start"] == 1
+    assert 0.5 < comparison["arms"]["gated"]["same_start"] < 1
+    contrast = next(c for c in comparison["statistics"]["contrasts"] if c["arm"] == "again")
+    assert contrast["estimate"] == 0
+    assert contrast["verdict"] in ("equivalent", "not separated")
+
+
+def test_seeds_differ_in_everything(folder: Path, comparison: dict[str, Any]) -> None:
+    hashes = {RunFolder(folder / "runs" / "tiny" / "encoders" / str(seed) / "encoder_pretrain").info["encoder_hash"]
+              for seed in SEEDS}  # fmt: skip
+    assert len(hashes) == len(SEEDS)
+    assert {cell["encoder_hash"] for cell in comparison["cells"]} == hashes
+
+
+def test_a_child_says_which_cell_it_is(children: dict[tuple[str, int], MlflowRun]) -> None:
+    assert set(children) == {(arm, seed) for arm in ARMS for seed in SEEDS}
+    for (arm, seed), run in children.items():
+        tags = run.data.tags
+        assert tags["fvl.axis.fusion"] == ARMS[arm][0].removeprefix("fusion=")
+        assert tags["fvl.comparison"] == "tiny"
+        assert run.info.run_name == f"{arm}/{seed}/finetune"
+
+
+def test_every_number_of_the_report_is_in_mlflow(
+    client: MlflowClient, children: dict[tuple[str, int], MlflowRun], comparison: dict[str, Any], tmp_path: Path
+) -> None:
+    metrics = {cell: run.data.metrics for cell, run in children.items()}
+    results: dict[int, dict[str, Any]] = {seed: {} for seed in SEEDS}
+    answers: dict[str, dict[int, Any]] = {arm: {} for arm in ARMS}
+    for (arm, seed), run in children.items():
+        table = json.loads(Path(client.download_artifacts(run.info.run_id, "answers.json", str(tmp_path))).read_text())
+        answers[arm][seed] = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+        of = metrics[arm, seed]
+        averages = ("accuracy/macro", "accuracy/overall")
+        kinds = {row["kind"]: of[f"accuracy/{row['kind'].replace(' ', '_')}"] for row in answers[arm][seed]}
+        kinds = dict(sorted(kinds.items()))
+        accuracy = {name.rpartition("/")[2]: of[name] for name in averages} | {"by_kind": kinds}
+        results[seed][arm] = {"accuracy": accuracy, "unseen": {}, "transfer": {}}
+    in_order = {arm: dict(sorted(answers[arm].items())) for arm in ARMS}
+    again = conclusions("accuracy/macro", "concat", 0.01, results, in_order)
+    assert_close(json.loads(json.dumps(again).replace("NaN", "null")), comparison["statistics"])
+
+    text = (Path(client.download_artifacts(comparison["mlflow"]["run_id"], "report.md", str(tmp_path)))).read_text()
+    for arm in ARMS:
+        scores = [metrics[arm, seed]["accuracy/macro"] for seed in SEEDS]
+        assert f"| {arm} | {mean(scores):.3f} | {stdev(scores):.3f} | 3 |" in text
+    for name, words, unit in (
+        ("parameters", "parameters", "{:,.0f}"),
+        ("image_tokens", "image tokens in the language model", "{:,.0f}"),
+        ("seconds", "training time, all stages (s)", "{:,.0f}"),
+        ("tokens_per_second", "tokens per second", "{:,.0f}"),
+        ("image_zeroed/macro", "image zeroed", "{:.3f}"),
+    ):
+        averages_of = [unit.format(mean(metrics[arm, seed][name] for seed in SEEDS)) for arm in ARMS]
+        assert f"| {words} | {' | '.join(averages_of)} |" in text
+    parent = client.get_run(comparison["mlflow"]["run_id"]).data
+    verdicts = {c["arm"]: c["verdict"] for c in comparison["statistics"]["contrasts"]}
+    assert {arm: parent.tags[f"fvl.verdict.{arm}"] for arm in ("again", "gated")} == verdicts
+
+
+def test_the_report_is_written_again_from_what_is_stored(
+    folder: Path, comparison: dict[str, Any], fvl_here: Run
+) -> None:
+    file = folder / "runs" / "tiny" / "report.md"
+    before = file.read_text(encoding="utf-8")
+    file.unlink()
+    done, ran = start(folder, fvl_here, "--report")
+    assert done.returncode == 0, done.stderr
+    assert ran == []
+    assert file.read_text(encoding="utf-8") == before
+    assert report_of(folder) == comparison
+
+
+def test_a_failed_cell_is_named_and_left_until_asked_for(
+    tmp_path: Path, fvl_here: Run, tiny_data: Path, empty_store: Path
+) -> None:
+    changes = {"seeds": [0], "arms": {"concat": COMPARISON["arms"]["concat"], "broken": {"set": ["fusion=gated"]}}}
+    work = workplace(tmp_path, tiny_data, empty_store, **changes)
+    words = ("set=[" + ", ".join([*COMPARISON["set"], "trainer.max_steps=2"]) + "]",)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cell_process, "main", failing("broken"))
+        done, ran = start(work, fvl_here, *words)
+    assert done.returncode == 2
+    assert "1 of 2 cells failed (broken with seed 0: no space left); `--retry-failed` tries again" in done.stderr
+    assert ran == [("concat", 0), ("broken", 0)]
+    assert list(report_of(work)["arms"]) == ["concat"]
+    done, ran = start(work, fvl_here, *words)
+    assert (done.returncode, ran) == (2, [])
+    done, ran = start(work, fvl_here, *words, "--retry-failed")
+    assert (done.returncode, ran) == (0, [("broken", 0)]), done.stderr
+    assert (work / "runs" / "tiny" / "broken" / "finetune").is_dir(), "no folder for the seed where there is one alone"
+    assert list(report_of(work)["arms"]) == ["concat", "broken"]
+
+
+def failing(arm: str, run: Callable[[Path], int] = cell_process.main) -> Callable[[Path], int]:
+    """A cell's process on a disk that is full when it comes to `arm`."""
+
+    def fails(specification: Path) -> int:
+        if specification.parent.name != arm:
+            return run(specification)
+        (specification.parent / "cell.log").write_text("a line\nno space left\n", encoding="utf-8")
+        return 2
+
+    return fails
+
+
+def assert_close(found: Any, wanted: Any, where: str = "statistics") -> None:
+    """Equal but for rounding: the store gives runs in an order of its own, and sums depend on it."""
+    if isinstance(wanted, dict):
+        assert list(found) == list(wanted), where
+        for key in wanted:
+            assert_close(found[key], wanted[key], f"{where}.{key}")
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted), where
+        for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
+            assert_close(one, other, f"{where}[{number}]")
+    elif isinstance(wanted, float):
+        assert found == pytest.approx(wanted, rel=1e-9, abs=1e-12), where
+    else:
+        assert found == wanted, where
+
+
+@pytest.mark.slow
+def test_stopping_changes_nothing_in_the_report(
+    folder: Path, comparison: dict[str, Any], tmp_path: Path, tiny_data: Path, empty_store: Path, fvl_here: Run
+) -> None:
+    work = workplace(tmp_path, tiny_data, empty_store)
+    done, ran = start(work, fvl_here)
+    assert done.returncode == 0, done.stderr
+    assert len(ran) == len(ARMS) * len(SEEDS)
+    assert lasting(report_of(work)) == lasting(comparison)
+
+
+def lasting(part: Any) -> Any:
+    """A report without times."""
+    if isinstance(part, dict):
+        return {key: lasting(inner) for key, inner in part.items() if key not in MEASURED}
+    return [lasting(inner) for inner in part] if isinstance(part, list) else part
