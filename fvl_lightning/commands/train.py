@@ -172,6 +172,7 @@ def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any
             folder = Path(reference)
         else:
             run = RunFolder.open(reference)
+            run.check_finished()
             parent = {"run": str(run.path), "run_id": run.info.get("mlflow_run_id")}
             folder = run.model
         parents.append(parent | {"components": load_components(stage.model, folder)})
