@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,14 +96,27 @@ def plan_alike(plans: Sequence[Arms], lineage: str = "frozen_encoder") -> None:
 
 def arm_differences(arms: Arms, baseline: str) -> dict[str, dict[str, list[Any]]]:
     """{arm: {dotted key: [the baseline's value, the arm's]}}, of the last stage in which they differ."""
-    found: dict[str, dict[str, list[Any]]] = {}
+    found: dict[str, dict[str, list[Any]]] = {arm: {} for arm in arms}
+    for arm, key, theirs, ours in _differing(arms, baseline):
+        found[arm] |= _leaves(key, theirs, ours)
+    return found
+
+
+def _differing(arms: Arms, baseline: str) -> Iterator[tuple[str, str, Any, Any]]:
+    """(arm, key, the baseline's value, the arm's) of every stage."""
     for arm, stages in arms.items():
-        found[arm] = {}
         for theirs, ours in zip(map(as_plain, arms[baseline]), map(as_plain, stages), strict=True):
             for key in differences(theirs, ours):
                 if key.partition(".")[0] not in OWN:
-                    found[arm][key] = [_value(theirs, key), _value(ours, key)]
-    return found
+                    yield arm, key, _value(theirs, key), _value(ours, key)
+
+
+def _leaves(key: str, one: Any, other: Any) -> dict[str, list[Any]]:
+    """{dotted key: [one, other]}; of a mapping that only one of them has, what it says."""
+    if not isinstance(one, Mapping) and not isinstance(other, Mapping):
+        return {key: [one, other]}
+    one, other = one or {}, other or {}
+    return {f"{key}.{inner}": [_value(one, inner), _value(other, inner)] for inner in differences(one, other)}
 
 
 def _check_swept(config: ComparisonConfig, path: Path, arms: Arms, told: Iterable[str]) -> None:
@@ -113,13 +126,12 @@ def _check_swept(config: ComparisonConfig, path: Path, arms: Arms, told: Iterabl
     if variants & set(swept):
         return  # a choice of a file's stands for any number of keys
     baseline = config.baseline or next(iter(arms))
-    for arm, changed in arm_differences(arms, baseline).items():
-        for key, (theirs, ours) in changed.items():
-            if not any(key == one or key.startswith(f"{one}.") or one.startswith(f"{key}.") for one in swept):
-                raise ConfigError(
-                    f"arms in {path}: {arm} differs from {baseline} in {key} too ({ours!r}, not {theirs!r}), and only "
-                    f"{', '.join(swept) or 'nothing'} is compared; make it equal, or add it to `swept`"
-                )
+    for arm, key, theirs, ours in _differing(arms, baseline):
+        if not any(key == one or key.startswith(f"{one}.") or one.startswith(f"{key}.") for one in swept):
+            raise ConfigError(
+                f"arms in {path}: {arm} differs from {baseline} in {key} too ({ours!r}, not {theirs!r}), and only "
+                f"{', '.join(swept) or 'nothing'} is compared; make it equal, or add it to `swept`"
+            )
 
 
 def _check_lineage(lineage: str, modes: Mapping[str, Sequence[str]]) -> None:

@@ -78,9 +78,12 @@ def test_an_arm_that_differs_in_more_than_is_compared_is_refused(workspace: Path
     said = refused(workspace, arms=arms, swept=["fusion"])
     assert "gated differs from concat in optimizer.learning_rate too (0.1, not 0.00" in said
     assert "only fusion is compared; make it equal, or add it to `swept`" in said
+    arms["adapted"] = {"set": ["fusion=concat", "lora.rank=2"]}
     config, file = comparison(workspace, arms=arms)
     plan = experiments(config, file, workspace / "runs")[0]
-    assert arm_differences(plan.arms, "concat") == {
+    found = arm_differences(plan.arms, "concat")
+    assert found.pop("adapted")["lora.rank"] == [None, 2], "not the whole of lora at once"
+    assert found == {
         "concat": {},
         "gated": {
             "fusion.gate": [None, "softmax"],
