@@ -15,7 +15,7 @@ from datamodules.images import decode_image
 from datamodules.index import replacing
 from datamodules.pixels import Fit
 from datamodules.preview import visible
-from fvl_lightning.commands.evaluate import finished_run
+from fvl_lightning.commands.models import finished_run
 from fvl_lightning.core.config import check_config, choose
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig

@@ -12,14 +12,14 @@ from rich.table import Table
 
 from fvl_lightning.commands.adapters import ADAPTER_HELP, put_on
 from fvl_lightning.commands.models import MODEL_HELP, answering_model, finished_run
-from fvl_lightning.commands.train import build_stage, data_context, is_model_folder, prepare_data
+from fvl_lightning.commands.train import build_stage, data_context, prepare_data
 from fvl_lightning.core.config import as_plain, check_config, load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.answers import Answer, accuracy, answer_questions, prior_answers
 from fvl_lightning.evaluation.encoder_scores import encoder_scores
 from fvl_lightning.modeling.build import Built, load_model
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.training.run_folder import RunFolder, is_model_folder
 from fvl_lightning.training.weights import load_components
 
 

@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fvl_lightning.commands.models import model_folder
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.modeling.adapters import is_adapter_folder
 from fvl_lightning.modeling.export import export_adapter, export_merged, export_model
-from fvl_lightning.training.run_folder import model_folder
 
 
 def export(

@@ -5,40 +5,43 @@ from pathlib import Path
 
 import torch
 
-from fvl_lightning.commands.train import is_model_folder
 from fvl_lightning.core.config import check_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.hashes import weights_hash
 from fvl_lightning.modeling.build import Loaded, load_model
-from fvl_lightning.training.run_folder import RunFolder
-from fvl_lightning.training.weights import weights_hash
+from fvl_lightning.training.run_folder import RunFolder, is_model_folder
 
 MODEL_HELP = "Run (folder or MLflow id), or a model folder, as `fvl import` makes it."
 
 
 def finished_run(reference: str) -> RunFolder:
     """The run; ConfigError where it has no model yet."""
-    folder = RunFolder.open(reference)
-    if not folder.finished:
-        raise ConfigError(f"{folder.path} is {folder.info.get('status')}, it has no model yet; `--resume` finishes it")
-    return folder
+    run = RunFolder.open(reference)
+    run.check_finished()
+    return run
+
+
+def model_folder(reference: str) -> Path:
+    """The folder of a model that writes answers: `reference` itself, or that of a finished run, its plugins imported.
+
+    Raises:
+        DataError: neither a model folder nor a run.
+        ConfigError: a run that is not finished, or that trained an encoder alone.
+    """
+    folder = Path(reference)
+    if is_model_folder(folder):
+        return folder
+    run = finished_run(reference)
+    if run.info["stage"] == "encoder_pretrain":
+        raise ConfigError(f"{run.path} is an encoder without a language model; name a run of a later stage")
+    check_config(ExperimentConfig, run.config)  # imports the run's plugins
+    return run.model
 
 
 def answering_model(reference: str) -> Loaded:
-    """A model that writes answers, on the GPU where there is one.
-
-    Raises:
-        ConfigError: an unfinished run, or one of an encoder alone.
-        DataError: neither a run nor a model folder.
-    """
-    folder = Path(reference)
-    if not is_model_folder(folder):
-        run = finished_run(reference)
-        if run.info["stage"] == "encoder_pretrain":
-            raise ConfigError(f"{run.path} is an encoder without a language model; name a run of a later stage")
-        check_config(ExperimentConfig, run.config)  # imports the run's plugins
-        folder = run.model
-    loaded = load_model(folder)
+    """A model that writes answers, on the GPU where there is one; errors as of model_folder."""
+    loaded = load_model(model_folder(reference))
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return loaded
 

@@ -224,19 +224,3 @@ def _global_rows(config: dict[str, Any]) -> int:
 def is_model_folder(path: Path) -> bool:
     """Whether this is a saved model on its own, as an import or an export makes it, rather than a run."""
     return (path / "config.json").is_file() and not (path / "run.json").is_file()
-
-
-def model_folder(reference: str) -> Path:
-    """The folder of a saved model with a language model: `reference` itself, or that of a finished run.
-
-    Raises:
-        DataError: neither a model folder nor a run.
-        ConfigError: a run that is not finished, or that trained an encoder alone.
-    """
-    if is_model_folder(Path(reference)):
-        return Path(reference)
-    run = RunFolder.open(reference)
-    run.check_finished()
-    if run.info["stage"] == "encoder_pretrain":
-        raise ConfigError(f"{run.path} is an encoder without a language model; name a run of a later stage")
-    return run.model
