@@ -193,4 +193,6 @@ def test_shares_are_those_of_each_image(loaded: Loaded) -> None:
     for image, shares in zip(pixels(2).split(1), both, strict=True):
         assert source_shares(loaded, image)[0].masses == shares.masses
     assert both[0].masses != both[1].masses
-    assert both[0].maps == {}
+    for source, share in both[0].masses.items():
+        assert both[0].maps[source].shape == (2, 2)
+        assert float(both[0].maps[source].mean()) == pytest.approx(share, abs=1e-5)

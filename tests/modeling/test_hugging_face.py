@@ -1,6 +1,5 @@
 """A saved model among Hugging Face's own: Auto classes in a fresh process, pipeline, Trainer and peft."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -38,6 +37,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 folder = sys.argv[1]
+torch.set_num_threads(int(sys.argv[2]))  # another number gives other bits
 model = AutoModelForImageTextToText.from_pretrained(folder)
 inputs = torch.load(folder + "/inputs.pt", weights_only=True)
 processor = AutoProcessor.from_pretrained(folder)
@@ -104,8 +104,8 @@ def test_a_fresh_process_that_imports_the_kit_gives_the_same_logits(
     torch.save(inputs, saved / "inputs.pt")
     torch.save(model(**inputs).logits.detach(), saved / "logits.pt")
     done = subprocess.run(
-        [sys.executable, "-c", FRESH, str(saved)], capture_output=True, text=True, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+        [sys.executable, "-c", FRESH, str(saved), str(torch.get_num_threads())],
+        capture_output=True, text=True, check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["FlorenceVLForConditionalGeneration", "FlorenceVLProcessor"]
