@@ -21,7 +21,7 @@ from datamodules.index import replacing
 from datamodules.items import Items
 from datamodules.loader import PATIENCE, as_is
 from datamodules.store import SampleError, SampleStore
-from datamodules.views import TOO_LONG, TextView, View
+from datamodules.views import TOO_LONG, TextView
 from fvl_lightning.core.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def tell_counts(
         log.warning("%s: of %d samples %s%s", place, len(samples), told, advice)
 
 
-def _first_bad(store: SampleStore, samples: range, view: View) -> str:
+def _first_bad(store: SampleStore, samples: range, view: TextView) -> str:
     """The first of the samples that can't be used, in words."""
     for sample in samples:
         try:
@@ -99,7 +99,7 @@ def _first_bad(store: SampleStore, samples: range, view: View) -> str:
 class _Measuring(Dataset[tuple[Measured, "Counter[str]"]]):
     """Chunks of samples to what they become; runs in workers."""
 
-    def __init__(self, store: SampleStore, samples: range, view: View) -> None:
+    def __init__(self, store: SampleStore, samples: range, view: TextView) -> None:
         self.store, self.samples, self.view = store, samples, view
 
     def __len__(self) -> int:
@@ -122,7 +122,7 @@ class _Measuring(Dataset[tuple[Measured, "Counter[str]"]]):
         return measured, counts
 
 
-def _measure(store: SampleStore, samples: range, view: View, workers: int) -> Items:
+def _measure(store: SampleStore, samples: range, view: TextView, workers: int) -> Items:
     chunks = DataLoader(
         _Measuring(store, samples, view),
         batch_size=None,

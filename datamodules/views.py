@@ -55,10 +55,6 @@ class View(ABC):
     def encode(self, store: SampleStore, piece: Piece) -> Encoded:
         """The piece's tokens."""
 
-    def measure(self, store: SampleStore, sample: int) -> Measure:
-        """The pieces a sample is trained on as, with their planned tokens."""
-        raise NotImplementedError("its rows can't be planned")
-
 
 class TextView(View):
     """Text with images for a language model.
@@ -81,6 +77,10 @@ class TextView(View):
     ) -> None:
         self.encoder, self.planner = encoder, planner or encoder
         self.sequence_length, self.over_long = sequence_length, over_long
+
+    @abstractmethod
+    def measure(self, store: SampleStore, sample: int) -> Measure:
+        """The pieces a sample is trained on as, with their planned tokens."""
 
     def _planned(self, store: SampleStore, i: int, ids: list[int], images: int) -> int:
         """The tokens the planner counts; SampleError where they are too many and such samples are dropped."""
