@@ -1,7 +1,6 @@
 """What a stage with adapters saves: a folder that plain peft loads, and checkpoints without what is frozen."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -42,11 +41,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-base, adapter = sys.argv[1:]
+base, adapter, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
 model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), adapter).eval()
 inputs = torch.load(adapter + "/inputs.pt", weights_only=True)
 logits = model.requires_grad_(False)(**inputs).logits
-assert torch.equal(logits, torch.load(adapter + "/logits.pt", weights_only=True)), "other logits"
+expected = torch.load(adapter + "/logits.pt", weights_only=True)
+# Where a process's memory happens to lie may decide which kernel runs, and so the last bits.
+torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 """
 
 
@@ -110,10 +112,8 @@ def test_a_fresh_process_loads_it_with_peft_alone(tmp_path: Path) -> None:
     folder = tmp_path / "language_model"
     torch.save({"input_ids": batch.token_ids, "pixel_values": batch.images}, folder / "inputs.pt")
     torch.save(logits(stage.model), folder / "logits.pt")
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, str(tmp_path / "base"), str(folder)], capture_output=True, text=True,
-        check=False, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )  # fmt: skip
+    words = [str(tmp_path / "base"), str(folder), str(torch.get_num_threads())]
+    done = subprocess.run([sys.executable, "-c", FRESH, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
