@@ -44,9 +44,15 @@ def unknown_name(what: str, value: object, allowed: Iterable[str], where: str) -
 
 
 def refuse_unknown_fields(given: Mapping[str, Any], config_class: Any, where: str) -> None:
-    """ConfigError for a key that is no field of a transformers configuration class, which would take it in silence."""
+    """ConfigError for what a transformers configuration class would take in silence.
+
+    That is a key that is none of its fields, and a model type that is not its own.
+    """
     older_names = {"rope_theta", "rope_scaling", "torch_dtype"}
     known = {*config_class().to_dict(), *config_class.attribute_map, *older_names}
     for key in given:
         if key not in known:
             raise unknown_name("key", key, known, f"{where}.{key}")
+    model_type = given.get("model_type", config_class.model_type)
+    if model_type != config_class.model_type:
+        raise ConfigError(f"{where}.model_type: expected '{config_class.model_type}', found {model_type!r}")

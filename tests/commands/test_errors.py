@@ -101,6 +101,7 @@ def snapshot(folder: Path) -> dict[Path, int]:
         ("encoder.model.vison_config.depths=[1]", ("encoder.model.vison_config", "did you mean 'vision_config'?")),
         ("encoder.model.vision_config.embed_dims=[3]", ("vision_config.embed_dims", "did you mean 'embed_dim'?")),
         ("encoder.model.vision_config=3", ("encoder.model.vision_config", "expected keys and values, found 3")),
+        ("encoder.model.model_type=davit", ("encoder.model.model_type", "expected 'florence2', found 'davit'")),
         ("encoder.model.vision_config.embed_dim=[32]", ("encoder.model", "num_stages (1)", "num_heads) (3)")),
         ("encoder.model.text_config.d_model=wide", ("encoder.model", "'d_model'", "expected int, got str")),
         ("language_model.model.model_type=lama", ("language_model.model.model_type", "'lama'", "mean 'llama'?")),
