@@ -15,8 +15,9 @@ from fvl_lightning.commands.collect import collect, loss_curves, sample_answers
 from fvl_lightning.commands.console import INTERRUPTED, REQUEUE
 from fvl_lightning.commands.evaluate import score_encoder
 from fvl_lightning.commands.launchers import Launcher, LocalLauncher
-from fvl_lightning.commands.matching import match_parameters
+from fvl_lightning.commands.matching import match_sizes
 from fvl_lightning.commands.parent_run import log_report, tracked_parent
+from fvl_lightning.commands.ray_tasks import RayLauncher
 from fvl_lightning.commands.slurm import SlurmLauncher
 from fvl_lightning.commands.train import (
     TRAINING_SPLITS,
@@ -73,9 +74,9 @@ def run_comparison(
         for split in config.unseen_splits:
             data.store(split)
     by_seed = [plan.arms for plan in plans.values()]
-    if config.match == "parameters":
-        match_parameters(by_seed, config.baseline or next(iter(by_seed[0])))
     plan_alike(by_seed, config.lineage)
+    if config.match != "natural":
+        match_sizes(by_seed, config.baseline or next(iter(by_seed[0])), config.match)
     console = Console()
     with tracked_parent(config, folder, fresh) as tracker:
         parent = tracker.run_id or None
@@ -106,6 +107,8 @@ def launcher_of(config: ComparisonConfig, folder: Path) -> Launcher:
     """Who runs the cells."""
     if config.launcher == "slurm":
         return SlurmLauncher(folder, config.name, config.jobs, config.slurm)
+    if config.launcher == "ray":
+        return RayLauncher(config.jobs, config.ray)
     return LocalLauncher(config.jobs)
 
 

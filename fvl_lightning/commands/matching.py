@@ -1,13 +1,19 @@
-"""Arms of one size: what lies between encoder and language model gets as many parameters in all of them."""
+"""Arms of one size: the hidden widths of their projectors are solved so that all come to the baseline's."""
 
 import dataclasses
 from collections.abc import Sequence
-from math import isqrt
+from math import floor, sqrt
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
 
 from fvl_lightning.commands.arms import Arms
-from fvl_lightning.commands.train import build_stage
+from fvl_lightning.commands.train import build_stage, data_context, prepare_data
+from fvl_lightning.core.config import Choice
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.evaluation.flops import count_flops, training_flops
 from fvl_lightning.training.components import count_parameters
 
 TOLERANCE = 0.01
@@ -15,55 +21,160 @@ BETWEEN = ("fusion", "projector")
 """The components that a comparison of fusions sizes; the norms around a fusion count with it."""
 
 
-def match_parameters(plans: Sequence[Arms], baseline: str) -> None:
-    """Sets the hidden width of every arm's projector so that it has the parameters of the baseline's, to 1 %.
+class Size(Protocol):
+    """How large an arm is with any hidden width of its projector."""
+
+    def at(self, hidden: int) -> float:
+        """With this width."""
+
+    def own(self) -> float:
+        """As it is."""
+
+    def words(self, size: float) -> str:
+        """`size` behind the name of an arm."""
+
+    def beyond(self, baseline: "Size") -> str:
+        """What sets it apart from the baseline beside its projector, for the end of a sentence; may be empty."""
+
+
+class Parameters:
+    """Those of fusion and projector."""
+
+    def __init__(self, experiment: ExperimentConfig) -> None:
+        self.experiment = experiment
+
+    def at(self, hidden: int) -> float:
+        """See Size."""
+        return self._count(_with_hidden(self.experiment, hidden))
+
+    def own(self) -> float:
+        """See Size."""
+        return self._count(self.experiment)
+
+    def words(self, size: float) -> str:
+        """See Size."""
+        return f"has {size:,.0f} parameters between encoder and language model"
+
+    def beyond(self, baseline: Size) -> str:
+        """See Size."""
+        return ""
+
+    def _count(self, experiment: ExperimentConfig) -> int:
+        counts = count_parameters(build_stage(experiment, "meta").model)
+        return sum(counts[component]["parameters"] for component in BETWEEN)
+
+
+class Operations:
+    """Floating-point operations per training sample, counted on the first batch as the report counts them.
+
+    The whole model is counted once, with the width it has; another width changes the projector's own share alone.
+    """
+
+    def __init__(self, experiment: ExperimentConfig) -> None:
+        data, stage = prepare_data(experiment), build_stage(experiment)
+        data.connect(data_context(stage.model, stage.tokenizer, experiment))
+        batch = next(iter(data.train_dataloader()))
+        seen: list[Tensor] = []
+        with stage.model.projector.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
+            total = training_flops(stage, batch)
+        self.choice: Choice = experiment.projector
+        self.features, self.dim = stage.model.fusion.output, stage.model.language_model.dim
+        self.shape, self.sends_back = seen[0].shape, seen[0].requires_grad
+        self.learns = stage.trainable["projector"] == "full"
+        self.samples = len(batch.keys)
+        self.image_tokens = stage.model.image_spec.tokens_per_image
+        self.elsewhere = (total - self._projector(self.choice)) / self.samples
+
+    def at(self, hidden: int) -> float:
+        """See Size."""
+        return self.elsewhere + self._projector(_wide(self.choice, hidden)) / self.samples
+
+    def own(self) -> float:
+        """See Size."""
+        return self.elsewhere + self._projector(self.choice) / self.samples
+
+    def words(self, size: float) -> str:
+        """See Size."""
+        return f"takes {_mega(size)} MFLOPs per training sample"
+
+    def beyond(self, baseline: Size) -> str:
+        """See Size."""
+        assert isinstance(baseline, Operations)
+        more = self.elsewhere - baseline.elsewhere
+        found = f", with {_mega(abs(more))} {'more' if more > 0 else 'fewer'} outside the projector"
+        if self.image_tokens != baseline.image_tokens:
+            found += f" ({self.image_tokens} image tokens in the language model, not {baseline.image_tokens})"
+        return found
+
+    def _projector(self, choice: Choice) -> int:
+        with torch.device("meta"):
+            projector: nn.Module = choice.component(choice.config, self.features, self.dim)
+            features = torch.empty(self.shape, requires_grad=self.sends_back)
+        projector.requires_grad_(self.learns)
+
+        def work() -> None:
+            images = projector(features)
+            if images.requires_grad:
+                images.sum().backward()
+
+        return count_flops(work)
+
+
+SIZES: dict[str, type[Parameters] | type[Operations]] = {"parameters": Parameters, "flops": Operations}
+"""What `match` may ask for."""
+
+
+def match_sizes(plans: Sequence[Arms], baseline: str, match: str) -> None:
+    """Sets the hidden width of every arm's projector so that its last stage has the size of the baseline's, to 1 %.
 
     Args:
         plans: the arms of each seed, of equal sizes; they are changed in place.
         baseline: the arm that stays as it is.
+        match: a key of SIZES.
 
     Raises:
-        ConfigError: a projector without a hidden width, or an arm that is too large whatever it is.
+        ConfigError: a projector without a hidden width, or an arm that no width brings to that size.
     """
-    target = _between(plans[0][baseline][-1])
+    target = SIZES[match](plans[0][baseline][-1])
     for arm, stages in plans[0].items():
         if arm == baseline:
             continue
-        hidden = _solved(arm, stages[-1], target)
+        hidden = _solved(arm, stages[-1], target, match)
         for arms in plans:
             for number, stage in enumerate(arms[arm]):
                 if stage.projector is not None:
                     arms[arm][number] = _with_hidden(stage, hidden)
 
 
-def _solved(arm: str, experiment: ExperimentConfig, target: int) -> int:
-    """The hidden width at which `experiment` comes closest to `target` parameters."""
+def _solved(arm: str, experiment: ExperimentConfig, target: Size, match: str) -> int:
+    """The hidden width at which `experiment` comes closest to `target`."""
     if experiment.projector.name != "mlp" or experiment.projector.config.depth < 2:
-        raise ConfigError(f"match: parameters needs a projector with a hidden width, mlp of depth 2 or more, in {arm}")
-    one, two, three = (_between(_with_hidden(experiment, hidden)) for hidden in (1, 2, 3))
-    # Linear layers: the count is square * h^2 + slope * h + rest.
-    square = (three - 2 * two + one) // 2
+        raise ConfigError(f"match: {match} needs a projector with a hidden width, mlp of depth 2 or more, in {arm}")
+    size, wanted = SIZES[match](experiment), target.own()
+    one, two, three = (size.at(hidden) for hidden in (1, 2, 3))
+    # Linear layers: the size is square * h^2 + slope * h + rest.
+    square = (three - 2 * two + one) / 2
     slope = two - one - 3 * square
-    rest = one - slope - square
-    low = isqrt(max(0, (target - rest) // square)) if square else max(0, (target - rest) // slope)
-    while low > 1 and square * low**2 + slope * low + rest > target:
-        low -= 1
-    hidden = min((max(1, low), low + 1), key=lambda width: abs(square * width**2 + slope * width + rest - target))
-    found = _between(_with_hidden(experiment, hidden))
-    if abs(found - target) > TOLERANCE * target:
+    missing = max(0.0, wanted - (one - slope - square))
+    root = 2 * missing / (slope + sqrt(slope**2 + 4 * square * missing))
+    low = max(1, floor(root))
+    hidden = min((low, low + 1), key=lambda width: abs(size.at(width) - wanted))
+    found = size.at(hidden)
+    if abs(found - wanted) > TOLERANCE * wanted:
         raise ConfigError(
-            f"match: parameters: {arm} has {found:,} parameters between encoder and language model with a hidden width "
-            f"of {hidden}, which is as near as it comes to the baseline's {target:,}; take match: natural"
+            f"match: {match}: {arm} {size.words(found)} with a hidden width of {hidden}, which is as near as it comes "
+            f"to the baseline's {target.words(wanted).split()[1]}{size.beyond(target)}; take match: natural"
         )
     return hidden
 
 
-def _between(experiment: ExperimentConfig) -> int:
-    counts = count_parameters(build_stage(experiment, "meta").model)
-    return sum(counts[component]["parameters"] for component in BETWEEN)
-
-
 def _with_hidden(experiment: ExperimentConfig, hidden: int) -> ExperimentConfig:
-    projector = experiment.projector
-    sized = dataclasses.replace(projector, config=dataclasses.replace(projector.config, hidden=hidden))
-    return dataclasses.replace(experiment, projector=sized)
+    return dataclasses.replace(experiment, projector=_wide(experiment.projector, hidden))
+
+
+def _wide(projector: Choice, hidden: int) -> Choice:
+    return dataclasses.replace(projector, config=dataclasses.replace(projector.config, hidden=hidden))
+
+
+def _mega(operations: float) -> str:
+    return f"{operations / 1e6:,.1f}"

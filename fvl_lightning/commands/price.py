@@ -7,7 +7,7 @@ import torch
 from fvl_lightning.core.config import check_config
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.answers import left_padded
-from fvl_lightning.evaluation.flops import count_flops
+from fvl_lightning.evaluation.flops import count_flops, training_flops
 from fvl_lightning.modeling.build import Built
 from fvl_lightning.training.run_folder import RunFolder
 
@@ -43,7 +43,5 @@ def _training(run: RunFolder, built: Built, data: Any) -> int:
     experiment = check_config(ExperimentConfig, run.config)
     assert experiment.stage is not None
     stage = experiment.stage.component(experiment, built.model, built.tokenizer)
-    stage.train()
     batch = next(iter(data.train_dataloader()))
-    flops = count_flops(lambda: stage.compute(batch)[0].sum.backward())
-    return flops // len(batch.keys)
+    return training_flops(stage, batch) // len(batch.keys)

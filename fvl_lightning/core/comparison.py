@@ -29,6 +29,20 @@ class ArmConfig:
 
 
 @dataclass
+class RayConfig:
+    """Where `launcher: ray` finds its machines, and what a cell has of them besides a core."""
+
+    address: str = "local"
+    """local: this machine alone; auto: the cluster that this machine is part of; or host:port of one."""
+    num_gpus: float = 0.0
+    """GPUs for every cell; 0.5 shares one between two."""
+
+    def __post_init__(self) -> None:
+        if self.num_gpus < 0:
+            raise ValueError(f"ray.num_gpus must not be negative, it is {self.num_gpus:g}")
+
+
+@dataclass
 class ComparisonConfig:
     """Arms that differ only in the swept keys, each trained through the same stages with every seed."""
 
@@ -49,9 +63,10 @@ class ComparisonConfig:
     """grid: every combination of the axes' values is an arm; zip: their first values are one, their second, ..."""
     swept: list[str] = field(default_factory=list)
     """The keys in which the arms may differ, such as fusion; empty for the axes' keys, or all that `arms` set."""
-    match: Literal["natural", "parameters"] = "natural"
-    """natural: every arm has the size it has; parameters: the hidden width of its projector is solved so that fusion
-    and projector together have as many as the baseline's, to 1 %."""
+    match: Literal["natural", "parameters", "flops"] = "natural"
+    """natural: every arm has the size it has; else the hidden width of its projector is solved, to 1 %: parameters, so
+    that fusion and projector together have as many as the baseline's; flops, so that a training sample takes as many
+    operations of the whole model."""
     baseline: str | None = None
     """The arm that the others are compared to; null for the first."""
     metric: Literal["accuracy/macro", "accuracy/overall"] = "accuracy/macro"
@@ -66,10 +81,11 @@ class ComparisonConfig:
     """Further demo levels whose test split is scored beside the one trained on, without training on them."""
     jobs: int = 1
     """Cells (an arm with a seed) trained at a time, each in a process of its own with one thread."""
-    launcher: Literal["local", "slurm"] = "local"
-    """local: on this machine; slurm: as a job array, submitted with sbatch and waited for."""
+    launcher: Literal["local", "slurm", "ray"] = "local"
+    """local: on this machine; slurm: as a job array, submitted with sbatch and waited for; ray: as tasks of Ray."""
     slurm: list[str] = field(default_factory=list)
     """Options of sbatch for the array, such as --partition=long."""
+    ray: RayConfig = field(default_factory=RayConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = 0
     """The one seed, where `seeds` names none."""

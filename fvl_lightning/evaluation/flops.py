@@ -16,3 +16,9 @@ def count_flops(work: Callable[[], Any]) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
+
+
+def training_flops(stage: Any, batch: Any) -> int:
+    """Operations of a batch in training, forwards and backwards; the stage is left in train mode."""
+    stage.train()
+    return count_flops(lambda: stage.compute(batch)[0].sum.backward())

@@ -1,6 +1,7 @@
 """Arms of a comparison train on the same samples at every step, whatever they make of an image."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,16 @@ import yaml
 
 from fvl_lightning.commands.arms import arm_differences, experiments, plan_alike
 from fvl_lightning.commands.collect import check_same_encoder, check_same_samples, check_same_start
-from fvl_lightning.commands.matching import match_parameters
-from fvl_lightning.commands.train import build_stage
+from fvl_lightning.commands.matching import match_sizes
+from fvl_lightning.commands.train import build_stage, data_context, prepare_data
 from fvl_lightning.core.comparison import ComparisonConfig
 from fvl_lightning.core.config import load_config
 from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.evaluation.flops import training_flops
 from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.run_folder import RunFolder
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY_DATA
 from tests.tiny_models import experiment
 
 
@@ -157,12 +160,18 @@ def here(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
 
 
+def sized(workspace: Path, match: str, arms: dict[str, Any], seeds: list[int]) -> list[dict[str, Any]]:
+    """The arms of each seed, the first of them the baseline, once their sizes have been matched."""
+    config, file = comparison(workspace, arms=arms, seeds=seeds, set=[*TINY_DATA, "trainer.batch_size=8"])
+    plans = [plan.arms for plan in experiments(config, file, workspace / "runs").values()]
+    match_sizes(plans, next(iter(arms)), match)
+    return plans
+
+
 def test_arms_of_one_size(workspace: Path, here: None) -> None:
     arms = {fusion: {"set": [f"fusion={fusion}"]} for fusion in ("concat", "mean", "gated", "attention")}
     arms["deep"] = {"set": ["fusion=mean", "projector.depth=3"]}
-    config, file = comparison(workspace, arms=arms, seeds=[0, 1])
-    plans = [plan.arms for plan in experiments(config, file, workspace / "runs").values()]
-    match_parameters(plans, "concat")
+    plans = sized(workspace, "parameters", arms, [0, 1])
     sizes = {}
     for arm, stages in plans[1].items():
         assert {stage.projector.config.hidden for stage in stages} == {plans[0][arm][0].projector.config.hidden}
@@ -170,7 +179,37 @@ def test_arms_of_one_size(workspace: Path, here: None) -> None:
         sizes[arm] = counts["fusion"]["parameters"] + counts["projector"]["parameters"]
     assert plans[0]["concat"][-1].projector.config.hidden is None, "the baseline stays as it is"
     assert max(abs(size / sizes["concat"] - 1) for size in sizes.values()) < 0.01
-    config, file = comparison(workspace, arms={"mean": arms["mean"], "gated": arms["gated"]})
-    plans = [experiments(config, file, workspace / "runs")[0].arms]
     with pytest.raises(ConfigError, match=r"gated has .* as near as it comes to the baseline's"):
-        match_parameters(plans, "mean")
+        sized(workspace, "parameters", {"mean": arms["mean"], "gated": arms["gated"]}, [0])
+
+
+def test_arms_of_one_price(workspace: Path, here: None) -> None:
+    arms = {fusion: {"set": [f"fusion={fusion}"]} for fusion in ("concat", "gated")}
+    arms["deep"] = {"set": ["fusion=mean", "projector.depth=3"]}
+    arms["davit"] = {"set": ["fusion=concat", "encoder.sources=[davit]"]}  # its encoder reads under no prompt
+    (plans,) = sized(workspace, "flops", arms, [0])
+    prices = {arm: counted(stages[-1]) for arm, stages in plans.items()}
+    assert plans["concat"][-1].projector.config.hidden is None, "the baseline stays as it is"
+    assert plans["davit"][-1].projector.config.hidden > 128
+    assert max(abs(price / prices["concat"] - 1) for price in prices.values()) < 0.01
+
+
+def counted(experiment: ExperimentConfig) -> float:
+    """Operations per training sample, as a report has them."""
+    data, stage = prepare_data(experiment), build_stage(experiment)
+    data.connect(data_context(stage.model, stage.tokenizer, experiment))
+    batch = next(iter(data.train_dataloader()))
+    return training_flops(stage, batch) / len(batch.keys)
+
+
+def test_more_image_tokens_are_no_matter_of_the_projector(workspace: Path, here: None) -> None:
+    arms = {fusion: {"set": [f"fusion={fusion}"]} for fusion in ("concat", "token_concat")}
+    with pytest.raises(ConfigError) as caught:
+        sized(workspace, "flops", arms, [0])
+    said = str(caught.value)
+    assert re.fullmatch(
+        r"match: flops: token_concat takes [\d.]+ MFLOPs per training sample with a hidden width of 1, which is as "
+        r"near as it comes to the baseline's [\d.]+, with [\d.]+ more outside the projector \(64 image tokens in the "
+        r"language model, not 16\); take match: natural",
+        said,
+    ), said
