@@ -14,9 +14,10 @@ class BuildConfig:
     source: Any = slot("source")
     output: str = "shards"
     """Folder or fsspec URL (s3://, gs://) of the shards, their indexes and manifests."""
-    splits: dict[str, float] = field(default_factory=lambda: {"train": 1.0})
-    """Fraction of the samples per split. A sample's split is found from the hash of its image (text, if it has none),
-    so that the same image is never in two splits; of several images, the one with the smallest hash decides."""
+    splits: dict[str, float] = field(default_factory=dict)
+    """Fraction of the samples per split; all are train where none is named. A sample's split is found from the hash of
+    its image (text, if it has none), so that the same image is never in two splits; of several images, the one with the
+    smallest hash decides."""
     samples_per_shard: int = 10_000
     """A shard ends with this many samples, or earlier by bytes_per_shard."""
     bytes_per_shard: int = 2**30
@@ -32,10 +33,11 @@ class BuildConfig:
         for name in ("samples_per_shard", "bytes_per_shard", "processes"):
             if vars(self)[name] is not None and vars(self)[name] < 1:
                 raise ValueError(f"{name} must be at least 1, not {vars(self)[name]}")
+        self.splits = self.splits or {"train": 1.0}
         for split in self.splits:
             if not re.fullmatch("[A-Za-z0-9_]+", split):
                 raise ValueError(f"splits: '{split}' must be of letters, digits and _, since files are named by it")
-        if not self.splits or any(not 0 < share <= 1 for share in self.splits.values()):
+        if any(not 0 < share <= 1 for share in self.splits.values()):
             raise ValueError(f"splits: fractions above 0 and up to 1 are expected, found {self.splits}")
         if abs(sum(self.splits.values()) - 1) > 1e-9:
             raise ValueError(f"splits: the fractions must add up to 1, they make {sum(self.splits.values())}")

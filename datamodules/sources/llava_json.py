@@ -9,7 +9,7 @@ from typing import Any
 from datamodules.sources.base import Refusal, Row, Source
 from datamodules.sources.files import check_file, find_files, find_folder, read_images, sort_out
 from datamodules.sources.json_rows import JsonChunk, check_json, json_chunks, json_rows
-from datamodules.sources.records import first_answer, from_conversations, scalars
+from datamodules.sources.records import answer_kinds, first_answer, from_conversations, scalars
 from datamodules.sources.refusals import Refused, attempt
 from fvl_lightning.core.registry import register
 
@@ -21,7 +21,8 @@ _NO_IMAGE = ("", "None", "none", "nan")
 class LlavaJsonSource(Source):
     """Rows of {"image": path, list of paths or absent, "conversations": [{"from": ..., "value": ...}], metadata}.
 
-    "<image>" in a value becomes an image part where it stands; metadata is kept where it is text, number or boolean.
+    "<image>" in a value becomes an image part where it stands; metadata is kept where it is text, number or boolean,
+    and `kinds`, one name per answer, by which scores are grouped.
     """
 
     @dataclass
@@ -53,8 +54,10 @@ class LlavaJsonSource(Source):
             yield attempt(self._row, row, where)
 
     def _row(self, row: dict[str, Any]) -> Row:
-        record = scalars(row, without=("image", "conversations", "messages"))
+        record = scalars(row, without=("image", "conversations", "messages", "kinds"))
         record["messages"] = from_conversations(row.get("conversations"))
+        if row.get("kinds") is not None:
+            record["kinds"] = answer_kinds(row["kinds"], record["messages"])
         if self.config.answer_as_caption:
             record["caption"] = first_answer(record["messages"])
         return Row(record, read_images(Path(self.config.images), image_names(row.get("image"))))

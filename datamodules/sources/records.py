@@ -99,6 +99,14 @@ def first_answer(messages: list[Message]) -> str:
     return caption(next(answers, None))
 
 
+def answer_kinds(value: Any, messages: list[Message]) -> list[str]:
+    """The names by which scores of the answers are grouped; refused where they are not one text per answer."""
+    answers = sum(message["role"] == "assistant" for message in messages)
+    if not isinstance(value, list) or not all(isinstance(kind, str) for kind in value) or len(value) != answers:
+        raise Refused("bad record", f"kinds must be a list of {answers} names, one per answer")
+    return value
+
+
 def _turns(turns: Any) -> list[dict[str, Any]]:
     if not isinstance(turns, list) or not turns:
         raise Refused("no messages")

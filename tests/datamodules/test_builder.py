@@ -266,6 +266,11 @@ def test_recipes(make: Make) -> None:
         build_shards(BuildConfig())
 
 
+def test_all_is_train_unless_splits_are_named_and_then_it_need_not_be() -> None:
+    assert check_config(BuildConfig, {}).splits == {"train": 1.0}
+    assert check_config(BuildConfig, {"splits": {"test": 1}}).splits == {"test": 1.0}
+
+
 def test_the_order_of_splits_in_a_recipe_does_not_matter(make: Make) -> None:
     for folder, names in (("one", SPLITS), ("other", reversed(SPLITS))):
         build_shards(make(folder, splits={name: SPLITS[name] for name in names}))

@@ -185,6 +185,16 @@ def test_an_answer_can_be_the_caption_too(tmp_path: Path, images: Path) -> None:
     assert found[0].record["messages"][1] == {"role": "assistant", "content": "A dog."}
 
 
+def test_kinds_name_the_answers_or_the_row_is_refused(tmp_path: Path, images: Path) -> None:
+    """Or scores could not be grouped by them, and `fvl evaluate` would be the first to say so."""
+    kinds: list[Any] = [["greeting", "leave"], None, ["greeting"], ["greeting", 3], "greeting"]
+    path = write_array(tmp_path / "rows.json", [talk("Hi", "Hello", "Bye", "Goodbye", kinds=one) for one in kinds])
+    found = read(source("llava_json", file=str(path), images=str(images)))
+    assert reasons(found) == ["", "", "bad record", "bad record", "bad record"]
+    assert [row.record.get("kinds") for row in found[:2]] == [kinds[0], None]
+    assert found[2].detail == "kinds must be a list of 2 names, one per answer"
+
+
 def test_metadata_never_replaces_the_messages(tmp_path: Path, images: Path) -> None:
     path = write_array(tmp_path / "rows.json", [talk("Hi", "Hello", messages="none at all")])
     assert isinstance(read(source("llava_json", file=str(path), images=str(images)))[0].record["messages"], list)
