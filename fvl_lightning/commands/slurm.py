@@ -67,11 +67,9 @@ def array_script(cells: Sequence[Cell], name: str, jobs: int, options: Sequence[
     Raises:
         ConfigError: an option that is none.
     """
-    for option in options:
-        if not re.fullmatch(r"--[a-z][\w-]*(=\S+)?", option):
-            raise ConfigError(f"slurm: '{option}' is no option of sbatch, write for instance --partition=long")
+    check_options(options, "slurm")
     given = [
-        f"--job-name={re.sub(r'[^A-Za-z0-9_.-]', '_', name)}",
+        f"--job-name={job_name(name)}",
         f"--array=0-{len(cells) - 1}%{jobs}",
         "--cpus-per-task=1",
         "--output=/dev/null",
@@ -93,3 +91,15 @@ def array_script(cells: Sequence[Cell], name: str, jobs: int, options: Sequence[
         f'echo $? > "$folder/{EXIT_CODE}"',
     ]
     return "\n".join(lines) + "\n"
+
+
+def check_options(options: Sequence[str], where: str) -> None:
+    """ConfigError at `where`, unless each of them is one option of sbatch that fits on a line of its own."""
+    for option in options:
+        if not re.fullmatch(r"--[a-z][\w-]*(=\S+)?", option):
+            raise ConfigError(f"{where}: '{option}' is no option of sbatch, write for instance --partition=long")
+
+
+def job_name(name: str) -> str:
+    """`name` without what a line of #SBATCH could misread."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
