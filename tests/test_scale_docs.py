@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,13 @@ import pytest
 from fvl_lightning.core.config import load_config
 from fvl_lightning.core.experiment import ExperimentConfig, TrainerConfig
 from fvl_lightning.training.run_folder import PLACEMENT
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Run
 
 PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
 WAYS = [
-    line.split("train ")[1].split(" ", 1)[1].split()
-    for line in re.findall(r"^fvl train .*$", PAGE, flags=re.MULTILINE)
+    line.split("train ")[1].split(" ", 1)[1].split() for line in re.findall(r"^fvl train .*$", PAGE, flags=re.MULTILINE)
 ] + [f"trainer.{how}".split() for how in re.findall(r'"(strategy=[^"]*)"', PAGE)]
+LAUNCHES = [shlex.split(line)[1:] for line in re.findall(r"^fvl launch .*$", PAGE, flags=re.MULTILINE)]
 
 
 @pytest.mark.parametrize("words", WAYS, ids=" ".join)
@@ -27,6 +28,16 @@ def test_commands_are_understood(words: list[str], monkeypatch: pytest.MonkeyPat
 
 def test_the_ways_of_the_page_were_found() -> None:
     assert len(WAYS) == 4
+
+
+@pytest.mark.parametrize("words", LAUNCHES, ids=" ".join)
+def test_launches_are_understood(words: list[str], fvl_here: Run) -> None:
+    done = fvl_here(ROOT, *words, "--dry-run")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_launches_of_the_page_were_found() -> None:
+    assert len(LAUNCHES) == 3
 
 
 def test_what_may_change_on_a_resume_is_listed() -> None:
