@@ -15,9 +15,10 @@ from fvl_lightning.core.errors import ConfigError, nearest, unknown_name
 from fvl_lightning.core.experiment import LoraConfig
 from fvl_lightning.modeling.adapters import ADAPTER
 from fvl_lightning.modeling.initialization import derived_seed
-from fvl_lightning.training.components import freeze, learning
+from fvl_lightning.training.components import freeze, learning, learns
 
 ALL_LINEAR = "all-linear"
+ONLY_ADAPTERS = {"language_model": "lora"}
 Layers = dict[str, nn.Module]
 """{qualified name: linear layer}."""
 
@@ -132,15 +133,23 @@ def name_pattern(component: str, names: list[str], model: nn.Module) -> str:
     return "|".join(re.escape(name) for name in names)
 
 
+def quantized_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of the language model but its head, with adapters beside them or not: what `4bit` is about."""
+    language_model = model.get_submodule("language_model")
+    heads = _heads(language_model)
+    return {
+        name: layer
+        for name, layer in language_model.named_modules()
+        if type(layer) is nn.Linear and layer not in heads and not learns(f"language_model.{name}.", ONLY_ADAPTERS)
+    }
+
+
 def quantize(model: PreTrainedModel) -> None:
     """Linear layers of the language model but its head in NF4, once they are moved to a CUDA device (QLoRA)."""
     import bitsandbytes
 
     language_model = model.get_submodule("language_model")
-    heads = _heads(language_model)
-    for name, layer in list(language_model.named_modules()):
-        if type(layer) is not nn.Linear or layer in heads:
-            continue
+    for name, layer in quantized_layers(model).items():
         bias = layer.bias is not None
         held = bitsandbytes.nn.Linear4bit(
             layer.in_features, layer.out_features, bias, torch.bfloat16, quant_type="nf4", device="meta"
