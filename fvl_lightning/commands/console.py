@@ -9,12 +9,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from fvl_lightning.training.ranks import own_rank
 
+FAILED_ELSEWHERE = 1
+"""Exit code of a rank where another one has failed, whose exit code says more."""
 MISTAKE = 2
 """Exit code of what the user can mend."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells count."""
-REQUEUE = 75
-"""Exit code after SIGTERM or SIGUSR1: saved, and to be run again (EX_TEMPFAIL of sysexits.h)."""
+REQUEUE = os.EX_TEMPFAIL
+"""Exit code, 75, after SIGTERM or SIGUSR1, and where ranks have died or hang: to be run again (sysexits.h)."""
 
 
 def quiet_libraries() -> None:
@@ -22,7 +24,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     disable_progress_bar()
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    who = f"rank {own_rank()}: " if own_rank() else ""
+    logging.basicConfig(level=logging.WARNING, format=f"{who}%(message)s", handlers=[handler], force=True)
     for name in ("fvl_lightning", "datamodules"):
         logging.getLogger(name).setLevel(logging.INFO)
     if own_rank() > 0:  # it sees what the first rank sees, but for its own samples

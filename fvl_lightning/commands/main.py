@@ -17,16 +17,18 @@ from fvl_lightning.commands import (
     generate,
     import_checkpoint,
     inspect_config,
+    launch,
     serve,
     shards,
     sync,
     train,
     ui,
 )
-from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, REQUEUE, quiet_libraries
+from fvl_lightning.commands.console import FAILED_ELSEWHERE, INTERRUPTED, MISTAKE, REQUEUE, quiet_libraries
 from fvl_lightning.core.errors import UserError
-from fvl_lightning.training.ranks import ElsewhereError, own_rank
+from fvl_lightning.training.ranks import own_rank
 from fvl_lightning.training.stop import Preempted
+from fvl_lightning.training.watch import ElsewhereError, LostRankError
 
 app = typer.Typer(
     help="How should a vision encoder's features enter a language model? Swap fusions in YAML and compare.\n\n"
@@ -38,6 +40,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+app.command("launch")(launch.launch)
 app.command("compare")(compare.compare)
 app.command("encoder")(encoder.encoder)
 app.command("evaluate")(evaluate.evaluate)
@@ -67,7 +70,11 @@ def run(arguments: list[str]) -> int:
     try:
         result = app(arguments, standalone_mode=False, prog_name="fvl")
     except ElsewhereError:
-        return MISTAKE
+        return FAILED_ELSEWHERE
+    except LostRankError as error:
+        if error.spoken:
+            console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        return REQUEUE
     except UserError as error:
         who = f" (rank {own_rank()})" if own_rank() else ""
         console.print(f"[bold red]error{who}:[/] {escape(str(error))}", soft_wrap=True, highlight=False)

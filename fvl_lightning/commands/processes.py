@@ -7,27 +7,42 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from rich.console import Console
+
 from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, REQUEUE
 from fvl_lightning.training.stop import CLUSTER
+from fvl_lightning.training.watch import names
 
+POLL_SECONDS = 0.1
 GRACE = 60.0
 """Seconds the others have to end by themselves, once one has failed; they may be waiting for it."""
 
 
-def run_ranks(devices: int, words: Sequence[str]) -> int:
-    """Runs `fvl <words>` once per device; 0, or the exit code of a process that failed.
+@dataclass(frozen=True)
+class Machine:
+    """This machine among those of a training, and where their processes meet."""
+
+    number: int = 0
+    nodes: int = 1
+    host: str = "127.0.0.1"
+    """Of the first machine."""
+    port: int | None = None
+    """Free on the first machine; None finds one, where there is but this machine."""
+
+
+def run_ranks(devices: int, words: Sequence[str], machine: Machine | None = None) -> int:
+    """Runs `fvl <words>` once per device of this machine; 0, or the exit code of a process that failed.
 
     What asks this process to stop is handed on to all, which save and end; so is Ctrl-C, by the terminal.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    machine = machine or Machine()
     shared = {
-        "WORLD_SIZE": devices, "LOCAL_WORLD_SIZE": devices, "GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
+        "WORLD_SIZE": machine.nodes * devices, "LOCAL_WORLD_SIZE": devices, "GROUP_RANK": machine.number,
+        "MASTER_ADDR": machine.host, "MASTER_PORT": machine.port or _free_port(),
     }  # fmt: skip
     threads = max(1, (os.cpu_count() or 1) // devices)
     command = [sys.executable, "-m", "fvl_lightning", *words]
@@ -42,10 +57,11 @@ def run_ranks(devices: int, words: Sequence[str]) -> int:
     for number, handler in handlers.items():
         signal.signal(number, handler)
     try:
-        for rank in range(devices):
-            own = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        for local in range(devices):
+            ranks = {"RANK": machine.number * devices + local, "LOCAL_RANK": local}
+            own = {name: str(value) for name, value in {**shared, **ranks}.items()}
             processes.append(subprocess.Popen(command, env={"OMP_NUM_THREADS": str(threads)} | os.environ | own))
-        return _wait(processes)
+        return _wait(processes, machine.number * devices)
     finally:
         for process in processes:
             process.kill()
@@ -53,12 +69,34 @@ def run_ranks(devices: int, words: Sequence[str]) -> int:
             signal.signal(number, earlier)
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], first_rank: int) -> int:
     end = float("inf")
+    fell: dict[int, int] = {}
     while None in (codes := [process.poll() for process in processes]) and time.monotonic() < end:
-        if any(codes):
-            end = min(end, time.monotonic() + GRACE)
-        time.sleep(0.1)
-    failed = [code for code in codes if code]
+        if any(codes) and end == float("inf"):
+            end = time.monotonic() + GRACE
+            fell = _fallen(codes, first_rank)
+        time.sleep(POLL_SECONDS)
+    fell = fell or _fallen(codes, first_rank)
+    failed = [REQUEUE if code < 0 else code for code in codes if code]
+    if fell and not set(failed) & set(codes):
+        ended = f"{'was' if len(fell) == 1 else 'were'} ended by {signal.Signals(min(fell.values())).name}"
+        Console(stderr=True).print(
+            f"[bold red]error:[/] {names(fell)} {ended}, as by a machine that is out of memory; all ranks end, the "
+            "last checkpoint is kept, and the same command with `--resume` goes on from it",
+            soft_wrap=True,
+            highlight=False,
+        )
     # Of several the one that says why: a process whose neighbour has gone ends with an error of its own.
-    return next((code for code in (INTERRUPTED, REQUEUE, MISTAKE) if code in failed), failed[0] if failed else 0)
+    return next((code for code in (INTERRUPTED, MISTAKE, REQUEUE) if code in failed), failed[0] if failed else 0)
+
+
+def _fallen(codes: Sequence[int | None], first_rank: int) -> dict[int, int]:
+    """The ranks that a signal has ended, and which one."""
+    return {first_rank + local: -code for local, code in enumerate(codes) if code is not None and code < 0}

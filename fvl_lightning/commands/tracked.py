@@ -15,9 +15,10 @@ from fvl_lightning.tracking.null import NullTracker
 from fvl_lightning.tracking.points import Status
 from fvl_lightning.tracking.provenance import provenance
 from fvl_lightning.tracking.tracker import Tracker
-from fvl_lightning.training.journal import read_journal
+from fvl_lightning.training.journal import Journal, read_journal
 from fvl_lightning.training.run_folder import RunFolder
 from fvl_lightning.training.stop import Preempted
+from fvl_lightning.training.watch import LostRankError, TroubleElsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def tracked(
         tracker = reached(run)
     try:
         yield tracker or NullTracker()
-    except (KeyboardInterrupt, Preempted):
+    except (KeyboardInterrupt, Preempted, LostRankError):
         end(run, tracker, "interrupted")
         raise
     except BaseException as error:
@@ -108,6 +109,13 @@ def end(run: RunFolder, tracker: Tracker | None, status: str, **facts: Any) -> N
             tracker.finish(ENDED[status])
     except DataError as error:
         logger.warning("%s; what it lacks is in %s, and `fvl sync %s` sends it", error, run.path, run.path)
+
+
+def note_trouble(run: RunFolder, error: TroubleElsewhere) -> None:
+    """Writes into the run's folder which ranks end the training, and why."""
+    Journal(run.metrics).note(error.step, ranks=error.ranks, error=str(error))
+    if isinstance(error, LostRankError):
+        run.record(status="interrupted", error=str(error))
 
 
 def sync_run(run: RunFolder) -> Delivery:

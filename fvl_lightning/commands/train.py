@@ -16,7 +16,7 @@ from rich.console import Console
 
 from fvl_lightning.commands.adapters import give_adapters
 from fvl_lightning.commands.processes import run_ranks
-from fvl_lightning.commands.tracked import tracked
+from fvl_lightning.commands.tracked import note_trouble, tracked
 from fvl_lightning.core.config import as_plain, config_hash, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -29,6 +29,7 @@ from fvl_lightning.training.checkpoint_files import whole_checkpoint
 from fvl_lightning.training.checkpoints import Checkpoints
 from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.feature_cache import build_feature_cache
+from fvl_lightning.training.heartbeat import Beats
 from fvl_lightning.training.journal import Journal
 from fvl_lightning.training.lora import adapted, adapter_bytes
 from fvl_lightning.training.ranks import Ranks, joined, own_rank, started_ranks
@@ -117,7 +118,8 @@ def run_training(
             if ranks.first:
                 followed.enter_context(run.held())
                 tracker = followed.enter_context(tracked(experiment, run, stage, data, parent_run_id, tags or {}))
-            fit(stage, data, experiment, run, tracker, checkpoint)
+            followed.enter_context(ranks.explained(lambda error: note_trouble(run, error)))
+            fit(stage, data, experiment, run, tracker, checkpoint, ranks.beats())
             stage.gather()
             ranks.agree(lambda: finish(stage, run))
     return run
@@ -252,7 +254,13 @@ def record_model(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) ->
 
 
 def fit(
-    stage: Stage, data: Any, experiment: ExperimentConfig, run: RunFolder, tracker: Any, checkpoint: Path | None
+    stage: Stage,
+    data: Any,
+    experiment: ExperimentConfig,
+    run: RunFolder,
+    tracker: Any,
+    checkpoint: Path | None,
+    beats: Beats,
 ) -> None:
     """The training loop, from `checkpoint` where there is one; after a stop that was asked for it raises who asked.
 
@@ -263,7 +271,7 @@ def fit(
     checkpoints = Checkpoints(run.last_checkpoint, experiment.trainer.checkpoint_every, signals)
     title = f"{experiment.name} ({experiment.fusion.name})" if experiment.fusion else experiment.name
     loggers: list[Any] = [Journal(run.metrics, tracker)] if tracker else []
-    callbacks = [log, *([StepProgress(title)] if tracker else []), checkpoints]
+    callbacks = [log, *([StepProgress(title)] if tracker else []), checkpoints, beats]
     trainer = build_trainer(experiment.trainer, run.path, loggers, callbacks)
     torch.manual_seed(experiment.seed + own_rank())  # for dropout; initial values and the data's order have their own
     with warnings.catch_warnings(), signals:

@@ -83,6 +83,11 @@ class TrainerConfig:
     """Steps between two logged points."""
     max_skipped: int = 3
     """Steps in a row that may make no update, since their loss or gradient is not finite; one more ends the run."""
+    spike_threshold: float | None = None
+    """Steps whose loss or gradient norm lies so many robust standard deviations above those of the last 100 updates
+    make no update either; null for none."""
+    stall_seconds: float | None = 1800.0
+    """With several ranks, how long one of them may get nothing done, or be silent, before all end; null for ever."""
 
     def __post_init__(self) -> None:
         counts = ("max_steps", "batch_size", "accumulate", "threads", "validate_every", "checkpoint_every", "log_every")
@@ -91,6 +96,9 @@ class TrainerConfig:
                 raise ValueError(f"trainer.{name} must be at least 1, not {vars(self)[name]}")
         if self.max_skipped < 0:
             raise ValueError(f"trainer.max_skipped must not be negative, it is {self.max_skipped}")
+        for name in ("spike_threshold", "stall_seconds"):
+            if vars(self)[name] is not None and vars(self)[name] <= 0:
+                raise ValueError(f"trainer.{name} must be above 0, or null, not {vars(self)[name]:g}")
         if self.strategy == "single" and self.world_size > 1:
             raise ValueError(f"trainer.strategy: single is one device, take ddp or fsdp for {self.world_size}")
         for name in self.checkpoint_activations:

@@ -5,7 +5,7 @@ Each is started by torchrun, or by anything that sets the same variables; a sing
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -13,18 +13,16 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from fvl_lightning.core.errors import ConfigError, UserError
+from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import TrainerConfig
+from fvl_lightning.training.heartbeat import Beats, Heartbeat
 from fvl_lightning.training.stop import Preempted
+from fvl_lightning.training.watch import ElsewhereError, TroubleElsewhere
 
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=2)
-"""How long ranks wait for what the first one prepares: shards, features, a large model."""
-
-
-class ElsewhereError(UserError):
-    """The first rank has failed, and says why itself."""
+"""How long ranks wait for each other where a heartbeat, or a person, says when it is too long."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,8 @@ class Ranks:
     world_size: int = 1
     group: Any = None
     """Of torch.distributed, for the waiting before and after the steps."""
+    heartbeat: Heartbeat | None = None
+    """Where there are others, unless the experiment wants none."""
 
     @property
     def first(self) -> bool:
@@ -69,6 +69,22 @@ class Ranks:
         self.agree(lambda: mine.append(do()))
         return mine[0] if self.first else do()
 
+    def beats(self) -> Beats:
+        """The trainer's callback that tells the other ranks where this one is."""
+        return Beats(self.heartbeat.at if self.heartbeat else lambda place: None)
+
+    def explained(self, on_trouble: Callable[[TroubleElsewhere], None]) -> AbstractContextManager[None]:
+        """An error that only comes of another rank's end is told as that (see Heartbeat.explained).
+
+        Args:
+            on_trouble: on the first rank, writes down why the training ends; it may be called from another thread.
+        """
+        if self.heartbeat is None:
+            return nullcontext()
+        if self.first:
+            self.heartbeat.on_trouble = on_trouble
+        return self.heartbeat.explained()
+
 
 def own_rank() -> int:
     """The number of this process among those that were started together."""
@@ -90,8 +106,8 @@ def joined(config: TrainerConfig) -> Iterator[Ranks]:
     if started_ranks() != config.world_size:
         raise ConfigError(
             f"trainer.devices: the experiment is for {config.devices} x {config.nodes} devices (trainer.devices x "
-            f"trainer.nodes), but {started_ranks()} processes were started; set them, or start it as `torchrun "
-            f"--nnodes {config.nodes} --nproc-per-node {config.devices} -m fvl_lightning train ...`"
+            f"trainer.nodes), but {started_ranks()} processes were started; set them, or start it as `fvl launch "
+            f"EXPERIMENT.yaml --nodes {config.nodes} --gpus-per-node {config.devices}`"
         )
     if config.strategy == "single":
         yield Ranks()
@@ -99,20 +115,28 @@ def joined(config: TrainerConfig) -> Iterator[Ranks]:
     cuda = config.accelerator in ("auto", "cuda") and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    alone: dict[str, Any] = {}
-    if config.world_size == 1:
-        alone = {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone)
-    group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    where: dict[str, Any] = {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
+    heartbeat = None
+    if config.world_size > 1:
+        store, rank, world_size = next(distributed.rendezvous("env://"))
+        where = {"store": store, "rank": rank, "world_size": world_size}
+        if config.stall_seconds:
+            heartbeat = Heartbeat(rank, world_size, distributed.PrefixStore("heartbeat", store), config.stall_seconds)
+            where["timeout"] = PATIENCE
     together = False
     try:
-        yield Ranks(distributed.get_rank(), config.world_size, group)
+        with heartbeat.explained() if heartbeat else nullcontext():
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **where)
+            group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+            yield Ranks(where["rank"], config.world_size, group, heartbeat)
         together = True
     except (KeyboardInterrupt, Preempted):
         together = True
         raise
     finally:
+        if heartbeat:
+            heartbeat.stop()
         # After an error other ranks may be waiting, and on GPUs leaving the group would wait for them; with gloo it
         # does not, and a process that ends without leaving may abort.
-        if together or not cuda:
+        if distributed.is_initialized() and (together or not cuda):
             distributed.destroy_process_group()

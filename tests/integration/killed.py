@@ -1,8 +1,13 @@
-"""`python killed.py PLACE STEP <words of fvl>`: kill -9 at that place of that optimiser step, counted from 1."""
+"""`python killed.py PLACE STEP <words of fvl>`: kill -9 at that place of that optimiser step, counted from 1.
+
+At the place `never` it is `fvl <words>`; at `hangs` the process waits for ever at the beginning of the step, as for a
+file that does not come.
+"""
 
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 from fvl_lightning.commands.main import main
@@ -19,7 +24,7 @@ def die() -> None:
 
 def arm(place: str, step: int) -> None:
     """Waits for the moment."""
-    begins = place == "in the step"
+    begins = place in ("in the step", "hangs")
     name = "on_train_batch_start" if begins else "on_train_batch_end"
     original, replace = getattr(LogWindow, name), os.replace
 
@@ -32,7 +37,9 @@ def arm(place: str, step: int) -> None:
         original(self, trainer, *arguments)
         if trainer.global_step + begins < step:
             return
-        if place == "in a save":
+        if place == "hangs":
+            time.sleep(3600)
+        elif place == "in a save":
             os.fsync = lambda handle: die()
         elif place == "between the renames of a save":
             os.replace = replace_or_die  # type: ignore[assignment]
@@ -43,6 +50,7 @@ def arm(place: str, step: int) -> None:
 
 
 if __name__ == "__main__":
-    arm(sys.argv[1], int(sys.argv[2]))
+    if sys.argv[1] != "never":
+        arm(sys.argv[1], int(sys.argv[2]))
     sys.argv = ["fvl", *sys.argv[3:]]
     main()

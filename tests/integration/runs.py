@@ -1,6 +1,7 @@
 """Trainings as the tests stop and resume them, and what makes two of them the same."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from fvl_lightning.training.journal import read_journal
 from fvl_lightning.training.run_folder import RunFolder
-from tests.conftest import ONE_THREAD
+from tests.conftest import ONE_THREAD, ROOT
 
 FINETUNE = (
     "experiments/demo/finetune.yaml",
@@ -29,6 +30,8 @@ TIMINGS = ("train/tokens_per_second", "train/step_seconds", "machine/peak_memory
 
 StopAt = Callable[..., None]
 """(batches, signal or error) -> arms it."""
+Fork = Callable[..., list[int]]
+"""(folder, out, *the words of each rank) -> runs them in the folder; their exit codes. See forked_ranks.py."""
 Straight = Callable[[tuple[str, ...]], RunFolder]
 """The words of an experiment -> its run that nothing stopped."""
 
@@ -57,6 +60,18 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def torchrun(folder: Path, program: Path, *words: str, ranks: int = 2) -> None:
+    """Runs `program` as so many ranks in `folder`."""
+    where = [f"--nproc-per-node={ranks}", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    launcher = ["-m", "torch.distributed.run", *where]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(program), *words],
+        cwd=folder, env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float) -> None:
     """Waits until `condition`; fails where the process ends before."""
     end = time.monotonic() + seconds
@@ -64,3 +79,10 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.1)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

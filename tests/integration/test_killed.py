@@ -24,15 +24,19 @@ JOB = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def job(workspace: Path, fvl_here: Run) -> tuple[str, ...]:
-    """The words of a training on a mixture of two views of the demo's pictures, packed, with two workers."""
+def mixture(folder: Path) -> str:
+    """The word of a mixture of two views of the demo's pictures, packed, with two workers."""
     # Other tests may have drawn sets of their own beside.
-    shards = min(path.parent for path in (workspace / "data").resolve().glob("**/train-*.tar"))
+    shards = min(path.parent for path in (folder / "data").resolve().glob("**/train-*.tar"))
     views = "talks: {root: shards, view: conversation, share: 2}, captions: {root: shards, view: caption, share: 1}"
-    (workspace / "shards").symlink_to(shards)
-    data = f"data={{name: shards, datasets: {{{views}}}, packing: best_fit, sequence_length: 160, workers: 2}}"
-    return *JOB, data
+    (folder / "shards").symlink_to(shards)
+    return f"data={{name: shards, datasets: {{{views}}}, packing: best_fit, sequence_length: 160, workers: 2}}"
+
+
+@pytest.fixture
+def job(workspace: Path) -> tuple[str, ...]:
+    """The words of a training on a mixture."""
+    return *JOB, mixture(workspace)
 
 
 def kill(folder: Path, place: str, step: int, *words: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fvl_lightning.core.errors import ConfigError
-from tests.integration.test_two_processes import torchrun
+from tests.integration.runs import torchrun
 from tests.stages.fitting import build_stage
 from tests.training.split_training import CASES, train
 
