@@ -21,7 +21,7 @@ def test_its_files_are_comparisons(text: str, tmp_path: Path) -> None:
     file.write_text(text, encoding="utf-8")
     config = load_config(ComparisonConfig, file)
     names = list(arms_of(config, file))
-    assert len(names) == (6 if config.axes else 3)
+    assert len(names) == (6 if config.name == "sources" else 3)
     for stage in [config.encoder_stage, *config.stages]:
         assert (ROOT / "experiments" / "demo" / stage).is_file()
 

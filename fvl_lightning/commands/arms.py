@@ -31,8 +31,13 @@ class SeedPlan:
     """Where each arm's runs of this seed lie."""
 
 
-def experiments(config: ComparisonConfig, path: Path, folder: Path) -> dict[int, SeedPlan]:
-    """{seed: its experiments} with the words of the comparison at `path` and of the arms, all of them checked."""
+def experiments(
+    config: ComparisonConfig, path: Path, folder: Path, seeds: Sequence[int] | None = None
+) -> dict[int, SeedPlan]:
+    """{seed: its experiments} with the words of the comparison at `path` and of the arms, all of them checked.
+
+    `seeds` are others than those of the comparison; each of them has a folder even where it is the only one.
+    """
     arms = arms_of(config, path)
     if not config.stages:
         raise ConfigError(f"stages in {path}: a comparison needs some; see experiments/demo/comparison.yaml")
@@ -41,9 +46,9 @@ def experiments(config: ComparisonConfig, path: Path, folder: Path) -> dict[int,
             f"encoder_stage in {path}: end_to_end means that every arm trains an encoder of its own; name the file "
             "first in `stages`, or choose lineage: frozen_encoder"
         )
-    several, base = len(config.seeds) > 1, path.parent
+    several, base = seeds is not None or len(config.seeds) > 1, path.parent
     plans: dict[int, SeedPlan] = {}
-    for seed in config.seeds:
+    for seed in config.seeds if seeds is None else seeds:
         common = [
             *config.set,
             f"seed={seed}",

@@ -13,6 +13,7 @@ from typing import Any
 from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, REQUEUE, quiet_libraries
 from fvl_lightning.commands.evaluate import open_model, score, score_run
 from fvl_lightning.commands.price import counted_price
+from fvl_lightning.commands.readings import note_reading
 from fvl_lightning.commands.tracked import track_results
 from fvl_lightning.commands.train import build_stage, reuse_or_train, run_training
 from fvl_lightning.core.config import check_config
@@ -28,7 +29,7 @@ def main(specification: Path) -> int:
     """Runs the cell; 0, or 2 with a sentence on standard error, 130 after Ctrl-C, or 75 after SIGTERM."""
     quiet_libraries()
     try:
-        result = run_cell(json.loads(specification.read_text(encoding="utf-8")))
+        result = run_cell(json.loads(specification.read_text(encoding="utf-8")), specification.parent)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return MISTAKE
@@ -42,13 +43,13 @@ def main(specification: Path) -> int:
     return 0
 
 
-def run_cell(spec: dict[str, Any]) -> dict[str, Any]:
-    """Trains the stages of `spec` and scores the last one.
+def run_cell(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Trains the stages of `spec` and scores the last one; a reading of the test split is noted in `folder`.
 
     Args:
         spec: `stages` (plain experiments, in order), `encoder_run` (folder) and `encoder_hash`, both None where the
-            arms' own encoder is taken, `transfer_levels`, `unseen_splits`, `parent_run_id`, `tags`, `fresh`, and
-            `cell`, which names all that makes the result.
+            arms' own encoder is taken, `split` to score on, `transfer_levels`, `unseen_splits`, `parent_run_id`,
+            `tags`, `fresh`, and `cell`, which names all that makes the result.
     """
     runs: list[RunFolder] = []
     for stage in spec["stages"]:
@@ -60,7 +61,18 @@ def run_cell(spec: dict[str, Any]) -> dict[str, Any]:
         if spec["encoder_hash"] not in (None, run.info["encoder_hash"]):
             raise ConfigError(f"{run.path}: its encoder is not the one all arms share; the comparison would be unfair")
         runs.append(run)
+    if spec["split"] != "test":
+        return tried_cell(runs, spec)
+    note_reading(folder, spec["cell"])
     return score_cell(runs, spec)
+
+
+def tried_cell(runs: list[RunFolder], spec: dict[str, Any]) -> dict[str, Any]:
+    """What a choice is made by, of another split than the one that is reported."""
+    result, _ = score_run(runs[-1], spec["split"], controls=False)
+    if runs[-1].tracking.is_file():
+        track_results(runs[-1], dict(numbers(result, f"{spec['split']}/")), {})
+    return result | {"cell": spec["cell"]}
 
 
 def score_cell(runs: list[RunFolder], spec: dict[str, Any]) -> dict[str, Any]:

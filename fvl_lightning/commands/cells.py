@@ -14,8 +14,8 @@ from rich.table import Table
 from fvl_lightning.core.config import config_hash
 from fvl_lightning.training.run_folder import RunFolder
 
-FLEETING = ("parent_run_id", "tags", "fresh")
-"""Parts of a specification that make no other result."""
+FLEETING = ("parent_run_id", "tags", "fresh", "split")
+"""Parts of a specification that make no other result; what is scored on another split lies in another folder."""
 
 
 class Progress(NamedTuple):

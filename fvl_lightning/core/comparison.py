@@ -16,7 +16,9 @@ SET_BY_THE_COMPARISON = ("name", "seed", "output", "tracking", "init_from", "fea
 """Keys of an experiment that no arm may have of its own."""
 TOLD_APART = 10
 """Interfaces cut names; those of arms differ in as many characters."""
-FOLDERS = ("encoders", "feature_cache")
+TUNING = "tuning"
+"""The folder of what is trained to choose learning rates."""
+FOLDERS = ("encoders", "feature_cache", TUNING)
 """What lies beside the arms' folders."""
 
 
@@ -26,6 +28,24 @@ class ArmConfig:
 
     set: list[str] = field(default_factory=list)
     """`key=value` words, such as fusion=gated."""
+
+
+@dataclass
+class TuneConfig:
+    """The learning rates that every arm tries before it is compared, on the validation split alone."""
+
+    learning_rate_factors: list[float] = field(default_factory=list)
+    """Every stage's learning rates times each of these, such as [0.3, 1, 3]."""
+    seeds: list[int] = field(default_factory=list)
+    """Seeds to try them with, none of them among those that are reported."""
+
+    def __post_init__(self) -> None:
+        named: dict[str, list[Any]] = {"learning_rate_factors": self.learning_rate_factors, "seeds": self.seeds}
+        for name, values in named.items():
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"tune.{name}: name some, each once, not {values}")
+        if min(self.learning_rate_factors) <= 0:
+            raise ValueError(f"tune.learning_rate_factors must be above 0, not {min(self.learning_rate_factors):g}")
 
 
 @dataclass
@@ -67,6 +87,8 @@ class ComparisonConfig:
     """natural: every arm has the size it has; else the hidden width of its projector is solved, to 1 %: parameters, so
     that fusion and projector together have as many as the baseline's; flops, so that a training sample takes as many
     operations of the whole model."""
+    tune: TuneConfig | None = None
+    """Chooses every arm's learning rates first; null takes those of the experiment files."""
     baseline: str | None = None
     """The arm that the others are compared to; null for the first."""
     metric: Literal["accuracy/macro", "accuracy/overall"] = "accuracy/macro"
@@ -98,6 +120,10 @@ class ComparisonConfig:
         self.seeds = self.seeds or [self.seed]
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: one is named twice in {', '.join(map(str, self.seeds))}")
+        if self.tune and (shared := set(self.seeds) & set(self.tune.seeds)):
+            raise ValueError(
+                f"tune.seeds: {min(shared)} is one of `seeds` too; learning rates are chosen with seeds of their own"
+            )
         if self.smallest_effect <= 0:
             raise ValueError(f"smallest_effect must be above 0, it is {self.smallest_effect:g}")
         if self.jobs < 1:

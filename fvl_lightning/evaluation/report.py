@@ -13,6 +13,7 @@ from rich.table import Table
 
 from datamodules.demo.levels import HELD_OUT_PAIRS, LEVELS
 from fvl_lightning.evaluation.figures import Curve, accuracy_figure, answer_sheet, loss_figure
+from fvl_lightning.evaluation.report_choices import readings_words, tuning_grids
 from fvl_lightning.evaluation.report_statistics import (
     ABSENT,
     Grid,
@@ -37,8 +38,8 @@ def write_report(comparison: Mapping[str, Any], curves: Mapping[str, Mapping[str
             in the order of the tables, averaged over seeds (accuracy, image_zeroed, image_shuffled, prior, unseen,
             transfer, parameters, trainable, image_tokens, training_flops, inference_flops, tokens_per_second,
             peak_memory_bytes, seconds, mass, same_start, runs), the same of every cell, differences, statistics (see
-            conclusions.py), mlflow, and samples for the sheet of answers (see figures.answer_sheet; left out of
-            comparison.json).
+            conclusions.py), tuning and test_readings (see report_choices.py), mlflow, and samples for the sheet of
+            answers (see figures.answer_sheet; left out of comparison.json).
         curves: {arm: {stage: [(step, training loss)]}}.
         folder: created where needed; every file is replaced as a whole.
     """
@@ -83,6 +84,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
         f"# {comparison['name']}: {', '.join(comparison['arms'])}",
         _introduction(comparison),
         verdict_section(comparison),
+        readings_words(comparison["test_readings"]),
         "![differences to the baseline with their intervals](intervals.png)" if _several(comparison) else "",
         *(_markdown_table(grid) for grid in over_seeds),
         _markdown_table(accuracy),
@@ -90,6 +92,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
         *(_markdown_table(grid) for grid in others),
         "![score against operations and parameters](pareto.png)\n\nThe line joins the arms that no other beats in "
         "score and price at once; it knows nothing of chance.",
+        *(_markdown_table(grid) for grid in tuning_grids(comparison)),
         _markdown_table(differences_grid(comparison)),
         _encoder_section(comparison["encoder"]),
         "## Losses\n\n![training loss of every arm and stage](loss_curves.png)",

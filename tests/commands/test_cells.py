@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fvl_lightning.commands.cell_runs import run_cells
 from fvl_lightning.commands.cells import Cell, cells_table
-from fvl_lightning.commands.compare import refuse_missing, run_cells
+from fvl_lightning.commands.compare import refuse_missing
 from fvl_lightning.commands.launchers import LocalLauncher
 from fvl_lightning.core.errors import DataError
 

@@ -76,6 +76,8 @@ def comparison() -> dict[str, Any]:
         },
         "machine": {"processor": "x86_64", "cores": 2},
         "arms": arms,
+        "tuning": None,
+        "test_readings": {"first": None, "last": None, "readings": 0, "again": {}, "others": [], "earlier": []},
     }
 
 

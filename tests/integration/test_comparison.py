@@ -37,7 +37,7 @@ COMPARISON: dict[str, Any] = {
 STEPS = {"encoder_pretrain.yaml": 4, "finetune.yaml": 40}
 """Enough for answers that are right by chance, or there would be no differences to speak of."""
 STOPPED_AFTER = 4
-MEASURED = ("seconds", "tokens_per_second", "peak_memory_bytes", "mlflow")
+MEASURED = ("seconds", "tokens_per_second", "peak_memory_bytes", "mlflow", "test_readings")
 """Parts of a report that differ from time to time."""
 
 
@@ -226,6 +226,78 @@ def test_a_failed_cell_is_named_and_left_until_asked_for(
     assert (done.returncode, ran) == (0, [("broken", 0)]), done.stderr
     assert (work / "runs" / "tiny" / "broken" / "finetune").is_dir(), "no folder for the seed where there is one alone"
     assert list(report_of(work)["arms"]) == ["concat", "broken"]
+
+
+def test_what_is_not_fair_is_refused(folder: Path, tmp_path: Path, tiny_data: Path, fvl_here: Run) -> None:
+    work = furnish(tmp_path, tiny_data)
+    for name in ("runs", "mlflow.db", "tiny.yaml", *STEPS):
+        copy = shutil.copytree if (folder / name).is_dir() else shutil.copy
+        copy(folder / name, work / name)
+
+    def refused(cell: str, name: str, old: str, new: str) -> str:
+        file = work / "runs" / "tiny" / cell / name
+        before = file.read_text(encoding="utf-8")
+        assert old in before
+        file.write_text(before.replace(old, new, 1), encoding="utf-8")
+        done, ran = start(work, fvl_here, "--report")
+        file.write_text(before, encoding="utf-8")
+        assert (done.returncode, ran) == (2, [])
+        return done.stderr
+
+    result = json.loads((work / "runs" / "tiny" / "gated" / "1" / "result.json").read_text(encoding="utf-8"))
+    hash_ = result["encoder_hash"]
+    said = refused("gated/1", "result.json", f'"encoder_hash": "{hash_}"', '"encoder_hash": "another"')
+    assert f"the arms of seed 1 do not share one encoder: gated has another, not {hash_}" in said
+    name, (_, values) = next((n, v) for n, v in result["initial"].items() if n.startswith("language_model"))
+    said = refused("gated/1", "result.json", values, "another")
+    assert (
+        f"arms concat and gated of seed 1 started from other weights at {name}; the comparison would be unfair" in said
+    )
+    said = refused("gated/2", "finetune/metrics.jsonl", '"data/step_keys": ', '"data/step_keys": 1')
+    assert "arms concat and gated trained on different samples at step 2 of finetune" in said
+    done, _ = start(work, fvl_here, "--report", "swept=[projector]")
+    assert done.returncode == 2
+    assert "gated differs from concat in fusion.gate too ('softmax', not None), and only projector" in done.stderr
+
+
+@pytest.mark.slow
+def test_learning_rates_are_chosen_without_the_test_split(
+    tmp_path: Path, fvl_here: Run, tiny_data: Path, empty_store: Path
+) -> None:
+    arms = {"concat": COMPARISON["arms"]["concat"], "gated": COMPARISON["arms"]["gated"]}
+    tune = {"learning_rate_factors": [0.3, 1], "seeds": [100]}
+    work = workplace(tmp_path, tiny_data, empty_store, seeds=[0], arms=arms, tune=tune)
+    words = ("set=[" + ", ".join([*COMPARISON["set"], "trainer.max_steps=2"]) + "]",)
+    done, first = start(work, fvl_here, *words, stop_after=3)
+    assert "stopped" in done.stderr
+    assert not list(work.rglob("test_readings.jsonl")), "what is only tried never sees the test split"
+    done, second = start(work, fvl_here, *words)
+    assert done.returncode == 0, done.stderr
+    tried = [(f"{arm}, learning rates x {factor:g}", 100) for arm in arms for factor in (0.3, 1)]
+    assert [*first, *second] == [*tried, ("concat", 0), ("gated", 0)]
+
+    report = report_of(work)
+    assert {cell["seed"] for cell in report["cells"]} == {0}
+    for cell in report["cells"]:
+        found = report["tuning"]["arms"][cell["arm"]]
+        rate = RunFolder(work / cell["runs"]["finetune"]).config["optimizer"]["learning_rate"]
+        assert rate == found["learning_rates"]["finetune"] == pytest.approx(0.003 * found["chosen"])
+        folders = {factor: work / "runs" / "tiny" / "tuning" / f"{cell['arm']}-x{factor}" for factor in ("0.3", "1")}
+        results = {factor: json.loads((of / "100" / "result.json").read_text()) for factor, of in folders.items()}
+        scores = {factor: result["accuracy"]["macro"] for factor, result in results.items()}
+        assert found["scores"] == scores
+        assert found["chosen"] == (0.3 if scores["0.3"] >= scores["1"] else 1)
+    text = (work / "runs" / "tiny" / "report.md").read_text(encoding="utf-8")
+    assert "with seed 100, which no verdict uses" in text
+    assert "The test split was read 2 times" in text
+    assert "changed after" not in text
+
+    shutil.copytree(work / "runs" / "tiny" / "gated", work / "runs" / "tiny" / "dropped")
+    done, ran = start(work, fvl_here, *words, "--report")
+    assert (done.returncode, ran) == (0, []), done.stderr
+    text = (work / "runs" / "tiny" / "report.md").read_text(encoding="utf-8")
+    assert "Read before by what is no longer compared: dropped." in text
+    assert "changed after its test scores could be seen" in text
 
 
 def failing(arm: str, run: Callable[[Path], int] = cell_process.main) -> Callable[[Path], int]:
