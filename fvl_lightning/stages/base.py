@@ -18,7 +18,7 @@ from fvl_lightning.core.experiment import REPEATED, ExperimentConfig, LoraConfig
 from fvl_lightning.core.types import Batch, PromptedBatch
 from fvl_lightning.modeling.adapters import base_hash
 from fvl_lightning.modeling.loss import TokenLoss
-from fvl_lightning.stages.guard import UpdateGuard
+from fvl_lightning.stages.guard import Step, UpdateGuard
 from fvl_lightning.stages.meters import DatasetMeter, WindowMeter
 from fvl_lightning.training.components import (
     blocks,
@@ -83,7 +83,7 @@ class Stage(LightningModule, ABC):
         self._saw_images, self._checked, self._configured = False, False, False
         self.sharded: Sharded | None = None
         self.logged = WindowMeter(tokenizer.pad_token_id)
-        self.guard = UpdateGuard(experiment.trainer.max_skipped)
+        self.guard = UpdateGuard(experiment.trainer.max_skipped, experiment.trainer.spike_threshold)
 
     @classmethod
     @abstractmethod
@@ -134,8 +134,9 @@ class Stage(LightningModule, ABC):
         """Turns summed gradients into those of the mean over all supervised tokens of the step."""
         tokens = torch.stack(self._step_tokens).sum()
         samples = tokens.new_tensor(sum(map(len, self._step_keys)))
-        sums = torch.stack([tokens, samples, torch.stack(self._step_losses).sum()])
-        tokens, self._step_samples, loss = self._summed_over_ranks(sums.float()).unbind()
+        sums = torch.stack([tokens, samples, torch.stack(self._step_losses).sum()]).float()
+        self._own_loss = sums[2] / sums[0].clamp(min=1)
+        tokens, self._step_samples, loss = self._summed_over_ranks(sums).unbind()
         self._step_loss = loss / tokens.clamp(min=1)
         self.logged.step_keys = self._step_keys
         self._step_tokens.clear()
@@ -149,7 +150,7 @@ class Stage(LightningModule, ABC):
         torch._foreach_mul_(gradients, scale)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        """Clips by the global norm; takes all gradients away where they or the loss are not finite.
+        """Clips by the global norm; takes all gradients away where the guard objects to them or to the loss.
 
         The optimisers pass over parameters without a gradient: weights and moments stay as they are.
         """
@@ -157,8 +158,12 @@ class Stage(LightningModule, ABC):
         limit = self.experiment.optimizer.clip_norm
         norm = gathered(nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit))
         self._step_norm = norm
-        self._updates = bool(torch.isfinite(norm) & torch.isfinite(self._step_loss))
-        if not self._updates:
+        found = torch.stack([self._step_loss.to(norm.device), norm.float()])
+        if self.guard.spike_threshold is not None:  # ranks that round the norm in unlike ways must judge alike
+            found = self._summed_over_ranks(found) / self.trainer.world_size
+        self._found = found.tolist()
+        self._objection = self.guard.objection(*self._found)
+        if self._objection:
             optimizer.zero_grad()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -166,14 +171,15 @@ class Stage(LightningModule, ABC):
         super().optimizer_step(*args, **kwargs)
         self.position = self._fetched_position
         keys, self._step_keys = self._step_keys, []
-        self.logged.end_step(self._updates)
-        if self._updates:
+        self.logged.end_step(updated=self._objection is None)
+        if self._objection is None:
             self.samples = self.samples + self._step_samples
             self.logged.gradient_norm = self._step_norm
-            self.guard.updated()
+            self.guard.updated(*self._found)
         else:
-            found = float(self._step_loss), float(self._step_norm), self._gathered_over_ranks(keys)
-            self.guard.skipped(self.global_step + 1, *found, self.loggers)
+            (loss, norm), own = self._found, self._of_all_ranks(float(self._own_loss))
+            step = Step(self.global_step + 1, self._objection, loss, norm, self._gathered_over_ranks(keys), own)
+            self.guard.skipped(step, self.loggers)
 
     def read_log(self) -> dict[str, float]:
         """What is logged of the steps since the last time, over all ranks; each of them must ask."""
@@ -234,6 +240,7 @@ class Stage(LightningModule, ABC):
         checkpoint["position"] = self.position
         checkpoint["samples"] = int(self.samples)
         checkpoint["skipped_in_a_row"] = self.guard.in_a_row
+        checkpoint["recent_updates"] = self.guard.recent
         checkpoint["random_states"] = self._of_all_ranks(torch.get_rng_state())
         checkpoint["threads"] = torch.get_num_threads()
 
@@ -254,6 +261,7 @@ class Stage(LightningModule, ABC):
         self.position = checkpoint["position"]
         self.samples = checkpoint["samples"]
         self.guard.in_a_row = checkpoint["skipped_in_a_row"]
+        self.guard.recent = checkpoint["recent_updates"]
         states = checkpoint["random_states"]
         if len(states) == self.trainer.world_size:  # else each rank has a stream of its own seed
             self._random_state = states[self.trainer.global_rank]

@@ -1,6 +1,7 @@
 """One rank of a training in two processes that meets trouble on rank 1 alone: `torchrun stopped_ranks.py OUT`.
 
-Rank 1's loss is no number in the second step; in the middle of the fourth it is sent SIGTERM. Writes OUT/rank<r>.json.
+Rank 1's loss is no number in the second step and a spike in the third; in the middle of the fourth it is sent SIGTERM.
+Writes OUT/rank<r>.json.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from fvl_lightning.commands.train import data_context, prepare_data
 from fvl_lightning.core.config import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.modeling.loss import TokenLoss
+from fvl_lightning.stages import guard
 from fvl_lightning.stages.finetune import FinetuneStage
 from fvl_lightning.training.checkpoint_files import CheckpointFiles
 from fvl_lightning.training.checkpoints import Checkpoints
@@ -54,20 +56,21 @@ class Trouble(Callback):
 
 
 class SpoiltStage(FinetuneStage):
-    """Its second loss is no number on rank 1."""
+    """Its second loss is no number on rank 1, and its third is far too large."""
 
     def compute(self, batch: Any) -> tuple[TokenLoss, dict[str, torch.Tensor]]:
-        """As ever, but for that one."""
+        """As ever, but for those two."""
         loss, diagnostics = super().compute(batch)
-        if RANK == 1 and self.global_step == 1:
-            loss = dataclasses.replace(loss, sum=loss.sum * float("nan"))
+        if RANK == 1 and self.global_step in (1, 2):
+            loss = dataclasses.replace(loss, sum=loss.sum * (float("nan") if self.global_step == 1 else 1000.0))
         return loss, diagnostics
 
 
 def main(folder: Path) -> None:
     """Trains this rank's part."""
     torch.set_num_threads(1)
-    words = (*TINY, "trainer.batch_size=4")
+    guard.FEWEST = 1
+    words = (*TINY, "trainer.batch_size=4", "trainer.spike_threshold=50")
     experiment = load_config(ExperimentConfig, Path("experiments/demo/finetune.yaml"), words)
     data, stage = prepare_data(experiment), SpoiltStage.build(experiment)
     data.connect(replace(data_context(stage.model, stage.tokenizer, experiment), rank=RANK, world_size=2))
@@ -89,6 +92,7 @@ def main(folder: Path) -> None:
         "unchanged": trouble.unchanged,
         "keys": trouble.keys,
         "position": stage.position,
+        "recent": stage.guard.recent,
     }
     (folder / f"rank{RANK}.json").write_text(json.dumps(found), encoding="utf-8")
 

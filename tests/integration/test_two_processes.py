@@ -1,6 +1,7 @@
 """A training in two processes, stopped in the middle of an epoch and resumed: each rank sees its own next batches."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,16 +47,23 @@ def test_each_rank_goes_on_with_its_own_next_batches(launch: Callable[..., list[
 def test_trouble_on_one_rank_is_met_by_both_at_the_same_step(
     tmp_path: Path, launch: Callable[..., list[dict[str, Any]]]
 ) -> None:
-    """A loss that is no number, then SIGTERM, both on rank 1 alone."""
+    """A loss that is no number, one that is a spike, then SIGTERM, all on rank 1 alone."""
     ranks = launch(IN_TROUBLE, "out")
     assert [rank["asked"] for rank in ranks] == ["NOBODY", "CLUSTER"]
     for rank in ranks:
         assert (rank["step"], rank["stop"]) == (4, "CLUSTER")
-        assert rank["unchanged"] == [2]
+        assert rank["unchanged"] == [2, 3]
     checkpoint = torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4
     assert {rank["position"] for rank in ranks} == {checkpoint["position"]}
-    spoilt = [*ranks[0]["keys"][1], *ranks[1]["keys"][1]]
+    assert checkpoint["recent_updates"] == ranks[0]["recent"] == ranks[1]["recent"]
+    assert len(ranks[0]["recent"]["loss"]) == 2
     for number in range(2):
-        notes = [line["note"] for line in read_journal(tmp_path / "out" / f"rank{number}.jsonl") if "note" in line]
-        assert [note["skipped"] for note in notes] == [spoilt]
+        lines = read_journal(tmp_path / "out" / f"rank{number}.jsonl")
+        spoilt, spike = (line["note"] for line in lines if "note" in line)
+        assert spoilt["skipped"] == [*ranks[0]["keys"][1], *ranks[1]["keys"][1]]
+        assert spoilt["reason"] == "its loss or gradient is not finite"
+        assert [math.isfinite(float(loss)) for loss in spoilt["rank_losses"]] == [True, False]
+        assert spike["skipped"] == [*ranks[0]["keys"][2], *ranks[1]["keys"][2]]
+        assert "its loss is " in spike["reason"]
+        assert float(spike["rank_losses"][1]) > 100 * float(spike["rank_losses"][0])

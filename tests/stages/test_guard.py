@@ -1,26 +1,33 @@
-"""Steps without a finite loss or gradient: no update, not in the log's means, named, and not for ever."""
+"""Steps without a finite loss or gradient, and spikes: no update, not in the log's means, named, and not for ever."""
 
 import dataclasses
 import json
 import logging
+import math
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning import Callback, Trainer
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.stages.base import Stage
+from fvl_lightning.stages.guard import FEWEST, WINDOW, Step, UpdateGuard, deviations
 from fvl_lightning.training.callbacks import LogWindow
 from fvl_lightning.training.journal import Journal, read_journal
 from tests.stages.fitting import batches_of, build_stage, fit
 from tests.tiny_models import snapshot
 
 
-def spoil(stage: Stage, monkeypatch: pytest.MonkeyPatch, calls: Sequence[int], in_gradient: bool = False) -> None:
-    """The loss of these batches, counted from 0, is no number; or it is and its gradient is not."""
+def spoil(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, calls: Sequence[int], in_gradient: bool = False,
+    factor: float = float("nan"),
+) -> None:  # fmt: skip
+    """The loss of these batches, counted from 0, is no number (or so many times as large); or its gradient is not."""
     original, seen = stage.compute, 0
 
     def compute(batch: Any) -> tuple[TokenLoss, dict[str, Any]]:
@@ -33,7 +40,7 @@ def spoil(stage: Stage, monkeypatch: pytest.MonkeyPatch, calls: Sequence[int], i
             total = loss.sum.clone()
             total.register_hook(lambda gradient: gradient * float("inf"))
             return dataclasses.replace(loss, sum=total), diagnostics
-        return dataclasses.replace(loss, sum=loss.sum * float("nan")), diagnostics
+        return dataclasses.replace(loss, sum=loss.sum * factor), diagnostics
 
     monkeypatch.setattr(stage, "compute", compute)
 
@@ -43,6 +50,17 @@ def journalled(stage: Stage, batches: Sequence[Any], folder: Path) -> list[dict[
     folder.mkdir(exist_ok=True)
     fit(stage, batches, folder, [LogWindow(1)], loggers=[Journal(folder / "metrics.jsonl")])
     return list(read_journal(folder / "metrics.jsonl"))
+
+
+class Killed(Callback):
+    """Ends the training after so many steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("killed")
 
 
 @pytest.mark.parametrize("in_gradient", [False, True], ids=["loss", "gradient"])
@@ -119,3 +137,68 @@ def test_without_any_skip_it_stops_at_the_first(tmp_path: Path, monkeypatch: pyt
     spoil(stage, monkeypatch, [1])
     with pytest.raises(ConfigError, match=r"step 2: .* for 1 step, and trainer.max_skipped is 0"):
         fit(stage, batches_of("finetune", 3), tmp_path)
+
+
+def test_how_far_a_value_lies_above_the_last_ones() -> None:
+    draw = random.Random(0)
+    recent = [draw.gauss(1.0, 0.2) for _ in range(WINDOW)]
+    assert deviations(math.exp(1.0 + 4 * 0.2), recent) == pytest.approx(4, abs=0.8)
+    assert deviations(math.exp(1.0), recent) == pytest.approx(0, abs=0.4)
+    outliers = [*recent[: WINDOW - 10], *[50.0] * 10]
+    assert deviations(math.exp(1.8), outliers) == pytest.approx(deviations(math.exp(1.8), recent), abs=1)
+    assert deviations(math.exp(9.0), recent[: FEWEST - 1]) == 0.0
+    assert deviations(1.05, [0.0] * FEWEST) == pytest.approx(1, abs=0.05)
+    assert deviations(0.0, recent) == 0.0
+
+
+def test_what_is_a_spike() -> None:
+    guard = UpdateGuard(3, 6.0)
+    for number in range(2 * WINDOW):
+        assert guard.objection(2.0, 1.0 + 0.1 * (number % 3)) is None
+        guard.updated(2.0, 1.0 + 0.1 * (number % 3))
+    assert [len(values) for values in guard.recent.values()] == [WINDOW, WINDOW]
+    assert guard.objection(2.0, 0.001) is None
+    assert guard.objection(0.0, 0.0) is None
+    assert str(guard.objection(4.0, 1.0)).startswith("its loss is 13.9 robust standard deviations above those of the")
+    assert str(guard.objection(2.0, 9.0)).startswith("its gradient norm is ")
+    assert "not finite" in str(guard.objection(2.0, float("inf")))
+    guard.updated(0.0, 0.0)
+    assert guard.recent["loss"][-1] == math.log(2.0)
+    assert UpdateGuard(3).objection(1e30, 1e30) is None
+
+
+def test_a_spike_makes_no_update_and_is_found_again_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, spike = FEWEST + 4, FEWEST + 2
+    trainer = {"max_steps": steps, "spike_threshold": 20.0}
+    batches = batches_of("finetune", steps)
+    whole, first, second = (build_stage("finetune", tmp_path, trainer=trainer) for _ in range(3))
+    spoil(whole, monkeypatch, [spike], factor=1e3)
+    lines = journalled(whole, batches, tmp_path / "whole")
+    (note,) = [line["note"] for line in lines if "note" in line]
+    assert note["skipped"] == list(batches[spike].keys)
+    assert "robust standard deviations above those of the last 22 updates" in note["reason"]
+    assert [line["step"] for line in lines if "train/skipped_in_a_row" in line] == [spike + 1]
+    spoil(first, monkeypatch, [spike], factor=1e3)
+    first.experiment.trainer.checkpoint_every = FEWEST + 1
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(first, [*batches[: FEWEST + 1], None], tmp_path, [Killed(FEWEST + 1)])
+    spoil(second, monkeypatch, [1], factor=1e3)
+    fit(second, batches[FEWEST + 1 :], tmp_path, resume=tmp_path / "last.ckpt")
+    assert second.guard.recent == whole.guard.recent
+    wanted, found = snapshot(whole.model), snapshot(second.model)
+    assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+
+
+def test_too_many_spikes_end_the_run() -> None:
+    guard = UpdateGuard(1, 6.0)
+    step = Step(7, "its gradient norm is 9.0 robust standard deviations above", 2.0, 50.0, ["a"], [2.0, float("nan")])
+    guard.skipped(step, [])
+    with pytest.raises(ConfigError) as raised:
+        guard.skipped(dataclasses.replace(step, number=8), [])
+    assert str(raised.value) == (
+        "step 8: no update for 2 steps in a row, and trainer.max_skipped is 1 (loss 2 on rank 1, gradient norm 50, "
+        "samples a; its gradient norm is 9.0 robust standard deviations above): lower optimizer.learning_rate, raise "
+        "optimizer.warmup_steps, raise trainer.spike_threshold, or look at the samples"
+    )
