@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 
 TEXT = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
 SAVED = json.loads((ROOT / "benchmarks" / "results" / "comparison_statistics.json").read_text(encoding="utf-8"))
+TRAINED = json.loads((ROOT / "benchmarks" / "results" / "planted_effects.json").read_text(encoding="utf-8"))
 TESTS = ("false_claim", "coverage", "power_1", "power_2", "power_3", "power_3_paired_t", "false_equivalent")
 
 
@@ -77,3 +78,16 @@ def test_the_numbers_in_the_text_are_the_ones_that_were_simulated() -> None:
     assert max(row["questions"] for row in images.values()) == pytest.approx(75, abs=0.5)
     assert f"{high:.1f} times" in words
     assert f"false claims in {min(looks):.0f} to {max(looks):.0f} % of comparisons" in words
+
+
+def test_the_table_of_trainings_is_the_one_that_was_measured() -> None:
+    rows = table("strength | accuracy")
+    assert [row[0] for row in rows] == list(TRAINED["planted"]["strengths"])
+    for strength, *cells in rows:
+        found = TRAINED["planted"]["strengths"][strength]
+        assert cells == [f"{found['accuracy']:.3f}", *(str(found[name]) for name in ("better", "worse", "noise"))]
+    assert f"| better, of {TRAINED['planted']['comparisons']} |" in TEXT
+    alike = TRAINED["alike"]
+    words = " ".join(TEXT.split())
+    assert f"{alike['claims']} of {alike['comparisons']} comparisons claimed a difference" in words
+    assert f"the SD of a difference over seeds is {alike['difference_sd']:.3f} there" in words
