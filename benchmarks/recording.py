@@ -6,16 +6,17 @@ import platform
 from pathlib import Path
 from typing import Any
 
+RESULTS = Path(__file__).parent / "results"
 
-def record(name: str, result: dict[str, Any]) -> None:
-    """Saves `result` as results/<name>.json."""
+
+def record(name: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Saves `result` as <folder>/<name>.json."""
     machine = {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "load_average": os.getloadavg()[0],
     }
-    folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
     text = json.dumps({"machine": machine, **result}, indent=2)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")

@@ -39,7 +39,7 @@ def test_a_job_saves_is_requeued_and_finishes(workspace: Path, fvl: Run, monkeyp
         (workspace / "bin" / name).write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
         (workspace / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{workspace / 'bin'}:{os.environ['PATH']}")
-    words = (*JOB, "trainer.max_steps=200", "trainer.validate_every=200", "--gpus-per-node", "2", "--slurm")
+    words = (*JOB, "trainer.max_steps=60", "trainer.validate_every=60", "--gpus-per-node", "2", "--slurm")
     submitted = start(workspace, "launch", *words)
     run = RunFolder(workspace / "runs" / "job")
     wait_for(lambda: len(list(read_journal(run.metrics))) > 1, submitted, 300)
