@@ -11,6 +11,7 @@ from fvl_lightning.commands import (
     chat,
     compare,
     demo,
+    doctor,
     encoder,
     evaluate,
     export,
@@ -51,6 +52,7 @@ app.command("serve")(serve.serve)
 app.command("list")(inspect_config.list_components)
 app.command("describe")(inspect_config.describe)
 app.command("show")(inspect_config.show)
+app.command("doctor")(doctor.doctor)
 app.command("sync")(sync.sync)
 app.command("ui")(ui.ui)
 app.add_typer(shards.app, name="shards")

@@ -80,11 +80,6 @@ class MemoryEstimate:
         """Between two steps: parameters and the optimiser's state."""
         return sum(self.parameters.values()) + sum(self.optimizer.values())
 
-    @property
-    def checkpoint(self) -> int:
-        """Of a checkpoint under the strategy `single`: what learns, and the optimiser's state."""
-        return sum(self.gradients.values()) + sum(self.optimizer.values())
-
 
 def worst_batch(experiment: ExperimentConfig, model: nn.Module, images_per_row: int = 1) -> BatchShape:
     """The largest batch that the experiment allows: every row as long as `data.sequence_length`."""
@@ -122,6 +117,12 @@ def estimate_memory(
     kept_gradients = all_gradients if experiment.trainer.sharded or experiment.trainer.accumulate > 1 else 0
     peak = max(held + kept_gradients + communication + passes.peak, held + all_gradients + step)
     return MemoryEstimate(shape, parameters, gradients, optimizer, passes.activations, communication, peak)
+
+
+def checkpoint_bytes(experiment: ExperimentConfig, model: nn.Module) -> int:
+    """Of a checkpoint: what learns, and the optimiser's state."""
+    groups = build_optimizer(model, experiment.optimizer).param_groups
+    return sum((2 if group["muon"] else 3) * _bytes(group["params"]) for group in groups)
 
 
 def shards(experiment: ExperimentConfig) -> int:

@@ -1,0 +1,382 @@
+"""`fvl doctor`: every check passes on what trains, fails on what would not, and says what to do."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from datamodules.conversation import ConversationEncoder
+from datamodules.index import index_path
+from datamodules.views import ConversationView
+from fvl_lightning.commands import doctor_checks as checks
+from fvl_lightning.commands import doctor_data as data_checks
+from fvl_lightning.commands.doctor import examine
+from fvl_lightning.commands.doctor_checks import Finding, asked
+from fvl_lightning.commands.doctor_data import Looked
+from fvl_lightning.commands.train import data_context
+from fvl_lightning.core.config import load_config
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.types import FusionOutput
+from fvl_lightning.fusions.concat import ConcatFusion
+from fvl_lightning.stages.base import Stage
+from fvl_lightning.training.memory import BatchShape, MemoryEstimate
+from tests.conftest import TINY, Run, furnish
+
+FINETUNE = "experiments/demo/finetune.yaml"
+SHORT = (*TINY, "data.sequence_length=96", "optimizer.warmup_steps=1")
+NAMES = {"encoder": 0, "fusion": 0, "projector": 0, "language_model": 0}
+SHAPE = BatchShape(1, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Iterator[Path]:
+    """The working folder of this module; nothing in it is changed but by what a check makes."""
+    folder = furnish(tmp_path_factory.mktemp("doctor"), tiny_data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+def load(*words: str) -> ExperimentConfig:
+    return load_config(ExperimentConfig, Path(FINETUNE), (*SHORT, *words))
+
+
+@pytest.fixture(scope="module")
+def stage(here: Path) -> Stage:
+    return checks.shaped_stage(load())
+
+
+def connected(config: ExperimentConfig, stage: Stage) -> Any:
+    """The experiment's data module as `fvl doctor` has it."""
+    data = config.data.component(config.data.config)
+    data_checks.prepare(data)
+    data.connect(data_context(stage.model, stage.tokenizer, config))
+    return data
+
+
+def looked_at(config: ExperimentConfig, stage: Stage) -> Looked:
+    looked = Looked()
+    data_checks.look(connected(config, stage), looked)
+    return looked
+
+
+def worst(findings: list[Finding]) -> Finding:
+    """The only finding that is not ok, which says what to do."""
+    (found,) = [finding for finding in findings if finding.verdict != "ok"]
+    return found
+
+
+def copied(here: Path, folder: Path) -> Path:
+    """The demo's shards in a folder of their own."""
+    config = load()
+    shutil.copytree(config.data.component(config.data.config).folder, folder / "shards")
+    return folder / "shards"
+
+
+def on_shards(root: Path, *words: str) -> ExperimentConfig:
+    tokenizers = [f"{slot}.tokenizer=data/demo/tokenizer" for slot in ("encoder", "language_model")]
+    kept = [word for word in SHORT if not word.startswith("data.")]
+    data = [f"data={{name: shards, root: {root}, view: conversation, sequence_length: 96}}"]
+    return load_config(ExperimentConfig, Path(FINETUNE), (*kept, *tokenizers, *data, *words))
+
+
+def test_what_trains_passes_and_the_table_has_every_check(here: Path, fvl_here: Run) -> None:
+    done = fvl_here(here, "doctor", FINETUNE, *SHORT, "--memory-gb", "80")
+    assert done.returncode == 0, done.stdout
+    verdicts = dict(line.split("│")[1:3] for line in done.stdout.splitlines() if line.count("│") == 5)
+    found = {name.strip(): verdict.strip() for name, verdict in verdicts.items()}
+    ran = ("configuration", "model", "init_from", "shards", "supervision", "batches", "warm-up", "memory")
+    assert {name: found[name] for name in ran} == dict.fromkeys(ran, "ok")
+    assert {found[name] for name in ("run folder", "tracking", "one batch")} == {"ok"}
+    assert "8 x 1 device x 1 node x 1 accumulated = 8 samples a step" in done.stdout
+    assert "64 samples, validation: " in done.stdout
+    assert "exactly the answers are supervised" in done.stdout
+    assert "8 rows of 96 tokens, 8 images" in done.stdout
+    assert not (here / "runs").exists()
+
+
+def test_a_check_that_fails_is_exit_code_2(here: Path, fvl_here: Run) -> None:
+    done = fvl_here(here, "doctor", FINETUNE, *SHORT, "data.view=tasks")
+    assert done.returncode == 2
+    assert re.search(r"configuration +│ failed +│ data.view: stage finetune learns from", done.stdout)
+    assert "memory per rank" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("fussion=gated", "mean 'fusion'"), ("plugins=[nothing.py]", "nothing.py"), ("data=null", "must name both")],
+)
+def test_a_configuration_that_cannot_be_resolved(here: Path, word: str, said: str) -> None:
+    findings, estimate = examine(Path(FINETUNE), [*SHORT, word], None, lambda words: None)
+    assert estimate is None
+    assert [finding.verdict for finding in findings] == ["failed"]
+    assert said in findings[0].found
+
+
+def test_a_run_to_start_from_that_is_not_there(here: Path) -> None:
+    found = worst(asked("init_from", lambda: checks.start(load("init_from=[runs/nobody]"))))
+    assert found.verdict == "failed"
+    assert "runs/nobody" in found.found
+
+
+def test_shards_that_are_not_there(here: Path, stage: Stage, tmp_path: Path) -> None:
+    config = on_shards(tmp_path / "nowhere")
+    data = config.data.component(config.data.config)
+    found = worst(asked("shards", lambda: data_checks.shards(config, data)))
+    assert (found.check, found.verdict) == ("shards", "failed")
+    assert "nowhere" in found.found
+
+
+def test_shards_without_an_index(here: Path, stage: Stage, tmp_path: Path) -> None:
+    root = copied(here, tmp_path)
+    index_path(root / "train-000000.tar").unlink()
+    config = on_shards(root)
+    data = connected(config, stage)
+    found = worst(asked("shards", lambda: data_checks.shards(config, data)))
+    assert found.verdict == "warning"
+    assert "fvl shards index" in found.advice
+    assert data_checks.samples_of(data) is None
+    assert not index_path(root / "train-000000.tar").exists(), "a whole data set may take hours"
+
+
+def test_shards_that_were_cut_short_or_changed(here: Path, stage: Stage, tmp_path: Path) -> None:
+    root = copied(here, tmp_path)
+    tar, content = root / "train-000000.tar", (root / "train-000000.tar").read_bytes()
+    config = on_shards(root)
+    tar.write_bytes(content[: len(content) // 2])
+    data = config.data.component(config.data.config)
+    found = worst(asked("shards", lambda: data_checks.shards(config, data)))
+    assert found.verdict == "failed"
+    assert "train-000000" in found.found
+    first = content.index(b"ustar") - 257
+    tar.write_bytes(content[:first] + b"zz" + content[first + 2 :])  # another name, of the same length
+    data = config.data.component(config.data.config)
+    found = worst(asked("shards", lambda: data_checks.shards(config, data)))
+    assert found.verdict == "failed"
+    assert "fvl shards check" in found.advice
+
+
+def test_fewer_samples_to_validate_on_than_ranks(here: Path, stage: Stage) -> None:
+    config = load("trainer.strategy=ddp", "trainer.devices=8", "trainer.nodes=8")
+    found = worst(asked("shards", lambda: data_checks.shards(config, connected(config, stage))))
+    assert found.verdict == "warning"
+    assert "64 ranks" in found.found
+
+
+def test_rows_are_compared_with_their_answers(here: Path, stage: Stage) -> None:
+    looked = looked_at(load(), stage)
+    assert len(looked.tokens) == data_checks.ROWS
+    assert not looked.wrong + looked.broken
+    captions = looked_at(load("stage=pretrain", "data.view=caption"), stage)
+    assert len(captions.tokens) == data_checks.ROWS
+    assert not captions.wrong + captions.broken
+
+
+Change = Callable[[list[int], list[int]], tuple[list[int], list[int]]]
+MISTAKES: dict[str, tuple[Change, str]] = {
+    "one late": (lambda ids, labels: (ids, [-100, *labels[:-1]]), "supervised in place of"),
+    "everything": (lambda ids, labels: (ids, list(ids)), "supervised in place of"),
+    "no end token": (
+        lambda ids, labels: (ids, [-100 if i + 1 == len(labels) or labels[i + 1] == -100 else labels[i] for i in range(len(labels))]),  # noqa: E501
+        "without an end token",
+    ),
+    "nothing": (lambda ids, labels: (ids, [-100] * len(ids)), "0 runs of tokens"),
+    "an image token less": (lambda ids, labels: (ids[:1] * 2 + ids[2:], labels), "image tokens in place of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_wrong_mask_is_found(name: str, here: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    change, said = MISTAKES[name]
+    right, config = ConversationEncoder.encode, load()
+    data = connected(config, stage)
+    image = stage.model.config.image_token_id
+
+    def wrong(encoder: ConversationEncoder, messages: Any) -> tuple[list[int], list[int]]:
+        ids, labels = right(encoder, messages)
+        if name == "an image token less":
+            place = ids.index(image)
+            return [*ids[:place], ids[0], *ids[place + 1 :]], labels
+        return change(ids, labels)
+
+    encoder = data.encoder
+    monkeypatch.setattr(ConversationEncoder, "encode", wrong)
+    looked = Looked()
+    data_checks.look_at_made_up(encoder, "conversation", looked)
+    found = worst(list(data_checks.rows(config, looked, real=False)))
+    assert found.verdict == "failed"
+    assert said in found.found
+    assert "chat_template" in found.advice
+
+
+def test_without_shards_a_row_is_made_up(here: Path, stage: Stage) -> None:
+    looked, data = Looked(), connected(load(), stage)
+    for view in ("conversation", "caption"):
+        data_checks.look_at_made_up(data.encoder, view, looked)
+    (found,) = data_checks.rows(load(), looked, real=False)
+    assert found.verdict == "ok"
+    assert "made-up" in found.found
+    assert looked.images == [1, 1]
+
+
+def test_rows_that_are_too_long_are_counted(here: Path, stage: Stage) -> None:
+    config = load("data.sequence_length=40")
+    looked = looked_at(config, stage)
+    assert looked.over_long == sum(tokens > 40 for tokens in looked.tokens) > 0
+    found = worst(list(data_checks.rows(config, looked, real=True)))
+    assert f"{looked.over_long} of 64 rows" in found.found
+    assert "sequence_length" in found.advice
+
+
+def test_rows_that_cannot_be_used_are_counted(here: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(store: Any, i: int) -> Any:
+        raise store.error(i, "bad messages", "no role")
+
+    monkeypatch.setattr(data_checks, "messages_of", refuse)
+    looked = looked_at(load(), stage)
+    found = worst(list(data_checks.rows(load(), looked, real=True)))
+    assert found.verdict == "failed"
+    assert "64 rows cannot be used" in found.found
+    assert "fvl shards check" in found.advice
+    looked.tokens, looked.broken = [50] * 200, looked.broken[:1]
+    assert worst(list(data_checks.rows(load(), looked, real=True))).verdict == "warning"
+
+
+def test_targets_of_the_encoder_are_looked_at(here: Path) -> None:
+    words = [word for word in SHORT if not word.startswith("data.sequence")]
+    config = load_config(ExperimentConfig, Path("experiments/demo/encoder_pretrain.yaml"), words)
+    looked = looked_at(config, checks.shaped_stage(config))
+    assert len(looked.tokens) == data_checks.ROWS
+    assert not looked.broken
+
+
+def test_images_of_a_row_for_the_memory() -> None:
+    looked = Looked(tokens=[20, 30], images=[1, 2])
+    assert looked.images_per_row(SimpleNamespace(layout="padded", sequence_length=100)) == 2
+    assert looked.images_per_row(SimpleNamespace(layout="packed", sequence_length=100)) == 6
+    assert Looked().images_per_row(SimpleNamespace(layout="packed", sequence_length=100)) == 1
+
+
+def test_the_arithmetic_of_batches(here: Path) -> None:
+    words = ("trainer.strategy=fsdp", "trainer.devices=4", "trainer.nodes=2", "trainer.accumulate=3")
+    config = load(*words, "trainer.max_steps=30", "optimizer.warmup_steps=3")
+    first, second = checks.schedule(config, 1920, 50)
+    assert "8 x 4 devices x 2 nodes x 3 accumulated = 192 samples a step, about 9,600 tokens" in first.found
+    assert "10 steps an epoch, 3 epochs in 30" in first.found
+    assert second.found == "3 of 30 steps"
+    assert {first.verdict, second.verdict} == {"ok"}
+    packed = load(*words, "data.packing=best_fit", "data.group_by_length=false")
+    assert "192 rows a step, about 18,432 tokens" in checks.schedule(packed, 1920, 50)[0].found
+
+
+def test_a_warm_up_that_never_ends(here: Path) -> None:
+    found = worst(checks.schedule(load("optimizer.warmup_steps=3"), None, None))
+    assert found.verdict == "failed"
+    assert "optimizer.warmup_steps" in found.advice
+
+
+def test_a_step_of_more_than_there_is(here: Path) -> None:
+    found = worst(checks.schedule(load("optimizer.warmup_steps=0", "trainer.accumulate=9"), 64, 50))
+    assert found.verdict == "warning"
+    assert "trainer.batch_size" in found.advice
+
+
+def peak_of(size: int) -> MemoryEstimate:
+    return MemoryEstimate(SHAPE, NAMES, NAMES, NAMES, NAMES, 0, size)
+
+
+def test_memory_against_a_device(here: Path) -> None:
+    config = load()
+    assert checks.memory(config, peak_of(89), 100)[0].verdict == "ok"
+    assert worst(checks.memory(config, peak_of(95), 100)).verdict == "warning"
+    found = worst(checks.memory(config, peak_of(101), 100))
+    assert found.verdict == "failed"
+    for way in ("checkpoint_activations", "strategy=fsdp", "bf16-mixed", "batch_size"):
+        assert way in found.advice
+    spared = load(
+        "trainer.strategy=fsdp", "trainer.checkpoint_activations=[language_model]", "trainer.precision=bf16-mixed"
+    )
+    assert worst(checks.memory(spared, peak_of(101), 100)).advice.startswith("a smaller trainer.batch_size")
+    assert "--memory-gb" in checks.memory(config, peak_of(101), None)[0].found
+
+
+def test_a_run_folder_without_room_or_leave(
+    here: Path, stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert checks.room(load(), stage)[0].verdict == "ok"
+    (tmp_path / "file").write_text("")
+    found = worst(checks.room(load(f"output={tmp_path}/file/runs"), stage))
+    assert found.verdict == "failed"
+    assert "`output`" in found.advice
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000_000))
+    found = worst(checks.room(load(f"output={tmp_path}/runs"), stage))
+    assert "10.0 MB free" in found.found
+    assert "make room for 3" in found.advice
+
+
+def test_a_store_that_cannot_be_opened(here: Path, tmp_path: Path, empty_store: Path) -> None:
+    config = load("tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}")
+    found = worst(asked("tracking", lambda: checks.tracking(config)))
+    assert found.verdict == "failed"
+    assert "is a folder" in found.found
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    (found,) = checks.tracking(load("tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"))
+    assert "answers in" in found.found
+
+
+@pytest.mark.parametrize(("scale", "said"), [(float("nan"), "loss nan"), ("absent", "TypeError: ")])
+def test_a_component_that_does_not_work(
+    scale: Any, said: str, here: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = ConcatFusion.forward
+    monkeypatch.setattr(ConcatFusion, "forward", lambda self, x: right(self, {k: v * scale for k, v in x.items()}))
+    words = [*SHORT, "fusion=concat"]
+    found = worst(asked("one batch", lambda: checks.batch(Path(FINETUNE), words, load("fusion=concat"), stage)))
+    assert (found.check, found.verdict) == ("one batch", "failed")
+    assert said in found.found
+    assert found.advice
+
+
+def test_a_component_that_asks_for_values_leaves_the_memory_open(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = ConcatFusion.forward
+
+    def asks(fusion: ConcatFusion, sources: dict[str, Tensor]) -> FusionOutput:
+        assert next(iter(sources.values())).sum().item() != 1.0, "the number that shapes have"
+        return right(fusion, sources)
+
+    monkeypatch.setattr(ConcatFusion, "forward", asks)
+    findings, estimate = examine(Path(FINETUNE), [*SHORT, "fusion=concat"], None, lambda words: None)
+    assert estimate is None
+    found = worst(findings)
+    assert (found.check, found.verdict) == ("memory", "warning")
+    assert "measure it" in found.advice
+
+
+def test_a_large_model_is_tried_in_its_small_size(
+    here: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "SMALL", 0)
+    assert "not tried" in worst(checks.batch(Path(FINETUNE), list(SHORT), load(), stage)).found
+    preset = Path("experiments/florence_vl/3b/finetune.yaml")
+    config = load_config(ExperimentConfig, preset, ["scale=tiny", *SHORT])
+    words = ["recipe=released", "data.root=elsewhere", "fusion=gated"]
+    (found,) = checks.batch(preset, words, config, stage)
+    assert found.verdict == "ok"
+    assert found.found.startswith("scale=tiny: loss ")
+
+
+def test_json_of_the_shards_is_what_is_compared(here: Path, stage: Stage) -> None:
+    data = connected(load(), stage)
+    view = data.view("conversation")
+    assert isinstance(view, ConversationView)
+    record = data.store("train").record(0)
+    assert data_checks.answers(record["messages"])
+    assert all(answer in json.dumps(record) for answer in data_checks.answers(record["messages"]))
