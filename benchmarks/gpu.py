@@ -220,7 +220,7 @@ def train(experiment: ExperimentConfig, options: argparse.Namespace, folder: Pat
     """Some steps through the kit's own stage, strategy and trainer."""
     with joined(experiment.trainer), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
-        stage = with_random_weights(experiment, options.device)
+        stage = with_random_weights(experiment)
         if adapted(stage.trainable):
             stage.adapt(folder)
         measured = Measured(torch.device(options.device))
@@ -229,10 +229,10 @@ def train(experiment: ExperimentConfig, options: argparse.Namespace, folder: Pat
     return measured
 
 
-def with_random_weights(experiment: ExperimentConfig, device: str) -> Stage:
-    """The stage with initial weights, also where the experiment names those of a hub model; made on the device."""
+def with_random_weights(experiment: ExperimentConfig) -> Stage:
+    """The stage with initial weights, also where the experiment names those of a hub model; in main memory."""
     stage = build_stage(experiment, "meta")
-    stage.model.to_empty(device=device)
+    stage.model.to_empty(device="cpu")
     initialize(stage.model, experiment.seed)
     stage.model.tie_weights()
     return stage

@@ -94,7 +94,7 @@ def test_operations_on_shapes_are_those_of_the_real_model(
 
 def test_random_weights_are_those_of_a_training(gpu: Any, options: argparse.Namespace, tokenizer: Path) -> None:
     experiment = gpu.experiment_of("pretrain", options, tokenizer)
-    stage, expected = gpu.with_random_weights(experiment, "cpu"), build_stage(experiment)
+    stage, expected = gpu.with_random_weights(experiment), build_stage(experiment)
     ours, theirs = (
         dict(each.model.named_parameters()) | dict(each.model.named_buffers()) for each in (stage, expected)
     )
