@@ -58,8 +58,12 @@ def run_cell(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         experiment = check_config(ExperimentConfig, started)
         train = run_training if spec["fresh"] else reuse_or_train
         run = train(experiment, parent_run_id=spec["parent_run_id"], tags=spec["tags"])
-        if spec["encoder_hash"] not in (None, run.info["encoder_hash"]):
-            raise ConfigError(f"{run.path}: its encoder is not the one all arms share; the comparison would be unfair")
+        shared, own = spec["encoder_hash"], run.info["encoder_hash"]
+        if shared not in (None, own):
+            raise ConfigError(
+                f"{run.path}: its encoder is not the one all arms share ({own}, not {shared}); the comparison would be "
+                "unfair"
+            )
         runs.append(run)
     if spec["split"] != "test":
         return tried_cell(runs, spec)

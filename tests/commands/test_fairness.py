@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
+from fvl_lightning.commands import cell
 from fvl_lightning.commands.arms import arm_differences, experiments, plan_alike
 from fvl_lightning.commands.collect import check_same_encoder, check_same_samples, check_same_start
 from fvl_lightning.commands.matching import match_sizes
+from fvl_lightning.commands.readings import readings_of
 from fvl_lightning.commands.train import build_stage, data_context, prepare_data
 from fvl_lightning.core.comparison import ComparisonConfig
-from fvl_lightning.core.config import load_config
+from fvl_lightning.core.config import as_plain, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.flops import training_flops
@@ -152,6 +154,19 @@ def test_other_initial_weights_are_found() -> None:
 def test_another_encoder_is_found() -> None:
     with pytest.raises(DataError, match="arms of seed 4 do not share one encoder: gated has bb, not aa"):
         check_same_encoder(4, None, {"concat": {"encoder_hash": "aa"}, "gated": {"encoder_hash": "bb"}})
+
+
+def test_a_cell_on_another_encoder_is_refused_before_it_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = RunFolder.create(tmp_path, "finetune", {"stage": {"name": "finetune"}})
+    trained.record(encoder_hash="bb")
+    monkeypatch.setattr(cell, "reuse_or_train", lambda *_, **__: trained)
+    stage = as_plain(experiment(tmp_path, "finetune", "conversation"))
+    told = {"stages": [stage], "encoder_run": None, "encoder_hash": "aa", "parent_run_id": None, "tags": {}}
+    with pytest.raises(ConfigError, match=r"finetune: its encoder is not the one all arms share \(bb, not aa\)"):
+        cell.run_cell(told | {"fresh": False, "split": "test", "cell": "cc"}, tmp_path)
+    assert readings_of(tmp_path, [])["others"] == []
 
 
 @pytest.fixture
