@@ -8,7 +8,7 @@ from typing import Any
 
 from fvl_lightning.core.config import as_plain, config_hash
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.delivery import Delivery, Description, deliver
 from fvl_lightning.tracking.null import NullTracker
@@ -144,6 +144,9 @@ def track_results(run: RunFolder, results: dict[str, float], tables: dict[str, l
 def curated_params(experiment: ExperimentConfig, stage: Stage, run: RunFolder) -> dict[str, Any]:
     """The handful of parameters that people sort and group runs by; the whole configuration is an artifact."""
     info = run.info
+    adapter = {}
+    if info["adapter_bytes"] is not None:
+        adapter = {"adapter_bytes": info["adapter_bytes"], "lora_rank": (experiment.lora or LoraConfig()).rank}
     slots = {
         slot: getattr(experiment, slot).name
         for slot in ("stage", "encoder", "fusion", "projector", "language_model", "data")
@@ -160,5 +163,5 @@ def curated_params(experiment: ExperimentConfig, stage: Stage, run: RunFolder) -
         "parameters": info["parameters"],
         "trainable_parameters": info["trainable"],
         "trainable_share": round(info["trainable"] / info["parameters"], 4),
-        **({} if info["adapter_bytes"] is None else {"adapter_bytes": info["adapter_bytes"]}),
+        **adapter,
     }
