@@ -1,11 +1,13 @@
 """`fvl export`: a run's model as a folder that others load with transformers, or its adapter for peft."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from fvl_lightning.commands.checkpoint_models import Which, checkpoint_model
 from fvl_lightning.commands.models import model_folder
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.modeling.adapters import is_adapter_folder
@@ -18,6 +20,9 @@ def export(
     file_megabytes: Annotated[int, typer.Option(min=1, help="Largest weight file, unless a tensor is larger.")] = 5000,
     merge: Annotated[bool, typer.Option("--merge", help="An adapter and its base as one whole model.")] = False,
     base: Annotated[Path | None, typer.Option(help="With --merge: the base, where it was moved.")] = None,
+    checkpoint: Annotated[
+        Which | None, typer.Option(help="A run's last checkpoint, finished or not, or its best (trainer.keep_best).")
+    ] = None,
 ) -> None:
     """Write a model as a Hugging Face folder: safetensors, configuration, processor and a card.
 
@@ -25,15 +30,19 @@ def export(
 
     Example: `fvl export runs/demo/concat/finetune models/florence-demo`
     """
-    folder, file_bytes, console = model_folder(model), file_megabytes * 10**6, Console()
     if base is not None and not merge:
         raise ConfigError("--base: only --merge reads the base of an adapter")
+    with checkpoint_model(model, checkpoint) if checkpoint else nullcontext(model_folder(model)) as folder:
+        said = _export(folder, out, file_megabytes * 10**6, merge, base)
+    Console().print(said, highlight=False, markup=False, soft_wrap=True)
+
+
+def _export(folder: Path, out: Path, file_bytes: int, merge: bool, base: Path | None) -> str:
+    """Writes `out`, and says what it is."""
     if is_adapter_folder(folder) and not merge:
         parameters, under = export_adapter(folder, out, file_bytes)
-        said = f"{out}: adapter of {parameters:,} parameters on {under}"
-    elif merge and not is_adapter_folder(folder):
+        return f"{out}: adapter of {parameters:,} parameters on {under}"
+    if merge and not is_adapter_folder(folder):
         raise ConfigError(f"--merge: {folder} is a whole model, there is no adapter to merge")
-    else:
-        parameters = export_merged(folder, base, out, file_bytes) if merge else export_model(folder, out, file_bytes)
-        said = f"{out}: {parameters:,} parameters"
-    console.print(said, highlight=False, markup=False, soft_wrap=True)
+    parameters = export_merged(folder, base, out, file_bytes) if merge else export_model(folder, out, file_bytes)
+    return f"{out}: {parameters:,} parameters"

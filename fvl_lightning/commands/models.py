@@ -33,10 +33,15 @@ def model_folder(reference: str) -> Path:
     if is_model_folder(folder):
         return folder
     run = finished_run(reference)
-    if run.info["stage"] == "encoder_pretrain":
-        raise ConfigError(f"{run.path} is an encoder without a language model; name a run of a later stage")
+    check_answers(run)
     check_config(ExperimentConfig, run.config)  # imports the run's plugins
     return run.model
+
+
+def check_answers(run: RunFolder) -> None:
+    """ConfigError where the run trains an encoder alone."""
+    if run.info["stage"] == "encoder_pretrain":
+        raise ConfigError(f"{run.path} is an encoder without a language model; name a run of a later stage")
 
 
 def answering_model(reference: str) -> Loaded:

@@ -35,7 +35,7 @@ from fvl_lightning.training.lora import adapted, adapter_bytes
 from fvl_lightning.training.ranks import Ranks, joined, own_rank, started_ranks
 from fvl_lightning.training.run_folder import RunFolder, is_model_folder
 from fvl_lightning.training.stop import Stop, StopSignals, preemptible
-from fvl_lightning.training.trainer import build_trainer, check_accelerator
+from fvl_lightning.training.trainer import build_trainer, check_machine
 from fvl_lightning.training.weights import load_components, weights_hash
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def run_training(
         KeyboardInterrupt: after Ctrl-C, once the step under way is finished and saved.
         Preempted: after SIGTERM or SIGUSR1, likewise.
     """
-    check_accelerator(experiment.trainer.accelerator)
+    check_machine(experiment.trainer)
     if experiment.trainer.threads is not None:
         torch.set_num_threads(experiment.trainer.threads)
     with joined(experiment.trainer) as ranks:
@@ -268,7 +268,8 @@ def fit(
     """
     log = LogWindow(experiment.trainer.log_every)
     signals = StopSignals()
-    checkpoints = Checkpoints(run.last_checkpoint, experiment.trainer.checkpoint_every, signals)
+    every, keep_best = experiment.trainer.checkpoint_every, experiment.trainer.keep_best
+    checkpoints = Checkpoints(run.last_checkpoint, every, signals, keep_best)
     title = f"{experiment.name} ({experiment.fusion.name})" if experiment.fusion else experiment.name
     loggers: list[Any] = [Journal(run.metrics, tracker)] if tracker else []
     callbacks = [log, *([StepProgress(title)] if tracker else []), checkpoints, beats]

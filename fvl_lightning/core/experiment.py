@@ -72,6 +72,11 @@ class TrainerConfig:
     (ZeRO-2)."""
     checkpoint_activations: list[str] = field(default_factory=list)
     """Components (encoder, language_model) whose blocks are computed again in the backward pass, to save memory."""
+    cpu_offload: bool = False
+    """Where sharded, parameters, gradients and optimiser state are in main memory, a block's on the GPU while it
+    computes."""
+    compile: list[str] = field(default_factory=list)
+    """Components (encoder, language_model) whose blocks go through torch.compile, which needs a C++ compiler."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     threads: int | None = None
     """torch threads on a CPU; null keeps torch's choice. Another number gives other bits, so a resume checks it."""
@@ -79,6 +84,12 @@ class TrainerConfig:
     """Steps between two passes over the validation split."""
     checkpoint_every: int = 100
     """Steps between two checkpoints."""
+    checkpoint: Literal["auto", "whole", "sharded"] = "auto"
+    """One file (whole), or a folder to which every rank writes its part (sharded); auto follows the model."""
+    checkpoint_in_background: bool = False
+    """Goes on training while a checkpoint is written, from a copy in main memory."""
+    keep_best: bool = False
+    """Keeps the weights of the lowest validation loss in checkpoints/best.ckpt, for `fvl export --checkpoint best`."""
     log_every: int = 10
     """Steps between two logged points."""
     max_skipped: int = 3
@@ -101,9 +112,16 @@ class TrainerConfig:
                 raise ValueError(f"trainer.{name} must be above 0, or null, not {vars(self)[name]:g}")
         if self.strategy == "single" and self.world_size > 1:
             raise ValueError(f"trainer.strategy: single is one device, take ddp or fsdp for {self.world_size}")
-        for name in self.checkpoint_activations:
-            if name not in REPEATED:
-                raise unknown_name("component with blocks", name, REPEATED, "trainer.checkpoint_activations")
+        if not self.sharded:
+            for name, asked in {"checkpoint": self.checkpoint == "sharded", "cpu_offload": self.cpu_offload}.items():
+                if asked:
+                    raise ValueError(f"trainer.{name}: {self.strategy} splits nothing over ranks, take fsdp or hsdp")
+        if self.cpu_offload and self.accelerator == "cpu":
+            raise ValueError("trainer.cpu_offload: a training on the CPU has all in main memory, take false")
+        for option in ("checkpoint_activations", "compile"):
+            for name in vars(self)[option]:
+                if name not in REPEATED:
+                    raise unknown_name("component with blocks", name, REPEATED, f"trainer.{option}")
 
     @property
     def sharded(self) -> bool:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import REPEATED, ExperimentConfig, LoraConfig
 from fvl_lightning.core.types import Batch, PromptedBatch
 from fvl_lightning.modeling.adapters import base_hash
@@ -24,6 +24,7 @@ from fvl_lightning.training.components import (
     blocks,
     checkpoint_activations,
     children,
+    compile_blocks,
     component_of,
     freeze,
     learning,
@@ -33,8 +34,10 @@ from fvl_lightning.training.components import (
 )
 from fvl_lightning.training.lora import adapted, add_adapters, check_lora
 from fvl_lightning.training.optimizer import build_optimizer, warmup_cosine
+from fvl_lightning.training.random_states import random_states, restore_random_states
 from fvl_lightning.training.sharding import Sharded, gathered, local
 from fvl_lightning.training.strategies import ShardedStrategy
+from fvl_lightning.training.weights import check_checkpoint, take_learnt
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +83,7 @@ class Stage(LightningModule, ABC):
         self._step_tokens: list[Tensor] = []
         self._step_losses: list[Tensor] = []
         self._step_keys: list[tuple[str, ...]] = []
+        self._random_states: dict[str, Tensor] = {}
         self._saw_images, self._checked, self._configured = False, False, False
         self.sharded: Sharded | None = None
         self.logged = WindowMeter(tokenizer.pad_token_id)
@@ -147,7 +151,7 @@ class Stage(LightningModule, ABC):
             self._check_gradients()
             self._checked = True
         gradients = [local(parameter.grad) for parameter in self.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, scale)
+        torch._foreach_mul_(gradients, scale.to(gradients[0].device))
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clips by the global norm; takes all gradients away where the guard objects to them or to the loss.
@@ -186,7 +190,10 @@ class Stage(LightningModule, ABC):
         return self.logged.read(self._summed_over_ranks, self._gathered_over_ranks)
 
     def configure_model(self) -> None:
-        """Splits the model over the ranks, and has blocks compute their activations again, where asked; once."""
+        """Splits the model, has blocks compute their activations again, and compiles them, where asked; once.
+
+        All but the splitting replaces a block's `forward`, around which FSDP2's hooks run.
+        """
         settings, strategy = self.experiment.trainer, self.trainer.strategy
         if self._configured:
             return
@@ -194,10 +201,14 @@ class Stage(LightningModule, ABC):
         if isinstance(strategy, ShardedStrategy):
             units = [block for component in REPEATED for block in blocks(self.model, component)]
             self.sharded = Sharded(
-                self.model, units, strategy.mesh, strategy.root_device, settings.reshard_after_forward
-            )
+                self.model, units, strategy.mesh, strategy.root_device, settings.reshard_after_forward,
+                strategy.offload,
+            )  # fmt: skip
         for component in settings.checkpoint_activations:
             checkpoint_activations(blocks(self.model, component))
+        for component in settings.compile:
+            # A tower's stages share code and differ in all sizes, of which inductor makes too much of a generality.
+            compile_blocks(blocks(self.model, component), dynamic=False if component == "encoder" else None)
 
     def gather(self) -> None:
         """After training: the first rank has the whole model again where it was sharded; every rank must ask."""
@@ -234,14 +245,14 @@ class Stage(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what does not learn, but for its hash; adds the position in the data and the random numbers."""
-        kept = self._learning()
-        checkpoint["state_dict"] = {name: gathered(checkpoint["state_dict"][name]) for name in sorted(kept)}
+        checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in sorted(self._learning())}
         checkpoint["frozen_hash"] = self.frozen_hash
         checkpoint["position"] = self.position
         checkpoint["samples"] = int(self.samples)
         checkpoint["skipped_in_a_row"] = self.guard.in_a_row
         checkpoint["recent_updates"] = self.guard.recent
-        checkpoint["random_states"] = self._of_all_ranks(torch.get_rng_state())
+        checkpoint["random_states"] = self._of_all_ranks(random_states(self.trainer.strategy.root_device))
+        checkpoint["validation_loss"] = self.last_validation_loss
         checkpoint["threads"] = torch.get_num_threads()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -250,27 +261,25 @@ class Stage(LightningModule, ABC):
         Raises:
             DataError: what does not learn is no longer what it was, or other things learnt.
         """
-        if checkpoint["frozen_hash"] != self.frozen_hash:
-            raise DataError(
-                "--resume: the frozen weights are not those that the run had; what `init_from` or `pretrained` names "
-                "has changed since, start a new run"
-            )
-        others = checkpoint["state_dict"].keys() ^ self._learning()
-        if others:
-            raise DataError(f"--resume: the checkpoint does not hold what learns here, see {min(others)}")
+        check_checkpoint(checkpoint, self.frozen_hash, self._learning(), "--resume")
         self.position = checkpoint["position"]
         self.samples = checkpoint["samples"]
         self.guard.in_a_row = checkpoint["skipped_in_a_row"]
         self.guard.recent = checkpoint["recent_updates"]
         states = checkpoint["random_states"]
         if len(states) == self.trainer.world_size:  # else each rank has a stream of its own seed
-            self._random_state = states[self.trainer.global_rank]
+            self._random_states = states[self.trainer.global_rank]
+
+    def take_weights(self, checkpoint: Mapping[str, Any], told: str) -> None:
+        """The weights alone, without a training; errors as of `on_load_checkpoint`, told of the option `told`."""
+        check_checkpoint(checkpoint, self.frozen_hash, self._learning(), told)
+        take_learnt(self, checkpoint["state_dict"])
 
     def on_train_start(self) -> None:
         """Sets the modes, which Lightning leaves as they are, and restores the random numbers at the last moment."""
         self.train()
-        if getattr(self, "_random_state", None) is not None:
-            torch.set_rng_state(self._random_state)
+        if self._random_states:
+            restore_random_states(self._random_states, self.trainer.strategy.root_device)
 
     def _learning(self) -> set[str]:
         return {f"model.{name}" for name in learning(self.model, self.trainable)}

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -79,6 +80,19 @@ def checkpoint_activations(modules: Iterable[nn.Module]) -> None:
     """
     for module in modules:
         module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+
+
+def compile_blocks(modules: Iterable[nn.Module], dynamic: bool | None = None, backend: str = "inductor") -> None:
+    """Has each module compute through torch.compile, from its first step on.
+
+    Its `forward` is replaced, as above, so that names stay and FSDP2's hooks run around what is compiled. Activations
+    that are computed again are so inside of it, and the compiler knows.
+
+    Args:
+        dynamic: false compiles for every shape anew; None for sizes in general from the second one on.
+    """
+    for module in modules:
+        module.forward = torch.compile(module.forward, dynamic=dynamic, backend=backend)
 
 
 def resolve_trainable(defaults: Mapping[str, str], overrides: Mapping[str, str], stage: str) -> dict[str, str]:

@@ -30,9 +30,12 @@ logger = logging.getLogger(__name__)
 
 PLACEMENT = {
     f"trainer.{name}"
-    for name in ("strategy", "devices", "nodes", "batch_size", "reshard_after_forward", "checkpoint_activations")
-}
-"""What says where samples are computed, not which."""
+    for name in (
+        "strategy", "devices", "nodes", "batch_size", "reshard_after_forward", "checkpoint_activations", "cpu_offload",
+        "compile", "checkpoint", "checkpoint_in_background", "stall_seconds",
+    )
+}  # fmt: skip
+"""What says where samples are computed and how that is saved, not which."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,10 @@ class RunFolder:
     def check_finished(self) -> None:
         """ConfigError where the run has no model yet."""
         if not self.finished:
-            raise ConfigError(f"{self.path} is {self.info.get('status')}, it has no model yet; `--resume` finishes it")
+            raise ConfigError(
+                f"{self.path} is {self.info.get('status')}, it has no model yet; `--resume` finishes it, and "
+                "`fvl export --checkpoint last` takes what it has"
+            )
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -8,19 +8,30 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torchmetrics import Metric
+
+from fvl_lightning.training.checkpoint_parts import Rows, rows_between, whole
 
 
 class Sharded:
     """A model whose parameters have been split over the ranks of `mesh`.
 
     Rank 0 comes with the whole model, all others with one on the meta device; each block is made on every rank as the
-    part that it will hold, so that no device ever holds a whole model.
+    part that it will hold, so that no device ever holds a whole model. With `offload` the parts and what the optimiser
+    keeps of them are in main memory; a block's are copied to the device while it computes.
     """
 
     def __init__(
-        self, model: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, device: torch.device, reshard: bool
+        self,
+        model: nn.Module,
+        blocks: Iterable[nn.Module],
+        mesh: DeviceMesh,
+        device: torch.device,
+        reshard: bool,
+        offload: bool = False,
     ) -> None:
         self.model = model
         first = distributed.get_rank() == 0
@@ -29,16 +40,19 @@ class Sharded:
         _replace(model, model, lambda tensor: torch.empty_like(tensor, device="meta"))
         self._plain = copy.deepcopy(model)
         """The whole model without values, for the end."""
+        policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
         for block in blocks:
-            fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
-        fully_shard(model, mesh=mesh, reshard_after_forward=reshard)
-        model.to_empty(device=device)
+            fully_shard(block, mesh=mesh, reshard_after_forward=reshard, offload_policy=policy)
+        fully_shard(model, mesh=mesh, reshard_after_forward=reshard, offload_policy=policy)
+        model.to_empty(device="cpu" if offload else device)
         set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
         for name, values in computed.items():
             buffer = model.get_buffer(name)
             if first:
                 buffer.copy_(values)
             distributed.broadcast(buffer, 0)
+        if offload:
+            move_buffers(model, device)
 
     def gather(self) -> nn.Module | None:
         """The whole model as it is now, on rank 0's CPU; None on the others, which take part."""
@@ -67,12 +81,54 @@ def gathered_parts(part: Tensor, like: Tensor) -> Tensor:
     return split.full_tensor()
 
 
-def placed(whole: Tensor, like: Tensor) -> Tensor:
-    """`whole`, which every rank has, as `like` is: its device, and sharded where it is."""
-    whole = whole.to(like.device)
+def placed(value: Tensor, like: Tensor) -> Tensor:
+    """`value`, which every rank has, as `like` is: its device, and sharded where it is."""
+    value = value.to(like.device)
     if not isinstance(like, DTensor):
-        return whole
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+        return value
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def rows_to_write(tensor: DTensor) -> tuple[int, Tensor] | None:
+    """The first row and the rows that this rank holds; None where there are none, or another rank has the same."""
+    coordinate = tensor.device_mesh.get_coordinate()
+    assert coordinate is not None
+    copies = (at for at, placement in zip(coordinate, tensor.placements, strict=True) if placement == Replicate())
+    first, count = _held(tensor)
+    return None if any(copies) or not count else (first, local(tensor).detach())
+
+
+def held_rows(value: Tensor | Rows, like: Tensor) -> Tensor:
+    """What this rank holds of a checkpoint's tensor, where it is sharded as `like` is."""
+    if not isinstance(like, DTensor):
+        return whole(value)
+    first, count = _held(like)
+    return rows_between(value, first, first + count)
+
+
+def placed_rows(value: Tensor | Rows, like: Tensor) -> Tensor:
+    """A copy of a checkpoint's tensor as `like` is, where it has its shape: on its device, and sharded where it is."""
+    if not isinstance(like, DTensor) or (isinstance(value, Tensor) and value.shape != like.shape):
+        return whole(value)
+    rows = held_rows(value, like).to(local(like).device, copy=True)
+    return DTensor.from_local(rows, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+
+
+def move_buffers(module: nn.Module, device: torch.device) -> None:
+    """Buffers, and the state of metrics, to `device`; parameters stay where they are."""
+    for child in module.modules():
+        if isinstance(child, Metric):
+            child.to(device)
+        for name, buffer in child._buffers.items():
+            if buffer is not None:
+                child._buffers[name] = buffer.to(device)
+
+
+def _held(tensor: DTensor) -> tuple[int, int]:
+    """First row and number of rows of this rank's part."""
+    assert all(placement in (Replicate(), Shard(0)) for placement in tensor.placements), "split by other than rows"
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return offset[0], shape[0]
 
 
 def _kept(tensor: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Lightning's Trainer, set up the one way this kit uses it."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,21 @@ from fvl_lightning.training.checkpoint_files import CheckpointFiles
 from fvl_lightning.training.strategies import build_strategy
 
 
-def check_accelerator(name: str) -> None:
-    """ConfigError where the experiment asks for a kind of device that this machine does not have."""
+def check_machine(config: TrainerConfig) -> None:
+    """ConfigError where the experiment asks for what this machine does not have."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present.get(name, True):
-        raise ConfigError(f"trainer.accelerator: this machine has no {name} device; take auto or cpu")
+    if not present.get(config.accelerator, True):
+        raise ConfigError(f"trainer.accelerator: this machine has no {config.accelerator} device; take auto or cpu")
+    if config.cpu_offload and not present["cuda"]:
+        raise ConfigError("trainer.cpu_offload: without a GPU all is in main memory anyway, take false")
+    compiler = os.environ.get("CXX", "g++")
+    if config.compile and shutil.which(compiler) is None:
+        raise ConfigError(f"trainer.compile: it needs a C++ compiler, and there is no {compiler}; take []")
 
 
 def build_trainer(config: TrainerConfig, folder: Path, loggers: list[Logger], callbacks: list[Callback]) -> Trainer:
     """Steps, not epochs; logging, progress and checkpoints through our callbacks."""
-    plugins: list[Any] = [CheckpointFiles()]
+    plugins: list[Any] = [CheckpointFiles(config.checkpoint_in_background)]
     if config.world_size > 1:
         plugins.append(TorchElasticEnvironment())
     return Trainer(

@@ -1,6 +1,8 @@
-"""Weights by component: out of the saved model of one run into the model of another."""
+"""Weights by component, out of the saved model of one run into the model of another; and those of a checkpoint."""
 
+from collections.abc import Mapping, Set
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +12,10 @@ from fvl_lightning.core.hashes import weights_hash
 from fvl_lightning.core.weight_files import read_weights
 from fvl_lightning.modeling.adapters import base_of, is_adapter_folder, merge_adapter
 from fvl_lightning.modeling.build import load_model
+from fvl_lightning.training.checkpoint_parts import Rows, whole
 from fvl_lightning.training.components import CHILDREN, component_of
 
-__all__ = ["load_components", "weights_hash"]
+__all__ = ["check_checkpoint", "load_components", "take_learnt", "weights_hash"]
 
 UNUSED = "encoder.decoder."
 """Only encoder_pretrain has the encoder's decoder; a language stage leaves its weights in the file."""
@@ -49,6 +52,26 @@ def load_components(model: nn.Module, folder: Path) -> list[str]:
     for name in sorted(wanted):
         ours[name].copy_(stored[name])
     return sorted(components)
+
+
+def check_checkpoint(checkpoint: Mapping[str, Any], frozen_hash: str, learning: Set[str], told: str) -> None:
+    """DataError, of the option `told`, where the checkpoint is of other frozen weights, or other things learnt."""
+    if checkpoint["frozen_hash"] != frozen_hash:
+        raise DataError(
+            f"{told}: the frozen weights are not those that the run had; what `init_from` or `pretrained` names "
+            "has changed since, start a new run"
+        )
+    others = checkpoint["state_dict"].keys() ^ learning
+    if others:
+        raise DataError(f"{told}: the checkpoint does not hold what learns here, see {min(others)}")
+
+
+@torch.no_grad()
+def take_learnt(module: nn.Module, state: Mapping[str, Tensor | Rows]) -> None:
+    """Copies a checkpoint's values, whose names have been checked, tensor by tensor."""
+    ours = module.state_dict()
+    for name, value in state.items():
+        ours[name].copy_(whole(value))
 
 
 def _stored(folder: Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """`fvl export`: a run's model for others, and back, without a bit changed."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 
 from fvl_lightning.core.weight_files import read_weights
 from fvl_lightning.modeling.build import load_model
+from fvl_lightning.training.run_folder import RunFolder
 from tests.conftest import TINY, Run, furnish
 
 FINETUNE = "experiments/demo/finetune.yaml"
@@ -58,6 +60,31 @@ def test_a_training_starts_from_an_export_as_from_the_run(folder: Path, fvl_here
         assert done.returncode == 0, done.stderr
     ours, theirs = (read_weights(folder / "runs" / name / "model") for name in ("of_run", "of_export"))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_the_model_of_a_run_that_did_not_come_to_save_it(folder: Path, fvl_here: Run) -> None:
+    killed = RunFolder(folder / "runs" / "killed")
+    shutil.copytree(folder / "runs" / "run", killed.path)
+    shutil.rmtree(killed.model)
+    killed.record(status="running")
+    done = fvl_here(folder, "export", "runs/killed", "models/three")
+    assert done.returncode == 2
+    assert "it has no model yet; `--resume` finishes it, and `fvl export --checkpoint last` takes" in done.stderr
+    done = fvl_here(folder, "export", "runs/killed", "saved/last", "--checkpoint", "last")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (read_weights(folder / name) for name in ("saved/last", "models/one"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert {file.name for file in (folder / "saved/last").iterdir()} == {
+        file.name for file in (folder / "models/one").iterdir()
+    }
+    best = fvl_here(folder, "export", "runs/killed", "saved/best", "--checkpoint", "best")
+    assert best.returncode == 2
+    assert "--checkpoint best: runs/killed has no such checkpoint; trainer.keep_best" in best.stderr
+    killed.last_checkpoint.write_bytes(killed.last_checkpoint.read_bytes()[:-9])
+    (killed.checkpoints / "previous.ckpt").unlink(missing_ok=True)
+    assert "or they are damaged" in fvl_here(folder, "export", "runs/killed", "x", "--checkpoint", "last").stderr
+    assert not list(killed.path.glob(".export-*"))
 
 
 def test_images_are_fitted_as_in_training(folder: Path, fvl_here: Run) -> None:

@@ -92,6 +92,17 @@ def test_an_export_is_the_adapter_of_the_run(folder: Path) -> None:
     assert not torch.equal(logits(out), logits(folder / "runs" / "whole" / "model"))
 
 
+def test_an_adapter_out_of_a_checkpoint(folder: Path, fvl_here: Run) -> None:
+    done = fvl_here(folder, "export", "runs/on_pieces", "saved/pieces", "--checkpoint", "last")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (
+        load_file(folder / name / "adapter_model.safetensors") for name in ("saved/pieces", "models/pieces")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert (folder / "saved" / "pieces" / "base" / "config.json").is_file()
+
+
 def test_its_card_runs_with_plain_peft(folder: Path) -> None:
     text = (folder / "models" / "adapter" / "README.md").read_text(encoding="utf-8")
     code = text.split(CODE)[1].split("```")[0].replace('"adapter"', '"models/adapter"')

@@ -69,12 +69,12 @@ def fit(
 ) -> Trainer:
     """Trains as `fvl train` does, with the experiment's trainer; the last checkpoint lies at folder/last.ckpt."""
     config = stage.experiment.trainer
-    checkpoints = Checkpoints(folder / "last.ckpt", config.checkpoint_every, signals := StopSignals())
+    checkpoints = Checkpoints(folder / "last.ckpt", config.checkpoint_every, signals := StopSignals(), config.keep_best)
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.ERROR)  # it tells about its devices at every fit
     try:
-        trainer = build_trainer(config, folder, list(loggers), [checkpoints, *callbacks])
+        trainer = build_trainer(config, folder, list(loggers), [*callbacks, checkpoints])
         with warnings.catch_warnings(), signals:
             warnings.filterwarnings("ignore", module="lightning")
             trainer.fit(

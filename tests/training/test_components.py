@@ -4,7 +4,9 @@ import re
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import COMPONENTS
@@ -12,6 +14,7 @@ from fvl_lightning.training.components import (
     CHILDREN,
     blocks,
     checkpoint_activations,
+    compile_blocks,
     component_of,
     count_parameters,
     freeze,
@@ -115,3 +118,26 @@ def test_checkpointed_blocks_compute_twice_and_keep_their_names() -> None:
     loss.backward()
     assert passes == 2
     assert blocks(model, "decoder") == []
+
+
+def test_compiled_blocks_compute_the_same_and_keep_their_names() -> None:
+    """Where activations are computed again, too; by a backend that traces and differentiates as the compiler's does."""
+    torch.compiler.reset()
+    batch = rows(2)
+    images = batch.images.double()
+    found: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
+    for compiled in (False, True):
+        model = tiny_model().double()
+        names = list(model.state_dict())
+        every = [block for component in ("encoder", "language_model") for block in blocks(model, component)]
+        checkpoint_activations(blocks(model, "language_model"))
+        if compiled:
+            compile_blocks(every, backend=(counter := CompileCounterWithBackend("aot_eager")))
+        loss = model(batch.token_ids, pixel_values=images, labels=batch.labels).loss
+        loss.backward()
+        assert list(model.state_dict()) == names
+        found.append((loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    assert counter.frame_count >= 3, "stages of the encoder, layers of its text encoder and of the language model"
+    (plain, gradients), (loss, others) = found
+    torch.testing.assert_close(loss, plain, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(others, gradients, rtol=1e-10, atol=1e-10)
