@@ -1,9 +1,10 @@
 """Arms of one size: the hidden widths of their projectors are solved so that all come to the baseline's."""
 
 import dataclasses
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from math import floor, sqrt
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,102 +15,97 @@ from fvl_lightning.core.config import Choice
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.flops import count_flops, training_flops
+from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.components import count_parameters
 
 TOLERANCE = 0.01
-BETWEEN = ("fusion", "projector")
-"""The components that a comparison of fusions sizes; the norms around a fusion count with it."""
 
 
-class Size(Protocol):
-    """How large an arm is with any hidden width of its projector."""
+class Size(ABC):
+    """How large an arm is: what its projector takes, which depends on its hidden width, and all else."""
+
+    elsewhere: float
+    """What all but the projector takes."""
+
+    def __init__(self, experiment: ExperimentConfig, stage: Stage) -> None:
+        self.choice: Choice = experiment.projector
+        self.features, self.dim = stage.model.fusion.output, stage.model.language_model.dim
 
     def at(self, hidden: int) -> float:
-        """With this width."""
+        """With this hidden width."""
+        return self._with(_wide(self.choice, hidden))
 
     def own(self) -> float:
         """As it is."""
+        return self._with(self.choice)
 
+    @abstractmethod
     def words(self, size: float) -> str:
         """`size` behind the name of an arm."""
 
-    def beyond(self, baseline: "Size") -> str:
-        """What sets it apart from the baseline beside its projector, for the end of a sentence; may be empty."""
+    def beyond(self, baseline: Any) -> str:
+        """What sets it apart from the baseline, of its own class, beside the projector; for the end of a sentence."""
+        return ""
+
+    @abstractmethod
+    def share(self, projector: nn.Module) -> float:
+        """What a projector, on the meta device, takes."""
+
+    def _with(self, choice: Choice) -> float:
+        with torch.device("meta"):
+            return self.elsewhere + self.share(choice.component(choice.config, self.features, self.dim))
 
 
-class Parameters:
-    """Those of fusion and projector."""
+class Parameters(Size):
+    """Those of fusion, with the norms around it, and projector."""
 
     def __init__(self, experiment: ExperimentConfig) -> None:
-        self.experiment = experiment
-
-    def at(self, hidden: int) -> float:
-        """See Size."""
-        return self._count(_with_hidden(self.experiment, hidden))
-
-    def own(self) -> float:
-        """See Size."""
-        return self._count(self.experiment)
+        stage = build_stage(experiment, "meta")
+        super().__init__(experiment, stage)
+        self.elsewhere = count_parameters(stage.model)["fusion"]["parameters"]
 
     def words(self, size: float) -> str:
         """See Size."""
         return f"has {size:,.0f} parameters between encoder and language model"
 
-    def beyond(self, baseline: Size) -> str:
+    def share(self, projector: nn.Module) -> float:
         """See Size."""
-        return ""
-
-    def _count(self, experiment: ExperimentConfig) -> int:
-        counts = count_parameters(build_stage(experiment, "meta").model)
-        return sum(counts[component]["parameters"] for component in BETWEEN)
+        return sum(parameter.numel() for parameter in projector.parameters())
 
 
-class Operations:
-    """Floating-point operations per training sample, counted on the first batch as the report counts them.
-
-    The whole model is counted once, with the width it has; another width changes the projector's own share alone.
-    """
+class Operations(Size):
+    """Floating-point operations per training sample, counted on the first batch as the report counts them."""
 
     def __init__(self, experiment: ExperimentConfig) -> None:
         data, stage = prepare_data(experiment), build_stage(experiment)
+        super().__init__(experiment, stage)
         data.connect(data_context(stage.model, stage.tokenizer, experiment))
         batch = next(iter(data.train_dataloader()))
         seen: list[Tensor] = []
         with stage.model.projector.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
             total = training_flops(stage, batch)
-        self.choice: Choice = experiment.projector
-        self.features, self.dim = stage.model.fusion.output, stage.model.language_model.dim
         self.shape, self.sends_back = seen[0].shape, seen[0].requires_grad
         self.learns = stage.trainable["projector"] == "full"
         self.samples = len(batch.keys)
         self.image_tokens = stage.model.image_spec.tokens_per_image
-        self.elsewhere = (total - self._projector(self.choice)) / self.samples
-
-    def at(self, hidden: int) -> float:
-        """See Size."""
-        return self.elsewhere + self._projector(_wide(self.choice, hidden)) / self.samples
-
-    def own(self) -> float:
-        """See Size."""
-        return self.elsewhere + self._projector(self.choice) / self.samples
+        self.elsewhere = 0.0
+        self.elsewhere = total / self.samples - self.own()
 
     def words(self, size: float) -> str:
         """See Size."""
         return f"takes {_mega(size)} MFLOPs per training sample"
 
-    def beyond(self, baseline: Size) -> str:
+    def beyond(self, baseline: "Operations") -> str:
         """See Size."""
-        assert isinstance(baseline, Operations)
         more = self.elsewhere - baseline.elsewhere
         found = f", with {_mega(abs(more))} {'more' if more > 0 else 'fewer'} outside the projector"
         if self.image_tokens != baseline.image_tokens:
             found += f" ({self.image_tokens} image tokens in the language model, not {baseline.image_tokens})"
         return found
 
-    def _projector(self, choice: Choice) -> int:
-        with torch.device("meta"):
-            projector: nn.Module = choice.component(choice.config, self.features, self.dim)
-            features = torch.empty(self.shape, requires_grad=self.sends_back)
+    def share(self, projector: nn.Module) -> float:
+        """See Size."""
+        features = torch.empty(self.shape, device="meta", requires_grad=self.sends_back)
         projector.requires_grad_(self.learns)
 
         def work() -> None:
@@ -117,10 +113,10 @@ class Operations:
             if images.requires_grad:
                 images.sum().backward()
 
-        return count_flops(work)
+        return count_flops(work) / self.samples
 
 
-SIZES: dict[str, type[Parameters] | type[Operations]] = {"parameters": Parameters, "flops": Operations}
+SIZES: dict[str, Callable[[ExperimentConfig], Size]] = {"parameters": Parameters, "flops": Operations}
 """What `match` may ask for."""
 
 

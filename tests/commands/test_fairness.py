@@ -199,8 +199,7 @@ def test_arms_of_one_size(workspace: Path, here: None) -> None:
 
 
 def test_arms_of_one_price(workspace: Path, here: None) -> None:
-    arms = {fusion: {"set": [f"fusion={fusion}"]} for fusion in ("concat", "gated")}
-    arms["deep"] = {"set": ["fusion=mean", "projector.depth=3"]}
+    arms = {"concat": {"set": ["fusion=concat"]}, "deep": {"set": ["fusion=gated", "projector.depth=3"]}}
     arms["davit"] = {"set": ["fusion=concat", "encoder.sources=[davit]"]}  # its encoder reads under no prompt
     (plans,) = sized(workspace, "flops", arms, [0])
     prices = {arm: counted(stages[-1]) for arm, stages in plans.items()}
