@@ -14,7 +14,7 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.training.run_folder import RunFolder
 from tests.conftest import TINY, TINY_DATA, Run
 
-VERBS = ("demo", "train", "compare", "evaluate", "generate", "list", "describe", "show", "doctor", "ui")
+VERBS = ("demo", "train", "launch", "compare", "evaluate", "generate", "list", "describe", "show", "doctor", "ui")
 FINETUNE = "experiments/demo/finetune.yaml"
 
 
