@@ -22,7 +22,8 @@ from fvl_lightning.core.config import load_config
 from fvl_lightning.core.errors import ConfigError, DataError, first_line
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.memory import MemoryEstimate, estimate_memory, worst_batch
+from fvl_lightning.training.batch_shape import worst_batch
+from fvl_lightning.training.memory import MemoryEstimate, estimate_memory
 
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 

@@ -11,9 +11,9 @@ is computed again, the loss in chunks, autocast's copies of the weights.
 
 Assumed, where CUDA may differ: attention by a fused kernel, which keeps queries, keys, values, output and a number per
 row (a mask beside them is held in full); the operations that autocast leaves in float32 are those of a CPU. Under FSDP2
-the parameters of the root and of two blocks are gathered at a time, the root's twice while it is gathered itself; the
-root's gradients are whole until the backward pass ends, and a block's, twice, while they are sent. Not counted: the
-CUDA context, NCCL's and cuBLAS's workspaces, and what the allocator cannot use since it lies in pieces.
+the parameters of the root and of two blocks are gathered at a time, the root's twice while it is gathered itself; a
+block's gradients are whole until it is done, the root's until the backward pass is, and twice while they are sent. Not
+counted: the CUDA context, NCCL's and cuBLAS's workspaces, and what the allocator cannot use since it lies in pieces.
 """
 
 import math
@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from fvl_lightning.core.experiment import COMPONENTS, REPEATED, ExperimentConfig
-from fvl_lightning.core.types import IGNORE_INDEX
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
+from fvl_lightning.training.batch_shape import BatchShape, loss_of, worst_batch
 from fvl_lightning.training.components import CHILDREN, blocks, checkpoint_activations, component_of, set_modes
 from fvl_lightning.training.lora import quantized_layers
 from fvl_lightning.training.optimizer import GATHERED_AT_ONCE, build_optimizer
@@ -46,25 +46,13 @@ Sizes = dict[str, int]
 
 
 @dataclass(frozen=True)
-class BatchShape:
-    """What a rank gets at a time: `rows` of `tokens` (image tokens included), and `images` over all of them.
-
-    For encoder_pretrain `rows` are images and `tokens` those of each prompt's target.
-    """
-
-    rows: int
-    tokens: int
-    images: int
-
-
-@dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes on each rank, on the first where they differ.
 
     `activations` are those at the end of the forward pass, by the component whose pass has made them; the head, the
     loss and what embeds the tokens count as the language model's. `communication` is what DDP's buckets or FSDP2's
     gathered units take. `peak` is less than the sum of all, since activations go while gradients come, or more, by
-    what a computation holds for itself.
+    what a computation holds for itself; with `trainer.cpu_offload` the first three are in main memory, and not in it.
     """
 
     shape: BatchShape
@@ -79,16 +67,6 @@ class MemoryEstimate:
     def held(self) -> int:
         """Between two steps: parameters and the optimiser's state."""
         return sum(self.parameters.values()) + sum(self.optimizer.values())
-
-
-def worst_batch(experiment: ExperimentConfig, model: nn.Module, images_per_row: int = 1) -> BatchShape:
-    """The largest batch that the experiment allows: every row as long as `data.sequence_length`."""
-    rows, tokens = experiment.trainer.batch_size, experiment.data.config.sequence_length
-    if not isinstance(model, FlorenceVLForConditionalGeneration):
-        encoder: Any = model.get_submodule("encoder")
-        return BatchShape(rows, min(tokens, encoder.model_config.text_config.max_position_embeddings), rows)
-    fitting = max(1, (tokens - 1) // model.image_spec.tokens_per_image)
-    return BatchShape(rows, tokens, rows * min(images_per_row, fitting))
 
 
 def estimate_memory(
@@ -109,14 +87,21 @@ def estimate_memory(
     parts = shards(experiment)
     learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = _by_component({name: _local_bytes(parameter, parts) for name, parameter in learning.items()})
-    parameters, communication = _parameter_bytes(experiment, model, parts), _communication(experiment, model)
+    parameters, exchanged = _parameter_bytes(experiment, model, parts), _exchanged(experiment, model)
     with rehearsed(), without_values(model, _quantized(experiment, model)):
         step, optimizer = _rehearse_update(experiment, model, parts)
         passes = _rehearse_passes(experiment, model, shape)
     held, all_gradients = sum(parameters.values()) + sum(optimizer.values()), sum(gradients.values())
-    kept_gradients = all_gradients if experiment.trainer.sharded or experiment.trainer.accumulate > 1 else 0
-    peak = max(held + kept_gradients + communication + passes.peak, held + all_gradients + step)
-    return MemoryEstimate(shape, parameters, gradients, optimizer, passes.activations, communication, peak)
+    if experiment.trainer.cpu_offload:
+        held = all_gradients = step = 0
+    kept_gradients = all_gradients if experiment.trainer.accumulate > 1 else 0
+    moments = (
+        kept_gradients + exchanged.within + passes.peak,
+        all_gradients + exchanged.at_the_end,
+        all_gradients + step,
+    )
+    peak = held + max(moments)
+    return MemoryEstimate(shape, parameters, gradients, optimizer, passes.activations, exchanged.within, peak)
 
 
 def checkpoint_bytes(experiment: ExperimentConfig, model: nn.Module) -> int:
@@ -140,19 +125,22 @@ class _Passes:
 def _rehearse_passes(experiment: ExperimentConfig, model: nn.Module, shape: BatchShape) -> _Passes:
     """Forward and backward pass of one batch.
 
-    The peak has the gradients as they come, but where they are there before (accumulation) or leave at once (FSDP2).
+    The peak has the gradients as they come, but where they are there before (accumulation) or leave at once (those of
+    FSDP2's blocks).
     """
     trainer, allocations = experiment.trainer, Allocations()
     allocations.ignore([*model.parameters(), *model.buffers()])
     otherwise = "language_model" if isinstance(model, FlorenceVLForConditionalGeneration) else "encoder"
-    if trainer.accumulate > 1 or trainer.sharded:
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    leaving: Iterable[nn.Parameter] = model.parameters() if trainer.accumulate > 1 else ()
+    if trainer.sharded:
+        leaving = {parameter for unit in _units(model) for parameter in unit}
+    for parameter in leaving:
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
     repeated = [block for name in trainer.checkpoint_activations for block in blocks(model, name)]
     with _recomputed(repeated), allocations:
         with owners_told(model, allocations, otherwise, CHILDREN), _precision(experiment):
-            loss = _loss(experiment, model, shape)
+            loss = loss_of(experiment, model, shape)
         activations = {name: allocations.by_owner[name] for name in COMPONENTS}
         loss.backward()
     return _Passes(activations, allocations.peak)
@@ -182,28 +170,6 @@ def _rehearse_update(experiment: ExperimentConfig, model: nn.Module, parts: int)
     return max(allocations.peak - held, gathered), state
 
 
-def _loss(experiment: ExperimentConfig, model: nn.Module, shape: BatchShape) -> Tensor:
-    """The forward pass of a batch of this shape in which all but image tokens is supervised."""
-    encoder: Any = model.get_submodule("encoder")
-    dtype = next(encoder.parameters()).dtype
-    pixels = torch.empty(shape.images, 3, encoder.image_size, encoder.image_size, dtype=dtype)
-    if not isinstance(model, FlorenceVLForConditionalGeneration):
-        return model(pixels, torch.zeros(shape.images, len(encoder.tasks), shape.tokens, dtype=torch.long))[0]
-    image = model.config.image_token_id
-    token_ids = torch.full((shape.rows * shape.tokens,), int(image == 0))
-    token_ids[: shape.images * model.image_spec.tokens_per_image] = image
-    token_ids = token_ids.view(shape.tokens, shape.rows).T.contiguous()  # every row has its share
-    labels = token_ids.masked_fill(token_ids == image, IGNORE_INDEX)
-    images: dict[str, Any] = {"pixel_values": pixels}
-    if experiment.feature_cache is not None:
-        specs = encoder.specs.items()
-        images = {"image_sources": {n: torch.empty(shape.images, spec.tokens, spec.dim) for n, spec in specs}}
-    positions = None
-    if experiment.data.config.layout == "packed":
-        positions = (torch.arange(shape.tokens) % max(1, shape.tokens // 2)).expand_as(token_ids).contiguous()
-    return model(token_ids, labels=labels, position_ids=positions, **images).loss_sum
-
-
 def _parameter_bytes(experiment: ExperimentConfig, model: nn.Module, parts: int) -> Sizes:
     """Parameters and buffers by component."""
     narrow = _quantized(experiment, model)
@@ -214,18 +180,32 @@ def _parameter_bytes(experiment: ExperimentConfig, model: nn.Module, parts: int)
     return _by_component(sizes | {name: buffer.nbytes for name, buffer in model.named_buffers()})
 
 
-def _communication(experiment: ExperimentConfig, model: nn.Module) -> int:
-    """What DDP's buckets take, or the units that FSDP2 gathers and the gradients it sends."""
+@dataclass(frozen=True)
+class _Exchanged:
+    """Bytes of what ranks gather and send: while activations are held, and when the backward pass ends."""
+
+    within: int
+    at_the_end: int
+
+
+def _exchanged(experiment: ExperimentConfig, model: nn.Module) -> _Exchanged:
+    """DDP's buckets, or the units that FSDP2 gathers and the gradients it sends."""
     trainer = experiment.trainer
     if not trainer.sharded:
-        return _learning_bytes(model.parameters()) if trainer.world_size > 1 else 0
-    units = [list(block.parameters()) for name in REPEATED for block in blocks(model, name)]
+        buckets = _learning_bytes(model.parameters()) if trainer.world_size > 1 else 0
+        return _Exchanged(buckets, buckets)
+    units = _units(model)
     inside = {parameter for unit in units for parameter in unit}
     root = [parameter for parameter in model.parameters() if parameter not in inside]
-    whole, largest = _bytes(root), max(map(_bytes, units), default=0)
-    kept = sum(map(_bytes, units)) if not trainer.reshard_after_forward else 2 * largest
-    sent = 2 * max(map(_learning_bytes, units), default=0)
-    return max(2 * whole, whole + kept + _learning_bytes(root) + sent)
+    whole, sizes = _bytes(root), [_bytes(unit) for unit in units]
+    kept = 2 * max(sizes, default=0) if trainer.reshard_after_forward else sum(sizes)
+    unsent = max(map(_learning_bytes, units), default=0)
+    return _Exchanged(max(2 * whole, whole + kept + unsent), whole + 2 * _learning_bytes(root))
+
+
+def _units(model: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters of each block that FSDP2 gathers as one; all others are the root's."""
+    return [list(block.parameters()) for name in REPEATED for block in blocks(model, name)]
 
 
 def _gathered_matrices(matrices: list[nn.Parameter]) -> Iterator[int]:

@@ -25,7 +25,8 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import FusionOutput
 from fvl_lightning.fusions.concat import ConcatFusion
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.memory import BatchShape, MemoryEstimate
+from fvl_lightning.training.batch_shape import BatchShape
+from fvl_lightning.training.memory import MemoryEstimate
 from tests.conftest import TINY, Run, furnish
 
 FINETUNE = "experiments/demo/finetune.yaml"

@@ -3,21 +3,27 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fvl_lightning.commands.train import build_stage
 from fvl_lightning.core.config import load_config
-from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.experiment import REPEATED, ExperimentConfig
 from fvl_lightning.stages.base import Stage
+from fvl_lightning.training.batch_shape import BatchShape, loss_of
 from fvl_lightning.training.components import blocks, checkpoint_activations, count_parameters
-from fvl_lightning.training.memory import NF4_BYTES, BatchShape, MemoryEstimate, checkpoint_bytes, estimate_memory
+from fvl_lightning.training.memory import NF4_BYTES, MemoryEstimate, checkpoint_bytes, estimate_memory
 from fvl_lightning.training.optimizer import build_optimizer
+from fvl_lightning.training.sharding import local
 from tests.conftest import ROOT
 from tests.stages.fitting import build_stage as build_tiny_stage
 from tests.tiny_models import PIXELS, TOKENS, snapshot
@@ -53,28 +59,23 @@ def estimated(stage: Stage, shape: BatchShape | None = None) -> MemoryEstimate:
 def measured(stage: Stage, shape: BatchShape) -> tuple[int, int]:
     """Bytes held before the second step, and at most within it, by what the profiler sees allocated."""
     model, trainer = stage.model, stage.experiment.trainer
-    optimizer = build_optimizer(model, stage.experiment.optimizer)
     stage.train()
     for component in trainer.checkpoint_activations:
         checkpoint_activations(blocks(model, component))
-    image, tokens = model.config.image_token_id, model.image_spec.tokens_per_image
-    token_ids = torch.full((shape.rows, shape.tokens), 7)
-    token_ids[:, 1 : 1 + tokens * (shape.images // shape.rows)] = image
-    labels = token_ids.masked_fill(token_ids == image, -100)
+    optimizer = build_optimizer(model, stage.experiment.optimizer)
 
     def step() -> None:
         for _ in range(trainer.accumulate):
             narrow = trainer.precision == "bf16-mixed"
             with torch.autocast("cpu", torch.bfloat16) if narrow else contextlib.nullcontext():
-                pixels = torch.randn(shape.images, 3, *[model.encoder.image_size] * 2)
-                loss = model(token_ids, pixel_values=pixels, labels=labels).loss_sum
+                loss = loss_of(stage.experiment, model, shape)
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     step()
     states = [value for state in optimizer.state.values() for value in state.values()]
-    held = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers(), *states])
+    held = sum(local(tensor).nbytes for tensor in [*model.parameters(), *model.buffers(), *states])
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
     allocated = peak = 0
@@ -83,6 +84,16 @@ def measured(stage: Stage, shape: BatchShape) -> tuple[int, int]:
             allocated += event.nbytes()
             peak = max(peak, allocated)
     return held, held + peak
+
+
+@contextlib.contextmanager
+def one_of(ranks: int) -> Iterator[DeviceMesh]:
+    """As if this were the first of so many ranks, which answer at once, with anything."""
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        yield init_device_mesh("cpu", (ranks,))
+    finally:
+        distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("words", WAYS)
@@ -96,6 +107,24 @@ def test_the_peak_is_the_measured_one(
     assert estimate.held == held
     assert estimate.peak == pytest.approx(peak, rel=CLOSE)
     assert estimate.peak > 1.2 * held, "nothing but what is held was counted"
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
+@pytest.mark.parametrize("reshard", [True, False])
+def test_the_peak_under_fsdp_is_the_measured_one(
+    reshard: bool, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["trainable.encoder=full", "optimizer.name=adamw", RECOMPUTED, "trainer.batch_size=4"]
+    words += ["trainer.strategy=fsdp", "trainer.devices=2", f"trainer.reshard_after_forward={str(reshard).lower()}"]
+    stage = demo_stage(workspace, monkeypatch, *words)
+    estimate = estimated(stage)
+    with one_of(2) as mesh:
+        for block in [block for name in REPEATED for block in blocks(stage.model, name)]:
+            fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
+        fully_shard(stage.model, mesh=mesh, reshard_after_forward=reshard)
+        held, peak = measured(stage, estimate.shape)
+    assert estimate.held == held
+    assert estimate.peak == pytest.approx(peak, rel=CLOSE)
 
 
 def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
@@ -154,6 +183,9 @@ def test_strategies_share_what_they_share(on: Callable[..., MemoryEstimate]) -> 
     assert fsdp.activations == single.activations
     kept = on(strategy="fsdp", devices=4, nodes=2, reshard_after_forward=False)
     assert kept.communication > fsdp.communication
+    away = on(strategy="fsdp", devices=4, nodes=2, cpu_offload=True, accelerator="cuda")
+    assert away.held == fsdp.held
+    assert away.peak < fsdp.peak
 
 
 def test_recomputed_blocks_keep_their_inputs(on: Callable[..., MemoryEstimate]) -> None:

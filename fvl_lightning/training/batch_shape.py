@@ -1,0 +1,55 @@
+"""The largest batch that an experiment allows, and its loss, for a rehearsal on shapes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.types import IGNORE_INDEX
+from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """What a rank gets at a time: `rows` of `tokens` (image tokens included), and `images` over all of them.
+
+    For encoder_pretrain `rows` are images and `tokens` those of each prompt's target.
+    """
+
+    rows: int
+    tokens: int
+    images: int
+
+
+def worst_batch(experiment: ExperimentConfig, model: nn.Module, images_per_row: int = 1) -> BatchShape:
+    """The largest batch that the experiment allows: every row as long as `data.sequence_length`."""
+    rows, tokens = experiment.trainer.batch_size, experiment.data.config.sequence_length
+    if not isinstance(model, FlorenceVLForConditionalGeneration):
+        encoder: Any = model.get_submodule("encoder")
+        return BatchShape(rows, min(tokens, encoder.model_config.text_config.max_position_embeddings), rows)
+    fitting = max(1, (tokens - 1) // model.image_spec.tokens_per_image)
+    return BatchShape(rows, tokens, rows * min(images_per_row, fitting))
+
+
+def loss_of(experiment: ExperimentConfig, model: nn.Module, shape: BatchShape) -> Tensor:
+    """The forward pass of a batch of this shape in which all but image tokens is supervised: the sum of its losses."""
+    encoder: Any = model.get_submodule("encoder")
+    dtype = next(encoder.parameters()).dtype
+    pixels = torch.empty(shape.images, 3, encoder.image_size, encoder.image_size, dtype=dtype)
+    if not isinstance(model, FlorenceVLForConditionalGeneration):
+        return model(pixels, torch.zeros(shape.images, len(encoder.tasks), shape.tokens, dtype=torch.long))[0]
+    image = model.config.image_token_id
+    token_ids = torch.full((shape.rows * shape.tokens,), int(image == 0))
+    token_ids[: shape.images * model.image_spec.tokens_per_image] = image
+    token_ids = token_ids.view(shape.tokens, shape.rows).T.contiguous()  # every row has its share
+    labels = token_ids.masked_fill(token_ids == image, IGNORE_INDEX)
+    images: dict[str, Any] = {"pixel_values": pixels}
+    if experiment.feature_cache is not None:
+        specs = encoder.specs.items()
+        images = {"image_sources": {n: torch.empty(shape.images, spec.tokens, spec.dim) for n, spec in specs}}
+    positions = None
+    if experiment.data.config.layout == "packed":
+        positions = (torch.arange(shape.tokens) % max(1, shape.tokens // 2)).expand_as(token_ids).contiguous()
+    return model(token_ids, labels=labels, position_ids=positions, **images).loss_sum
