@@ -3,12 +3,13 @@
 import contextlib
 import fcntl
 import io
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ QUICK_DEMO_SECONDS = 900
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 """(folder, *words) -> what `fvl <words>` said and returned in that folder."""
+Fork = Callable[..., list[int]]
+"""(folder, out, *the words of each rank) -> runs them in the folder; their exit codes. See forked_ranks.py."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
@@ -74,6 +77,32 @@ def fvl_here() -> Run:
         return subprocess.CompletedProcess(["fvl", *words], code, out.getvalue(), err.getvalue())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def fork() -> Iterator[Fork]:
+    """Runs ranks, each a process of its own that has its imports behind it."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(folder: Path, out: str, *ranks: Sequence[str]) -> list[int]:
+        if not started:
+            command = [sys.executable, str(ROOT / "tests" / "forked_ranks.py")]
+            environment = os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)}
+            pipe = subprocess.PIPE
+            started.append(subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True))
+        (folder / out).mkdir()
+        stdin, stdout = started[0].stdin, started[0].stdout
+        assert stdin is not None
+        assert stdout is not None
+        job = {"folder": str(folder), "out": str(folder / out), "ranks": [list(map(str, words)) for words in ranks]}
+        stdin.write(json.dumps(job) + "\n")
+        stdin.flush()
+        return json.loads(stdout.readline())
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="session")

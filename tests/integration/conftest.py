@@ -1,11 +1,6 @@
 """Trainings that nothing stops, and what stops the others."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +8,8 @@ import pytest
 
 from fvl_lightning.training.callbacks import LogWindow
 from fvl_lightning.training.run_folder import RunFolder
-from tests.conftest import ONE_THREAD, ROOT, TINY_DATA, Run, furnish
-from tests.integration.runs import STEPS, UNTRACKED, Fork, StopAt, Straight
+from tests.conftest import TINY_DATA, Run, furnish
+from tests.integration.runs import STEPS, UNTRACKED, StopAt, Straight
 
 
 @pytest.fixture(scope="session")
@@ -31,32 +26,6 @@ def straight(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, fvl_here
         return runs[experiment]
 
     return train
-
-
-@pytest.fixture(scope="session")
-def fork() -> Iterator[Fork]:
-    """Runs ranks, each a process of its own that has its imports behind it."""
-    started: list[subprocess.Popen[str]] = []
-
-    def run(folder: Path, out: str, *ranks: Sequence[str]) -> list[int]:
-        if not started:
-            command = [sys.executable, str(Path(__file__).with_name("forked_ranks.py"))]
-            environment = os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)}
-            pipe = subprocess.PIPE
-            started.append(subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True))
-        (folder / out).mkdir()
-        stdin, stdout = started[0].stdin, started[0].stdout
-        assert stdin is not None
-        assert stdout is not None
-        job = {"folder": str(folder), "out": str(folder / out), "ranks": [list(map(str, words)) for words in ranks]}
-        stdin.write(json.dumps(job) + "\n")
-        stdin.flush()
-        return json.loads(stdout.readline())
-
-    yield run
-    for process in started:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture

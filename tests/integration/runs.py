@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fvl_lightning.training.journal import read_journal
 from fvl_lightning.training.run_folder import RunFolder
-from tests.conftest import ONE_THREAD, ROOT
+from tests.conftest import ONE_THREAD
 
 FINETUNE = (
     "experiments/demo/finetune.yaml",
@@ -30,8 +30,6 @@ TIMINGS = ("train/tokens_per_second", "train/step_seconds", "machine/peak_memory
 
 StopAt = Callable[..., None]
 """(batches, signal or error) -> arms it."""
-Fork = Callable[..., list[int]]
-"""(folder, out, *the words of each rank) -> runs them in the folder; their exit codes. See forked_ranks.py."""
 Straight = Callable[[tuple[str, ...]], RunFolder]
 """The words of an experiment -> its run that nothing stopped."""
 
@@ -58,18 +56,6 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
         command, cwd=folder, env=os.environ | ONE_THREAD, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-
-
-def torchrun(folder: Path, program: Path, *words: str, ranks: int = 2) -> None:
-    """Runs `program` as so many ranks in `folder`."""
-    where = [f"--nproc-per-node={ranks}", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
-    launcher = ["-m", "torch.distributed.run", *where]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(program), *words],
-        cwd=folder, env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float) -> None:

@@ -9,8 +9,9 @@ import pytest
 from fvl_lightning.commands.console import REQUEUE
 from fvl_lightning.training.journal import read_journal
 from fvl_lightning.training.run_folder import RunFolder
+from tests.conftest import Fork
 from tests.integration.killed import PLACES
-from tests.integration.runs import UNTRACKED, Fork, assert_same_run
+from tests.integration.runs import UNTRACKED, assert_same_run
 from tests.integration.test_killed import JOB, PROGRAM, STEPS, mixture
 
 NEVER = ("never", "0")

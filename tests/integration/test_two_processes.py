@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from fvl_lightning.training.journal import read_journal
-from tests.conftest import furnish
-from tests.integration.runs import Fork
+from tests.conftest import Fork, furnish
 
 PROGRAM = Path(__file__).with_name("two_ranks.py")
 IN_TROUBLE = Path(__file__).with_name("stopped_ranks.py")

@@ -17,7 +17,7 @@ from lightning import Callback
 from fvl_lightning.core.types import Batch
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.sharding import local
-from tests.stages.fitting import batches_of, build_stage, fit, split
+from tests.stages.fitting import STAGES, batches_of, build_stage, fit, split
 from tests.tiny_models import IMAGE
 
 LORA = {"encoder": "lora", "language_model": "lora"}
@@ -43,17 +43,19 @@ class Case:
     double: bool = True
 
 
+EXACT = {f"{stage}_{name}": Case(stage, name) for stage in STAGES for name in ("adamw", "muon")}
+"""Every stage with every optimiser, in float64."""
+ROUNDED = {
+    f"{stage}_{name}_float32": Case(stage, name, double=False)
+    for stage, name in zip(STAGES, ("adamw", "muon", "muon", "adamw"), strict=True)
+}
 CASES = {
-    "pretrain": Case(),
-    "pretrain_muon": Case(optimizer="muon"),
-    "finetune": Case("finetune"),
-    "encoder_pretrain": Case("encoder_pretrain", "muon"),
-    "align": Case("align"),
+    **EXACT,
+    **ROUNDED,
     "lora": Case("finetune", trainable=LORA),
     "kept": Case(optimizer="muon", splits=("fsdp",), sparing={"reshard_after_forward": False}),
     "recomputed": Case(sparing=EVERY_BLOCK),
     "recomputed_encoder": Case("encoder_pretrain", sparing={"checkpoint_activations": ["encoder"]}),
-    "float32": Case(optimizer="muon", double=False),
     "two_machines": Case(optimizer="muon", splits=("hsdp",)),
     "bfloat16": Case(trainer={"precision": "bf16-mixed"}, double=False),
 }
