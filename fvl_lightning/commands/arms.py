@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fvl_lightning.commands.train import build_stage
-from fvl_lightning.core.comparison import ComparisonConfig, arms_of
+from fvl_lightning.core.comparison import Arm, ComparisonConfig, arms_of
 from fvl_lightning.core.config import as_plain, differences, load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -105,6 +105,27 @@ def arm_differences(arms: Arms, baseline: str) -> dict[str, dict[str, list[Any]]
     for arm, key, theirs, ours in _differing(arms, baseline):
         found[arm] |= _leaves(key, theirs, ours)
     return found
+
+
+def axis_values(arms: Mapping[str, Arm], stages: Arms) -> dict[str, dict[str, str]]:
+    """{arm: {key: value}} for every key that any arm sets: what the arm sets, or else what its last stage has there.
+
+    Each arm has a value for each key, since MLflow's parallel coordinates leave out a run that lacks one.
+    """
+    keys = list(dict.fromkeys(key for arm in arms.values() for key in arm.values))
+    last = {name: as_plain(of_arm[-1]) for name, of_arm in stages.items()}
+    return {
+        name: {key: _shown(arm.values[key] if key in arm.values else _value(last[name], key)) for key in keys}
+        for name, arm in arms.items()
+    }
+
+
+def _shown(value: Any) -> str:
+    """Short, and different from the first letter on where it can be: davit+ocr, attention heads=2."""
+    if isinstance(value, Mapping):
+        facts = [f"{key}={_shown(fact)}" for key, fact in value.items() if key != "name"]
+        return " ".join([str(value["name"]), *facts] if "name" in value else facts)
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _differing(arms: Arms, baseline: str) -> Iterator[tuple[str, str, Any, Any]]:

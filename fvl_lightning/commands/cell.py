@@ -105,7 +105,7 @@ def score_cell(runs: list[RunFolder], spec: dict[str, Any]) -> dict[str, Any]:
         for a in answers
     ]  # fmt: skip
     if last.tracking.is_file():
-        track_results(last, dict(numbers(result)), {"answers": rows})
+        track_results(last, dict(numbers(result)), {"answers": rows}, data)
     return result | {
         "cell": spec["cell"],
         "encoder_hash": info["encoder_hash"],

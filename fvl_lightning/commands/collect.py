@@ -14,6 +14,7 @@ from fvl_lightning.commands.train import prepare_data
 from fvl_lightning.core.comparison import ComparisonConfig
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.conclusions import averaged, conclusions
+from fvl_lightning.tracking.pages import cells_search
 from fvl_lightning.training.components import component_of
 from fvl_lightning.training.run_folder import RunFolder
 
@@ -65,7 +66,7 @@ def collect(
         "seeds": config.seeds,
         "lineage": config.lineage,
         "metric": config.metric,
-        "mlflow": {"run_id": parent, "experiment": config.tracking.experiment},
+        "mlflow": mlflow_entry(config, parent),
         "encoder": averaged([encoder_entry(run) for run in encoders.values() if run is not None]),
         "machine": {
             "processor": platform.machine(),
@@ -79,6 +80,16 @@ def collect(
         "statistics": conclusions(config.metric, baseline, config.smallest_effect, results, answers),
     }
     return report, {arm: next(iter(answers[arm].values())) for arm in present}
+
+
+def mlflow_entry(config: ComparisonConfig, parent: str | None) -> dict[str, Any]:
+    """Where a report says that its runs are; no run where nothing is tracked."""
+    return {
+        "run_id": parent,
+        "experiment": config.tracking.experiment,
+        "folder": str(Path(config.output) / config.name),
+        "search": cells_search(parent or ""),
+    }
 
 
 def encoder_entry(run: RunFolder) -> dict[str, Any]:

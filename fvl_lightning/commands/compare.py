@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fvl_lightning.commands.arms import experiments, plan_alike
+from fvl_lightning.commands.arms import axis_values, experiments, plan_alike
 from fvl_lightning.commands.cell_runs import CellRuns, Encoders
 from fvl_lightning.commands.cells import Cell
 from fvl_lightning.commands.collect import collect, loss_curves, sample_answers
@@ -18,12 +18,15 @@ from fvl_lightning.commands.parent_run import log_report, tracked_parent
 from fvl_lightning.commands.ray_tasks import RayLauncher
 from fvl_lightning.commands.readings import readings_of
 from fvl_lightning.commands.slurm import SlurmLauncher
+from fvl_lightning.commands.tracked import track_results
 from fvl_lightning.commands.train import prepare_data
 from fvl_lightning.commands.tuning import tune, tuning_plans
 from fvl_lightning.core.comparison import ComparisonConfig, arms_of
-from fvl_lightning.core.config import load_config
+from fvl_lightning.core.config import check_config, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.report import rich_table, write_report
+from fvl_lightning.training.run_folder import RunFolder
 from fvl_lightning.training.stop import preemptible
 
 
@@ -73,7 +76,7 @@ def run_comparison(
     with tracked_parent(config, folder, fresh) as tracker:
         parent = tracker.run_id or None
         runs = CellRuns(config, launcher_of(config, folder), console, parent, fresh, retry_failed, report_only)
-        values = {name: arm.values for name, arm in arms_of(config, path).items()}
+        values = axis_values(arms_of(config, path), plans[config.seeds[0]].arms)
         rates = tune(runs, tuning, plans, values) if tuning else None
         cells, encoders = runs.run(plans, values, "test")
         score_encoders(encoders, console)
@@ -103,10 +106,20 @@ def score_encoders(encoders: Encoders, console: Console) -> None:
     for run in encoders.values():
         if run is None:
             continue
-        scores = run.info.get("scores") or score_encoder(run)
-        run.record(scores=scores)
+        scores = run.info.get("scores") or _scored(run)
         figures = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
         console.print(f"encoder {run.path} on the test split: {figures}", highlight=False, soft_wrap=True)
+
+
+def _scored(run: RunFolder) -> dict[str, float]:
+    """What the encoder writes, kept with its run."""
+    scores = score_encoder(run)
+    run.record(scores=scores)
+    if run.tracking.is_file():
+        results = {"seconds": run.info["seconds"]} | {f"encoder/{name}": value for name, value in scores.items()}
+        data = prepare_data(check_config(ExperimentConfig, run.config))
+        track_results(run, results, {}, data)
+    return scores
 
 
 def refuse_missing(cells: Sequence[Cell]) -> None:

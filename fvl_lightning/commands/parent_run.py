@@ -20,6 +20,9 @@ from fvl_lightning.tracking.tracker import Tracker
 from fvl_lightning.training.run_folder import RunFolder
 from fvl_lightning.training.stop import Preempted
 
+PARENT = "parent.json"
+"""The file in a comparison's folder that names its run."""
+
 
 @contextmanager
 def tracked_parent(config: ComparisonConfig, folder: Path, fresh: bool) -> Iterator[Tracker]:
@@ -34,7 +37,7 @@ def tracked_parent(config: ComparisonConfig, folder: Path, fresh: bool) -> Itera
         "fvl.lineage": config.lineage,
         "fvl.metric": config.metric,
     }
-    tracker = _started(config, folder / "parent.json", tags, fresh)
+    tracker = _started(config, folder / PARENT, tags, fresh)
     tracker.log_config(plain)
     try:
         yield tracker
@@ -45,6 +48,14 @@ def tracked_parent(config: ComparisonConfig, folder: Path, fresh: bool) -> Itera
         tracker.finish("FAILED")
         raise
     tracker.finish("FINISHED")
+
+
+def read_parent(folder: Path) -> dict[str, Any]:
+    """`store` (its address and the experiment) and `run_id` of a comparison's parent; DataError where it has none."""
+    try:
+        return json.loads((folder / PARENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise DataError(f"{folder} is no folder of a comparison that was tracked ({PARENT} is missing there)") from None
 
 
 def _started(config: ComparisonConfig, file: Path, tags: dict[str, str], fresh: bool) -> Tracker:
@@ -74,9 +85,9 @@ def log_report(tracker: Tracker, report: dict[str, Any], folder: Path) -> None:
     if masses:
         tracker.log_figure(mass_figure(masses), "source_mass.png")
     average = report["metric"].rpartition("/")[2]
-    scores = {
-        f"{arm}/accuracy_{average}": entry["accuracy"][average] for arm, entry in report["arms"].items()
-    }
+    scores: dict[str, float] = {}
+    for arm, entry in report["arms"].items():
+        scores |= {f"{arm}/accuracy_{average}": entry["accuracy"][average], f"{arm}/same_start": entry["same_start"]}
     verdicts = {}
     for contrast in report["statistics"]["contrasts"]:
         verdicts[f"fvl.verdict.{contrast['arm']}"] = contrast["verdict"]

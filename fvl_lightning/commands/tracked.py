@@ -77,7 +77,7 @@ def describe(
         "key": run.read_tracking()["key"] if run.tracking.is_file() else uuid.uuid4().hex,
         "parent_run_id": parent_run_id,
         "tags": every_tag,
-        "params": curated_params(experiment, stage, run),
+        "params": curated_params(experiment, stage, run) | cell_params(tags),
         "config": config,
         "dataset": {
             "name": experiment.data.name,
@@ -103,10 +103,10 @@ def end(run: RunFolder, tracker: Tracker | None, status: str, **facts: Any) -> N
     """Says how the run ended, in run.json and in the store; None stands for a tracker that was out of reach."""
     run.record(status=status, **facts)
     try:
-        if tracker is None:
-            sync_run(run)
-        else:
+        if tracker is not None:
             tracker.finish(ENDED[status])
+        if tracker is None or (run.finished and run.tracking.is_file()):  # it has a model to tell of
+            sync_run(run)
     except DataError as error:
         logger.warning("%s; what it lacks is in %s, and `fvl sync %s` sends it", error, run.path, run.path)
 
@@ -127,18 +127,34 @@ def sync_run(run: RunFolder) -> Delivery:
     told = Description(**run.read_tracking())
     journal = list(read_journal(run.metrics))
     ended = journal[-1]["time"] if journal else None
-    delivery = deliver(told, run.info.get("mlflow_run_id"), journal, ENDED.get(run.info["status"]), ended)
+    model = run.model if run.finished else None
+    delivery = deliver(told, run.info.get("mlflow_run_id"), journal, ENDED.get(run.info["status"]), ended, model)
     run.record(mlflow_run_id=delivery.run_id)
     return delivery
 
 
-def track_results(run: RunFolder, results: dict[str, float], tables: dict[str, list[dict[str, Any]]]) -> None:
-    """Adds scores and tables to a run that was tracked; a store out of reach gets them by `fvl sync`."""
-    run.write_tracking(run.read_tracking() | {"results": results, "tables": tables})
+def track_results(
+    run: RunFolder, results: dict[str, float], tables: dict[str, list[dict[str, Any]]], data: Any = None
+) -> None:
+    """Adds results and tables to a run that was tracked; a store out of reach gets them by `fvl sync`.
+
+    Args:
+        data: the data module whose test split the model was asked about, to be named as what the scores are of.
+    """
+    told = run.read_tracking() | {"results": results, "tables": tables}
+    if data is not None:
+        asked = {"name": f"{told['dataset']['name']}/test", "digest": data.store("test").manifest_hash()}
+        told["evaluated"] = told["dataset"] | asked
+    run.write_tracking(told)
     try:
         sync_run(run)
     except DataError as error:
         logger.warning("%s; `fvl sync %s` sends the scores", error, run.path)
+
+
+def cell_params(tags: Mapping[str, str]) -> dict[str, str]:
+    """`arm` and `axis.<key>`: what a cell's tags say of it, since MLflow draws and groups by parameters."""
+    return {key.removeprefix("fvl."): tags[key] for key in tags if key == "fvl.arm" or key.startswith("fvl.axis.")}
 
 
 def curated_params(experiment: ExperimentConfig, stage: Stage, run: RunFolder) -> dict[str, Any]:

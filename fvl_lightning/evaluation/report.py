@@ -229,9 +229,11 @@ def _mlflow_words(parent: Mapping[str, Any]) -> str:
     if parent["run_id"] is None:
         return ""
     return (
-        f"To see just this comparison in MLflow, open the experiment `{parent['experiment']}` and search for\n\n"
-        f"```\ntags.`mlflow.parentRunId` = '{parent['run_id']}'\n```\n\n"
-        "and group them by the tag `fvl.arm`; the values of the axes are tags `fvl.axis.<key>`. The parent run holds "
+        f"To see just this comparison in MLflow, open what `fvl ui {parent['folder']}` prints, or the experiment "
+        f"`{parent['experiment']}`, and search there for\n\n"
+        f"```\n{parent['search']}\n```\n\n"
+        "This is one run for each arm and seed; the first half alone shows their earlier stages and the encoders too. "
+        "Group them by the parameter `arm`; the values of the axes are parameters `axis.<key>`. The parent run holds "
         "this report.\n\n"
     )
 

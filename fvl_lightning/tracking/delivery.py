@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
+from fvl_lightning.tracking.logged_model import send_model
 from fvl_lightning.tracking.points import (
     BATCH_METRICS,
     BATCH_PARAMETERS,
+    DIGEST_LENGTH,
     PARAMETER_LENGTH,
     Status,
     batches,
@@ -20,6 +23,8 @@ from fvl_lightning.tracking.points import (
 )
 from fvl_lightning.tracking.store import open_store, resolve_uri, store_errors
 
+SCORES = "accuracy/"
+"""Results that begin like this are scores on the data that was asked about."""
 KEY_TAG = "fvl.key"
 """By this tag a run is found again whose creation was not heard of, since the server or this process went away."""
 
@@ -39,7 +44,9 @@ class Description:
     params: dict[str, Any]
     config: dict[str, Any]
     dataset: dict[str, str]
-    """`name`, `digest` and `source`."""
+    """What it trains on: `name`, `digest` and `source`, a folder or URL."""
+    evaluated: dict[str, str] = field(default_factory=dict)
+    """Likewise, what its model was asked about; empty where it was asked nothing."""
     results: dict[str, float] = field(default_factory=dict)
     """Metrics without a step, such as scores."""
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -62,7 +69,7 @@ class Delivery:
     run_id: str
     points: int = 0
     others: int = 0
-    """Tags, parameters, results, tables, the configuration, the data set, the status."""
+    """Tags, parameters, results, tables, the configuration, data sets, the model, the status."""
 
 
 def deliver(
@@ -71,6 +78,7 @@ def deliver(
     journal: Iterable[Mapping[str, Any]],
     status: Status | None = None,
     ended: int | None = None,
+    model: Path | None = None,
 ) -> Delivery:
     """Sends what the store lacks.
 
@@ -80,6 +88,7 @@ def deliver(
         journal: the lines of its journal.
         status: how it ended; None while it has not.
         ended: when, in milliseconds since 1970.
+        model: the folder of the model that it kept, which stays where it is; None where there is none.
 
     Raises:
         DataError: the store cannot be reached or refuses; calling it again goes on from there.
@@ -92,6 +101,12 @@ def deliver(
         found = client.get_run(run_id) if run_id else _found_or_created(client, experiment_id, told)
         delivery = Delivery(found.info.run_id)
         delivery.others += _send_description(client, found, told)
+        journal, model_id = list(journal), None
+        if model is not None:
+            last = max((entry["step"] for entry in journal), default=0)
+            model_id, sent = send_model(client, found, model, told.tags, told.params, last)
+            delivery.others += sent
+        delivery.others += _send_results(client, found, told, model_id)
         delivery.points = _send_points(client, found, journal)
         if status is not None and found.info.status != status:
             client.set_terminated(delivery.run_id, status, ended)
@@ -105,7 +120,7 @@ def _found_or_created(client: Any, experiment_id: str, told: Description) -> Any
 
 
 def _send_description(client: Any, found: Any, told: Description) -> int:
-    from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+    from mlflow.entities import Param, RunTag
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
     run_id, data = found.info.run_id, found.data
@@ -119,23 +134,49 @@ def _send_description(client: Any, found: Any, told: Description) -> int:
     new_params = [Param(key, value) for key, value in params.items() if key not in data.params]
     for batch in batches(new_params, BATCH_PARAMETERS):
         client.log_batch(run_id, params=batch)
-    results = {clean_key(key): value for key, value in told.results.items()}
-    now = time.time_ns() // 1_000_000  # the store shows the newest value
-    new_results = [Metric(key, value, now, 0) for key, value in results.items() if data.metrics.get(key) != value]
-    for batch in batches(new_results, BATCH_METRICS):
-        client.log_batch(run_id, metrics=batch)
     present = {file.path for file in client.list_artifacts(run_id)}
     if "config.yaml" not in present:
         text = yaml.safe_dump(told.config, sort_keys=False, allow_unicode=True)
         client.log_text(run_id, text, "config.yaml")
     new_tables = [name for name, rows in told.tables.items() if _send_table(client, run_id, present, name, rows)]
-    dataset = Dataset(**(told.dataset | {"digest": told.dataset["digest"][:36]}), source_type="local")
+    return len(new_tags) + len(new_params) + len(new_tables) + ("config.yaml" not in present)
+
+
+def _send_results(client: Any, found: Any, told: Description, model_id: str | None) -> int:
+    """The data sets, and the results as the run's and the model's; scores name the data they are of."""
+    from mlflow.entities import DatasetInput, InputTag, Metric
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+    inputs = [(_dataset(told.dataset), "training")]
+    inputs += [(_dataset(told.evaluated), "evaluation")] if told.evaluated else []
     known = {(given.dataset.name, given.dataset.digest) for given in found.inputs.dataset_inputs}
-    new_dataset = (dataset.name, dataset.digest) not in known
-    if new_dataset:
-        client.log_inputs(run_id, datasets=[DatasetInput(dataset=dataset)])
-    sent = (new_tags, new_params, new_results, new_tables)
-    return sum(map(len, sent)) + ("config.yaml" not in present) + new_dataset
+    new = [
+        DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, context)])
+        for dataset, context in inputs
+        if (dataset.name, dataset.digest) not in known
+    ]
+    if new:
+        client.log_inputs(found.info.run_id, datasets=new)
+    of = {} if model_id is None else {"model_id": model_id}
+    scored = {"dataset_name": inputs[-1][0].name, "dataset_digest": inputs[-1][0].digest} if told.evaluated else {}
+    results = {clean_key(key): value for key, value in told.results.items()}
+    now = time.time_ns() // 1_000_000  # the store shows the newest value
+    metrics = [
+        Metric(key, value, now, 0, **of, **(scored if key.startswith(SCORES) else {}))
+        for key, value in results.items()
+        if found.data.metrics.get(key) != value
+    ]
+    for batch in batches(metrics, BATCH_METRICS):
+        client.log_batch(found.info.run_id, metrics=batch)
+    return len(new) + len(metrics)
+
+
+def _dataset(told: Mapping[str, str]) -> Any:
+    """As MLflow's pages and `mlflow.data.get_source` read it."""
+    from mlflow.entities import Dataset
+
+    kind = urlsplit(told["source"]).scheme or "local"
+    return Dataset(told["name"], told["digest"][:DIGEST_LENGTH], kind, json.dumps({"uri": told["source"]}))
 
 
 def _send_table(client: Any, run_id: str, present: set[str], name: str, rows: list[dict[str, Any]]) -> bool:

@@ -36,9 +36,6 @@ class NullTracker(Tracker):
     def log_artifact(self, path: Path) -> None:
         """No effect."""
 
-    def log_dataset(self, name: str, digest: str, source: str) -> None:
-        """No effect."""
-
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """No effect."""
 

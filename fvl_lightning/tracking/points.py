@@ -12,6 +12,7 @@ BATCH_PARAMETERS = 100
 """What MLflow takes in one call."""
 KEY_LENGTH = 250
 PARAMETER_LENGTH = 6000
+DIGEST_LENGTH = 36
 """Characters MLflow keeps."""
 
 

@@ -27,6 +27,11 @@ PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT
 """How long a call to a server may take, unless the user's environment says otherwise; MLflow's own is many minutes."""
 
 
+def is_server(uri: str) -> bool:
+    """Whether the store is behind a server, rather than a file."""
+    return uri.startswith(("http://", "https://"))
+
+
 def resolve_uri(uri: str) -> str:
     """The store's address independent of the working directory: a relative sqlite path becomes an absolute one.
 
@@ -35,7 +40,7 @@ def resolve_uri(uri: str) -> str:
     """
     if uri.startswith(SQLITE) and uri != SQLITE:
         return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}"
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri):
         return uri.rstrip("/")
     raise DataError(
         f"tracking.uri: '{uri}' is not an MLflow store this kit can use, write sqlite:///<file> such as "
@@ -80,6 +85,23 @@ def open_store(uri: str, experiment: str) -> str:
     return str(found.experiment_id)
 
 
+def existing_store(uri: str) -> str:
+    """The resolved address of a store to read, which MLflow would create where there is none.
+
+    Raises:
+        DataError: there is no store in the sqlite file; a server is not asked.
+    """
+    uri = resolve_uri(uri)
+    file = _sqlite_file(uri)
+    if file is not None:
+        if not file.exists():
+            raise DataError(
+                f"tracking.uri: there is no MLflow store at {file} yet, a training or a comparison creates it"
+            )
+        _check_sqlite(file)
+    return uri
+
+
 def serve_ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> None:
     """Serves MLflow's web interface on an sqlite store until interrupted (Ctrl-C or SIGTERM); for the main thread.
 
@@ -91,13 +113,10 @@ def serve_ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> None:
     Raises:
         DataError: no store there, the port is taken, or the server ended with an error.
     """
-    uri = resolve_uri(uri)
+    uri = existing_store(uri)
     file = _sqlite_file(uri)
     if file is None:
         raise DataError(f"tracking.uri: {uri} is a server already, open that address in a browser")
-    if not file.exists():
-        raise DataError(f"tracking.uri: there is no MLflow store at {file} yet, a training or a comparison creates it")
-    _check_sqlite(file)
     _check_port(host, port)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
     command += ["--host", host, "--port", str(port), "--artifacts-destination", str(file.parent / "mlartifacts")]
@@ -192,6 +211,8 @@ def _reach_server(uri: str) -> None:
         with urllib.request.urlopen(f"{uri}/health", timeout=SERVER_TIMEOUT):
             return
     except urllib.error.HTTPError as error:
+        if error.code in (401, 403):  # a proxy that asks who we are; MLflow's client tells it
+            return
         raise DataError(f"tracking.uri: {uri}/health answers {error.code}, that is no MLflow server") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)

@@ -237,20 +237,6 @@ class Tracker(Logger):
         with store_errors(self._uri):
             self._client.log_artifact(self._run_id, str(path))
 
-    def log_dataset(self, name: str, digest: str, source: str) -> None:
-        """Names the data the run reads, as MLflow's input dataset.
-
-        Args:
-            name: the data set, such as demo-easy.
-            digest: a hash of its manifest; its first 36 characters are kept.
-            source: where it lies, a folder or URL.
-        """
-        from mlflow.entities import Dataset, DatasetInput
-
-        dataset = Dataset(name=name, digest=digest[:36], source_type="local", source=source)
-        with store_errors(self._uri):
-            self._client.log_inputs(self._run_id, datasets=[DatasetInput(dataset=dataset)])
-
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags on the run, over those of the same name."""
         from mlflow.entities import RunTag

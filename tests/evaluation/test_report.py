@@ -63,7 +63,9 @@ def comparison() -> dict[str, Any]:
         "seed": 3,
         "seeds": [3],
         "metric": "accuracy/macro",
-        "mlflow": {"run_id": "0123abcd", "experiment": "fvl-demo"},
+        "mlflow": {
+            "run_id": "0123abcd", "experiment": "fvl-demo", "folder": "runs/demo", "search": "tags.parent = '0123abcd'",
+        },
         "cells": [{"arm": arm, "seed": 3, **arms[arm]} for arm in ARMS],
         "differences": {arm: {} if arm == "gated" else {"fusion.name": ["gated", arm]} for arm in ARMS},
         "statistics": conclusions("accuracy/macro", "gated", 0.02, results, answers),

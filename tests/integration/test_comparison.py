@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -18,9 +18,10 @@ from mlflow.entities import Run as MlflowRun
 
 from fvl_lightning.commands import cell as cell_process
 from fvl_lightning.commands.cells import Cell
-from fvl_lightning.evaluation.conclusions import conclusions
+from fvl_lightning.tracking.pages import cells_search
 from fvl_lightning.training.run_folder import RunFolder
 from tests.conftest import TINY_DATA, Run, furnish
+from tests.integration.from_mlflow import FromMlflow
 from tests.integration.runs import assert_same_run
 
 SEEDS = (0, 1, 2)
@@ -157,41 +158,69 @@ def test_a_child_says_which_cell_it_is(children: dict[tuple[str, int], MlflowRun
         assert run.info.run_name == f"{arm}/{seed}/finetune"
 
 
-def test_every_number_of_the_report_is_in_mlflow(
-    client: MlflowClient, children: dict[tuple[str, int], MlflowRun], comparison: dict[str, Any], tmp_path: Path
-) -> None:
-    metrics = {cell: run.data.metrics for cell, run in children.items()}
-    results: dict[int, dict[str, Any]] = {seed: {} for seed in SEEDS}
-    answers: dict[str, dict[int, Any]] = {arm: {} for arm in ARMS}
-    for (arm, seed), run in children.items():
-        table = json.loads(Path(client.download_artifacts(run.info.run_id, "answers.json", str(tmp_path))).read_text())
-        answers[arm][seed] = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-        of = metrics[arm, seed]
-        averages = ("accuracy/macro", "accuracy/overall")
-        kinds = {row["kind"]: of[f"accuracy/{row['kind'].replace(' ', '_')}"] for row in answers[arm][seed]}
-        kinds = dict(sorted(kinds.items()))
-        accuracy = {name.rpartition("/")[2]: of[name] for name in averages} | {"by_kind": kinds}
-        results[seed][arm] = {"accuracy": accuracy, "unseen": {}, "transfer": {}}
-    in_order = {arm: dict(sorted(answers[arm].items())) for arm in ARMS}
-    again = conclusions("accuracy/macro", "concat", 0.01, results, in_order)
-    assert_close(json.loads(json.dumps(again).replace("NaN", "null")), comparison["statistics"])
+def test_every_number_of_the_report_is_in_mlflow(folder: Path, comparison: dict[str, Any], tmp_path: Path) -> None:
+    assert_in_mlflow(f"sqlite:///{folder / 'mlflow.db'}", comparison, tmp_path)
 
-    text = (Path(client.download_artifacts(comparison["mlflow"]["run_id"], "report.md", str(tmp_path)))).read_text()
-    for arm in ARMS:
-        scores = [metrics[arm, seed]["accuracy/macro"] for seed in SEEDS]
-        assert f"| {arm} | {mean(scores):.3f} | {stdev(scores):.3f} | 3 |" in text
-    for name, words, unit in (
-        ("parameters", "parameters", "{:,.0f}"),
-        ("image_tokens", "image tokens in the language model", "{:,.0f}"),
-        ("seconds", "training time, all stages (s)", "{:,.0f}"),
-        ("tokens_per_second", "tokens per second", "{:,.0f}"),
-        ("image_zeroed/macro", "image zeroed", "{:.3f}"),
-    ):
-        averages_of = [unit.format(mean(metrics[arm, seed][name] for seed in SEEDS)) for arm in ARMS]
-        assert f"| {words} | {' | '.join(averages_of)} |" in text
-    parent = client.get_run(comparison["mlflow"]["run_id"]).data
+
+def assert_in_mlflow(uri: str, comparison: dict[str, Any], folder: Path) -> FromMlflow:
+    """The report on the parent run has the tables and words that its runs in MLflow give, without the working folder.
+
+    Args:
+        comparison: comparison.json, to know the parent by, and to hold the statistics against at full precision.
+        folder: for what is downloaded.
+    """
+    there = FromMlflow(uri, comparison["mlflow"]["run_id"], folder)
+    assert list(there.cells) == [(arm, seed) for arm in ARMS for seed in SEEDS]
+    assert_close(there.statistics(), comparison["statistics"])
+    text = there.artifact(there.parent, "report.md")
+    tables = there.tables(comparison["statistics"])
+    assert len(tables) >= 6
+    for table in tables:
+        assert f"## {table.title}\n" in text
+        for row in table.rows:
+            assert f"| {' | '.join(row)} |\n" in text, table.title
+    metrics = there.parent.data.metrics
+    shares = " | ".join(f"{metrics[f'{arm}/same_start']:.1%}" for arm in ARMS)
+    assert f"| weights that start as concat's | {shares} |\n" in text
+    for name in ("caption_tokens", "words", "boxes"):
+        average = mean(run.data.metrics[f"encoder/{name}"] for run in there.encoders)
+        assert f"{name.replace('_', ' ')} {average:.3f}" in text
     verdicts = {c["arm"]: c["verdict"] for c in comparison["statistics"]["contrasts"]}
-    assert {arm: parent.tags[f"fvl.verdict.{arm}"] for arm in ("again", "gated")} == verdicts
+    assert {arm: there.parent.data.tags[f"fvl.verdict.{arm}"] for arm in ("again", "gated")} == verdicts
+    return there
+
+
+def test_every_cell_has_its_axes_its_model_and_its_data(
+    client: MlflowClient, children: dict[tuple[str, int], MlflowRun]
+) -> None:
+    for (arm, seed), run in children.items():
+        assert run.data.params["arm"] == arm
+        assert run.data.params["axis.fusion"] == run.data.params["fusion"]
+        context = {given.dataset.name: given.tags[0].value for given in run.inputs.dataset_inputs}
+        assert context == {"demo": "training", "demo/test": "evaluation"}
+        [output] = run.outputs.model_outputs
+        model = client.get_logged_model(output.model_id)
+        assert (model.name, model.params["arm"], output.step) == (f"{arm}-{seed}-finetune", arm, 40)
+        assert (Path(model.tags["fvl.model_folder"]) / "config.json").is_file()
+        assert {m.value for m in model.metrics if m.key == "accuracy/macro"} == {run.data.metrics["accuracy/macro"]}
+    digests = {given.dataset.digest for run in children.values() for given in run.inputs.dataset_inputs}
+    assert len(digests) == 2, "the same data in every cell"
+
+
+def test_the_pages_of_the_comparison_are_named(
+    folder: Path, comparison: dict[str, Any], fvl_here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = []
+    monkeypatch.setattr("fvl_lightning.commands.ui.serve_ui", lambda *place: served.append(place))
+    done = fvl_here(folder, "ui", "runs/tiny", "--port", "5001")
+    assert done.returncode == 0, done.stderr
+    assert f"/runs/{comparison['mlflow']['run_id']}/artifacts" in done.stdout
+    assert "cells: http://127.0.0.1:5001/#/experiments/" in done.stdout
+    assert served == [("sqlite:///mlflow.db", "127.0.0.1", 5001)]
+    said = (folder / "runs" / "tiny" / "report.md").read_text(encoding="utf-8")
+    assert "`fvl ui runs/tiny`" in said
+    assert f"```\n{cells_search(comparison['mlflow']['run_id'])}\n```" in said
+    assert fvl_here(folder, "ui", "runs").returncode == 2
 
 
 def test_the_report_is_written_again_from_what_is_stored(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.data.dataset_source_registry import get_dataset_source_from_json
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.tracking import tracker as tracker_module
@@ -62,7 +63,11 @@ def test_everything_arrives_and_then_nothing_is_missing(client: MlflowClient, to
     assert run.data.params == {"fusion": "concat", "rates_0_": "0.5"}
     assert run.data.tags["fvl.stage"] == "finetune"
     assert run.data.metrics["accuracy/macro"] == 0.5
-    assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 36
+    [given] = run.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("demo", "d" * 36)
+    source = get_dataset_source_from_json(given.dataset.source, given.dataset.source_type)
+    assert source.to_dict() == {"uri": "data"}
+    assert {tag.key: tag.value for tag in given.tags} == {"mlflow.data.context": "training"}
     assert {file.path for file in client.list_artifacts(sent.run_id)} == {"config.yaml", "answers.json"}
     assert yaml.safe_load(Path(client.download_artifacts(sent.run_id, "config.yaml")).read_text()) == TOLD["config"]
     assert deliver(told, sent.run_id, JOURNAL, "FINISHED", 1) == Delivery(sent.run_id)
@@ -92,6 +97,47 @@ def test_scores_and_tables_may_change(client: MlflowClient, told: Description) -
     assert deliver(told, run_id, []).others == 0
     assert client.get_run(run_id).data.metrics["accuracy"] == 0.25
     assert '"red"' in Path(client.download_artifacts(run_id, "answers.json")).read_text()
+
+
+def test_the_model_is_named_and_knows_its_scores_and_their_data(
+    client: MlflowClient, told: Description, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    run_id = deliver(told, None, JOURNAL, "FINISHED", 1, folder).run_id
+    told.results = {"accuracy/macro": 0.5, "accuracy/colour": 0.25, "transfer/medium/macro": 0.125}
+    told.evaluated = {"name": "demo/test", "digest": "e" * 64, "source": "data"}
+    assert deliver(told, run_id, JOURNAL, "FINISHED", 1, folder).others == 4, "three results and their data"
+    assert deliver(told, run_id, JOURNAL, "FINISHED", 1, folder).others == 0
+    run = client.get_run(run_id)
+    [model] = client.search_logged_models([run.info.experiment_id])
+    assert (model.name, model.model_type, model.status, model.source_run_id) == (
+        "demo-concat", "finetune", "READY", run_id
+    )  # fmt: skip
+    assert model.params == {"fusion": "concat", "rates_0_": "0.5"}
+    assert (model.tags["fvl.model_folder"], model.tags["fvl.model_bytes"]) == (str(folder), "7")
+    assert not client.list_logged_model_artifacts(model.model_id), "weights stay where they are"
+    assert [(output.model_id, output.step) for output in run.outputs.model_outputs] == [(model.model_id, 3)]
+    scores = {m.key: (m.value, m.dataset_name, m.dataset_digest) for m in model.metrics}
+    assert scores == {
+        "accuracy/macro": (0.5, "demo/test", "e" * 36),
+        "accuracy/colour": (0.25, "demo/test", "e" * 36),
+        "transfer/medium/macro": (0.125, None, None),
+    }
+    assert run.data.metrics["accuracy/macro"] == 0.5
+    assert {given.dataset.name: given.tags[0].value for given in run.inputs.dataset_inputs} == {
+        "demo": "training", "demo/test": "evaluation"
+    }  # fmt: skip
+
+
+def test_a_model_that_was_half_told_is_not_told_twice(client: MlflowClient, told: Description, tmp_path: Path) -> None:
+    run_id = deliver(told, None, []).run_id
+    experiment_id = client.get_run(run_id).info.experiment_id
+    pending = client.create_logged_model(experiment_id, name="demo-concat", source_run_id=run_id)
+    assert deliver(told, run_id, [], "FINISHED", 1, tmp_path).others == 2, "the run's output and its end"
+    [model] = client.search_logged_models([experiment_id])
+    assert (model.model_id, model.status) == (pending.model_id, "READY")
 
 
 def test_a_journal_and_a_tracker_that_say_the_same_are_one(client: MlflowClient, told: Description) -> None:

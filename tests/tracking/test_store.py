@@ -7,8 +7,10 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -183,3 +185,24 @@ def wait_for_page(url: str, seconds: float) -> bytes:
         except OSError:
             assert time.monotonic() < deadline, f"no answer from {url}"
             time.sleep(0.5)
+
+
+def test_a_server_that_asks_who_we_are_is_one_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its refusal is MLflow's to tell, which knows the user's name and password."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(DataError, match=r"cannot be used: .*401"):
+                open_store(f"http://127.0.0.1:{server.server_port}", "shapes")
+        finally:
+            server.shutdown()

@@ -248,12 +248,6 @@ def test_artifacts(uri: str, tracker: Tracker, tmp_path: Path) -> None:
         assert image.getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_dataset(uri: str, tracker: Tracker) -> None:
-    tracker.log_dataset("demo-easy", "0" * 64, "data/demo/easy")
-    [entry] = MlflowClient(tracking_uri=uri).get_run(tracker.run_id).inputs.dataset_inputs
-    assert (entry.dataset.name, entry.dataset.digest, entry.dataset.source) == ("demo-easy", "0" * 36, "data/demo/easy")
-
-
 def test_provenance(uri: str, tracker: Tracker) -> None:
     tags = provenance({"fusion": {"name": "gated", "hidden": 8}, "seed": 3, "trainer": {"max_steps": 1}}, "abc123")
     tracker.set_tags(tags)
@@ -314,7 +308,6 @@ def test_null_tracker_takes_everything(tmp_path: Path, monkeypatch: pytest.Monke
     null.log_figure(tmp_path / "missing.png", "figure.png")
     null.log_image(tmp_path / "missing.png", "image.png")
     null.log_artifact(tmp_path / "missing.png")
-    null.log_dataset("demo", "0", "data")
     null.set_tags({"a": "1"})
     null.flush()
     null.finish("FINISHED")

@@ -1,0 +1,90 @@
+"""A comparison's report made again from what MLflow holds, and from nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from fvl_lightning.evaluation.conclusions import averaged, conclusions
+from fvl_lightning.evaluation.report import grids
+from fvl_lightning.evaluation.report_statistics import Grid
+
+SCORES = ("accuracy", "image_zeroed", "image_shuffled", "prior")
+NUMBERS = (
+    "parameters", "trainable", "image_tokens", "training_flops", "inference_flops", "tokens_per_second",
+    "peak_memory_bytes", "seconds",
+)  # fmt: skip
+
+
+class FromMlflow:
+    """The parent, its cells, and what the report makes of them."""
+
+    def __init__(self, uri: str, parent_run_id: str, folder: Path) -> None:
+        self._client, self._folder = MlflowClient(tracking_uri=uri), folder
+        self.parent = self._client.get_run(parent_run_id)
+        self.config = yaml.safe_load(self.artifact(self.parent, "config.yaml"))
+        children = self._client.search_runs(
+            [self.parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent_run_id}'"
+        )
+        self.encoders = [run for run in children if "fvl.arm" not in run.data.tags]
+        scored = [run for run in children if "accuracy/macro" in run.data.metrics]
+        order = {arm: number for number, arm in enumerate(self.config["arms"])}
+        scored.sort(key=lambda run: (order[run.data.tags["fvl.arm"]], int(run.data.params["seed"])))
+        self.cells = {(run.data.tags["fvl.arm"], int(run.data.params["seed"])): run for run in scored}
+        """{(arm, seed): the run of its last stage}, in the order of the report."""
+
+    def artifact(self, run: Run, name: str) -> str:
+        """The text of one."""
+        return Path(self._client.download_artifacts(run.info.run_id, name, str(self._folder))).read_text("utf-8")
+
+    def answers(self, run: Run) -> list[dict[str, Any]]:
+        """The rows of a cell's table."""
+        table = json.loads(self.artifact(run, "answers.json"))
+        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+
+    def statistics(self) -> dict[str, Any]:
+        """As comparison.json has them."""
+        tags, results, answers = self.parent.data.tags, {}, {arm: {} for arm, _ in self.cells}  # type: ignore[var-annotated]
+        for (arm, seed), run in self.cells.items():
+            answers[arm][seed] = self.answers(run)
+            results.setdefault(seed, {})[arm] = self._result(run, answers[arm][seed])
+        found = conclusions(tags["fvl.metric"], tags["fvl.baseline"], self.config["smallest_effect"], results, answers)
+        return json.loads(json.dumps(found).replace("NaN", "null"))
+
+    def tables(self, statistics: dict[str, Any]) -> list[Grid]:
+        """The report's tables.
+
+        Args:
+            statistics: as `statistics` has them, its nulls as numbers.
+        """
+        by_arm: dict[str, list[Any]] = {}
+        for (arm, _), run in self.cells.items():
+            by_arm.setdefault(arm, []).append(self._result(run, self.answers(run)))
+        some = next(iter(self.cells.values()))
+        return grids({
+            "arms": {arm: averaged(results) for arm, results in by_arm.items()},
+            "seeds": sorted({seed for _, seed in self.cells}),
+            "metric": self.parent.data.tags["fvl.metric"],
+            "level": yaml.safe_load(self.artifact(some, "config.yaml"))["data"]["level"],
+            "statistics": statistics,
+        })  # fmt: skip
+
+    def _result(self, run: Run, answers: list[dict[str, Any]]) -> dict[str, Any]:
+        """A cell's result as it was before its numbers became metrics."""
+        metrics = run.data.metrics
+        kinds = sorted({row["kind"] for row in answers})
+        result: dict[str, Any] = {name: self._score(metrics, f"{name}/", kinds) for name in SCORES}
+        for group in ("unseen", "transfer"):
+            names = {key.split("/")[1] for key in metrics if key.startswith(f"{group}/")}
+            result[group] = {name: self._score(metrics, f"{group}/{name}/", kinds) for name in sorted(names)}
+        sources = run.data.params["sources"].split(", ")
+        result["mass"] = {name: metrics[f"mass/{name}"] for name in sources if f"mass/{name}" in metrics}
+        return result | {name: metrics[name] for name in NUMBERS}
+
+    @staticmethod
+    def _score(metrics: dict[str, float], prefix: str, kinds: list[str]) -> dict[str, Any]:
+        by_kind = {kind: metrics[found] for kind in kinds if (found := f"{prefix}{kind.replace(' ', '_')}") in metrics}
+        return {"macro": metrics[f"{prefix}macro"], "overall": metrics[f"{prefix}overall"], "by_kind": by_kind}
