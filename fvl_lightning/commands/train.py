@@ -25,7 +25,7 @@ from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneratio
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.store import open_store
 from fvl_lightning.training.callbacks import LogWindow, StepProgress, peak_memory_bytes
-from fvl_lightning.training.checkpoint_files import whole_checkpoint
+from fvl_lightning.training.checkpoint_files import read_checkpoint, whole_checkpoint
 from fvl_lightning.training.checkpoints import Checkpoints
 from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.feature_cache import build_feature_cache
@@ -199,7 +199,7 @@ def stopped_run(experiment: ExperimentConfig) -> RunFolder:
 def saved_position(path: Path) -> int:
     """Samples consumed before a run stopped; refuses to go on with another number of threads on a CPU."""
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        checkpoint = read_checkpoint(path)
         saved_threads, position = checkpoint["threads"], checkpoint["position"]
     except (RuntimeError, OSError, EOFError, UnpicklingError, KeyError):
         raise DataError(f"--resume: {path} is no checkpoint of this kit; start a new run") from None
