@@ -67,7 +67,7 @@ def examine(
     readable, samples = _shards(config, data, findings)
     looked = Looked()
     findings += asked("supervision", lambda: _rows(config, data, stage, readable, looked))
-    findings += checks.schedule(config, samples, looked.mean_tokens)
+    findings += checks.schedule(config, samples, looked.mean_tokens if readable else None)
     doing("memory, by a step on shapes")
     estimates: list[MemoryEstimate] = []
     findings += _memory(config, stage, looked, _device_bytes(memory_gb), estimates)

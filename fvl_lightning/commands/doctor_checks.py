@@ -136,7 +136,7 @@ def memory(experiment: ExperimentConfig, estimate: MemoryEstimate, device_bytes:
     ways = []
     if "language_model" not in trainer.checkpoint_activations:
         ways.append("trainer.checkpoint_activations=[encoder,language_model]")
-    if not trainer.sharded:
+    if not trainer.sharded and unquantized(experiment) is experiment:  # 4 bits cannot be sharded
         ways.append("trainer.strategy=fsdp")
     if trainer.precision == "32-true":
         ways.append("trainer.precision=bf16-mixed")

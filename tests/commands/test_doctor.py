@@ -1,5 +1,6 @@
 """`fvl doctor`: every check passes on what trains, fails on what would not, and says what to do."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -21,7 +22,7 @@ from fvl_lightning.commands.doctor_checks import Finding, asked
 from fvl_lightning.commands.doctor_data import Looked
 from fvl_lightning.commands.train import data_context
 from fvl_lightning.core.config import load_config
-from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
 from fvl_lightning.core.types import FusionOutput
 from fvl_lightning.fusions.concat import ConcatFusion
 from fvl_lightning.stages.base import Stage
@@ -305,6 +306,8 @@ def test_memory_against_a_device(here: Path) -> None:
     )
     assert worst(checks.memory(spared, peak_of(101), 100)).advice.startswith("a smaller trainer.batch_size")
     assert "--memory-gb" in checks.memory(config, peak_of(101), None)[0].found
+    narrow = dataclasses.replace(config, lora=LoraConfig(quantization="4bit"))
+    assert "fsdp" not in worst(checks.memory(narrow, peak_of(101), 100)).advice
 
 
 def test_a_run_folder_without_room_or_leave(
