@@ -116,8 +116,6 @@ class TrainerConfig:
             for name, asked in {"checkpoint": self.checkpoint == "sharded", "cpu_offload": self.cpu_offload}.items():
                 if asked:
                     raise ValueError(f"trainer.{name}: {self.strategy} splits nothing over ranks, take fsdp or hsdp")
-        if self.cpu_offload and self.accelerator == "cpu":
-            raise ValueError("trainer.cpu_offload: a training on the CPU has all in main memory, take false")
         for option in ("checkpoint_activations", "compile"):
             for name in vars(self)[option]:
                 if name not in REPEATED:

@@ -21,7 +21,7 @@ def check_machine(config: TrainerConfig) -> None:
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not present.get(config.accelerator, True):
         raise ConfigError(f"trainer.accelerator: this machine has no {config.accelerator} device; take auto or cpu")
-    if config.cpu_offload and not present["cuda"]:
+    if config.cpu_offload and (config.accelerator == "cpu" or not present["cuda"]):
         raise ConfigError("trainer.cpu_offload: without a GPU all is in main memory anyway, take false")
     compiler = os.environ.get("CXX", "g++")
     if config.compile and shutil.which(compiler) is None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fvl_lightning.training.checkpoint_files import read_checkpoint
 from fvl_lightning.training.journal import read_journal
 from fvl_lightning.training.run_folder import RunFolder
 from tests.conftest import TINY_DATA, Run, furnish
@@ -41,8 +42,10 @@ def stopped_before_the_end(run: RunFolder, folder: Path) -> RunFolder:
     copy = RunFolder(output / run.path.name)
     shutil.copytree(run.path, copy.path)
     shutil.rmtree(copy.model)
+    if copy.last_checkpoint.is_dir():
+        shutil.rmtree(copy.last_checkpoint)
     (copy.checkpoints / "previous.ckpt").rename(copy.last_checkpoint)
-    assert torch.load(copy.last_checkpoint, weights_only=True)["global_step"] == 4
+    assert read_checkpoint(copy.last_checkpoint)["global_step"] == 4
     copy.record(status="running")
     return copy
 
@@ -64,6 +67,12 @@ def test_two_processes_make_one_run_that_one_process_finishes(
     assert two.info["status"] == "finished"
     assert two.info["mlflow_run_id"]
     assert [entry["step"] for entry in read_journal(two.metrics) if "train/loss" in entry] == [1, 2, 3, 4, 5, 6]
+    assert two.last_checkpoint.is_dir(), "each rank writes its part"
+    done = fvl_here(folder, "export", "runs/run", "out", "--checkpoint", "last")
+    assert done.returncode == 0, done.stderr
+    put_together, gathered = (load_file(path / "model.safetensors") for path in (folder / "out", two.model))
+    assert put_together.keys() == gathered.keys()
+    assert all(torch.equal(put_together[name], gathered[name]) for name in gathered)
     run = stopped_before_the_end(two, alone)
     again = fvl_here(alone, "train", *FINETUNE, *ONE, "name=run", UNTRACKED, "--resume")
     assert "tracking.enabled" in again.stderr, "only the devices may be others"
@@ -105,9 +114,7 @@ def test_a_run_on_two_ranks_goes_on_to_the_bit_after_sigterm(
         assert_same_run(run, whole)
 
 
-def test_what_cannot_be_started_is_one_sentence(
-    tmp_path: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_started_is_one_sentence(tmp_path: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     furnish(tmp_path, tmp_path)
 
     def said(*words: str) -> str:
@@ -118,6 +125,13 @@ def test_what_cannot_be_started_is_one_sentence(
     assert "trainer.strategy: single is one device, take ddp or fsdp for 4" in said("trainer.devices=4")
     assert "trainer.devices must be at least 1" in said("trainer.devices=0")
     assert "did you mean 'encoder'?" in said("trainer.checkpoint_activations=[encodr]")
+    assert "trainer.compile: unknown component with blocks" in said("trainer.compile=[fusion]")
+    assert "trainer.checkpoint: ddp splits nothing" in said("trainer.checkpoint=sharded", "trainer.strategy=ddp")
+    assert "trainer.cpu_offload: single splits nothing" in said("trainer.cpu_offload=true")
+    offload = ("trainer.strategy=fsdp", "trainer.cpu_offload=true")
+    assert "trainer.cpu_offload: without a GPU" in said(*offload, "trainer.accelerator=cpu")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "there is no no-such-compiler; take []" in said("trainer.compile=[encoder]")
     assert "for 2 x 2 devices" in said("trainer.strategy=ddp", "trainer.devices=2", "trainer.nodes=2")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "2 processes were started" in said()

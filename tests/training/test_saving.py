@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning import Callback
 from torch import distributed
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.stages.base import Stage
@@ -66,13 +67,20 @@ def test_parts_go_on_under_any_strategy(background: bool, tmp_path: Path) -> Non
     wanted = weights_of(stage)
     assert (tmp_path / "last.ckpt").is_dir()
     assert is_whole(tmp_path / "last.ckpt")
-    for place, how in enumerate(({"strategy": "fsdp"}, {}, {"strategy": "fsdp", "checkpoint": "whole"})):
+    offloaded = {"strategy": "fsdp", "checkpoint": "whole", "cpu_offload": True}
+    for place, how in enumerate(({"strategy": "fsdp"}, {}, offloaded)):
         folder = tmp_path / str(place)
         folder.mkdir()
         again = stage_of(folder, **how)
         fit(again, batches[STEPS - 2 :], folder, resume=before_last(tmp_path))
         assert again.position == stage.position
         assert (folder / "last.ckpt").is_dir() == (how == {"strategy": "fsdp"})
+        policies = {
+            type(module._get_fsdp_state()._fsdp_param_group.offload_policy)
+            for module in again.model.modules()
+            if isinstance(module, FSDPModule) and module._get_fsdp_state()._fsdp_param_group
+        }
+        assert policies == ({CPUOffloadPolicy if how == offloaded else OffloadPolicy} if how else set())
         found = weights_of(again)
         assert found.keys() == wanted.keys()
         for name, tensor in wanted.items():
