@@ -9,8 +9,10 @@ BIN := .venv/bin
 EXTRAS := demo,serve,test,lint
 PYTHON ?= $(shell for python in python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
-# More words for pytest, such as PYTEST_ARGS="-x tests/core" or PYTEST_ARGS="-n 2 --dist loadgroup".
+# More words for pytest, such as PYTEST_ARGS="-x tests/core"; PYTEST_ARGS="-n 0" has one process after another.
 PYTEST_ARGS ?=
+# Two processes; what shares the quick demo stays in one of them.
+WORKERS := -n 2 --dist loadgroup
 
 # One thread per process: two beside a busy neighbour are many times slower, and another number gives other bits.
 test test-slow: export OMP_NUM_THREADS := 1
@@ -25,10 +27,10 @@ demo: .venv/.ready ## train, score and compare three fusions on the demo set; ab
 	$(BIN)/fvl demo
 
 test: .venv/.ready ## every test that is not slow
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(WORKERS) $(PYTEST_ARGS)
 
 test-slow: .venv/.ready ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m slow $(WORKERS) $(PYTEST_ARGS)
 
 lint: .venv/.ready ## ruff, mypy, and that torchvision is not installed
 	$(BIN)/ruff check .
