@@ -225,7 +225,7 @@ def _quantized(experiment: ExperimentConfig, model: nn.Module) -> set[Tensor]:
 def _precision(experiment: ExperimentConfig) -> AbstractContextManager[Any]:
     """Autocast where the run has it; a layer in NF4 computes in bfloat16 by itself."""
     if experiment.trainer.precision == "bf16-mixed" or (experiment.lora and experiment.lora.quantization):
-        return torch.autocast("cpu", torch.bfloat16)
+        return torch.autocast("cpu", torch.bfloat16, cache_enabled=False)  # as in Lightning
     return nullcontext()
 
 

@@ -67,7 +67,7 @@ def measured(stage: Stage, shape: BatchShape) -> tuple[int, int]:
     def step() -> None:
         for _ in range(trainer.accumulate):
             narrow = trainer.precision == "bf16-mixed"
-            with torch.autocast("cpu", torch.bfloat16) if narrow else contextlib.nullcontext():
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if narrow else contextlib.nullcontext():
                 loss = loss_of(stage.experiment, model, shape)
             loss.backward()
         optimizer.step()
