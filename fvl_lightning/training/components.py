@@ -1,6 +1,6 @@
 """The one place that knows which parameter belongs to which component, what of it learns, and that freezes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -82,7 +82,9 @@ def checkpoint_activations(modules: Iterable[nn.Module]) -> None:
         module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
-def compile_blocks(modules: Iterable[nn.Module], dynamic: bool | None = None, backend: str = "inductor") -> None:
+def compile_blocks(
+    modules: Iterable[nn.Module], dynamic: bool | None = None, backend: str | Callable[..., Any] = "inductor"
+) -> None:
     """Has each module compute through torch.compile, from its first step on.
 
     Its `forward` is replaced, as above, so that names stay and FSDP2's hooks run around what is compiled. Activations

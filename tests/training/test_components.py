@@ -120,24 +120,33 @@ def test_checkpointed_blocks_compute_twice_and_keep_their_names() -> None:
     assert blocks(model, "decoder") == []
 
 
-def test_compiled_blocks_compute_the_same_and_keep_their_names() -> None:
-    """Where activations are computed again, too; by a backend that traces and differentiates as the compiler's does."""
+@pytest.mark.parametrize(
+    ("components", "backend", "tolerance"),
+    [
+        (["language_model"], "aot_eager", 1e-10),
+        pytest.param(["encoder", "language_model"], "aot_eager", 1e-10, marks=pytest.mark.slow),
+        pytest.param(["encoder", "language_model"], "inductor", 1e-6, marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_blocks_compute_the_same_and_keep_their_names(
+    components: list[str], backend: str, tolerance: float
+) -> None:
+    """Where activations are computed again, too; inductor rounds the parts that a model keeps in float32 otherwise."""
     torch.compiler.reset()
     batch = rows(2)
-    images = batch.images.double()
+    counter = CompileCounterWithBackend(backend)
     found: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
     for compiled in (False, True):
         model = tiny_model().double()
         names = list(model.state_dict())
-        every = [block for component in ("encoder", "language_model") for block in blocks(model, component)]
         checkpoint_activations(blocks(model, "language_model"))
-        if compiled:
-            compile_blocks(every, backend=(counter := CompileCounterWithBackend("aot_eager")))
-        loss = model(batch.token_ids, pixel_values=images, labels=batch.labels).loss
+        for component in components if compiled else ():
+            compile_blocks(blocks(model, component), False if component == "encoder" else None, counter)
+        loss = model(batch.token_ids, pixel_values=batch.images.double(), labels=batch.labels).loss
         loss.backward()
         assert list(model.state_dict()) == names
         found.append((loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
-    assert counter.frame_count >= 3, "stages of the encoder, layers of its text encoder and of the language model"
+    assert counter.frame_count >= len(components), "nothing was compiled"
     (plain, gradients), (loss, others) = found
-    torch.testing.assert_close(loss, plain, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(others, gradients, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(loss, plain, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(others, gradients, rtol=tolerance, atol=tolerance)
