@@ -97,9 +97,7 @@ def one_of(ranks: int) -> Iterator[DeviceMesh]:
 
 
 @pytest.mark.parametrize("words", WAYS)
-def test_the_peak_is_the_measured_one(
-    words: tuple[str, ...], workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_peak_is_the_measured_one(words: tuple[str, ...], workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = demo_stage(workspace, monkeypatch, *words)
     estimate = estimated(stage)
     assert estimate.shape == BatchShape(16, 96, 16)
