@@ -29,12 +29,13 @@ Fork = Callable[..., list[int]]
 """(folder, out, *the words of each rank) -> runs them in the folder; their exit codes. See forked_ranks.py."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
-    """Under pytest-xdist with --dist loadgroup, those who share the quick demo's folder stay on one worker."""
+    """With --dist loadgroup a worker has all tests of a file, or all that share the quick demo's folder."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            if "quick_demo" in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group("quick_demo"))
+            group = "quick_demo" if "quick_demo" in getattr(item, "fixturenames", ()) else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session", autouse=True)

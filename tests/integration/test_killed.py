@@ -71,6 +71,7 @@ def survive(kills: list[tuple[str, int]], job: tuple[str, ...], folder: Path, fv
     return run
 
 
+@pytest.mark.slow
 def test_two_kills(workspace: Path, job: tuple[str, ...], fvl_here: Run, empty_store: Path) -> None:
     shutil.copy(empty_store, workspace / "mlflow.db")
     kills = [("after the update", 5), ("between the renames of a save", 10)]

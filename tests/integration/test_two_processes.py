@@ -29,6 +29,7 @@ def launch(tmp_path: Path, tiny_data: Path, fork: Fork) -> Callable[..., list[di
     return run
 
 
+@pytest.mark.slow
 def test_each_rank_goes_on_with_its_own_next_batches(launch: Callable[..., list[dict[str, Any]]]) -> None:
     whole = launch(PROGRAM, "whole", "6")
     first = launch(PROGRAM, "first", "2")
