@@ -11,8 +11,8 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 # More words for pytest, such as PYTEST_ARGS="-x tests/core"; PYTEST_ARGS="-n 0" has one process after another.
 PYTEST_ARGS ?=
-# Two processes; what shares the quick demo stays in one of them.
-WORKERS := -n 2 --dist loadgroup
+# Two processes, each with whole files; tests/conftest.py says which.
+WORKERS := -n 2
 
 # One thread per process: two beside a busy neighbour are many times slower, and another number gives other bits.
 test test-slow: export OMP_NUM_THREADS := 1

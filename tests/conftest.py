@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,13 +30,19 @@ Fork = Callable[..., list[int]]
 """(folder, out, *the words of each rank) -> runs them in the folder; their exit codes. See forked_ranks.py."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
-    """With --dist loadgroup a worker has all tests of a file, or all that share the quick demo's folder."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            group = "quick_demo" if "quick_demo" in getattr(item, "fixturenames", ()) else str(item.path)
-            item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker has all tests of a file, and one of them all files that share the quick demo's folder."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "quick demo" if file in sharing else file
+
+    files = ROOT.glob("tests/**/test_*.py")
+    sharing = {str(path.relative_to(ROOT)) for path in files if "quick_demo" in path.read_text(encoding="utf-8")}
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
