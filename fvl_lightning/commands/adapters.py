@@ -22,7 +22,7 @@ from fvl_lightning.stages.language import LanguageStage
 from fvl_lightning.training.lora import adapted
 from fvl_lightning.training.run_folder import RunFolder, is_model_folder
 
-ADAPTER_HELP = "Adapter on the model: a run or a folder, or <name>=<folder>."
+ADAPTER_HELP = "Adapter on the model: a run or a folder, or NAME=FOLDER."
 ADAPTERS_HELP = f"{ADAPTER_HELP[:-1]}; again for several, of which the first is in use."
 
 
@@ -56,7 +56,10 @@ def adapter_word(word: str) -> tuple[str, Path]:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ConfigError(f"--adapter {word}: expected <name>=<folder> with letters, digits, - and _ in the name")
     if not is_adapter_folder(folder):
-        raise ConfigError(f"--adapter {word}: {folder} is no adapter's folder (adapter_config.json is missing)")
+        raise ConfigError(
+            f"--adapter {word}: {folder} is no adapter's folder (it has no adapter_config.json); name a whole model "
+            "as the model"
+        )
     return name, folder
 
 

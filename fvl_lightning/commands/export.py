@@ -19,7 +19,9 @@ def export(
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
     file_megabytes: Annotated[int, typer.Option(min=1, help="Largest weight file, unless a tensor is larger.")] = 5000,
     merge: Annotated[bool, typer.Option("--merge", help="An adapter and its base as one whole model.")] = False,
-    base: Annotated[Path | None, typer.Option(help="With --merge: the base, where it was moved.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="With --merge: the base (a run or a model folder), where it was moved.")
+    ] = None,
     checkpoint: Annotated[
         Which | None, typer.Option(help="A run's last checkpoint, finished or not, or its best (trainer.keep_best).")
     ] = None,
@@ -44,5 +46,6 @@ def _export(folder: Path, out: Path, file_bytes: int, merge: bool, base: Path | 
         return f"{out}: adapter of {parameters:,} parameters on {under}"
     if merge and not is_adapter_folder(folder):
         raise ConfigError(f"--merge: {folder} is a whole model, there is no adapter to merge")
-    parameters = export_merged(folder, base, out, file_bytes) if merge else export_model(folder, out, file_bytes)
+    beneath = model_folder(str(base)) if base else None
+    parameters = export_merged(folder, beneath, out, file_bytes) if merge else export_model(folder, out, file_bytes)
     return f"{out}: {parameters:,} parameters"

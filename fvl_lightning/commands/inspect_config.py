@@ -75,9 +75,14 @@ def show(
     """
     config = load_config(ExperimentConfig, experiment, overrides or ())
     console = Console()
+    parts = _parts(config) if config.stage else ""  # what cannot be built is said without all that was written
     console.print(Syntax(yaml.safe_dump(as_plain(config), sort_keys=False), "yaml", background_color="default"))
-    if config.stage is None:
-        return
+    console.print(parts)
+
+
+def _parts(config: ExperimentConfig) -> Table:
+    """Parameters of each component, and how it learns."""
+    assert config.stage is not None
     with suppress(DataError):  # of the data only the demo's tokenizer is needed, and shards may not be here yet
         prepare_data(config)
     stage = build_stage(config, device="meta")
@@ -87,7 +92,7 @@ def show(
         if component in stage.trainable:
             row = (f"{counts['parameters']:,}", f"{counts['trainable']:,}", stage.trainable[component])
             table.add_row(component, *row)
-    console.print(table)
+    return table
 
 
 def _first_line(component: type[Any]) -> str:

@@ -57,7 +57,7 @@ def launch(
         return
     _refuse("--sbatch is for --slurm", {"--sbatch": sbatch})
     if config.trainer.nodes > 1:
-        machine = _meeting(config.trainer.nodes, rendezvous, 0 if dry_run else node_rank)
+        machine = _meeting(config.trainer.nodes, rendezvous, node_rank or 0 if dry_run else node_rank)
         if not dry_run:
             raise typer.Exit(run_ranks(config.trainer.devices, command, machine))
         again = ["fvl", "launch", str(experiment), *words, "--rendezvous", f"{machine.host}:{machine.port}"]

@@ -86,10 +86,12 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], first_rank: int) -> int:
     fell = fell or _fallen(codes, first_rank)
     failed = [REQUEUE if code < 0 else code for code in codes if code]
     if fell and not set(failed) & set(codes):
-        ended = f"{'was' if len(fell) == 1 else 'were'} ended by {signal.Signals(min(fell.values())).name}"
+        number = min(fell.values())
+        ended = f"{'was' if len(fell) == 1 else 'were'} ended by {signal.Signals(number).name}"
+        cause = ", as by a machine that is out of memory" if number == signal.SIGKILL else ""
         Console(stderr=True).print(
-            f"[bold red]error:[/] {names(fell)} {ended}, as by a machine that is out of memory; all ranks end, the "
-            "last checkpoint is kept, and the same command with `--resume` goes on from it",
+            f"[bold red]error:[/] {names(fell)} {ended}{cause}; all ranks end, and the same command "
+            "with `--resume-or-start` goes on from the last checkpoint",
             soft_wrap=True,
             highlight=False,
         )

@@ -66,9 +66,7 @@ def _connect(
     """What happens on a question, on stop, and on `anew`, to (text box, chat, messages, shares)."""
     asked = everything[0]
 
-    def answer(
-        said: dict[str, Any], so_far: list[Any], before: list[Any], chosen: str
-    ) -> Iterator[tuple[Any, ...]]:
+    def answer(said: dict[str, Any], so_far: list[Any], before: list[Any], chosen: str) -> Iterator[tuple[Any, ...]]:
         if adapters:
             use_adapter(loaded.model, chosen or None)
         box: Any = gradio.MultimodalTextbox({"text": "", "files": []}, submit_btn=False, stop_btn=True)

@@ -20,6 +20,7 @@ from fvl_lightning.commands.tracked import note_trouble, tracked
 from fvl_lightning.core.config import as_plain, config_hash, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.folders import readable
 from fvl_lightning.core.types import DataContext, ImageSpec
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.stages.base import Stage
@@ -56,7 +57,10 @@ def train(
 
     Example: `fvl train experiments/demo/finetune.yaml fusion=gated trainer.max_steps=20`
     """
+    if resume and resume_or_start:
+        raise ConfigError("--resume, --resume-or-start: they differ where there is no run to go on with; give one")
     config = load_config(ExperimentConfig, experiment, overrides or ())
+    check_machine(config.trainer)
     if config.trainer.devices > 1 and config.trainer.nodes == 1 and started_ranks() == 1:
         options = {"--resume": resume, "--resume-or-start": resume_or_start}
         words = ["train", str(experiment), *(overrides or ()), *(word for word, given in options.items() if given)]
@@ -306,4 +310,5 @@ def finish(stage: Stage, run: RunFolder) -> None:
     frozen = stage.trainable["encoder"] == "frozen"
     assert not frozen or encoder_hash == run.info["encoder_hash"], "the frozen encoder changed during training"
     stage.save_model(run.model)
+    readable(run.model)
     run.record(encoder_hash=encoder_hash)

@@ -5,6 +5,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 from fvl_lightning.core.errors import ConfigError, DataError
@@ -28,6 +30,15 @@ def appearing(out: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.chmod(0o755)
+        readable(beside)
         os.rename(beside, out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def readable(folder: Path) -> None:
+    """Lets those read all files of a folder who may read one: safetensors makes its own for their owner alone."""
+    files = [path for path in folder.iterdir() if path.is_file()]
+    widest = reduce(or_, (file.stat().st_mode & 0o044 for file in files), 0)
+    for file in files:
+        file.chmod(file.stat().st_mode | widest)

@@ -40,6 +40,8 @@ def check_lora(settings: LoraConfig | None, trainable: Mapping[str, str], model:
             "lora: no component is lora, so nothing takes these settings; write `trainable: {language_model: lora}`"
         )
     for name in settings.components:
+        if name in trainable and name not in components:
+            raise ConfigError(f"lora.components.{name}: {name} has no adapters; write trainable.{name}=lora")
         if name not in components:
             raise unknown_name("adapted component", name, components, "lora.components")
     if settings.quantization is not None:

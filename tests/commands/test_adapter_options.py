@@ -145,7 +145,7 @@ def test_the_first_that_was_put_on_is_in_use(folder: Path, answers: dict[str, st
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--adapter", "runs/whole"], "runs/whole/model is no adapter's folder (adapter_config.json is missing)"),
+        (["--adapter", "runs/whole"], "runs/whole/model is no adapter's folder (it has no adapter_config.json)"),
         (["--adapter", "x y=runs/a/model"], "expected <name>=<folder> with letters, digits, - and _ in the name"),
         (["--adapter", "o=runs/other/model"], "the adapter runs/other/model was trained on another base than"),
     ],

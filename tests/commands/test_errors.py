@@ -157,6 +157,7 @@ def test_another_model_is_no_start(refused: Refused) -> None:
         (("train", COMPARISON), (COMPARISON, "'encoder_stage'", "allowed are")),
         (("train",), ("experiment",)),
         (("train", FINETUNE, "--resum"), ("--resum", "--resume")),
+        (("train", FINETUNE, "--resume", "--resume-or-start"), ("--resume, --resume-or-start", "give one")),
         (("trian", FINETUNE), ("'trian'", "'train'")),
         (("compare", FINETUNE), ("'encoder'", "encoder_stage")),
         (("compare", COMPARISON, "arms={a: {set: [fusion=gate]}}"), (f"arms.a.set in {COMPARISON}", "'gate'")),

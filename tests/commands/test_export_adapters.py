@@ -157,8 +157,11 @@ def test_what_was_asked_of_a_model_that_moved(folder: Path, fvl_here: Run, tmp_p
     assert done.returncode == 2
     assert "the base of the adapter adapter is not in /gone; give its folder" in done.stderr
     assert not (tmp_path / "out").exists()
-    done = fvl_here(tmp_path, "export", "adapter", "out", "--merge", "--base", "found")
-    assert done.returncode == 0, done.stderr
+    for number, base in enumerate(("found", str(folder / "runs" / "whole"))):
+        done = fvl_here(tmp_path, "export", "adapter", f"out{number}", "--merge", "--base", base)
+        assert done.returncode == 0, done.stderr
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / f"out{number}").iterdir()}
+        assert set(modes.values()) == {modes["config.json"]}
 
 
 @pytest.mark.parametrize(

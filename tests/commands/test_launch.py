@@ -193,6 +193,7 @@ def test_the_ranks_of_a_machine_know_all_others(tmp_path: Path, monkeypatch: pyt
         ([FINETUNE, SHARDED, "--nodes", "4", "--rendezvous", "node1:70000"], "'node1:70000' is not HOST:PORT"),
         ([FINETUNE, SHARDED, "--nodes", "4", "--rendezvous", "n:1"], "which of the 4 machines this is, 0 to 3"),
         ([FINETUNE, SHARDED, "--nodes", "4", "--rendezvous", "n:1", "--node-rank", "4"], "are 0 to 3, not 4"),
+        ([FINETUNE, SHARDED, "--nodes", "2", "--rendezvous", "n:1", "--node-rank", "5", "--dry-run"], "not 5"),
         ([FINETUNE, "--rendezvous", "node1:29500"], "--rendezvous: one machine meets nobody, leave it out"),
         ([FINETUNE, "--slurm", "--node-rank", "0"], "--node-rank: --slurm finds the machines itself, leave it out"),
         ([FINETUNE, "--sbatch", "--partition=long"], "--sbatch: --sbatch is for --slurm, leave it out"),

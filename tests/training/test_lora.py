@@ -112,8 +112,9 @@ def test_initial_values_are_of_the_seed_and_the_name() -> None:
 def test_dropout_is_of_the_adapters_alone(tmp_path: Path) -> None:
     stage = adapted_stage(tmp_path, LANGUAGE, {"rank": 2, "dropout": 0.5})
     stage.train()
-    on = {name for name, module in stage.model.named_modules() if isinstance(module, torch.nn.Dropout) and
-          module.training}
+    on = {
+        name for name, module in stage.model.named_modules() if isinstance(module, torch.nn.Dropout) and module.training
+    }
     assert on
     assert all(".lora_dropout." in name for name in on)
     assert not stage.model.encoder.training
@@ -233,7 +234,7 @@ def test_targets_that_are_none(targets: Any, says: str) -> None:
             "lora.components: unknown adapted component 'encodr', allowed are encoder, language_model; did you mean "
             "'encoder'?",
         ),
-        (LoraConfig(components={"encoder": LoraComponentConfig()}), LANGUAGE, "allowed are language_model"),
+        (LoraConfig(components={"encoder": LoraComponentConfig()}), LANGUAGE, "write trainable.encoder=lora"),
         (LoraConfig(quantization="4bit"), {"encoder": "lora"}, "it is the language model's, which is not lora"),
     ],
 )
