@@ -34,6 +34,7 @@ def test_it_names_every_key() -> None:
 
 
 def test_the_files_it_runs_are_there() -> None:
-    for line in re.findall(r"^ *fvl compare (experiments/.*?)(?: +#.*)?$", TEXT, re.MULTILINE):
-        path, *words = line.split()
-        load_config(ComparisonConfig, ROOT / path, words)
+    lines = re.findall(r"^ *fvl compare (experiments/.*?)(?: +#.*)?$", TEXT, re.MULTILINE)
+    for path, *words in map(str.split, lines):
+        assert load_config(ComparisonConfig, ROOT / path, words).stages
+    assert len(lines) >= 3

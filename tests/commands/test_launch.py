@@ -231,6 +231,7 @@ def test_a_secret_is_refused_and_not_repeated(word: str, monkeypatch: pytest.Mon
 
 
 def test_words_of_every_day_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It raises no ConfigError."""
     monkeypatch.setenv("HF_TOKEN", "")
     refuse_secrets(
         ["encoder.pooled_token=drop", "language_model.tokenizer=data/demo/tokenizer", "name=secret-1", "seed=1",
