@@ -1,12 +1,19 @@
-"""What is told of the optimiser steps: logged values and a progress bar."""
+"""What is told of the optimiser steps: logged values, and a progress bar or lines."""
 
+import logging
 import resource
 import time
+from datetime import timedelta
 from typing import Any
 
 import torch
 from lightning import Callback, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 60.0
+"""Of a training that nobody watches, such as a job's."""
 
 
 class LogWindow(Callback):
@@ -14,6 +21,8 @@ class LogWindow(Callback):
 
     def __init__(self, every: int) -> None:
         self.every = every
+        self.loss: float | None = None
+        """Mean of the last window."""
         self.tokens_per_second: list[float] = []
         """One figure per window, validation and checkpoints left out."""
         self.total_seconds = 0.0
@@ -39,7 +48,9 @@ class LogWindow(Callback):
         self._last_step = step
         speed = stage.logged.row_tokens / max(self._seconds, 1e-9)
         self.tokens_per_second.append(speed)
-        values = stage.read_log() | {
+        means = stage.read_log()
+        self.loss = means["train/loss"]
+        values = means | {
             "train/tokens_per_second": speed,
             "train/step_seconds": self._seconds / self.every,
             "train/samples": int(stage.samples),
@@ -54,31 +65,59 @@ class LogWindow(Callback):
 
 
 class StepProgress(Callback):
-    """A bar of optimiser steps with loss and time left, on a terminal only."""
+    """Step, losses and time left: a bar on a terminal; in a log, where nobody watches, a line now and then."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, window: LogWindow) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"),
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[losses]}"),
             TimeElapsedColumn(), TimeRemainingColumn(),
         )
-        self._title = title
+        self._title, self._window = title, window
+        self._losses: dict[str, float] = {}
+        self._said = 0.0
 
     def on_train_start(self, trainer: Trainer, stage: Any) -> None:
-        """Shows the bar, at the step a resumed run starts from."""
-        self._task = self._progress.add_task(
-            self._title, total=trainer.max_steps, completed=trainer.global_step, loss=""
-        )
-        if self._progress.console.is_terminal:
+        """Shows the bar, or a line, at the step a resumed run starts from."""
+        step, steps = trainer.global_step, trainer.max_steps
+        self._task = self._progress.add_task(self._title, total=steps, completed=step, losses="")
+        if self._watched:
             self._progress.start()
+            return
+        self._said = time.monotonic()
+        learning = sum(parameter.numel() for parameter in stage.parameters() if parameter.requires_grad)
+        device = trainer.strategy.root_device
+        logger.info("%s: step %d of %d, %s parameters learn on %s", self._title, step, steps, f"{learning:,}", device)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Moves the bar."""
-        self._progress.update(self._task, completed=trainer.global_step)
+        """Moves the bar, or writes a line where there has been none for a while."""
+        if self._window.loss is not None:
+            self._losses["loss"] = self._window.loss
+        self._move(trainer)
+        if not self._watched and time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
+            self._say(trainer)
 
     def on_validation_end(self, trainer: Trainer, stage: Any) -> None:
-        """Shows the validation loss of the last pass."""
-        if stage.last_validation_loss is not None and hasattr(self, "_task"):
-            self._progress.update(self._task, loss=f"validation loss {stage.last_validation_loss:.3f}")
+        """Tells the loss of the pass."""
+        self._losses["validation loss"] = stage.last_validation_loss
+        self._move(trainer)
+        if not self._watched:
+            self._say(trainer)
+
+    @property
+    def _watched(self) -> bool:
+        return self._progress.console.is_terminal
+
+    def _move(self, trainer: Trainer) -> None:
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in self._losses.items())
+        self._progress.update(self._task, completed=trainer.global_step, losses=losses)
+
+    def _say(self, trainer: Trainer) -> None:
+        self._said = time.monotonic()
+        task = self._progress.tasks[self._task]
+        words = [f"{task.description}: step {trainer.global_step} of {trainer.max_steps}", task.fields["losses"]]
+        if task.time_remaining:
+            words.append(f"{timedelta(seconds=task.time_remaining)} left")
+        logger.info("%s", ", ".join(word for word in words if word))
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         """Takes the bar down."""
