@@ -1,5 +1,6 @@
 """The cells of a comparison brought to their end: shared encoders and their features first, then every cell."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich.live import Live
 from rich.progress import Progress
 
 from fvl_lightning.commands.arms import SeedPlan
-from fvl_lightning.commands.cells import Cell, cells_table
+from fvl_lightning.commands.cells import Cell, cells_table, ended_lines
 from fvl_lightning.commands.console import INTERRUPTED, REQUEUE
 from fvl_lightning.commands.launchers import Launcher
 from fvl_lightning.commands.train import (
@@ -27,6 +28,8 @@ from fvl_lightning.core.errors import DataError
 from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.run_folder import RunFolder
 from fvl_lightning.training.weights import load_components
+
+logger = logging.getLogger(__name__)
 
 Encoders = dict[int, RunFolder | None]
 """The encoder that the arms of a seed share; None where the stages' own is taken."""
@@ -131,7 +134,7 @@ def warm_feature_cache(encoder_run: RunFolder | None, plan: SeedPlan, console: C
 
 
 def run_cells(cells: Sequence[Cell], launcher: Launcher, console: Console, fresh: bool, retry_failed: bool) -> None:
-    """Runs what is not finished, with a live table on a terminal; keeps why a cell failed."""
+    """Runs what is not finished, with a live table, or lines where there is no terminal; keeps why a cell failed."""
     wanted = [cell for cell in cells if fresh or not cell.finished]
     todo = [cell for cell in wanted if fresh or retry_failed or cell.failure is None]
     if not todo:
@@ -141,7 +144,13 @@ def run_cells(cells: Sequence[Cell], launcher: Launcher, console: Console, fresh
             with Live(cells_table(cells), console=console, refresh_per_second=2, transient=True) as live:
                 launcher.run(todo, lambda: live.update(cells_table(cells)))
         else:
-            launcher.run(todo, lambda: None)
+            running = list(todo)
+
+            def tell() -> None:
+                for line in ended_lines(cells, running):
+                    logger.info("%s", line)
+
+            launcher.run(todo, tell)
     finally:
         for cell in todo:
             if cell.code not in (None, 0, INTERRUPTED, REQUEUE):

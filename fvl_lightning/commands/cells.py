@@ -127,6 +127,13 @@ def cells_table(cells: Sequence[Cell]) -> Table:
     return table
 
 
+def ended_lines(cells: Sequence[Cell], running: list[Cell]) -> list[str]:
+    """A line for each of `running` that has ended; it is taken off that list."""
+    ended = [cell for cell in running if cell.code is not None]
+    running[:] = [cell for cell in running if cell.code is None]
+    return [f"{cell.name}: {_state(cell)}, {_title(cells)}" for cell in ended]
+
+
 def _state(cell: Cell) -> str:
     if cell.code is not None:
         return "finished" if cell.code == 0 else f"failed, see {cell.log}"

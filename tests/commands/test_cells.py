@@ -69,6 +69,17 @@ def test_a_failure_stops_nobody_and_is_left_until_asked_for(tmp_path: Path) -> N
     refuse_missing(cells)
 
 
+def test_a_log_has_a_line_for_every_cell_that_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run([cell(tmp_path, seed=1)])
+    cells = [cell(tmp_path, seed=0, script=FAILS), cell(tmp_path, seed=1), cell(tmp_path, seed=2)]
+    with caplog.at_level("INFO"):
+        run(cells, jobs=1)
+    assert caplog.messages == [
+        f"gated with seed 0: failed, see {cells[0].log}, 1 of 3 cells finished",
+        "gated with seed 2: finished, 2 of 3 cells finished",
+    ]
+
+
 def test_what_a_signal_ended_is_said(tmp_path: Path) -> None:
     run([cell(tmp_path, script="import os; os.kill(os.getpid(), 9)")])
     assert cell(tmp_path).failure == "ended by signal 9"
