@@ -98,7 +98,7 @@ class StepProgress(Callback):
 
     def on_validation_end(self, trainer: Trainer, stage: Any) -> None:
         """Tells the loss of the pass."""
-        self._losses["validation loss"] = stage.last_validation_loss
+        self._losses["validation"] = stage.last_validation_loss
         self._move(trainer)
         if not self._watched:
             self._say(trainer)

@@ -24,7 +24,7 @@ def test_a_log_has_the_start_and_the_validations(workspace: Path, fvl_here: Run)
     start, middle = lines(done.stderr)
     assert start == f"step 0 of 3, {run.info['trainable']:,} parameters learn on cpu"
     assert re.sub(r", \d:\d\d:\d\d left$", "", middle) == (
-        f"step 2 of 3, loss {losses[2]:.3f}, validation loss {validated[1]:.3f}"
+        f"step 2 of 3, loss {losses[2]:.3f}, validation {validated[1]:.3f}"
     )
 
 
