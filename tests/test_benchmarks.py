@@ -69,6 +69,7 @@ def test_the_whole_of_it_runs_on_a_cpu(
     assert list(tmp_path.iterdir()) == [tmp_path / "gpu.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_steps_are_timed_and_their_losses_are_the_same_under_fsdp(
     gpu: Any, options: argparse.Namespace, tokenizer: Path, monkeypatch: pytest.MonkeyPatch

@@ -103,6 +103,7 @@ def test_an_adapter_out_of_a_checkpoint(folder: Path, fvl_here: Run) -> None:
     assert (folder / "saved" / "pieces" / "base" / "config.json").is_file()
 
 
+@pytest.mark.slow
 def test_its_card_runs_with_plain_peft(folder: Path) -> None:
     text = (folder / "models" / "adapter" / "README.md").read_text(encoding="utf-8")
     code = text.split(CODE)[1].split("```")[0].replace('"adapter"', '"models/adapter"')

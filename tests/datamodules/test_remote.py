@@ -158,7 +158,7 @@ def read_all(store: SampleStore, order: list[int], too_much: Any, limit: int, fo
         too_much.value += sum(sizes) > limit
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_two_processes_share_a_cache_that_is_too_small_for_both(
     tmp_path: Path, shards: Path, bucket: Any, method: str
 ) -> None:

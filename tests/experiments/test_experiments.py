@@ -67,6 +67,7 @@ def test_an_experiment_builds_on_the_meta_device(path: Path, workspace: Path, mo
 def test_a_comparison_resolves_all_its_arms(path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
     config = load_config(ComparisonConfig, path)
+    config.seeds = config.seeds[:2]  # the others differ in nothing but their number
     plans = experiments(config, path, Path("runs") / config.name)
     assert list(plans) == config.seeds
     outputs = [stages[-1].output for plan in plans.values() for stages in plan.arms.values()]

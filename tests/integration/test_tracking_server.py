@@ -72,6 +72,7 @@ def test_a_server_that_goes_away_and_comes_back(workspace: Path, server: Server,
     assert_complete(RunFolder(workspace / "runs" / "finetune"), server)
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away(workspace: Path, server: Server, fvl_here: Run, at: Any) -> None:
     """Through a requeue as well; `fvl sync` then sends the rest, and the second time nothing."""
     words = ("train", *FINETUNE, *TINY_DATA, *STEPS, f"tracking.uri={server.uri}", "tracking.experiment=away")
