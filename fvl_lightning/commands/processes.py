@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, REQUEUE
-from fvl_lightning.training.stop import CLUSTER
+from fvl_lightning.training.stop import CLUSTER, handled
 from fvl_lightning.training.watch import names
 
 POLL_SECONDS = 0.1
@@ -46,27 +46,26 @@ def run_ranks(devices: int, words: Sequence[str], machine: Machine | None = None
     }  # fmt: skip
     threads = max(1, (os.cpu_count() or 1) // devices)
     command = [sys.executable, "-m", "fvl_lightning", *words]
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *CLUSTER)}
     processes: list[subprocess.Popen[bytes]] = []
 
     def hand_on(signum: int, frame: FrameType | None) -> None:
-        for process in processes:
+        for process in reversed(processes):  # the first one, in whose store they meet, goes last
             process.send_signal(signum)
 
     handlers: dict[int, Any] = dict.fromkeys(CLUSTER, hand_on) | {signal.SIGINT: lambda *_: None}
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    try:
-        for local in range(devices):
-            ranks = {"RANK": machine.number * devices + local, "LOCAL_RANK": local}
-            own = {name: str(value) for name, value in {**shared, **ranks}.items()}
-            processes.append(subprocess.Popen(command, env={"OMP_NUM_THREADS": str(threads)} | os.environ | own))
-        return _wait(processes, machine.number * devices)
-    finally:
-        for process in processes:
-            process.kill()
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
+    with handled(handlers):
+        # Blocked also in those that are started, until they listen (training/stop.py): no moment is deaf to a signal.
+        signal.pthread_sigmask(signal.SIG_BLOCK, CLUSTER)
+        try:
+            for local in range(devices):
+                ranks = {"RANK": machine.number * devices + local, "LOCAL_RANK": local}
+                own = {name: str(value) for name, value in {**shared, **ranks}.items()}
+                processes.append(subprocess.Popen(command, env={"OMP_NUM_THREADS": str(threads)} | os.environ | own))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, CLUSTER)
+            return _wait(processes, machine.number * devices)
+        finally:
+            for process in processes:
+                process.kill()
 
 
 def _free_port() -> int:

@@ -5,7 +5,7 @@ Each is started by torchrun, or by anything that sets the same variables; a sing
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from torch import distributed
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import TrainerConfig
 from fvl_lightning.training.heartbeat import Beats, Heartbeat
-from fvl_lightning.training.stop import Preempted
+from fvl_lightning.training.stop import Preempted, ended_at_once
 from fvl_lightning.training.watch import ElsewhereError, TroubleElsewhere
 
 T = TypeVar("T")
@@ -50,13 +50,14 @@ class Ranks:
         if self.world_size == 1:
             return do()
         told: list[Any] = [None, False]
-        if self.first:
-            try:
+        try:
+            if self.first:
                 told = [do(), True]
-            finally:
+        except BaseException:
+            with suppress(RuntimeError):  # the others may be gone; what has happened here says more
                 distributed.broadcast_object_list(told, 0, self.group)
-        else:
-            distributed.broadcast_object_list(told, 0, self.group)
+            raise
+        distributed.broadcast_object_list(told, 0, self.group)
         if not told[1]:
             raise ElsewhereError("the first rank has failed")
         return told[0]
@@ -117,7 +118,9 @@ def joined(config: TrainerConfig) -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     where: dict[str, Any] = {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
     heartbeat = None
+    meeting = ExitStack()
     if config.world_size > 1:
+        meeting.enter_context(ended_at_once())
         store, rank, world_size = next(distributed.rendezvous("env://"))
         where = {"store": store, "rank": rank, "world_size": world_size}
         if config.stall_seconds:
@@ -125,9 +128,10 @@ def joined(config: TrainerConfig) -> Iterator[Ranks]:
             where["timeout"] = PATIENCE
     together = False
     try:
-        with heartbeat.explained() if heartbeat else nullcontext():
+        with meeting, heartbeat.explained() if heartbeat else nullcontext():
             distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **where)
             group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+            meeting.close()
             yield Ranks(where["rank"], config.world_size, group, heartbeat)
         together = True
     except (KeyboardInterrupt, Preempted):

@@ -1,22 +1,35 @@
 """Asking a training to stop: Ctrl-C by a person, SIGTERM and SIGUSR1 by a cluster that wants the machine back.
 
 While steps are made a signal is a request: the step under way is finished and saved. Outside of them (data, building,
-saving the model) there is no step to finish, and the request is answered at once.
+saving the model) there is no step to finish, and the request is answered at once: by an exception, and before there is
+anything to leave in order (imports, ranks that wait for each other) by the end of the process.
+
+The package imports this module before all else, so that it imports nothing that takes time.
 """
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from lightning import Trainer
+if TYPE_CHECKING:
+    from lightning import Trainer
 
 CLUSTER = (signal.SIGTERM, signal.SIGUSR1)
 """What a cluster sends before it takes a machine away; SLURM's `--signal` chooses the second one."""
+VERBS = ("train", "launch", "compare", "demo")
+"""The commands that a cluster may stop."""
+NOT_BEGUN = (
+    "stopped for the cluster before the first step: nothing was trained, what was saved before is kept, exit code "
+    f"{os.EX_TEMPFAIL} asks for the same command again (`--resume-or-start` for a training)"
+)
+LINGER_SECONDS = 0.5
+"""By which the first rank ends later: the others meet in its store, and would tell at length that it is gone."""
 
 
 class Preempted(BaseException):
@@ -62,8 +75,10 @@ class StopSignals:
         handlers: dict[int, Any] = dict.fromkeys(CLUSTER, self._cluster_asks)
         _set({**handlers, signal.SIGINT: self._person_asks})
 
-    def agreed(self, trainer: Trainer) -> Stop:
+    def agreed(self, trainer: "Trainer") -> Stop:
         """The request of all ranks, which must all ask at the same step."""
+        import torch
+
         if trainer.world_size == 1:
             return self.requested
         mine = torch.tensor(int(self.requested), device=trainer.strategy.root_device)
@@ -85,19 +100,74 @@ class StopSignals:
 @contextmanager
 def preemptible() -> Iterator[None]:
     """SIGTERM and SIGUSR1 raise Preempted."""
+    with handled(dict.fromkeys(CLUSTER, _preempt)):
+        yield
+
+
+@contextmanager
+def handled(handlers: Mapping[int, Any]) -> Iterator[None]:
+    """Signals have these handlers, where this is the main thread."""
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in handlers}
+    _set(handlers)
+    try:
+        yield
+    finally:
+        # Those of a process that was about to begin: now it is about to end, and has something to say of its own.
+        _set({number: signal.SIG_IGN if handler is _be_still else handler for number, handler in before.items()})
+
+
+def end_at_once() -> None:
+    """From here on SIGTERM and SIGUSR1 end this process with a sentence and exit code 75; for the main thread.
+
+    A thread answers them, since Python's handlers wait for the main thread, which may be in an import, or in C++ where
+    it waits for other ranks. One that others started with these signals blocked misses none that came before.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    threading.Thread(target=_answer, args=(reading,), daemon=True, name="stop").start()
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    _set(dict.fromkeys(CLUSTER, _be_still))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, CLUSTER)
+
+
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """As `end_at_once`, while it is entered; nothing where this is not the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before: dict[int, Any] = {number: signal.getsignal(number) for number in CLUSTER}
-    _set(dict.fromkeys(CLUSTER, _preempt))
+    earlier = signal.set_wakeup_fd(-1)
+    end_at_once()
     try:
         yield
     finally:
         _set(before)
+        os.close(signal.set_wakeup_fd(earlier))
 
 
 def _preempt(signum: int, frame: FrameType | None) -> None:
     raise Preempted
 
 
-def _set(handlers: dict[int, Any]) -> None:
+def _be_still(signum: int, frame: FrameType | None) -> None:
+    """The main thread does no more: what it meets while the others end (they are gone) is nobody's business."""
+    threading.Event().wait()
+
+
+def _answer(reading: int) -> None:
+    """Ends the process at a signal that has no other handler by then."""
+    while told := os.read(reading, 1):
+        if signal.getsignal(told[0]) is _be_still:
+            if os.environ.get("RANK", "0") == "0":
+                os.write(2, f"{NOT_BEGUN}\n".encode())
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+                time.sleep(LINGER_SECONDS if "RANK" in os.environ else 0)
+            os._exit(os.EX_TEMPFAIL)
+    os.close(reading)
+
+
+def _set(handlers: Mapping[int, Any]) -> None:
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,13 +1,17 @@
 """Signals as requests, and what they are where there is no step to finish."""
 
+import os
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from fvl_lightning.training.stop import Preempted, Stop, StopSignals, preemptible
+from fvl_lightning.commands.console import REQUEUE
+from fvl_lightning.training.stop import NOT_BEGUN, Preempted, Stop, StopSignals, ended_at_once, preemptible
 
 ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -78,3 +82,71 @@ def test_who_asked_is_raised() -> None:
         Stop.PERSON.raise_for()
     with pytest.raises(Preempted):
         Stop.CLUSTER.raise_for()
+
+
+IN_C = """
+mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+for _ in range(2):  # the second time for ever
+    libc.pthread_mutex_lock(mutex)
+"""
+"""Where no handler of Python's is called, as in a wait for other ranks."""
+
+
+def ended(*code: str, rank: int | None = None) -> tuple[int, str]:
+    """Exit code and words of a process that is sent SIGTERM and SIGUSR1 from a thread of its own."""
+    lines = (
+        "import ctypes, os, signal, threading, time",
+        "from fvl_lightning.training.stop import *",
+        "asks = lambda: [os.kill(os.getpid(), number) for number in (signal.SIGUSR1, signal.SIGTERM)]",
+        *code,
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+    environment |= {"FVL_LIGHTNING_MODELS": "off"} | ({} if rank is None else {"RANK": str(rank)})
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(("rank", "said"), [(None, f"{NOT_BEGUN}\n"), (0, f"{NOT_BEGUN}\n"), (1, "")])
+def test_before_anything_began_the_process_ends_wherever_it_is(rank: int | None, said: str) -> None:
+    assert ended("end_at_once()", "threading.Timer(0.2, asks).start()", IN_C, rank=rank) == (REQUEUE, said)
+
+
+def test_nothing_that_happens_meanwhile_is_told() -> None:
+    assert ended("end_at_once()", "asks()", "raise RuntimeError('the others are gone')", rank=0) == (
+        REQUEUE, f"{NOT_BEGUN}\n",
+    )  # fmt: skip
+
+
+def test_a_signal_that_came_before_is_not_missed() -> None:
+    block = "signal.pthread_sigmask(signal.SIG_BLOCK, CLUSTER)"
+    assert ended(block, "asks()", "end_at_once()", IN_C) == (REQUEUE, f"{NOT_BEGUN}\n")
+
+
+def test_handlers_that_come_later_take_over_and_the_end_is_left_alone() -> None:
+    code = """
+end_at_once()
+try:
+    with preemptible():
+        asks()
+except Preempted:
+    asks()
+    time.sleep(0.2)
+    os._exit(3)
+"""
+    assert ended(code) == (3, "")
+
+
+def test_a_wait_for_others_gives_the_handlers_back() -> None:
+    with preemptible():
+        before = signal.getsignal(signal.SIGTERM)
+        with ended_at_once():
+            assert signal.getsignal(signal.SIGTERM) is not before
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.set_wakeup_fd(-1) == -1

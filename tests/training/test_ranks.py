@@ -1,0 +1,25 @@
+"""What ranks tell each other of what only the first of them does."""
+
+from typing import Any
+
+import pytest
+
+from fvl_lightning.training import ranks
+from fvl_lightning.training.ranks import Ranks
+from fvl_lightning.training.stop import Preempted
+
+
+def test_what_ended_the_first_rank_is_not_hidden_by_others_that_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+
+    def gone(words: list[Any], *_: Any) -> None:
+        told.append(words)
+        raise RuntimeError("Connection closed by peer")
+
+    def asked() -> None:
+        raise Preempted
+
+    monkeypatch.setattr(ranks.distributed, "broadcast_object_list", gone)
+    with pytest.raises(Preempted):
+        Ranks(0, 2).agree(asked)
+    assert told == [[None, False]]
