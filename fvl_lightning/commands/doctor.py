@@ -1,7 +1,7 @@
 """`fvl doctor`: what would end a training, or waste it, found on one CPU before any GPU waits."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,18 +14,18 @@ from rich.text import Text
 from fvl_lightning.commands import doctor_checks as checks
 from fvl_lightning.commands import doctor_data as data_checks
 from fvl_lightning.commands.console import MISTAKE
-from fvl_lightning.commands.doctor_checks import Finding, asked
+from fvl_lightning.commands.doctor_checks import Finding, asked, skipped
 from fvl_lightning.commands.doctor_data import Looked
 from fvl_lightning.commands.shards_options import bytes_in_words
 from fvl_lightning.commands.train import data_context
 from fvl_lightning.core.config import load_config
-from fvl_lightning.core.errors import ConfigError, DataError, first_line
+from fvl_lightning.core.errors import ConfigError, UserError, first_line
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.batch_shape import worst_batch
 from fvl_lightning.training.memory import MemoryEstimate, estimate_memory
 
-COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
 
 
 def doctor(
@@ -55,22 +55,35 @@ def doctor(
 def examine(
     path: Path, words: list[str], memory_gb: float | None, doing: Callable[[str], None]
 ) -> tuple[list[Finding], MemoryEstimate | None]:
-    """Every check in order; what follows from one that failed is left out."""
-    begun: list[tuple[ExperimentConfig, Any, Stage]] = []
-    doing("configuration and model")
-    findings = asked("configuration", lambda: _begin(path, words, begun))
-    if not begun:
+    """Every check in order, those that can be done where others have failed."""
+    doing("configuration")
+    configs: list[ExperimentConfig] = []
+    findings = asked("configuration", lambda: _configuration(path, words, configs))
+    if not configs:
         return findings, None
-    ((config, data, stage),) = begun
+    (config,) = configs
+    data: Any = config.data.component(config.data.config)
+    findings += asked("shards", lambda: data_checks.prepare(data, doing))
+    doing("the model")
+    stages: list[Stage] = []
+    findings += asked("model", lambda: _model(config, stages))
+    understood = findings[-1].verdict == "ok"
+    stage = stages[0] if stages else None
     findings += asked("init_from", lambda: checks.start(config))
     doing("shards and what is supervised")
     readable, samples = _shards(config, data, findings)
     looked = Looked()
-    findings += asked("supervision", lambda: _rows(config, data, stage, readable, looked))
+    if stage is not None and understood:
+        findings += asked("supervision", lambda: _rows(config, data, stage, readable, looked))
+    else:
+        findings.append(skipped("supervision", "the model with its tokenizer"))
     findings += checks.schedule(config, samples, looked.mean_tokens if readable else None)
     doing("memory, by a step on shapes")
     estimates: list[MemoryEstimate] = []
-    findings += _memory(config, stage, looked, _device_bytes(memory_gb), estimates)
+    if stage is not None:
+        findings += _memory(config, stage, looked, readable, _device_bytes(memory_gb), estimates)
+    else:
+        findings.append(skipped("memory", "the model's configuration"))
     findings += checks.room(config, stage)
     doing("the tracking store")
     findings += asked("tracking", lambda: checks.tracking(config))
@@ -102,20 +115,25 @@ def memory_table(estimate: MemoryEstimate) -> Table:
     return table
 
 
-def _begin(path: Path, words: list[str], begun: list[tuple[ExperimentConfig, Any, Stage]]) -> Iterator[Finding]:
-    """Configuration, plugins, data module and model, into `begun`."""
+def _configuration(path: Path, words: list[str], configs: list[ExperimentConfig]) -> Iterator[Finding]:
+    """Configuration and plugins, into `configs`."""
     config = load_config(ExperimentConfig, path, words)
     if config.data is None or config.stage is None:
         raise ConfigError("stage, data: the experiment has no training to look at, it must name both")
     plugins = f", plugins {', '.join(config.plugins)}" if config.plugins else ""
     yield Finding("configuration", "ok", f"stage {config.stage.name}{plugins}")
-    data = config.data.component(config.data.config)
-    with suppress(DataError):  # said by the check of the shards; the demo's tokenizer is needed for the model
-        data_checks.prepare(data)
-    stage = checks.shaped_stage(config)
-    data.connect(data_context(stage.model, stage.tokenizer, config))
-    begun.append((config, data, stage))
-    yield from checks.model(stage)
+    configs.append(config)
+
+
+def _model(config: ExperimentConfig, stages: list[Stage]) -> Iterator[Finding]:
+    """The stage with the model's shapes, into `stages`; with another tokenizer where its own cannot be had."""
+    try:
+        stages.append(checks.shaped_stage(config))
+    except UserError as error:
+        yield Finding("model", "failed", str(error), checks.where_to_find(config))
+        stages.extend(checks.stand_in(config))
+        return
+    yield from checks.model(stages[0])
 
 
 def _shards(config: ExperimentConfig, data: Any, findings: list[Finding]) -> tuple[bool, int | None]:
@@ -128,6 +146,7 @@ def _shards(config: ExperimentConfig, data: Any, findings: list[Finding]) -> tup
 
 def _rows(config: ExperimentConfig, data: Any, stage: Stage, readable: bool, looked: Looked) -> Iterator[Finding]:
     """What is supervised of rows, real ones where there are any, into `looked`."""
+    data.connect(data_context(stage.model, stage.tokenizer, config))
     if readable:
         data_checks.look(data, looked)
     elif config.data.config.view != "tasks":
@@ -136,7 +155,12 @@ def _rows(config: ExperimentConfig, data: Any, stage: Stage, readable: bool, loo
 
 
 def _memory(
-    config: ExperimentConfig, stage: Stage, looked: Looked, device_bytes: int | None, estimates: list[MemoryEstimate]
+    config: ExperimentConfig,
+    stage: Stage,
+    looked: Looked,
+    readable: bool,
+    device_bytes: int | None,
+    estimates: list[MemoryEstimate],
 ) -> list[Finding]:
     """The verdict on the estimate, which goes into `estimates`."""
     shape = worst_batch(config, stage.model, looked.images_per_row(config.data.config))
@@ -145,7 +169,7 @@ def _memory(
     except Exception as error:  # a component may ask for values, which shapes do not have
         said = f"no estimate: a step on shapes ended with {type(error).__name__}: {first_line(error)}"
         return [Finding("memory", "warning", said, "measure it: `fvl train` for a few steps on one device")]
-    return checks.memory(config, estimates[0], device_bytes)
+    return checks.memory(config, estimates[0], device_bytes, looked.longest if readable else None)
 
 
 def _device_bytes(memory_gb: float | None) -> int | None:

@@ -4,14 +4,16 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, Literal
 
 import torch
 
+from datamodules.demo.tokenizer import save_tokenizer
 from fvl_lightning.commands.shards_options import bytes_in_words, plural
 from fvl_lightning.commands.train import build_stage, data_context, prepare_data
 from fvl_lightning.core.config import load_config
@@ -24,7 +26,7 @@ from fvl_lightning.training.memory import MemoryEstimate, checkpoint_bytes
 from fvl_lightning.training.optimizer import build_optimizer
 from fvl_lightning.training.run_folder import RunFolder, is_model_folder
 
-Verdict = Literal["ok", "warning", "failed"]
+Verdict = Literal["ok", "warning", "failed", "skipped"]
 SMALL = 50_000_000
 """Parameters of a model that takes a step on a login node in seconds."""
 TIGHT = 0.9
@@ -37,6 +39,19 @@ KEPT = ("plugins", "fusion", "projector", "normalize", "trainable", "optimizer")
 """Keys of the command line that also hold for `scale=tiny`."""
 FEW = {"train_images": 8, "validation_images": 4, "test_images": 4, "unseen_images": 4}
 """Of the demo set, where only one batch of it is wanted."""
+ADVICE = {
+    "configuration": "mend what it names: `fvl describe` has every field, `fvl show` what a file comes to; a plugin is "
+    "a Python file or module that can be imported here",
+    "model": "mend what it names (`fvl describe` has every field of a component)",
+    "init_from": "name a run that has finished (`fvl train --resume` finishes one), or the folder of a model",
+    "shards": "`fvl shards build` makes them where `data` says they are; `fvl shards check` names what is damaged",
+    "supervision": "`fvl shards preview` shows rows as they are trained on",
+    "tracking": "start the store, name another in tracking.uri, or train without (tracking.enabled=false)",
+    "one batch": "the training would end there too: mend what it names",
+}
+"""By check, for an error that ends it."""
+HELD = "pretrained"
+"""The field of a component that names its files."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,9 @@ class Finding:
     found: str
     advice: str = ""
 
+    def __post_init__(self) -> None:
+        assert self.advice or self.verdict not in ("warning", "failed"), f"{self.check}: what is there to do about it?"
+
 
 def asked(check: str, question: Callable[[], Iterable[Finding]]) -> list[Finding]:
     """What a check has found; an error that ends it is a finding too, and no end of the checks after it."""
@@ -55,12 +73,17 @@ def asked(check: str, question: Callable[[], Iterable[Finding]]) -> list[Finding
     try:
         for finding in question():
             findings.append(finding)
-    except UserError as error:  # its sentence says what to do
-        findings.append(Finding(check, "failed", str(error)))
+    except UserError as error:
+        findings.append(Finding(check, "failed", str(error), ADVICE[check]))
     except Exception as error:  # a component's own mistake, say
         said = f"{type(error).__name__}: {first_line(error)}"
         findings.append(Finding(check, "failed", said, "the training would end there too; its traceback has the place"))
     return findings
+
+
+def skipped(check: str, needs: str) -> Finding:
+    """A check that cannot be done after what has failed before it."""
+    return Finding(check, "skipped", f"needs {needs}")
 
 
 def unquantized(experiment: ExperimentConfig) -> ExperimentConfig:
@@ -75,6 +98,47 @@ def shaped_stage(experiment: ExperimentConfig) -> Stage:
     stage = build_stage(unquantized(experiment), device="meta")
     stage.adapt(Path())
     return stage
+
+
+def stand_in(experiment: ExperimentConfig) -> Iterator[Stage]:
+    """`shaped_stage` with another tokenizer where components name files: for their sizes; none where it fails too."""
+    with TemporaryDirectory() as folder, suppress(UserError):
+        save_tokenizer(Path(folder))
+        slots = {
+            slot: dataclasses.replace(choice, config=dataclasses.replace(choice.config, tokenizer=folder))
+            for slot, choice in _held(experiment).items()
+        }
+        yield shaped_stage(dataclasses.replace(experiment, **slots))
+
+
+def where_to_find(experiment: ExperimentConfig) -> str:
+    """What to do where a model cannot be built, most often for want of its files."""
+    held = {slot: choice.config for slot, choice in _held(experiment).items()}
+    if not held:
+        return ADVICE["model"]
+    hub = [config for config in held.values() if not Path(config.pretrained).is_dir()]
+    fetched = " and ".join(
+        f"`hf download {config.pretrained}{f' --revision {config.revision}' if config.revision else ''}`"
+        for config in hub
+    )
+    beforehand = f"{fetched} where the hub can be reached, under the HF_HOME of the training, or " if hub else ""
+    folders = " and ".join(f"{slot}.{HELD}" for slot in held)
+    return (
+        f"{ADVICE['model']}; for files: {beforehand}folders with all of them in {folders} (a config.json in each is "
+        "enough to tell the memory)"
+    )
+
+
+def _held(experiment: ExperimentConfig) -> dict[str, Any]:
+    """The components with a tokenizer whose sizes stand in files, by slot."""
+    choices = {"encoder": experiment.encoder, "language_model": experiment.language_model}
+    return {
+        slot: choice
+        for slot, choice in choices.items()
+        if choice is not None
+        and {"tokenizer", "revision"} <= vars(choice.config).keys()
+        and vars(choice.config).get(HELD)
+    }
 
 
 def model(stage: Stage) -> list[Finding]:
@@ -125,9 +189,21 @@ def schedule(experiment: ExperimentConfig, samples: int | None, tokens: int | No
     return [*findings, Finding("warm-up", "ok", said)]
 
 
-def memory(experiment: ExperimentConfig, estimate: MemoryEstimate, device_bytes: int | None) -> list[Finding]:
-    """Whether a step on the longest rows fits into the memory of a device; None where that is not known."""
-    trainer, said = experiment.trainer, f"{bytes_in_words(estimate.peak)} on each rank"
+def memory(
+    experiment: ExperimentConfig, estimate: MemoryEstimate, device_bytes: int | None, longest: int | None = None
+) -> list[Finding]:
+    """Whether a step on the longest rows there may be fits into a device.
+
+    Args:
+        device_bytes: its memory; None where that is not known.
+        longest: tokens of the longest row that was looked at; None where none was.
+    """
+    trainer, tokens = experiment.trainer, estimate.shape.tokens
+    packed = experiment.data.config.layout == "packed"
+    shorter = longest is not None and longest < tokens and not packed
+    said = f"{bytes_in_words(estimate.peak)} on each rank for rows of {tokens:,} tokens"
+    said += " each, as they are packed" if packed else ", the longest that data.sequence_length lets through"
+    said += f" (of those looked at the longest has {longest:,})" if shorter else ""
     if device_bytes is None:
         return [Finding("memory", "ok", f"{said}; --memory-gb compares it with a device's")]
     said += f", the device has {bytes_in_words(device_bytes)}"
@@ -142,12 +218,14 @@ def memory(experiment: ExperimentConfig, estimate: MemoryEstimate, device_bytes:
         ways.append("trainer.precision=bf16-mixed")
     if trainer.batch_size > 1:
         ways.append("a smaller trainer.batch_size with more trainer.accumulate")
+    if shorter:
+        ways.append("a smaller data.sequence_length, where no row needs so much")
     advice = "; ".join(ways) or "more devices under fsdp, or LoRA"
     return [Finding("memory", "failed" if estimate.peak > device_bytes else "warning", said, advice)]
 
 
-def room(experiment: ExperimentConfig, stage: Stage) -> list[Finding]:
-    """The folder of runs can be written to, and has room for three checkpoints."""
+def room(experiment: ExperimentConfig, stage: Stage | None) -> list[Finding]:
+    """The folder of runs can be written to, and has room for three checkpoints; None where their size is not known."""
     folder = Path(experiment.output).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     try:
@@ -156,7 +234,10 @@ def room(experiment: ExperimentConfig, stage: Stage) -> list[Finding]:
     except OSError as error:
         advice = "name another folder in `output`, or make this one writable"
         return [Finding("run folder", "failed", f"{there} cannot be written to ({error.strerror})", advice)]
-    one, free = checkpoint_bytes(stage.experiment, stage.model), shutil.disk_usage(there).free
+    free = shutil.disk_usage(there).free
+    if stage is None:
+        return [skipped("run folder", f"the model, to compare {bytes_in_words(free)} free in {there} with")]
+    one = checkpoint_bytes(stage.experiment, stage.model)
     said = f"{bytes_in_words(one)} a checkpoint, {bytes_in_words(free)} free in {there}"
     if free < CHECKPOINTS * one:
         advice = f"make room for {CHECKPOINTS} of them, or name another folder in `output`"
@@ -174,19 +255,30 @@ def tracking(experiment: ExperimentConfig) -> list[Finding]:
     return [Finding("tracking", "ok", f"{experiment.tracking.uri} answers in {seconds:.1f} s")]
 
 
-def batch(path: Path, words: Sequence[str], experiment: ExperimentConfig, stage: Stage) -> list[Finding]:
+def batch(path: Path, words: Sequence[str], experiment: ExperimentConfig, stage: Stage | None) -> list[Finding]:
     """Forward pass, backward pass and update of one batch: of the model itself, or of its preset's `scale=tiny`."""
-    parameters = sum(count["parameters"] for count in count_parameters(stage.model).values())
-    named = "the model itself"
-    if parameters > SMALL:
-        if experiment.chosen.get(SCALE) is None:
-            advice = "try `fvl train` for a few steps, with a smaller language_model"
-            said = f"not tried: {parameters:,} parameters are too many here, and no `{SCALE}=tiny` is offered"
-            return [Finding("one batch", "warning", said, advice)]
-        # Sizes and places of the real thing would not fit the small one.
-        kept = [word for word in words if word.split("=")[0].split(".")[0] in (*KEPT, *experiment.chosen)]
-        kept = [word for word in kept if not word.startswith(f"{SCALE}=")]
-        experiment, named = load_config(ExperimentConfig, path, [*kept, f"{SCALE}=tiny"]), f"{SCALE}=tiny"
+    parameters = sum(count["parameters"] for count in count_parameters(stage.model).values()) if stage else None
+    if parameters is not None and parameters <= SMALL:
+        return _tried("the model itself", experiment)
+    if experiment.chosen.get(SCALE) is None:
+        if parameters is None:
+            return [skipped("one batch", "the model")]
+        advice = "try `fvl train` for a few steps, with a smaller language_model"
+        said = f"not tried: {parameters:,} parameters are too many here, and no `{SCALE}=tiny` is offered"
+        return [Finding("one batch", "warning", said, advice)]
+    # Sizes and places of the real thing would not fit the small one.
+    kept = [word for word in words if word.split("=")[0].split(".")[0] in (*KEPT, *experiment.chosen)]
+    kept = [word for word in kept if not word.startswith(f"{SCALE}=")]
+    small = load_config(ExperimentConfig, path, [*kept, f"{SCALE}=tiny"])
+    settings = small.data.config
+    few = {name: count for name, count in FEW.items() if name in vars(settings)}
+    small = dataclasses.replace(
+        small, data=dataclasses.replace(small.data, config=dataclasses.replace(settings, **few))
+    )
+    return _tried(f"{SCALE}=tiny, on pictures drawn into {settings.root}" if few else f"{SCALE}=tiny", small)
+
+
+def _tried(named: str, experiment: ExperimentConfig) -> list[Finding]:
     began = time.monotonic()
     loss, norm = _step(unquantized(experiment))
     said = f"{named}: loss {loss:.4g}, gradient norm {norm:.4g}, {time.monotonic() - began:.1f} s"
@@ -200,10 +292,9 @@ def batch(path: Path, words: Sequence[str], experiment: ExperimentConfig, stage:
 def _step(experiment: ExperimentConfig) -> tuple[float, float]:
     """Loss and gradient norm of two samples, with an update after them."""
     choice = experiment.data
-    few = {name: count for name, count in FEW.items() if name in vars(choice.config)}
     experiment = dataclasses.replace(
         experiment,
-        data=dataclasses.replace(choice, config=dataclasses.replace(choice.config, **few, workers=0)),
+        data=dataclasses.replace(choice, config=dataclasses.replace(choice.config, workers=0)),
         trainer=TrainerConfig(batch_size=2),
     )
     data: Any = prepare_data(experiment)

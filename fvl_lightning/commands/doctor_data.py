@@ -1,7 +1,8 @@
 """What `fvl doctor` asks of the data: shards and their indexes, and what of their rows is supervised."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -51,6 +52,11 @@ class Looked:
         """Of a row; None where none was read."""
         return round(sum(self.tokens) / len(self.tokens)) if self.tokens else None
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest row; None where none was read."""
+        return max(self.tokens, default=None)
+
     def images_per_row(self, config: Any) -> int:
         """The most that were seen in a row; of packed rows as many as a row of such samples has."""
         if not self.tokens:
@@ -85,14 +91,20 @@ def samples_of(data: Any) -> int | None:
     return None if _bare(data) else len(data.store("train"))
 
 
-def prepare(data: Any) -> None:
-    """Draws the demo set, opens shards that have indexes; those that have none are left to their own check."""
+def prepare(data: Any, doing: Callable[[str], None]) -> Iterator[Finding]:
+    """Opens shards that have indexes, and draws the demo set where it is not there, which `doing` is told before."""
     try:
-        bare = _bare(data)
+        bare, missing = _bare(data), False
     except DataError:
-        bare = []
-    if not bare:
+        bare, missing = [], True
+        doing("drawing the demo set")
+    if bare:
+        return
+    with suppress(DataError):  # what is wrong with shards is said by their own check
         data.prepare_data()
+        if missing:
+            folder = Path(data.parts("train")[0].shards[0]).parent
+            yield Finding("shards", "ok", f"they were not there, and have been drawn into {folder}, as a training does")
 
 
 def look(data: Any, looked: Looked) -> None:

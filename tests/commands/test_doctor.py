@@ -13,6 +13,7 @@ import pytest
 from torch import Tensor
 
 from datamodules.conversation import ConversationEncoder
+from datamodules.demo import DemoData
 from datamodules.index import index_path
 from datamodules.views import ConversationView
 from fvl_lightning.commands import doctor_checks as checks
@@ -57,7 +58,7 @@ def stage(here: Path) -> Stage:
 def connected(config: ExperimentConfig, stage: Stage) -> Any:
     """The experiment's data module as `fvl doctor` has it."""
     data = config.data.component(config.data.config)
-    data_checks.prepare(data)
+    assert not list(data_checks.prepare(data, lambda words: None)), "the set is there"
     data.connect(data_context(stage.model, stage.tokenizer, config))
     return data
 
@@ -106,7 +107,10 @@ def test_what_trains_passes_and_the_table_has_every_check(here: Path, fvl_here: 
 def test_a_check_that_fails_is_exit_code_2(here: Path, fvl_here: Run) -> None:
     done = fvl_here(here, "doctor", FINETUNE, *SHORT, "data.view=tasks")
     assert done.returncode == 2
-    assert re.search(r"configuration +│ failed +│ data.view: stage finetune learns from", done.stdout)
+    assert re.search(r"model +│ failed +│ data.view: stage finetune learns from", done.stdout)
+    for check in ("supervision", "memory", "run folder", "one batch"):
+        assert re.search(rf"{check} +│ skipped +│ needs the model", done.stdout), "said, not left out"
+    assert "8 samples a step" in done.stdout
     assert "memory per rank" not in done.stdout
 
 
@@ -119,12 +123,15 @@ def test_a_configuration_that_cannot_be_resolved(here: Path, word: str, said: st
     assert estimate is None
     assert [finding.verdict for finding in findings] == ["failed"]
     assert said in findings[0].found
+    assert "fvl describe" in findings[0].advice
+    assert "plugin" in findings[0].advice
 
 
 def test_a_run_to_start_from_that_is_not_there(here: Path) -> None:
     found = worst(asked("init_from", lambda: checks.start(load("init_from=[runs/nobody]"))))
     assert found.verdict == "failed"
     assert "runs/nobody" in found.found
+    assert "has finished" in found.advice
 
 
 def test_shards_that_are_not_there(here: Path, stage: Stage, tmp_path: Path) -> None:
@@ -133,6 +140,7 @@ def test_shards_that_are_not_there(here: Path, stage: Stage, tmp_path: Path) -> 
     found = worst(asked("shards", lambda: data_checks.shards(config, data)))
     assert (found.check, found.verdict) == ("shards", "failed")
     assert "nowhere" in found.found
+    assert "fvl shards build" in found.advice
 
 
 def test_shards_without_an_index(here: Path, stage: Stage, tmp_path: Path) -> None:
@@ -306,6 +314,13 @@ def test_memory_against_a_device(here: Path) -> None:
     )
     assert worst(checks.memory(spared, peak_of(101), 100)).advice.startswith("a smaller trainer.batch_size")
     assert "--memory-gb" in checks.memory(config, peak_of(101), None)[0].found
+    found = worst(checks.memory(config, peak_of(200), 100, longest=0))
+    assert "rows of 1 tokens, the longest that data.sequence_length lets through (of those looked at" in found.found
+    assert "a smaller data.sequence_length" in found.advice
+    packed = load("data.packing=best_fit", "data.group_by_length=false")
+    found = worst(checks.memory(packed, peak_of(200), 100, longest=0))
+    assert "as they are packed" in found.found
+    assert "sequence_length" not in found.found + found.advice
     narrow = dataclasses.replace(config, lora=LoraConfig(quantization="4bit"))
     assert "fsdp" not in worst(checks.memory(narrow, peak_of(101), 100)).advice
 
@@ -329,6 +344,7 @@ def test_a_store_that_cannot_be_opened(here: Path, tmp_path: Path, empty_store: 
     found = worst(asked("tracking", lambda: checks.tracking(config)))
     assert found.verdict == "failed"
     assert "is a folder" in found.found
+    assert "tracking.uri" in found.advice
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     (found,) = checks.tracking(load("tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"))
     assert "answers in" in found.found
@@ -347,9 +363,7 @@ def test_a_component_that_does_not_work(
     assert found.advice
 
 
-def test_a_component_that_asks_for_values_leaves_the_memory_open(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_component_that_asks_for_values_leaves_the_memory_open(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = ConcatFusion.forward
 
     def asks(fusion: ConcatFusion, sources: dict[str, Tensor]) -> FusionOutput:
@@ -364,9 +378,7 @@ def test_a_component_that_asks_for_values_leaves_the_memory_open(
     assert "measure it" in found.advice
 
 
-def test_a_large_model_is_tried_in_its_small_size(
-    here: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_model_is_tried_in_its_small_size(here: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "SMALL", 0)
     assert "not tried" in worst(checks.batch(Path(FINETUNE), list(SHORT), load(), stage)).found
     preset = Path("experiments/florence_vl/3b/finetune.yaml")
@@ -374,7 +386,26 @@ def test_a_large_model_is_tried_in_its_small_size(
     words = ["recipe=released", "data.root=elsewhere", "fusion=gated"]
     (found,) = checks.batch(preset, words, config, stage)
     assert found.verdict == "ok"
-    assert found.found.startswith("scale=tiny: loss ")
+    assert found.found.startswith("scale=tiny, on pictures drawn into data/demo: loss ")
+    (found,) = checks.batch(Path(FINETUNE), list(SHORT), load(), None)
+    assert found.verdict == "skipped"
+
+
+def test_a_finding_that_is_not_ok_says_what_to_do() -> None:
+    assert checks.skipped("memory", "the model").found == "needs the model"
+    with pytest.raises(AssertionError, match="what is there to do"):
+        Finding("memory", "failed", "too much")
+
+
+def test_the_demo_set_is_not_drawn_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = dict.fromkeys(("train_images", "validation_images", "test_images", "unseen_images"), 4)
+    data = DemoData(DemoData.Config(root="drawn", **few))
+    told: list[str] = []
+    (found,) = data_checks.prepare(data, told.append)
+    assert told == ["drawing the demo set"]
+    assert f"drawn into {data.folder}" in found.found
+    assert not list(data_checks.prepare(data, told.append))
 
 
 def test_json_of_the_shards_is_what_is_compared(here: Path, stage: Stage) -> None:

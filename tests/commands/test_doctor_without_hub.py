@@ -1,0 +1,73 @@
+"""`fvl doctor` where the hub cannot be reached: one check fails and says what to fetch, the others are done."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fvl_lightning.commands import doctor_checks as checks
+from fvl_lightning.commands.doctor import examine
+from fvl_lightning.commands.doctor_checks import Finding
+from fvl_lightning.encoders import florence2_files
+from fvl_lightning.language_models import causal
+from fvl_lightning.training.memory import MemoryEstimate
+from tests.conftest import ROOT
+
+HUB = ROOT / "tests" / "fixtures" / "hub_configs"
+PRESET = ROOT / "experiments" / "florence_vl" / "3b" / "finetune.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders are read, and nothing else."""
+
+    def local_only(read: Any) -> Any:
+        def read_or_fail(name: str, *arguments: Any, **options: Any) -> Any:
+            if not Path(name).is_dir():
+                raise OSError("We couldn't connect to 'https://huggingface.co'")
+            return read(name, *arguments, **options)
+
+        return read_or_fail
+
+    for owner, name in (
+        (causal.AutoTokenizer, "from_pretrained"),
+        (causal.AutoConfig, "from_pretrained"),
+        (florence2_files, "cached_file"),
+    ):
+        monkeypatch.setattr(owner, name, local_only(getattr(owner, name)))
+    monkeypatch.setattr(checks, "_tried", lambda named, experiment: [Finding("one batch", "ok", named)])
+
+
+def found_of(tmp_path: Path, *words: str) -> tuple[dict[str, Finding], MemoryEstimate | None]:
+    """What is found of the 3B preset; of the shards that there are none."""
+    told = [f"output={tmp_path}/runs", "tracking.enabled=false", "scale=full", *words]
+    findings, estimate = examine(PRESET, told, 80.0, lambda words: None)
+    return {finding.check: finding for finding in findings}, estimate
+
+
+def test_a_preset_without_the_hub_is_examined_all_the_same(tmp_path: Path) -> None:
+    found, estimate = found_of(tmp_path)
+    assert estimate is None
+    assert found["model"].verdict == "failed"
+    assert "language_model.tokenizer: microsoft/Phi-3.5-mini-instruct could not be read" in found["model"].found
+    for word in ("hf download microsoft/Phi-3.5-mini-instruct", "Florence-2-large-ft", "HF_HOME", "or folders with"):
+        assert word in found["model"].advice
+    skipped = {name for name, finding in found.items() if finding.verdict == "skipped"}
+    assert skipped == {"supervision", "memory", "run folder"}
+    assert "= 2,048 samples a step" in found["batches"].found
+    assert {found[name].verdict for name in ("warm-up", "tracking", "one batch", "init_from")} == {"ok"}
+
+
+def test_a_configuration_alone_is_enough_for_the_memory(tmp_path: Path) -> None:
+    folders = [
+        f"encoder.pretrained={HUB}/Florence-2-large-ft",
+        f"language_model.pretrained={HUB}/Phi-3.5-mini-instruct",
+    ]
+    found, estimate = found_of(tmp_path, *folders, "trainer.batch_size=1")
+    assert found["model"].verdict == "failed"
+    assert "hf download" not in found["model"].advice
+    assert estimate is not None
+    assert sum(estimate.parameters.values()) > 16e9
+    assert found["memory"].verdict == "failed"
+    assert "rows of 2,048 tokens" in found["memory"].found
+    assert {name for name, finding in found.items() if finding.verdict == "skipped"} == {"supervision"}
