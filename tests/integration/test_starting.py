@@ -17,7 +17,7 @@ TWO = ("trainer.strategy=ddp", "trainer.devices=2", "trainer.batch_size=4", "tra
     [
         "the parent imports",
         pytest.param("the ranks import", marks=pytest.mark.slow),
-        "the first rank waits in the store",
+        pytest.param("the first rank waits in the store", marks=pytest.mark.slow),
         pytest.param("the group is made", marks=pytest.mark.slow),
     ],
 )
