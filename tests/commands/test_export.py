@@ -42,6 +42,7 @@ def test_weights_configuration_and_processor_are_those_of_the_run(folder: Path, 
     assert len(list((folder / "models" / name).glob("*.safetensors"))) == {"one": 1, "parts": 8}[name]
 
 
+@pytest.mark.slow
 def test_its_card_runs_in_a_process_without_this_kit(folder: Path) -> None:
     text = (folder / "models" / "parts" / "README.md").read_text(encoding="utf-8")
     code = text.split(CODE)[1].split("```")[0].replace('"parts"', '"models/parts"')

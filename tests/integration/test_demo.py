@@ -224,7 +224,9 @@ def test_the_answers_are_a_table_that_gives_the_scores(
         assert metrics["image_zeroed/macro"] == pytest.approx(comparison["arms"][arm]["image_zeroed"]["macro"])
 
 
-def test_a_second_demo_trains_nothing(quick_demo: Path, report: Path, comparison: dict[str, Any], fvl: Run) -> None:
+def test_a_second_demo_trains_nothing(
+    quick_demo: Path, report: Path, comparison: dict[str, Any], fvl_here: Run
+) -> None:
     def trained() -> dict[Path, int]:
         files = [*report.rglob("run.json"), *report.rglob("metrics.jsonl"), *report.rglob("*.safetensors")]
         return {path: path.stat().st_mtime_ns for path in files if path.name != "run.json"} | {
@@ -232,7 +234,7 @@ def test_a_second_demo_trains_nothing(quick_demo: Path, report: Path, comparison
         }
 
     before = trained()
-    done = fvl(quick_demo, "demo", "--quick")
+    done = fvl_here(quick_demo, "demo", "--quick")
     assert done.returncode == 0, done.stderr
     assert trained() == before
     again = json.loads((report / "comparison.json").read_text(encoding="utf-8"))

@@ -58,6 +58,7 @@ def trained(fvl: Run, folder: Path, *words: str) -> RunFolder:
     return RunFolder(folder / "runs" / "run")
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_run_that_one_process_finishes(
     tmp_path: Path, tiny_data: Path, empty_store: Path, fvl: Run, fvl_here: Run
 ) -> None:

@@ -167,6 +167,7 @@ def test_a_second_ctrl_c_stops_at_once_and_keeps_the_last_checkpoint(
     assert torch.load(run.last_checkpoint, weights_only=True)["global_step"] == 5
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_shell_ends_a_training_with_130(workspace: Path) -> None:
     process = start(workspace, "train", *FINETUNE, *TINY, "trainer.max_steps=100000", "trainer.log_every=1")
     run = RunFolder(workspace / "runs" / "finetune")

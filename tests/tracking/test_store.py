@@ -66,6 +66,7 @@ def test_processes_that_open_a_new_store_at_once(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["shared.db"]
 
 
+@pytest.mark.slow
 def test_interrupted_creation_leaves_nothing(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     program = f"from fvl_lightning.tracking.store import open_store; open_store({uri!r}, 'x')"

@@ -108,7 +108,7 @@ def test_the_peak_is_the_measured_one(words: tuple[str, ...], workspace: Path, m
 
 
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
-@pytest.mark.parametrize("reshard", [True, False])
+@pytest.mark.parametrize("reshard", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_peak_under_fsdp_is_the_measured_one(
     reshard: bool, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
