@@ -185,7 +185,8 @@ def _logging_kept() -> Iterator[None]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
-        for name in ("fvl_lightning", "datamodules", "lightning.pytorch", "lightning.fabric", "alembic", "mlflow"):
+        libraries = ("lightning.pytorch", "lightning.fabric", "alembic", "mlflow", "huggingface_hub")
+        for name in ("fvl_lightning", "datamodules", *libraries):
             logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
 
 

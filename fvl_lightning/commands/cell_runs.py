@@ -145,6 +145,7 @@ def run_cells(cells: Sequence[Cell], launcher: Launcher, console: Console, fresh
                 launcher.run(todo, lambda: live.update(cells_table(cells)))
         else:
             running = list(todo)
+            logger.info("%d cells to run, %d of %d finished before", len(todo), len(cells) - len(wanted), len(cells))
 
             def tell() -> None:
                 for line in ended_lines(cells, running):

@@ -72,7 +72,6 @@ def collect(
             "processor": platform.machine(),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
-            "arms trained at a time": config.jobs,
         },
         "arms": {arm: averaged([by[arm] for by in results.values() if arm in by]) for arm in present},
         "cells": [{"arm": arm, "seed": seed, **results[seed][arm]} for arm in present for seed in answers[arm]],

@@ -31,5 +31,5 @@ def quiet_libraries() -> None:
     if own_rank() > 0:  # it sees what the first rank sees, but for its own samples
         logging.getLogger("fvl_lightning").setLevel(logging.ERROR)
         logging.getLogger("datamodules").setLevel(logging.WARNING)
-    for name in ("lightning.pytorch", "lightning.fabric", "alembic", "mlflow"):
+    for name in ("lightning.pytorch", "lightning.fabric", "alembic", "mlflow", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -25,6 +25,8 @@ from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.batch_shape import worst_batch
 from fvl_lightning.training.memory import MemoryEstimate, estimate_memory
 
+LOG_WIDTH = 160
+"""Columns where there is no terminal, or commands to copy would be broken in two."""
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
 
 
@@ -43,6 +45,8 @@ def doctor(
     Example: `fvl doctor experiments/demo/finetune.yaml --memory-gb 80`
     """
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, LOG_WIDTH)
     with _progress() as doing:
         findings, estimate = examine(experiment, overrides or [], memory_gb, doing)
     console.print(table_of(findings))

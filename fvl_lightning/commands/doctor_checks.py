@@ -18,7 +18,7 @@ from fvl_lightning.commands.shards_options import bytes_in_words, plural
 from fvl_lightning.commands.train import build_stage, data_context, prepare_data
 from fvl_lightning.core.config import load_config
 from fvl_lightning.core.errors import UserError, first_line
-from fvl_lightning.core.experiment import ExperimentConfig, TrainerConfig
+from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig, TrainerConfig
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.store import open_store
 from fvl_lightning.training.components import count_parameters
@@ -154,7 +154,13 @@ def start(experiment: ExperimentConfig) -> list[Finding]:
     for reference in experiment.init_from:
         if not is_model_folder(Path(reference)):
             RunFolder.open(reference).check_finished()
-    said = f"starts from {', '.join(experiment.init_from)}" if experiment.init_from else "starts from no earlier run"
+    if experiment.init_from:
+        return [Finding("init_from", "ok", f"starts from {', '.join(experiment.init_from)}")]
+    choices = {slot: getattr(experiment, slot) for slot in COMPONENTS}
+    fresh = [slot for slot, choice in choices.items() if choice is not None and not vars(choice.config).get(HELD)]
+    said = f"starts from no earlier run{'; from random values: ' if fresh else ''}{', '.join(fresh)}"
+    if experiment.stage is not None and experiment.stage.name == "finetune" and fresh:
+        return [Finding("init_from", "warning", said, "name the run that has pretrained them in init_from")]
     return [Finding("init_from", "ok", said)]
 
 

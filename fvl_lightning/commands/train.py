@@ -276,7 +276,7 @@ def fit(
     checkpoints = Checkpoints(run.last_checkpoint, every, signals, keep_best)
     title = f"{experiment.name} ({experiment.fusion.name})" if experiment.fusion else experiment.name
     loggers: list[Any] = [Journal(run.metrics, tracker)] if tracker else []
-    callbacks = [log, *([StepProgress(title, log)] if tracker else []), checkpoints, beats]
+    callbacks = [log, *([StepProgress(title, run.path, log)] if tracker else []), checkpoints, beats]
     trainer = build_trainer(experiment.trainer, run.path, loggers, callbacks)
     torch.manual_seed(experiment.seed + own_rank())  # for dropout; initial values and the data's order have their own
     with warnings.catch_warnings(), signals:

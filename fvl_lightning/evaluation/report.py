@@ -90,11 +90,11 @@ def markdown(comparison: Mapping[str, Any]) -> str:
         _markdown_table(accuracy),
         "![accuracy of every arm by kind of question, with controls](comparison.png)",
         *(_markdown_table(grid) for grid in others),
-        "![score against operations and parameters](pareto.png)\n\nThe line joins the arms that no other beats in "
-        "score and price at once; it knows nothing of chance.",
+        "![score against operations and parameters](pareto.png)\n\nA line joins the arms that no other beats in "
+        "score and price at once, where there are several; it knows nothing of chance.",
         *(_markdown_table(grid) for grid in tuning_grids(comparison)),
         _markdown_table(differences_grid(comparison)),
-        _encoder_section(comparison["encoder"]),
+        _encoder_section(comparison["encoder"], len(comparison["seeds"])),
         "## Losses\n\n![training loss of every arm and stage](loss_curves.png)",
         "## Sample answers\n\n![images with question, truth and every arm's answer](samples.png)",
         _closed_section(comparison),
@@ -176,12 +176,13 @@ def _several(comparison: Mapping[str, Any]) -> bool:
     return len(comparison["seeds"]) > 1
 
 
-def _encoder_section(encoder: Mapping[str, Any] | None) -> str:
+def _encoder_section(encoder: Mapping[str, Any] | None, seeds: int) -> str:
     if encoder is None:
         return ""
     scores = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in encoder["scores"].items())
     return (
-        f"## The encoder\n\nTrained on its own prompts in {encoder['seconds']:,.0f} s (`{encoder['run']}`). "
+        f"## The encoder\n\nTrained on its own prompts in {encoder['seconds']:,.0f} s (`{encoder['run']}`"
+        f"{f'; numbers are means over {seeds} seeds' if seeds > 1 else ''}). "
         f"Its own test scores: {scores}. Caption tokens are predicted with the true ones before them, words and boxes "
         "are written greedily."
     )

@@ -4,6 +4,7 @@ import logging
 import resource
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class LogWindow(Callback):
         speed = stage.logged.row_tokens / max(self._seconds, 1e-9)
         self.tokens_per_second.append(speed)
         means = stage.read_log()
-        self.loss = means["train/loss"]
+        self.loss = means.get("train/loss", self.loss)  # none where every step of the window was skipped
         values = means | {
             "train/tokens_per_second": speed,
             "train/step_seconds": self._seconds / self.every,
@@ -67,12 +68,12 @@ class LogWindow(Callback):
 class StepProgress(Callback):
     """Step, losses and time left: a bar on a terminal; in a log, where nobody watches, a line now and then."""
 
-    def __init__(self, title: str, window: LogWindow) -> None:
+    def __init__(self, title: str, folder: Path, window: LogWindow) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[losses]}"),
             TimeElapsedColumn(), TimeRemainingColumn(),
         )
-        self._title, self._window = title, window
+        self._title, self._folder, self._window = title, folder, window
         self._losses: dict[str, float] = {}
         self._said = 0.0
 
@@ -85,8 +86,8 @@ class StepProgress(Callback):
             return
         self._said = time.monotonic()
         learning = sum(parameter.numel() for parameter in stage.parameters() if parameter.requires_grad)
-        device = trainer.strategy.root_device
-        logger.info("%s: step %d of %d, %s parameters learn on %s", self._title, step, steps, f"{learning:,}", device)
+        where = f"{self._folder}: step {step} of {steps}"
+        logger.info("%s, %s parameters learn on %s", where, f"{learning:,}", trainer.strategy.root_device)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Moves the bar, or writes a line where there has been none for a while."""

@@ -75,6 +75,7 @@ def test_a_log_has_a_line_for_every_cell_that_ends(tmp_path: Path, caplog: pytes
     with caplog.at_level("INFO"):
         run(cells, jobs=1)
     assert caplog.messages == [
+        "2 cells to run, 1 of 3 finished before",
         f"gated with seed 0: failed, see {cells[0].log}, 1 of 3 cells finished",
         "gated with seed 2: finished, 2 of 3 cells finished",
     ]

@@ -55,7 +55,8 @@ def test_a_preset_without_the_hub_is_examined_all_the_same(tmp_path: Path) -> No
     skipped = {name for name, finding in found.items() if finding.verdict == "skipped"}
     assert skipped == {"supervision", "memory", "run folder"}
     assert "= 2,048 samples a step" in found["batches"].found
-    assert {found[name].verdict for name in ("warm-up", "tracking", "one batch", "init_from")} == {"ok"}
+    assert {found[name].verdict for name in ("warm-up", "tracking", "one batch")} == {"ok"}
+    assert "random values: fusion, projector" in found["init_from"].found
 
 
 def test_a_configuration_alone_is_enough_for_the_memory(tmp_path: Path) -> None:

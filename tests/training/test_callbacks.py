@@ -13,7 +13,7 @@ WORDS = ("experiments/demo/finetune.yaml", *TINY, "trainer.log_every=1", "traine
 
 
 def lines(said: str) -> list[str]:
-    return re.findall(r"finetune \(concat\): (.+?) *$", said, flags=re.MULTILINE)
+    return re.findall(r"finetune(?: \(concat\))?: (.+?) *$", said, flags=re.MULTILINE)
 
 
 def test_a_log_has_the_start_and_the_validations(workspace: Path, fvl_here: Run) -> None:

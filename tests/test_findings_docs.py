@@ -1,0 +1,63 @@
+"""docs/findings.md, and what README.md shows of it: every number is of the comparison that was saved."""
+
+import json
+import re
+
+import pytest
+
+from fvl_lightning.core.comparison import ComparisonConfig
+from fvl_lightning.core.config import load_config
+from fvl_lightning.evaluation.report import markdown
+from fvl_lightning.evaluation.verdicts import compare_arms
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SAVED = json.loads((ROOT / "benchmarks" / "results" / "fusions.json").read_text(encoding="utf-8"))
+REPORT = markdown(SAVED)
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of all rows of all tables, headers left out."""
+    tables = re.findall(r"^\|.*\|\n\|[-:| ]+\|\n((?:\|.*\|\n)+)", text, flags=re.MULTILINE)
+    return [[cell.strip() for cell in row.strip("|").split("|")] for table in tables for row in table.splitlines()]
+
+
+def test_every_row_is_one_of_the_report() -> None:
+    there = rows(REPORT)
+    assert len(rows(PAGE)) > 20
+    assert not [row for row in rows(PAGE) if row not in there]
+
+
+def test_what_was_run_is_the_file_that_is_here() -> None:
+    config = load_config(ComparisonConfig, ROOT / "experiments" / "demo" / "fusions.yaml")
+    assert list(SAVED["arms"]) == list(config.arms)
+    assert SAVED["seeds"] == config.seeds
+    assert (SAVED["metric"], SAVED["lineage"]) == (config.metric, config.lineage)
+    assert SAVED["statistics"]["baseline"] == config.baseline
+    assert SAVED["statistics"]["smallest_effect"] == config.smallest_effect
+    assert 0.5 < SAVED["arms"][config.baseline]["accuracy"]["macro"] < 0.9, "or arms could hardly differ"
+
+
+def test_the_verdicts_are_those_of_the_scores() -> None:
+    scores: dict[str, dict[int, float]] = {arm: {} for arm in SAVED["arms"]}
+    for cell in SAVED["cells"]:
+        scores[cell["arm"]][cell["seed"]] = cell["accuracy"]["macro"]
+    statistics = SAVED["statistics"]
+    found = compare_arms(scores, baseline=statistics["baseline"], smallest_effect=statistics["smallest_effect"])
+    sentences = [contrast.sentence for contrast in found.contrasts]
+    assert sentences == [contrast["sentence"] for contrast in statistics["contrasts"]]
+    words = " ".join(PAGE.split())
+    assert not [sentence for sentence in sentences if sentence not in words]
+
+
+@pytest.mark.parametrize("arm", SAVED["arms"])
+def test_the_readme_shows_the_same(arm: str) -> None:
+    (shown,) = [row for row in rows(README) if row[0] == f"`{arm}`"]
+    (seeds,) = [row for row in rows(REPORT) if row[0] == arm and len(row) == 4]
+    differences = [row for row in rows(REPORT) if row[0] == arm and len(row) == 5]
+    assert shown[1] == seeds[1]
+    if differences:
+        assert shown[2:5] == [differences[0][1], differences[0][2], differences[0][4]]
+    else:
+        assert arm == SAVED["statistics"]["baseline"]
