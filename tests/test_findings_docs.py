@@ -61,3 +61,16 @@ def test_the_readme_shows_the_same(arm: str) -> None:
         assert shown[2:5] == [differences[0][1], differences[0][2], differences[0][4]]
     else:
         assert arm == SAVED["statistics"]["baseline"]
+
+
+def test_how_sure_it_is() -> None:
+    """What the page says in words of pooled and paired tests, of intervals and of kinds."""
+    statistics = SAVED["statistics"]
+    contrasts = {contrast["arm"]: contrast for contrast in statistics["contrasts"]}
+    assert {arm for arm, found in contrasts.items() if found["p_paired"] > 0.05} == {"mean", "gated"}
+    assert (f"{contrasts['mean']['p_paired']:.2f}", f"{contrasts['gated']['p_paired']:.2f}") == ("0.13", "0.15")
+    assert {arm for arm, found in contrasts.items() if found["simultaneous"][1] > 0} == {"mean", "attention", "gated"}
+    assert all(found["interval"][1] > -statistics["smallest_effect"] for found in contrasts.values())
+    assert f"{min(hint['q'] for hint in statistics['exploratory']['contrasts']):.2g}" == "0.096"
+    for words in ("mean (0.13) and gated (0.15)", "zero for mean, attention and gated", "q at least 0.096"):
+        assert words in " ".join(PAGE.split())
