@@ -41,7 +41,7 @@ def interval_figure(statistics: Mapping[str, Any]) -> Figure:
     axes.set_yticks(range(len(contrasts)), [contrast["arm"] for contrast in reversed(contrasts)], color=INK)
     axes.set_ylim(-0.6, len(contrasts) - 0.4)
     axes.set_xlabel(
-        f"difference to {statistics['baseline']}; thick: 95 % interval, thin: with that of all arms at once", color=INK
+        f"difference to {statistics['baseline']}; thick: 95 % interval, thin: for all arms at once", color=INK
     )
     clean_axes(axes)
     axes.grid(visible=False, axis="y")
