@@ -44,12 +44,14 @@ class EncodedConversation:
         labels: S labels, IGNORE_INDEX where a position is not supervised.
         turn_ends: tokens up to the end of each answer, its end token included.
         images_before: image parts up to the end of each answer.
+        images: image parts in all.
     """
 
     ids: list[int]
     labels: list[int]
     turn_ends: list[int]
     images_before: list[int]
+    images: int
 
 
 class ConversationEncoder:
@@ -113,7 +115,9 @@ class ConversationEncoder:
         places = [place for place, i in enumerate(ids) if i == self.image_token_id]
         images = [bisect_left(places, turn) for turn in turns]
         turn_ends = [turn + (self.tokens_per_image - 1) * before for turn, before in zip(turns, images, strict=True)]
-        return EncodedConversation(self._expand(ids, ids), self._expand(labels, ids), turn_ends, images)
+        return EncodedConversation(
+            self._expand(ids, ids), self._expand(labels, ids), turn_ends, images, images=len(places)
+        )
 
     def prompt(self, messages: Sequence[Message], go_on: bool = False) -> list[int]:
         """Ids of the messages up to where the assistant's next answer begins; errors as in `encode`.

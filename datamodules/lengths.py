@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 AT_ONCE = 256
 """Samples a worker measures at a time."""
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised whenever the same samples and view would give other items or counts."""
 
 Measured = list[tuple[int, int, int, int]]

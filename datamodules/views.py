@@ -5,10 +5,9 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, TypeVar
 
-from datamodules.conversation import ConversationEncoder, plain_backend
+from datamodules.conversation import ConversationEncoder, EncodedConversation, plain_backend
 from datamodules.items import Piece
 from datamodules.messages import check_messages, image_parts
 from datamodules.store import SampleStore
@@ -76,22 +75,20 @@ class TextView(View):
         planner: ConversationEncoder | None = None,
     ) -> None:
         self.encoder, self.planner = encoder, planner or encoder
+        self._more_per_image = self.planner.tokens_per_image - encoder.tokens_per_image
         self.sequence_length, self.over_long = sequence_length, over_long
 
     @abstractmethod
     def measure(self, store: SampleStore, sample: int) -> Measure:
         """The pieces a sample is trained on as, with their planned tokens."""
 
-    def _planned(self, store: SampleStore, i: int, ids: list[int], images: int) -> int:
-        """The tokens the planner counts; SampleError where they are too many and such samples are dropped."""
-        planned = len(ids) + images * (self.planner.tokens_per_image - self.encoder.tokens_per_image)
-        if planned > self.sequence_length and self.over_long == "drop":
-            raise store.error(i, TOO_LONG, f"{planned} tokens, at most {self.sequence_length} are kept")
-        return planned
-
 
 class ConversationView(TextView):
-    """The record's `messages`."""
+    """The record's `messages`.
+
+    A conversation is too long where its last answer ends beyond `sequence_length`. What the template writes behind
+    the last end token (a line break, the end of the text) teaches nothing: it is cut off where it has no room.
+    """
 
     def __init__(self, encoder: ConversationEncoder, *arguments: Any, **named: Any) -> None:
         super().__init__(encoder, *arguments, **named)
@@ -100,61 +97,80 @@ class ConversationView(TextView):
     def encode(self, store: SampleStore, piece: Piece) -> Encoded:
         """Ids and labels of a conversation, or of some of its turns."""
         i, messages = piece.sample, messages_of(store, piece.sample)
-        if piece.turns is not None:
-            kept = some_turns(messages, *piece.turns)
-            return Encoded([_located(store, i, self.encoder.encode, kept)], image_parts(kept))
-        ids, labels = _located(store, i, self.encoder.encode, messages)
-        kept = messages
-        if self._planned(store, i, ids, image_parts(messages)) > self.sequence_length:
-            kept = messages[: self._fitting(store, i, messages)]
-            ids, labels = self.encoder.encode(kept)
-        if all(label == IGNORE_INDEX for label in labels):
-            raise store.error(i, "no answer", "no message of the assistant")
-        return Encoded([(ids, labels)], image_parts(kept), truncated=len(kept) < len(messages))
+        if piece.turns is None:
+            kept, encoded = self._kept(store, i, messages, self._encoded(store, i, messages))
+            return Encoded([self._row(encoded)], encoded.images, truncated=len(kept) < len(messages))
+        encoded = self._encoded(store, i, some_turns(messages, *piece.turns))
+        return Encoded([self._row(encoded)], encoded.images)
 
     def measure(self, store: SampleStore, sample: int) -> Measure:
         """Without an image decoded."""
         messages = messages_of(store, sample)
-        encoded = _located(store, sample, self.planner.encode_turns, messages)
-        if not encoded.turn_ends:
-            raise store.error(sample, "no answer", "no message of the assistant")
-        tokens = self._planned(store, sample, encoded.ids, 0)
-        if tokens <= self.sequence_length:
-            return Measure([(None, tokens)])
-        if self.over_long == "truncate":
-            kept = messages[: self._fitting(store, sample, messages)]
-            return Measure([(None, len(self.planner.encode(kept)[0]))], truncated=len(kept) < len(messages))
-        pieces = _located(store, sample, self._split, messages)
+        encoded = self._encoded(store, sample, messages)
+        if self.over_long != "split" or self._ends(encoded)[-1] <= self.sequence_length:
+            kept, encoded = self._kept(store, sample, messages, encoded)
+            return Measure([(None, self._tokens(encoded))], truncated=len(kept) < len(messages))
+        pieces = self._split(store, sample, messages)
         if not pieces:
             raise store.error(sample, TOO_LONG, f"each of its turns has more than {self.sequence_length} tokens")
         kept_turns = sum(turns[1] - turns[0] for turns, _ in pieces)
         return Measure([*pieces], truncated=kept_turns < len(encoded.turn_ends))
 
-    def _fitting(self, store: SampleStore, i: int, messages: Messages) -> int:
-        """How many messages, up to the end of an answer, fit; SampleError where not even the first turn does."""
-        ends = self.planner.encode_turns(messages).turn_ends
-        fitting = bisect_right(ends, self.sequence_length)
-        if fitting == 0:
-            raise store.error(i, TOO_LONG, f"its first turn has more than {self.sequence_length} tokens")
-        return _answers(messages)[fitting - 1]
+    def _encoded(self, store: SampleStore, i: int, messages: Messages) -> EncodedConversation:
+        encoded = _located(store, i, self.encoder.encode_turns, messages)
+        if not encoded.turn_ends:
+            raise store.error(i, "no answer", "no message of the assistant")
+        return encoded
 
-    def _split(self, messages: Messages) -> list[tuple[Turns, int]]:
+    def _kept(
+        self, store: SampleStore, i: int, messages: Messages, encoded: EncodedConversation
+    ) -> tuple[Messages, EncodedConversation]:
+        """The messages up to the last answer that fits, as tokens too; SampleError where there is none."""
+        ends, limit = self._ends(encoded), self.sequence_length
+        if self._planned_tokens(encoded) <= limit:
+            return messages, encoded
+        if ends[-1] > limit and self.over_long == "drop":
+            raise store.error(i, TOO_LONG, f"{self._planned_tokens(encoded)} tokens, at most {limit} are kept")
+        fitting = bisect_right(ends, limit)
+        if fitting == 0:
+            raise store.error(i, TOO_LONG, f"its first turn has more than {limit} tokens")
+        kept = messages[: _answers(messages)[fitting - 1]]
+        return kept, encoded if len(kept) == len(messages) else self._encoded(store, i, kept)
+
+    def _split(self, store: SampleStore, i: int, messages: Messages) -> list[tuple[Turns, int]]:
         """Pieces of as many turns as fit, one after the other; a turn too long for a row of its own is left out."""
-        answers = _answers(messages)
+        turns = len(_answers(messages))
         pieces: list[tuple[Turns, int]] = []
+
+        def encoded(end: int) -> EncodedConversation:
+            return self._encoded(store, i, some_turns(messages, start, end))
+
         start = 0
-        while start < len(answers):
+        while start < turns:
             # Tokens grow with the turns; what a piece has in front of them is found by asking.
-            ends = range(start + 1, len(answers) + 1)
-            tokens = partial(self._tokens, messages, start)
-            fitting = bisect_right(ends, self.sequence_length, key=tokens)
+            ends = range(start + 1, turns + 1)
+            fitting = bisect_right(ends, self.sequence_length, key=lambda end: self._ends(encoded(end))[-1])
             if fitting:
-                pieces.append(((start, start + fitting), tokens(start + fitting)))
+                pieces.append(((start, start + fitting), self._tokens(encoded(start + fitting))))
             start += max(fitting, 1)
         return pieces
 
-    def _tokens(self, messages: Messages, start: int, end: int) -> int:
-        return len(self.planner.encode(some_turns(messages, start, end))[0])
+    def _ends(self, encoded: EncodedConversation) -> list[int]:
+        """Planned tokens up to the end of each answer."""
+        turns = zip(encoded.turn_ends, encoded.images_before, strict=True)
+        return [end + images * self._more_per_image for end, images in turns]
+
+    def _planned_tokens(self, encoded: EncodedConversation) -> int:
+        return len(encoded.ids) + encoded.images * self._more_per_image
+
+    def _tokens(self, encoded: EncodedConversation) -> int:
+        """Planned tokens of the row that `_row` makes."""
+        return min(self._planned_tokens(encoded), self.sequence_length)
+
+    def _row(self, encoded: EncodedConversation) -> Example:
+        """The tokens, as many as are planned for; the labels behind the last answer are IGNORE_INDEX anyway."""
+        kept = len(encoded.ids) - (self._planned_tokens(encoded) - self._tokens(encoded))
+        return encoded.ids[:kept], encoded.labels[:kept]
 
 
 class CaptionView(TextView):
@@ -162,29 +178,32 @@ class CaptionView(TextView):
 
     def encode(self, store: SampleStore, piece: Piece) -> Encoded:
         """Ids and labels of a caption."""
-        i = piece.sample
-        (ids, labels), images = self._caption(store, i)
-        surplus = max(self._planned(store, i, ids, images) - self.sequence_length, 0)
-        kept = slice(0, max(len(ids) - surplus, 0))
-        if all(label == IGNORE_INDEX for label in labels[kept]):
-            raise store.error(i, TOO_LONG, f"its images alone take {self.sequence_length} tokens")
-        return Encoded([(ids[kept], labels[kept])], images, truncated=surplus > 0)
+        (ids, labels), images, surplus = self._caption(store, piece.sample)
+        kept = len(ids) - surplus
+        return Encoded([(ids[:kept], labels[:kept])], images, truncated=surplus > 0)
 
     def measure(self, store: SampleStore, sample: int) -> Measure:
         """One piece, however long the caption."""
-        (ids, _), images = self._caption(store, sample)
-        planned = self._planned(store, sample, ids, images)
-        return Measure([(None, min(planned, self.sequence_length))], truncated=planned > self.sequence_length)
+        (ids, _), images, surplus = self._caption(store, sample)
+        return Measure([(None, len(ids) + images * self._more_per_image - surplus)], truncated=surplus > 0)
 
-    def _caption(self, store: SampleStore, i: int) -> tuple[Example, int]:
+    def _caption(self, store: SampleStore, i: int) -> tuple[Example, int, int]:
+        """Ids and labels of the whole caption, its images, and how many of its tokens are too many."""
         record = store.record(i)
         if "caption" not in record and "messages" in record:
             raise store.error(i, "no caption", "`view: conversation` reads its messages")
         text = _field(store, i, record, "caption")
-        images = store.image_count(i)
+        images, limit = store.image_count(i), self.sequence_length
         if images == 0:
             raise store.error(i, "image count", "a caption needs an image")
-        return _located(store, i, self.encoder.caption, text, images), images
+        ids, labels = _located(store, i, self.encoder.caption, text, images)
+        planned = len(ids) + images * self._more_per_image
+        if planned > limit and self.over_long == "drop":
+            raise store.error(i, TOO_LONG, f"{planned} tokens, at most {limit} are kept")
+        surplus = max(planned - limit, 0)
+        if surplus >= sum(label != IGNORE_INDEX for label in labels):
+            raise store.error(i, TOO_LONG, f"its images alone take {limit} tokens")
+        return (ids, labels), images, surplus
 
 
 class TasksView(View):

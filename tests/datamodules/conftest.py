@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from datamodules.demo import DemoData
 from datamodules.demo.scenes import ALL_SPLITS
+from datamodules.messages import image_parts
 from datamodules.writer import ShardWriter
 from fvl_lightning.core.types import DataContext, ImageSpec
 
@@ -163,3 +164,16 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     made = boto3.resource("s3").Bucket(f"bucket-{hashlib.sha256(request.node.name.encode()).hexdigest()[:16]}")
     made.create()
     return made
+
+
+@pytest.fixture(scope="session")
+def write_talks() -> Callable[..., None]:
+    """Writes conversations as samples s0, s1 ..., each with as many images as it has image parts."""
+
+    def write(folder: Path, split: str, talks: list[list[dict[str, Any]]]) -> None:
+        with ShardWriter(folder, split, samples_per_shard=1000) as writer:
+            for i, messages in enumerate(talks):
+                images = [encoded_image((i * 7 + n) % 256) for n in range(image_parts(messages))]
+                writer.write(f"s{i}", {"messages": messages, "caption": "about it"}, images)
+
+    return write
