@@ -27,6 +27,25 @@ class FlorenceVLConfig(PreTrainedConfig):
     image_token_id: int = 0
     text_config: dict[str, Any] | PreTrainedConfig | None = None
 
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the head shares the weights of the token table; held once, in `text_config`."""
+        return bool(getattr(self.get_text_config(), "tie_word_embeddings", False))
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, tied: bool) -> None:
+        self.get_text_config().tie_word_embeddings = tied
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all fields, and `tie_word_embeddings`, which peft looks for here."""
+        return super().to_dict() | {"tie_word_embeddings": self.tie_word_embeddings}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Returns what is saved: `text_config` alone says whether the head is tied."""
+        fields = super().to_diff_dict()
+        del fields["tie_word_embeddings"]
+        return fields
+
     def choice(self, slot: str) -> Choice:
         """What fills `slot`, checked."""
         entry = dict(getattr(self, slot))

@@ -47,6 +47,8 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     _supports_sdpa = True
+    # Empty but not None: peft then looks for ties in the parts, where the language model names its tied head.
+    _tied_weights_keys = {}  # noqa: RUF012
 
     def __init__(self, config: FlorenceVLConfig) -> None:
         super().__init__(config)
@@ -216,6 +218,10 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token table."""
         return self.language_model.model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Returns the language model's head, which `all-linear` of peft leaves out."""
+        return self.language_model.model.get_output_embeddings()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
