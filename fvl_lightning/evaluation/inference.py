@@ -54,7 +54,7 @@ def encode(loaded: Loaded, messages: Sequence[Message]) -> Prompt:
         DataError: a message or a picture that cannot be read, or more tokens than the model has positions for.
     """
     inputs = loaded.processor.apply_chat_template(
-        [list(messages)], add_generation_prompt=True, tokenize=True, return_dict=True
+        [list(messages)], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors=None
     )
     (ids,) = inputs["input_ids"]
     held = positions(loaded)

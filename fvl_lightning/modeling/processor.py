@@ -1,72 +1,29 @@
 """Conversations with images -> what the model takes, exactly as in training: the processor saved beside a model."""
 
-import base64
-import urllib.request
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
-from transformers import AutoImageProcessor, AutoProcessor, BatchFeature, ProcessorMixin
-from transformers.image_processing_utils import BaseImageProcessor
+import jinja2
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from datamodules.conversation import ConversationEncoder
-from datamodules.images import MAX_BYTES, decode_image, loaded_pixels
 from datamodules.messages import Message, check_messages, parts_of
-from datamodules.pixels import Fit, to_pixels
+from datamodules.pixels import Fit
 from fvl_lightning.core.errors import ConfigError, DataError, first_line
 from fvl_lightning.core.types import IGNORE_INDEX, ImageSpec
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
+from fvl_lightning.modeling.image_processor import (
+    FlorenceVLImageProcessor,
+    Picture,
+    flat,
+    pictures_of,
+    refuse_unused,
+)
+from fvl_lightning.modeling.rows import Ids, RowOptions
 
 IMAGE_TOKEN = "<image>"
 """The placeholder; its id stands in token_ids once per image token."""
-DOWNLOAD_SECONDS = 30
-IMAGE_KEYS = ("image", "url", "path", "base64")
-"""Where a message part of type image may have its picture, as transformers' chat templates have it."""
-
-Picture = Image.Image | NDArray[np.uint8] | Path | str | bytes
-"""An image as people have it: of Pillow, [height, width, 3] uint8, a file, an http(s) address, or encoded bytes."""
-Side = Literal["left", "right"]
-
-
-class FlorenceVLImageProcessor(BaseImageProcessor):
-    """Pictures -> pixel_values [I, 3, P, P] float32, brought to the encoder's square as the training's were."""
-
-    model_input_names = ["pixel_values"]  # noqa: RUF012 - transformers' own form
-
-    def __init__(
-        self,
-        size: dict[str, int],
-        image_mean: Sequence[float],
-        image_std: Sequence[float],
-        fit: Fit = "stretch",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.size, self.fit = size, fit
-        self.image_mean, self.image_std = list(image_mean), list(image_std)
-
-    def preprocess(
-        self, images: Picture | Sequence[Any], return_tensors: str | None = "pt", **kwargs: Any
-    ) -> BatchFeature:
-        """One picture, a list, or a list per row of a batch -> pixel_values in that order.
-
-        Raises:
-            DataError: a picture that cannot be read, or is larger than what is read.
-        """
-        refuse_unused(kwargs)
-        pixels = [load_picture(picture) for picture in flat(images)]
-        values: Tensor = to_pixels(pixels, self._spec, self.fit)
-        return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
-
-    @property
-    def _spec(self) -> ImageSpec:
-        mean, std = (tuple(map(float, values)) for values in (self.image_mean, self.image_std))
-        assert len(mean) == 3 and len(std) == 3
-        return ImageSpec(self.size["height"], mean, std, tokens_per_image=0)
 
 
 class FlorenceVLProcessor(ProcessorMixin):
@@ -90,8 +47,8 @@ class FlorenceVLProcessor(ProcessorMixin):
         self,
         images: Picture | Sequence[Any] | None = None,
         text: str | Sequence[str] | None = None,
-        return_tensors: str | None = None,
-        padding_side: Side = "left",
+        videos: Any = None,
+        audio: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Texts in which IMAGE_TOKEN stands for each image -> input_ids, attention_mask and the images' pixel_values.
@@ -100,81 +57,76 @@ class FlorenceVLProcessor(ProcessorMixin):
 
         Args:
             images: in the order of the placeholders, in one list or in one per text.
-            kwargs: what the tokenizer takes, such as `padding=True`.
+            videos, audio: None, the model knows neither.
+            kwargs: the fields of RowOptions, such as `padding` and `return_tensors`.
 
         Raises:
+            ConfigError: an option that the processor does not have.
             DataError: placeholders and images do not match, or a picture cannot be read.
         """
+        options, rest = RowOptions.read(kwargs)
+        pixel_words = rest.pop("images_kwargs", None) or {}
+        refuse_unused(rest | {"videos": videos, "audio": audio})
         pictures = [] if images is None else flat(images)
         texts = [text] if isinstance(text, str) else list(text or [])
-        placeholders = sum(one.count(self.image_token) for one in texts)
-        if texts and placeholders != len(pictures):
-            raise DataError(f"{placeholders} times {self.image_token} in the text for {len(pictures)} images")
-        values: dict[str, Any] = {}
-        if texts:
-            # A text that a chat template wrote begins with the first token already.
-            begun = self.tokenizer.bos_token is not None and texts[0].startswith(self.tokenizer.bos_token)
-            words = {"add_special_tokens": not begun, "padding_side": padding_side} | kwargs
-            expanded = [one.replace(self.image_token, self.image_token * self.tokens_per_image) for one in texts]
-            values |= self.tokenizer(expanded, **words)
-        if pictures:
-            values |= self.image_processor(pictures)
-        return BatchFeature(values, tensor_type=return_tensors)
+        if not texts:
+            pixels = self.image_processor(pictures, **pixel_words) if pictures else {}
+            return BatchFeature(dict(pixels), tensor_type=options.tensor_type([]))
+        self._check_placeholders(texts, images, len(pictures))
+        rows = [self._text_ids(one, options.add_special_tokens) for one in texts]
+        return self._batch(rows, options, pictures, pixel_words)
 
     def apply_chat_template(
         self,
         conversation: Sequence[Any],
+        chat_template: str | None = None,
+        tools: Any = None,
+        documents: Any = None,
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
         return_assistant_tokens_mask: bool = False,
         tokenize: bool = False,
-        return_tensors: str | None = None,
+        return_tensors: str | None = "auto",
         return_dict: bool = False,
-        padding: bool = True,
-        padding_side: Side = "left",
+        load_audio_from_video: bool = False,
         processor_kwargs: dict[str, Any] | None = None,
+        sanitize_control_tokens: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """A conversation, or several, in the words of the tokenizer's own chat template.
+        """A conversation, or several, in the words of the chat template; the signature is transformers' own.
 
-        Token ids are those of training: special tokens, IMAGE_TOKEN among them, are text where a message's words hold
-        them.
+        Token ids are those of training: special tokens in a message's words are text, IMAGE_TOKEN among them.
 
         Args:
             conversation: messages, or a list of such: role, and content that is text or a list of
                 {"type": "text", "text": ...} and {"type": "image", "image" | "path" | "url" | "base64": ...}.
+            chat_template: another template than the processor's own, as Jinja text.
             continue_final_message: the last message is the beginning of the answer.
             return_assistant_tokens_mask: assistant_masks, 1 where training supervises.
             tokenize: False for the text that the template writes.
             return_dict: with tokenize: input_ids, attention_mask and pixel_values; else input_ids alone.
-            padding: rows of one batch to one length, on the `padding_side`.
+            processor_kwargs: the fields of RowOptions; as keywords of their own they are taken too.
 
         Raises:
+            ConfigError: options that the processor does not have, or that contradict each other.
             DataError: a message or a picture that cannot be read, or what the chat template refuses.
         """
-        refuse_unused(kwargs | (processor_kwargs or {}))
-        conversations, batched = self._normalize_conversations(conversation)
-        for messages in conversations:
-            if problem := check_messages(messages):
-                raise DataError(f"conversation: {problem}")
+        options, rest = RowOptions.read({"return_tensors": return_tensors} | kwargs | (processor_kwargs or {}))
+        pixel_words = rest.pop("images_kwargs", None) or {}
+        refuse_unused(rest | {"tools": tools or None, "documents": documents or None})
+        generate, go_on, masked = add_generation_prompt, continue_final_message, return_assistant_tokens_mask
+        _check_choices(options, generate, go_on, masked, tokenize, sanitize_control_tokens, load_audio_from_video)
+        conversations, batched = self._conversations(conversation)
+        encoder = self._encoder_for(chat_template)
         if not tokenize:
-            written = [self._written(messages, add_generation_prompt) for messages in conversations]
+            written = [self._written(messages, encoder.tokenizer, generate, go_on) for messages in conversations]
             return written if batched else written[0]
-        rows, masks = [], []
-        for messages in conversations:
-            row, mask = self._tokens(messages, add_generation_prompt, continue_final_message)
-            rows.append(row)
-            masks.append(mask)
-        pad = padded if padding else unpadded
-        values: dict[str, Any] = {"input_ids": pad(rows, self.tokenizer.pad_token_id, padding_side)}
-        if not return_dict:
-            return BatchFeature(values, tensor_type=return_tensors)["input_ids"]
-        values["attention_mask"] = pad([[1] * len(row) for row in rows], 0, padding_side)
-        if return_assistant_tokens_mask:
-            values["assistant_masks"] = pad(masks, 0, padding_side)
-        if pictures := [picture for messages in conversations for picture in pictures_of(messages)]:
-            values |= self.image_processor(pictures)
-        return BatchFeature(values, tensor_type=return_tensors)
+        rows = [_ids(encoder, messages, generate, go_on) for messages in conversations]
+        pairs = zip(conversations, rows, strict=True)
+        masks = [_assistant_mask(encoder, *pair) for pair in pairs] if masked else None
+        pictures = [picture for messages in conversations for picture in pictures_of(messages)] if return_dict else []
+        values = self._batch(rows, options, pictures, pixel_words, masks)
+        return values if return_dict else values["input_ids"]
 
     def to_dict(self) -> dict[str, Any]:
         """What processor_config.json holds."""
@@ -188,15 +140,75 @@ class FlorenceVLProcessor(ProcessorMixin):
             self._encoder = ConversationEncoder(self.tokenizer, self.image_token_id, self.tokens_per_image)
         return self._encoder
 
-    def _tokens(self, messages: Sequence[Message], generate: bool, go_on: bool) -> tuple[list[int], list[int]]:
-        """Token ids of a conversation, and 1 where training supervises."""
-        if generate or go_on:
-            ids = self.encoder.prompt(messages, go_on)
-            return ids, [0] * len(ids)
-        ids, labels = self.encoder.encode(messages)
-        return ids, [int(label != IGNORE_INDEX) for label in labels]
+    def _encoder_for(self, chat_template: str | None) -> ConversationEncoder:
+        """The encoder of a chat template; None for the processor's own."""
+        template = None if chat_template is None else self._resolve_chat_template(chat_template)
+        if template is None or template == self.tokenizer.chat_template:
+            return self.encoder
+        tokenizer = copy.copy(self.tokenizer)
+        tokenizer.chat_template = template
+        return ConversationEncoder(tokenizer, self.image_token_id, self.tokens_per_image)
 
-    def _written(self, messages: Sequence[Message], generate: bool) -> str:
+    def _batch(
+        self,
+        rows: Sequence[Ids],
+        options: RowOptions,
+        pictures: Sequence[Picture],
+        pixel_words: dict[str, Any],
+        masks: Sequence[Ids] | None = None,
+    ) -> BatchFeature:
+        """Rows of token ids (and of assistant masks) and their pictures as one batch."""
+        cut = options.cut(rows, self.tokenizer)
+        for whole, kept in zip(rows, cut, strict=True):
+            if whole.count(self.image_token_id) != kept.count(self.image_token_id):
+                raise DataError(
+                    f"{len(kept)} tokens would cut a row of {len(whole)} within its images; take a larger max_length"
+                )
+        ones = [[1] * len(row) for row in cut]
+        values: dict[str, Any] = {"input_ids": options.pad(cut, self.tokenizer.pad_token_id, self.tokenizer)}
+        if options.return_attention_mask:
+            values["attention_mask"] = options.pad(ones, 0, self.tokenizer)
+        if masks is not None:
+            values["assistant_masks"] = options.pad(options.cut(masks, self.tokenizer), 0, self.tokenizer)
+        tensor_type = options.tensor_type(values["input_ids"])
+        if pictures:
+            values |= self.image_processor(pictures, **pixel_words)
+        return BatchFeature(values, tensor_type=tensor_type)
+
+    def _text_ids(self, text: str, add_special_tokens: bool | None) -> Ids:
+        """Token ids of a text, each IMAGE_TOKEN as many times as an image has tokens."""
+        if add_special_tokens is None:
+            # A text that a chat template wrote begins with the first token already.
+            add_special_tokens = self.tokenizer.bos_token is None or not text.startswith(self.tokenizer.bos_token)
+        expanded = text.replace(self.image_token, self.image_token * self.tokens_per_image)
+        return self.tokenizer(expanded, add_special_tokens=add_special_tokens)["input_ids"]
+
+    def _check_placeholders(self, texts: Sequence[str], images: Any, pictures: int) -> None:
+        """DataError where the texts have other placeholders than there are images, in all or, if given so, in a row."""
+        counts = [one.count(self.image_token) for one in texts]
+        if sum(counts) != pictures:
+            raise DataError(f"{sum(counts)} times {self.image_token} in the text for {pictures} images")
+        if not isinstance(images, list | tuple) or not any(isinstance(row, list | tuple) for row in images):
+            return
+        if len(images) != len(texts):
+            raise DataError(f"{len(images)} lists of images for {len(texts)} texts")
+        for row, (count, given) in enumerate(zip(counts, images, strict=True)):
+            if count != len(flat(given)):
+                raise DataError(f"{count} times {self.image_token} in text {row} for {len(flat(given))} images")
+
+    def _conversations(self, conversation: Any) -> tuple[list[Any], bool]:
+        """Checked conversations, and whether several were given; DataError for what is none."""
+        outer = conversation if isinstance(conversation, list | tuple) else [None]
+        rows = outer if outer and isinstance(outer[0], list | tuple) else [outer]
+        if not outer or not all(isinstance(message, Mapping) for row in rows for message in row):
+            raise DataError("conversation: expected a list of messages with role and content, or a list of such lists")
+        conversations, batched = self._normalize_conversations(conversation)
+        for messages in conversations:
+            if problem := check_messages(messages):
+                raise DataError(f"conversation: {problem}")
+        return conversations, batched
+
+    def _written(self, messages: Sequence[Message], tokenizer: Any, generate: bool, go_on: bool) -> str:
         """The text that the chat template writes; IMAGE_TOKEN stands once for each image."""
         flattened = [
             {
@@ -205,7 +217,52 @@ class FlorenceVLProcessor(ProcessorMixin):
             }
             for message in messages
         ]
-        return self.tokenizer.apply_chat_template(flattened, tokenize=False, add_generation_prompt=generate)
+        if go_on and messages[-1]["role"] != "assistant":
+            raise DataError(f"only an answer can be gone on with, the last message is of {messages[-1]['role']}")
+        try:
+            return tokenizer.apply_chat_template(
+                flattened, tokenize=False, add_generation_prompt=generate, continue_final_message=go_on
+            )
+        except jinja2.TemplateError as error:
+            raise DataError(f"the chat template refuses the conversation: {first_line(error)}") from None
+
+
+def _check_choices(
+    options: RowOptions, generate: bool, go_on: bool, masks: bool, tokenize: bool, sanitize: bool, audio: bool
+) -> None:
+    """ConfigError for choices that contradict each other, or that this kind of model does not have."""
+    if not isinstance(go_on, bool):
+        raise ConfigError(f"continue_final_message is {go_on!r}, expected True or False: answers have content alone")
+    if generate and go_on:
+        raise ConfigError("add_generation_prompt begins a new answer and continue_final_message goes on with one")
+    if masks and go_on:
+        raise ConfigError("return_assistant_tokens_mask marks finished answers, continue_final_message leaves one open")
+    if masks and not tokenize:
+        raise ConfigError("return_assistant_tokens_mask needs tokenize=True")
+    if sanitize and not tokenize:
+        raise ConfigError("sanitize_control_tokens needs tokenize=True: in a text, special tokens are just text")
+    if audio:
+        raise ConfigError("load_audio_from_video: the model hears nothing")
+    if options.add_special_tokens:
+        raise ConfigError("add_special_tokens=True has no use here: the chat template writes all special tokens")
+
+
+def _ids(encoder: ConversationEncoder, messages: Sequence[Message], generate: bool, go_on: bool) -> Ids:
+    """Token ids of a conversation, up to where an answer begins, or goes on."""
+    return encoder.prompt(messages, go_on) if generate or go_on else encoder.encode(messages)[0]
+
+
+def _assistant_mask(encoder: ConversationEncoder, messages: Sequence[Message], ids: Ids) -> Ids:
+    """1 where training supervises, for the token ids of the messages, with or without an invitation to answer.
+
+    Raises:
+        DataError: before an invitation, the template writes the answers in another way than in training.
+    """
+    encoded = encoder.encode_turns(messages)
+    end = encoded.turn_ends[-1] if encoded.turn_ends else 0
+    if ids[:end] != encoded.ids[:end]:
+        raise DataError("the chat template writes earlier answers anew before a question, so they cannot be marked")
+    return [int(label != IGNORE_INDEX) for label in encoded.labels[:end]] + [0] * (len(ids) - end)
 
 
 def make_processor(image: ImageSpec, tokenizer: Any, fit: Fit) -> FlorenceVLProcessor:
@@ -225,74 +282,4 @@ def image_tokenizer(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def load_picture(picture: Picture) -> NDArray[np.uint8]:
-    """[height, width, 3] RGB, upright; DataError for what cannot be read, or is too large to be."""
-    if isinstance(picture, Image.Image):
-        return loaded_pixels(picture)
-    if isinstance(picture, np.ndarray):
-        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-            found = f"{picture.dtype} {list(picture.shape)}"
-            raise DataError(f"an image is an array {found}, expected uint8 [height, width, 3]")
-        return picture
-    if isinstance(picture, str) and picture.startswith(("http://", "https://")):
-        return decode_image(_downloaded(picture))
-    if isinstance(picture, str | Path):
-        return decode_image(Path(picture))
-    if isinstance(picture, bytes):
-        return decode_image(picture)
-    raise DataError(f"an image is a {type(picture).__name__}, expected a Pillow image, an array, a path or an address")
-
-
-def pictures_of(messages: Sequence[Message]) -> list[Picture]:
-    """The pictures of a conversation in their order; DataError for an image part that has none."""
-    pictures: list[Picture] = []
-    for part in (part for message in messages for part in parts_of(message) if part["type"] == "image"):
-        key = next((key for key in IMAGE_KEYS if key in part), None)
-        if key is None:
-            raise DataError(f"an image part has no picture, expected it under one of {', '.join(IMAGE_KEYS)}")
-        pictures.append(_from_base64(part[key]) if key == "base64" else part[key])
-    return pictures
-
-
-def padded(rows: Sequence[Sequence[int]], value: int, side: Side) -> list[list[int]]:
-    """Rows of one length."""
-    length = max(map(len, rows))
-    pads = [[value] * (length - len(row)) for row in rows]
-    return [[*pad, *row] if side == "left" else [*row, *pad] for row, pad in zip(rows, pads, strict=True)]
-
-
-def unpadded(rows: Sequence[Sequence[int]], value: int, side: Side) -> list[list[int]]:
-    """The rows as they are."""
-    return [list(row) for row in rows]
-
-
-def flat(images: Any) -> list[Picture]:
-    """One picture, several, or several per row, as one list."""
-    if isinstance(images, list | tuple):
-        return [picture for inner in images for picture in flat(inner)]
-    return [images]
-
-
-def refuse_unused(words: dict[str, Any]) -> None:
-    """ConfigError for words of other processors that would have no effect here."""
-    if unknown := sorted(name for name, value in words.items() if value is not None):
-        raise ConfigError(f"the processor has no use for {', '.join(unknown)}")
-
-
-def _from_base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
-    except ValueError as error:
-        raise DataError(f"an image is no base64: {first_line(error)}") from None
-
-
-def _downloaded(address: str) -> bytes:
-    try:
-        with urllib.request.urlopen(address, timeout=DOWNLOAD_SECONDS) as answer:
-            return answer.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise DataError(f"{address} could not be read: {first_line(error)}") from None
-
-
-AutoImageProcessor.register(FlorenceVLConfig, image_processor_classes={"pil": FlorenceVLImageProcessor})
 AutoProcessor.register(FlorenceVLConfig, FlorenceVLProcessor)

@@ -18,13 +18,8 @@ from datamodules.images import decode_image
 from datamodules.pixels import Fit, to_pixels
 from fvl_lightning.core.errors import UserError
 from fvl_lightning.core.types import IGNORE_INDEX, ImageSpec
-from fvl_lightning.modeling.processor import (
-    IMAGE_TOKEN,
-    FlorenceVLProcessor,
-    image_tokenizer,
-    load_picture,
-    make_processor,
-)
+from fvl_lightning.modeling.image_processor import load_picture
+from fvl_lightning.modeling.processor import IMAGE_TOKEN, FlorenceVLProcessor, image_tokenizer, make_processor
 from tests.tiny_models import BOS, EOS, IMAGE, PAD, tiny_tokenizer
 
 TEMPLATE = (
@@ -34,7 +29,7 @@ TEMPLATE = (
 )
 SPEC = ImageSpec(16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 3)
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8)
-IDS = {"return_dict": True, "tokenize": True}
+IDS = {"return_dict": True, "tokenize": True, "return_tensors": None}
 
 
 def processor(fit: Fit = "pad") -> FlorenceVLProcessor:
@@ -104,7 +99,7 @@ def test_it_is_saved_and_found_again(tmp_path: Path) -> None:
     processor("crop").save_pretrained(tmp_path)
     ours = FlorenceVLProcessor.from_pretrained(tmp_path)
     assert (ours.tokens_per_image, ours.image_processor.fit) == (3, "crop")
-    words = {"add_generation_prompt": True, "return_tensors": "pt"} | IDS
+    words = IDS | {"add_generation_prompt": True, "return_tensors": "pt"}
     first, second = (one.apply_chat_template(asked("w5 ", "<image>"), **words) for one in (processor("crop"), ours))
     assert all(torch.equal(first[name], second[name]) for name in ("input_ids", "attention_mask", "pixel_values"))
     again = FlorenceVLProcessor.from_pretrained(tmp_path)  # and once more, after it has been used
@@ -116,7 +111,7 @@ def test_it_is_saved_and_found_again(tmp_path: Path) -> None:
 def test_rows_of_a_batch_have_one_length(side: str) -> None:
     conversations = [asked("w5"), asked("w6 w7 ", "<image>", "<image>")]
     words = {"add_generation_prompt": True, "padding_side": side} | IDS
-    together = processor().apply_chat_template(conversations, **words, return_tensors="pt")
+    together = processor().apply_chat_template(conversations, **words | {"return_tensors": "pt"})
     for row, conversation in enumerate(conversations):
         alone = processor().apply_chat_template(conversation, **words)["input_ids"][0]
         mask = together["attention_mask"][row].bool()
@@ -145,7 +140,7 @@ def test_the_template_as_text_and_from_there_to_ids() -> None:
     text = ours.apply_chat_template(conversation, add_generation_prompt=True)
     assert text == "<bos> user w5 <image> w6  assistant "
     assert ours.apply_chat_template([conversation], add_generation_prompt=True) == [text]
-    values = ours(text=text, images=PIXELS)
+    values = ours(text=text, images=PIXELS, return_tensors=None)
     assert values["input_ids"] == ours.apply_chat_template(conversation, **IDS, add_generation_prompt=True)["input_ids"]
     assert values["input_ids"][0][0] == BOS
     batch = ours(text=[text, "<image> <image>"], images=[[PIXELS], [PIXELS, PIXELS]], padding=True, return_tensors="pt")
@@ -229,3 +224,141 @@ def test_other_mistakes_are_one_sentence_too() -> None:
         ours.apply_chat_template(TALK, **IDS, do_pan_and_scan=True)
     with pytest.raises(UserError, match="only an answer can be gone on with"):
         ours.apply_chat_template(TALK[:1], **IDS, continue_final_message=True)
+
+
+TWO = [asked("w5 ", "<image>"), asked("w6 w7 ", "<image>", "<image>")]
+PROMPT: dict[str, Any] = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_options_in_processor_kwargs_are_those_given_by_themselves(side: str) -> None:
+    ours = processor()
+    options = {"padding": True, "padding_side": side, "truncation": False, "max_length": None, "return_tensors": "pt"}
+    wanted = ours.apply_chat_template(TWO, **PROMPT, **options)
+    for words in (options, {"text_kwargs": options}, options | {"add_special_tokens": False, "images_kwargs": {}}):
+        found = ours.apply_chat_template(TWO, **PROMPT, processor_kwargs=words)
+        assert found.keys() == wanted.keys() == {"input_ids", "attention_mask", "pixel_values"}
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert wanted["attention_mask"][0, 0 if side == "left" else -1] == 0
+
+
+def test_without_return_tensors_rows_of_one_length_are_tensors_and_others_lists() -> None:
+    ours = processor()
+    assert torch.is_tensor(ours.apply_chat_template(TWO, **PROMPT)["input_ids"])
+    assert torch.is_tensor(ours(text="w5 <image>", images=PIXELS)["input_ids"])
+    assert torch.is_tensor(ours.apply_chat_template(TWO, **PROMPT | {"return_dict": False}))
+    apart = ours.apply_chat_template(TWO, **PROMPT, padding=False)["input_ids"]
+    assert [type(row) for row in apart] == [list, list]
+    assert isinstance(ours.apply_chat_template(TWO, **PROMPT, return_tensors="np")["input_ids"], np.ndarray)
+    assert isinstance(ours.apply_chat_template(TWO, **PROMPT, return_tensors=None)["input_ids"], list)
+
+
+def test_another_chat_template_by_place_or_by_name() -> None:
+    ours = processor()
+    own = ours.apply_chat_template(TWO, **PROMPT)["input_ids"]
+    assert torch.equal(ours.apply_chat_template(TWO, None, **PROMPT)["input_ids"], own)
+    assert torch.equal(ours.apply_chat_template(TWO, ours.chat_template, **PROMPT)["input_ids"], own)
+    other = TEMPLATE.replace("assistant {%", "assistant w30 {%")
+    ids = ours.apply_chat_template(TWO, other, **PROMPT)["input_ids"]
+    assert ids[0, -1] == ours.tokenizer.convert_tokens_to_ids("w30")
+    assert ours.apply_chat_template(TWO[0], chat_template=other, add_generation_prompt=True).endswith("assistant w30 ")
+    assert torch.equal(ours.apply_chat_template(TWO, **PROMPT)["input_ids"], own)
+
+
+def test_rows_are_cut_and_padded_to_a_length() -> None:
+    ours = processor()
+    long = [[{"role": "user", "content": [{"type": "text", "text": "w5 w6 w7 w8 w9"}]}]]
+    whole = ours.apply_chat_template(long, **PROMPT)["input_ids"]
+    cut = ours.apply_chat_template(long, **PROMPT, processor_kwargs={"truncation": True, "max_length": 4})
+    assert torch.equal(cut["input_ids"], whole[:, :4])
+    assert cut["attention_mask"].shape == (1, 4)
+    padded = ours.apply_chat_template(long, **PROMPT, padding="max_length", max_length=12, padding_side="right")
+    assert torch.equal(padded["input_ids"][:, : whole.shape[1]], whole)
+    assert padded["attention_mask"][0].tolist() == [1] * whole.shape[1] + [0] * (12 - whole.shape[1])
+    assert ours.apply_chat_template(long, **PROMPT, pad_to_multiple_of=8)["input_ids"].shape[1] % 8 == 0
+    ours.tokenizer.model_max_length = 5
+    assert ours(text="w5 w6 w7 w8 w9 w10", truncation=True)["input_ids"].shape[1] == 5
+
+
+def test_earlier_answers_are_marked_before_a_new_question() -> None:
+    ours = processor()
+    asking = ours.apply_chat_template(TALK[:3], **PROMPT, return_assistant_tokens_mask=True)
+    whole = ours.apply_chat_template(TALK, **IDS, return_assistant_tokens_mask=True)
+    length = asking["input_ids"].shape[1]
+    assert asking["assistant_masks"][0].tolist() == whole["assistant_masks"][0][:length]
+    assert asking["assistant_masks"].sum() == 3
+
+
+def test_the_text_of_an_answer_to_go_on_with_ends_with_its_words() -> None:
+    ours = processor()
+    text = ours.apply_chat_template(TALK, continue_final_message=True)
+    assert text.endswith("assistant w10")
+    begun = ours.apply_chat_template(TALK, **IDS, continue_final_message=True)["input_ids"]
+    assert ours(text=text, images=[PIXELS, PIXELS], return_tensors=None)["input_ids"] == begun
+
+
+def test_arrays_and_tensors_may_have_their_channels_first() -> None:
+    first = np.ascontiguousarray(PIXELS.transpose(2, 0, 1))
+    for picture in (first, torch.from_numpy(first), torch.from_numpy(PIXELS)):
+        assert np.array_equal(load_picture(picture), PIXELS)
+    encoded = base64.b64encode(png()).decode()
+    assert np.array_equal(load_picture(f"data:image/png;base64,{encoded}"), PIXELS)
+
+
+def test_the_calls_that_a_pipeline_makes_afterwards() -> None:
+    ours = processor()
+    ids = torch.tensor([[5, 6, EOS], [7, EOS, PAD]])
+    words = ours.batch_decode(ids, skip_special_tokens=True)
+    assert len(words) == 2
+    assert ours.post_process_image_text_to_text(ids) == words
+    assert ours.decode(ids[0], skip_special_tokens=True) == words[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"padding": "longer"}, "padding is 'longer', expected one of True, False, 'longest'"),
+        ({"padding_side": "up"}, "padding_side is 'up', expected one of 'left', 'right'"),
+        ({"return_tensors": "tf"}, "return_tensors is 'tf', expected one of 'auto', 'pt', 'np', None"),
+        ({"padding": False, "return_tensors": "pt"}, "rows of 7 to 11 tokens make no tensor"),
+        ({"max_length": 4}, "max_length has no effect without truncation=True"),
+        ({"padding": "max_length"}, "padding='max_length' needs max_length"),
+        ({"truncation": True, "max_length": 4}, "4 tokens would cut a row of 7 within its images"),
+        ({"processor_kwargs": {"do_pan_and_scan": True}}, "no use for do_pan_and_scan"),
+        ({"processor_kwargs": {"images_kwargs": {"do_resize": False}}}, "no use for do_resize"),
+        ({"tools": [{"type": "function"}]}, "no use for tools"),
+        ({"documents": [{}]}, "no use for documents"),
+        ({"load_audio_from_video": True}, "load_audio_from_video"),
+        ({"add_special_tokens": True}, "the chat template writes all special tokens"),
+        ({"continue_final_message": True}, "add_generation_prompt begins a new answer and continue_final_message"),
+        ({"continue_final_message": "thoughts", "add_generation_prompt": False}, "expected True or False"),
+        ({"tokenize": False, "sanitize_control_tokens": True}, "sanitize_control_tokens needs tokenize=True"),
+        ({"tokenize": False, "return_assistant_tokens_mask": True}, "needs tokenize=True"),
+        ({"tokenize": False, "chat_template": "{% if %}"}, "the chat template refuses"),
+    ],
+    ids=lambda words: ",".join(words) if isinstance(words, dict) else "",
+)
+def test_an_option_that_cannot_be_had_is_one_sentence(words: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        processor().apply_chat_template(TWO, **PROMPT | words)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "said"),
+    [
+        (["<image>", "<image> <image>"], [[PIXELS, PIXELS], [PIXELS]], "1 times <image> in text 0 for 2 images"),
+        (["<image>", "<image>"], [[PIXELS, PIXELS]], "1 lists of images for 2 texts"),
+    ],
+)
+def test_images_given_by_text_are_those_of_its_placeholders(text: Any, images: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        processor()(text=text, images=images)
+    with pytest.raises(UserError, match="no use for videos"):
+        processor()(text="w5", videos=[PIXELS])
+
+
+@pytest.mark.parametrize("conversation", ["w5", [], ["w5"], {"role": "user", "content": "w5"}, [TALK, "w5"], [[]]])
+def test_what_is_no_conversation_is_one_sentence(conversation: Any) -> None:
+    with pytest.raises(UserError, match=r"^conversation: "):
+        processor().apply_chat_template(conversation, **PROMPT)
