@@ -144,6 +144,17 @@ class ConversationEncoder:
         tail = [*self._engine.encode(checked_text(text))[0], eos]
         return head + tail, [IGNORE_INDEX] * len(head) + tail
 
+    @property
+    def end_token_id(self) -> int:
+        """The token that training ends an answer with.
+
+        Raises:
+            ConfigError: there is no template, or it has no end token after an answer.
+            DataError: the template refuses or rewrites a question and an answer.
+        """
+        ids, _, _ = self._engine.encode(self._around[1])
+        return ids[-1]
+
     def check_template(self) -> None:
         """Raises ConfigError where the tokenizer's chat template can't be used for training."""
         try:

@@ -129,6 +129,7 @@ def generate_texts(
 ) -> list[str]:
     """Texts generated after `prompts` (token ids, image placeholders expanded); padded on the left to one length.
 
+    An answer ends where the model's generation_config says: at the token that training ends answers with, or at eos.
     `inputs` go to transformers' generate: the images, and how to sample (greedy unless do_sample=True is among them).
     """
     input_ids, mask = left_padded(prompts, built.tokenizer.pad_token_id, built.model.device)
@@ -136,8 +137,6 @@ def generate_texts(
         input_ids,
         attention_mask=mask,
         max_new_tokens=max_tokens,
-        eos_token_id=built.tokenizer.eos_token_id,
-        pad_token_id=built.tokenizer.pad_token_id,
         **{"do_sample": False} | inputs,
     )
     return built.tokenizer.batch_decode(written[:, input_ids.shape[1] :], skip_special_tokens=True)

@@ -57,6 +57,7 @@ def save_adapter(model: PreTrainedModel, folder: Path, base: Path, base_hash: st
     save_file(tensors, folder / WEIGHTS, metadata=header)
     config.save_pretrained(folder)
     model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
 
 
 def modules_to_save(model: nn.Module, children: Collection[str]) -> list[str]:

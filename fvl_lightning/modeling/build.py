@@ -20,6 +20,7 @@ from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneratio
 from fvl_lightning.modeling.initialization import initialize
 from fvl_lightning.modeling.loss import token_loss
 from fvl_lightning.modeling.processor import IMAGE_TOKEN, FlorenceVLProcessor, image_tokenizer
+from fvl_lightning.modeling.stopping import set_stop_tokens
 
 ENCODER_FILE = "encoder.json"
 """The resolved Config of an encoder that was saved alone."""
@@ -73,6 +74,7 @@ def build_model(experiment: ExperimentConfig, device: str = "cpu") -> Built:
     if device != "meta":
         for component in (model.encoder, model.language_model):
             component.load_pretrained()
+    set_stop_tokens(model, tokenizer)
     return Built(model, tokenizer)
 
 
@@ -134,6 +136,7 @@ def load_model(folder: Path, base: Path | None = None) -> Loaded:
     else:
         model = _whole_model(folder)
     processor = FlorenceVLProcessor.from_pretrained(folder)
+    set_stop_tokens(model, processor.tokenizer)  # folders of earlier versions list the tokenizer's eos alone
     return Loaded(model.eval(), processor.tokenizer, processor)
 
 

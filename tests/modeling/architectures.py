@@ -61,3 +61,18 @@ BIDIRECTIONAL: dict[str, dict[str, Any]] = {
     "roberta": {**SMALL, "model_type": "roberta", "max_position_embeddings": 66},
 }
 """What transformers builds under the name of a causal model, and which sees everything."""
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    **{name: EXACT[name] for name in ("llama", "phi3", "qwen2", "qwen3", "gemma3", "gpt2", "gpt_neox")},
+    **{name: CONTAMINATED[name] for name in ("opt", "falcon")},
+    "mistral": {**GROUPED, "model_type": "mistral"},
+    "phi": {**SMALL, "model_type": "phi"},
+    "gemma": {**GROUPED, "model_type": "gemma", "head_dim": 8},
+    "stablelm": {**GROUPED, "model_type": "stablelm"},
+    "olmo2": {**GROUPED, "model_type": "olmo2"},
+    "smollm3": {**GROUPED, "model_type": "smollm3"},
+    "granite": {**GROUPED, "model_type": "granite"},
+    "opt-narrow": {**CONTAMINATED["opt"], "word_embed_proj_dim": 8},
+}
+"""Families of language models that people bring; tied and untied heads, scaled embeddings, a table narrower than its
+layers."""

@@ -1,0 +1,49 @@
+"""The tokens at which generation ends: one rule for runs, imports, exports, adapters and loaded folders."""
+
+from collections.abc import Collection
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel
+
+from datamodules.conversation import ConversationEncoder
+from fvl_lightning.core.errors import UserError
+
+
+def set_stop_tokens(model: PreTrainedModel, tokenizer: Any) -> None:
+    """Gives the model a generation config of token ids alone: `stop_tokens`, pad and first token.
+
+    What else a generation config can hold (sampling, temperature, penalties, lengths) is left out: a pretrained
+    language model's choices would turn greedy answers into others without a word.
+    """
+    listed = [*_listed(model.generation_config), *_listed(model.config.get_text_config())]
+    model.generation_config = GenerationConfig(
+        eos_token_id=stop_tokens(tokenizer, model.config.image_token_id, listed) or None,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+
+
+def stop_tokens(tokenizer: Any, image_token_id: int, listed: Collection[int] = ()) -> list[int]:
+    """Ids that end an answer: the tokenizer's eos, what training ends an answer with, and those `listed`.
+
+    Captions are trained to end with eos, answers with what the chat template writes behind them (Phi-3.5's is another
+    token). `listed` is what the language model's own files name; of these only special tokens of the tokenizer count,
+    since with another tokenizer the same ids are words.
+    """
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    found = [tokenizer.eos_token_id, end_of_answer(tokenizer, image_token_id), *(i for i in listed if i in special)]
+    return list(dict.fromkeys(i for i in found if i is not None and i != image_token_id))
+
+
+def end_of_answer(tokenizer: Any, image_token_id: int) -> int | None:
+    """The token that training ends an answer with; None where the chat template cannot be trained with."""
+    try:
+        return ConversationEncoder(tokenizer, image_token_id, tokens_per_image=1).end_token_id
+    except UserError:  # it is raised again, with its place, where conversations are needed
+        return None
+
+
+def _listed(config: Any) -> list[int]:
+    """The eos_token_id of a configuration, which is one, several or none."""
+    ids = getattr(config, "eos_token_id", None)
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
