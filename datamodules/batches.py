@@ -27,6 +27,7 @@ from datamodules.rows import Layout, RowOrder, TrainRows, ValidationRows, single
 from datamodules.store import SampleStore
 from datamodules.views import CaptionView, ConversationView, OverLong, TasksView, TextView, View
 from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.fields import number
 from fvl_lightning.core.types import DataContext, PromptedBatch
 
 TRAINING_SPLITS = ("train", "validation")
@@ -38,9 +39,9 @@ class BatchConfig:
 
     view: Literal["conversation", "caption", "tasks"] = "conversation"
     """What a sample is: its conversation, its caption, or one target per prompt of the encoder."""
-    workers: int = 0
+    workers: int = number(0, at_least=0, changes="nothing")
     """Processes that read ahead; 0 reads in the training process. Batches are the same for any number."""
-    sequence_length: int = 2048
+    sequence_length: int = number(2048, at_least=1)
     """Tokens a row may have, image tokens included."""
     over_long: OverLong = "truncate"
     """A longer conversation loses its last turns (truncate), becomes several (split) or is left out (drop)."""
@@ -48,7 +49,7 @@ class BatchConfig:
     """best_fit puts as many samples into a row as fit, each seeing itself alone; none pads one sample a row."""
     group_by_length: bool = False
     """Without packing: rows of like length meet in a batch, so that less is padded."""
-    planned_tokens_per_image: int | None = None
+    planned_tokens_per_image: int | None = number(None, at_least=1)
     """Tokens per image by which rows are planned; null for the model's own. A comparison sets its largest arm's, so
     that all arms train on the same samples at every step."""
     image_fit: Fit = "stretch"
@@ -57,18 +58,10 @@ class BatchConfig:
     """simplejpeg is faster and an extra (`pip install fvl-lightning[simplejpeg]`)."""
     scaled_decode: bool = False
     """Decode large JPEGs at a fraction of their size, not below the encoder's: about twice as fast, other pixels."""
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: float = number(0.01, at_least=0, at_most=1, changes="nothing")
     """Fraction of samples that may be unusable; above it the run stops and names shard and key."""
 
     def __post_init__(self) -> None:
-        for name, good in (
-            ("workers", self.workers >= 0),
-            ("sequence_length", self.sequence_length >= 1),
-            ("max_bad_fraction", 0 <= self.max_bad_fraction <= 1),
-            ("planned_tokens_per_image", self.planned_tokens_per_image is None or self.planned_tokens_per_image >= 1),
-        ):
-            if not good:
-                raise ValueError(f"{name} can't be {vars(self)[name]}")
         if self.packing != "none" and (self.group_by_length or self.view == "tasks"):
             what = "group_by_length pads, it" if self.group_by_length else "view tasks has no rows, it"
             raise ValueError(f"{what} can't be with packing: {self.packing}")

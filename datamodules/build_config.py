@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fvl_lightning.core.config import slot
+from fvl_lightning.core.fields import number
 
 
 @dataclass
@@ -14,15 +15,15 @@ class BuildConfig:
     source: Any = slot("source")
     output: str = "shards"
     """Folder or fsspec URL (s3://, gs://) of the shards, their indexes and manifests."""
-    splits: dict[str, float] = field(default_factory=dict)
+    splits: dict[str, float] = number(default_factory=dict, above=0, at_most=1)
     """Fraction of the samples per split; all are train where none is named. A sample's split is found from the hash of
     its image (text, if it has none), so that the same image is never in two splits; of several images, the one with the
     smallest hash decides."""
-    samples_per_shard: int = 10_000
+    samples_per_shard: int = number(10_000, at_least=1)
     """A shard ends with this many samples, or earlier by bytes_per_shard."""
-    bytes_per_shard: int = 2**30
+    bytes_per_shard: int = number(2**30, at_least=1)
     """A shard ends before it would grow beyond this; a single larger sample has one of its own."""
-    processes: int | None = None
+    processes: int | None = number(None, at_least=1)
     """Processes that read and check; null for one per core. The shards are the same for any number."""
     part: str = "1/1"
     """i/n: build only the i-th of n parts of the source, so that n machines can share the work."""
@@ -30,15 +31,10 @@ class BuildConfig:
     """Modules or .py files that register sources of your own."""
 
     def __post_init__(self) -> None:
-        for name in ("samples_per_shard", "bytes_per_shard", "processes"):
-            if vars(self)[name] is not None and vars(self)[name] < 1:
-                raise ValueError(f"{name} must be at least 1, not {vars(self)[name]}")
         self.splits = self.splits or {"train": 1.0}
         for split in self.splits:
             if not re.fullmatch("[A-Za-z0-9_]+", split):
                 raise ValueError(f"splits: '{split}' must be of letters, digits and _, since files are named by it")
-        if any(not 0 < share <= 1 for share in self.splits.values()):
-            raise ValueError(f"splits: fractions above 0 and up to 1 are expected, found {self.splits}")
         if abs(sum(self.splits.values()) - 1) > 1e-9:
             raise ValueError(f"splits: the fractions must add up to 1, they make {sum(self.splits.values())}")
         first, slash, count = self.part.partition("/")

@@ -7,6 +7,7 @@ from datamodules.batches import BatchConfig, BatchData, Part
 from datamodules.paths import TO_VALIDATE_ON, expand_shards, split_shards
 from datamodules.remote import default_cache, is_remote
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
+from fvl_lightning.core.fields import number
 from fvl_lightning.core.registry import register
 
 
@@ -20,7 +21,7 @@ class DatasetConfig:
     """In place of `root`: the shards of each split, as folders, globs, {000000..000999}.tar or URLs."""
     view: Literal["conversation", "caption"] | None = None
     """What its samples are; null for what the others are."""
-    share: float | None = None
+    share: float | None = number(None, above=0)
     """How much of what is trained on comes from it, in any unit; null for all: as much as each one has."""
 
 
@@ -38,7 +39,7 @@ class ShardsData(BatchData):
         """In place of `root`: the shards of each split, as folders, globs, {000000..000999}.tar or URLs."""
         datasets: dict[str, DatasetConfig] = field(default_factory=dict)
         """In place of both: several data sets, mixed by their shares. A split may be missing from some of them."""
-        cache_gigabytes: float = 50.0
+        cache_gigabytes: float = number(50.0, above=0)
         """How much of remote shards is kept in ~/.cache/fvl_lightning; those used least recently go first. Shuffling is
         over as many as fit into half of it."""
 
@@ -50,10 +51,6 @@ class ShardsData(BatchData):
             shares = [dataset.share for dataset in self.datasets.values()]
             if None in shares and any(share is not None for share in shares):
                 raise ValueError("datasets: a share is given for some of them, give one for all or for none")
-            if self.cache_gigabytes <= 0:
-                raise ValueError(f"cache_gigabytes must be above 0, not {self.cache_gigabytes}")
-            if any(share is not None and share <= 0 for share in shares):
-                raise ValueError("datasets: a share must be above 0")
             if self.datasets and self.view == "tasks":
                 raise ValueError("datasets: the view tasks takes one data set, not a mixture")
 

@@ -8,6 +8,7 @@ from datamodules.demo.build import COUNTS, build_demo, demo_folder
 from datamodules.demo.levels import level_named
 from datamodules.demo.scenes import UNSEEN_PAIRS, UNSEEN_WORDS
 from datamodules.paths import split_shards
+from fvl_lightning.core.fields import MAX_SEED, number
 from fvl_lightning.core.registry import register
 
 
@@ -26,22 +27,20 @@ class DemoData(BatchData):
         """The folder that holds the demo sets and their tokenizer."""
         level: str = "easy"
         """easy, medium or hard: how many and how small the things in a picture are, and what is asked."""
-        train_images: int = COUNTS["train"]
+        train_images: int = number(COUNTS["train"], at_least=1)
         """Images in the split `train`."""
-        validation_images: int = COUNTS["validation"]
+        validation_images: int = number(COUNTS["validation"], at_least=1)
         """Images in the split `validation`."""
-        test_images: int = COUNTS["test"]
+        test_images: int = number(COUNTS["test"], at_least=1)
         """Images in the split `test`."""
-        unseen_images: int = COUNTS[UNSEEN_WORDS]
+        unseen_images: int = number(COUNTS[UNSEEN_WORDS], at_least=1)
         """Images in each of the two test sets of unseen words and unseen colour-shape pairs."""
-        seed: int = 0
+        seed: int = number(0, at_least=0, at_most=MAX_SEED)
         """Another seed draws another set; the rule that splits scenes is the same for all."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             level_named(self.level)
-            if min(self.counts.values()) < 1:
-                raise ValueError("each split of the demo set needs at least one image")
 
         @property
         def counts(self) -> dict[str, int]:

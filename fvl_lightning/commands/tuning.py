@@ -1,6 +1,7 @@
 """The learning rates of a comparison: every arm tries the same ones, with other seeds, on the validation split."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def chosen_rates(config: ComparisonConfig, plans: Mapping[int, SeedPlan], cells:
             failed |= {f"{factor:g}": cell.failure for cell in of if cell.failure is not None}
             measured = [cell.result()["accuracy"][average] for cell in of if cell.finished]
             scores[factor] = sum(measured) / len(of) if len(measured) == len(of) else None
-        chosen = _best(scores)
+        chosen = best_factor(scores)
         if chosen is None:
             words = "; ".join(f"x {factor}: {said}" for factor, said in failed.items())
             raise DataError(f"tune: {arm} could be trained with none of its learning rates ({words})")
@@ -131,10 +132,11 @@ def chosen_rates(config: ComparisonConfig, plans: Mapping[int, SeedPlan], cells:
     return {"seeds": config.tune.seeds, "factors": factors, "metric": config.metric, "arms": arms}
 
 
-def _best(scores: Mapping[float, float | None]) -> float | None:
+def best_factor(scores: Mapping[float, float | None]) -> float | None:
+    """The factor of the highest score, of equals the smallest; None where no score is a finite number."""
     best: tuple[float, float] | None = None
     for factor, score in sorted(scores.items()):
-        if score is not None and (best is None or score > best[1] + ROUNDING):
+        if score is not None and math.isfinite(score) and (best is None or score > best[1] + ROUNDING):
             best = factor, score
     return None if best is None else best[0]
 

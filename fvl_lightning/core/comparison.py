@@ -11,6 +11,7 @@ from typing import Any, Literal
 from fvl_lightning.core.config import parse_override
 from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.core.experiment import TrackingConfig
+from fvl_lightning.core.fields import MAX_SEED, number
 
 SET_BY_THE_COMPARISON = ("name", "seed", "output", "tracking", "init_from", "feature_cache", "plugins")
 """Keys of an experiment that no arm may have of its own."""
@@ -34,9 +35,9 @@ class ArmConfig:
 class TuneConfig:
     """The learning rates that every arm tries before it is compared, on the validation split alone."""
 
-    learning_rate_factors: list[float] = field(default_factory=list)
+    learning_rate_factors: list[float] = number(default_factory=list, above=0)
     """Every stage's learning rates times each of these, such as [0.3, 1, 3]."""
-    seeds: list[int] = field(default_factory=list)
+    seeds: list[int] = number(default_factory=list, at_least=0, at_most=MAX_SEED)
     """Seeds to try them with, none of them among those that are reported."""
 
     def __post_init__(self) -> None:
@@ -44,8 +45,6 @@ class TuneConfig:
         for name, values in named.items():
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"tune.{name}: name some, each once, not {values}")
-        if min(self.learning_rate_factors) <= 0:
-            raise ValueError(f"tune.learning_rate_factors must be above 0, not {min(self.learning_rate_factors):g}")
 
 
 @dataclass
@@ -54,12 +53,8 @@ class RayConfig:
 
     address: str = "local"
     """local: this machine alone; auto: the cluster that this machine is part of; or host:port of one."""
-    num_gpus: float = 0.0
+    num_gpus: float = number(0.0, at_least=0)
     """GPUs for every cell; 0.5 shares one between two."""
-
-    def __post_init__(self) -> None:
-        if self.num_gpus < 0:
-            raise ValueError(f"ray.num_gpus must not be negative, it is {self.num_gpus:g}")
 
 
 @dataclass
@@ -93,7 +88,7 @@ class ComparisonConfig:
     """The arm that the others are compared to; null for the first."""
     metric: Literal["accuracy/macro", "accuracy/overall"] = "accuracy/macro"
     """What is compared, on the split `test`: the average over kinds of question, or over questions."""
-    smallest_effect: float = 0.02
+    smallest_effect: float = number(0.02, above=0, at_most=1)
     """The smallest difference of the metric that matters; smaller ones count as equivalence."""
     set: list[str] = field(default_factory=list)
     """`key=value` words for every stage of every arm, the encoder's too."""
@@ -101,7 +96,7 @@ class ComparisonConfig:
     """Further test splits of the same data, scored beside `test`."""
     transfer_levels: list[str] = field(default_factory=list)
     """Further demo levels whose test split is scored beside the one trained on, without training on them."""
-    jobs: int = 1
+    jobs: int = number(1, at_least=1)
     """Cells (an arm with a seed) trained at a time, each in a process of its own with one thread."""
     launcher: Literal["local", "slurm", "ray"] = "local"
     """local: on this machine; slurm: as a job array, submitted with sbatch and waited for; ray: as tasks of Ray."""
@@ -109,9 +104,9 @@ class ComparisonConfig:
     """Options of sbatch for the array, such as --partition=long."""
     ray: RayConfig = field(default_factory=RayConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    seed: int = 0
+    seed: int = number(0, at_least=0, at_most=MAX_SEED)
     """The one seed, where `seeds` names none."""
-    seeds: list[int] = field(default_factory=list)
+    seeds: list[int] = number(default_factory=list, at_least=0, at_most=MAX_SEED)
     """Every arm is trained with each of these; nothing is tested with fewer than three."""
     output: str = "runs"
     plugins: list[str] = field(default_factory=list)
@@ -124,10 +119,6 @@ class ComparisonConfig:
             raise ValueError(
                 f"tune.seeds: {min(shared)} is one of `seeds` too; learning rates are chosen with seeds of their own"
             )
-        if self.smallest_effect <= 0:
-            raise ValueError(f"smallest_effect must be above 0, it is {self.smallest_effect:g}")
-        if self.jobs < 1:
-            raise ValueError(f"jobs must be at least 1, not {self.jobs}")
 
 
 @dataclass(frozen=True)

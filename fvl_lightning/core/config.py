@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fvl_lightning.core.errors import ConfigError, first_line, unknown_name
 from fvl_lightning.core.field_meanings import field_meanings
+from fvl_lightning.core.fields import check_numbers
 from fvl_lightning.core.layers import COMMAND_LINE, Loader, at, read_layers
 from fvl_lightning.core.plugins import import_plugin
 from fvl_lightning.core.registry import component, names
@@ -238,6 +239,7 @@ def _to_dataclass(schema: type[Schema], values: Mapping[str, Any], place: Place)
     except ValueError as error:  # a Config's own __post_init__ refused a value
         raise ConfigError(f"{place('')}: {first_line(error)}") from None
     assert isinstance(config, schema)
+    check_numbers(config, place)
     return config
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from fvl_lightning.core.config import slot
 from fvl_lightning.core.errors import unknown_name
+from fvl_lightning.core.fields import MAX_SEED, changes, number
 
 COMPONENTS = ("encoder", "fusion", "projector", "language_model")
 """The parts of the model that are frozen, trained and given learning rates as one."""
@@ -28,88 +29,74 @@ class OptimizerConfig:
 
     name: Literal["adamw", "muon"] = "adamw"
     """`muon` orthogonalises the update of hidden matrices and leaves the rest to AdamW."""
-    learning_rate: float = 1e-4
-    learning_rates: dict[str, float] = field(default_factory=dict)
+    learning_rate: float = number(1e-4, above=0, hint="`trainable` freezes a component")
+    learning_rates: dict[str, float] = number(
+        default_factory=dict, above=0, hint="`trainable` freezes a component"
+    )
     """Per component (encoder, fusion, projector, language_model), over `learning_rate`."""
-    weight_decay: float = 0.0
+    weight_decay: float = number(0.0, at_least=0)
     """Decoupled, on matrices only."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    warmup_steps: int = 0
-    final_fraction: float = 0.0
+    betas: tuple[float, float] = number((0.9, 0.95), at_least=0, below=1)
+    warmup_steps: int = number(0, at_least=0)
+    final_fraction: float = number(0.0, at_least=0, at_most=1)
     """The cosine ends at this fraction of the peak."""
-    clip_norm: float | None = 1.0
+    clip_norm: float | None = number(1.0, above=0, hint="null turns clipping off")
     """Global gradient norm above which gradients are scaled down; null for never."""
-
-    def __post_init__(self) -> None:
-        rates = {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay}
-        rates |= {f"learning_rates.{component}": rate for component, rate in self.learning_rates.items()}
-        for name, value in rates.items():
-            if value < 0:
-                raise ValueError(f"optimizer.{name} must not be negative, it is {value}")
 
 
 @dataclass
 class TrainerConfig:
     """How long, how much at once, and on what."""
 
-    max_steps: int = 1000
+    max_steps: int = number(1000, at_least=1)
     """Optimiser steps."""
-    batch_size: int = 32
+    batch_size: int = number(32, at_least=1, changes="placement")
     """Samples per step and device, before accumulation."""
-    accumulate: int = 1
+    accumulate: int = number(1, at_least=1)
     """Batches per optimiser step."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Lightning's name of the device kind: auto, cpu, cuda, mps."""
-    strategy: Literal["single", "ddp", "fsdp", "hsdp"] = "single"
+    strategy: Literal["single", "ddp", "fsdp", "hsdp"] = changes("placement", "single")
     """One device; a whole model on each of several (ddp); a part of it on each (fsdp, FSDP2), or a part on each of a
     machine's (hsdp)."""
-    devices: int = 1
+    devices: int = number(1, at_least=1, changes="placement")
     """Processes per machine, each with a device of its own."""
-    nodes: int = 1
+    nodes: int = number(1, at_least=1, changes="placement")
     """Machines."""
-    reshard_after_forward: bool = True
+    reshard_after_forward: bool = changes("placement", True)
     """Where sharded, a block is gathered again for the backward pass (ZeRO-3) rather than kept since the forward one
     (ZeRO-2)."""
-    checkpoint_activations: list[str] = field(default_factory=list)
+    checkpoint_activations: list[str] = changes("placement", default_factory=list)
     """Components (encoder, language_model) whose blocks are computed again in the backward pass, to save memory."""
-    cpu_offload: bool = False
+    cpu_offload: bool = changes("placement", False)
     """Where sharded, parameters, gradients and optimiser state are in main memory, a block's on the GPU while it
     computes."""
-    compile: list[str] = field(default_factory=list)
+    compile: list[str] = changes("placement", default_factory=list)
     """Components (encoder, language_model) whose blocks go through torch.compile, which needs a C++ compiler."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    threads: int | None = None
+    threads: int | None = number(None, at_least=1, changes="nothing")
     """torch threads on a CPU; null keeps torch's choice. Another number gives other bits, so a resume checks it."""
-    validate_every: int = 100
+    validate_every: int = number(100, at_least=1)
     """Steps between two passes over the validation split."""
-    checkpoint_every: int = 100
+    checkpoint_every: int = number(100, at_least=1, changes="nothing")
     """Steps between two checkpoints."""
-    checkpoint: Literal["auto", "whole", "sharded"] = "auto"
+    checkpoint: Literal["auto", "whole", "sharded"] = changes("placement", "auto")
     """One file (whole), or a folder to which every rank writes its part (sharded); auto follows the model."""
-    checkpoint_in_background: bool = False
+    checkpoint_in_background: bool = changes("nothing", False)
     """Goes on training while a checkpoint is written, from a copy in main memory."""
     keep_best: bool = False
     """Keeps the weights of the lowest validation loss in checkpoints/best.ckpt, for `fvl export --checkpoint best`."""
-    log_every: int = 10
+    log_every: int = number(10, at_least=1, changes="nothing")
     """Steps between two logged points."""
-    max_skipped: int = 3
+    max_skipped: int = number(3, at_least=0, changes="nothing")
     """Steps in a row that may make no update, since their loss or gradient is not finite; one more ends the run."""
-    spike_threshold: float | None = None
+    spike_threshold: float | None = number(None, above=0, hint="null looks for none")
     """Steps whose loss or gradient norm lies so many robust standard deviations above those of the last 100 updates
     make no update either; null for none."""
-    stall_seconds: float | None = 1800.0
+    stall_seconds: float | None = number(1800.0, above=0, hint="null waits for ever", changes="nothing")
     """With several ranks, how long one of them may get nothing done, or be silent, before all end; null for ever."""
 
     def __post_init__(self) -> None:
-        counts = ("max_steps", "batch_size", "accumulate", "threads", "validate_every", "checkpoint_every", "log_every")
-        for name in (*counts, "devices", "nodes"):
-            if vars(self)[name] is not None and vars(self)[name] < 1:
-                raise ValueError(f"trainer.{name} must be at least 1, not {vars(self)[name]}")
-        if self.max_skipped < 0:
-            raise ValueError(f"trainer.max_skipped must not be negative, it is {self.max_skipped}")
-        for name in ("spike_threshold", "stall_seconds"):
-            if vars(self)[name] is not None and vars(self)[name] <= 0:
-                raise ValueError(f"trainer.{name} must be above 0, or null, not {vars(self)[name]:g}")
         if self.strategy == "single" and self.world_size > 1:
             raise ValueError(f"trainer.strategy: single is one device, take ddp or fsdp for {self.world_size}")
         if not self.sharded:
@@ -139,15 +126,15 @@ class TrackingConfig:
     uri: str = "sqlite:///mlflow.db"
     """MLflow tracking store or server."""
     experiment: str = "fvl"
-    enabled: bool = True
+    enabled: bool = changes("nothing", True)
 
 
 @dataclass
 class LoraComponentConfig:
     """What a component has of its own where two are adapted, over what `lora` says for both."""
 
-    rank: int | None = None
-    alpha: int | None = None
+    rank: int | None = number(None, at_least=1)
+    alpha: int | None = number(None, at_least=1)
     targets: Any = None
 
 
@@ -155,11 +142,11 @@ class LoraComponentConfig:
 class LoraConfig:
     """The adapters of what `trainable` calls lora (arXiv 2106.09685): beside a matrix W, alpha / rank * B A."""
 
-    rank: int = 16
+    rank: int = number(16, at_least=1)
     """Columns of B and rows of A."""
-    alpha: int | None = None
+    alpha: int | None = number(None, at_least=1)
     """Size of the update, null for twice the rank."""
-    dropout: float = 0.0
+    dropout: float = number(0.0, at_least=0, below=1)
     """Of what goes into A, in training."""
     targets: Any = "all-linear"
     """Linear layers to adapt: all-linear (without the head), a list of the last parts of their names, or a regular
@@ -172,16 +159,6 @@ class LoraConfig:
     """4bit holds the matrices under a language model's adapters in NF4 (QLoRA, arXiv 2305.14314); CUDA alone."""
     components: dict[str, LoraComponentConfig] = field(default_factory=dict)
     """Rank, alpha and targets of a component of its own: {encoder: {rank: 8}}."""
-
-    def __post_init__(self) -> None:
-        own = {f"components.{name}.": component for name, component in self.components.items()}
-        for where, settings in {"": self, **own}.items():
-            for name in ("rank", "alpha"):
-                value = getattr(settings, name)
-                if value is not None and value < 1:
-                    raise ValueError(f"lora.{where}{name} must be at least 1, not {value}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout must be at least 0 and below 1, not {self.dropout:g}")
 
 
 @dataclass
@@ -209,10 +186,10 @@ class ExperimentConfig:
     the later one wins."""
     feature_cache: str | None = None
     """Folder in which a frozen encoder's features are kept, computed once per image; null runs it at every step."""
-    seed: int = 0
-    output: str = "runs"
+    seed: int = number(0, at_least=0, at_most=MAX_SEED)
+    output: str = changes("nothing", "runs")
     """The folder under which this run gets its own."""
     plugins: list[str] = field(default_factory=list)
     """Modules or .py files that register components of your own."""
-    chosen: dict[str, str] = field(default_factory=dict)
+    chosen: dict[str, str] = changes("nothing", default_factory=dict)
     """What was taken of the `variants` that the file and its bases offer, such as {recipe: released}: a record."""

@@ -24,6 +24,7 @@ from transformers.models.florence2.modeling_florence2 import (
 )
 
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.fields import number
 from fvl_lightning.core.prompts import RELEASED_PROMPTS
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import IGNORE_INDEX
@@ -57,7 +58,7 @@ class Florence2Encoder(Encoder):
         """Florence2Config's fields (vision_config, text_config); read from `pretrained` where that is given."""
         tokenizer: str | None = None
         """Hub id or folder of the tokenizer of the prompts; null for `pretrained`'s."""
-        image_size: int = 768
+        image_size: int = number(768, at_least=1)
         """Pixels per side."""
         sources: list[str] = field(default_factory=lambda: ["davit", *RELEASED_PROMPTS])
         """In the order they are fused: davit, davit_stage_<k>, or the name of a prompt."""
@@ -71,9 +72,9 @@ class Florence2Encoder(Encoder):
         """The features need no decoder; encoder_pretrain does."""
         temporal_embedding: bool = True
         """False zeroes the constant embedding of video frames, which swamps a tower that starts from random weights."""
-        position_std: float | None = None
+        position_std: float | None = number(None, at_least=0)
         """Standard deviation of the initial row and column embeddings; null for the model's initializer_range."""
-        prompt_ids: dict[str, list[int]] = field(default_factory=dict)
+        prompt_ids: dict[str, list[int]] = number(default_factory=dict, at_least=0)
         """Token ids of each prompt; found from the texts when left empty."""
 
     mean = (0.485, 0.456, 0.406)

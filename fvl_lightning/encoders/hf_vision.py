@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from fvl_lightning.core.errors import ConfigError, first_line
+from fvl_lightning.core.fields import number
 from fvl_lightning.core.registry import register
 from fvl_lightning.encoders.base import Encoder
 from fvl_lightning.encoders.hf_vision_towers import (
@@ -48,15 +49,15 @@ class HfVisionEncoder(Encoder):
         """Hub revision; null for the newest."""
         model: dict[str, Any] = field(default_factory=dict)
         """The tower's configuration, with `model_type`; read from `pretrained` where that is given."""
-        image_size: int | None = None
+        image_size: int | None = number(None, at_least=1)
         """Pixels per side; null for the size of the model's configuration. CLIP and SigLIP take no other."""
         sources: list[str] = field(default_factory=lambda: [LAST])
         """In the order they are fused: layer_<k>, or last. Layers behind the deepest of them are not built."""
         prefix_tokens: Literal["keep", "drop"] = "drop"
         """The CLS token and the registers before the map; SigLIP has none."""
-        mean: tuple[float, float, float] | None = None
+        mean: tuple[float, float, float] | None = number(None, at_least=0, at_most=1)
         """Per channel, for values in [0, 1]; null for the checkpoint's image processor, from scratch the family's."""
-        std: tuple[float, float, float] | None = None
+        std: tuple[float, float, float] | None = number(None, above=0)
         """As mean."""
 
     tasks = ()

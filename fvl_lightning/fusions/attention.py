@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.fields import number
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import FeatureSpec, FusionOutput
 from fvl_lightning.fusions.base import CommonWidth, Fusion, source_masses
@@ -22,9 +23,9 @@ class AttentionFusion(Fusion):
 
         query: Literal["learned", "first"] = "first"
         """learned: one query for all positions; first: the first source asks, so the query depends on the image."""
-        heads: int = 4
+        heads: int = number(4, at_least=1)
         """Attention heads; must divide the width."""
-        dim: int | None = None
+        dim: int | None = number(None, at_least=1)
         """Width the sources are brought to; null for the first source's."""
 
     def __init__(self, config: Config, sources: dict[str, FeatureSpec]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.fields import number
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import FeatureSpec, FusionOutput
 from fvl_lightning.fusions.base import Fusion
@@ -19,14 +19,12 @@ class ConcatFusion(Fusion):
     class Config:
         """Fields of the fusion."""
 
-        repeat: int = 1
+        repeat: int = number(1, at_least=1)
         """All sources so many times: with fewer of them the width, and so the projector, of more. What more sources
         gain over this is not capacity."""
 
     def __init__(self, config: Config, sources: dict[str, FeatureSpec]) -> None:
         super().__init__(config, sources)
-        if config.repeat < 1:
-            raise ConfigError(f"fusion.repeat: the sources stand there {config.repeat} times, at least 1 is needed")
         first = next(iter(sources.values()))
         width = config.repeat * sum(spec.dim for spec in sources.values())
         self.output = FeatureSpec(first.tokens, width, first.grid)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fvl_lightning.core.fields import number
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import FeatureSpec, FusionOutput
 from fvl_lightning.fusions.base import Fusion, source_masses
@@ -22,7 +23,7 @@ class GatedFusion(Fusion):
 
         gate: Literal["softmax", "sigmoid"] = "softmax"
         """softmax: the gates of a position sum to one; sigmoid: each opens on its own."""
-        dim: int | None = None
+        dim: int | None = number(None, at_least=1)
         """Width of the output; null for the first source's."""
 
     def __init__(self, config: Config, sources: dict[str, FeatureSpec]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fvl_lightning.core.fields import number
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import FeatureSpec, FusionOutput
 from fvl_lightning.fusions.base import CommonWidth, Fusion
@@ -18,7 +19,7 @@ class MeanFusion(Fusion):
     class Config:
         """Fields of the fusion."""
 
-        dim: int | None = None
+        dim: int | None = number(None, at_least=1)
         """Width the sources are brought to; null for the first source's."""
 
     def __init__(self, config: Config, sources: dict[str, FeatureSpec]) -> None:

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.fields import number
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import FeatureSpec
 from fvl_lightning.projectors.base import Projector
@@ -19,15 +19,13 @@ class MLPProjector(Projector):
     class Config:
         """Fields of the projector."""
 
-        depth: int = 3
+        depth: int = number(3, at_least=1)
         """Linear layers."""
-        hidden: int | None = None
+        hidden: int | None = number(None, at_least=1)
         """Width between them; null for the language model's."""
 
     def __init__(self, config: Config, features: FeatureSpec, dim: int) -> None:
         super().__init__(config, features, dim)
-        if config.depth < 1:
-            raise ConfigError(f"projector.depth: {config.depth} linear layers, at least 1 is needed")
         widths = [features.dim, *[config.hidden or dim] * (config.depth - 1), dim]
         layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
         for inner, outer in pairwise(widths[1:]):

@@ -11,15 +11,14 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import REPEATED, ExperimentConfig, LoraConfig
 from fvl_lightning.core.types import Batch, PromptedBatch
 from fvl_lightning.modeling.adapters import base_hash
 from fvl_lightning.modeling.loss import TokenLoss
-from fvl_lightning.stages.guard import Step, UpdateGuard
-from fvl_lightning.stages.meters import DatasetMeter, WindowMeter
+from fvl_lightning.stages.guard import Step, UpdateGuard, ValidationWatch
+from fvl_lightning.stages.meters import DatasetMeter, WeightedMean, WindowMeter
 from fvl_lightning.training.components import (
     blocks,
     checkpoint_activations,
@@ -72,8 +71,9 @@ class Stage(LightningModule, ABC):
             raise ConfigError("lora.quantization: what is held in 4bit cannot be sharded, take trainer.strategy ddp")
         freeze(model, self.trainable)
         self.strict_loading = False  # checkpoints hold what learns; on_load_checkpoint is strict about that
-        self.validation_loss, self.validation_accuracy = MeanMetric(), MeanMetric()
+        self.validation_loss, self.validation_accuracy = WeightedMean(), WeightedMean()
         self.validation_datasets = DatasetMeter()
+        self.validation_watch = ValidationWatch()
         self.position = 0
         """Where in the global order the optimiser steps so far end, equal on all ranks; a resumed run goes on there."""
         self.samples: Tensor | int = 0
@@ -228,6 +228,7 @@ class Stage(LightningModule, ABC):
         self.validation_loss.update(loss.mean, loss.tokens)
         self.validation_accuracy.update(loss.correct / tokens, loss.tokens)
         self.validation_datasets.add(loss, batch)
+        self.validation_watch.add(loss.sum, batch.keys)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation split's loss, per data set too where it is a mixture, and token accuracy."""
@@ -236,6 +237,7 @@ class Stage(LightningModule, ABC):
             "validation/token_accuracy": float(self.validation_accuracy.compute()),
         }
         self.last_validation_loss = values["validation/loss"]
+        self.validation_watch.check(self.global_step, self.last_validation_loss, self._of_all_ranks)
         losses, _ = self.validation_datasets.read(self._summed_over_ranks)
         values |= {f"validation/loss/{name}": loss for name, loss in losses.items()}
         self.validation_loss.reset()

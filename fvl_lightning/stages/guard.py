@@ -2,11 +2,14 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
+import torch
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.training.journal import Journal
@@ -41,10 +44,9 @@ class Step:
 
     def __str__(self) -> str:
         """What was found, in words; with the ranks whose own loss is not finite, where there are several."""
-        keys, spoilt = self.keys, [rank for rank, loss in enumerate(self.rank_losses) if not math.isfinite(loss)]
-        samples = ", ".join(keys[:NAMED]) + (f" and {len(keys) - NAMED} more" if len(keys) > NAMED else "")
+        spoilt = [rank for rank, loss in enumerate(self.rank_losses) if not math.isfinite(loss)]
         where = f" on {names(spoilt)}" if spoilt and len(self.rank_losses) > 1 else ""
-        return f"loss {self.loss:.3g}{where}, gradient norm {self.norm:.3g}, samples {samples}"
+        return f"loss {self.loss:.3g}{where}, gradient norm {self.norm:.3g}, samples {_named(self.keys)}"
 
 
 class UpdateGuard:
@@ -109,6 +111,39 @@ class UpdateGuard:
                 f"lower optimizer.learning_rate, raise optimizer.warmup_steps, {or_raise}or look at the samples"
             )
         logger.warning("step %d makes no update, since %s: %s", step.number, step.reason, step)
+
+
+class ValidationWatch:
+    """The loss and the samples of every validation batch of this rank, for who looks for one that is not finite."""
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[Tensor, Sequence[str]]] = []
+
+    def add(self, loss: Tensor, keys: Sequence[str]) -> None:
+        """Adds a batch; its loss, a scalar, stays on the device."""
+        self._batches.append((loss.detach(), keys))
+
+    def check(self, step: int, mean: float, of_all_ranks: Callable[[Any], list[Any]]) -> None:
+        """Warns where the mean over all batches is not finite, naming samples of the first batch that made it so.
+
+        Args:
+            mean: the same on all ranks.
+            of_all_ranks: gathers a value of each rank.
+        """
+        batches, self._batches = self._batches, []
+        if math.isfinite(mean):
+            return
+        finite = torch.stack([loss for loss, _ in batches]).isfinite().tolist() if batches else []
+        spoilt = [keys for (_, keys), good in zip(batches, finite, strict=True) if not good]
+        spoilt = [keys for of_rank in of_all_ranks(spoilt) for keys in of_rank]
+        found = f"in {len(spoilt)} batches, first with samples {_named(spoilt[0])}" if spoilt else "over all batches"
+        logger.warning(
+            "step %d: the validation loss is %s, not finite %s; no best checkpoint is kept of it", step, mean, found
+        )
+
+
+def _named(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:NAMED]) + (f" and {len(keys) - NAMED} more" if len(keys) > NAMED else "")
 
 
 def deviations(value: float, recent: Sequence[float]) -> float:

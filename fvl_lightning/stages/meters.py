@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from fvl_lightning.core.types import IGNORE_INDEX, Batch, PromptedBatch
 from fvl_lightning.modeling.loss import TokenLoss
@@ -90,6 +91,32 @@ class WindowMeter:
     def _sums(self) -> dict[str, Any]:
         names = ("_loss", "_tokens", "_correct", "_diagnostics")
         return {name: vars(self)[name] for name in names} | {"datasets": copy(self.datasets)}
+
+
+class WeightedMean(Metric):
+    """A weighted mean over batches and ranks, which is NaN where a value is.
+
+    torchmetrics' MeanMetric leaves out what is NaN, so that the rest looks like a result; told not to
+    (nan_strategy="disable", torchmetrics 1.9), it forgets the weights.
+    """
+
+    full_state_update = False
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, weight: Tensor) -> None:
+        """Adds a scalar with its weight."""
+        self.total += value * weight.to(self.total.dtype)
+        self.weight += weight
+
+    def compute(self) -> Tensor:
+        """The mean, a scalar; NaN where nothing has a weight."""
+        return self.total / self.weight
 
 
 class DatasetMeter:

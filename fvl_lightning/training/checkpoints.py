@@ -1,6 +1,7 @@
 """When a training is saved, and its stop at a step's end."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,13 @@ class Checkpoints(Checkpoint):
                 trainer.limit_val_batches = 0  # Lightning would validate at a stop, where no other run does
 
     def on_validation_end(self, trainer: Trainer, stage: Any) -> None:
-        """Keeps the weights where none before had a lower loss; all ranks have found the same one."""
-        if self.keep_best and stage.last_validation_loss < self.lowest_loss:
-            self.lowest_loss = stage.last_validation_loss
+        """Keeps the weights where none before had a lower loss; all ranks have found the same one.
+
+        A loss that is not finite is no lower one.
+        """
+        loss = stage.last_validation_loss
+        if self.keep_best and math.isfinite(loss) and loss < self.lowest_loss:
+            self.lowest_loss = loss
             self._save(trainer, self.path.with_name(BEST), weights_only=True)
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:

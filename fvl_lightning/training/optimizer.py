@@ -4,6 +4,7 @@ Lightning's automatic optimisation takes one optimiser; a parameter left out of 
 the clipping norm. So AdamW's and Muon's groups live in one.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from fvl_lightning.core.errors import unknown_name
 from fvl_lightning.core.experiment import COMPONENTS, OptimizerConfig
 from fvl_lightning.training.components import component_of
 from fvl_lightning.training.sharding import gathered_parts, local, placed
+
+logger = logging.getLogger(__name__)
 
 MUON_MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -138,6 +141,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:
     """Linear over `warmup_steps`, the peak at the last of them, then a cosine down to `final_fraction` at `steps`."""
+    if config.warmup_steps > steps:
+        logger.warning(
+            "optimizer.warmup_steps: the learning rate rises for %d steps and trainer.max_steps is %d, it ends at %.3g "
+            "of its peak", config.warmup_steps, steps, steps / config.warmup_steps,
+        )  # fmt: skip
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:

@@ -85,7 +85,7 @@ def snapshot(folder: Path) -> dict[Path, int]:
         ("trainer.threads=0", ("trainer.threads", "at least 1, not 0")),
         ("trainer.accelerator=gpus", ("trainer.accelerator", "'gpus'", "auto, cpu, cuda, mps")),
         ("trainer.accelerator=mps", ("trainer.accelerator", "no mps device", "auto or cpu")),
-        ("optimizer.learning_rate=-1", ("optimizer.learning_rate", "must not be negative")),
+        ("optimizer.learning_rate=-1", ("optimizer.learning_rate", "must be above 0, not -1")),
         ("trainer.precision=16", ("trainer.precision", "'16'", "32-true, bf16-mixed")),
         ("optimizer.betas=[1]", ("optimizer.betas on the command line", "tuple[float, float]", "[1]")),
         ("optimizer.name=muun", ("optimizer.name", "'muun'", "adamw, muon", "did you mean 'muon'?")),

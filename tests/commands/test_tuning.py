@@ -10,7 +10,7 @@ import yaml
 from fvl_lightning.commands.arms import SeedPlan
 from fvl_lightning.commands.cells import Cell
 from fvl_lightning.commands.readings import note_reading, readings_of
-from fvl_lightning.commands.tuning import chosen_rates, tried, tried_name
+from fvl_lightning.commands.tuning import best_factor, chosen_rates, tried, tried_name
 from fvl_lightning.core.comparison import ComparisonConfig
 from fvl_lightning.core.config import as_plain, differences, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
@@ -40,7 +40,7 @@ def test_seeds_that_are_reported_choose_nothing(tmp_path: Path) -> None:
         ({"seeds": []}, "tune.seeds: name some, each once"),
         ({"learning_rate_factors": []}, "tune.learning_rate_factors: name some, each once"),
         ({"learning_rate_factors": [1, 1]}, "tune.learning_rate_factors: name some, each once"),
-        ({"learning_rate_factors": [0, 1]}, "tune.learning_rate_factors must be above 0, not 0"),
+        ({"learning_rate_factors": [0, 1]}, "must be above 0, not 0"),
         ({"learning_rates": [1]}, "unknown key 'learning_rates'"),
     ],
 )
@@ -116,6 +116,11 @@ def test_the_best_on_validation_is_taken_and_of_equals_the_smallest(plans: dict[
         "edge": True,
         "learning_rates": {"experiment": 0.0009},
     }
+
+
+def test_what_is_no_number_is_never_the_best() -> None:
+    assert best_factor({0.3: float("nan"), 1.0: 0.5, 3.0: float("inf")}) == 1.0
+    assert best_factor({0.3: float("nan"), 1.0: None}) is None
 
 
 def test_nothing_is_chosen_among_what_has_not_run(plans: dict[int, SeedPlan], tmp_path: Path) -> None:

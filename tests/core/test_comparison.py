@@ -88,7 +88,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"axes": FUSIONS, "baseline": "gatd"}, "baseline in mine.yaml: unknown arm 'gatd', allowed are concat, gated"),
     ({"arms": {"a/b": {"set": []}}}, "arms.a/b in mine.yaml: a folder is called like the arm"),
     ({"arms": {"encoders": {"set": []}}}, "arms.encoders in mine.yaml: a folder is called like the arm"),
-    ({"axes": FUSIONS, "smallest_effect": 0}, "smallest_effect must be above 0"),
+    ({"axes": FUSIONS, "smallest_effect": 0}, "smallest_effect in mine.yaml must be above 0"),
     ({"axes": FUSIONS, "metric": "accuracy"}, "allowed are accuracy/macro, accuracy/overall"),
 ]
 

@@ -431,9 +431,9 @@ def test_without_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ("fields", "sentence"),
     [
         ({"level": "eazy"}, r"unknown level 'eazy', allowed are easy, hard, medium; did you mean 'easy'\?"),
-        ({"train_images": 0}, "each split of the demo set needs at least one image"),
+        ({"train_images": 0}, "train_images must be at least 1, not 0"),
         ({"train_image": 5}, "did you mean 'train_images'"),
-        ({"workers": -2}, "workers can't be -2"),
+        ({"workers": -2}, "workers must be at least 0, not -2"),
     ],
 )
 def test_configuration_mistakes(fields: dict[str, Any], sentence: str) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fvl_lightning.core import registry
+from fvl_lightning.core.config import choose
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.types import FeatureSpec
 from fvl_lightning.fusions.attention import AttentionFusion
@@ -81,8 +82,8 @@ def test_concat_has_the_width_of_more_sources_than_there_are() -> None:
     fusion, x = build(ConcatFusion, 6, 4, repeat=3), features(specs(6, 4))
     assert fusion.output == FeatureSpec(TOKENS, 30, (2, 2))
     close(fusion(x).features, torch.cat([x["davit"], x["caption"]] * 3, dim=-1))
-    with pytest.raises(ConfigError, match=r"fusion\.repeat: the sources stand there 0 times"):
-        build(ConcatFusion, 6, repeat=0)
+    with pytest.raises(ConfigError, match="repeat must be at least 1, not 0"):
+        choose("fusion", {"name": "concat", "repeat": 0})
 
 
 def test_token_concat_keeps_the_order_of_the_sources() -> None:

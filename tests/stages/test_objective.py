@@ -1,6 +1,7 @@
 """The exact objective: the same update for any split of the samples, and means over tokens wherever one is told."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from fvl_lightning.core.types import IGNORE_INDEX
 from fvl_lightning.stages.base import Stage
+from fvl_lightning.training.checkpoint_files import best_checkpoint
 from tests.stages.fitting import STAGES, batches_of, build_stage, fit, split
 from tests.tiny_models import rows, snapshot
 
@@ -102,6 +104,26 @@ def test_the_validation_loss_is_a_mean_over_all_tokens(tmp_path: Path) -> None:
     assert stage.last_validation_loss == pytest.approx(wanted, abs=1e-5)
     by_batch = sum(float(loss.mean) for loss in losses) / 2
     assert abs(by_batch - wanted) > 1e-3
+
+
+def test_a_validation_batch_that_is_not_finite_makes_the_loss_so_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mean over the other batches would look like a result, and be kept as the best."""
+    stage = build_stage("finetune", tmp_path, trainer={"max_steps": 1, "keep_best": True})
+    validation = [rows(4, seed=5), rows(1, seed=6)]
+    compute = stage.compute
+
+    def spoilt(batch: Any) -> Any:
+        loss, diagnostics = compute(batch)
+        wrong = batch.keys == validation[1].keys
+        return (dataclasses.replace(loss, sum=loss.sum * float("nan")) if wrong else loss), diagnostics
+
+    monkeypatch.setattr(stage, "compute", spoilt)
+    fit(stage, batches_of("finetune", 1), tmp_path, validation=validation)
+    assert math.isnan(stage.last_validation_loss)
+    assert f"not finite in 1 batches, first with samples {validation[1].keys[0]};" in caplog.text
+    assert best_checkpoint(tmp_path) is None
 
 
 def one_batch(name: str) -> Any:

@@ -265,5 +265,6 @@ def test_without_warm_up_it_starts_at_the_peak() -> None:
     assert found[10] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_a_warm_up_longer_than_the_run() -> None:
+def test_a_warm_up_longer_than_the_run_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert factors(3, warmup_steps=6)[:3] == pytest.approx([1 / 6, 2 / 6, 3 / 6])
+    assert "rises for 6 steps and trainer.max_steps is 3, it ends at 0.5 of its peak" in caplog.text

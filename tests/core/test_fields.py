@@ -1,0 +1,119 @@
+"""Every number of a configuration has a range, and one outside it is refused in one sentence."""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from datamodules.build_config import BuildConfig
+from fvl_lightning.core import registry
+from fvl_lightning.core.comparison import ComparisonConfig
+from fvl_lightning.core.config import check_config, load_config
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.fields import keys_that_change, number
+
+
+def parts_of(hint: Any) -> Iterator[Any]:
+    """A type and everything in its brackets."""
+    yield hint
+    for inner in get_args(hint):
+        yield from parts_of(inner)
+
+
+def configs() -> dict[str, type[Any]]:
+    """Every Config of the kit by a name for messages, those inside others among them."""
+    found: dict[str, type[Any]] = {}
+    waiting: list[type[Any]] = [ExperimentConfig, ComparisonConfig, BuildConfig]
+    for slot in registry.SLOT_PACKAGES:
+        waiting += [registry.component(slot, name).Config for name in registry.names(slot)]
+    while waiting:
+        config = waiting.pop()
+        name = f"{config.__module__}.{config.__qualname__}"
+        if name not in found:
+            found[name] = config
+            hints = get_type_hints(config)
+            waiting += [
+                part
+                for field in dataclasses.fields(config)
+                for part in parts_of(hints[field.name])
+                if inspect.isclass(part) and dataclasses.is_dataclass(part)
+            ]
+    return found
+
+
+def test_every_number_declares_its_range() -> None:
+    undeclared = [
+        f"{name}.{field.name}"
+        for name, config in configs().items()
+        for field in dataclasses.fields(config)
+        if {int, float} & set(parts_of(get_type_hints(config)[field.name])) and "range" not in field.metadata
+    ]
+    assert not undeclared
+
+
+def test_the_defaults_lie_within_their_ranges() -> None:
+    for schema in (ExperimentConfig, ComparisonConfig, BuildConfig):
+        check_config(schema, {})
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("optimizer.clip_norm=-1", "optimizer.clip_norm @ must be above 0, not -1; null turns clipping off"),
+        ("optimizer.clip_norm=0", "must be above 0, not 0; null turns clipping off"),
+        ("optimizer.clip_norm=.nan", "must be a finite number, not nan; null turns clipping off"),
+        ("optimizer.learning_rate=.inf", "optimizer.learning_rate @ must be a finite number, not inf"),
+        ("optimizer.learning_rates.fusion=-2e-4", "optimizer.learning_rates.fusion @ must be above 0"),
+        ("optimizer.weight_decay=-0.1", "must be at least 0, not -0.1"),
+        ("optimizer.betas=[0.9, 1.0]", "optimizer.betas @ must be at least 0 and below 1, not 1"),
+        ("optimizer.warmup_steps=-1", "must be at least 0, not -1"),
+        ("optimizer.final_fraction=1.5", "must be at least 0 and at most 1, not 1.5"),
+        ("trainer.batch_size=0", "trainer.batch_size @ must be at least 1, not 0"),
+        ("trainer.spike_threshold=0", "must be above 0, not 0; null looks for none"),
+        ("lora.dropout=1", "must be at least 0 and below 1, not 1"),
+        ("lora.components.encoder.rank=0", "lora.components.encoder.rank @ must be at least 1, not 0"),
+        ("data={name: shards, max_bad_fraction: 1.5}", "data.max_bad_fraction @ must be at least 0 and at"),
+        ("data={name: shards, datasets: {a: {share: .nan}}}", "data.datasets.a.share @ must be a finite"),
+        ("projector={name: mlp, depth: 0}", "projector.depth @ must be at least 1, not 0"),
+        ("seed=-1", "seed @ must be at least 0"),
+    ],
+)
+def test_a_number_out_of_range_is_one_sentence(tmp_path: Path, word: str, sentence: str) -> None:
+    (tmp_path / "a.yaml").write_text("name: a\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=re.escape(sentence.replace("@", "on the command line"))) as error:
+        load_config(ExperimentConfig, tmp_path / "a.yaml", [word])
+    assert "\n" not in str(error.value)
+
+
+@dataclasses.dataclass
+class Foreign:
+    """As a plugin may write it: a number without a range, and what another library reads."""
+
+    width: float = 1.0
+    share: float | None = number(None, at_least=0, at_most=1)
+    needed: int = number(at_least=2, default=2)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def test_a_config_of_ones_own_is_checked_alike() -> None:
+    with pytest.raises(ConfigError, match="width must be a finite number, not nan"):
+        check_config(Foreign, {"width": float("nan")})
+    with pytest.raises(ConfigError, match=r"share must be at least 0 and at most 1, not -0\.5"):
+        check_config(Foreign, {"share": -0.5})
+    with pytest.raises(ConfigError, match="needed must be at least 2, not 1"):
+        check_config(Foreign, {"needed": 1})
+    # A language model's own configuration may say infinity.
+    assert check_config(Foreign, {"settings": {"limit": float("inf")}}).settings["limit"] == float("inf")
+
+
+def test_what_changes_nothing_is_said_by_the_fields() -> None:
+    config = check_config(ExperimentConfig, {"data": {"name": "shards", "root": "x"}})
+    nothing = keys_that_change(config, "nothing")
+    assert {"data.workers", "trainer.log_every", "trainer.checkpoint_every", "tracking.enabled"} <= nothing
+    assert not {"data.root", "data.image_fit", "trainer.precision", "optimizer.learning_rate", "seed"} & nothing
+    assert {"trainer.devices", "trainer.batch_size"} <= keys_that_change(config, "placement")
