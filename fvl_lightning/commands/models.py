@@ -61,5 +61,7 @@ def start_drawing(seed: int | None) -> None:
 
 def model_hash(loaded: Loaded) -> str:
     """Names a model by its weights, and by how its processor makes tokens and pixels of a conversation."""
-    parts = [weights_hash(loaded.model.state_dict()), loaded.processor.to_json_string(), loaded.tokenizer.chat_template]
+    # The type is not in the hash of the weights, and the same weights answer otherwise in another one.
+    weights = f"{weights_hash(loaded.model.state_dict())} {loaded.model.dtype}"
+    parts = [weights, loaded.processor.to_json_string(), loaded.tokenizer.chat_template]
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import peft
+import torch
 from peft.functional import get_peft_model_state_dict, inject_adapter_in_model, set_adapter, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -131,9 +132,11 @@ def check_adapter(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise DataError(f"{folder / WEIGHTS} is not a readable safetensors file: {first_line(error)}") from None
     if "base_hash" in header and header["base_hash"] != base_hash(model.state_dict(), header["full"].split(",")):
+        short = model.dtype if model.dtype in (torch.bfloat16, torch.float16) else None
+        rounded = f"; it holds {short}: where that is a rounded copy of the base, the values are others" if short else ""
         raise DataError(
             f"the adapter {folder} was trained on another base than {model.name_or_path} "
-            f"(its weights are not {header['base_hash']}); name the folder of its own"
+            f"(its weights are not {header['base_hash']}{rounded}); name the folder of its own"
         )
     return state
 

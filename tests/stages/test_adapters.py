@@ -21,6 +21,7 @@ from fvl_lightning.modeling.adapters import (
     ADAPTER,
     attach_adapter,
     base_of,
+    has_adapters,
     merge_adapter,
     modules_to_save,
     use_adapter,
@@ -318,6 +319,30 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
         shutil.copy(tmp_path / "base" / file, tmp_path / "projected")
     wanted = logits(load_model(tmp_path / "language_model").model)
     assert torch.equal(logits(load_model(tmp_path / "language_model", tmp_path / "projected").model), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_base_is_known_by_its_values_whatever_type_holds_them(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Training holds a float32 copy of a folder in half precision; the folder is its base. A rounded base is not."""
+    stage = build_stage("finetune", tmp_path, trainable={"language_model": "lora"})
+    assert isinstance(stage, LanguageStage)
+    stage.save_whole(tmp_path / "whole")
+    stage.model.to(dtype)
+    stage.save_whole(tmp_path / "half")
+    stage.model.float()
+    stage.adapt(tmp_path / "half")
+    stage.save_model(tmp_path / "adapter")
+    loaded = load_model(tmp_path / "adapter").model
+    assert loaded.dtype == dtype
+    assert has_adapters(loaded)
+    merge_adapter(load_model(tmp_path / "half").model, tmp_path / "adapter")
+    with pytest.raises(DataError, match=r"was trained on another base than \S+whole \(its weights are not \w+\); name"):
+        load_model(tmp_path / "adapter", tmp_path / "whole")
+    other = build_stage("finetune", tmp_path, trainable={"language_model": "lora"})
+    other.adapt(tmp_path / "whole")
+    other.save_model(tmp_path / "other")
+    with pytest.raises(DataError, match=f"; it holds {dtype}: where that is a rounded copy of the base, the values are"):
+        load_model(tmp_path / "other", tmp_path / "half")
 
 
 def test_a_base_that_is_gone_is_named_or_found_beside(tmp_path: Path) -> None:

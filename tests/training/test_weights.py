@@ -113,6 +113,22 @@ def test_a_hash_is_of_names_and_bits() -> None:
     assert weights_hash(weights | {"a": weights["a"].T.contiguous().T}) == name, "layout in memory is no difference"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float64])
+def test_a_hash_is_of_values_whatever_type_holds_them(dtype: torch.dtype) -> None:
+    values = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    held = {"a": values.to(torch.float8_e4m3fn).to(dtype), "zero": torch.tensor(-0.0).to(dtype)}
+    name = weights_hash(held)
+    assert weights_hash({key: value.float() for key, value in held.items()}) == name
+    assert weights_hash({key: value.double() for key, value in held.items()}) == name
+    assert weights_hash(held | {"zero": torch.tensor(0.0).to(dtype)}) != name, "the sign of zero is a bit of the weights"
+
+
+def test_rounding_changes_the_hash() -> None:
+    values = {"a": torch.randn(5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)}
+    types = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    assert len({weights_hash({"a": values["a"].to(dtype)}) for dtype in types}) == 4
+
+
 def test_one_bit_changes_the_hash() -> None:
     weights = tensors()
     hashes = {weights_hash(weights)}
