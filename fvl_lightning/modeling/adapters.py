@@ -133,7 +133,7 @@ def check_adapter(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
         raise DataError(f"{folder / WEIGHTS} is not a readable safetensors file: {first_line(error)}") from None
     if "base_hash" in header and header["base_hash"] != base_hash(model.state_dict(), header["full"].split(",")):
         short = model.dtype if model.dtype in (torch.bfloat16, torch.float16) else None
-        rounded = f"; it holds {short}: where that is a rounded copy of the base, the values are others" if short else ""
+        rounded = f"; it holds {short}: a rounded copy of the base has other values" if short else ""
         raise DataError(
             f"the adapter {folder} was trained on another base than {model.name_or_path} "
             f"(its weights are not {header['base_hash']}{rounded}); name the folder of its own"
