@@ -33,6 +33,7 @@ class State:
     shards: dict[str, list[Shard]] = field(default_factory=dict)
     open: dict[str, Length] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
+    passed_over: dict[str, int] = field(default_factory=dict)
     refused_bytes: int = 0
 
 
@@ -67,7 +68,8 @@ class Journal:
         state = self.state
         lengths = {name: asdict(length) for name, length in state.open.items()}
         line = {"split": split, "shard": asdict(shard), "position": state.position, "open": lengths}
-        self._append({**line, "refused": state.refused, "refused_bytes": state.refused_bytes})
+        counts = {"refused": state.refused, "passed_over": state.passed_over}
+        self._append({**line, **counts, "refused_bytes": state.refused_bytes})
 
     def close(self) -> None:
         """Lets go of the file, and with it of the lock."""
@@ -99,6 +101,7 @@ class Journal:
                 state.position = (int(line["position"][0]), int(line["position"][1]))
                 state.open = {split: Length(**length) for split, length in line["open"].items()}
                 state.refused, state.refused_bytes = line["refused"], line["refused_bytes"]
+                state.passed_over = line.get("passed_over", {})
         except (ValueError, KeyError, TypeError, IndexError):
             raise DataError(f"{self.path} is damaged; delete {self.path.parent} and start the build again") from None
         return settings, state

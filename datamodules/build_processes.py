@@ -20,8 +20,8 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import IO, Any
 
-from datamodules.prepare import Sample, prepare_chunk
-from datamodules.sources.base import Refusal, Source
+from datamodules.prepare import Outcome, Sample, prepare_chunk
+from datamodules.sources.base import PassedOver, Refusal, Source
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.plugins import import_plugin
 
@@ -36,21 +36,21 @@ MODELS = "FVL_LIGHTNING_MODELS"
 
 Job = tuple[int, Any]
 """A chunk with its number."""
-Outcomes = Iterator[Sample | Refusal]
+Outcomes = Iterator[Outcome]
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A chunk as a process hands it over: per row its refusal or (split, images, bytes), and the samples' bytes."""
+    """A chunk as a process hands it over: per row (split, images, bytes) or its outcome, and the samples' bytes."""
 
-    rows: list[Refusal | tuple[str, int, int]]
+    rows: list[Refusal | PassedOver | tuple[str, int, int]]
     members: bytes | Path
 
     def outcomes(self) -> Outcomes:
         file: IO[bytes] = self.members.open("rb") if isinstance(self.members, Path) else BytesIO(self.members)
         with file:
             for row in self.rows:
-                yield row if isinstance(row, Refusal) else Sample(row[0], row[1], file.read(row[2]))
+                yield Sample(row[0], row[1], file.read(row[2])) if isinstance(row, tuple) else row
 
     def remove(self) -> None:
         if isinstance(self.members, Path):
@@ -140,14 +140,14 @@ def _end_with_parent() -> None:
 
 def _prepare(number: int, chunk: Any) -> _Prepared:
     assert _worker is not None
-    rows: list[Refusal | tuple[str, int, int]] = []
+    rows: list[Refusal | PassedOver | tuple[str, int, int]] = []
     held, path = BytesIO(), _worker.work / f"{CHUNK_FILES}{number:08d}"
     file: IO[bytes] = held
     try:
         for outcome in prepare_chunk(_worker.source, number, chunk, _worker.splits):
             if _worker.stop.is_set():
                 break
-            if isinstance(outcome, Refusal):
+            if not isinstance(outcome, Sample):
                 rows.append(outcome)
                 continue
             if file is held and held.tell() + len(outcome.members) > PIPED:

@@ -20,13 +20,16 @@ from datamodules.build_config import BuildConfig
 from datamodules.build_journal import Journal, Position
 from datamodules.build_output import Output, settings_of
 from datamodules.build_processes import prepare_all
-from datamodules.manifest import BuildProgress, Manifest, Reporter
-from datamodules.prepare import Sample
-from datamodules.sources.base import Refusal, Source
+from datamodules.manifest import BuildProgress, Manifest, Reporter, in_words
+from datamodules.prepare import Outcome, Sample
+from datamodules.sources.base import PassedOver, Refusal, Source
 from datamodules.writer import Length, OpenShard, Shard, whole_size
 from fvl_lightning.core.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
+
+_MOST_KINDS = 100
+"""Kinds of what is passed over that are counted one by one: every line of the journal has them all."""
 
 Report = Callable[[BuildProgress], None]
 
@@ -134,7 +137,8 @@ class _Build:
                     if (number, row) >= self._next:
                         self._add((number, row), outcome)
                         taken = isinstance(outcome, Sample)
-                        reporter.add(taken, outcome.images if isinstance(outcome, Sample) else 0, not taken)
+                        images = outcome.images if isinstance(outcome, Sample) else 0
+                        reporter.add(taken, images, isinstance(outcome, Refusal))
                 self._next = (number + 1, 0)
                 reporter.add(chunks=1)
         reporter.tell()
@@ -150,7 +154,7 @@ class _Build:
         if not self.state.shards:
             raise self._nothing()
         shards = {split: self.state.shards.get(split, []) for split in sorted(self.config.splits)}
-        manifest = Manifest(settings, shards, dict(self.state.refused))
+        manifest = Manifest(settings, shards, dict(self.state.refused), dict(self.state.passed_over))
         file = self.output.work / self.output.manifest
         file.write_text(manifest.to_json(), encoding="utf-8")
         self.output.publish(file)
@@ -162,11 +166,15 @@ class _Build:
         for shard in self._open.values():
             shard.close()
 
-    def _add(self, position: Position, outcome: Sample | Refusal) -> None:
+    def _add(self, position: Position, outcome: Outcome) -> None:
         self._next = position
         if isinstance(outcome, Sample):
             self._make_room(outcome)
             self._open[outcome.split].append(outcome.members, outcome.images)
+        elif isinstance(outcome, PassedOver):
+            counts = self.state.passed_over
+            kind = outcome.kind if outcome.kind in counts or len(counts) < _MOST_KINDS else "(others)"
+            counts[kind] = counts.get(kind, 0) + outcome.count
         else:
             where = outcome.where or f"chunk {position[0]}, row {position[1]}"
             line = {"where": where, "id": outcome.id, "reason": outcome.reason, "detail": outcome.detail}
@@ -205,9 +213,18 @@ class _Build:
     def _nothing(self) -> DataError:
         source, part = self.config.source.name, self.config.part
         where = "" if part == "1/1" else f" in part {part}"
+        passed_over = in_words(self.state.passed_over)
+        beside = f"; passed over: {passed_over}" if passed_over else ""
         if not self.state.refused:
-            return DataError(f"the source {source} has no rows{where}, so there is nothing to build")
+            return DataError(f"the source {source} has no rows{where}, so there is nothing to build{beside}")
         reason, count = max(self.state.refused.items(), key=lambda item: item[1])
         rows = sum(self.state.refused.values())
         log = f"{self.output.place}/{self.output.refusals}"
-        return DataError(f"none of the {rows} rows of {source}{where} is usable, {count} for '{reason}'; {log} has all")
+        said = f"none of the {rows} rows of {source}{where} is usable, {count} for '{reason}'{self._example(reason)}"
+        return DataError(f"{said}; {log} has all{beside}")
+
+    def _example(self, reason: str) -> str:
+        """The place and detail of the first row that was refused for a reason."""
+        with (self.output.work / _LOG).open(encoding="utf-8") as lines:
+            first = next(row for row in map(json.loads, lines) if row["reason"] == reason)
+        return f" ({first['where']}: {first['detail']})" if first["detail"] else f" ({first['where']})"

@@ -220,7 +220,8 @@ def _wrong_index(shard: str, fresh: ShardIndex) -> str:
 def _remote_index(url: str) -> ShardIndex | None:
     name = index_name(url)
     content = read_if_there(name)
-    return None if content is None else parse_index(content, name)
+    index = None if content is None else parse_index(content, name)
+    return None if index is None or index.outdated else index
 
 
 def _listed(folder: str) -> list[str]:

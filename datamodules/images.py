@@ -24,7 +24,13 @@ MAX_BYTES = 256 * 1024 * 1024
 
 Decoder = Literal["pillow", "simplejpeg"]
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+FORMATS = {"PNG": ("png",), "JPEG": ("jpg", "jpeg"), "WEBP": ("webp",), "GIF": ("gif",), "BMP": ("bmp",)}
+"""The formats that are read, by Pillow's names, and the extensions of their files. Every source and command has them
+from here."""
+
+EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
+"""The extensions of all formats that are read, in lower case and without a dot."""
+
 _UNREADABLE = "not a readable PNG, JPEG, WebP, GIF or BMP"
 _MAX_SCANS = 100  # every scan of a progressive JPEG costs a pass over all pixels and may be a few bytes long
 _SCAN = b"\xff\xda"
@@ -133,7 +139,7 @@ def _opened(content: bytes, name: str = "") -> Iterator[Image.Image]:
             raise DataError(f"JPEG of {content.count(_SCAN)} scans, at most {_MAX_SCANS} are read")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(BytesIO(content), formats=_FORMATS) as image:
+            with Image.open(BytesIO(content), formats=tuple(FORMATS)) as image:
                 _refuse_size(image.size)
                 yield image
     except DataError as error:

@@ -9,7 +9,10 @@ follow each other: its JSON, its text, then its images in their order):
     offsets       [m] int64    where the member's content begins, in bytes from the start of the tar
     sizes         [m] uint32   its length in bytes
     summary       [..] uint8   a JSON with `suffixes` (json, txt, png, 0.png, 1.png ...), `tar_bytes` (the size of the
-                               tar the index was made of), `problems` and `ignored` (see ShardIndex)
+                               tar the index was made of), `problems` and `ignored` (see ShardIndex), and `version`
+
+An index of an earlier version that left something of its tar out is made again: what is left out may be another part
+of it today.
 """
 
 import json
@@ -28,10 +31,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from datamodules.scan import HEADER, Member, Problem, read_headers, readable
+from datamodules.scan import Member, Problem, read_headers, readable
+from datamodules.tar_walk import HEADER
 from fvl_lightning.core.errors import DataError
 
 log = logging.getLogger(__name__)
+
+VERSION = 2
+"""Raised whenever another part of the same tar is left out."""
 
 DAMAGE = ("empty file", "not a tar", "cut short", "damaged")
 """Problems of a tar of which samples are lost, so that its index is not kept: it may be a copy not yet finished."""
@@ -55,6 +62,7 @@ class ShardIndex:
     tar_bytes: int
     problems: Mapping[str, Problem] = field(default_factory=dict)
     ignored: Mapping[str, int] = field(default_factory=dict)
+    version: int = field(default=VERSION, compare=False)
 
     def __len__(self) -> int:
         return len(self.key_ends)
@@ -63,6 +71,11 @@ class ShardIndex:
     def damaged(self) -> bool:
         """Whether samples of the tar are lost."""
         return any(reason in self.problems for reason in DAMAGE)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the index has to be made again: an earlier version left something of the tar out."""
+        return self.version < VERSION and bool(self.problems or self.ignored)
 
     def raw_key(self, row: int) -> bytes:
         """A sample's key as the tar spells it."""
@@ -147,7 +160,8 @@ def scan_tar(tar: Path) -> ShardIndex:
 def scan_file(tar: BinaryIO) -> ShardIndex:
     """As scan_tar, of an open file; OSError where it can't be read."""
     found = read_headers(tar)
-    return make_index(found.samples, found.tar_bytes, found.problems, found.ignored)
+    samples = ((sample.key, sample.members) for sample in found.samples)
+    return make_index(samples, found.tar_bytes, found.problems, found.ignored)
 
 
 def save_index(index: ShardIndex, path: Path) -> None:
@@ -163,6 +177,7 @@ def index_as_bytes(index: ShardIndex) -> bytes:
         "tar_bytes": index.tar_bytes,
         "problems": {reason: [found.count, found.examples] for reason, found in index.problems.items()},
         "ignored": dict(index.ignored),
+        "version": VERSION,
     }
     arrays = {name: getattr(index, name) for name in _ARRAYS}
     for name, content in (("key_bytes", index.key_bytes), ("summary", json.dumps(summary).encode())):
@@ -181,7 +196,7 @@ def open_index(tar: Path) -> ShardIndex:
 
 
 def load_index(tar: Path) -> ShardIndex | None:
-    """The index beside a shard, None where there is none; errors as of open_index."""
+    """The index beside a shard, None where there is none that is up to date; errors as of open_index."""
     path = index_path(tar)
     try:
         content = path.read_bytes()
@@ -196,7 +211,7 @@ def load_index(tar: Path) -> ShardIndex | None:
         raise DataError(f"shard {tar} can't be read: {error.strerror}") from None
     if index.tar_bytes != found:
         raise mismatch(str(path), f"it was made of {index.tar_bytes} bytes, there are {found}")
-    return index
+    return None if index.outdated else index
 
 
 def mismatch(index: str, reason: str) -> DataError:
@@ -225,6 +240,7 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
             tar_bytes=int(summary["tar_bytes"]),
             problems=problems,
             ignored={str(suffix): int(count) for suffix, count in summary["ignored"].items()},
+            version=int(summary.get("version", 1)),
             **{name: arrays[name] for name in _ARRAYS},
         )
         _check(index)

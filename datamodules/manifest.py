@@ -13,8 +13,10 @@ from fvl_lightning.core.errors import DataError
 MANIFEST_NAME = re.compile(r"manifest(-part\d+of\d+)?\.json")
 """The names of manifests: one per build, or one per part of it."""
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same settings would give other shards."""
+
+_KINDS_NAMED = 5
 
 REPORT_SECONDS = 0.5
 """Progress is told no more often than this."""
@@ -22,7 +24,7 @@ REPORT_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Manifest:
-    """The shards of each split in order, and how many rows were refused for what reason.
+    """The shards of each split in order, how many rows were refused for what reason, and what was passed over.
 
     Args:
         settings: what was built: the resolved recipe, less what the shards do not depend on.
@@ -32,6 +34,7 @@ class Manifest:
     settings: Mapping[str, Any]
     shards: Mapping[str, Sequence[Shard]]
     refused: Mapping[str, int]
+    passed_over: Mapping[str, int] = field(default_factory=dict)
     already_complete: bool = field(default=False, compare=False)
 
     @property
@@ -59,6 +62,7 @@ class Manifest:
             },
             **_totals(self.all_shards),
             "refused": dict(sorted(self.refused.items())),
+            "passed_over": dict(sorted(self.passed_over.items())),
         }
         return json.dumps(content, indent=1) + "\n"
 
@@ -70,7 +74,8 @@ class Manifest:
             shards = {
                 split: [Shard(**shard) for shard in found["shards"]] for split, found in content["splits"].items()
             }
-            return cls(dict(content["settings"]), shards, dict(content["refused"]), already_complete)
+            refused, passed_over = dict(content["refused"]), dict(content.get("passed_over", {}))
+            return cls(dict(content["settings"]), shards, refused, passed_over, already_complete)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise DataError(f"{place} is not the manifest of a build of shards; delete or move it") from None
 
@@ -131,6 +136,13 @@ class Reporter:
         self._told = time.monotonic()
         if self._tell is not None:
             self._tell(replace(self._progress, seconds=self._told - self._begun))
+
+
+def in_words(passed_over: Mapping[str, int]) -> str:
+    """The kinds that were passed over most often, with their counts; empty where there are none."""
+    most = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
+    more = f" and {len(most) - _KINDS_NAMED} more kinds" if len(most) > _KINDS_NAMED else ""
+    return ", ".join(f"{count:,} {kind}" for kind, count in most[:_KINDS_NAMED]) + more
 
 
 def _totals(shards: Sequence[Shard]) -> dict[str, int]:

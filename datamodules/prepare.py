@@ -9,7 +9,7 @@ from typing import Any
 
 from datamodules.images import to_png, verify_image
 from datamodules.messages import check_messages, image_parts
-from datamodules.sources.base import Refusal, Row, Source
+from datamodules.sources.base import PassedOver, Refusal, Row, Source
 from datamodules.sources.refusals import row_id
 from datamodules.writer import encode_record, image_names, tar_members
 from fvl_lightning.core.errors import DataError
@@ -34,19 +34,26 @@ class Sample:
     members: bytes
 
 
+Outcome = Sample | Refusal | PassedOver
+"""What becomes of a row, or of what is none."""
+
+
 class _Refused(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         self.refusal = Refusal(reason, detail)
 
 
-def prepare_chunk(source: Source, number: int, chunk: Any, splits: Mapping[str, float]) -> Iterator[Sample | Refusal]:
-    """Every row of chunk `number`, in order, as a sample or the reason why it can't be one.
+def prepare_chunk(source: Source, number: int, chunk: Any, splits: Mapping[str, float]) -> Iterator[Outcome]:
+    """Every row of chunk `number`, in order, as a sample or the reason why it can't be one; then what is passed over.
 
     Keys say chunk and row (00000012-000034), so that they are the same whoever builds which part. Reasons are
     "no text", "bad text", "bad messages", "bad record", "image count", "too many images", "broken image", and the
     source's own.
     """
     for position, row in enumerate([chunk] if isinstance(chunk, Refusal) else source.rows(chunk)):
+        if isinstance(row, PassedOver):
+            yield row
+            continue
         if isinstance(row, Refusal):
             yield _short(row)
             continue

@@ -1,17 +1,18 @@
-"""What is in a tar that anyone may have made: samples as WebDataset has them, and what was refused, by reason."""
+"""The samples of a tar that anyone may have made, and what of it was refused or passed over.
 
-import io
+This is the one place that says what a tar holds: training, the commands on shards and the source img2dataset read it.
+"""
+
 import os
 import re
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from datamodules.images import MAX_BYTES
-
-HEADER = tarfile.BLOCKSIZE
-"""Bytes of the header in front of each member's content."""
+from datamodules.images import EXTENSIONS, MAX_BYTES
+from datamodules.tar_walk import HEADER, Damaged, is_checked_header, members_of
 
 MAX_TEXT_BYTES = 16 * 2**20
 """A JSON or text of more than this many bytes is refused."""
@@ -22,15 +23,22 @@ EXAMPLES = 3
 TEXTS = ("json", "txt")
 """The suffixes of members that are no images."""
 
+END_MARK = b"(end mark)"
+"""How an end mark is counted that more members follow: tars that were put together have such."""
+
+HIDDEN = b"(hidden)"
+"""How a file is counted whose name begins with a dot, such as the ._a.jpg that macOS adds to a tar."""
+
 Member = tuple[str, int, int]
 """Suffix in lower case, offset and size of the content in bytes."""
 
 _MEMBER = re.compile(
-    rb"((?:.*/)?[^./]+)\.(json|txt|(?:(\d{1,6})\.)?(?:png|jpe?g|webp|gif|bmp))", re.IGNORECASE | re.DOTALL
+    rb"((?:.*/)?[^./][^/]*)\.(%s)" % "|".join((*TEXTS, *EXTENSIONS)).encode(), re.IGNORECASE | re.DOTALL
 )
+_NUMBERED = re.compile(rb"((?:.*/)?[^./][^/]*)\.(\d{1,6})", re.DOTALL)
 _UNSAFE = re.compile(rb"/|[A-Za-z]:[/\\]|(?:.*[/\\])?\.\.(?:[/\\]|\Z)|.*[\x00-\x1f\x7f]", re.DOTALL)
 _KINDS_IGNORED = 100
-_MAX_EXTENSION = 2**20
+_MOST_DOTS = 32
 
 
 @dataclass(frozen=True)
@@ -45,156 +53,241 @@ class Problem:
         return Problem(self.count + count, (self.examples + examples)[:EXAMPLES])
 
 
+class Sample(NamedTuple):
+    """A sample: where its first header begins, its key, and its members: JSON, text, then the images in order."""
+
+    place: int
+    key: bytes
+    members: list[Member]
+
+
+class RefusedEntry(NamedTuple):
+    """A sample, or a member of none, that cannot be used.
+
+    Attributes:
+        place: the byte of its header, or where the damage begins.
+        reason: a short category to count by.
+        name: of the member or the key; empty where the tar itself is damaged.
+        detail: more about a damage.
+    """
+
+    place: int
+    reason: str
+    name: bytes = b""
+    detail: str = ""
+
+
 @dataclass
 class Headers:
-    """What a tar holds: samples as (key, members: the JSON, the text, then the images in their order).
+    """What a tar holds: every sample is among `samples` or `refused`, in the order of the tar.
 
-    `problems` has, by reason, what was refused; `ignored` counts, by suffix, the members that say nothing to us.
+    `passed_over` has the members that say nothing to us: the byte of the header and the suffix of each.
     """
 
     tar_bytes: int
-    samples: list[tuple[bytes, list[Member]]] = field(default_factory=list)
-    problems: dict[str, Problem] = field(default_factory=dict)
-    ignored: Counter[str] = field(default_factory=Counter)
+    samples: list[Sample] = field(default_factory=list)
+    refused: list[RefusedEntry] = field(default_factory=list)
+    passed_over: list[tuple[int, str]] = field(default_factory=list)
 
-    def refuse(self, reason: str, name: bytes = b"") -> None:
-        """Counts a problem, with the name of the member that has it."""
-        examples = (readable(name),) if name else ()
-        self.problems[reason] = self.problems.get(reason, Problem()).plus(1, examples)
+    @property
+    def ignored(self) -> Counter[str]:
+        """By suffix, how many members say nothing to us; folders are not counted."""
+        counts: Counter[str] = Counter()
+        for _, kind in sorted(self.passed_over):
+            counts[kind if kind in counts or len(counts) < _KINDS_IGNORED else "(others)"] += 1
+        return counts
 
-    def ignore(self, name: bytes) -> None:
-        """Counts a member that says nothing to us."""
-        suffix = readable(name.rpartition(b"/")[2].partition(b".")[2].lower())[:32] or "(none)"
-        self.ignored[suffix if suffix in self.ignored or len(self.ignored) < _KINDS_IGNORED else "(others)"] += 1
+    @property
+    def problems(self) -> dict[str, Problem]:
+        """By reason, what was refused."""
+        found: dict[str, Problem] = {}
+        for refused in self.refused:
+            examples = (readable(refused.name),) if refused.name else ((refused.detail,) if refused.detail else ())
+            found[refused.reason] = found.get(refused.reason, Problem()).plus(1, examples)
+        return found
+
+    def pass_over(self, place: int, suffix: bytes) -> None:
+        """Notes a member that says nothing to us."""
+        self.passed_over.append((place, readable(suffix)[:32] or "(none)"))
 
 
 def read_headers(tar: BinaryIO) -> Headers:
-    """Reads a tar's headers from first to last; consecutive members of one key are one sample, as in WebDataset.
+    """Reads a tar's headers from first to last; the members of one key are one sample.
+
+    The key of a member is its name up to the suffix. Dots in it are read as people write them: `a.1.jpg` is the second
+    image of `a`, unless a text `a.1.json` or `a.1.txt` makes it a sample of its own. What goes on behind a sample's key
+    (`a.seg.png` beside `a.jpg`) is passed over, unless it is a whole sample itself. Members of one key that lie apart
+    are joined where they complete each other; else the first ones are the sample and the others a duplicate.
 
     Of a damaged tar all samples are there that are surely whole: not the last one before the damage.
 
     Args:
-        tar: a file opened for reading.
+        tar: a file opened for reading; its own position does not matter.
 
     Raises:
-        OSError: it can't be read.
+        OSError: it cannot be read.
     """
     headers = Headers(os.fstat(tar.fileno()).st_size)
-    if headers.tar_bytes == 0:
-        headers.refuse("empty file")
-        return headers
-    grouping = _Grouping(headers)
-    reached = 0
+    found: list[_Found] = []
+    damage = None
     try:
-        with (
-            _HeaderReader(io.FileIO(tar.fileno(), closefd=False)) as file,
-            tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as archive,
-        ):
-            for member in archive:
-                # A forged size can be negative, and would have the headers read again for ever.
-                if member.size < 0 or member.offset_data <= reached:
-                    raise tarfile.ReadError
-                reached = member.offset_data
-                grouping.add(member)
-                if reached + -(-member.size // HEADER) * HEADER > headers.tar_bytes:
-                    break
-                # Else tarfile keeps every header it has seen in memory.
-                archive.members.clear()  # type: ignore[attr-defined]
-            reached = archive.offset
-    except OSError:
-        raise
-    except Exception:  # whatever its parser raises on forged headers (ValueError, RecursionError ...), it is damaged
-        headers.refuse("damaged" if reached else "not a tar")
-        return headers
-    damage = _damage_at(tar, reached)
-    if damage:
-        headers.refuse(damage)
-    else:
-        grouping.close()
+        for member in members_of(tar):
+            if isinstance(member, int):
+                headers.pass_over(member, END_MARK)
+            elif not member.isdir():
+                _classify(member, headers, found)
+    except Damaged as damaged:
+        where = damaged.detail or (f"at byte {damaged.place} of {headers.tar_bytes}" if damaged.place else "")
+        damage = RefusedEntry(damaged.place, damaged.reason, detail=where)
+    _group(found, headers, complete=damage is None)
+    if damage is not None:
+        headers.refused.append(damage)
     return headers
 
 
-class _HeaderReader(io.BufferedReader):
-    """A tar for its parser, which would read a header's extension into memory however long it says it is."""
+class _Found(NamedTuple):
+    """A member with a suffix that is read; `stem` is its name in front of that. `reason`: why it cannot be used."""
 
-    def read(self, size: int | None = -1) -> bytes:
-        """As of every file; refuses what no header needs."""
-        if size is None or not 0 <= size <= _MAX_EXTENSION:
-            raise tarfile.ReadError(f"{size} bytes of header")
-        return super().read(size)
+    place: int
+    name: bytes
+    stem: bytes
+    suffix: str
+    offset: int
+    size: int
+    reason: str | None
+
+    @property
+    def is_text(self) -> bool:
+        return self.suffix in TEXTS
 
 
-def _damage_at(tar: BinaryIO, place: int) -> str | None:
-    """What is wrong where the members end: there have to be an end mark and nothing but zeros behind it."""
-    tar.seek(place)
-    if len(mark := tar.read(HEADER)) < HEADER:
-        return "cut short"
-    while mark:
-        if mark.count(0) != len(mark):
-            return "damaged"
-        mark = tar.read(2**20)
+def _classify(member: tarfile.TarInfo, headers: Headers, found: list[_Found]) -> None:
+    name = member.name.encode("utf-8", errors="surrogateescape")
+    base = name.rpartition(b"/")[2]
+    match = _MEMBER.fullmatch(name)
+    if _UNSAFE.match(name):
+        headers.refused.append(RefusedEntry(member.offset, "unsafe name", name))
+    elif match is not None:
+        suffix = match[2].lower().decode()
+        reason = _reason_to_refuse(member, suffix)
+        found.append(_Found(member.offset, name, match[1], suffix, member.offset_data, member.size, reason))
+    elif base.startswith(b"."):
+        headers.pass_over(member.offset, HIDDEN)
+    elif not _is_plain(member):
+        headers.refused.append(RefusedEntry(member.offset, "not a regular file", name))
+    else:
+        headers.pass_over(member.offset, base.partition(b".")[2].lower())
+
+
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    return member.isreg() and not member.issparse()
+
+
+def _reason_to_refuse(member: tarfile.TarInfo, suffix: str) -> str | None:
+    if not _is_plain(member):
+        return "not a regular file"
+    return "too large" if member.size > (MAX_TEXT_BYTES if suffix in TEXTS else MAX_BYTES) else None
+
+
+@dataclass
+class _Run:
+    """Members of one key that follow each other in a tar."""
+
+    key: bytes
+    members: dict[str, _Found] = field(default_factory=dict)
+
+    @property
+    def first(self) -> _Found:
+        return next(iter(self.members.values()))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has both a text and an image."""
+        return len({member.is_text for member in self.members.values()}) == 2
+
+    def completes(self, earlier: "_Run") -> bool:
+        """Whether this and an earlier run of the key can be parts of one sample."""
+        return not (self.is_whole and earlier.is_whole) and self.members.keys().isdisjoint(earlier.members)
+
+
+def _group(found: list[_Found], headers: Headers, complete: bool) -> None:
+    """Makes samples of the members; without the last one where the tar is not `complete`."""
+    samples: dict[bytes, _Run] = {}
+    last = b""
+    for run in _runs(found, headers):
+        last = run.key
+        earlier = samples.setdefault(run.key, run)
+        if earlier is run:
+            continue
+        if run.completes(earlier):
+            earlier.members.update(run.members)
+        else:
+            headers.refused.append(RefusedEntry(run.first.place, "duplicate key", run.key))
+    if not complete:
+        samples.pop(last, None)
+    for key, run in samples.items():
+        bad = next((member for member in run.members.values() if member.reason), None)
+        if bad is not None:
+            headers.refused.append(RefusedEntry(bad.place, bad.reason or "", bad.name))
+        else:
+            members = sorted(run.members.items(), key=lambda item: _order(item[0]))
+            places = [(suffix, member.offset, member.size) for suffix, member in members]
+            headers.samples.append(Sample(run.first.place, key, places))
+    headers.refused.sort(key=lambda refused: refused.place)
+
+
+def _runs(found: list[_Found], headers: Headers) -> Iterator[_Run]:
+    """Members of one key that follow each other; a second one of a name is refused, extras are passed over."""
+    stems = {member.stem for member in found if member.is_text}
+    keyed = [(_key(member, stems), member) for member in found]
+    texts = {key for key, member in keyed if member.is_text}
+    images = {key for key, member in keyed if not member.is_text}
+    run: _Run | None = None
+    for key, member in keyed:
+        owner = None if key in texts and key in images else _owner(key, texts, images)
+        if owner is not None:
+            headers.pass_over(member.place, member.name[len(owner) + 1 :].lower())
+            continue
+        if run is None or run.key != key:
+            if run is not None:
+                yield run
+            run = _Run(key)
+        suffix = member.name[len(key) + 1 :].lower().decode()
+        if suffix in run.members:
+            headers.refused.append(RefusedEntry(member.place, "duplicate member", member.name))
+        else:
+            run.members[suffix] = member
+    if run is not None:
+        yield run
+
+
+def _key(member: _Found, stems: set[bytes]) -> bytes:
+    """The key of a member's sample: a number at the end of an image's stem is its place, unless a text has it too."""
+    if member.is_text or member.stem in stems:
+        return member.stem
+    numbered = _NUMBERED.fullmatch(member.stem)
+    return member.stem if numbered is None else numbered[1]
+
+
+def _owner(key: bytes, texts: set[bytes], images: set[bytes]) -> bytes | None:
+    """The key of the sample that this key goes on behind, as a.seg does behind a; None where there is none."""
+    folder, slash, base = key.rpartition(b"/")
+    parts = base.split(b".", _MOST_DOTS)
+    for number in range(1, len(parts)):
+        owner = folder + slash + b".".join(parts[:number])
+        if owner in texts or owner in images:
+            return owner
     return None
 
 
-class _Grouping:
-    """Members to samples. A sample of which a member is refused is refused with it."""
-
-    def __init__(self, headers: Headers) -> None:
-        self._headers = headers
-        self._keys: set[bytes] = set()
-        self._key: bytes | None = None
-        self._members: dict[str, tuple[int, Member]] = {}
-        self._good = True
-
-    def add(self, member: tarfile.TarInfo) -> None:
-        """Takes the next member of the tar."""
-        if member.isdir():
-            return
-        name = member.name.encode("utf-8", errors="surrogateescape")
-        reason = _reason_to_refuse(member, name)
-        match = None if reason == "unsafe name" else _MEMBER.fullmatch(name)
-        if match is None and reason is None:
-            self._headers.ignore(name)
-        if match is not None and match[1] != self._key:
-            self.close()
-            self._key = match[1]
-        suffix = match[2].lower().decode() if match is not None else ""
-        if reason is None and suffix in self._members:
-            self._headers.refuse("duplicate member", name)
-        elif reason is not None:
-            self._headers.refuse(reason, name)
-            self._good = self._good and match is None
-        elif match is not None:
-            order = TEXTS.index(suffix) - len(TEXTS) if suffix in TEXTS else int(match[3] or 0)
-            self._members[suffix] = (order, (suffix, member.offset_data, member.size))
-
-    def close(self) -> None:
-        """What has been added is whole: no more members of this key follow."""
-        if self._key is not None and self._good:
-            if self._key in self._keys:
-                self._headers.refuse("duplicate key", self._key)
-            else:
-                members = sorted(self._members.values(), key=lambda found: found[0])
-                self._headers.samples.append((self._key, [member for _, member in members]))
-        if self._key is not None:
-            self._keys.add(self._key)
-        self._key, self._members, self._good = None, {}, True
+def _order(suffix: str) -> int:
+    """The place of a member in its sample, by its suffix: JSON, text, then the images by their number."""
+    return TEXTS.index(suffix) - len(TEXTS) if suffix in TEXTS else int(suffix.rpartition(".")[0] or 0)
 
 
 def readable(name: bytes) -> str:
     """A name for people; bytes that are not UTF-8 are written \\xNN."""
     return name.decode("utf-8", errors="backslashreplace")
-
-
-def _reason_to_refuse(member: tarfile.TarInfo, name: bytes) -> str | None:
-    if _UNSAFE.match(name):
-        return "unsafe name"
-    if not member.isreg() or member.issparse():
-        return "not a regular file"
-    match = _MEMBER.fullmatch(name)
-    if match is not None and member.size > (MAX_TEXT_BYTES if match[2].lower().decode() in TEXTS else MAX_BYTES):
-        return "too large"
-    return None
 
 
 def is_header(block: bytes, start: int, name: bytes, size: int) -> bool:
@@ -213,5 +306,8 @@ def is_header(block: bytes, start: int, name: bytes, size: int) -> bool:
     prefix = header[345:500].rstrip(b"\0") if header[257:263] == b"ustar\0" else b""
     if prefix:
         stored = prefix + b"/" + stored
-    # A longer name is cut at 100 bytes, and stands whole in a header in front of this one.
-    return stored.lower() == name.lower() or (len(stored) >= 100 and name.lower().startswith(stored.lower()))
+    if stored.lower() == name.lower():
+        return True
+    # A name that is longer, or not ASCII, stands whole in a header in front of this one; each kind of tar cuts it here
+    # in its own way, or has "?" for its letters.
+    return not (name.isascii() and len(name) < 100) and is_checked_header(header)

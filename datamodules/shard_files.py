@@ -107,12 +107,13 @@ def _find_index(cache: ShardCache, shard: str, remote: bool) -> ShardIndex | Non
         return load_index(Path(shard))
     url = index_name(shard)
     content = read_if_there(url)
-    if content is not None:
-        return parse_index(content, url)
+    index = None if content is None else parse_index(content, url)
+    if index is not None and not index.outdated:
+        return index
     made = cache.path(shard, ".index")
     if made.is_file():
         index = parse_index(made.read_bytes(), str(made))
-        if index.tar_bytes == remote_size(shard):
+        if not index.outdated and index.tar_bytes == remote_size(shard):
             return index
     return None
 

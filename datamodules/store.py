@@ -18,8 +18,9 @@ from datamodules.images import decode_image
 from datamodules.index import ShardIndex, index_name, mismatch
 from datamodules.paths import split_shards
 from datamodules.remote import ShardCache
-from datamodules.scan import HEADER, TEXTS, Problem, is_header, readable
+from datamodules.scan import TEXTS, Problem, is_header, readable
 from datamodules.shard_files import ShardFiles, open_indexes
+from datamodules.tar_walk import HEADER
 from fvl_lightning.core.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -31,6 +31,17 @@ class Refusal:
     id: str | int | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True)
+class PassedOver:
+    """Parts of a file that say nothing to training: what kind they are, to count by, and how many.
+
+    A source yields it behind the rows of a chunk, since rows are numbered by what comes before them.
+    """
+
+    kind: str
+    count: int
+
+
 class Source(ABC):
     """One format. Its rows and their order depend on the files alone, so that a build can be repeated and resumed."""
 
@@ -50,5 +61,8 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def rows(self, chunk: Any) -> Iterator[Row | Refusal]:
-        """The rows of one chunk, in order; a row that is broken is a Refusal, never an exception."""
+    def rows(self, chunk: Any) -> Iterator[Row | Refusal | PassedOver]:
+        """The rows of one chunk, in order; a row that is broken is a Refusal, never an exception.
+
+        Every part of the chunk is in a row, in a Refusal, or counted by a PassedOver.
+        """

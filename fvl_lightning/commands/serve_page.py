@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.images import decode_image
+from datamodules.images import EXTENSIONS, decode_image
 from fvl_lightning.commands.serve_shares import head_html, no_shares_html, shares_html
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.inference import Conversation, Sampling, source_shares
 from fvl_lightning.modeling.adapters import use_adapter
 from fvl_lightning.modeling.build import Loaded
 
-SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"]
+SUFFIXES = [f".{extension}" for extension in EXTENSIONS]
 
 
 def build_page(gradio: Any, loaded: Loaded, sampling: Sampling, name: str, adapters: Sequence[str] = ()) -> Any:

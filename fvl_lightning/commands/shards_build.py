@@ -11,12 +11,14 @@ import typer
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from datamodules.build_config import BuildConfig
 from datamodules.build_output import Output
 from datamodules.builder import build_shards
-from datamodules.manifest import BuildProgress, Manifest
+from datamodules.manifest import BuildProgress, Manifest, in_words
 from datamodules.paths import TO_VALIDATE_ON
+from datamodules.preview import visible
 from fvl_lightning.commands.shards_options import bytes_in_words, counted_table, duration
 from fvl_lightning.core.config import COMMAND_LINE, check_config, load_config, parse_override
 from fvl_lightning.core.errors import UserError
@@ -120,3 +122,6 @@ def _show(manifest: Manifest, config: BuildConfig, console: Console) -> None:
         for reason, count in sorted(manifest.refused.items(), key=lambda item: -item[1]):
             refused.add_row(reason, f"{count:,}")
         console.print(refused)
+    if manifest.passed_over:
+        said = f"passed over, since it says nothing to training: {in_words(manifest.passed_over)}"
+        console.print(Text(visible(said)), soft_wrap=True)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.images import decode_image
+from datamodules.images import EXTENSIONS, decode_image
 from datamodules.messages import Message, check_messages, image_parts, parts_of
 from datamodules.sources.files import MAX_ROW_BYTES, find_folder, open_file, read_images
 from datamodules.sources.refusals import Refused
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.inference import user_message
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+SUFFIXES = tuple(f".{extension}" for extension in EXTENSIONS)
 """What is a picture in a folder."""
 HELD = ("image", "images", "prompt", "messages")
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from datamodules.index import index_as_bytes, index_path, make_index, open_index, parse_index, scan_tar, write_index
-from datamodules.scan import HEADER, MAX_TEXT_BYTES, Problem
+from datamodules.scan import MAX_TEXT_BYTES, Problem
 from datamodules.shard_files import DAMAGED
 from datamodules.store import SampleStore
+from datamodules.tar_walk import HEADER
 from datamodules.writer import ShardWriter
 from fvl_lightning.core.errors import DataError
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from datamodules.sources.base import Refusal, Row, Source
+from datamodules.sources.base import PassedOver, Refusal, Row, Source
 from fvl_lightning.core.config import choose
 
 PNG = b"\x89PNG\r\n\x1a\n pretended"
@@ -21,7 +21,7 @@ def source(name: str, **fields: Any) -> Source:
     return choice.component(choice.config)
 
 
-def read(one: Source) -> list[Row | Refusal]:
+def read(one: Source) -> list[Any]:
     """All rows, each chunk read behind a pickle; the chunks are the same ones a second time."""
     chunks = list(one.chunks())
     assert list(one.chunks()) == chunks
@@ -31,7 +31,7 @@ def read(one: Source) -> list[Row | Refusal]:
     return rows
 
 
-def _rows(one: Source, chunk: Any) -> Iterable[Row | Refusal]:
+def _rows(one: Source, chunk: Any) -> Iterable[Row | Refusal | PassedOver]:
     return [chunk] if isinstance(chunk, Refusal) else one.rows(chunk)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from datamodules import scan
 from datamodules.sources import img2dataset
-from datamodules.sources.base import Refusal, Row
+from datamodules.sources.base import PassedOver, Refusal, Row
 from fvl_lightning.core.errors import DataError
 from tests.datamodules.sources.conftest import SECRET
 from tests.datamodules.sources.reading import PNG, places, read, reasons, source, write_tar
@@ -80,7 +81,6 @@ def test_tars_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
         ([("1.jpg", b"x"), ("1.json", b"[1]")], "bad JSON"),
         ([("1.jpg", b"x"), ("1.json", b"\xff")], "bad JSON"),
         ([("1.jpg", b"x"), ("1.json", b"[" * 100_000)], "bad JSON"),
-        ([("1.jpg", b"x"), ("1.jpg", b"y"), ("1.txt", b"words")], "bad row"),
     ],
 )
 def test_a_broken_sample_is_refused_and_the_rest_goes_on(
@@ -102,33 +102,61 @@ def test_links_are_never_followed(tmp_path: Path, images: Path, kind: bytes) -> 
     for target in (str(tmp_path / "outside.png"), "../outside.png", "0.png"):
         members = [("0.png", SECRET), ("0.txt", b"fine"), header("1.png", kind, target), ("1.txt", b"words")]
         found = read(source("img2dataset", file=str(write_tar(tmp_path / "0.tar", members))))
-        assert found == [Row({"caption": "fine"}, (SECRET,)), Refusal("missing image", "1")]
+        assert found == [Row({"caption": "fine"}, (SECRET,)), Refusal("not a regular file", "1.png")]
 
 
-def test_devices_and_unsafe_names_and_pickles_are_passed_over(tmp_path: Path) -> None:
+def test_devices_and_unsafe_names_are_refused_and_pickles_passed_over(tmp_path: Path) -> None:
     members = [
         ("0.jpg", b"x"),
         ("0.pkl", b"cos\nsystem\n(S'false'\ntR."),
         ("0.pickle", b"."),
         ("0.pyd", b"."),
         ("0.cls", b"3"),
-        header("0.0.png", tarfile.FIFOTYPE),
-        header("0.1.png", tarfile.CHRTYPE),
         header("0.2.png", tarfile.DIRTYPE),
         ("0.txt", b"fine"),
-        ("../1.jpg", b"x"),
-        ("../1.txt", b"outside"),
-        ("/2.jpg", b"x"),
+        *[("1.jpg", b"x"), header("1.0.png", tarfile.FIFOTYPE), header("1.1.png", tarfile.CHRTYPE), ("1.txt", b"no")],
+        ("../2.jpg", b"x"),
         ("/2.txt", b"absolute"),
-        ("a/../../3.jpg", b"x"),
         ("a/../../3.txt", b"outside"),
     ]
-    assert only(write_tar(tmp_path / "0.tar", members)) == Row({"caption": "fine"}, (b"x",))
+    row, *others = read(source("img2dataset", file=str(write_tar(tmp_path / "0.tar", members))))
+    assert row == Row({"caption": "fine"}, (b"x",))
+    names = ["../2.jpg", "/2.txt", "a/../../3.txt"]
+    assert others == [
+        Refusal("not a regular file", "1.0.png"),
+        *(Refusal("unsafe name", name) for name in names),
+        *(PassedOver(kind, 1) for kind in ("pkl", "pickle", "pyd", "cls")),
+    ]
+    assert places(others[1:4]) == [f"0.tar, member '{name}'" for name in names]
+
+
+def test_the_first_of_two_members_of_one_name_is_used_and_the_other_refused(tmp_path: Path) -> None:
+    members = [("1.jpg", b"x"), ("1.JPG", b"y"), ("1.txt", b"words")]
+    found = read(source("img2dataset", file=str(write_tar(tmp_path / "0.tar", members))))
+    assert found == [Row({"caption": "words"}, (b"x",)), Refusal("duplicate member", "1.JPG")]
+
+
+def test_a_sample_without_image_or_text_says_what_there_is(tmp_path: Path) -> None:
+    members = [("s0.input.jpg", b"x"), ("s0.outputs.txt", b"words")]
+    found = read(source("img2dataset", file=str(write_tar(tmp_path / "0.tar", members))))
+    rest = "the members of a sample have one name up to their suffix"
+    assert found == [
+        Refusal("no caption", f"only s0.input.jpg; {rest}"),
+        Refusal("missing image", f"only s0.outputs.txt; {rest}"),
+    ]
+
+
+def test_tars_that_were_put_together_are_read_to_their_end(tmp_path: Path) -> None:
+    parts = [write_tar(tmp_path / f"{key}.tar", [(f"{key}.gif", b"x"), (f"{key}.txt", key.encode())]) for key in "ab"]
+    (tmp_path / "ab.tar").write_bytes(b"".join(part.read_bytes() for part in parts))
+    found = read(source("img2dataset", file=str(tmp_path / "ab.tar")))
+    assert found == [Row({"caption": "a"}, (b"x",)), Row({"caption": "b"}, (b"x",)), PassedOver("(end mark)", 1)]
 
 
 def test_members_are_capped_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(img2dataset, "MAX_IMAGE_BYTES", 10)
-    monkeypatch.setattr(img2dataset, "MAX_ROW_BYTES", 20)
+    monkeypatch.setattr(scan, "MAX_BYTES", 10)
+    monkeypatch.setattr(scan, "MAX_TEXT_BYTES", 20)
     members = [
         *[("0.jpg", b"x" * 5), ("0.txt", b"fine")],
         *[("1.jpg", b"x" * 11), ("1.txt", b"words")],
@@ -136,7 +164,7 @@ def test_members_are_capped_before_they_are_read(tmp_path: Path, monkeypatch: py
         *[("3.jpg", b"x"), ("3.json", dumped(caption="words " * 9))],
     ]
     found = read(source("img2dataset", file=str(write_tar(tmp_path / "0.tar", members))))
-    assert reasons(found) == ["", "image too large", "image too large", "row too large"]
+    assert reasons(found) == ["", "too large", "image too large", "too large"]
 
 
 MEMBERS = [
@@ -165,7 +193,8 @@ def test_a_damaged_header_ends_a_tar(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[2 * BLOCKS * 512 + 130] ^= 0xFF
     path.write_bytes(content)
-    assert reasons(read(source("img2dataset", file=str(path)))) == ["", "cut short"]
+    *_, found = read(source("img2dataset", file=str(path)))
+    assert found == Refusal("damaged", f"at byte {2 * BLOCKS * 512} of {len(content)}")
 
 
 def test_a_header_of_negative_size_does_not_go_round_in_circles(tmp_path: Path) -> None:
@@ -173,7 +202,7 @@ def test_a_header_of_negative_size_does_not_go_round_in_circles(tmp_path: Path) 
     evil.size = -512
     blocks = [tarfile.TarInfo("0.txt").tobuf(), evil.tobuf(tarfile.GNU_FORMAT)]
     (tmp_path / "0.tar").write_bytes(b"".join(blocks) + bytes(1024))
-    assert reasons(read(source("img2dataset", file=str(tmp_path / "0.tar"))))[-1] == "cut short"
+    assert reasons(read(source("img2dataset", file=str(tmp_path / "0.tar")))) == ["damaged"]
 
 
 def test_what_is_no_tar_is_told(tmp_path: Path) -> None:

@@ -1,0 +1,142 @@
+"""The members of a tar that anyone may have made, one after the other, and the damage at which that ends."""
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+HEADER = tarfile.BLOCKSIZE
+"""Bytes of the header in front of each member's content."""
+
+_MAX_EXTENSION = 2**20
+_ZEROS_AT_ONCE = 2**20
+_PACKERS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+
+
+class Damaged(Exception):
+    """The tar cannot be read from `place` on; `reason` is a short category to count by."""
+
+    def __init__(self, reason: str, place: int, detail: str = "") -> None:
+        super().__init__(reason, place, detail)
+        self.reason, self.place, self.detail = reason, place, detail
+
+
+def members_of(tar: BinaryIO) -> Iterator[tarfile.TarInfo | int]:
+    """Yields every member of a tar in order, and the place in bytes of each end mark that more members follow.
+
+    Tars that were put together (`cat a.tar b.tar`) and lone blocks of zeros have such end marks. Many readers stop at
+    the first one without a word. The last member may reach beyond the end of the file: Damaged is raised behind it.
+
+    Args:
+        tar: an uncompressed tar, opened for reading; its own position does not matter.
+
+    Raises:
+        Damaged: "empty file", "not a tar", "cut short" where the file ends before an end mark, or "damaged".
+        OSError: the file cannot be read.
+    """
+    size = os.fstat(tar.fileno()).st_size
+    if size == 0:
+        raise Damaged("empty file", 0)
+    start = 0
+    while True:
+        end = yield from _members_from(tar, start, size)
+        following = _behind_end_mark(tar, end, size)
+        if following is None:
+            return
+        yield end
+        start = following
+
+
+def why_not_a_tar(tar: BinaryIO) -> str:
+    """Returns why a file cannot be read as a tar; an empty text where its first member can be."""
+    try:
+        next(members_of(tar), None)
+    except Damaged as damage:
+        return damage.detail or damage.reason
+    return ""
+
+
+def _members_from(tar: BinaryIO, start: int, size: int) -> Iterator[tarfile.TarInfo]:
+    """Yields the members from `start` up to the next end mark, and returns where that begins."""
+    end = start
+    try:
+        with (
+            _HeaderReader(io.FileIO(tar.fileno(), closefd=False)) as file,
+            _opened(file, start) as archive,
+        ):
+            while (member := archive.next()) is not None:
+                # A forged size can be negative, and would have the headers read again for ever.
+                if member.size < 0 or member.offset_data <= end:
+                    raise tarfile.ReadError
+                end = archive.offset
+                yield member
+                if end > size:
+                    raise Damaged("cut short", member.offset)
+                # Else tarfile keeps every header it has seen in memory.
+                archive.members.clear()  # type: ignore[attr-defined]
+            return archive.offset
+    except (OSError, Damaged):
+        raise
+    except Exception:  # whatever its parser raises on forged headers (ValueError, RecursionError ...), it is damaged
+        if end:
+            raise Damaged("damaged", end) from None
+        raise Damaged("not a tar", 0, _packed(os.pread(tar.fileno(), 8, 0))) from None
+
+
+def _opened(file: "_HeaderReader", start: int) -> tarfile.TarFile:
+    file.seek(start)
+    return tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape")
+
+
+class _HeaderReader(io.BufferedReader):
+    """A tar for its parser, which would read a header's extension into memory however long it says it is."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As of every file; refuses what no header needs."""
+        if size is None or not 0 <= size <= _MAX_EXTENSION:
+            raise tarfile.ReadError(f"{size} bytes of header")
+        return super().read(size)
+
+
+def _behind_end_mark(tar: BinaryIO, end: int, size: int) -> int | None:
+    """Returns where the first block begins that is not zeros; None where there is none.
+
+    Raises:
+        Damaged: there is no end mark at `end`, or no header where the zeros end.
+    """
+    if size - end < HEADER:
+        raise Damaged("cut short", end)
+    place = end
+    while block := os.pread(tar.fileno(), _ZEROS_AT_ONCE, place):
+        if block.count(0) != len(block):
+            first = place + len(block) - len(block.lstrip(b"\0"))
+            found = first - (first - end) % HEADER
+            if found == end or not is_checked_header(os.pread(tar.fileno(), HEADER, found)):
+                raise Damaged("damaged", found)
+            return found
+        place += len(block)
+    return None
+
+
+def is_checked_header(block: bytes) -> bool:
+    """Whether a block is the header of a member, by its checksum."""
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except (tarfile.TarError, ValueError):
+        return False
+    return True
+
+
+def _packed(start: bytes) -> str:
+    """Says that a file is compressed, where its first bytes show it."""
+    for magic, name in _PACKERS.items():
+        if start.startswith(magic):
+            return f"it is compressed ({name}), unpack it first"
+    return ""
