@@ -37,20 +37,24 @@ MODELS = "FVL_LIGHTNING_MODELS"
 Job = tuple[int, Any]
 """A chunk with its number."""
 Outcomes = Iterator[Outcome]
+_Packed = Refusal | PassedOver | tuple[str, int, int, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A chunk as a process hands it over: per row (split, images, bytes) or its outcome, and the samples' bytes."""
+    """A chunk as a process hands it over: the outcome of each row, and the samples' bytes behind each other.
 
-    rows: list[Refusal | PassedOver | tuple[str, int, int]]
+    A sample is (split, images, bytes, unused) among the rows.
+    """
+
+    rows: list[_Packed]
     members: bytes | Path
 
     def outcomes(self) -> Outcomes:
         file: IO[bytes] = self.members.open("rb") if isinstance(self.members, Path) else BytesIO(self.members)
         with file:
             for row in self.rows:
-                yield Sample(row[0], row[1], file.read(row[2])) if isinstance(row, tuple) else row
+                yield Sample(row[0], row[1], file.read(row[2]), row[3]) if isinstance(row, tuple) else row
 
     def remove(self) -> None:
         if isinstance(self.members, Path):
@@ -140,7 +144,7 @@ def _end_with_parent() -> None:
 
 def _prepare(number: int, chunk: Any) -> _Prepared:
     assert _worker is not None
-    rows: list[Refusal | PassedOver | tuple[str, int, int]] = []
+    rows: list[_Packed] = []
     held, path = BytesIO(), _worker.work / f"{CHUNK_FILES}{number:08d}"
     file: IO[bytes] = held
     try:
@@ -155,7 +159,7 @@ def _prepare(number: int, chunk: Any) -> _Prepared:
                 file.write(held.getbuffer())
                 held = BytesIO()
             file.write(outcome.members)
-            rows.append((outcome.split, outcome.images, len(outcome.members)))
+            rows.append((outcome.split, outcome.images, len(outcome.members), outcome.unused))
         return _Prepared(rows, path if file is not held else held.getvalue())
     finally:
         file.close()

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _MOST_KINDS = 100
 """Kinds of what is passed over that are counted one by one: every line of the journal has them all."""
+_KIND_CHARACTERS = 100
 
 Report = Callable[[BuildProgress], None]
 
@@ -136,9 +137,10 @@ class _Build:
                 for row, outcome in enumerate(outcomes):
                     if (number, row) >= self._next:
                         self._add((number, row), outcome)
-                        taken = isinstance(outcome, Sample)
-                        images = outcome.images if isinstance(outcome, Sample) else 0
-                        reporter.add(taken, images, isinstance(outcome, Refusal))
+                        if isinstance(outcome, Sample):
+                            reporter.add(1, outcome.images)
+                        elif isinstance(outcome, Refusal):
+                            reporter.add(refused=outcome.rows)
                 self._next = (number + 1, 0)
                 reporter.add(chunks=1)
         reporter.tell()
@@ -171,18 +173,29 @@ class _Build:
         if isinstance(outcome, Sample):
             self._make_room(outcome)
             self._open[outcome.split].append(outcome.members, outcome.images)
+            for name in outcome.unused:
+                self._pass_over(f"fields '{name}'", 1)
         elif isinstance(outcome, PassedOver):
-            counts = self.state.passed_over
-            kind = outcome.kind if outcome.kind in counts or len(counts) < _MOST_KINDS else "(others)"
-            counts[kind] = counts.get(kind, 0) + outcome.count
+            self._pass_over(outcome.kind, outcome.count)
         else:
-            where = outcome.where or f"chunk {position[0]}, row {position[1]}"
-            line = {"where": where, "id": outcome.id, "reason": outcome.reason, "detail": outcome.detail}
-            self._log.write(json.dumps(line).encode() + b"\n")
-            self.state.refused[outcome.reason] = self.state.refused.get(outcome.reason, 0) + 1
+            self._refuse(outcome, outcome.where or f"chunk {position[0]}, row {position[1]}")
         self._next = (position[0], position[1] + 1)
         if isinstance(outcome, Sample) and self._open[outcome.split].length.samples == self.config.samples_per_shard:
             self._finish_shard(outcome.split)
+
+    def _refuse(self, refusal: Refusal, where: str) -> None:
+        line = {"where": where, "id": refusal.id, "reason": refusal.reason, "detail": refusal.detail}
+        if refusal.rows != 1:
+            line["rows"] = refusal.rows
+        self._log.write(json.dumps(line).encode() + b"\n")
+        self.state.refused[refusal.reason] = self.state.refused.get(refusal.reason, 0) + refusal.rows
+
+    def _pass_over(self, kind: str, count: int) -> None:
+        # A key of JSON may hold half a character, which no terminal takes.
+        kind = kind[:_KIND_CHARACTERS].encode(errors="backslashreplace").decode()
+        counts = self.state.passed_over
+        kind = kind if kind in counts or len(counts) < _MOST_KINDS else "(others)"
+        counts[kind] = counts.get(kind, 0) + count
 
     def _make_room(self, sample: Sample) -> None:
         """Sees to an open shard of the sample's split that it fits in."""

@@ -16,7 +16,7 @@ MANIFEST_NAME = re.compile(r"manifest(-part\d+of\d+)?\.json")
 FORMAT = 2
 """Raised whenever the same settings would give other shards."""
 
-_KINDS_NAMED = 5
+_KINDS_NAMED = 12
 
 REPORT_SECONDS = 0.5
 """Progress is told no more often than this."""

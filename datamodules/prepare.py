@@ -27,11 +27,16 @@ _MAX_DETAIL = 500
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: the split it falls to, how many images it has, and its stretch of tar."""
+    """One sample: the split it falls to, how many images it has, its stretch of tar, and the row's unused fields."""
 
     split: str
     images: int
     members: bytes
+    unused: tuple[str, ...] = ()
+
+
+Outcome = Sample | Refusal | PassedOver
+"""What becomes of a row, or of what is none."""
 
 
 Outcome = Sample | Refusal | PassedOver
@@ -89,7 +94,7 @@ def _prepare(row: Row, key: str, splits: Mapping[str, float]) -> Sample:
     images = [_image(i, content) for i, content in enumerate(row.images)]
     names = image_names([extension for extension, _ in images])
     members = {"json": text, **{name: content for name, (_, content) in zip(names, images, strict=True)}}
-    return Sample(split_of(row.record, row.images, splits), len(images), tar_members(key, members))
+    return Sample(split_of(row.record, row.images, splits), len(images), tar_members(key, members), row.unused)
 
 
 def _encode(record: Mapping[str, Any]) -> bytes:

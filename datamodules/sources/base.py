@@ -10,25 +10,29 @@ from typing import Any, ClassVar
 class Row:
     """One row as found: `record` with `messages` or `caption` (datamodules/README.md), and its encoded images.
 
-    `where` is the file and the row in it, for who looks for it; it is no part of what the row is.
+    `where` is the file and the row in it, for who looks for it; it is no part of what the row is. `unused` names the
+    fields that hold something which is not in `record`; they are counted by name.
     """
 
     record: dict[str, Any]
     images: tuple[bytes, ...] = ()
     where: str = field(default="", compare=False)
+    unused: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
 class Refusal:
     """A row that can't become a sample: `reason` is a short category to count by, `detail` what was wrong with it.
 
-    `where` is the file and the row in it, `id` the row's own, for who looks for it; neither says what is wrong.
+    `where` is the file and the row in it, `id` the row's own, for who looks for it; neither says what is wrong. `rows`
+    is how many rows are lost, where that is known to be more than one.
     """
 
     reason: str
     detail: str = ""
     where: str = field(default="", compare=False)
     id: str | int | None = field(default=None, compare=False)
+    rows: int = 1
 
 
 @dataclass(frozen=True)
