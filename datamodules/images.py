@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.ExifTags import Base
 
+from datamodules.png import without_large_metadata
 from fvl_lightning.core.errors import ConfigError, DataError
 
 MAX_PIXELS = 64 * 1024 * 1024
@@ -139,7 +140,7 @@ def _opened(content: bytes, name: str = "") -> Iterator[Image.Image]:
             raise DataError(f"JPEG of {content.count(_SCAN)} scans, at most {_MAX_SCANS} are read")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(BytesIO(content), formats=tuple(FORMATS)) as image:
+            with Image.open(BytesIO(without_large_metadata(content)), formats=tuple(FORMATS)) as image:
                 _refuse_size(image.size)
                 yield image
     except DataError as error:
@@ -231,7 +232,10 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """A loaded image as [height, width, 3]."""
     _refuse_mode(image)
     if image.mode in _SIXTEEN_BIT:
-        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
+        stored = np.asarray(image).astype(np.uint32)
+        grey = (stored + 128) // 257
+        if "transparency" in image.info:  # the one value that is transparent
+            grey[stored == image.info["transparency"]] = 255
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
     if image.has_transparency_data:
         layer = image.convert("RGBA")

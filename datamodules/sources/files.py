@@ -72,6 +72,12 @@ def sort_out(paths: Iterable[Path], check: Callable[[Path], None]) -> list[Path 
     return found
 
 
+def find_folders(images: str, links: Iterable[str]) -> None:
+    """Checks that the fields `images` and `links` of a Config name folders; DataError where one does not."""
+    for name in (images, *map(os.path.expanduser, links)):
+        find_folder(name)
+
+
 def find_folder(name: str) -> Path:
     """The folder `name`; DataError where there is none."""
     folder = Path(name)
@@ -88,19 +94,22 @@ def open_file(path: str | Path) -> BinaryIO:
         raise DataError(f"{path} can't be read: {error.strerror}") from None
 
 
-def read_images(folder: Path, names: Iterable[str]) -> tuple[bytes, ...]:
+def read_images(folder: Path, names: Iterable[str], links: Sequence[str] | None = None) -> tuple[bytes, ...]:
     """The contents of the images that a row names, relative to `folder`.
 
+    Args:
+        links: the folders of the field `source.links`, into which links may lead; None where there is no such field.
+
     Raises:
-        Refused: "unsafe path" for one that would lead out of the folder (absolute, `..`, by a link; folders linked
-            directly into it, as images/coco often is, are its owner's and count as inside), "missing image" for one
-            that is not there, "unreadable image" for what a disk or permissions withhold, "image too large"
-            past MAX_IMAGE_BYTES together.
+        Refused: "unsafe path" for one that would lead out of the folder (absolute, `..`, by a link that leads neither
+            into it nor into `links`; folders linked directly into it, as images/coco often is, are its owner's and
+            count as inside), "missing image" for one that is not there, "unreadable image" for what a disk or
+            permissions withhold, "image too large" past MAX_IMAGE_BYTES together.
     """
     images: list[bytes] = []
     room = MAX_IMAGE_BYTES
     for name in names:
-        images.append(_read_image(folder, name, room))
+        images.append(_read_image(folder, name, room, links))
         room -= len(images[-1])
     return tuple(images)
 
@@ -118,15 +127,14 @@ def groups(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
         yield group
 
 
-def _read_image(folder: Path, name: str, room: int) -> bytes:
+def _read_image(folder: Path, name: str, room: int, links: Sequence[str] | None) -> bytes:
     if os.path.isabs(name) or ".." in name.split("/"):
         raise Refused("unsafe path", name)
     try:
-        root = os.path.realpath(folder)
-        linked = os.path.realpath(os.path.join(root, *Path(name).parts[:1]))
-        path = os.path.realpath(os.path.join(root, name))
-        if not _lies_in(root, path) and not (os.path.isdir(linked) and _lies_in(linked, path)):
-            raise Refused("unsafe path", f"{name} leads out of {folder}")
+        path = os.path.realpath(os.path.join(folder, name))
+        if not any(_lies_in(allowed, path) for allowed in _allowed(folder, name, links or ())):
+            advice = "" if links is None else "; name a folder around that in source.links to follow it"
+            raise Refused("unsafe path", f"{name} leads out of {folder} by a link, to {path}{advice}")
         with open(path, "rb", opener=_opener) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -139,6 +147,15 @@ def _read_image(folder: Path, name: str, room: int) -> bytes:
     except OSError as error:
         reason = "missing image" if error.errno in _ABSENT else "unreadable image"
         raise Refused(reason, f"{name}: {error.strerror}") from None
+
+
+def _allowed(folder: Path, name: str, links: Sequence[str]) -> Iterator[str]:
+    """The folders in which the file behind a name may lie, without links in them."""
+    yield os.path.realpath(folder)
+    linked = os.path.realpath(os.path.join(folder, *Path(name).parts[:1]))
+    if os.path.isdir(linked):
+        yield linked
+    yield from (os.path.realpath(os.path.expanduser(link)) for link in links)
 
 
 def _lies_in(folder: str, path: str) -> bool:

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datamodules.sources.base import Refusal, Row, Source
-from datamodules.sources.files import check_file, find_files, find_folder, read_images, sort_out
+from datamodules.sources.files import check_file, find_files, find_folders, read_images, sort_out
 from datamodules.sources.json_rows import JsonChunk, check_json, json_chunks, json_rows
 from datamodules.sources.records import answer_kinds, first_answer, from_conversations, scalars
 from datamodules.sources.refusals import Refused, attempt
@@ -32,7 +32,11 @@ class LlavaJsonSource(Source):
         file: Any
         """The .json or .jsonl file: a path, a glob such as parts/*.jsonl, or a list of them."""
         images: str
-        """Folder the rows' image paths start from. Nothing outside is read, but for folders linked directly into it."""
+        """Folder the rows' image paths start from. Nothing outside is read, but for folders linked directly into it
+        and those of `links`."""
+        links: list[str] = field(default_factory=list)
+        """Folders elsewhere into which links in `images` may lead, such as ~/.cache/huggingface/hub for a snapshot of
+        the hub."""
         answer_as_caption: bool = False
         """Also keeps the first answer as `caption`, for sets whose questions say no more than "describe this"."""
 
@@ -41,7 +45,7 @@ class LlavaJsonSource(Source):
 
     def chunks(self) -> Iterator[JsonChunk | Refusal]:
         """Groups of rows, as spans of bytes."""
-        find_folder(self.config.images)
+        find_folders(self.config.images, self.config.links)
         for found in sort_out(find_files(self.config.file, (".json", ".jsonl")), check_json):
             if isinstance(found, Refusal):
                 yield found
@@ -60,7 +64,7 @@ class LlavaJsonSource(Source):
             record["kinds"] = answer_kinds(row["kinds"], record["messages"])
         if self.config.answer_as_caption:
             record["caption"] = first_answer(record["messages"])
-        return Row(record, read_images(Path(self.config.images), image_names(row.get("image"))))
+        return Row(record, read_images(Path(self.config.images), image_names(row.get("image")), self.config.links))
 
 
 def image_names(value: Any) -> list[str]:

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from datamodules.sources.files import (
     ROWS_PER_CHUNK,
     check_file,
     find_files,
-    find_folder,
+    find_folders,
     groups,
     open_file,
     read_images,
@@ -51,7 +51,11 @@ class PairsSource(Source):
         """The .jsonl, .json, .csv or .tsv file: a path, a glob, or a list of them. Tables begin with their column
         names."""
         images: str
-        """Folder the rows' image paths start from. Nothing outside is read, but for folders linked directly into it."""
+        """Folder the rows' image paths start from. Nothing outside is read, but for folders linked directly into it
+        and those of `links`."""
+        links: list[str] = field(default_factory=list)
+        """Folders elsewhere into which links in `images` may lead, such as ~/.cache/huggingface/hub for a snapshot of
+        the hub."""
         image: str = "image"
         """Name of the column with the image's path."""
         caption: str = "caption"
@@ -62,7 +66,7 @@ class PairsSource(Source):
 
     def chunks(self) -> Iterator[JsonChunk | TableChunk | Refusal]:
         """Groups of rows: spans of bytes for JSON, text for tables."""
-        find_folder(self.config.images)
+        find_folders(self.config.images, self.config.links)
         for found in sort_out(find_files(self.config.file, _SUFFIXES), _check):
             if isinstance(found, Refusal):
                 yield found
@@ -83,7 +87,7 @@ class PairsSource(Source):
         names = image_names(row.get(config.image))
         if not names:
             raise Refused("missing image", f"column '{config.image}' is empty")
-        return Row(record, read_images(Path(config.images), names))
+        return Row(record, read_images(Path(config.images), names, config.links))
 
     def _table(self, path: Path) -> Iterator[tuple[str, dict[str, str] | Refusal]]:
         with open_file(path) as file:

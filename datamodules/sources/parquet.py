@@ -140,9 +140,17 @@ def _values(batch: Any, number: int) -> dict[str, Any] | Refusal:
         return Refusal("bad row", first_line(error))
 
 
+def _is_null(image: Any) -> bool:
+    """Whether there is no image: some writers spell that as a struct without bytes and path, not as null."""
+    return image is None or (isinstance(image, dict) and image.get("bytes") is None and not image.get("path"))
+
+
 def _images(value: Any) -> tuple[bytes, ...]:
     images: list[bytes] = []
-    for image in value if isinstance(value, list) else [] if value is None else [value]:
+    found = value if isinstance(value, list) else [value]
+    if all(map(_is_null, found)):
+        return ()
+    for image in found:
         content = image.get("bytes") if isinstance(image, dict) else image
         if content is None:
             raise Refused("missing image", "the column holds no bytes of it")

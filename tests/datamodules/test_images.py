@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 from PIL.ExifTags import Base
+from PIL.PngImagePlugin import PngInfo
 
-from datamodules import images
+from datamodules import images, png
 from datamodules.images import Decoder, ImageHeader, decode_image, to_png, verify_image
 from fvl_lightning.core.errors import ConfigError, DataError
 
@@ -115,6 +116,48 @@ def test_grey_of_16_bits_is_scaled() -> None:
     pixels = decode_image(encoded(Image.fromarray(values), "PNG"))
     expected = np.rint(values / 257).astype(np.uint8)
     assert np.array_equal(pixels, np.stack([expected] * 3, axis=-1))
+
+
+def test_a_grey_of_16_bits_that_is_transparent_is_white() -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    pixels = decode_image(encoded(Image.fromarray(values), "PNG", transparency=300))
+    expected = np.where(values == 300, 255, np.rint(values / 257)).astype(np.uint8)
+    assert np.array_equal(pixels, np.stack([expected] * 3, axis=-1))
+
+
+def texts(*added: tuple[str, str, bool]) -> PngInfo:
+    """Texts of a PNG: name, content, and whether it is packed."""
+    info = PngInfo()
+    for name, content, packed in added:
+        info.add_text(name, content, zip=packed)
+        info.add_itxt(name, content, zip=packed)
+    return info
+
+
+LARGE: dict[str, dict[str, Any]] = {
+    "profile": {"icc_profile": bytes(png.LARGEST + 1)},
+    "packed": {"pnginfo": texts(("a", "x" * (png.LARGEST + 1), True))},
+    "plain": {"pnginfo": texts(("a", "x" * (png.LARGEST + 1), False))},
+    "many": {"pnginfo": texts(*(("a", "x" * png.LARGEST, True) for _ in range(70)))},
+    "long": {"pnginfo": texts(*(("a", "x" * (4 * png.LARGEST), False) for _ in range(10)))},
+}
+
+
+@pytest.mark.parametrize("options", LARGE.values(), ids=LARGE)
+def test_metadata_of_a_png_is_no_reason_to_refuse_it(options: dict[str, Any]) -> None:
+    exif = Image.Exif()
+    exif[Base.Orientation] = 6
+    content = encoded(picture(), "PNG", exif=exif, **options)
+    assert levels_apart(decode_image(content), by_pillow(encoded(picture(), "PNG", exif=exif))) == 0
+    assert verify_image(content) == ImageHeader("PNG", 60, 90)
+
+
+def test_metadata_that_pillow_takes_is_left_in_place() -> None:
+    """EXIF may be in a text, so a picture could be turned without it."""
+    content = encoded(picture(), "PNG", icc_profile=bytes(png.LARGEST), **LARGE["plain"])
+    assert png.without_large_metadata(content) is content
+    for broken in (content[:-30], content[:100], content[:40] + b"iCCP" * 9 + content[40:]):
+        assert png.without_large_metadata(broken) == broken
 
 
 def on_white(colour: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:

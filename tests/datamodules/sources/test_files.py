@@ -11,7 +11,7 @@ from datamodules.sources.base import Refusal
 from datamodules.sources.files import check_file, find_files, find_folder, read_images, sort_out
 from datamodules.sources.refusals import Refused
 from fvl_lightning.core.errors import DataError
-from tests.datamodules.sources.reading import PNG
+from tests.datamodules.sources.reading import PNG, read, source, talk, write_array
 
 
 def refusal(folder: Path, *names: str) -> Refusal:
@@ -57,12 +57,43 @@ def test_a_folder_linked_directly_into_the_folder_is_inside(images: Path) -> Non
     (images / "coco").symlink_to("../images_beside")
     assert read_images(images, ["coco/d.png", "./coco/d.png"]) == ((images / "coco" / "d.png").read_bytes(),) * 2
     (images.parent / "images_beside" / "link.png").symlink_to("../outside.png")
-    assert refusal(images, "coco/link.png") == Refusal("unsafe path", f"coco/link.png leads out of {images}")
+    outside = images.parent / "outside.png"
+    detail = f"coco/link.png leads out of {images} by a link, to {outside}"
+    assert refusal(images, "coco/link.png") == Refusal("unsafe path", detail)
 
 
-def test_a_linked_folder_further_down_that_leads_out_is_refused(images: Path) -> None:
+def test_a_linked_folder_further_down_is_followed_where_the_recipe_names_its_target(images: Path) -> None:
     (images / "sub" / "coco").symlink_to("../../images_beside")
-    assert refusal(images, "sub/coco/d.png") == Refusal("unsafe path", f"sub/coco/d.png leads out of {images}")
+    (images / "sub" / "link.png").symlink_to("../../outside.png")
+    beside = images.parent / "images_beside"
+    with pytest.raises(Refused) as caught:
+        read_images(images, ["sub/coco/d.png"], [])
+    said = f"sub/coco/d.png leads out of {images} by a link, to {beside}/d.png"
+    assert caught.value.refusal.detail == f"{said}; name a folder around that in source.links to follow it"
+    assert refusal(images, "sub/coco/d.png") == Refusal("unsafe path", said)
+    assert read_images(images, ["sub/coco/d.png"], [str(beside)]) == ((beside / "d.png").read_bytes(),)
+    with pytest.raises(Refused):
+        read_images(images, ["sub/link.png"], [str(beside)])
+
+
+@pytest.mark.parametrize("name", ["llava_json", "pairs"])
+def test_images_of_a_snapshot_of_the_hub_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Every source that reads images from a folder follows links into source.links."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "1"
+    for folder in (blobs, snapshot):
+        folder.mkdir(parents=True)
+    (blobs / "b").write_bytes(PNG)
+    (snapshot / "b.png").symlink_to("../../blobs/b")
+    row = {"image": "b.png", "caption": "words", **talk("<image>What?", "That.")}
+    fields = {"file": str(write_array(tmp_path / "a.json", [row])), "images": str(snapshot)}
+    (found,) = read(source(name, **fields))
+    assert found.reason == "unsafe path"
+    assert "source.links" in found.detail
+    (found,) = read(source(name, **fields, links=["~/hub"]))
+    assert found.images == (PNG,)
+    with pytest.raises(DataError, match=r"no folder .*/hib with images; did you mean '.*/hub'"):
+        read(source(name, **fields, links=["~/hib"]))
 
 
 @pytest.mark.parametrize("name", ["a\0.png", "\udc80\ud800.png"])

@@ -47,6 +47,9 @@ def hub(content: bytes | None, path: str | None = None) -> dict[str, Any]:
         ([], pa.list_(HUB_IMAGE), ()),
         (None, pa.list_(HUB_IMAGE), ()),
         (None, HUB_IMAGE, ()),
+        (hub(None), HUB_IMAGE, ()),
+        (hub(None, ""), HUB_IMAGE, ()),
+        ([hub(None), None], pa.list_(HUB_IMAGE), ()),
     ],
 )
 def test_images_lie_in_a_column_of_any_kind(
@@ -160,6 +163,7 @@ def test_captions_of_another_column_without_images(tmp_path: Path) -> None:
     ("image", "kind", "reason"),
     [
         (hub(None, "{}/outside.png"), HUB_IMAGE, "missing image"),
+        ([hub(b"x"), hub(None)], pa.list_(HUB_IMAGE), "missing image"),
         ([hub(b"x"), None], pa.list_(HUB_IMAGE), "missing image"),
         ("{}/outside.png", pa.string(), "bad image"),
     ],
