@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.index import replacing
@@ -23,6 +22,7 @@ from datamodules.loader import PATIENCE, as_is
 from datamodules.store import SampleError, SampleStore
 from datamodules.views import TOO_LONG, TextView
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.terminal import progress
 
 log = logging.getLogger(__name__)
 
@@ -133,14 +133,12 @@ def _measure(store: SampleStore, samples: range, view: TextView, workers: int) -
     )
     parts: list[Any] = []
     counts: Counter[str] = Counter()
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"measuring {store.split}", total=len(samples))
+    with progress(MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task(f"measuring {store.split}", total=len(samples))
         for measured, counted in chunks:
             parts.append(np.array(measured, dtype=np.int64).reshape(-1, 4))
             counts += counted
-            progress.advance(task, AT_ONCE)
+            bar.advance(task, AT_ONCE)
     table = np.concatenate(parts) if parts else np.zeros((0, 4), dtype=np.int64)
     first, last, tokens = (table[:, column].astype(np.int32) for column in (1, 2, 3))
     return Items(table[:, 0], first, last, tokens, dict(sorted(counts.items())))

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import Progress
+from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
 
 from fvl_lightning.commands.arms import SeedPlan
 from fvl_lightning.commands.cells import Cell, cells_table, ended_lines
@@ -25,6 +25,7 @@ from fvl_lightning.commands.train import (
 from fvl_lightning.core.comparison import ComparisonConfig
 from fvl_lightning.core.config import as_plain, config_hash
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.terminal import progress
 from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.run_folder import RunFolder
 from fvl_lightning.training.weights import load_components
@@ -111,7 +112,7 @@ class CellRuns:
 def warm_feature_cache(encoder_run: RunFolder | None, plan: SeedPlan, console: Console) -> None:
     """Computes the frozen encoder's features once, before the arms start, for every set of sources among them."""
     seen: set[str] = set()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress(BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=console) as bar:
         for stages in plan.arms.values():
             experiment = stages[0]
             wanted = config_hash([experiment.encoder, experiment.data])
@@ -124,13 +125,13 @@ def warm_feature_cache(encoder_run: RunFolder | None, plan: SeedPlan, console: C
                 load_components(stage.model, encoder_run.model)
             stage.train()
             data.connect(data_context(stage.model, stage.tokenizer, experiment))
-            task = progress.add_task("features of the frozen encoder", total=None)
+            task = bar.add_task("features of the frozen encoder", total=None)
 
             def show(split: str, done: int, total: int, task: Any = task) -> None:
-                progress.update(task, description=f"features of {split}", completed=done, total=total)
+                bar.update(task, description=f"features of {split}", completed=done, total=total)
 
             build_feature_cache(stage.model.encoder, data, TRAINING_SPLITS, Path(experiment.feature_cache), show)
-            progress.remove_task(task)
+            bar.remove_task(task)
 
 
 def run_cells(cells: Sequence[Cell], launcher: Launcher, console: Console, fresh: bool, retry_failed: bool) -> None:

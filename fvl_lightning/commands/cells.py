@@ -96,8 +96,8 @@ class Cell:
         stages = [(stage["name"], stage["trainer"]["max_steps"]) for stage in self.specification["stages"]]
         total, done = sum(steps for _, steps in stages), 0
         for name, steps in stages:
-            runs = list(self.folder.glob(f"{name}*/metrics.jsonl"))
-            curve = RunFolder(max(runs, key=os.path.getmtime).parent).curve("train/loss") if runs else []
+            runs = [run for run in RunFolder.named(self.folder, name) if run.metrics.is_file()]
+            curve = max(runs, key=lambda run: run.metrics.stat().st_mtime).curve("train/loss") if runs else []
             if not curve:
                 return Progress("starting" if done == 0 else name, done, total)
             if curve[-1][0] < steps:

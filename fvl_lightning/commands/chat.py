@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from datamodules.images import decode_image
 from datamodules.preview import visible
@@ -15,6 +16,7 @@ from fvl_lightning.commands.adapters import ADAPTERS_HELP, put_on
 from fvl_lightning.commands.models import MODEL_HELP, answering_model, start_drawing
 from fvl_lightning.commands.shards_options import plural
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
+from fvl_lightning.core.terminal import terminal
 from fvl_lightning.evaluation.inference import Conversation, Sampling
 from fvl_lightning.modeling.adapters import use_adapter
 
@@ -47,16 +49,16 @@ def chat(
     adapters = put_on(loaded, adapter)
     conversation = Conversation(loaded, Sampling(max_tokens, temperature, top_p), pictures=pictures)
     start_drawing(seed)
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal()
     if console.is_terminal:
-        console.print("[dim]/help for help, Ctrl-D to quit[/]")
+        console.print("/help for help, Ctrl-D to quit", style="dim")
     for line in lines(console):
         if line == "/quit":
             break
         try:
             obey(line, conversation, console, adapters)
         except (ConfigError, DataError) as error:
-            console.print(f"error: {error}", markup=False, style="red")
+            console.print(f"error: {error}", style="red", soft_wrap=True)
 
 
 def lines(console: Console) -> Iterator[str]:
@@ -64,11 +66,11 @@ def lines(console: Console) -> Iterator[str]:
     terminal = sys.stdin.isatty()
     while True:
         try:
-            line = console.input("[bold]> [/]") if terminal else input()
+            line = console.input(Text("> ", style="bold")) if terminal else input()
         except EOFError:
             return
         except KeyboardInterrupt:
-            console.print("\n[dim]Ctrl-D or /quit ends[/]")
+            console.print("\nCtrl-D or /quit ends", style="dim")
             continue
         if line.strip():
             yield line.strip()
@@ -86,13 +88,13 @@ def obey(line: str, conversation: Conversation, console: Console, adapters: Sequ
         if rest and rest not in adapters:
             raise unknown_name("adapter", rest, adapters, "/adapter")
         use_adapter(conversation.loaded.model, rest or None)
-        console.print(f"answers with {rest or 'no adapter'}", style="dim")
+        console.print(f"answers with {rest or 'no adapter'}", style="dim", soft_wrap=True)
     elif line == "/clear":
         conversation.messages, conversation.pictures = [], []
         console.print("a new conversation", style="dim")
     elif line == "/help":
         for command, what in HELP.items():
-            console.print(f"{command:17}{what}", markup=False)
+            console.print(f"{command:17}{what}", soft_wrap=True)
     elif word.startswith("/") and word.isascii() and word[1:].isalpha():
         raise unknown_name("command", word, [command.partition(" ")[0] for command in HELP], "chat")
     else:

@@ -25,6 +25,7 @@ from fvl_lightning.core.comparison import ComparisonConfig, arms_of
 from fvl_lightning.core.config import check_config, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.terminal import terminal
 from fvl_lightning.evaluation.report import rich_table, write_report
 from fvl_lightning.training.run_folder import RunFolder
 from fvl_lightning.training.stop import preemptible
@@ -72,7 +73,7 @@ def run_comparison(
     plan_alike(by_seed, config.lineage)
     if config.match != "natural":
         match_sizes(by_seed, config.baseline or next(iter(by_seed[0])), config.match)
-    console = Console()
+    console = terminal()
     with tracked_parent(config, folder, fresh) as tracker:
         parent = tracker.run_id or None
         runs = CellRuns(config, launcher_of(config, folder), console, parent, fresh, retry_failed, report_only)
@@ -87,7 +88,7 @@ def run_comparison(
         log_report(tracker, report, folder)
     for table in rich_table(report):
         console.print(table)
-    console.print(f"report: {folder / 'report.md'}   (follow the runs with `fvl ui`)", highlight=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.md'}   (follow the runs with `fvl ui`)", soft_wrap=True)
     refuse_missing(cells)
     return folder
 
@@ -108,7 +109,7 @@ def score_encoders(encoders: Encoders, console: Console) -> None:
             continue
         scores = run.info.get("scores") or _scored(run)
         figures = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        console.print(f"encoder {run.path} on the test split: {figures}", highlight=False, soft_wrap=True)
+        console.print(f"encoder {run.path} on the test split: {figures}", soft_wrap=True)
 
 
 def _scored(run: RunFolder) -> dict[str, float]:

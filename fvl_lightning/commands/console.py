@@ -3,10 +3,10 @@
 import logging
 import os
 
-from rich.console import Console
 from rich.logging import RichHandler
 from transformers.utils.logging import disable_progress_bar
 
+from fvl_lightning.core.terminal import terminal
 from fvl_lightning.training.ranks import own_rank
 
 FAILED_ELSEWHERE = 1
@@ -23,7 +23,7 @@ def quiet_libraries() -> None:
     """Our own log lines in one form; libraries speak up for warnings only."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     disable_progress_bar()
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    handler = RichHandler(console=terminal(stderr=True), show_path=False, show_time=False, markup=False)
     who = f"rank {own_rank()}: " if own_rank() else ""
     logging.basicConfig(level=logging.WARNING, format=f"{who}%(message)s", handlers=[handler], force=True)
     for name in ("fvl_lightning", "datamodules"):

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -21,6 +20,7 @@ from fvl_lightning.commands.train import data_context
 from fvl_lightning.core.config import load_config
 from fvl_lightning.core.errors import ConfigError, UserError, first_line
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
+from fvl_lightning.core.terminal import terminal
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.batch_shape import worst_batch
 from fvl_lightning.training.memory import MemoryEstimate, estimate_memory
@@ -44,7 +44,7 @@ def doctor(
 
     Example: `fvl doctor experiments/demo/finetune.yaml --memory-gb 80`
     """
-    console = Console()
+    console = terminal()
     if not console.is_terminal:
         console.width = max(console.width, LOG_WIDTH)
     with _progress() as doing:
@@ -101,7 +101,7 @@ def table_of(findings: Iterable[Finding]) -> Table:
     table = Table("check", "", Column("found", overflow="fold"), Column("what to do", overflow="fold"))
     for finding in findings:
         verdict = Text(finding.verdict, style=COLOURS[finding.verdict])
-        table.add_row(finding.check, verdict, Text(finding.found), Text(finding.advice))
+        table.add_row(finding.check, verdict, finding.found, finding.advice)
     return table
 
 
@@ -185,9 +185,9 @@ def _device_bytes(memory_gb: float | None) -> int | None:
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
     """What is being done, on a terminal only; call what it gives with words."""
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     if not console.is_terminal:
         yield lambda words: None
         return
     with console.status("") as status:
-        yield status.update
+        yield lambda words: status.update(Text(words))

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
@@ -19,6 +18,7 @@ from fvl_lightning.commands.models import finished_run
 from fvl_lightning.core.config import check_config, choose
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.terminal import say, terminal
 from fvl_lightning.core.weight_files import read_json
 from fvl_lightning.encoders.florence2_files import image_size_of
 from fvl_lightning.evaluation.box_picture import draw_boxes
@@ -48,18 +48,18 @@ def encoder(
     """
     picture = decode_image(image)
     answer = ask_encoder(open_encoder(model), picture, task, max_tokens)
-    console = Console()
+    console = terminal()
     if answer.boxes:
         table = Table("object", "left", "top", "right", "bottom", title=f"{image}, in pixels")
         for box in answer.boxes:
             table.add_row(visible(box.label), *(f"{edge:.0f}" for edge in box.frame))
         save_png(draw_boxes(picture, answer.boxes), output)
-        console.print(table, markup=False)
-        console.print(f"boxes: {output}", highlight=False, markup=False, soft_wrap=True)
+        console.print(table)
+        console.print(f"boxes: {output}", soft_wrap=True)
     else:
-        console.print(visible(answer.text), highlight=False, markup=False, soft_wrap=True)
+        console.print(visible(answer.text), soft_wrap=True)
     if not answer.ended:
-        Console(stderr=True).print("the answer was cut where its tokens ended, see --max-tokens", highlight=False)
+        say("the answer was cut where its tokens ended, see --max-tokens", stderr=True)
 
 
 def open_encoder(reference: str) -> SeeingEncoder:

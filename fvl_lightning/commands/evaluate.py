@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fvl_lightning.commands.adapters import ADAPTER_HELP, put_on
@@ -16,6 +15,7 @@ from fvl_lightning.commands.train import build_stage, data_context, prepare_data
 from fvl_lightning.core.config import as_plain, check_config, load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.terminal import progress, terminal
 from fvl_lightning.evaluation.answers import Answer, accuracy, answer_questions, prior_answers
 from fvl_lightning.evaluation.encoder_scores import encoder_scores
 from fvl_lightning.modeling.build import Built, load_model
@@ -43,15 +43,14 @@ def evaluate(
         table = Table("score", "value", title=f"{folder.path} on {split}")
         for name, value in scores.items():
             table.add_row(name, f"{value:.3f}")
-        Console().print(table)
+        terminal().print(table)
         return
     if folder is not None and data is None:
         built, connected = open_model(folder, level)
     else:
         built, connected = open_with_data(model, data, level)
     put_on(built, adapter and [adapter])
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress(BarColumn(), TaskProgressColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("answering", total=None)
 
         def show(what: str, done: int, total: int) -> None:
@@ -63,7 +62,7 @@ def evaluate(
     for kind in [*result["accuracy"]["by_kind"], "macro", "overall"]:
         cells = [result[name]["by_kind"].get(kind, result[name].get(kind)) for name in RESULTS]
         table.add_row(kind, *("-" if cell is None else f"{cell:.3f}" for cell in cells))
-    Console().print(table)
+    terminal().print(table)
 
 
 RESULTS = {"accuracy": "answers", "image_zeroed": "image zeroed", "image_shuffled": "image shuffled", "prior": "prior"}

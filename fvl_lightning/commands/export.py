@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fvl_lightning.commands.checkpoint_models import Which, checkpoint_model
 from fvl_lightning.commands.models import model_folder
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.terminal import say
 from fvl_lightning.modeling.adapters import is_adapter_folder
 from fvl_lightning.modeling.export import export_adapter, export_merged, export_model
 
@@ -36,7 +36,7 @@ def export(
         raise ConfigError("--base: only --merge reads the base of an adapter")
     with checkpoint_model(model, checkpoint) if checkpoint else nullcontext(model_folder(model)) as folder:
         said = _export(folder, out, file_megabytes * 10**6, merge, base)
-    Console().print(said, highlight=False, markup=False, soft_wrap=True)
+    say(said)
 
 
 def _export(folder: Path, out: Path, file_bytes: int, merge: bool, base: Path | None) -> str:

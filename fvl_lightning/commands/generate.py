@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 
 from datamodules.preview import visible
 from fvl_lightning.commands.adapters import ADAPTER_HELP, put_on
 from fvl_lightning.commands.models import MODEL_HELP, answering_model, model_hash, start_drawing
 from fvl_lightning.commands.shards_options import plural, progress_bar
 from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.terminal import say
 from fvl_lightning.evaluation.answers_file import AnswersFile
 from fvl_lightning.evaluation.inference import Prompt, Sampling, answer, encode, user_message
 from fvl_lightning.evaluation.requests import Request, Requests, file_requests, folder_requests
@@ -52,7 +52,7 @@ def generate(
         asked = encode(loaded, [user_message(list(image), prompt or "")])
         start_drawing(seed)
         (text,) = answer(loaded, [asked], sampling)
-        Console().print(visible(text), highlight=False, markup=False, soft_wrap=True)
+        say(visible(text))
         return
     assert output is not None
     requests = file_requests(input) if input else folder_requests(images or Path(), prompt or "")
@@ -64,7 +64,7 @@ def generate(
     failed = answers.failed + answer_all(loaded, requests, answers, sampling, batch_size, seed)
     there = f", {answers.done:,} of them before" if answers.done else ""
     told = f"{plural(requests.count, 'row')}{there}, {failed:,} without an answer: {output}"
-    Console().print(told, highlight=False, markup=False, soft_wrap=True)
+    say(told)
 
 
 def answer_all(
@@ -106,9 +106,7 @@ def answer_batch(loaded: Loaded, batch: Sequence[Request], sampling: Sampling) -
 def _say(request: Request, row: dict[str, Any], failed: int) -> None:
     if failed <= SAID:
         more = "; further ones are in the output only" if failed == SAID else ""
-        Console(stderr=True).print(
-            visible(f"{request.place}: {row['error']}{more}"), highlight=False, markup=False, soft_wrap=True
-        )
+        say(visible(f"{request.place}: {row['error']}{more}"), stderr=True)
 
 
 def _check_inputs(

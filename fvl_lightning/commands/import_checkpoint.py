@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from fvl_lightning.core.terminal import say
 from fvl_lightning.modeling.import_original import import_florence_vl
 from fvl_lightning.modeling.original_config import ImportOptions
 
@@ -39,4 +39,4 @@ def florence_vl(
     )
     sizes = f"{done.parameters:,} parameters, {done.tokens_per_image} tokens per image"
     said = f"{out}: {sizes}; {done.ignored} keys of the checkpoint have no use here"
-    Console().print(said, highlight=False, markup=False, soft_wrap=True)
+    say(said)

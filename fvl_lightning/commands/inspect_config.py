@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Column, Table
 from rich.text import Text
@@ -19,6 +18,7 @@ from fvl_lightning.core.config import as_plain, load_config
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.field_meanings import field_meanings
+from fvl_lightning.core.terminal import terminal
 from fvl_lightning.training.components import count_parameters
 
 
@@ -33,7 +33,7 @@ def list_components(
     for name in [slot] if slot else registry.SLOT_PACKAGES:
         for component in registry.names(name):
             table.add_row(name, component, _first_line(registry.component(name, component)))
-    Console().print(table)
+    terminal().print(table)
 
 
 def describe(
@@ -45,12 +45,13 @@ def describe(
     Example: `fvl describe fusion gated`
     """
     component = registry.component(slot, name)
-    console = Console()
-    console.print(f"[bold]{slot} {name}[/]  ({component.__module__}.{component.__qualname__})", highlight=False)
-    console.print(inspect.getdoc(component) or "", markup=False, highlight=False)
+    console = terminal()
+    where = f"  ({component.__module__}.{component.__qualname__})"
+    console.print(Text.assemble((f"{slot} {name}", "bold"), where), soft_wrap=True)
+    console.print(inspect.getdoc(component) or "")
     fields = dataclasses.fields(component.Config)
     if not fields:
-        console.print(f"\nNothing to set: `{slot}: {name}`", markup=False)
+        console.print(f"\nNothing to set: `{slot}: {name}`")
         return
     table = Table(
         Column("field", no_wrap=True), *(Column(name, overflow="fold") for name in ("type", "default", "meaning"))
@@ -61,7 +62,7 @@ def describe(
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         cells = (field.name, _type_name(field.type), str(default), meanings.get(field.name, ""))
-        table.add_row(*map(Text, cells))  # words in brackets would be taken for markup
+        table.add_row(*cells)
     console.print(table)
 
 
@@ -74,7 +75,7 @@ def show(
     Example: `fvl show experiments/demo/finetune.yaml fusion=attention`
     """
     config = load_config(ExperimentConfig, experiment, overrides or ())
-    console = Console()
+    console = terminal()
     parts = _parts(config) if config.stage else ""  # what cannot be built is said without all that was written
     console.print(Syntax(yaml.safe_dump(as_plain(config), sort_keys=False), "yaml", background_color="default"))
     console.print(parts)

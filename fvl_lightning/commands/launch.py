@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fvl_lightning.commands.processes import Machine, run_ranks
 from fvl_lightning.commands.secret_words import refuse_secrets
@@ -17,6 +16,7 @@ from fvl_lightning.commands.train import train
 from fvl_lightning.core.config import load_config, parse_override
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.terminal import say, terminal
 
 
 def launch(
@@ -50,10 +50,9 @@ def launch(
     words = [*(overrides or ()), *_placed(overrides or (), nodes, gpus_per_node)]
     config = load_config(ExperimentConfig, experiment, words)
     command = ["train", str(experiment), *words, "--resume-or-start"]
-    say = Console(soft_wrap=True, highlight=False, markup=False)
     if slurm:
         _refuse("--slurm finds the machines itself", {"--rendezvous": rendezvous, "--node-rank": node_rank})
-        _as_job(config, command, sbatch or (), say, dry_run)
+        _as_job(config, command, sbatch or (), dry_run)
         return
     _refuse("--sbatch is for --slurm", {"--sbatch": sbatch})
     if config.trainer.nodes > 1:
@@ -62,27 +61,25 @@ def launch(
             raise typer.Exit(run_ranks(config.trainer.devices, command, machine))
         again = ["fvl", "launch", str(experiment), *words, "--rendezvous", f"{machine.host}:{machine.port}"]
         for number in range(machine.nodes):
-            say.print(shlex.join([*again, "--node-rank", str(number)]))
+            say(shlex.join([*again, "--node-rank", str(number)]))
         return
     _refuse("one machine meets nobody", {"--rendezvous": rendezvous, "--node-rank": node_rank})
     if dry_run:
-        say.print(shlex.join(["fvl", *command]))
+        say(shlex.join(["fvl", *command]))
     else:
         train(experiment, words, resume_or_start=True)
 
 
-def _as_job(
-    config: ExperimentConfig, command: Sequence[str], options: Sequence[str], say: Console, dry_run: bool
-) -> None:
+def _as_job(config: ExperimentConfig, command: Sequence[str], options: Sequence[str], dry_run: bool) -> None:
     """Submits the training, or prints its script."""
     job = Job(
         config.name, config.trainer.nodes, config.trainer.devices, config.trainer.accelerator != "cpu",
         [sys.executable, "-m", "fvl_lightning", *command], Path(config.output), options,
     )  # fmt: skip
     if dry_run:
-        say.print(job.text(), end="")
+        terminal().print(job.text(), end="", soft_wrap=True)
     else:
-        say.print(f"submitted as job {job.submit()}: {job.script}, which speaks in {job.log}")
+        say(f"submitted as job {job.submit()}: {job.script}, which speaks in {job.log}")
 
 
 def _placed(overrides: Sequence[str], nodes: int | None, gpus_per_node: int | None) -> list[str]:

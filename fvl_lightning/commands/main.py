@@ -3,8 +3,6 @@
 import sys
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from typer.exceptions import TyperException
 
 from fvl_lightning.commands import (
@@ -27,6 +25,7 @@ from fvl_lightning.commands import (
 )
 from fvl_lightning.commands.console import FAILED_ELSEWHERE, INTERRUPTED, MISTAKE, REQUEUE, quiet_libraries
 from fvl_lightning.core.errors import UserError
+from fvl_lightning.core.terminal import say_error, terminal
 from fvl_lightning.training.ranks import own_rank
 from fvl_lightning.training.stop import Preempted
 from fvl_lightning.training.watch import ElsewhereError, LostRankError
@@ -67,23 +66,22 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """The exit code of `fvl <arguments>`."""
     quiet_libraries()
-    console = Console(stderr=True)
-    for_all = Console(stderr=True, quiet=own_rank() > 0)  # what all ranks would say, the first one says
+    for_all = terminal(stderr=True, quiet=own_rank() > 0)  # what all ranks would say, the first one says
     try:
         result = app(arguments, standalone_mode=False, prog_name="fvl")
     except ElsewhereError:
         return FAILED_ELSEWHERE
     except LostRankError as error:
         if error.spoken:
-            console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+            say_error(str(error))
         return REQUEUE
     except UserError as error:
         who = f" (rank {own_rank()})" if own_rank() else ""
-        console.print(f"[bold red]error{who}:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        say_error(str(error), who)
         return MISTAKE
     except TyperException as error:
         if error.format_message():  # without one, the help has been shown
-            console.print(f"[bold red]error:[/] {escape(error.format_message())}", soft_wrap=True, highlight=False)
+            say_error(error.format_message())
         return MISTAKE
     except Preempted:
         for_all.print(

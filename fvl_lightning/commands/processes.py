@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
-
 from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, REQUEUE
+from fvl_lightning.core.terminal import say_error
 from fvl_lightning.training.stop import CLUSTER, handled
 from fvl_lightning.training.watch import names
 
@@ -88,11 +87,9 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], first_rank: int) -> int:
         number = min(fell.values())
         ended = f"{'was' if len(fell) == 1 else 'were'} ended by {signal.Signals(number).name}"
         cause = ", as by a machine that is out of memory" if number == signal.SIGKILL else ""
-        Console(stderr=True).print(
-            f"[bold red]error:[/] {names(fell)} {ended}{cause}; all ranks end, and the same command "
-            "with `--resume-or-start` goes on from the last checkpoint",
-            soft_wrap=True,
-            highlight=False,
+        say_error(
+            f"{names(fell)} {ended}{cause}; all ranks end, and the same command "
+            "with `--resume-or-start` goes on from the last checkpoint"
         )
     # Of several the one that says why: a process whose neighbour has gone ends with an error of its own.
     return next((code for code in (INTERRUPTED, MISTAKE, REQUEUE) if code in failed), failed[0] if failed else 0)

@@ -8,13 +8,13 @@ from threading import Event
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fvl_lightning.commands.adapters import ADAPTERS_HELP, put_on
 from fvl_lightning.commands.models import MODEL_HELP, answering_model
 from fvl_lightning.commands.serve_page import build_page
 from fvl_lightning.commands.serve_shares import CSS
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.terminal import say
 from fvl_lightning.evaluation.inference import Sampling
 
 MAX_UPLOAD = "20mb"
@@ -43,7 +43,7 @@ def serve(
     page = build_page(gradio, loaded, Sampling(max_tokens), model, put_on(loaded, adapter))
     with suppress(KeyboardInterrupt):
         launch(gradio, page, host, port)
-        Console().print(f"{model} answers on http://{host}:{port} (Ctrl-C ends)", highlight=False, soft_wrap=True)
+        say(f"{model} answers on http://{host}:{port} (Ctrl-C ends)")
         Event().wait()
     page.close(verbose=False)
 

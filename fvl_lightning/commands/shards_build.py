@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from omegaconf import OmegaConf
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn
 
 from datamodules.build_config import BuildConfig
 from datamodules.build_output import Output
@@ -22,6 +22,7 @@ from datamodules.preview import visible
 from fvl_lightning.commands.shards_options import bytes_in_words, counted_table, duration
 from fvl_lightning.core.config import COMMAND_LINE, check_config, load_config, parse_override
 from fvl_lightning.core.errors import UserError
+from fvl_lightning.core.terminal import progress, progress_text, terminal
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +51,14 @@ def build(
     for split in OTHER_NAMES & config.splits.keys():
         log.warning("splits: training reads the split validation, and will not look for %s", split)
     manifest = _build(config)
-    console = Console()
+    console = terminal()
     if manifest.already_complete:
-        console.print(f"{config.output} was complete already; nothing was done", highlight=False, soft_wrap=True)
+        console.print(f"{config.output} was complete already; nothing was done", soft_wrap=True)
     _show(manifest, config, console)
     output = Output(config.output, config.part)
-    console.print(f"manifest: {config.output}/{output.manifest}", highlight=False, soft_wrap=True)
+    console.print(f"manifest: {config.output}/{output.manifest}", soft_wrap=True)
     if manifest.refused:
-        console.print(f"refused rows: {config.output}/{output.refusals}", highlight=False, soft_wrap=True)
+        console.print(f"refused rows: {config.output}/{output.refusals}", soft_wrap=True)
     if not manifest.shards.get("validation") and config.part == "1/1":
         log.warning("%s has no split validation, which training needs: %s", config.output, TO_VALIDATE_ON)
 
@@ -75,19 +76,17 @@ def read_recipe(recipe: str, words: list[str]) -> BuildConfig:
 
 def _build(config: BuildConfig) -> Manifest:
     """Builds with a bar on standard error, on a terminal only."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress(BarColumn(), MofNCompleteColumn(), progress_text("fields[said]")) as bar:
         task = bar.add_task("building, chunks", total=None, said="")
 
-        chunks_in_all = _counted(config) if console.is_terminal else []
+        chunks_in_all = _counted(config) if bar.console.is_terminal else []
 
-        def show(progress: BuildProgress) -> None:
-            progress = replace(progress, chunks_in_all=next(iter(chunks_in_all), progress.chunks_in_all))
-            left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
-            rate = f"{progress.images_per_second:.0f} images/s"
-            said = f"{progress.samples:,} samples, {rate}, {progress.refused:,} refused{left}"
-            bar.update(task, completed=progress.chunks, total=progress.chunks_in_all, said=said)
+        def show(now: BuildProgress) -> None:
+            now = replace(now, chunks_in_all=next(iter(chunks_in_all), now.chunks_in_all))
+            left = "" if now.seconds_left is None else f", {duration(now.seconds_left)} left"
+            rate = f"{now.images_per_second:.0f} images/s"
+            said = f"{now.samples:,} samples, {rate}, {now.refused:,} refused{left}"
+            bar.update(task, completed=now.chunks, total=now.chunks_in_all, said=said)
 
         return build_shards(config, show)
 

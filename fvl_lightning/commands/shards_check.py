@@ -5,7 +5,6 @@ from functools import partial
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from datamodules.check import Findings, check_samples, check_tar, index_shard, missing_shards, read_manifests
 from datamodules.index import DAMAGE
@@ -15,6 +14,7 @@ from datamodules.preview import visible
 from datamodules.shard_files import DAMAGED
 from datamodules.store import SampleStore
 from fvl_lightning.commands.shards_options import Paths, Processes, counted_table, plural, progress_bar, shard_cache
+from fvl_lightning.core.terminal import terminal
 
 FOUND = 1
 """Exit code of a check that found something wrong."""
@@ -31,10 +31,10 @@ def index(paths: Paths, processes: Processes = None) -> None:
         for found in map_in_processes(partial(index_shard, shard_cache()), shards, processes):
             findings.merge(found)
             progress(1)
-    console = Console()
+    console = terminal()
     _show(findings, len(shards), "indexed", console)
     if any(reason in findings.counts for reason in DAMAGE):
-        console.print(DAMAGED, highlight=False, soft_wrap=True)
+        console.print(DAMAGED, soft_wrap=True)
 
 
 def check(paths: Paths, processes: Processes = None) -> None:
@@ -55,7 +55,7 @@ def check(paths: Paths, processes: Processes = None) -> None:
         store = SampleStore(usable, "all", cache)
         with progress_bar("texts and images, samples", len(store)) as progress:
             findings.merge(check_samples(store, processes, progress))
-    _show(findings, len(shards), "all is well", Console())
+    _show(findings, len(shards), "all is well", terminal())
     if findings.counts:
         raise typer.Exit(FOUND)
 
@@ -64,11 +64,11 @@ def _show(findings: Findings, shards: int, well: str, console: Console) -> None:
     looked = f"{plural(shards, 'shard')}, {plural(findings.samples, 'sample')}, {plural(findings.images, 'image')}"
     if findings.ignored:
         passed = ", ".join(f"{count:,} {visible(suffix)}" for suffix, count in findings.ignored.most_common(5))
-        console.print(Text(f"members that say nothing to training, passed over: {passed}"), soft_wrap=True)
+        console.print(f"members that say nothing to training, passed over: {passed}", soft_wrap=True)
     if not findings.counts:
-        console.print(f"{looked}: {well}", highlight=False, soft_wrap=True)
+        console.print(f"{looked}: {well}", soft_wrap=True)
         return
-    console.print(f"{looked}: {findings.counts.total():,} can't be used", highlight=False, soft_wrap=True)
+    console.print(f"{looked}: {findings.counts.total():,} can't be used", soft_wrap=True)
     table = counted_table(("reason", "count"))
     for reason, count in findings.counts.most_common():
         table.add_row(reason, f"{count:,}")
@@ -77,5 +77,5 @@ def _show(findings: Findings, shards: int, well: str, console: Console) -> None:
     for reason, _ in findings.counts.most_common():
         for finding in findings.examples[reason]:
             cells = (finding.shard, finding.key, finding.detail)
-            examples.add_row(reason, *(Text(visible(cell)) for cell in cells))
+            examples.add_row(reason, *map(visible, cells))
     console.print(examples)

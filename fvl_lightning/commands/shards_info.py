@@ -8,7 +8,6 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from datamodules.index import replacing
 from datamodules.preview import visible
@@ -25,6 +24,7 @@ from fvl_lightning.commands.shards_options import (
     progress_bar,
 )
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.terminal import terminal
 
 NOT_SUMMED = ("width", "height")
 """Measures of which a total would say nothing."""
@@ -60,7 +60,7 @@ def info(
     encoder = None if tokenizer is None else open_encoder(tokenizer, tokens_per_image=0)
     with progress_bar("reading, samples", len(store)) as progress:
         summary = collect_statistics(store, encoder, processes, progress).summary()
-    _show(summary, Console())
+    _show(summary, terminal())
     if json_file is not None:
         with replacing(json_file) as beside:
             beside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -68,7 +68,7 @@ def info(
 
 def _show(summary: dict[str, Any], console: Console) -> None:
     there = ", ".join(plural(summary[name], name.removesuffix("s")) for name in ("shards", "samples", "images"))
-    console.print(f"{there}, {bytes_in_words(summary['bytes'])}", highlight=False, soft_wrap=True)
+    console.print(f"{there}, {bytes_in_words(summary['bytes'])}", soft_wrap=True)
     named = {0: "min", 50: "median", 100: "max"}
     table = Table(box=box.SIMPLE)
     table.add_column("")
@@ -82,14 +82,14 @@ def _show(summary: dict[str, Any], console: Console) -> None:
     console.print(table)
     for name, words in ODDITIES.items():
         if summary[name]:
-            console.print(f"{summary[name]:,} {words}", highlight=False, soft_wrap=True)
+            console.print(f"{summary[name]:,} {words}", soft_wrap=True)
     for name, columns in COUNTS.items():
         counts = summary[name]
         if not counts:
             continue
         counted = counted_table(columns)
         for value, count in list(counts.items())[:SHOWN]:
-            counted.add_row(Text(visible(value)), f"{count:,}")
+            counted.add_row(visible(value), f"{count:,}")
         if len(counts) > SHOWN:
             counted.add_row(f"{len(counts) - SHOWN:,} more", f"{sum(list(counts.values())[SHOWN:]):,}")
         console.print(counted)

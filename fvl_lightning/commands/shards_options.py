@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers import AutoTokenizer
 
@@ -17,6 +16,7 @@ from datamodules.paths import expand_shards
 from datamodules.remote import ShardCache, default_cache
 from datamodules.store import SampleStore
 from fvl_lightning.core.errors import ConfigError, first_line
+from fvl_lightning.core.terminal import progress
 from fvl_lightning.modeling.build import IMAGE_TOKEN, image_tokenizer
 
 Paths = Annotated[
@@ -59,13 +59,9 @@ def open_encoder(tokenizer: str, tokens_per_image: int) -> ConversationEncoder:
 @contextmanager
 def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar on standard error while it lasts, on a terminal only; call what it gives with the number newly done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda done: progress.advance(task, done)
+    with progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.advance(task, done)
 
 
 def bytes_in_words(size: float) -> str:

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
-from rich.text import Text
 
 from datamodules.preview import visible
 from fvl_lightning.commands.train import build_stage, data_context, prepare_data
 from fvl_lightning.core.config import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.terminal import terminal
 from fvl_lightning.stages.meters import digest
 
 
@@ -41,8 +40,8 @@ def order(
     for sample in samples:
         cells = [store.shard(sample), store.key(sample)]
         cells += [names[bisect_right(loader.dataset.ends, sample)]] if names[1:] else []
-        table.add_row(*(Text(visible(cell)) for cell in cells))
-    console = Console()
+        table.add_row(*map(visible, cells))
+    console = terminal()
     console.print(table)
     number = int(digest([store.key(sample) for sample in samples]))
-    console.print(f"data/step_keys: {number}, if none of them is left out as bad", highlight=False, soft_wrap=True)
+    console.print(f"data/step_keys: {number}, if none of them is left out as bad", soft_wrap=True)

@@ -12,6 +12,7 @@ from datamodules.index import replacing
 from datamodules.preview import Preview, contact_sheet, preview_sample, spread, supervised_runs, visible
 from fvl_lightning.commands.shards_options import Paths, Tokenizer, open_encoder, open_store
 from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.terminal import terminal
 
 OPENS, CLOSES = "⟦", "⟧"
 """Around what is supervised, so that it is seen without colours too."""
@@ -34,10 +35,10 @@ def preview(
     previews = [preview_sample(store, i) for i in spread(len(store), number)]
     with replacing(output) as beside:
         contact_sheet(previews).save(beside, format="PNG")
-    console = Console()
+    console = terminal()
     for sample in previews:
         _print(sample, encoder, console)
-    console.print(f"{len(previews)} of {len(store):,} samples: {output}", highlight=False, soft_wrap=True)
+    console.print(f"{len(previews)} of {len(store):,} samples: {output}", soft_wrap=True)
 
 
 def _print(sample: Preview, encoder: ConversationEncoder | None, console: Console) -> None:

@@ -3,9 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fvl_lightning.commands.tracked import sync_run
+from fvl_lightning.core.terminal import say
 from fvl_lightning.training.run_folder import RunFolder
 
 
@@ -23,4 +23,4 @@ def sync(
         delivery = sync_run(run)
         missing = f"{delivery.points} points and {delivery.others} other entries sent"
         said = missing if delivery.points or delivery.others else "nothing was missing"
-        Console().print(f"{run.path}: {said}", highlight=False, soft_wrap=True)
+        say(f"{run.path}: {said}")

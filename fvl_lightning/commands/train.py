@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 
 from fvl_lightning.commands.adapters import give_adapters
 from fvl_lightning.commands.processes import run_ranks
@@ -21,6 +20,7 @@ from fvl_lightning.core.config import as_plain, config_hash, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.folders import readable
+from fvl_lightning.core.terminal import say
 from fvl_lightning.core.types import DataContext, ImageSpec
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.stages.base import Stage
@@ -68,11 +68,10 @@ def train(
     run = reuse_or_train(config) if resume_or_start else run_training(config, stopped_run(config) if resume else None)
     if own_rank() > 0:
         return
-    console = Console()
     for name in ("train/loss", "validation/loss", "validation/token_accuracy"):
         if curve := run.curve(name):
-            console.print(f"{name} {curve[-1][1]:.4f} at step {curve[-1][0]}", highlight=False)
-    console.print(f"finished: {run.path}   (model in {run.model})", highlight=False, soft_wrap=True)
+            say(f"{name} {curve[-1][1]:.4f} at step {curve[-1][0]}")
+    say(f"finished: {run.path}   (model in {run.model})")
 
 
 def reuse_or_train(

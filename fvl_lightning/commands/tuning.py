@@ -53,7 +53,8 @@ def tune(
         for arm, stages in plan.arms.items():
             plan.arms[arm] = [with_rates(stage, chosen["arms"][arm]["chosen"]) for stage in stages]
     for arm, found in chosen["arms"].items():
-        runs.console.print(f"{arm}: learning rates x {found['chosen']:g}, chosen on the validation split")
+        chose = f"{arm}: learning rates x {found['chosen']:g}, chosen on the validation split"
+        runs.console.print(chose, soft_wrap=True)
     return chosen
 
 

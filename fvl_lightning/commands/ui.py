@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fvl_lightning.commands.parent_run import read_parent
 from fvl_lightning.core.experiment import TrackingConfig
+from fvl_lightning.core.terminal import say
 from fvl_lightning.tracking.pages import comparison_pages
 from fvl_lightning.tracking.store import is_server, serve_ui
 
@@ -29,7 +29,7 @@ def ui(
         uri = parent["store"][0]
         at = uri.rstrip("/") if is_server(uri) else f"http://{host}:{port}"
         for what, page in comparison_pages(uri, parent["run_id"], at).items():
-            Console().print(f"{what}: {page}", highlight=False, soft_wrap=True)
+            say(f"{what}: {page}")
         if is_server(uri):
             return
     serve_ui(uri, host, port)

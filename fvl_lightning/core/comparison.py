@@ -12,6 +12,7 @@ from fvl_lightning.core.config import parse_override
 from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.core.experiment import TrackingConfig
 from fvl_lightning.core.fields import MAX_SEED, number
+from fvl_lightning.core.folders import check_folder_name
 
 SET_BY_THE_COMPARISON = ("name", "seed", "output", "tracking", "init_from", "feature_cache", "plugins")
 """Keys of an experiment that no arm may have of its own."""
@@ -112,6 +113,7 @@ class ComparisonConfig:
     plugins: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        check_folder_name(self.name, "name")
         self.seeds = self.seeds or [self.seed]
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: one is named twice in {', '.join(map(str, self.seeds))}")

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from fvl_lightning.core.config import slot
 from fvl_lightning.core.errors import unknown_name
 from fvl_lightning.core.fields import MAX_SEED, changes, number
+from fvl_lightning.core.folders import check_folder_name
 
 COMPONENTS = ("encoder", "fusion", "projector", "language_model")
 """The parts of the model that are frozen, trained and given learning rates as one."""
@@ -166,7 +167,7 @@ class ExperimentConfig:
     """One training run: one stage over one model and one data set."""
 
     name: str = "experiment"
-    """Names the run and its folder."""
+    """Names the run and its folder; sweep/b is the folder b in the folder sweep."""
     stage: Any = slot("stage")
     encoder: Any = slot("encoder")
     fusion: Any = slot("fusion")
@@ -193,3 +194,6 @@ class ExperimentConfig:
     """Modules or .py files that register components of your own."""
     chosen: dict[str, str] = changes("nothing", default_factory=dict)
     """What was taken of the `variants` that the file and its bases offer, such as {recipe: released}: a record."""
+
+    def __post_init__(self) -> None:
+        check_folder_name(self.name, "name")

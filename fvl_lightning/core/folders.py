@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders that appear whole or not at all, and the names that they may have."""
 
 import os
 import shutil
@@ -7,9 +7,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
 from operator import or_
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from fvl_lightning.core.errors import ConfigError, DataError
+
+NAME_BYTES = 200
+"""The longest part of a name; file systems take 255, and a run's number and a draft's ending come behind it."""
+
+
+def check_folder_name(name: str, key: str) -> None:
+    """ValueError unless `name` is a folder below another one, such as lora[r=8] or sweep/b.
+
+    Args:
+        key: the field that holds it, as the message calls it.
+    """
+    if not name.isprintable():
+        raise ValueError(f"{key} must be of printable characters, not {name!r}")
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ValueError(f"{key} must be a folder inside `output`, which {name} is not; set `output` instead")
+    if not name.strip() or str(PurePosixPath(name)) != name or name == ".":
+        raise ValueError(f"{key} must be a name, or names with / between them such as sweep/b, not {name!r}")
+    long = [part for part in name.split("/") if len(os.fsencode(part)) > NAME_BYTES]
+    if long:
+        raise ValueError(f"{key} is too long for a folder: at most {NAME_BYTES} bytes, not {len(os.fsencode(long[0]))}")
 
 
 @contextmanager

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fvl_lightning.core.terminal import progress, progress_text
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +71,8 @@ class StepProgress(Callback):
     """Step, losses and time left: a bar on a terminal; in a log, where nobody watches, a line now and then."""
 
     def __init__(self, title: str, folder: Path, window: LogWindow) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[losses]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(),
-        )
+        columns = (BarColumn(), MofNCompleteColumn(), progress_text("fields[losses]"))
+        self._progress = progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), stderr=False)
         self._title, self._folder, self._window = title, folder, window
         self._losses: dict[str, float] = {}
         self._said = 0.0

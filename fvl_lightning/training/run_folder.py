@@ -9,12 +9,13 @@
         model/          safetensors, configuration and tokenizer, once finished
 """
 
+import contextlib
 import fcntl
+import itertools
 import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,36 +47,45 @@ class RunFolder:
 
     @classmethod
     def create(cls, output: Path, name: str, config: dict[str, Any]) -> "RunFolder":
-        """A new folder `<output>/<name>`, numbered where one is there already."""
-        path, number = output / name, 1
-        while path.exists():
-            number += 1
-            path = output / f"{name}-{number}"
-        run = cls(path)
+        """A new folder `<output>/<name>`, numbered where one is there already; no two processes get the same.
+
+        Raises:
+            DataError: it cannot be made.
+        """
         try:
-            run.checkpoints.mkdir(parents=True)
+            run = cls(_new_folder(output / name))
+            run.checkpoints.mkdir()
         except OSError as error:
-            raise DataError(f"output: the run folder {path} cannot be created ({error.strerror})") from None
+            where = f"output: the run folder {output / name}"
+            raise DataError(f"{where} cannot be created ({error.strerror})") from None
         run._write("config.yaml", yaml.safe_dump(config, sort_keys=False))
         run.record(status="running", name=name, stage=config["stage"]["name"], config_hash=config_hash(config))
         return run
 
     @classmethod
+    def named(cls, output: Path, name: str) -> list["RunFolder"]:
+        """The runs of this very name, oldest first; a name may have folders in it, as in sweep/b."""
+        first = output / name
+        try:
+            folders = [path for path in first.parent.iterdir() if path.name.startswith(first.name)]
+        except OSError:
+            return []
+        runs = [run for path in folders if (run := cls(path)).info.get("name") == name]
+        return sorted(runs, key=lambda run: run._number)
+
+    @classmethod
     def latest(cls, output: Path, name: str, config_hash: str | None = None) -> "RunFolder":
         """The newest run of this name, of this configuration where one of them has it."""
-        candidates = [path.parent for path in output.glob(f"{name}*/run.json")]
-        runs = [cls(path) for path in candidates if cls(path).info.get("name") == name]
+        runs = cls.named(output, name)
         if not runs:
             raise DataError(f"--resume: no run named {name} in {output}")
-        runs = [run for run in runs if run.info.get("config_hash") == config_hash] or runs
-        return max(runs, key=lambda run: run._number)
+        return ([run for run in runs if run.info.get("config_hash") == config_hash] or runs)[-1]
 
     @classmethod
     def reusable(cls, output: Path, name: str, config_hash: str) -> "RunFolder | None":
         """The newest run of this name and configuration that is finished or can go on; None where there is none."""
-        runs = [cls(path.parent) for path in output.glob(f"{name}*/run.json")]
-        same = [run for run in runs if (run.info.get("name"), run.info.get("config_hash")) == (name, config_hash)]
-        for run in sorted(same, key=lambda run: run._number, reverse=True):
+        same = [run for run in cls.named(output, name) if run.info.get("config_hash") == config_hash]
+        for run in reversed(same):
             if run.finished or any(map(is_whole, present_checkpoints(run.checkpoints))):
                 return run
         return None
@@ -150,7 +160,7 @@ class RunFolder:
                 "`fvl export --checkpoint last` takes what it has"
             )
 
-    @contextmanager
+    @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Keeps other processes from training this run; a kill gives it free, its orphaned workers or not.
 
@@ -210,8 +220,8 @@ class RunFolder:
 
     @property
     def _number(self) -> int:
-        suffix = self.path.name.removeprefix(self.info["name"]).removeprefix("-")
-        return int(suffix) if suffix.isdigit() else 1
+        suffix = self.path.name.removeprefix(Path(self.info["name"]).name).removeprefix("-")
+        return int(suffix) if suffix.isdecimal() else 1
 
     def _write(self, name: str, text: str) -> None:
         beside = self.path / f".{name}.tmp"
@@ -220,6 +230,17 @@ class RunFolder:
             os.replace(beside, self.path / name)
         except OSError as error:
             raise DataError(f"{self.path / name} cannot be written ({error.strerror})") from None
+
+
+def _new_folder(path: Path) -> Path:
+    """Makes `path`, or the first of path-2, path-3, ... that is free; making it and finding it free are one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return folder
 
 
 def _global_rows(config: dict[str, Any]) -> int:

@@ -18,6 +18,7 @@ from fvl_lightning.commands.cells import Cell, cells_table
 from fvl_lightning.commands.compare import refuse_missing
 from fvl_lightning.commands.launchers import LocalLauncher
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.training.run_folder import RunFolder
 
 SPECIFICATION: dict[str, Any] = {"stages": [{"name": "finetune", "trainer": {"max_steps": 20}}], "encoder_hash": "aa"}
 FINISHES = "(folder / 'result.json').write_text(json.dumps({'cell': json.loads(text)['cell'], 'of': started}))"
@@ -115,9 +116,9 @@ def test_the_table_says_what_every_cell_does(tmp_path: Path) -> None:
     run([cells[0]])
     cells[0] = cell(tmp_path, "concat", 0)  # as the next start finds it
     cells[1].prepare()
-    (cells[1].folder / "finetune").mkdir()
+    training = RunFolder.create(cells[1].folder, "finetune", {"stage": {"name": "finetune"}})
     lines = [json.dumps({"step": step, "train/loss": 2.5}) for step in (5, 10)]
-    (cells[1].folder / "finetune" / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    training.metrics.write_text("\n".join(lines) + "\n", encoding="utf-8")
     cells[1].started = (time.monotonic() - 20, 0)
     cells[2].script = FAILS
     run([cells[2]])

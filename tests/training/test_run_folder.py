@@ -73,6 +73,62 @@ def test_the_latest_is_the_highest_number(tmp_path: Path) -> None:
     assert RunFolder.latest(tmp_path, "finetune-gated").path.name == "finetune-gated"
 
 
+NAMES = ["lora[r=8]", "a*b?", "sweep/b", "sweep[x]/lr=[1]", "50%#?", "-x", "a b .", "größe", "{a,b}"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_no_pattern(tmp_path: Path, name: str) -> None:
+    """Runs are found again by their very name, the newest last, wherever their folders are."""
+    for neighbour in ("lora8", "lora=", "aab!", "sweep/c", "a"):
+        create(tmp_path, neighbour)
+    made = [create(tmp_path, name).path for _ in range(11)]
+    assert made[0] == tmp_path / name
+    assert made[10] == tmp_path / f"{name}-11"
+    assert [run.path for run in RunFolder.named(tmp_path, name)] == made
+    assert RunFolder.latest(tmp_path, name).path == made[10]
+    RunFolder(made[3]).record(status="finished")
+    found = RunFolder.reusable(tmp_path, name, config_hash(CONFIG | {"name": name}))
+    assert found is not None
+    assert found.path == made[3]
+
+
+def test_names_that_differ_in_case_are_two(tmp_path: Path) -> None:
+    create(tmp_path, "Lora")
+    create(tmp_path, "lora")
+    assert [run.info["name"] for run in RunFolder.named(tmp_path, "lora")] == ["lora"]
+
+
+def test_folders_that_are_made_at_once_are_others(tmp_path: Path) -> None:
+    """Processes that start together, as those of a sweep do, each get a folder of their own."""
+    context = multiprocessing.get_context("fork")
+    for trial in range(10):
+        output, barrier, found = tmp_path / str(trial), context.Barrier(4), context.SimpleQueue()
+        starts = [context.Process(target=create_at, args=(barrier, found, output)) for _ in range(4)]
+        for process in starts:
+            process.start()
+        paths = {found.get() for _ in starts}
+        for process in starts:
+            process.join()
+        assert paths == {"finetune", "finetune-2", "finetune-3", "finetune-4"}
+
+
+def create_at(barrier: Any, found: Any, output: Path) -> None:
+    barrier.wait()
+    try:
+        found.put(create(output).path.name)
+    except UserError as error:
+        found.put(str(error))
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for output, name, why in (
+        ("runs", "x" * 300, "File name too long"), ("file", "x", "File exists"), ("file/runs", "x", "Not a directory"),
+    ):  # fmt: skip
+        message = sentence(DataError, lambda output=output, name=name: create(tmp_path / output, name), tmp_path)
+        assert message == f"output: the run folder /{output}/{name} cannot be created ({why})"
+
+
 def test_the_latest_of_none(tmp_path: Path) -> None:
     create(tmp_path, "pretrain")
     message = sentence(DataError, lambda: RunFolder.latest(tmp_path, "finetune"), tmp_path)
