@@ -1,7 +1,6 @@
 """The experiments of a comparison: every arm's stages for every seed, planned alike and differing as declared."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from fvl_lightning.commands.train import build_stage
 from fvl_lightning.core.comparison import Arm, ComparisonConfig, arms_of
-from fvl_lightning.core.config import as_plain, differences, load_config
+from fvl_lightning.core.config import as_plain, differences, load_config, override
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
@@ -52,26 +51,26 @@ def experiments(
         common = [
             *config.set,
             f"seed={seed}",
-            f"tracking={json.dumps(as_plain(config.tracking))}",
-            f"plugins={json.dumps(config.plugins)}",
+            override("tracking", as_plain(config.tracking)),
+            override("plugins", config.plugins),
         ]
         encoder = None
         if config.encoder_stage:
             output = folder / "encoders" / str(seed) if several else folder
-            words = [*common, f"output={json.dumps(str(output))}"]
+            words = [*common, override("output", str(output))]
             encoder = load_config(ExperimentConfig, base / config.encoder_stage, words, f"set in {path}")
         plans[seed] = SeedPlan(encoder, {}, {})
         for name, arm in arms.items():
             own = folder / name / str(seed) if several else folder / name
-            words = [*common, f"output={json.dumps(str(own))}", "trainer.threads=1", *arm.words]
+            words = [*common, override("output", str(own)), "trainer.threads=1", *arm.words]
             if config.lineage == "frozen_encoder":
-                words.append(f"feature_cache={json.dumps(str(folder / 'feature_cache'))}")
+                words.append(override("feature_cache", str(folder / "feature_cache")))
             plans[seed].folders[name] = own
             plans[seed].arms[name] = [
                 load_config(ExperimentConfig, base / stage, words, arm.said) for stage in config.stages
             ]
             for level in config.transfer_levels if seed == config.seeds[0] else ():
-                elsewhere = [*words, f"data.level={level}"]
+                elsewhere = [*words, override("data.level", level)]
                 load_config(ExperimentConfig, base / config.stages[-1], elsewhere, f"transfer_levels in {path}")
     _check_swept(config, path, next(iter(plans.values())).arms, [key for arm in arms.values() for key in arm.values])
     return plans

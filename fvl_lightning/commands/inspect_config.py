@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.syntax import Syntax
 from rich.table import Column, Table
 from rich.text import Text
@@ -19,6 +18,7 @@ from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.field_meanings import field_meanings
 from fvl_lightning.core.terminal import terminal
+from fvl_lightning.core.yaml_text import write_yaml
 from fvl_lightning.training.components import count_parameters
 
 
@@ -77,7 +77,7 @@ def show(
     config = load_config(ExperimentConfig, experiment, overrides or ())
     console = terminal()
     parts = _parts(config) if config.stage else ""  # what cannot be built is said without all that was written
-    console.print(Syntax(yaml.safe_dump(as_plain(config), sort_keys=False), "yaml", background_color="default"))
+    console.print(Syntax(write_yaml(as_plain(config)), "yaml", background_color="default"))
     console.print(parts)
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from omegaconf import OmegaConf
 from rich.console import Console
-from rich.text import Text
 from rich.progress import BarColumn, MofNCompleteColumn
+from rich.text import Text
 
 from datamodules.build_config import BuildConfig
 from datamodules.build_output import Output
@@ -20,7 +19,7 @@ from datamodules.manifest import BuildProgress, Manifest, in_words
 from datamodules.paths import TO_VALIDATE_ON
 from datamodules.preview import visible
 from fvl_lightning.commands.shards_options import bytes_in_words, counted_table, duration
-from fvl_lightning.core.config import COMMAND_LINE, check_config, load_config, parse_override
+from fvl_lightning.core.config import COMMAND_LINE, load_config, merge_layers
 from fvl_lightning.core.errors import UserError
 from fvl_lightning.core.terminal import progress, progress_text, terminal
 
@@ -67,11 +66,7 @@ def read_recipe(recipe: str, words: list[str]) -> BuildConfig:
     """The checked configuration of a recipe's file, or of a source by its name, with key=value words over it."""
     if Path(recipe).suffix in (".yaml", ".yml") or "/" in recipe:
         return load_config(BuildConfig, Path(recipe), words)
-    named = {"source": {"name": recipe}}
-    merged = OmegaConf.to_container(OmegaConf.merge(named, *(parse_override(word) for word in words)))
-    assert isinstance(merged, dict)
-    values = {str(key): value for key, value in merged.items()}
-    return check_config(BuildConfig, values, {"": COMMAND_LINE})
+    return merge_layers(BuildConfig, [(COMMAND_LINE, {"source": {"name": recipe}})], words, COMMAND_LINE)
 
 
 def _build(config: BuildConfig) -> Manifest:

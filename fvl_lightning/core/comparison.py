@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fvl_lightning.core.config import parse_override
+from fvl_lightning.core.config import AS_WRITTEN, override, parse_override
 from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.core.experiment import TrackingConfig
 from fvl_lightning.core.fields import MAX_SEED, number
 from fvl_lightning.core.folders import check_folder_name
+from fvl_lightning.core.yaml_text import plain
 
 SET_BY_THE_COMPARISON = ("name", "seed", "output", "tracking", "init_from", "feature_cache", "plugins")
 """Keys of an experiment that no arm may have of its own."""
@@ -73,7 +74,7 @@ class ComparisonConfig:
     """Experiment files each arm goes through, in order, relative to this file."""
     arms: dict[str, ArmConfig] = field(default_factory=dict)
     """The arms by name; or give `axes`."""
-    axes: dict[str, Any] = field(default_factory=dict)
+    axes: dict[str, Any] = field(default_factory=dict, metadata=AS_WRITTEN)
     """Keys of the experiments with the values to compare, such as {fusion: [concat, gated]}."""
     combine: Literal["grid", "zip"] = "grid"
     """grid: every combination of the axes' values is an arm; zip: their first values are one, their second, ..."""
@@ -167,7 +168,8 @@ def _crossed(axes: Mapping[str, Sequence[Any]], combine: str, path: Path) -> dic
     arms: dict[str, Arm] = {}
     for chosen in combined:
         values = dict(zip(axes, chosen, strict=True))
-        words = tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
+        words = tuple(override(key, value) for key, value in values.items())
+        values = {key: plain(value) for key, value in values.items()}
         name = "-".join(_label(key, value) for key, value in values.items())
         if name in arms:
             raise ConfigError(f"axes in {path}: two of the arms would be called {name}, a value stands there twice")

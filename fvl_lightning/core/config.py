@@ -9,26 +9,27 @@ nothing to another. Every mistake is one sentence (ConfigError).
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fvl_lightning.core.errors import ConfigError, first_line, unknown_name
-from fvl_lightning.core.field_meanings import field_meanings
+from fvl_lightning.core.errors import ConfigError, first_line
+from fvl_lightning.core.field_types import Place, conform
 from fvl_lightning.core.fields import check_numbers
-from fvl_lightning.core.layers import COMMAND_LINE, Loader, at, read_layers
+from fvl_lightning.core.layers import COMMAND_LINE, Layer, at, read_layers
 from fvl_lightning.core.plugins import import_plugin
 from fvl_lightning.core.registry import component, names
 from fvl_lightning.core.variants import choose_variants
+from fvl_lightning.core.yaml_text import Scalar, Texts, one_line, plain, read_yaml, texts_of, texts_under, with_texts
 
 Schema = TypeVar("Schema")
-Place = Callable[[str], str]
-"""From a dotted key to where it was written, as messages say it; from "" to the whole."""
+AS_WRITTEN = {"as_written": True}
+"""The metadata of a field of any values that keeps Scalars, since they go on to fields that may be text."""
 
 
 def slot(name: str, default: Any = None) -> Any:
@@ -58,7 +59,9 @@ class Choice:
         return {"name": self.name, **dataclasses.asdict(self.config), **inner}
 
 
-def choose(slot_name: str, entry: Any, where: str = "", place: Place | None = None) -> Choice:
+def choose(
+    slot_name: str, entry: Any, where: str = "", place: Place | None = None, texts: Texts | None = None
+) -> Choice:
     """Checks one slot entry (a name, or a mapping with `name`) against the component's Config.
 
     A Config's field of type dict[str, Any] with the metadata {"slots": <slot>} holds components by names of one's own;
@@ -68,11 +71,14 @@ def choose(slot_name: str, entry: Any, where: str = "", place: Place | None = No
     fields = _normalise_slot(entry, where)
     name = fields.pop("name")
     place = place or (lambda key: f"{where}: {key}" if key else where)
-    config = _to_dataclass(component(slot_name, name, where).Config, fields, place)
+    texts = texts or {}
+    config = _to_dataclass(component(slot_name, name, where).Config, fields, place, texts)
     for key, inner_slot in _inner_slots(config).items():
         for inner_name, inner_entry in getattr(config, key).items():
             inner = _under(f"{key}.{inner_name}", place)
-            getattr(config, key)[inner_name] = choose(inner_slot, inner_entry, inner(""), inner)
+            getattr(config, key)[inner_name] = choose(
+                inner_slot, inner_entry, inner(""), inner, texts_under(texts, f"{key}.{inner_name}")
+            )
     return Choice(slot_name, name, config)
 
 
@@ -87,24 +93,47 @@ def load_config(
     Raises:
         ConfigError: a missing or malformed file, an unknown key or name, a wrong type; one sentence with the place.
     """
-    path = Path(path)
-    merged: dict[str, Any] = {}
-    origins: dict[str, str] = {"": str(path)}
-    slots = _slot_names(schema)
-    words = [(said, parse_override(word, said)) for word in overrides]
-    for origin, layer in choose_variants(read_layers(path), words, _field_names(schema)):
-        _merge(merged, layer, slots, origin, origins)
-    listed_in = origins.get("plugins", said)
-    return check_config(schema, merged, origins, (path if listed_in == said else Path(listed_in)).parent)
+    return merge_layers(schema, read_layers(Path(path)), overrides, said, Path(path))
+
+
+def merge_layers(
+    schema: type[Schema], files: Sequence[Layer], overrides: Sequence[str], said: str, path: Path | None = None
+) -> Schema:
+    """Merges and checks the layers of files, farthest base first, and `overrides`; see load_config.
+
+    Args:
+        path: the file that was named; None for overrides alone.
+    """
+    merged = _Merged(origins={"": said if path is None else str(path)})
+    words = [(said, _parsed(word, said)) for word in overrides]
+    for origin, layer in choose_variants(files, words, [f.name for f in dataclasses.fields(schema)]):
+        merged.add(layer, _slot_names(schema), origin)
+    listed_in = merged.origins.get("plugins", said)
+    folder = (path or Path()) if listed_in == said else Path(listed_in)
+    return check_config(schema, merged.values, merged.origins, folder.parent, merged.texts)
 
 
 def check_config(
-    schema: type[Schema], values: Mapping[str, Any], origins: Mapping[str, str] | None = None, folder: Path = Path()
+    schema: type[Schema],
+    values: Mapping[str, Any],
+    origins: Mapping[str, str] | None = None,
+    folder: Path = Path(),
+    texts: Texts | None = None,
 ) -> Schema:
-    """Checks a merged mapping against `schema`: interpolations resolved, plugins imported, every slot a Choice."""
-    origins = origins or {}
+    """Checks a merged mapping against `schema`: interpolations resolved, plugins imported, every slot a Choice.
+
+    Args:
+        values: plain.
+        origins: where each dotted key was written.
+        folder: where plugins lie.
+        texts: the characters of the plain scalars among the values.
+    """
+    origins, texts = origins or {}, texts or {}
     slots = _slot_names(schema)
-    config = _to_dataclass(schema, values, _inside("", origins))
+    config = _to_dataclass(schema, values, _inside("", origins), texts)
+    as_written = (f.name for f in dataclasses.fields(config) if "as_written" in f.metadata)  # type: ignore[arg-type]
+    for key in as_written:
+        setattr(config, key, with_texts(getattr(config, key), texts_under(texts, key)))
     plugins = vars(config).get("plugins", [])
     for slot_name in slots.values() if plugins else ():
         names(slot_name)  # the kit's own components come first, so that a plugin that takes a name is the one to blame
@@ -113,7 +142,9 @@ def check_config(
     for key, slot_name in slots.items():
         entry = getattr(config, key)
         if entry is not None:
-            setattr(config, key, choose(slot_name, entry, key + _at(f"{key}.name", origins), _inside(key, origins)))
+            where = key + _at(f"{key}.name", origins)
+            choice = choose(slot_name, entry, where, _inside(key, origins), texts_under(texts, key))
+            setattr(config, key, choice)
     return config
 
 
@@ -121,6 +152,8 @@ def as_plain(config: Any) -> Any:
     """A checked configuration as plain dicts, lists and scalars, as it would be written in YAML."""
     if isinstance(config, Choice):
         return as_plain(config.as_dict())
+    if isinstance(config, Scalar):
+        return config.value
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: as_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Mapping):
@@ -150,11 +183,20 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = 
 
 def parse_override(word: str, said: str = COMMAND_LINE) -> dict[str, Any]:
     """`a.b=1` as `{"a": {"b": 1}}`; the value is read as YAML."""
+    return plain(_parsed(word, said))
+
+
+def override(key: str, value: Any) -> str:
+    """`key=value`, which reads back as the value; Scalars keep their characters."""
+    return f"{key}={one_line(value)}"
+
+
+def _parsed(word: str, said: str) -> dict[str, Any]:
     key, equals, text = word.partition("=")
     if not equals or not key or any(not part for part in key.split(".")):
         raise ConfigError(f"'{word}'{at(said)} is not key=value, such as trainer.max_steps=20")
     try:
-        value = yaml.load(text, Loader)
+        value = read_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(f"the value of '{word}'{at(said)} is not valid YAML") from None
     for part in reversed(key.split(".")):
@@ -162,29 +204,48 @@ def parse_override(word: str, said: str = COMMAND_LINE) -> dict[str, Any]:
     return value
 
 
-def _merge(
-    into: dict[str, Any], layer: Mapping[str, Any], slots: Mapping[str, str], origin: str, origins: dict[str, str]
-) -> None:
-    for key, value in layer.items():
-        if key in slots and value is not None:
-            # `fusion.hidden=3` on the command line has no name of its own: it speaks of the fusion already chosen.
-            named = not isinstance(value, Mapping) or "name" in value
-            value = _normalise_slot(value, key + at(origin)) if named else dict(value)
-            if named and into.get(key) is not None and into[key].get("name") != value["name"]:
-                into.pop(key)
-        _merge_value(into, key, value, key, origin, origins)
+@dataclass
+class _Merged:
+    """Layers over one another."""
 
+    values: dict[str, Any] = field(default_factory=dict)
+    """Plain."""
+    origins: dict[str, str] = field(default_factory=dict)
+    """Where each dotted key was written last."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """The characters of the plain scalars among the values."""
 
-def _merge_value(into: dict[str, Any], key: str, value: Any, path: str, origin: str, origins: dict[str, str]) -> None:
-    origins[path] = origin
-    if isinstance(value, Mapping):
-        # An empty mapping empties: `prompts: {}` would otherwise be a way of saying nothing.
-        target = into[key] if value and isinstance(into.get(key), dict) else {}
-        into[key] = target
-        for inner, inner_value in value.items():
-            _merge_value(target, inner, inner_value, f"{path}.{inner}", origin, origins)
-    else:
-        into[key] = value
+    def add(self, layer: Mapping[str, Any], slots: Mapping[str, str], origin: str) -> None:
+        """Puts a layer over the others; another name in a slot replaces what stood there."""
+        for key, written in layer.items():
+            value = written
+            if key in slots and plain(value) is not None:
+                # `fusion.hidden=3` on the command line has no name of its own: it speaks of the fusion already chosen.
+                named = not isinstance(value, Mapping) or "name" in value
+                value = _normalise_slot(value, key + at(origin)) if named else dict(value)
+                if named and self.values.get(key) is not None and self.values[key].get("name") != value["name"]:
+                    self.values.pop(key)
+                    self._forget(key)
+            self._set(self.values, key, value, key, origin)
+
+    def _set(self, into: dict[str, Any], key: str, value: Any, path: str, origin: str) -> None:
+        self.origins[path] = origin
+        if isinstance(value, Mapping) and value and isinstance(into.get(key), dict):
+            target = into[key]
+        else:
+            self._forget(path)
+            # An empty mapping empties: `prompts: {}` would otherwise be a way of saying nothing.
+            target = into[key] = {} if isinstance(value, Mapping) else plain(value)
+        if isinstance(value, Mapping):
+            for inner, inner_value in value.items():
+                self._set(target, inner, inner_value, f"{path}.{inner}", origin)
+        else:
+            self.texts |= texts_of(value, path)
+
+    def _forget(self, path: str) -> None:
+        """Drops the characters of what is replaced."""
+        for known in [known for known in self.texts if known == path or known.startswith(f"{path}.")]:
+            del self.texts[known]
 
 
 def _normalise_slot(entry: Any, where: str) -> dict[str, Any]:
@@ -201,10 +262,6 @@ def _slot_names(schema: Any) -> dict[str, str]:
 
 def _inner_slots(schema: Any) -> dict[str, str]:
     return {f.name: f.metadata["slots"] for f in dataclasses.fields(schema) if "slots" in f.metadata}
-
-
-def _field_names(schema: Any) -> list[str]:
-    return [f.name for f in dataclasses.fields(schema)]
 
 
 def _at(key: str, origins: Mapping[str, str]) -> str:
@@ -229,9 +286,9 @@ def _under(outer: str, place: Place) -> Place:
     return lambda key: place(f"{outer}.{key}" if key else outer)
 
 
-def _to_dataclass(schema: type[Schema], values: Mapping[str, Any], place: Place) -> Schema:
+def _to_dataclass(schema: type[Schema], values: Mapping[str, Any], place: Place, texts: Texts) -> Schema:
     """An instance of the dataclass `schema` with `values` over its defaults, interpolations resolved."""
-    _check(schema, values, "", place)
+    values = conform(schema, values, "", place, texts)
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
@@ -241,37 +298,3 @@ def _to_dataclass(schema: type[Schema], values: Mapping[str, Any], place: Place)
     assert isinstance(config, schema)
     check_numbers(config, place)
     return config
-
-
-def _check(expected: Any, value: Any, key: str, place: Place) -> None:
-    """What OmegaConf would not say in words of ours: unknown keys, values outside a Literal, tuples that do not fit."""
-    options = [option for option in get_args(expected) if option is not type(None)]
-    if type(None) in get_args(expected):  # `X | None`
-        if value is not None and len(options) == 1:
-            _check(options[0], value, key, place)
-    elif dataclasses.is_dataclass(expected):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{place(key)}: expected keys and values, found {value!r}")
-        hints = get_type_hints(expected)
-        types = {f.name: hints[f.name] for f in dataclasses.fields(expected)}
-        for inner, inner_value in value.items():
-            full = f"{key}.{inner}" if key else str(inner)
-            if inner not in types:
-                raise unknown_name("key", inner, types, place(full))
-            _check(types[inner], inner_value, full, place)
-        for f in dataclasses.fields(expected):
-            if f.default is f.default_factory is dataclasses.MISSING and f.name not in value:
-                meaning = field_meanings(expected).get(f.name, "").partition(". ")[0]
-                raise ConfigError(f"{place(f'{key}.{f.name}' if key else f.name)} is needed: {meaning}")
-    elif get_origin(expected) is dict and isinstance(value, Mapping):
-        for inner, inner_value in value.items():
-            _check(options[1], inner_value, f"{key}.{inner}", place)
-    elif isinstance(value, str) and "${" in value:
-        return  # an interpolation, checked once it is resolved
-    elif get_origin(expected) is Literal and value not in options:
-        raise unknown_name("value", value, options, place(key))
-    elif get_origin(expected) is tuple and ... not in options:
-        items = value if isinstance(value, list | tuple) else []
-        kinds = [int | float if option is float else option for option in options]
-        if len(items) != len(kinds) or not all(map(isinstance, items, kinds)):
-            raise ConfigError(f"{place(key)}: expected {expected}, found {value!r}")

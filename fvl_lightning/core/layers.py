@@ -1,6 +1,5 @@
 """What YAML files say, one layer per file, behind those of the files they name in `base:`."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,27 +7,12 @@ from typing import Any
 import yaml
 
 from fvl_lightning.core.errors import ConfigError, first_line, nearest
+from fvl_lightning.core.yaml_text import plain, read_yaml
 
 COMMAND_LINE = "the command line"
 Layer = tuple[str, dict[str, Any]]
-"""Where it was written, the path of a file or what messages are to say; and what it says."""
-
-
-class Loader(yaml.SafeLoader):
-    """YAML as it is meant: 1e-4 is a number (YAML 1.1 reads a string), and a key written twice is an error."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        written: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in written:
-                raise yaml.MarkedYAMLError(problem=f"'{key.value}' is written twice", problem_mark=key.start_mark)
-            written.add(str(key.value))
-        return node
-
-
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, [*"-+0123456789"])
+"""Where it was written, the path of a file or what messages are to say; and what it says,
+with Scalars in it."""
 
 
 def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
@@ -49,28 +33,29 @@ def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
         close = nearest(path.name, near)
         raise ConfigError(f"no configuration file {path}{by}{hint}" + (f"; did you mean '{close}'?" if close else ""))
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ConfigError(f"{path} is not valid YAML: {line}{error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} could not be read: {first_line(error)}") from None
-    values = {} if values is None else values
+    if plain(values) is None:
+        values = {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold keys and values, not a {type(values).__name__}")
+        raise ConfigError(f"{path} must hold keys and values, not a {type(plain(values)).__name__}")
     return layers_of(values, path, chain)
 
 
 def layers_of(values: Mapping[str, Any], path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
     """The layers of what is written in `path`: those of the files named in its `base:`, then its own."""
     own = dict(values)
-    bases = own.pop("base", None) or []
+    bases = plain(own.pop("base", None)) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"base in {path}: expected a file or a list of files, found {bases!r}")
     layers: list[Layer] = []
     for base in bases:
-        layers += read_layers(path.parent / base, (*chain, path.resolve()))
+        layers += read_layers(path.parent / Path(base).expanduser(), (*chain, path.resolve()))
     return [*layers, (str(path), own)]
 
 

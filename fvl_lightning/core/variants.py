@@ -15,6 +15,7 @@ from typing import Any
 
 from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.core.layers import Layer, at, layers_of
+from fvl_lightning.core.yaml_text import Scalar, plain
 
 VARIANTS = "variants"
 DEFAULT = "default"
@@ -39,7 +40,7 @@ def choose_variants(files: Sequence[Layer], words: Sequence[Layer], fields: Coll
     if CHOSEN not in fields or not any(VARIANTS in values for _, values in files):
         return [*files, *words]
     taking = _Taking(fields)
-    offers = [taking.offer(origin, values.pop(VARIANTS, None) or {}) for origin, values in files]
+    offers = [taking.offer(origin, plain_null(values.pop(VARIANTS, None))) for origin, values in files]
     for layer in [*files, *words]:
         taking.take(*layer)
     layers: list[Layer] = []
@@ -69,7 +70,7 @@ class _Taking:
                 raise ConfigError(f"{where}: '{name}' is a key already")
             if not isinstance(choices, Mapping) or not all(isinstance(choice, str) for choice in choices):
                 raise ConfigError(f"{where}: expected `{DEFAULT}` and choices by name, found {choices!r}")
-            offer[name] = {choice: says or {} for choice, says in choices.items() if choice != DEFAULT}
+            offer[name] = {choice: plain_null(says) for choice, says in choices.items() if choice != DEFAULT}
             for choice, says in offer[name].items():
                 if not isinstance(says, Mapping):
                     raise ConfigError(f"{VARIANTS}.{name}.{choice} in {origin}: expected keys, found {says!r}")
@@ -103,6 +104,12 @@ class _Taking:
         return layers
 
     def _choose(self, name: str, choice: Any, where: str) -> None:
+        choice = choice.text if isinstance(choice, Scalar) else choice
         if not isinstance(choice, str) or choice not in self.allowed[name]:
             raise unknown_name(name, choice, self.allowed[name], where)
         self.chosen[name] = choice
+
+
+def plain_null(says: Any) -> Any:
+    """Nothing written is an empty mapping."""
+    return {} if plain(says) is None else says

@@ -9,8 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
+from fvl_lightning.core.yaml_text import write_yaml
 from fvl_lightning.tracking.logged_model import send_model
 from fvl_lightning.tracking.points import (
     BATCH_METRICS,
@@ -136,7 +135,7 @@ def _send_description(client: Any, found: Any, told: Description) -> int:
         client.log_batch(run_id, params=batch)
     present = {file.path for file in client.list_artifacts(run_id)}
     if "config.yaml" not in present:
-        text = yaml.safe_dump(told.config, sort_keys=False, allow_unicode=True)
+        text = write_yaml(told.config)
         client.log_text(run_id, text, "config.yaml")
     new_tables = [name for name, rows in told.tables.items() if _send_table(client, run_id, present, name, rows)]
     return len(new_tags) + len(new_params) + len(new_tables) + ("config.yaml" not in present)

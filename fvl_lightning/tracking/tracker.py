@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.yaml_text import write_yaml
 from fvl_lightning.tracking.points import BATCH_METRICS, BATCH_PARAMETERS, PARAMETER_LENGTH, Status, batches, clean_key
 from fvl_lightning.tracking.store import open_store, resolve_uri, store_errors
 
@@ -193,7 +193,7 @@ class Tracker(Logger):
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Keeps a resolved configuration (plain containers) as the artifact config.yaml."""
-        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        text = write_yaml(dict(config))
         with store_errors(self._uri):
             self._client.log_text(self._run_id, text, "config.yaml")
 

@@ -24,6 +24,7 @@ import yaml
 
 from fvl_lightning.core.config import config_hash, differences
 from fvl_lightning.core.errors import ConfigError, DataError, nearest
+from fvl_lightning.core.yaml_text import write_yaml
 from fvl_lightning.training.checkpoint_files import LAST, is_whole, present_checkpoints
 from fvl_lightning.training.journal import read_journal
 
@@ -58,7 +59,7 @@ class RunFolder:
         except OSError as error:
             where = f"output: the run folder {output / name}"
             raise DataError(f"{where} cannot be created ({error.strerror})") from None
-        run._write("config.yaml", yaml.safe_dump(config, sort_keys=False))
+        run._write("config.yaml", write_yaml(config))
         run.record(status="running", name=name, stage=config["stage"]["name"], config_hash=config_hash(config))
         return run
 

@@ -91,7 +91,7 @@ def test_an_unknown_name_is_told_the_plugins_names_too(sentence: Callable[..., s
 MISTAKES = [
     ("plugins: [no.py]", "plugins: no file no.py in FOLDER or the working directory"),
     ("plugins: [my_lab.no]", "plugins: my_lab.no could not be imported: ModuleNotFoundError: No module named 'my_lab'"),
-    ("plugins: mine.py", "plugins in tiny.yaml: Invalid value assigned: AnyNode is not a ListConfig"),
+    ("plugins: {a: mine.py}", "plugins in tiny.yaml: expected a list, found {'a': 'mine.py'}"),
     ("plugins: [broken.py]", "plugins: broken.py could not be imported: SyntaxError: '(' was never closed"),
     ("plugins: [raises.py]", "plugins: raises.py could not be imported: RuntimeError: first line"),
     ("plugins: [taken.py]", "plugins: taken.py could not be imported: AssertionError: fusion 'gated' is already"),

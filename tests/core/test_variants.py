@@ -176,8 +176,8 @@ REFUSED = [
     ("variants: 3", "", "variants in a.yaml: expected names with their choices, found 3"),
     ("variants: {recipe: [a, b]}", "", "variants.recipe in a.yaml: expected `default` and choices by name, found"
      " ['a', 'b']"),
-    ("variants: {recipe: {default: a, a: {}, true: {}}}", "", "variants.recipe in a.yaml: expected `default` and"
-     " choices by name, found {'default': 'a', 'a': {}, True: {}}"),
+    ("variants: {recipe: {default: no, yes: {}}}", "", "variants.recipe.default in a.yaml: unknown recipe 'no', allowed"
+     " are yes"),
     ("variants: {recipe: {default: a, a: 3}}", "", "variants.recipe.a in a.yaml: expected keys, found 3"),
     ("variants: {recipe: {a: {}, b: {}}}", "", "variants.recipe in a.yaml: it has no `default`, which is one of a, b"),
     ("variants: {recipe: {default: papr, paper: {}}}", "", "variants.recipe.default in a.yaml: unknown recipe 'papr',"

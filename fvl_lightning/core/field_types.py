@@ -1,0 +1,111 @@
+"""Values as the declared types of their fields take them, before OmegaConf merges them.
+
+Text keeps its characters, a path its home folder, a single value stands for a list of one, and what OmegaConf would
+take in silence or refuse in words of its own is refused here in a sentence.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from fvl_lightning.core.errors import ConfigError, unknown_name
+from fvl_lightning.core.field_meanings import field_meanings
+from fvl_lightning.core.yaml_text import Texts, joined
+
+Place = Callable[[str], str]
+"""From a dotted key to where it was written, as messages say it; from "" to the whole."""
+_PATH = "path"
+PathText = Annotated[str, _PATH]
+"""A file or folder, where ~ is the home folder; or something else that a path may stand for, such as a hub's name."""
+
+
+def conform(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> Any:
+    """The value as a field of the type `expected` takes it.
+
+    Args:
+        expected: a type, with the metadata of Annotated.
+        value: plain.
+        key: its dotted path, in `texts` too.
+        place: where it was written.
+        texts: the characters of plain scalars.
+
+    Raises:
+        ConfigError: an unknown key, a value that the type has no place for.
+    """
+    options = [option for option in get_args(expected) if option is not type(None)]
+    if get_origin(expected) is Annotated:
+        value = conform(options[0], value, key, place, texts)
+        return os.path.expanduser(value) if isinstance(value, str) and _PATH in expected.__metadata__ else value
+    if expected is Any or (isinstance(value, str) and "${" in value):
+        return value  # an interpolation is checked by OmegaConf, once it is resolved
+    if type(None) in get_args(expected):
+        return _optional(options, value, key, place, texts)
+    if dataclasses.is_dataclass(expected):
+        return _fields(expected, value, key, place, texts)
+    origin = get_origin(expected)
+    if origin is dict and isinstance(value, Mapping):
+        return {name: conform(options[1], inner, joined(key, name), place, texts) for name, inner in value.items()}
+    if origin is list:
+        return _list(options[0], value, key, place, texts)
+    if origin is Literal:
+        return _one_of(options, value, key, place, texts)
+    if origin is tuple and ... not in options:
+        return _tuple(expected, options, value, key, place)
+    if value is None:
+        raise ConfigError(f"{place(key)}: a value is needed, found null")
+    return _scalar(expected, value, key, place, texts)
+
+
+def _optional(options: list[Any], value: Any, key: str, place: Place, texts: Texts) -> Any:
+    if texts.get(key) == "None":
+        raise ConfigError(f"{place(key)}: None is Python's word for null, which is what to write here")
+    return conform(options[0], value, key, place, texts) if value is not None and len(options) == 1 else value
+
+
+def _fields(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{place(key)}: expected keys and values, found {value!r}")
+    hints = get_type_hints(expected, include_extras=True)
+    types = {f.name: hints[f.name] for f in dataclasses.fields(expected)}
+    taken = {}
+    for name, inner in value.items():
+        if name not in types:
+            raise unknown_name("key", name, types, place(joined(key, name)))
+        taken[name] = conform(types[name], inner, joined(key, name), place, texts)
+    for f in dataclasses.fields(expected):
+        if f.default is f.default_factory is dataclasses.MISSING and f.name not in value:
+            meaning = field_meanings(expected).get(f.name, "").partition(". ")[0]
+            raise ConfigError(f"{place(joined(key, f.name))} is needed: {meaning}")
+    return taken
+
+
+def _list(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> list[Any]:
+    if value is None or isinstance(value, Mapping):
+        raise ConfigError(f"{place(key)}: expected a list, found {'null' if value is None else value}")
+    if not isinstance(value, list | tuple):
+        return [conform(expected, value, key, place, texts)]  # one stands for a list of one
+    return [conform(expected, item, joined(key, number), place, texts) for number, item in enumerate(value)]
+
+
+def _one_of(options: list[Any], value: Any, key: str, place: Place, texts: Texts) -> Any:
+    written = texts.get(key, value) if all(isinstance(option, str) for option in options) else value
+    if written not in options:
+        raise unknown_name("value", written, options, place(key))
+    return written
+
+
+def _tuple(expected: Any, options: list[Any], value: Any, key: str, place: Place) -> Any:
+    items = value if isinstance(value, list | tuple) else []
+    kinds = [int | float if option is float else option for option in options]
+    if len(items) != len(kinds) or not all(map(isinstance, items, kinds)):
+        raise ConfigError(f"{place(key)}: expected {expected}, found {value!r}")
+    return value
+
+
+def _scalar(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> Any:
+    if expected is str:
+        return texts.get(key, value)
+    if expected is bool and isinstance(value, int | float) and value not in (0, 1):
+        raise ConfigError(f"{place(key)}: expected true or false, found {value!r}")
+    return value
