@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 
+from fvl_lightning.core.chat_date import dated
 from fvl_lightning.core.errors import ConfigError, DataError
 
 BLANK = "\N{EM SPACE}"
@@ -54,8 +55,15 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
 
-    def render(self, roles: Sequence[str], contents: Sequence[str], generate: bool = False) -> Rendered:
-        """The template with these contents; `generate` adds what invites the assistant's next answer.
+    @property
+    def text(self) -> str:
+        """The template as it is rendered, with a day that is set where it asks for today's; ConfigError without one."""
+        if self.tokenizer.chat_template is None:
+            raise ConfigError(f"the tokenizer {self.tokenizer.name_or_path} has no chat template")
+        return dated(self.tokenizer.get_chat_template())
+
+    def render(self, roles: Sequence[str], contents: Sequence[str]) -> Rendered:
+        """The template with these contents.
 
         Raises:
             ConfigError: the tokenizer has no chat template.
@@ -67,7 +75,7 @@ class ChatTemplate:
         marks = list(contents)
         for i in marked:
             marks[i] = f"{BLANK}\N{SYMBOL FOR START OF TEXT}{i}\N{SYMBOL FOR END OF TEXT}{BLANK}"
-        found = MARK.split(self._apply(roles, marks, generate))
+        found = MARK.split(self._apply(roles, marks))
         if found[2::4] != [str(i) for i in marked]:
             raise DataError("the chat template leaves out, repeats or reorders contents: it can't be masked")
         trims: list[Callable[[str], str]] = [_nothing] * len(roles)
@@ -75,7 +83,7 @@ class ChatTemplate:
         for i, piece, before, behind in zip(marked, found[0::4], found[1::4], found[3::4], strict=False):
             pieces[i], trims[i] = piece, TRIMS[bool(before), bool(behind)]
         rendered = Rendered(pieces, trims)
-        if rendered.text(contents) != self._apply(roles, contents, generate):
+        if rendered.text(contents) != self._apply(roles, contents):
             raise DataError("the chat template rewrites a content, so it can't be told where the answers are")
         return rendered
 
@@ -83,25 +91,45 @@ class ChatTemplate:
         """(blanks, end): what the assistant writes before the words of an answer, and behind them.
 
         The blanks are those the template writes between the invitation to answer and the answer ("ASSISTANT:" and
-        "ASSISTANT: red" differ by one); the end is what `ending` matches right behind an answer.
+        "ASSISTANT: red" differ by one); of a template without such an invitation the spaces in front of the answer.
+        The end is what `ending` matches right behind an answer.
 
         Raises ConfigError where it does not match.
         """
-        invited = self.render(["user"], ["question"], generate=True).text(["question"])
-        answered = self.render(["user", "assistant"], ["question", "answer"])
-        opening = answered.pieces[0] + "question" + answered.pieces[1]
-        between = opening[len(invited) :] if opening.startswith(invited) else ""
-        end = ending.match(answered.pieces[2])
+        invited, opening, behind = self._around_one_answer()
+        end = ending.match(behind)
         if end is None:
             raise ConfigError("the chat template ends an answer without a special token: it can't be learnt to stop")
-        return between if between.isspace() else "", end[0]
+        between = opening.removeprefix(invited) if opening.startswith(invited) else "?"
+        if between.isspace() or not between:
+            return between, end[0]
+        return opening[len(opening.rstrip(" ")) :], end[0]
 
-    def _apply(self, roles: Sequence[str], contents: Sequence[str], generate: bool) -> str:
-        if self.tokenizer.chat_template is None:
-            raise ConfigError(f"the tokenizer {self.tokenizer.name_or_path} has no chat template")
+    def other_invitation(self) -> tuple[str, str] | None:
+        """(its own, training's): what the template ends a prompt with, where training shows something else there.
+
+        A template may invite with words that its answers lack (DeepSeek R1 opens a thought), or the other way round
+        (Qwen3 writes an empty thought before an answer). None where both agree, but for blanks.
+        """
+        invited, opening, _ = self._around_one_answer()
+        if opening.rstrip() == invited.rstrip():
+            return None
+        same = next((i for i, (one, other) in enumerate(zip(invited, opening, strict=False)) if one != other), None)
+        same = min(len(invited), len(opening)) if same is None else same
+        return invited[same:], opening[same:]
+
+    def _around_one_answer(self) -> tuple[str, str, str]:
+        """A question as the template asks it, and what it writes before and behind the answer to that question."""
+        invited = self._apply(["user"], ["question"], generate=True)
+        answered = self.render(["user", "assistant"], ["question", "answer"])
+        return invited, answered.pieces[0] + "question" + answered.pieces[1], answered.pieces[2]
+
+    def _apply(self, roles: Sequence[str], contents: Sequence[str], generate: bool = False) -> str:
         messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+            text = self.tokenizer.apply_chat_template(
+                messages, chat_template=self.text, tokenize=False, add_generation_prompt=generate
+            )
         except jinja2.TemplateError as error:
             raise DataError(f"the chat template refuses the roles {_some(roles)}: {error}") from None
         return str(text)

@@ -10,12 +10,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer, processors
 
 from datamodules.chat_template import ChatTemplate
-from datamodules.engine import Engine, checked_text
+from datamodules.engine import OPEN, Engine, checked_text
 from datamodules.messages import Message, parts_of
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX
@@ -54,6 +54,18 @@ class EncodedConversation:
     images: int
 
 
+ANY_ANSWER: Message = {"role": "assistant", "content": "answer"}
+"""Stands where the next answer will, so that a prompt is what the template writes in front of an answer."""
+
+
+class _Answer(NamedTuple):
+    """Where in a text an answer begins, with the template's blanks that are its own; where its words end; it ends."""
+
+    opening: int
+    end: int
+    stop: int
+
+
 class ConversationEncoder:
     """Messages -> (token ids, labels), labels being the assistant's words and the token that ends each answer.
 
@@ -79,15 +91,15 @@ class ConversationEncoder:
             raise ConfigError(f"the image token {image_token_id} is not a special token of the tokenizer")
         self._image = self._engine.aliases[image_token_id]
         self._image_text = tokenizer.convert_ids_to_tokens(image_token_id)
-        self._template = ChatTemplate(tokenizer)
+        self.template = ChatTemplate(tokenizer)
 
     def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
         """Ids and labels of a whole conversation; IGNORE_INDEX where a position is not supervised.
 
         Raises:
             ConfigError: there is no template, or it has no end token after an answer.
-            DataError: the template refuses or rewrites the messages, an answer's ends are not ends of tokens, or a
-                text can't be encoded.
+            DataError: the template refuses or rewrites the messages or writes their answers in several ways, or a text
+                can't be encoded.
         """
         encoded = self.encode_turns(messages)
         return encoded.ids, encoded.labels
@@ -98,18 +110,16 @@ class ConversationEncoder:
         What a cut behind an answer leaves: let `kept` be the messages up to the k-th answer. `ids[: turn_ends[k]]` and
         the labels are then those of `encode_turns(kept)` up to its last turn's end. What `encode(kept)` has behind
         that is not supervised, and is what the template writes after its last message: nothing (Llama 3), a line break
-        (ChatML), the end of the text (Phi 3). This holds for every template that writes a message regardless of those
-        to come; one that does not (it drops the thoughts of all answers but the last, say) must be encoded anew.
+        (ChatML), the end of the text (Phi 3).
         """
-        text, answers = self._text(messages, generate=False)
-        ids, starts, ends = self._engine.encode(text)
+        text, answers = self._text(messages)
+        self._check_history(messages)
+        ids, starts, _ = self._tokens(text, [answer.opening for answer in answers])
         labels = [IGNORE_INDEX] * len(ids)
         turns = []
-        for opening, closing, stop in answers:
+        for answer in answers:
             # The first token of the answer, and its end token, which is one for as long as its name.
-            first, last = bisect_left(starts, opening), bisect_right(starts, stop - 1) - 1
-            if (first > 0 and ends[first - 1] > opening) or starts[last] < closing:
-                raise DataError("an answer does not begin and end where tokens do, so it can't be supervised exactly")
+            first, last = bisect_left(starts, answer.opening), bisect_right(starts, answer.stop - 1) - 1
             labels[first : last + 1] = ids[first : last + 1]
             turns.append(last + 1)
         places = [place for place, i in enumerate(ids) if i == self.image_token_id]
@@ -122,15 +132,17 @@ class ConversationEncoder:
     def prompt(self, messages: Sequence[Message], go_on: bool = False) -> list[int]:
         """Ids of the messages up to where the assistant's next answer begins; errors as in `encode`.
 
-        With `go_on` the last message is the beginning of that answer: the ids end with its words.
+        They are those that training has before the first supervised token of that answer, whatever the template
+        invites with by itself. With `go_on` the last message is the beginning of the answer, which the ids end with.
         """
-        text, answers = self._text(messages, generate=not go_on)
-        if go_on:
-            if messages[-1]["role"] != "assistant":
-                raise DataError(f"only an answer can be gone on with, the last message is of {messages[-1]['role']}")
-            text = text[: answers[-1][1]]
-        ids, _, _ = self._engine.encode(text)
+        text, openings = self._asked(messages, go_on)
+        ids, _, _ = self._tokens(text, openings)
         return self._expand(ids, ids)
+
+    def written(self, messages: Sequence[Message], generate: bool = False, go_on: bool = False) -> str:
+        """The text that the template writes, of which `encode` and, with `generate`, `prompt` make tokens."""
+        text = self._asked(messages, go_on)[0] if generate or go_on else self._text(messages)[0]
+        return self._engine.shown(text)
 
     def caption(self, text: str, images: int = 1) -> tuple[list[int], list[int]]:
         """Plain style: the first token (where the tokenizer has one), the images, then the caption and the end token.
@@ -162,12 +174,18 @@ class ConversationEncoder:
         except DataError as error:
             raise ConfigError(str(error)) from None
 
-    def _text(self, messages: Sequence[Message], generate: bool) -> tuple[str, list[tuple[int, int, int]]]:
-        """The conversation as the engine reads it, and of every answer: where it begins, its words end, it ends."""
-        roles = [message["role"] for message in messages]
-        contents = [self._content(message) for message in messages]
-        spelt = [content.replace(self._image, self._image_text) for content in contents]
-        rendered = self._template.render(roles, spelt, generate)
+    def _asked(self, messages: Sequence[Message], go_on: bool) -> tuple[str, list[int]]:
+        """The messages up to the next answer as the engine reads them, and where the answers in them begin."""
+        if go_on and messages[-1]["role"] != "assistant":
+            raise DataError(f"only an answer can be gone on with, the last message is of {messages[-1]['role']}")
+        text, answers = self._text(messages if go_on else [*messages, ANY_ANSWER])
+        openings = [answer.opening for answer in answers]
+        return (text[: answers[-1].end], openings) if go_on else (text[: openings[-1]], openings[:-1])
+
+    def _text(self, messages: Sequence[Message]) -> tuple[str, list["_Answer"]]:
+        """The conversation as the engine reads it, and its answers."""
+        roles, contents, spelt = self._spelt(messages)
+        rendered = self.template.render(roles, spelt)
         parts = [self._engine.hide(rendered.pieces[0])]
         length, spans = len(parts[0]), []
         for role, content, trim, piece in zip(roles, contents, rendered.trims, rendered.pieces[1:], strict=True):
@@ -177,18 +195,52 @@ class ConversationEncoder:
             parts += [words, written]
             length += len(words) + len(written)
         text = "".join(parts)
-        return text, [] if generate else [self._answer(text, start, end) for start, end in spans]
+        return text, [self._answer(text, start, end) for start, end in spans]
 
-    def _answer(self, text: str, start: int, end: int) -> tuple[int, int, int]:
+    def _spelt(self, messages: Sequence[Message]) -> tuple[list[str], list[str], list[str]]:
+        """Roles, contents for the engine, and contents for the template."""
+        contents = [self._content(message) for message in messages]
+        spelt = [content.replace(self._image, self._image_text) for content in contents]
+        return [message["role"] for message in messages], contents, spelt
+
+    def _check_history(self, messages: Sequence[Message]) -> None:
+        """DataError where an answer that others follow is written otherwise than one that is asked for."""
+        first = next((number for number, message in enumerate(messages) if message["role"] == "assistant"), None)
+        if first is None or first + 1 == len(messages):
+            return
+        roles, _, spelt = self._spelt(messages)
+        whole = self.template.render(roles, spelt)
+        alone = self.template.render(roles[: first + 1], spelt[: first + 1])
+        if alone.pieces[: first + 1] != whole.pieces[: first + 1]:
+            raise DataError(
+                "the chat template writes an answer otherwise once other messages follow it (as those do that drop "
+                "earlier thoughts): what several turns would teach in one row is not what is asked later"
+            )
+
+    def _tokens(self, text: str, openings: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+        """As the engine's `encode`, with no token that reaches from the template's words into an answer's.
+
+        A model is asked with the tokens in front of an answer, so they must not depend on how the answer begins. A
+        special token that takes the blanks behind it, those of an answer too, is the same whatever it takes.
+        """
+        ids, starts, ends = self._engine.encode(text)
+        crossed = []
+        for opening in openings:
+            before = bisect_left(starts, opening) - 1
+            if before >= 0 and ends[before] > opening and OPEN not in text[starts[before] : opening]:
+                crossed.append(opening)
+        return self._engine.encode(text, crossed) if crossed else (ids, starts, ends)
+
+    def _answer(self, text: str, start: int, end: int) -> "_Answer":
         blanks, closing = self._around
         if not text.startswith(closing, end):
             raise DataError("the chat template ends this answer otherwise than it ends others")
         opening = start - len(blanks) if text.endswith(blanks, 0, start) else start
-        return opening, end, end + len(closing)
+        return _Answer(opening, end, end + len(closing))
 
     @cached_property
     def _around(self) -> tuple[str, str]:
-        blanks, closing = self._template.around_answers(re.compile(rf"\s*(?:{self._engine.special.pattern})"))
+        blanks, closing = self.template.around_answers(re.compile(rf"\s*(?:{self._engine.special.pattern})"))
         return blanks, self._engine.hide(closing)
 
     def _content(self, message: Message) -> str:

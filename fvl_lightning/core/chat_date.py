@@ -1,0 +1,31 @@
+"""The day that a chat template writes: one that is set, never the day on which it is asked."""
+
+import datetime
+import re
+from functools import lru_cache
+
+CHAT_DATE = "2024-07-26"
+"""The day where no other is set; Llama 3's own templates write it where they cannot ask for the time."""
+
+_ASKS = re.compile(r"\bstrftime_now\b")
+_OPENING = "{% macro strftime_now(format) %}"
+_DIRECTIVES = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcdDeFGhHIjkmMnpRSTuUVwWxXyYzZ"]
+
+
+def asks_for_the_day(template: str) -> bool:
+    """Whether a chat template asks for the time at which it is rendered."""
+    return _ASKS.search(template) is not None and not template.startswith(_OPENING)
+
+
+@lru_cache(maxsize=64)
+def dated(template: str, day: str = CHAT_DATE) -> str:
+    """The chat template with `day` (YYYY-MM-DD, at midnight) for the time it asks for; others as they are.
+
+    The day becomes part of the template's text: what is saved with the text, or known by it, has the day.
+    """
+    if not asks_for_the_day(template):
+        return template
+    time = datetime.datetime.fromisoformat(day)
+    formatted = "".join(f" | replace('{one}', '{time.strftime(one)}')" for one in _DIRECTIVES)
+    # The line break behind the macro is dropped by the renderer, so that the template begins a line as before.
+    return f"{_OPENING}{{{{ format{formatted} }}}}{{% endmacro %}}\n{template}"
