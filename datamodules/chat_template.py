@@ -62,8 +62,8 @@ class ChatTemplate:
             raise ConfigError(f"the tokenizer {self.tokenizer.name_or_path} has no chat template")
         return dated(self.tokenizer.get_chat_template())
 
-    def render(self, roles: Sequence[str], contents: Sequence[str]) -> Rendered:
-        """The template with these contents.
+    def render(self, roles: Sequence[str], contents: Sequence[str], generate: bool = False) -> Rendered:
+        """The template with these contents; `generate` adds its own invitation to answer, if it has one.
 
         Raises:
             ConfigError: the tokenizer has no chat template.
@@ -75,7 +75,7 @@ class ChatTemplate:
         marks = list(contents)
         for i in marked:
             marks[i] = f"{BLANK}\N{SYMBOL FOR START OF TEXT}{i}\N{SYMBOL FOR END OF TEXT}{BLANK}"
-        found = MARK.split(self._apply(roles, marks))
+        found = MARK.split(self._apply(roles, marks, generate))
         if found[2::4] != [str(i) for i in marked]:
             raise DataError("the chat template leaves out, repeats or reorders contents: it can't be masked")
         trims: list[Callable[[str], str]] = [_nothing] * len(roles)
@@ -83,27 +83,27 @@ class ChatTemplate:
         for i, piece, before, behind in zip(marked, found[0::4], found[1::4], found[3::4], strict=False):
             pieces[i], trims[i] = piece, TRIMS[bool(before), bool(behind)]
         rendered = Rendered(pieces, trims)
-        if rendered.text(contents) != self._apply(roles, contents):
+        if rendered.text(contents) != self._apply(roles, contents, generate):
             raise DataError("the chat template rewrites a content, so it can't be told where the answers are")
         return rendered
 
-    def around_answers(self, ending: re.Pattern[str]) -> tuple[str, str]:
-        """(blanks, end): what the assistant writes before the words of an answer, and behind them.
+    def before_answers(self) -> str:
+        """The blanks that the assistant writes before the words of an answer.
 
-        The blanks are those the template writes between the invitation to answer and the answer ("ASSISTANT:" and
-        "ASSISTANT: red" differ by one); of a template without such an invitation the spaces in front of the answer.
-        The end is what `ending` matches right behind an answer.
-
-        Raises ConfigError where it does not match.
+        They are those the template writes between its invitation to answer and the answer ("ASSISTANT:" and
+        "ASSISTANT: red" differ by one); where its invitation is another, the spaces in front of the answer.
         """
-        invited, opening, behind = self._around_one_answer()
-        end = ending.match(behind)
+        invited, opening, _ = self._around_one_answer()
+        if opening.startswith(invited) and not opening[len(invited) :].strip():
+            return opening[len(invited) :]
+        return opening[len(opening.rstrip(" ")) :]
+
+    def behind_answers(self, ending: re.Pattern[str]) -> str:
+        """What the assistant writes behind an answer: what `ending` matches there; ConfigError where it does not."""
+        end = ending.match(self._around_one_answer()[2])
         if end is None:
             raise ConfigError("the chat template ends an answer without a special token: it can't be learnt to stop")
-        between = opening.removeprefix(invited) if opening.startswith(invited) else "?"
-        if between.isspace() or not between:
-            return between, end[0]
-        return opening[len(opening.rstrip(" ")) :], end[0]
+        return end[0]
 
     def other_invitation(self) -> tuple[str, str] | None:
         """(its own, training's): what the template ends a prompt with, where training shows something else there.

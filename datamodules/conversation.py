@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer, processors
 
-from datamodules.chat_template import ChatTemplate
+from datamodules.chat_template import ChatTemplate, Rendered
 from datamodules.engine import OPEN, Engine, checked_text
 from datamodules.messages import Message, parts_of
 from fvl_lightning.core.errors import ConfigError, DataError
@@ -59,10 +59,9 @@ ANY_ANSWER: Message = {"role": "assistant", "content": "answer"}
 
 
 class _Answer(NamedTuple):
-    """Where in a text an answer begins, with the template's blanks that are its own; where its words end; it ends."""
+    """Where in a text an answer begins, with the template's blanks that are its own, and where its end token ends."""
 
     opening: int
-    end: int
     stop: int
 
 
@@ -112,8 +111,9 @@ class ConversationEncoder:
         that is not supervised, and is what the template writes after its last message: nothing (Llama 3), a line break
         (ChatML), the end of the text (Phi 3).
         """
-        text, answers = self._text(messages)
-        self._check_history(messages)
+        text, spans, rendered = self._text(messages)
+        answers = [self._answer(text, *span) for span in spans]
+        self._check_history(messages, rendered)
         ids, starts, _ = self._tokens(text, [answer.opening for answer in answers])
         labels = [IGNORE_INDEX] * len(ids)
         turns = []
@@ -164,7 +164,7 @@ class ConversationEncoder:
             ConfigError: there is no template, or it has no end token after an answer.
             DataError: the template refuses or rewrites a question and an answer.
         """
-        ids, _, _ = self._engine.encode(self._around[1])
+        ids, _, _ = self._engine.encode(self._closing)
         return ids[-1]
 
     def check_template(self) -> None:
@@ -178,14 +178,26 @@ class ConversationEncoder:
         """The messages up to the next answer as the engine reads them, and where the answers in them begin."""
         if go_on and messages[-1]["role"] != "assistant":
             raise DataError(f"only an answer can be gone on with, the last message is of {messages[-1]['role']}")
-        text, answers = self._text(messages if go_on else [*messages, ANY_ANSWER])
-        openings = [answer.opening for answer in answers]
-        return (text[: answers[-1].end], openings) if go_on else (text[: openings[-1]], openings[:-1])
+        if go_on:
+            text, spans, _ = self._text(messages)
+            text = text[: spans[-1][1]]
+        else:
+            text, spans = self._before_an_answer(messages)
+        return text, [self._opening(text, start) for start, _ in spans]
 
-    def _text(self, messages: Sequence[Message]) -> tuple[str, list["_Answer"]]:
-        """The conversation as the engine reads it, and its answers."""
+    def _before_an_answer(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """What the template writes in front of an answer to the messages, and where the answers in them are."""
+        try:
+            text, spans, _ = self._text([*messages, ANY_ANSWER])
+        except DataError:  # a template that writes no answers has nothing but its own invitation
+            text, spans, _ = self._text(messages, generate=True)
+            return text, spans
+        return text[: self._opening(text, spans[-1][0])], spans[:-1]
+
+    def _text(self, messages: Sequence[Message], generate: bool = False) -> tuple[str, list[tuple[int, int]], Rendered]:
+        """The conversation as the engine reads it, the places of its answers' words, and what the template wrote."""
         roles, contents, spelt = self._spelt(messages)
-        rendered = self.template.render(roles, spelt)
+        rendered = self.template.render(roles, spelt, generate)
         parts = [self._engine.hide(rendered.pieces[0])]
         length, spans = len(parts[0]), []
         for role, content, trim, piece in zip(roles, contents, rendered.trims, rendered.pieces[1:], strict=True):
@@ -194,8 +206,7 @@ class ConversationEncoder:
                 spans.append((length, length + len(words)))
             parts += [words, written]
             length += len(words) + len(written)
-        text = "".join(parts)
-        return text, [self._answer(text, start, end) for start, end in spans]
+        return "".join(parts), spans, rendered
 
     def _spelt(self, messages: Sequence[Message]) -> tuple[list[str], list[str], list[str]]:
         """Roles, contents for the engine, and contents for the template."""
@@ -203,15 +214,13 @@ class ConversationEncoder:
         spelt = [content.replace(self._image, self._image_text) for content in contents]
         return [message["role"] for message in messages], contents, spelt
 
-    def _check_history(self, messages: Sequence[Message]) -> None:
+    def _check_history(self, messages: Sequence[Message], rendered: Rendered) -> None:
         """DataError where an answer that others follow is written otherwise than one that is asked for."""
         first = next((number for number, message in enumerate(messages) if message["role"] == "assistant"), None)
         if first is None or first + 1 == len(messages):
             return
-        roles, _, spelt = self._spelt(messages)
-        whole = self.template.render(roles, spelt)
-        alone = self.template.render(roles[: first + 1], spelt[: first + 1])
-        if alone.pieces[: first + 1] != whole.pieces[: first + 1]:
+        roles, _, spelt = self._spelt(messages[: first + 1])
+        if self.template.render(roles, spelt).pieces[: first + 1] != rendered.pieces[: first + 1]:
             raise DataError(
                 "the chat template writes an answer otherwise once other messages follow it (as those do that drop "
                 "earlier thoughts): what several turns would teach in one row is not what is asked later"
@@ -232,16 +241,21 @@ class ConversationEncoder:
         return self._engine.encode(text, crossed) if crossed else (ids, starts, ends)
 
     def _answer(self, text: str, start: int, end: int) -> "_Answer":
-        blanks, closing = self._around
-        if not text.startswith(closing, end):
+        if not text.startswith(self._closing, end):
             raise DataError("the chat template ends this answer otherwise than it ends others")
-        opening = start - len(blanks) if text.endswith(blanks, 0, start) else start
-        return _Answer(opening, end, end + len(closing))
+        return _Answer(self._opening(text, start), end + len(self._closing))
+
+    def _opening(self, text: str, start: int) -> int:
+        """Where an answer begins whose words begin at `start`."""
+        return start - len(self._blanks) if text.endswith(self._blanks, 0, start) else start
 
     @cached_property
-    def _around(self) -> tuple[str, str]:
-        blanks, closing = self.template.around_answers(re.compile(rf"\s*(?:{self._engine.special.pattern})"))
-        return blanks, self._engine.hide(closing)
+    def _blanks(self) -> str:
+        return self.template.before_answers()
+
+    @cached_property
+    def _closing(self) -> str:
+        return self._engine.hide(self.template.behind_answers(re.compile(rf"\s*(?:{self._engine.special.pattern})")))
 
     def _content(self, message: Message) -> str:
         """A message's text for the engine."""

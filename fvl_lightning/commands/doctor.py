@@ -156,6 +156,9 @@ def _rows(config: ExperimentConfig, data: Any, stage: Stage, readable: bool, loo
     elif config.data.config.view != "tasks":
         data_checks.look_at_made_up(data.encoder, config.data.config.view, looked)
     yield from data_checks.rows(config, looked, readable)
+    if data_checks.has_conversations(data, config, readable):
+        day = getattr(config.language_model.config, "chat_date", None) if config.language_model else None
+        yield from data_checks.template(data.encoder, day)
 
 
 def _memory(

@@ -19,6 +19,7 @@ from datamodules.store import SampleError, SampleStore
 from datamodules.views import TextView, messages_of
 from fvl_lightning.commands.doctor_checks import Finding
 from fvl_lightning.commands.shards_options import plural, shard_cache
+from fvl_lightning.core.chat_date import writes_the_day
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import IGNORE_INDEX
@@ -152,6 +153,36 @@ def rows(experiment: ExperimentConfig, looked: Looked, real: bool) -> Iterator[F
         said = f"{plural(len(looked.broken), 'row')} cannot be used, such as {looked.broken[0]}"
         advice = "`fvl shards check` names all; training skips up to data.max_bad_fraction of them"
         yield Finding("rows", "failed" if share > config.max_bad_fraction else "warning", said, advice)
+
+
+def has_conversations(data: Any, experiment: ExperimentConfig, readable: bool) -> bool:
+    """Whether any of the data sets is trained on as conversations."""
+    views = {part.view for part in data.parts("train")} if readable else {experiment.data.config.view}
+    return "conversation" in views
+
+
+def template(encoder: ConversationEncoder, day: str | None) -> Iterator[Finding]:
+    """What of the chat template is other than people expect: its date, its invitation, and several turns.
+
+    Args:
+        day: `language_model.chat_date`, where the language model has one.
+    """
+    if day and writes_the_day(encoder.template.text):
+        said = f"it asks for the date: {day} is written on every day, in training and when the model is asked"
+        yield Finding("chat template", "ok", f"{said} (language_model.chat_date)")
+    if other := encoder.template.other_invitation():
+        theirs, ours = (visible(words)[:60] or "nothing" for words in other)
+        said = f"by itself it invites an answer with {theirs!r} where training's answers follow {ours!r}"
+        advice = (
+            "every command and the saved processor ask as training does; for other programs give a template in "
+            "language_model.chat_template whose invitation is what stands before its answers"
+        )
+        yield Finding("chat template", "warning", said, advice)
+    try:
+        encoder.encode(MADE_UP)
+    except DataError as error:
+        advice = "train on single turns, or give another template in language_model.chat_template"
+        yield Finding("chat template", "warning", f"conversations of several turns are refused: {error}", advice)
 
 
 def answers(messages: list[Message]) -> list[str]:

@@ -3,6 +3,7 @@
 import datetime
 import re
 from functools import lru_cache
+from typing import Any
 
 CHAT_DATE = "2024-07-26"
 """The day where no other is set; Llama 3's own templates write it where they cannot ask for the time."""
@@ -14,7 +15,12 @@ _DIRECTIVES = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcdDeF
 
 def asks_for_the_day(template: str) -> bool:
     """Whether a chat template asks for the time at which it is rendered."""
-    return _ASKS.search(template) is not None and not template.startswith(_OPENING)
+    return _ASKS.search(template) is not None and not writes_the_day(template)
+
+
+def writes_the_day(template: str) -> bool:
+    """Whether a chat template has got its day from `dated`."""
+    return template.startswith(_OPENING)
 
 
 @lru_cache(maxsize=64)
@@ -29,3 +35,13 @@ def dated(template: str, day: str = CHAT_DATE) -> str:
     formatted = "".join(f" | replace('{one}', '{time.strftime(one)}')" for one in _DIRECTIVES)
     # The line break behind the macro is dropped by the renderer, so that the template begins a line as before.
     return f"{_OPENING}{{{{ format{formatted} }}}}{{% endmacro %}}\n{template}"
+
+
+def dated_tokenizer(tokenizer: Any, day: str = CHAT_DATE) -> Any:
+    """The tokenizer, with `day` in its chat template, or in each of them, where that asks for the time."""
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict):
+        tokenizer.chat_template = {name: dated(template, day) for name, template in templates.items()}
+    elif templates is not None:
+        tokenizer.chat_template = dated(templates, day)
+    return tokenizer

@@ -1,6 +1,7 @@
 """Any causal language model of transformers: Phi-3.5, Llama 3, Vicuna, Qwen, ..."""
 
 import dataclasses
+import datetime
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from fvl_lightning.core.chat_date import CHAT_DATE, dated_tokenizer
 from fvl_lightning.core.errors import ConfigError, nearest, refuse_unknown_fields
 from fvl_lightning.core.registry import register
 from fvl_lightning.language_models.base import LanguageModel
@@ -34,6 +36,15 @@ class CausalLanguageModel(LanguageModel):
         """Hub id or folder of the tokenizer; null for `pretrained`'s."""
         chat_template: str | None = None
         """Jinja text of the chat template, for a tokenizer that has none (Vicuna's); null for the tokenizer's own."""
+        chat_date: str = CHAT_DATE
+        """The day (YYYY-MM-DD) that a chat template writes which asks for today's (Llama 3.2's does). It is a part of
+        the run, so that the model is asked, and a stopped run goes on, with the tokens of training on any day."""
+
+        def __post_init__(self) -> None:
+            try:
+                datetime.date.fromisoformat(self.chat_date)
+            except ValueError:
+                raise ValueError(f"chat_date: a day such as {CHAT_DATE} is expected, found {self.chat_date}") from None
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -150,7 +161,7 @@ def load_tokenizer(config: CausalLanguageModel.Config) -> Any:
         raise ConfigError(f"language_model.tokenizer: {source} could not be read: {first}") from None
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
-    return tokenizer
+    return dated_tokenizer(tokenizer, config.chat_date)
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, Any]:

@@ -4,13 +4,13 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from datamodules.conversation import ConversationEncoder
-from datamodules.messages import Message, check_messages, parts_of
+from datamodules.messages import Message, check_messages
 from datamodules.pixels import Fit
-from fvl_lightning.core.errors import ConfigError, DataError, first_line
+from fvl_lightning.core.chat_date import dated_tokenizer
+from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX, ImageSpec
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.image_processor import (
@@ -119,7 +119,7 @@ class FlorenceVLProcessor(ProcessorMixin):
         conversations, batched = self._conversations(conversation)
         encoder = self._encoder_for(chat_template)
         if not tokenize:
-            written = [self._written(messages, encoder.tokenizer, generate, go_on) for messages in conversations]
+            written = [encoder.written(messages, generate, go_on) for messages in conversations]
             return written if batched else written[0]
         rows = [_ids(encoder, messages, generate, go_on) for messages in conversations]
         pairs = zip(conversations, rows, strict=True)
@@ -208,24 +208,6 @@ class FlorenceVLProcessor(ProcessorMixin):
                 raise DataError(f"conversation: {problem}")
         return conversations, batched
 
-    def _written(self, messages: Sequence[Message], tokenizer: Any, generate: bool, go_on: bool) -> str:
-        """The text that the chat template writes; IMAGE_TOKEN stands once for each image."""
-        flattened = [
-            {
-                "role": message["role"],
-                "content": "".join(self.image_token if p["type"] == "image" else p["text"] for p in parts_of(message)),
-            }
-            for message in messages
-        ]
-        if go_on and messages[-1]["role"] != "assistant":
-            raise DataError(f"only an answer can be gone on with, the last message is of {messages[-1]['role']}")
-        try:
-            return tokenizer.apply_chat_template(
-                flattened, tokenize=False, add_generation_prompt=generate, continue_final_message=go_on
-            )
-        except jinja2.TemplateError as error:
-            raise DataError(f"the chat template refuses the conversation: {first_line(error)}") from None
-
 
 def _check_choices(
     options: RowOptions, generate: bool, go_on: bool, masks: bool, tokenize: bool, sanitize: bool, audio: bool
@@ -274,12 +256,12 @@ def make_processor(image: ImageSpec, tokenizer: Any, fit: Fit) -> FlorenceVLProc
 
 
 def image_tokenizer(tokenizer: Any) -> Any:
-    """The tokenizer with the image placeholder among its special tokens and a pad token."""
+    """The tokenizer with the image placeholder among its special tokens, a pad token and no clock in its template."""
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
         tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return dated_tokenizer(tokenizer)
 
 
 AutoProcessor.register(FlorenceVLConfig, FlorenceVLProcessor)

@@ -57,6 +57,36 @@ MISTRAL_0_1 = (
     "{{ message['content'] + eos_token + ' ' }}{% else %}{{ raise_exception('no system here') }}{% endif %}{% endfor %}"
 )
 
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    "{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+QWEN_3 = (
+    "{% set last = namespace(user=0) %}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{% set last.user = loop.index0 %}{% endif %}{% endfor %}{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' and loop.index0 > last.user %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Writes an empty thought in front of the last answer only, and none in its invitation."""
+R_1 = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '<|User|>' + message['content'] }}{% elif message['role'] == 'system' %}{{ message['content'] }}{% else %}"
+    "{{ '<|Assistant|>' + message['content'].split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
+)
+"""Opens a thought in its invitation, and drops thoughts of answers."""
+DATED = "{{ '<|im_start|>system\nToday: ' + strftime_now('%d %B %Y') + '<|im_end|>\n' }}" + QWEN
+SILENT = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+)
+"""Has no invitation."""
+EAGER = SILENT + "{{ '<|im_start|>assistant\n' }}"
+"""Always invites, behind the last answer too."""
+
 SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """How Llama 3 and Qwen cut a text before the merges: a blank goes with the word behind it, line breaks together."""
 
@@ -101,6 +131,9 @@ class Family:
         return ("" if self.inserted and not words else self.lead) + words + self.end
 
 
+CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+GEMMA_TOKENS = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
+R_1_TOKENS = ("<|begin|>", "<|end|>", "<|User|>", "<|Assistant|>")
 HEADERS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 FAMILIES = {
     "llama_3": Family(LLAMA_3, "bytes", HEADERS, HEADERS[0], "<|eot_id|>", "<|eot_id|>", trims=True),
@@ -129,6 +162,18 @@ FAMILIES = {
     },
 }
 NAMES = sorted(FAMILIES)
+ODD_FAMILIES = {
+    "gemma": Family(
+        GEMMA, "bytes", GEMMA_TOKENS, "<bos>", "<eos>", "<end_of_turn>", trims=True, system=False, after="\n"
+    ),
+    "qwen_3": Family(QWEN_3, "bytes", CHATML_TOKENS, None, "<|im_end|>", "<|im_end|>", after="\n"),
+    "r_1": Family(R_1, "bytes", R_1_TOKENS, "<|begin|>", "<|end|>", "<|end|>"),
+    "dated": Family(DATED, "bytes", CHATML_TOKENS, None, "<|im_end|>", "<|im_end|>", after="\n"),
+    "silent": Family(SILENT, "bytes", CHATML_TOKENS, None, "<|im_end|>", "<|im_end|>", after="\n"),
+    "eager": Family(EAGER, "bytes", CHATML_TOKENS, None, "<|im_end|>", "<|im_end|>", after="\n<|im_start|>assistant\n"),
+}
+"""Templates that write a date, or whose invitation is not what stands in front of their answers; and Gemma's."""
+ALL_FAMILIES = FAMILIES | ODD_FAMILIES
 
 
 def byte_level() -> Tokenizer:
@@ -174,10 +219,10 @@ def metaspace(scheme: str) -> Tokenizer:
     return backend
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
 def tokenizer_of(name: str) -> Any:
     """The tokenizer of a family, with its template and an image token."""
-    family = FAMILIES[name]
+    family = ALL_FAMILIES[name]
     backend = byte_level() if family.engine == "bytes" else metaspace(family.engine)
     if name == "qwen":
         backend.normalizer = normalizers.NFC()

@@ -258,7 +258,7 @@ def test_another_chat_template_by_place_or_by_name() -> None:
     own = ours.apply_chat_template(TWO, **PROMPT)["input_ids"]
     assert torch.equal(ours.apply_chat_template(TWO, None, **PROMPT)["input_ids"], own)
     assert torch.equal(ours.apply_chat_template(TWO, ours.chat_template, **PROMPT)["input_ids"], own)
-    other = TEMPLATE.replace("assistant {%", "assistant w30 {%")
+    other = TEMPLATE.replace("{{ message.content", "w30 {{ message.content").replace("assistant {%", "assistant w30 {%")
     ids = ours.apply_chat_template(TWO, other, **PROMPT)["input_ids"]
     assert ids[0, -1] == ours.tokenizer.convert_tokens_to_ids("w30")
     assert ours.apply_chat_template(TWO[0], chat_template=other, add_generation_prompt=True).endswith("assistant w30 ")
