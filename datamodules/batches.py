@@ -4,7 +4,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,7 @@ from datamodules.items import Items
 from datamodules.lengths import joined, measured_items, tell_counts
 from datamodules.loader import PATIENCE, BatchDataset, BatchLoader, FeatureLookup, FiniteBatchLoader
 from datamodules.order import GlobalOrder
-from datamodules.pixels import Fit, to_pixels
+from datamodules.pixels import Fit, ImageReader
 from datamodules.questions import Question, list_questions
 from datamodules.remote import ShardCache, is_remote
 from datamodules.rows import Layout, RowOrder, TrainRows, ValidationRows, single_rows
@@ -113,6 +113,8 @@ class BatchData(LightningDataModule):
         self._context = context
         self._items.clear()
         self.__dict__.pop("encoder", None)
+        for store in self._stores.values():
+            store.decode = self.reader.decode
 
     def attach_features(self, lookup: FeatureLookup | None) -> None:
         """From now on batches hold `lookup(split, sample number)` in place of images; None takes it back."""
@@ -158,11 +160,19 @@ class BatchData(LightningDataModule):
         context = self.context
         return ConversationEncoder(context.tokenizer, context.image_token_id, context.image.tokens_per_image)
 
+    @property
+    def reader(self) -> ImageReader:
+        """How images become pixels for the connected encoder."""
+        config = self.config
+        return ImageReader(self.context.image, config.image_fit, config.jpeg_decoder, config.scaled_decode)
+
     def store(self, split: str) -> SampleStore:
         """The samples of a split, its data sets one after the other; DataError where it has no shards."""
         if split not in self._stores:
             shards = [shard for part in self.parts(split) for shard in part.shards]
-            store = SampleStore(shards, split, self.cache)
+            # Before it is known what the images are for, nothing but their number is asked of a store.
+            decode = decode_image if self._context is None else self.reader.decode
+            store = SampleStore(shards, split, self.cache, decode)
             refused = sum(problem.count for problem in store.problems.values())
             whole = len(store) + refused
             if whole >= PATIENCE and refused > self.config.max_bad_fraction * whole:
@@ -182,7 +192,7 @@ class BatchData(LightningDataModule):
         """The images of these samples, one sample after the other, [I, 3, P, P] float32 normalised."""
         store = self.store(split)
         images = [image for i in indices for image in store.images(i)]
-        return to_pixels(images, self.context.image, self.config.image_fit)
+        return self.reader.pixels(images)
 
     def prompted(self, split: str, indices: Sequence[int]) -> PromptedBatch:
         """These samples as prompted targets, to score the encoder on; DataError where one is broken."""
@@ -196,12 +206,17 @@ class BatchData(LightningDataModule):
 
     def read_image(self, path: Path) -> Tensor:
         """A picture of one's own as the encoder wants it, [3, P, P] float32 normalised; DataError where it can't be."""
-        return to_pixels([decode_image(path)], self.context.image, self.config.image_fit)[0]
+        return self.reader.pixels([self.reader.decode(path)])[0]
 
     def manifest_hash(self) -> str:
         """Names the data of a training run: the hash of what its two splits hold."""
         hashes = [self.store(split).manifest_hash() for split in TRAINING_SPLITS]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+
+    def content_hash(self, splits: Sequence[str] = TRAINING_SPLITS) -> str:
+        """Names what these splits hold, by their bytes too (SampleStore.content_hash); it needs no `connect`."""
+        hashes = [f"{split} {self.store(split).content_hash()}" for split in splits]
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
 
     def _ends(self, split: str) -> list[int]:
         """The number of the first sample behind each data set."""
@@ -253,13 +268,8 @@ class BatchData(LightningDataModule):
         return [held for held in blocks if held]
 
     def _dataset(self, split: str) -> BatchDataset:
-        config, parts, context = self.config, self.parts(split), self.context
+        config, parts = self.config, self.parts(split)
         store = self.store(split)
-        store.decode = partial(
-            decode_image,
-            decoder=config.jpeg_decoder,
-            at_least=context.image.size if config.scaled_decode else None,
-        )
         views = {name: self.view(name) for name in {part.view for part in parts}}
         packed = split == "train" and config.layout == "packed"
         return BatchDataset(

@@ -76,11 +76,16 @@ def decode_image(source: bytes | Path, decoder: Decoder = "pillow", at_least: in
         return _upright(pixels, _orientation(image))
 
 
-def loaded_pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """An image that is Pillow's already, as decode_image would have given it; DataError as there."""
+def loaded_pixels(image: Image.Image, at_least: int | None = None) -> NDArray[np.uint8]:
+    """An image that is Pillow's already, as decode_image would have given it; DataError as there.
+
+    Args:
+        at_least: as of decode_image, for a JPEG that has been opened and not been read.
+    """
     _refuse_size(image.size)
     try:
-        return _upright(_decode(image, scale=1), _orientation(image))
+        scale = _scale(image, at_least) if at_least is not None and image.format in ("JPEG", "MPO") else 1
+        return _upright(_decode(image, scale), _orientation(image))
     except OSError as error:  # it may have been opened and not yet read
         raise DataError(f"the image can't be read: {_one_line(error)}") from None
 

@@ -1,7 +1,10 @@
-"""Decoded images as the encoder wants them."""
+"""Images as the encoder wants them: decoded, brought to its square and normalised."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -9,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from datamodules.images import Decoder, decode_image, loaded_pixels
 from fvl_lightning.core.types import ImageSpec
 
 Fit = Literal["stretch", "pad", "crop"]
@@ -17,6 +21,38 @@ _LONGEST_PADDED = 8192
 """A side longer than this is reduced before it is padded: the square then has 64 Mi pixels at most."""
 
 _BICUBIC = Image.Resampling.BICUBIC
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Everything that decides which pixels an encoded image becomes, in training, caching, scoring and use alike."""
+
+    spec: ImageSpec
+    """Size, mean and standard deviation of the encoder; the tokens that an image becomes do not count."""
+    fit: Fit = "stretch"
+    decoder: Decoder = "pillow"
+    scaled: bool = False
+    """Large JPEGs are decoded at a fraction of their size, not below the encoder's."""
+
+    def decode(self, source: bytes | Path) -> NDArray[np.uint8]:
+        """[height, width, 3] of an encoded image or a file; errors as of `decode_image`."""
+        return decode_image(source, self.decoder, self._at_least)
+
+    def take(self, image: Image.Image) -> NDArray[np.uint8]:
+        """[height, width, 3] of an image of Pillow's; one that is loaded already is taken at its full size."""
+        return loaded_pixels(image, self._at_least)
+
+    def pixels(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """I decoded images -> [I, 3, P, P]."""
+        return to_pixels(images, self.spec, self.fit)
+
+    def identity(self) -> dict[str, Any]:
+        """All fields, by which two readers that give other pixels are told apart."""
+        return dataclasses.asdict(dataclasses.replace(self, spec=dataclasses.replace(self.spec, tokens_per_image=0)))
+
+    @property
+    def _at_least(self) -> int | None:
+        return self.spec.size if self.scaled else None
 
 
 def to_pixels(images: Sequence[NDArray[np.uint8]], spec: ImageSpec, fit: Fit = "stretch") -> Tensor:

@@ -90,6 +90,23 @@ def remote_size(url: str) -> int:
         return _known(files.info(path).get("size"), url)
 
 
+_VERSIONS = ("etag", "md5hash", "md5", "generation", "versionid", "mtime", "lastmodified", "last_modified", "updated")
+"""What filesystems say, under many spellings, of which version of a file is there; the first that is said counts."""
+
+
+def remote_version(url: str) -> str:
+    """Names the version of the file at a URL, by its size and what its server says of it; nothing of it is read.
+
+    Raises:
+        DataError: there is no such file, or that cannot be found out.
+    """
+    with _told(url, "looked at"):
+        files, path = _filesystem(url)
+        facts = {key.lower().replace("-", ""): value for key, value in files.info(path).items()}
+    said = next((f"{key} {facts[key]}" for key in _VERSIONS if facts.get(key)), "")
+    return f"{facts.get('size')} {said}"
+
+
 def read_bytes(url: str) -> bytes:
     """The whole of the file at a URL; DataError where there is none or it can't be read."""
     with _told(url, "read"):

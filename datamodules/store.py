@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.fingerprint import content_hash
 from datamodules.images import decode_image
 from datamodules.index import ShardIndex, index_name, mismatch
 from datamodules.paths import split_shards
@@ -82,6 +83,7 @@ class SampleStore:
         self._files = ShardFiles(self.shards, [index.tar_bytes for index in self._indexes], cache)
         self._starts = list(accumulate(map(len, self._indexes), initial=0))
         self._suffixes = [[f".{suffix}".encode() for suffix in index.suffixes] for index in self._indexes]
+        self._content: str | None = None
         self.problems: dict[str, Problem] = {}
         self.ignored: Counter[str] = Counter()
         for shard, index in zip(self.shards, self._indexes, strict=True):
@@ -196,6 +198,18 @@ class SampleStore:
             for array in (index.key_ends, index.member_ends, index.suffix_codes, index.offsets, index.sizes):
                 digest.update(array.tobytes())
         return digest.hexdigest()
+
+    def content_hash(self) -> str:
+        """Names what the shards hold, by their bytes too: as manifest_hash, and another one where a text was edited.
+
+        See `content_hash` of fingerprint.py for what is read of large sets. It is found once.
+        """
+        if self._content is None:
+            sizes = [index.tar_bytes for index in self._indexes]
+            digest = hashlib.sha256(self.manifest_hash().encode())
+            digest.update(content_hash(self.shards, sizes).encode())
+            self._content = digest.hexdigest()
+        return self._content
 
     def error(self, i: int, reason: str, detail: str = "") -> SampleError:
         """The error for sample i, naming its shard and key."""

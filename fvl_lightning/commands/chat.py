@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from datamodules.images import decode_image
 from datamodules.preview import visible
 from fvl_lightning.commands.adapters import ADAPTERS_HELP, put_on
 from fvl_lightning.commands.models import MODEL_HELP, answering_model, start_drawing
@@ -44,8 +43,8 @@ def chat(
     """
     if not 0 < top_p <= 1:
         raise ConfigError(f"--top-p: a probability above 0, at most 1, not {top_p:g}")
-    pictures = [decode_image(path) for path in image or ()]
     loaded = answering_model(model)
+    pictures = [loaded.processor.image_processor.reader.decode(path) for path in image or ()]
     adapters = put_on(loaded, adapter)
     conversation = Conversation(loaded, Sampling(max_tokens, temperature, top_p), pictures=pictures)
     start_drawing(seed)
@@ -82,7 +81,8 @@ def obey(line: str, conversation: Conversation, console: Console, adapters: Sequ
     if word == "/image":
         if not rest.strip():
             raise ConfigError("/image needs the path of a picture")
-        conversation.pictures.append(decode_image(Path(rest.strip()).expanduser()))
+        reader = conversation.loaded.processor.image_processor.reader
+        conversation.pictures.append(reader.decode(Path(rest.strip()).expanduser()))
         console.print(f"{plural(len(conversation.pictures), 'picture')} for the next message", style="dim")
     elif word == "/adapter":
         if rest and rest not in adapters:

@@ -47,7 +47,8 @@ def encoder(
     Example: `fvl encoder runs/demo/encoder_pretrain --task grounding --image picture.png`
     """
     picture = decode_image(image)
-    answer = ask_encoder(open_encoder(model), picture, task, max_tokens)
+    opened = open_encoder(model)
+    answer = ask_encoder(opened, picture, task, max_tokens, opened.reader.decode(image))
     console = terminal()
     if answer.boxes:
         table = Table("object", "left", "top", "right", "bottom", title=f"{image}, in pixels")
@@ -99,7 +100,8 @@ def save_png(picture: Image.Image, path: Path) -> None:
 def _of_run(run: RunFolder) -> SeeingEncoder:
     experiment = check_config(ExperimentConfig, run.config)
     if (run.model / ENCODER_FILE).is_file():
-        return _saved(run.model, experiment.encoder.name, experiment.data.config.image_fit)
+        data = experiment.data.config
+        return _saved(run.model, experiment.encoder.name, data.image_fit, data.scaled_decode)
     origin = _encoder_run(run)
     return _of_whole_model(run.model, REMEDY if origin is None else f"name {origin}")
 
@@ -114,7 +116,7 @@ def _encoder_run(run: RunFolder) -> Path | None:
     return None
 
 
-def _saved(folder: Path, name: str = "florence2", fit: Fit = "stretch") -> SeeingEncoder:
+def _saved(folder: Path, name: str = "florence2", fit: Fit = "stretch", scaled: bool = False) -> SeeingEncoder:
     _refuse_without_decoder(read_json(folder / ENCODER_FILE), folder, REMEDY)
     found = load_encoder(folder, name).encoder
     try:
@@ -122,7 +124,7 @@ def _saved(folder: Path, name: str = "florence2", fit: Fit = "stretch") -> Seein
         tokenizer = AutoTokenizer.from_pretrained(folder) if own else found.load_tokenizer(found.config)
     except ConfigError as error:
         raise ConfigError(f"{folder} needs the tokenizer of where it was trained, run this there: {error}") from None
-    return SeeingEncoder(found, tokenizer, fit)
+    return SeeingEncoder(found, tokenizer, fit, scaled)
 
 
 def _of_whole_model(folder: Path, remedy: str) -> SeeingEncoder:
@@ -130,7 +132,8 @@ def _of_whole_model(folder: Path, remedy: str) -> SeeingEncoder:
     _refuse_without_decoder(read_json(folder / "config.json").get("encoder") or {}, folder, remedy)
     loaded = load_model(folder)
     found = loaded.model.encoder
-    return SeeingEncoder(found, found.load_tokenizer(found.config), loaded.processor.image_processor.fit)
+    images = loaded.processor.image_processor
+    return SeeingEncoder(found, found.load_tokenizer(found.config), images.fit, images.scaled_decode)
 
 
 def _refuse_without_decoder(config: Mapping[str, Any], folder: Path, remedy: str) -> None:

@@ -86,7 +86,8 @@ def open_with_data(reference: str, file: Path | None, level: str | None = None) 
     if config["data"] is None:
         raise ConfigError(f"--data: {file} names no data")
     loaded = answering_model(reference)
-    config["data"]["image_fit"] = loaded.processor.image_processor.fit
+    images = loaded.processor.image_processor
+    config["data"] |= {"image_fit": images.fit, "scaled_decode": images.scaled_decode}
     experiment = check_config(ExperimentConfig, _at_level(config, level, str(file)))
     data = prepare_data(experiment)
     data.connect(data_context(loaded.model, loaded.tokenizer, experiment))

@@ -94,7 +94,7 @@ def answer_batch(loaded: Loaded, batch: Sequence[Request], sampling: Sampling) -
     prompts: dict[int, Prompt] = {}
     for place, request in enumerate(batch):
         try:
-            prompts[place] = encode(loaded, request.messages())
+            prompts[place] = encode(loaded, request.messages(loaded.processor.image_processor.reader))
         except DataError as error:
             rows[place]["error"] = str(error)
     if prompts:

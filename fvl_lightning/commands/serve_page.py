@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.images import EXTENSIONS, decode_image
+from datamodules.images import EXTENSIONS
+from datamodules.pixels import ImageReader
 from fvl_lightning.commands.serve_shares import head_html, no_shares_html, shares_html
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.inference import Conversation, Sampling, source_shares
@@ -110,7 +111,7 @@ def reply(
     text, files = said["text"].strip(), said["files"]
     if not text:
         raise DataError("there is no question")
-    pictures = [_decoded(file) for file in files]
+    pictures = [_decoded(file, loaded.processor.image_processor.reader) for file in files]
     conversation = Conversation(loaded, sampling, list(before), pictures)
     with closing(conversation.say(text)) as pieces:
         panel = None
@@ -124,9 +125,9 @@ def reply(
             yield [*chat, {"role": "assistant", "content": written}], list(conversation.messages), panel
 
 
-def _decoded(file: str) -> NDArray[np.uint8]:
+def _decoded(file: str, reader: ImageReader) -> NDArray[np.uint8]:
     """An uploaded picture; DataError with the name it was uploaded under."""
     try:
-        return decode_image(Path(file).read_bytes())
+        return reader.decode(Path(file).read_bytes())
     except DataError as error:
         raise DataError(f"{Path(file).name}: {error}") from None

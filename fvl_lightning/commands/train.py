@@ -251,7 +251,7 @@ def record_model(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) ->
         trainable=sum(count["trainable"] for count in counts.values()),
         components=counts,
         adapter_bytes=adapter_bytes(stage.model, stage.trainable) if adapted(stage.trainable) else None,
-        encoder_hash=weights_hash(stage.model.encoder.state_dict()),
+        encoder_hash=weights_hash(stage.model.encoder.feature_state()),
         threads=torch.get_num_threads(),
     )
 
@@ -305,7 +305,7 @@ def fit(
 
 def finish(stage: Stage, run: RunFolder) -> None:
     """Saves the model; a frozen encoder must be the one the run started with."""
-    encoder_hash = weights_hash(stage.model.encoder.state_dict())
+    encoder_hash = weights_hash(stage.model.encoder.feature_state())
     frozen = stage.trainable["encoder"] == "frozen"
     assert not frozen or encoder_hash == run.info["encoder_hash"], "the frozen encoder changed during training"
     stage.save_model(run.model)

@@ -14,8 +14,6 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        if name.startswith("decoder."):
-            continue
         data = _as_float32(tensor.detach().cpu().contiguous())
         digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
         digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())

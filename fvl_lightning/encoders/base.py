@@ -37,6 +37,13 @@ class Encoder(nn.Module, ABC):
     def load_pretrained(self) -> None:
         """Fills the weights from `config.pretrained`, if there is one; call once, after initialisation."""
 
+    def feature_state(self) -> dict[str, Tensor]:
+        """The tensors that decide the features, by their names in `state_dict()`; hashes and caches go by them.
+
+        All of them, unless a subclass has some that no feature depends on, such as a decoder's.
+        """
+        return self.state_dict()
+
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
         """The repeated blocks, the units of sharding and of activation checkpointing."""

@@ -92,6 +92,14 @@ class EnsembleEncoder(Encoder):
             with _blaming(name):
                 member.load_pretrained()
 
+    def feature_state(self) -> dict[str, Tensor]:
+        """Those of the members."""
+        return {
+            f"members.{name}.{key}": value
+            for name, member in zip(self.members, self._members(), strict=True)
+            for key, value in member.feature_state().items()
+        }
+
     def blocks(self) -> list[nn.Module]:
         """Those of the members, in order."""
         return [block for member in self._members() for block in member.blocks()]

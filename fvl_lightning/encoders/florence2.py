@@ -142,6 +142,10 @@ class Florence2Encoder(Encoder):
             values = read_values(pretrained, self.config.revision, keep_decoder=self.decoder is not None)
             self.load_state_dict(fitted(values, self.state_dict(), pretrained))
 
+    def feature_state(self) -> dict[str, Tensor]:
+        """All but the decoder's: it reads features and makes none, and only encoder_pretrain has it."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("decoder.")}
+
     def _init_weights(self, module: nn.Module) -> None:
         """Initialises a module that no transformers model beneath this one owns (the projector and what it holds)."""
         PreTrainedModel._init_weights(self.vision_tower, module)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from datamodules.pixels import Fit, to_pixels
+from datamodules.pixels import Fit, ImageReader
 from datamodules.views import location_bins
 from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.core.types import ImageSpec
@@ -25,6 +25,14 @@ class SeeingEncoder:
     encoder: Any
     tokenizer: Any
     fit: Fit = "stretch"
+    scaled: bool = False
+    """Whether large JPEGs were decoded at a fraction of their size."""
+
+    @property
+    def reader(self) -> ImageReader:
+        """How images become what the encoder takes."""
+        spec = ImageSpec(self.encoder.image_size, self.encoder.mean, self.encoder.std, 0)
+        return ImageReader(spec, self.fit, scaled=self.scaled)
 
 
 @dataclass(frozen=True)
@@ -38,9 +46,13 @@ class EncoderAnswer:
 
 @torch.no_grad()
 def ask_encoder(
-    model: SeeingEncoder, picture: NDArray[np.uint8], task: str, max_tokens: int | None = None
+    model: SeeingEncoder, picture: NDArray[np.uint8], task: str, max_tokens: int | None = None,
+    seen: NDArray[np.uint8] | None = None,
 ) -> EncoderAnswer:
     """What the decoder writes greedily about a picture [height, width, 3] under the prompt `task`.
+
+    Args:
+        seen: the picture as `model.reader` decodes it, where that is another size; boxes are in pixels of `picture`.
 
     Raises:
         ConfigError: a prompt the encoder does not have, or more tokens than its decoder holds.
@@ -52,8 +64,8 @@ def ask_encoder(
     held = encoder.model_config.text_config.max_position_embeddings
     if max_tokens is not None and max_tokens > held:
         raise ConfigError(f"max_tokens: {max_tokens} are asked for, the encoder's decoder holds {held}")
-    spec = ImageSpec(encoder.image_size, encoder.mean, encoder.std, 0)
-    ids = encoder.write(to_pixels([picture], spec, model.fit), max_tokens or min(MOST_TOKENS, held), [task])[0, 0]
+    pixels = model.reader.pixels([picture if seen is None else seen])
+    ids = encoder.write(pixels, max_tokens or min(MOST_TOKENS, held), [task])[0, 0]
     text = written_text(tokenizer, ids)
     located, (height, width) = parse_boxes(text), picture.shape[:2]
     bins = location_bins(tokenizer) if located else 0

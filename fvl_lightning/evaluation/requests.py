@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.images import EXTENSIONS, decode_image
+from datamodules.images import EXTENSIONS
 from datamodules.messages import Message, check_messages, image_parts, parts_of
+from datamodules.pixels import ImageReader
 from datamodules.sources.files import MAX_ROW_BYTES, find_folder, open_file, read_images
 from datamodules.sources.refusals import Refused
 from fvl_lightning.core.errors import DataError
@@ -35,7 +36,7 @@ class Request:
     folder: Path
     problem: str = ""
 
-    def messages(self) -> list[Message]:
+    def messages(self, reader: ImageReader) -> list[Message]:
         """The conversation with its pictures decoded; DataError for a row or a picture that cannot be read."""
         if self.problem:
             raise DataError(self.problem)
@@ -43,7 +44,8 @@ class Request:
             contents = read_images(self.folder, self.told["images"])
         except Refused as refused:
             raise DataError(f"{refused.refusal.reason}: {refused.refusal.detail}") from None
-        pictures = iter([_picture(name, content) for name, content in zip(self.told["images"], contents, strict=True)])
+        named = zip(self.told["images"], contents, strict=True)
+        pictures = iter([_picture(name, content, reader) for name, content in named])
         if "prompt" in self.told:
             return [user_message(list(pictures), self.told["prompt"])]
         return [
@@ -56,6 +58,14 @@ class Request:
             }
             for message in self.told["messages"]
         ]
+
+
+    def contents(self) -> list[bytes]:
+        """Its encoded pictures; none where it is wrong, or one of them cannot be read."""
+        try:
+            return [] if self.problem else list(read_images(self.folder, self.told["images"]))
+        except Refused:
+            return []
 
 
 @dataclass(frozen=True)
@@ -73,14 +83,12 @@ def folder_requests(folder: Path, prompt: str) -> Requests:
     if not found:
         raise DataError(f"no picture in {folder}: none of its files ends with {', '.join(SUFFIXES)}")
     names = [path.name for path in found]
-    sizes = [path.stat().st_size if path.is_file() else 0 for path in found]
-    digest = hashlib.sha256(json.dumps([prompt, names, sizes]).encode()).hexdigest()[:16]
 
     def read() -> Iterator[Request]:
         for number, name in enumerate(names, 1):
             yield Request(f"picture {number}", {"id": name, "images": [name], "prompt": prompt}, folder)
 
-    return Requests(len(names), digest, read)
+    return Requests(len(names), _digest(read()), read)
 
 
 def file_requests(path: Path) -> Requests:
@@ -89,17 +97,24 @@ def file_requests(path: Path) -> Requests:
     The image parts of `messages` are the row's images in their order. A row without "id" is known by its line. What is
     wrong with a row is in the row. Raises DataError for a file that can't be read.
     """
-    digest, count = hashlib.sha256(), 0
-    for _, line in _lines(path):
-        digest.update(line)
-        count += bool(line.strip())
+    count = sum(bool(line.strip()) for _, line in _lines(path))
 
     def read() -> Iterator[Request]:
         for number, line in _lines(path):
             if line.strip():
                 yield _request(number, line, path.parent)
 
-    return Requests(count, digest.hexdigest()[:16], read)
+    return Requests(count, _digest(read()), read)
+
+
+def _digest(requests: Iterable[Request]) -> str:
+    """Names what is asked, the bytes of the pictures included: another picture under the same name is another one."""
+    digest = hashlib.sha256()
+    for request in requests:
+        digest.update(json.dumps([request.told, request.problem]).encode())
+        for content in request.contents():
+            digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()[:16]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -155,8 +170,8 @@ def _problem(row: dict[str, Any]) -> str:
     return "" if parts == len(names) else f"the messages have {parts} image parts for {len(names)} images"
 
 
-def _picture(name: str, content: bytes) -> Any:
+def _picture(name: str, content: bytes, reader: ImageReader) -> Any:
     try:
-        return decode_image(content)
+        return reader.decode(content)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AutoImageProcessor, BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from datamodules.images import MAX_BYTES, decode_image, loaded_pixels
+from datamodules.images import MAX_BYTES
 from datamodules.messages import Message, parts_of
-from datamodules.pixels import Fit, to_pixels
+from datamodules.pixels import Fit, ImageReader
 from fvl_lightning.core.errors import ConfigError, DataError, first_line
 from fvl_lightning.core.types import ImageSpec
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
@@ -39,10 +39,11 @@ class FlorenceVLImageProcessor(BaseImageProcessor):
         image_mean: Sequence[float],
         image_std: Sequence[float],
         fit: Fit = "stretch",
+        scaled_decode: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.size, self.fit = size, fit
+        self.size, self.fit, self.scaled_decode = size, fit, scaled_decode
         self.image_mean, self.image_std = list(image_mean), list(image_std)
 
     def preprocess(
@@ -54,31 +55,33 @@ class FlorenceVLImageProcessor(BaseImageProcessor):
             DataError: a picture that cannot be read, or is larger than what is read.
         """
         refuse_unused(kwargs)
-        pixels = [load_picture(picture) for picture in flat(images)]
-        values: Tensor = to_pixels(pixels, self._spec, self.fit)
+        reader = self.reader
+        values: Tensor = reader.pixels([load_picture(picture, reader) for picture in flat(images)])
         return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
 
     @property
-    def _spec(self) -> ImageSpec:
+    def reader(self) -> ImageReader:
+        """How images become pixels; the decoder is Pillow, of which simplejpeg is at most 2 of 255 levels away."""
         mean, std = (tuple(map(float, values)) for values in (self.image_mean, self.image_std))
         assert len(mean) == 3 and len(std) == 3
-        return ImageSpec(self.size["height"], mean, std, tokens_per_image=0)
+        spec = ImageSpec(self.size["height"], mean, std, tokens_per_image=0)
+        return ImageReader(spec, self.fit, scaled=self.scaled_decode)
 
 
-def load_picture(picture: Picture) -> NDArray[np.uint8]:
+def load_picture(picture: Picture, reader: ImageReader) -> NDArray[np.uint8]:
     """[height, width, 3] RGB, upright; DataError for what cannot be read, or is too large to be."""
     if isinstance(picture, Image.Image):
-        return loaded_pixels(picture)
+        return reader.take(picture)
     if isinstance(picture, np.ndarray | Tensor):
         return _checked_array(picture)
     if isinstance(picture, str) and picture.startswith(("http://", "https://")):
-        return decode_image(_downloaded(picture))
+        return reader.decode(_downloaded(picture))
     if isinstance(picture, str) and picture.startswith("data:"):
-        return decode_image(_from_base64(picture))
+        return reader.decode(_from_base64(picture))
     if isinstance(picture, str | Path):
-        return decode_image(Path(picture))
+        return reader.decode(Path(picture))
     if isinstance(picture, bytes):
-        return decode_image(picture)
+        return reader.decode(picture)
     raise DataError(f"an image is a {type(picture).__name__}, expected a Pillow image, an array, a path or an address")
 
 

@@ -247,11 +247,11 @@ def _assistant_mask(encoder: ConversationEncoder, messages: Sequence[Message], i
     return [int(label != IGNORE_INDEX) for label in encoded.labels[:end]] + [0] * (len(ids) - end)
 
 
-def make_processor(image: ImageSpec, tokenizer: Any, fit: Fit) -> FlorenceVLProcessor:
+def make_processor(image: ImageSpec, tokenizer: Any, fit: Fit, scaled_decode: bool = False) -> FlorenceVLProcessor:
     """The processor of a model whose images look as `image` says and were brought to a square by `fit`."""
     size = {"height": image.size, "width": image.size}
     return FlorenceVLProcessor(
-        FlorenceVLImageProcessor(size, image.mean, image.std, fit), tokenizer, image.tokens_per_image
+        FlorenceVLImageProcessor(size, image.mean, image.std, fit, scaled_decode), tokenizer, image.tokens_per_image
     )
 
 

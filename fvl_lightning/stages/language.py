@@ -70,5 +70,6 @@ class LanguageStage(Stage):
         self._save_processor(folder)
 
     def _save_processor(self, folder: Path) -> None:
-        fit = self.experiment.data.config.image_fit
-        make_processor(self.model.image_spec, self.tokenizer, fit).save_pretrained(folder)
+        data = self.experiment.data.config
+        processor = make_processor(self.model.image_spec, self.tokenizer, data.image_fit, data.scaled_decode)
+        processor.save_pretrained(folder)

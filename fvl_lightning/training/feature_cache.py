@@ -2,32 +2,40 @@
 
 A frozen encoder gives the same features in every epoch and every arm of a comparison; running it again is most of the
 time of a small training step. Files: `<folder>/<key>/<split>/<source>.npy` [I, N, D] float32 and `offsets.npy`, where
-the key names the encoder's weights and configuration, its sources and the shards.
+the key is the hash of identity.json beside them: what the encoder, the pixels and the shards were.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from datamodules import images, pixels
 from fvl_lightning.core.config import as_plain
 from fvl_lightning.training.weights import weights_hash
 
 IMAGES_AT_ONCE = 64
+IDENTITY = "identity.json"
+"""What the features of a folder were made of, for people to read."""
+PIXEL_CODE = (images, pixels)
+PACKAGES = ("torch", "transformers", "pillow")
+"""Packages whose code decides features and pixels; another version of one may give other bits."""
 
 
 class FeatureCache:
     """Looks up the features of a sample's images: `cache(split, index)` -> {source: [I, N, D]}."""
 
-    def __init__(self, folder: Path, sources: list[str]) -> None:
-        self.folder, self.sources = folder, sources
+    def __init__(self, folders: dict[str, Path], sources: list[str]) -> None:
+        self.folders, self.sources = folders, sources
         self._open: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]] = {}
 
     def __call__(self, split: str, index: int) -> dict[str, Tensor]:
@@ -42,7 +50,7 @@ class FeatureCache:
 
     def _arrays(self, split: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         if split not in self._open:
-            folder = self.folder / split
+            folder = self.folders[split]
             arrays = {
                 name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in self.sources
             }
@@ -65,27 +73,62 @@ def build_feature_cache(
         folder: where caches lie.
         progress: called with split, samples done and samples in all.
     """
-    key = _cache_key(encoder, data)
+    assert not encoder.training, "an encoder in train mode has no fixed features"
+    made_with = {**encoder_identity(encoder), **pixel_identity(data)}
+    folders: dict[str, Path] = {}
     for split in splits:
-        target = folder / key / split
+        identity = json.dumps({**made_with, "data": data.store(split).content_hash()}, sort_keys=True, indent=2)
+        target = folder / hashlib.sha256(identity.encode()).hexdigest()[:16] / split
         if not target.is_dir():
-            _write_split(encoder, data, split, target, progress)
-    return FeatureCache(folder / key, list(encoder.specs))
+            _write_split(encoder, data, split, target, identity, progress)
+        folders[split] = target
+    return FeatureCache(folders, list(encoder.specs))
 
 
-def _cache_key(encoder: Any, data: Any) -> str:
-    identity = {
-        "weights": weights_hash(encoder.state_dict()),
+def encoder_identity(encoder: Any) -> dict[str, Any]:
+    """Everything of an encoder that its features depend on, as plain values."""
+    weights = encoder.feature_state()
+    return {
+        "weights": weights_hash(weights),
+        "dtypes": sorted({str(value.dtype) for value in weights.values()}),
         "specs": {name: str(spec) for name, spec in encoder.specs.items()},
         "config": as_plain(encoder.config),
-        "shards": data.manifest_hash(),
+        "code": code_of(encoder),
+        "packages": {name: version(name) for name in PACKAGES},
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def pixel_identity(data: Any) -> dict[str, Any]:
+    """Everything of a connected data module, but its shards, that the pixels depend on, as plain values."""
+    return {"pixels": data.reader.identity(), "pixel_code": [_hash_of(Path(module.__file__)) for module in PIXEL_CODE]}
+
+
+def code_of(encoder: nn.Module) -> dict[str, str]:
+    """{file: hash} of the code of an encoder: its classes and those of its parts, with the files beside them.
+
+    An encoder of one's own is edited under the same name; so are the kit's in a checkout. PACKAGES go by version.
+    """
+    classes = {base for module in encoder.modules() for base in type(module).__mro__}
+    files: set[Path] = set()
+    for one in classes:
+        module = sys.modules.get(one.__module__)
+        file = getattr(module, "__file__", None)
+        if file is None or one.__module__.partition(".")[0] in (*PACKAGES, "abc", "typing"):
+            continue
+        # A plugin's file stands alone; a package's modules import each other.
+        package = getattr(module, "__package__", None)
+        files |= set(Path(file).parent.glob("*.py")) if package else {Path(file)}
+    # By name rather than by place, since another checkout of the same code is the same.
+    return {file.name: _hash_of(file) for file in sorted(files)}
+
+
+def _hash_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 @torch.no_grad()
 def _write_split(
-    encoder: Any, data: Any, split: str, target: Path, progress: Callable[[str, int, int], None]
+    encoder: Any, data: Any, split: str, target: Path, identity: str, progress: Callable[[str, int, int], None]
 ) -> None:
     store = data.store(split)
     counts = [store.image_count(index) for index in range(len(store))]
@@ -109,6 +152,7 @@ def _write_split(
         for array in arrays.values():
             array.flush()
         np.save(beside / "offsets.npy", offsets, allow_pickle=False)
+        (beside / IDENTITY).write_text(identity, encoding="utf-8")
         os.replace(beside, target)
     except OSError:
         if not target.is_dir():

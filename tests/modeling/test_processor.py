@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from datamodules.conversation import ConversationEncoder
 from datamodules.images import decode_image
-from datamodules.pixels import Fit, to_pixels
+from datamodules.pixels import Fit, ImageReader, to_pixels
 from fvl_lightning.core.errors import UserError
 from fvl_lightning.core.types import IGNORE_INDEX, ImageSpec
 from fvl_lightning.modeling.image_processor import load_picture
@@ -29,6 +29,7 @@ TEMPLATE = (
 )
 SPEC = ImageSpec(16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 3)
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8)
+READER = ImageReader(SPEC)
 IDS = {"return_dict": True, "tokenize": True, "return_tensors": None}
 
 
@@ -162,7 +163,7 @@ def test_a_picture_may_be_anything_people_have_one_in(tmp_path: Path) -> None:
     values = processor().apply_chat_template([{"role": "user", "content": parts}], **IDS)
     assert torch.equal(values["pixel_values"], to_pixels([PIXELS] * len(parts), SPEC, "pad"))
     with Image.open(tmp_path / "a.png") as image:  # opened, not read yet
-        assert np.array_equal(load_picture(image), PIXELS)
+        assert np.array_equal(load_picture(image, READER), PIXELS)
 
 
 def test_pillow_images_are_upright_and_on_white() -> None:
@@ -172,8 +173,8 @@ def test_pillow_images_are_upright_and_on_white() -> None:
     content = io.BytesIO()
     layer.save(content, "PNG", exif=exif)
     with Image.open(io.BytesIO(content.getvalue())) as image:
-        assert np.array_equal(load_picture(image), decode_image(content.getvalue()))
-        assert load_picture(image).shape == (14, 10, 3)
+        assert np.array_equal(load_picture(image, READER), decode_image(content.getvalue()))
+        assert load_picture(image, READER).shape == (14, 10, 3)
 
 
 def test_a_picture_at_an_address() -> None:
@@ -190,9 +191,9 @@ def test_a_picture_at_an_address() -> None:
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         address = f"http://127.0.0.1:{server.server_port}"
-        assert np.array_equal(load_picture(f"{address}/a.png"), PIXELS)
+        assert np.array_equal(load_picture(f"{address}/a.png", READER), PIXELS)
         with pytest.raises(UserError, match=r"b\.png could not be read: HTTP Error 404"):
-            load_picture(f"{address}/b.png")
+            load_picture(f"{address}/b.png", READER)
     finally:
         server.shutdown()
 
@@ -300,9 +301,9 @@ def test_the_text_of_an_answer_to_go_on_with_ends_with_its_words() -> None:
 def test_arrays_and_tensors_may_have_their_channels_first() -> None:
     first = np.ascontiguousarray(PIXELS.transpose(2, 0, 1))
     for picture in (first, torch.from_numpy(first), torch.from_numpy(PIXELS)):
-        assert np.array_equal(load_picture(picture), PIXELS)
+        assert np.array_equal(load_picture(picture, READER), PIXELS)
     encoded = base64.b64encode(png()).decode()
-    assert np.array_equal(load_picture(f"data:image/png;base64,{encoded}"), PIXELS)
+    assert np.array_equal(load_picture(f"data:image/png;base64,{encoded}", READER), PIXELS)
 
 
 def test_the_calls_that_a_pipeline_makes_afterwards() -> None:

@@ -1,16 +1,23 @@
 """Cached features are what the encoder gives, computed once, and kept under a name that says of what."""
 
+import dataclasses
+import importlib.util
+import json
 import pickle
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fvl_lightning.core.types import FeatureSpec
+from datamodules.pixels import ImageReader
+from fvl_lightning.core.types import FeatureSpec, ImageSpec
+from fvl_lightning.encoders.base import Encoder
 from fvl_lightning.training import feature_cache
 from fvl_lightning.training.feature_cache import FeatureCache, build_feature_cache
 from tests.tiny_models import tiny_encoder
@@ -23,16 +30,22 @@ class StubConfig:
     power: int = 1
 
 
-class StubEncoder(nn.Module):
+class StubEncoder(Encoder):
     """Two sources out of a picture's mean, and a count of the images it was shown."""
 
     specs = {"davit": FeatureSpec(2, 3, None), "ocr": FeatureSpec(2, 1, None)}  # noqa: RUF012
 
     def __init__(self, scale: float = 2.0, power: int = 1) -> None:
-        super().__init__()
-        self.config = StubConfig(power)
+        super().__init__(StubConfig(power))
         self.scale = nn.Parameter(torch.tensor([scale]))
+        self.decoder = nn.Linear(1, 1)
+        nn.init.zeros_(self.decoder.weight)
+        nn.init.zeros_(self.decoder.bias)
         self.shown = 0
+        self.eval()
+
+    def blocks(self) -> list[nn.Module]:
+        return []
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         self.shown += images.shape[0]
@@ -43,8 +56,11 @@ class StubEncoder(nn.Module):
 class StubStore:
     """Samples of one, no and two images in turn."""
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self, count: int, shards: str) -> None:
+        self._count, self._shards = count, shards
+
+    def content_hash(self) -> str:
+        return self._shards
 
     def __len__(self) -> int:
         return self._count
@@ -58,18 +74,16 @@ class StubData:
 
     counts = {"train": 11, "validation": 4}  # noqa: RUF012
 
-    def __init__(self, shards: str = "these") -> None:
+    def __init__(self, shards: str = "these", **pixels: Any) -> None:
         self.shards = shards
+        self.reader = ImageReader(**{"spec": ImageSpec(2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 4)} | pixels)
 
     def store(self, split: str) -> StubStore:
-        return StubStore(self.counts[split])
+        return StubStore(self.counts[split], self.shards)
 
     def pixels(self, split: str, indices: Sequence[int]) -> Tensor:
         values = [10.0 * i + j for i in indices for j in range(self.store(split).image_count(i))]
         return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
-
-    def manifest_hash(self) -> str:
-        return self.shards
 
 
 Build = Callable[..., FeatureCache]
@@ -101,7 +115,7 @@ def test_cached_features_are_the_encoders(build: Build) -> None:
 def test_each_image_is_shown_once_ever(build: Build) -> None:
     first, second = StubEncoder(), StubEncoder()
     build(first)
-    assert first.shown == sum(StubStore(11).image_count(index) for index in range(11))
+    assert first.shown == sum(StubData().store("train").image_count(index) for index in range(11))
     cache = build(second)
     assert second.shown == 0
     assert torch.equal(cache("train", 0)["davit"], first(StubData().pixels("train", [0]))["davit"])
@@ -111,33 +125,75 @@ def test_a_further_split_leaves_the_others(build: Build) -> None:
     build(StubEncoder())
     encoder = StubEncoder()
     build(encoder, None, ("train", "validation"))
-    assert encoder.shown == sum(StubStore(4).image_count(index) for index in range(4))
+    assert encoder.shown == sum(StubData().store("validation").image_count(index) for index in range(4))
 
 
 def test_the_key_names_what_features_depend_on(build: Build) -> None:
-    folder = build(StubEncoder()).folder
-    assert build(StubEncoder()).folder == folder
-    others = {
-        build(StubEncoder(scale=2.0000002)).folder,
-        build(StubEncoder(power=2)).folder,
-        build(StubEncoder(), StubData("those")).folder,
-        folder,
-    }
-    assert len(others) == 4
+    """One folder for everything equal, and another for each thing that may give other features."""
+    spec = StubData().reader.spec
+    others: list[tuple[nn.Module, StubData]] = [
+        (StubEncoder(scale=2.0000002), StubData()),
+        (StubEncoder(power=2), StubData()),
+        (StubEncoder().double(), StubData()),
+        (StubEncoder(), StubData("those")),
+        (StubEncoder(), StubData(fit="pad")),
+        (StubEncoder(), StubData(scaled=True)),
+        (StubEncoder(), StubData(decoder="simplejpeg")),
+        (StubEncoder(), StubData(spec=dataclasses.replace(spec, size=3))),
+        (StubEncoder(), StubData(spec=dataclasses.replace(spec, mean=(0.4, 0.5, 0.5)))),
+        (StubEncoder(), StubData(spec=dataclasses.replace(spec, std=(0.5, 0.5, 0.25)))),
+    ]
+    folder = build(StubEncoder()).folders["train"]
+    assert build(StubEncoder()).folders["train"] == folder
+    # How many tokens the fusion makes of an image changes no pixel: the arms of a comparison share a folder.
+    assert build(StubEncoder(), StubData(spec=dataclasses.replace(spec, tokens_per_image=9))).folders["train"] == folder
+    found = {build(encoder, data).folders["train"] for encoder, data in others}
+    assert len(found | {folder}) == len(others) + 1
+
+
+def test_every_field_of_the_pixels_is_in_the_key() -> None:
+    """A field that is added to the reader tomorrow, too."""
+    assert StubData().reader.identity().keys() == {field.name for field in dataclasses.fields(ImageReader)}
+
+
+def test_a_child_called_decoder_counts_unless_the_encoder_says_otherwise(build: Build) -> None:
+    """Florence-2's own makes no features; another encoder's may."""
+    encoder, folder = StubEncoder(), build(StubEncoder()).folders["train"]
+    with torch.no_grad():
+        encoder.decoder.weight += 1
+    assert build(encoder).folders["train"] != folder
+    kept = tiny_encoder(decoder="keep")
+    assert any(name.startswith("decoder.") for name in kept.state_dict())
+    names = kept.feature_state().keys()
+    assert names == kept.state_dict().keys() - {name for name in kept.state_dict() if name.startswith("decoder.")}
+
+
+def test_edited_code_of_an_encoder_of_ones_own_is_another_pass(tmp_path: Path) -> None:
+    plugin, found = tmp_path / "mine.py", []
+    for power in (1, 2):
+        plugin.write_text(f"from torch import nn\nclass Mine(nn.Module):\n    power = {power}\n", encoding="utf-8")
+        spec = importlib.util.spec_from_file_location("plugin_of_this_test", plugin)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules["plugin_of_this_test"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found.append(feature_cache.code_of(module.Mine()))
+    assert [list(code) for code in found] == [["mine.py"]] * 2, "torch goes by its version"
+    assert found[0] != found[1]
 
 
 def test_another_order_of_sources_reads_the_same_files(build: Build) -> None:
     cache, turned = build(StubEncoder()), StubEncoder()
     turned.specs = {name: StubEncoder.specs[name] for name in ("ocr", "davit")}
     again = build(turned)
-    assert (again.folder, turned.shown) == (cache.folder, 0)
+    assert (again.folders, turned.shown) == (cache.folders, 0)
     assert list(again("train", 0)) == ["ocr", "davit"]
 
 
 def test_the_way_prompts_are_padded_is_in_the_key() -> None:
     """Two encoders of the same weights, one attending to the pads of its prompts, give other features."""
     keys = {
-        feature_cache._cache_key(tiny_encoder(**changes), StubData())
+        json.dumps(feature_cache.encoder_identity(tiny_encoder(**changes)), sort_keys=True)
         for changes in ({}, {"prompt_pads": "attend"}, {"sources": ["davit"]}, {"image_size": 17}, {})
     }
     assert len(keys) == 4
