@@ -200,15 +200,10 @@ class SampleStore:
         return digest.hexdigest()
 
     def content_hash(self) -> str:
-        """Names what the shards hold, by their bytes too: as manifest_hash, and another one where a text was edited.
-
-        See `content_hash` of fingerprint.py for what is read of large sets. It is found once.
-        """
+        """As manifest_hash, of the shards' bytes too (see fingerprint.py); found once."""
         if self._content is None:
-            sizes = [index.tar_bytes for index in self._indexes]
-            digest = hashlib.sha256(self.manifest_hash().encode())
-            digest.update(content_hash(self.shards, sizes).encode())
-            self._content = digest.hexdigest()
+            content = content_hash(self.shards, self.bytes_per_shard)
+            self._content = hashlib.sha256(f"{self.manifest_hash()} {content}".encode()).hexdigest()
         return self._content
 
     def error(self, i: int, reason: str, detail: str = "") -> SampleError:
