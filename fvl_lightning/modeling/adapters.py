@@ -5,13 +5,14 @@
     config.json                 that of the whole model, and the processor's files
 """
 
-import warnings
+import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import peft
 import torch
-from peft.functional import get_peft_model_state_dict, inject_adapter_in_model, set_adapter, set_peft_model_state_dict
+from peft import PeftConfig
+from peft.functional import get_peft_model_state_dict, set_adapter
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError, safe_open
@@ -22,12 +23,19 @@ from transformers import PreTrainedModel
 from fvl_lightning.core.errors import DataError, first_line
 from fvl_lightning.core.hashes import weights_hash
 from fvl_lightning.core.weight_files import read_json
+from fvl_lightning.modeling.adapter_layers import PREFIX, fold, put_in
+
+logger = logging.getLogger(__name__)
 
 ADAPTER = "default"
 """peft's name for an adapter that is the only one."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-"""What stands before the names in peft's files."""
+WRAPPERS = ("base_layer", "original_module", "token_adapter")
+"""What peft inserts into the names of the base's own tensors."""
+ADDED = tuple(PEFT_TYPE_TO_PREFIX_MAPPING.values())
+"""How the names of the tensors begin that peft adds."""
+AUTO_MAPPING = {"base_model_class": "AutoModelForImageTextToText", "parent_library": "transformers"}
+"""With this AutoPeftModel finds the base's class; peft imports from few libraries, and from this one not."""
 LISTS = nn.ModuleDict | nn.ModuleList
 """What peft cannot take as a module trained in full: it has no forward."""
 
@@ -49,6 +57,7 @@ def save_adapter(model: PreTrainedModel, folder: Path, base: Path, base_hash: st
     config.base_model_name_or_path = str(base.resolve())
     config.modules_to_save = modules_to_save(model, full) or None
     config.inference_mode = True
+    config.auto_mapping = AUTO_MAPPING
     state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     assert len(state) == sum(".lora_" in name for name, _ in model.named_parameters()), "adapters would be lost"
     saved = _matching(model, config.modules_to_save or ())
@@ -80,6 +89,16 @@ def modules_to_save(model: nn.Module, children: Collection[str]) -> list[str]:
     return names
 
 
+def namesakes(model: nn.Module, config: PeftConfig) -> dict[str, list[str]]:
+    """Returns {module that a training names in full in `modules_to_save`: others that end like it, which learn too}."""
+    named = () if config.inference_mode else getattr(config, "modules_to_save", None) or ()
+    split = [key.split(".") for key, _ in model.named_modules()]
+    plain = [parts for parts in split if "modules_to_save" not in parts]
+    keys = {".".join(part for part in parts if part not in WRAPPERS) for parts in plain}
+    outside = {name: _others(keys, name) for name in named if name in keys}
+    return {name: others for name, others in outside.items() if others}
+
+
 def base_of(folder: Path, given: Path | None = None) -> Path:
     """The folder of the model under an adapter: `given`, or the one it was trained on, or `base` in or beside it.
 
@@ -106,47 +125,64 @@ def attach_adapter(model: PreTrainedModel, folder: Path, name: str = ADAPTER) ->
         DataError: files that cannot be read, or another base than the adapter's.
     """
     state = check_adapter(model, folder)
-    try:
-        config = peft.LoraConfig.from_pretrained(str(folder))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are what is wanted
-            inject_adapter_in_model(config, model, _inside_peft(name))
-        result = set_peft_model_state_dict(model, state, adapter_name=_inside_peft(name))
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise DataError(f"the adapter {folder} does not fit its base: {first_line(error)}") from None
-    if result.unexpected_keys:
-        raise DataError(f"the adapter {folder} has tensors without a place in its base: {result.unexpected_keys[0]}")
-    lacking = [key for key in result.missing_keys if f".{_inside_peft(name)}." in f"{key}." and ".lora_" in key]
-    if lacking:
-        raise DataError(f"the adapter {folder} lacks {lacking[0]}")
+    put_in(model, read_config(folder), state, _inside_peft(name), f"the adapter {folder}")
     use_adapter(model, name)
     model.eval()
 
 
 def check_adapter(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
-    """The adapter's tensors by their names in the model; DataError where `model` is not the base it was trained on."""
+    """Returns the adapter's tensors by their names in peft's file.
+
+    Raises:
+        DataError: a file that cannot be read, or `model` is not the base that the adapter was trained on.
+    """
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             header = file.metadata() or {}
-            state = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{folder / WEIGHTS} is not a readable safetensors file: {first_line(error)}") from None
-    if "base_hash" in header and header["base_hash"] != base_hash(model.state_dict(), header["full"].split(",")):
-        short = model.dtype if model.dtype in (torch.bfloat16, torch.float16) else None
-        rounded = f"; it holds {short}: a rounded copy of the base has other values" if short else ""
         raise DataError(
-            f"the adapter {folder} was trained on another base than {model.name_or_path} "
-            f"(its weights are not {header['base_hash']}{rounded}); name the folder of its own"
-        )
+            f"{folder / WEIGHTS} is not a readable safetensors file: {first_line(error)}; copy the folder again, or "
+            "write it again with `fvl export`"
+        ) from None
+    if "base_hash" in header:
+        _check_base(model, folder, header)
     return state
 
 
+def read_config(folder: Path) -> PeftConfig:
+    """Returns the configuration of an adapter; DataError for one that peft cannot read."""
+    read_json(folder / CONFIG)
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{folder / CONFIG} is no configuration of peft: {first_line(error)}") from None
+
+
+def _check_base(model: PreTrainedModel, folder: Path, header: Mapping[str, str]) -> None:
+    state = model.state_dict()
+    if getattr(model, "is_quantized", False) or any(value.is_meta for value in state.values()):
+        logger.warning(
+            "the base of the adapter %s is quantised or offloaded: it was not compared with the one it was trained on",
+            folder,
+        )
+        return
+    if header["base_hash"] == base_hash(state, header.get("full", "").split(",")):
+        return
+    short = model.dtype if model.dtype in (torch.bfloat16, torch.float16) else None
+    rounded = f"; it holds {short}: a rounded copy of the base has other values" if short else ""
+    raise DataError(
+        f"the adapter {folder} was trained on another base than {model.name_or_path} "
+        f"(its weights are not {header['base_hash']}{rounded}); name the folder of its own"
+    )
+
+
 def base_hash(state: Mapping[str, Tensor], full: Collection[str]) -> str:
-    """weights_hash of a model without its children `full`, whatever adapters have been put into it."""
+    """Returns the weights_hash of a model without its children `full`, whatever adapters have been put into it."""
     plain: dict[str, Tensor] = {}
     for name, value in state.items():
-        parts = [part for part in name.split(".") if part not in ("base_layer", "original_module")]
-        added = any(part == "modules_to_save" or part.startswith("lora_") for part in parts)
+        parts = [part for part in name.split(".") if part not in WRAPPERS]
+        added = any(part == "modules_to_save" or part.startswith(ADDED) for part in parts)
         if parts[0] not in full and not added:
             plain[".".join(parts)] = value
     return weights_hash(plain)
@@ -167,18 +203,24 @@ def use_adapter(model: nn.Module, name: str | None) -> None:
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """A whole model of the base `model` and an adapter, without any trace of peft; `model` is used up.
+    """Returns a whole model of the base `model` and an adapter, without any trace of peft; `model` is used up.
 
     Raises:
-        DataError: as for `attach_adapter`.
+        DataError: as for `attach_adapter`, or the adapter changes weights that another part of the model shares.
     """
-    check_adapter(model, folder)
-    return peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    attach_adapter(model, folder)
+    return fold(model, f"the adapter {folder}")
 
 
 def _inside_peft(name: str) -> str:
     # A name of its own: peft looks for names among those of modules, and torch has no module called `keys`.
     return f"adapter-{name}"
+
+
+def _others(keys: Collection[str], name: str) -> list[str]:
+    """The outermost of the modules `keys` that end like `name` and are neither it nor inside it."""
+    ends = [key for key in keys if key.endswith(name) and not _inside(f"{key}.", [name])]
+    return sorted(key for key in ends if not _inside(key, ends))
 
 
 def _matching(model: nn.Module, names: Collection[str]) -> set[str]:

@@ -22,6 +22,7 @@ from fvl_lightning.modeling.loss import token_loss
 from fvl_lightning.modeling.processor import IMAGE_TOKEN, FlorenceVLProcessor, image_tokenizer
 from fvl_lightning.modeling.stopping import set_stop_tokens
 
+PROCESSOR_FILE = "processor_config.json"
 ENCODER_FILE = "encoder.json"
 """The resolved Config of an encoder that was saved alone."""
 
@@ -127,15 +128,16 @@ def load_model(folder: Path, base: Path | None = None) -> Loaded:
         ConfigError: its configuration has fields that a component does not know.
         DataError: files that are missing or broken, or that lack weights.
     """
-    for name in ("config.json", "processor_config.json"):
+    own = is_adapter_folder(folder)
+    for name in () if own else ("config.json", PROCESSOR_FILE):
         if not (folder / name).is_file():
             raise DataError(f"{folder} holds no saved model ({name} is missing)")
-    if is_adapter_folder(folder):
-        model = load_model(base_of(folder, base)).model
+    beneath = base_of(folder, base) if own else folder
+    model = load_model(beneath).model if own else _whole_model(folder)
+    if own:
         attach_adapter(model, folder)
-    else:
-        model = _whole_model(folder)
-    processor = FlorenceVLProcessor.from_pretrained(folder)
+    # A folder that peft wrote holds nothing but the adapter.
+    processor = FlorenceVLProcessor.from_pretrained(folder if (folder / PROCESSOR_FILE).is_file() else beneath)
     set_stop_tokens(model, processor.tokenizer)  # folders of earlier versions list the tokenizer's eos alone
     return Loaded(model.eval(), processor.tokenizer, processor)
 

@@ -12,7 +12,7 @@ from fvl_lightning.core.folders import appearing
 from fvl_lightning.core.weight_files import read_json, read_weights, write_weights
 from fvl_lightning.modeling.adapters import CONFIG, base_of, merge_adapter
 from fvl_lightning.modeling.adapters import WEIGHTS as ADAPTER_WEIGHTS
-from fvl_lightning.modeling.build import load_model
+from fvl_lightning.modeling.build import PROCESSOR_FILE, load_model
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.processor import FlorenceVLProcessor
 
@@ -114,7 +114,7 @@ def export_adapter(folder: Path, out: Path, file_bytes: int) -> tuple[int, Path]
             base = out / "base"
             config["base_model_name_or_path"] = str(base.resolve())
             (beside / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
-        text = ADAPTER_CARD.format(name=out.name, parameters=parameters / 1e6, rank=config["r"], base=base)
+        text = ADAPTER_CARD.format(name=out.name, parameters=parameters / 1e6, rank=config.get("r"), base=base)
         (beside / "README.md").write_text(text, encoding="utf-8")
     return parameters, base
 
@@ -130,10 +130,14 @@ def export_merged(folder: Path, base: Path | None, out: Path, file_bytes: int) -
         DataError: the base is not there, or is another.
     """
     with appearing(out) as beside:
-        model = merge_adapter(load_model(base_of(folder, base)).model, folder)
+        beneath = base_of(folder, base)
+        model = merge_adapter(load_model(beneath).model, folder)
         model.save_pretrained(beside, max_shard_size=file_bytes)
-        for file in folder.iterdir():
-            if file.is_file() and file.name not in (CONFIG, ADAPTER_WEIGHTS, "config.json"):
+        # A folder that peft wrote has no processor: that of the base is the model's.
+        source = folder if (folder / PROCESSOR_FILE).is_file() else beneath
+        weights = {file for pattern in WEIGHTS for file in source.glob(pattern)}
+        for file in sorted(set(source.iterdir()) - weights):
+            if file.is_file() and file.name not in (CONFIG, "config.json", "generation_config.json"):
                 shutil.copyfile(file, beside / file.name)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         (beside / "README.md").write_text(card(beside, out.name, parameters), encoding="utf-8")

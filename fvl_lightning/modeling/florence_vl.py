@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForImageTextToText, GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
 from fvl_lightning.core.types import IGNORE_INDEX, ImageSpec
@@ -17,6 +17,7 @@ from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.initialization import initializers, reset_module
 from fvl_lightning.modeling.loss import TokenLoss, token_loss
 from fvl_lightning.modeling.packing import cache_for
+from fvl_lightning.modeling.pretrained import FlorenceVLPreTrainedModel
 from fvl_lightning.modeling.splice import splice_images
 
 
@@ -39,16 +40,12 @@ class FlorenceVLOutput(ModelOutput):
     diagnostics: dict[str, Tensor] | None = None
 
 
-class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class FlorenceVLForConditionalGeneration(FlorenceVLPreTrainedModel, GenerationMixin):
     """A causal language model that sees images through an encoder, a fusion and a projector."""
 
-    config_class = FlorenceVLConfig
-    base_model_prefix = ""
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     _supports_sdpa = True
-    # Empty but not None: peft then looks for ties in the parts, where the language model names its tied head.
-    _tied_weights_keys = {}  # noqa: RUF012
 
     def __init__(self, config: FlorenceVLConfig) -> None:
         super().__init__(config)
@@ -210,10 +207,6 @@ class FlorenceVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 images = torch.cat([row.repeat(expand_size) for row in images.split(per_row.tolist())])
             sources = {name: source[images] for name, source in sources.items()}
         return expanded, model_kwargs | {"pixel_values": pixel_values, "image_sources": sources}
-
-    def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
-        """As transformers has it, but under this model's names: it has older ones for the files of some towers."""
-        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token table."""

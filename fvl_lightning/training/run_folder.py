@@ -25,6 +25,7 @@ import yaml
 from fvl_lightning.core.config import config_hash, differences
 from fvl_lightning.core.errors import ConfigError, DataError, nearest
 from fvl_lightning.core.yaml_text import write_yaml
+from fvl_lightning.modeling.adapters import is_adapter_folder
 from fvl_lightning.training.checkpoint_files import LAST, is_whole, present_checkpoints
 from fvl_lightning.training.journal import read_journal
 
@@ -250,5 +251,6 @@ def _global_rows(config: dict[str, Any]) -> int:
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether this is a saved model on its own, as an import or an export makes it, rather than a run."""
-    return (path / "config.json").is_file() and not (path / "run.json").is_file()
+    """Whether this is a saved model or adapter on its own, as an import, an export or peft makes it, and no run."""
+    saved = (path / "config.json").is_file() or is_adapter_folder(path)
+    return saved and not (path / "run.json").is_file()

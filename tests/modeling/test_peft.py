@@ -94,3 +94,23 @@ def test_text_config_alone_says_whether_the_head_is_tied() -> None:
     assert config.get_text_config().tie_word_embeddings is False
     assert FlorenceVLConfig.from_dict(model_config().to_dict()).tie_word_embeddings is True
     assert FlorenceVLConfig.from_dict(model_config().to_dict(), tie_word_embeddings=False).tie_word_embeddings is False
+
+
+def test_names_that_end_like_others_are_said_and_a_list_that_is_exact_is_offered() -> None:
+    """Only what a training names learns; `projector` alone would be the encoder's image_projector too."""
+    says = r"ends with .projector., so that encoder\.image_projector learns too; .*modules_to_save\(.projector.\)$"
+    targets = r"language_model\..*\.q_proj"
+    with pytest.warns(UserWarning, match=says):
+        get_peft_model(fresh(), LoraConfig(r=2, target_modules=targets, modules_to_save=["fusion", "projector"]))
+    with pytest.warns(UserWarning, match=says):
+        fresh().add_adapter(LoraConfig(r=2, target_modules=targets, modules_to_save=["projector"]))
+    gated = tiny_model(fusion="gated")
+    model = adapted(gated, target_modules=targets, modules_to_save=gated.modules_to_save("fusion", "projector"))
+    learning = {name for name, parameter in model.get_base_model().named_parameters() if parameter.requires_grad}
+    assert {name for name in learning if "lora_" in name} == {
+        f"language_model.model.model.layers.{layer}.self_attn.q_proj.lora_{side}.default.weight"
+        for layer in range(2) for side in "AB"
+    }  # fmt: skip
+    full = {name.replace("modules_to_save.default.", "") for name in learning if "lora_" not in name}
+    whole = dict(tiny_model(fusion="gated").named_parameters())
+    assert full == {name for name in whole if name.split(".")[0] in ("fusion", "projector")}
