@@ -76,13 +76,6 @@ def list_names(place: str) -> list[str]:
     return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "file")
 
 
-def remote_exists(url: str) -> bool:
-    """Whether there is a file at a URL; DataError where that can't be found out."""
-    with _told(url, "looked at"):
-        files, path = _filesystem(url)
-        return bool(files.isfile(path))
-
-
 def remote_size(url: str) -> int:
     """The bytes of the file at a URL; DataError where there is none."""
     with _told(url, "looked at"):
@@ -310,7 +303,12 @@ def _told(url: str, done: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        # fsspec raises this of a web server whatever went wrong, with what did as its cause.
+        status = getattr(cause, "status", None)
+        if protocol_of(url) in ("http", "https") and isinstance(cause, Exception) and status not in (404, 410):
+            raise DataError(f"{url} can't be {done}: {first_line(cause)}") from None
         raise DataError(f"there is no {url}") from None
     except Exception as error:  # each protocol's library has errors of its own, from no common class
         raise DataError(f"{url} can't be {done}: {first_line(error)}") from None

@@ -26,7 +26,6 @@ from datamodules.remote import (
     put_file,
     read_bytes,
     read_if_there,
-    remote_exists,
     remote_size,
 )
 from datamodules.store import SampleStore
@@ -224,7 +223,6 @@ def test_files_are_put_listed_and_read(tmp_path: Path, bucket: Any) -> None:
             put_file(tmp_path / "a", f"{root}/{name}")
         assert list_names(root) == list_names(f"{root}/") == ["a.tar", "b.tar"]
         assert (read_bytes(f"{root}/a.tar"), remote_size(f"{root}/a.tar")) == (b"content", 7)
-        assert [remote_exists(f"{root}/{name}") for name in ("a.tar", "c.tar")] == [True, False]
         assert (read_if_there(f"{root}/a.tar"), read_if_there(f"{root}/c.tar")) == (b"content", None)
         for look in (read_bytes, remote_size):
             with pytest.raises(DataError, match=rf"there is no {root}/c.tar"):
@@ -278,12 +276,30 @@ def test_web_servers(tmp_path: Path, shards: Path) -> None:
         spec = f"http://127.0.0.1:{server.server_port}/train-{{000000..000001}}.tar"
         store = SampleStore(expand_shards(spec), "train", ShardCache(tmp_path / "cache", 10**6))
         assert [store.read(i).key for i in range(len(store))] == [f"s{i}" for i in range(2 * EACH)]
-        with pytest.raises(DataError, match=r"there is no http://.*/none.tar"):
-            read_bytes(spec.replace("train-{000000..000001}", "none"))
+        missing = spec.replace("train-{000000..000001}", "none")
+        for look in (read_bytes, remote_size, ShardCache(tmp_path / "cache", 10**6).get):
+            with pytest.raises(DataError, match=r"there is no http://.*/none.tar"):
+                look(missing)
+        busy = spec.replace("train-{000000..000001}", "busy")
+        for look in (read_bytes, remote_size):
+            with pytest.raises(DataError, match=r"http://.*/busy.tar can't be (read|looked at): 503"):
+                look(busy)
         server.shutdown()
+    # Nobody listens there any more, which says nothing about the file.
+    for look in (read_bytes, remote_size):
+        with pytest.raises(DataError, match=r"http://.*/none.tar can't be (read|looked at): Cannot connect"):
+            look(missing)
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
+    """Files of a folder, but for one that the server is too busy for."""
+
+    def send_head(self) -> Any:
+        if self.path.endswith("busy.tar"):
+            self.send_error(503)
+            return None
+        return super().send_head()
+
     def log_message(self, *args: Any) -> None:
         pass
 
