@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from datamodules.images import to_png, verify_image
-from datamodules.messages import check_messages, image_parts
+from datamodules.messages import check_messages, image_parts, parts_of
+from datamodules.placeholders import find_placeholder
 from datamodules.sources.base import PassedOver, Refusal, Row, Source
+from datamodules.sources.files import MAX_ROW_BYTES
 from datamodules.sources.refusals import row_id
 from datamodules.writer import encode_record, image_names, tar_members
 from fvl_lightning.core.errors import DataError
@@ -52,8 +54,8 @@ def prepare_chunk(source: Source, number: int, chunk: Any, splits: Mapping[str, 
     """Every row of chunk `number`, in order, as a sample or the reason why it can't be one; then what is passed over.
 
     Keys say chunk and row (00000012-000034), so that they are the same whoever builds which part. Reasons are
-    "no text", "bad text", "bad messages", "bad record", "image count", "too many images", "broken image", and the
-    source's own.
+    "no text", "bad text", "placeholder", "row too large", "bad messages", "bad record", "image count",
+    "too many images", "broken image", and the source's own.
     """
     for position, row in enumerate([chunk] if isinstance(chunk, Refusal) else source.rows(chunk)):
         if isinstance(row, PassedOver):
@@ -101,12 +103,20 @@ def _encode(record: Mapping[str, Any]) -> bytes:
     try:
         text = encode_record(record)
     except UnicodeEncodeError as error:
-        raise _Refused("bad text", f"half a character ({error.object[error.start]!a})") from None
+        raise _Refused("bad text", _half(error.object[error.start])) from None
     except (TypeError, ValueError, RecursionError) as error:
         raise _Refused("bad record", str(error)) from None
     if _ESCAPED_NUL.search(text):
         raise _Refused("bad text", "a NUL character")
+    if len(text) > MAX_ROW_BYTES:
+        raise _Refused("row too large", f"{len(text)} bytes of JSON, at most {MAX_ROW_BYTES} are read")
     return text
+
+
+def _half(char: str) -> str:
+    """What a lone surrogate is: half a character, or a byte that could not be decoded."""
+    byte = ord(char) - 0xDC00
+    return f"the byte 0x{byte:02x}, which is no UTF-8" if 0x80 <= byte <= 0xFF else f"half a character ({char!a})"
 
 
 def _check_text(record: Mapping[str, Any], images: int) -> None:
@@ -114,6 +124,7 @@ def _check_text(record: Mapping[str, Any], images: int) -> None:
     caption, messages = record.get("caption"), record.get("messages")
     if caption is not None and not isinstance(caption, str):
         raise _Refused("bad text", f"caption is a {type(caption).__name__}")
+    _check_placeholders(caption or "")
     if messages is None:
         if not (caption or "").strip():
             raise _Refused("no text")
@@ -128,6 +139,15 @@ def _check_text(record: Mapping[str, Any], images: int) -> None:
         raise _Refused("bad messages", "an answer holds an image")
     if image_parts(messages) != images:
         raise _Refused("image count", f"{images} images, the messages speak of {image_parts(messages)}")
+    for message in messages:
+        for part in parts_of(message):
+            _check_placeholders(part.get("text", ""))
+
+
+def _check_placeholders(text: str) -> None:
+    word = find_placeholder(text)
+    if word:
+        raise _Refused("placeholder", f"{word!r} is left in a text, and stands for nothing that the row has")
 
 
 def _image(i: int, content: bytes) -> tuple[str, bytes]:

@@ -73,8 +73,8 @@ def test_the_second_example_is_a_sample_of_one_image(tmp_path: Path) -> None:
 
 def test_the_tables_have_every_reason() -> None:
     files = [*(ROOT / "datamodules").glob("*.py"), *(ROOT / "datamodules" / "sources").glob("*.py")]
-    names = r"(?:Refusal|Refused|_Refused|refuse|Finding|self\.error|store\.error)"
-    calls = rf"\b{names}\(\s*(?:i, |sample, )?\"([a-z A-Z]+)\""
+    names = r"(?:Refusal|Refused|_Refused|RefusedEntry|refuse|Finding|self\.error|store\.error)"
+    calls = rf"\b{names}\(\s*(?:[\w.]+, )?\"([a-z A-Z]+)\""
     reasons = {reason for file in files for reason in re.findall(calls, file.read_text(encoding="utf-8"))}
     assert {"missing image", "broken image", "image count", "unsafe path", "duplicate key"} <= reasons
     # Those of training alone, which depend on tokenizer and view.

@@ -1,6 +1,5 @@
 """Captioned images in tars, as img2dataset and other writers of WebDataset leave them."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,8 @@ from typing import Any, BinaryIO
 from datamodules.scan import TEXTS, RefusedEntry, Sample, read_headers, readable
 from datamodules.sources.base import PassedOver, Refusal, Row, Source
 from datamodules.sources.files import MAX_IMAGE_BYTES, check_file, find_files, open_file, sort_out
-from datamodules.sources.records import caption, scalars
+from datamodules.sources.json_rows import parse_json
+from datamodules.sources.records import caption, metadata
 from datamodules.sources.refusals import Refused, attempt
 from datamodules.tar_walk import why_not_a_tar
 from fvl_lightning.core.errors import DataError
@@ -68,15 +68,18 @@ class Img2datasetSource(Source):
         fields = _fields(readable(sample.key), contents.get("json"))
         name = self.config.caption_field or "caption"
         text = fields.get(name)
+        beside = contents.get("txt", b"").decode("utf-8-sig", errors="surrogateescape").strip()
         if text is None and self.config.caption_field is None and "txt" in contents:
-            text = contents["txt"].decode("utf-8-sig", errors="surrogateescape").strip()
+            text = beside
         images = tuple(content for suffix, content in contents.items() if suffix not in TEXTS)
         if not images or len(images) == len(contents):
             names = ", ".join(f"{readable(sample.key)}.{suffix}" for suffix in contents)
             lacking = "no caption" if images else "missing image"
             raise Refused(lacking, f"only {names}; the members of a sample have one name up to their suffix")
-        record = {**scalars(fields, without=(name, "messages")), "caption": caption(text)}
-        return Row(record, images)
+        record, unused = metadata(fields, used=(name,))
+        if beside and beside != text:
+            unused += ("txt",)
+        return Row({**record, "caption": caption(text)}, images, unused=unused)
 
 
 def _content(tar: BinaryIO, offset: int, size: int) -> bytes:
@@ -91,7 +94,7 @@ def _fields(key: str, content: bytes | None) -> dict[str, Any]:
     if content is None:
         return {}
     try:
-        fields = json.loads(content.decode("utf-8-sig"))
+        fields = parse_json(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise Refused("bad JSON", f"{key}.json: {error}") from None
     if not isinstance(fields, dict):

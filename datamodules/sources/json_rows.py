@@ -1,18 +1,22 @@
-"""Rows of JSON arrays and JSON Lines of any size, found by their bytes and parsed one by one where they are needed.
+"""Rows of JSON files of any size, found by their bytes and parsed one by one where they are needed.
 
-The array is not parsed to find its rows: brackets are counted outside of strings, block by block. So a row that is no
-valid JSON ends where its brackets do, and those after it are still found.
+A file is JSON Lines where its first line is an object by itself. All else is read as values one after another, which
+may be arrays of rows or rows, over any number of lines. Values are not parsed to find the rows: brackets are counted
+outside of strings, block by block. So a row that is no valid JSON ends where its brackets do, and those after it are
+still found.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.sources.base import Refusal
 from datamodules.sources.files import MAX_ROW_BYTES, ROWS_PER_CHUNK, groups, open_file
+from datamodules.sources.text_files import text_encoding
 from fvl_lightning.core.errors import DataError
 
 BLOCK = 2**20
@@ -27,11 +31,14 @@ _STRING = rb'"' + _REST_OF_STRING.pattern + rb'"'
 # where its string does not end in the block.
 _WITHIN_ROW = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb")*+", re.DOTALL)
 _BETWEEN_ROWS = re.compile(rb'(?:[^"\[\]{},]++|' + _STRING + rb")*+", re.DOTALL)
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BLANK = b" \t\r\n," + _BYTE_ORDER_MARK
+"""What may stand between values. Files that were put together have byte order marks there."""
 
 
 @dataclass(frozen=True)
 class JsonChunk:
-    """Consecutive rows of one file: the elements of an array, counted from 0, or lines, counted from 1."""
+    """Consecutive rows of one file: values, counted from 0, or lines, counted from 1."""
 
     path: str
     spans: tuple[Span, ...]
@@ -39,20 +46,38 @@ class JsonChunk:
     first: int
 
 
-def check_json(path: Path) -> None:
-    """DataError where a file can't be read, or holds neither an array nor objects."""
+def check_json(path: Path, fields: Collection[str] = ()) -> None:
+    """Refuses a file that holds no rows as JSON has them.
+
+    Args:
+        fields: what rows have at least one of; none where any object is a row.
+
+    Raises:
+        DataError: the file can't be read, holds neither arrays nor objects, or one object around the rows.
+    """
+    expected = "neither a JSON array nor JSON Lines of objects"
+    try:
+        encoding = text_encoding(path)
+    except DataError as error:
+        raise DataError(f"{path} is {expected}: {error}") from None
+    if encoding != "utf-8-sig":
+        raise DataError(
+            f"{path} is {encoding.upper()}, JSON is read in UTF-8: iconv -f {encoding} -t utf-8 converts it"
+        )
     first = _first_byte(path)
     if first not in (b"[", b"{", b""):
-        raise DataError(f"{path} is neither a JSON array nor JSON Lines of objects: it begins with {first!r}")
+        raise DataError(f"{path} is {expected}: it begins with {first!r}")
+    if first == b"{" and fields:
+        _check_object(path, fields)
 
 
 def json_chunks(path: Path) -> Iterator[JsonChunk]:
     """The rows of a checked file in groups; nothing but one block is in memory."""
-    is_array = _first_byte(path) == b"["
-    spans = _array_spans(path) if is_array else _line_spans(path)
-    first = 0 if is_array else 1
+    are_lines = _are_lines(path)
+    spans = _line_spans(path) if are_lines else _value_spans(_blocks(path))
+    first = 1 if are_lines else 0
     for group in groups(spans, ROWS_PER_CHUNK):
-        yield JsonChunk(str(path), group, "row" if is_array else "line", first)
+        yield JsonChunk(str(path), group, "line" if are_lines else "row", first)
         first += len(group)
 
 
@@ -62,29 +87,114 @@ def json_rows(chunk: JsonChunk) -> Iterator[tuple[str, dict[str, Any] | Refusal]
         for number, (start, stop, whole) in enumerate(chunk.spans, chunk.first):
             where = f"{Path(chunk.path).name}, {chunk.unit} {number}"
             if not whole:
-                yield where, Refusal("cut short", f"byte {start}: the array ends before this row does")
+                lost = f"{stop - start} bytes to the end of the file"
+                yield where, Refusal("cut short", f"byte {start}: the file ends before this row does, lost are {lost}")
             elif stop - start > MAX_ROW_BYTES:
                 yield where, Refusal("row too large", f"{stop - start} bytes, at most {MAX_ROW_BYTES} are read")
             else:
                 file.seek(start)
-                text = file.read(stop - start)
-                if text.strip():
-                    yield where, _parse(text, f"byte {start}")
+                text = file.read(stop - start).strip(_BLANK)
+                if text:
+                    yield from ((where, row) for row in _parse(text, f"byte {start}"))
 
 
-def _parse(text: bytes, place: str) -> dict[str, Any] | Refusal:
+def parse_json(text: str) -> Any:
+    """One JSON value; ValueError where it is none or has an object with two fields of one name, also RecursionError."""
+    return _DECODER.decode(text)
+
+
+def _parse(text: bytes, place: str) -> Iterable[dict[str, Any] | Refusal]:
+    """The rows of a text: of one object one, of several objects or arrays of them as many, else one Refusal."""
     try:
-        row = json.loads(text.decode("utf-8-sig"))
+        values = list(_values(text.decode()))
     except (ValueError, RecursionError) as error:
-        return Refusal("bad JSON", f"{place}: {error}")
-    if not isinstance(row, dict):
-        return Refusal("bad JSON", f"{place}: expected an object, found {type(row).__name__}")
-    return row
+        return [Refusal("bad JSON", f"{place}: {error}")]
+    rows: list[dict[str, Any] | Refusal] = []
+    for value in values:
+        # Lines or elements may be arrays of rows themselves, where files were put together.
+        inner = value if isinstance(value, list) and value else [value]
+        if not all(isinstance(row, dict) for row in inner):
+            found = f"{type(value).__name__} of {len(value)}" if isinstance(value, list) else type(value).__name__
+            return [Refusal("bad JSON", f"{place}: expected an object, found {found}")]
+        rows += inner
+    return rows
+
+
+def _values(text: str) -> Iterator[Any]:
+    at = 0
+    while at < len(text):
+        value, at = _DECODER.raw_decode(text, at)
+        yield value
+        while at < len(text) and text[at] in " \t\r\n\ufeff":
+            at += 1
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"two fields are named {next(name for name in names if names.count(name) > 1)!r}")
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _check_object(path: Path, fields: Collection[str]) -> None:
+    """DataError where a file that begins with an object holds that one alone, and it is no row."""
+    expected = "rows are expected as a JSON array, or as objects one after another"
+    start, stop, whole = _first_value(path)
+    if not whole:
+        # Lines are told from an object around all rows by the second one.
+        second = next(islice(_line_spans(path), 1, None), None)
+        if stop - start > MAX_ROW_BYTES and (second is None or not _is_object(path, second)):
+            raise DataError(f"{path} begins with an object of more than {MAX_ROW_BYTES} bytes: {expected}")
+        return
+    with open_file(path) as file:
+        file.seek(start)
+        text = file.read(stop - start)
+        alone = not file.read(BLOCK).strip(_BLANK)
+    rows = list(_parse(text.strip(_BLANK), ""))
+    row = rows[0] if alone and len(rows) == 1 else None
+    if isinstance(row, dict) and not any(field in row for field in fields):
+        names, wanted = ", ".join(map(repr, list(row)[:5])), " or ".join(map(repr, fields))
+        raise DataError(f"{path} holds a single object, with {names or 'no fields'} and without {wanted}: {expected}")
+
+
+def _are_lines(path: Path) -> bool:
+    """Whether the file is JSON Lines: nothing of a first object, nor another one, is in other lines or behind it."""
+    if _first_byte(path) != b"{":
+        return False
+    start, stop, whole = _first_value(path)
+    if not whole:
+        return True
+    with open_file(path) as file:
+        file.seek(start)
+        text, behind = file.read(stop - start).strip(_BLANK), file.read(BLOCK)
+    if b"\n" in text or b"\r" in text:
+        return not _is_object(path, (start, stop, True))
+    blank = len(behind) - len(behind.lstrip(b" \t\r"))
+    return behind[blank : blank + 1] in (b"", b"\n") or behind[blank : blank + 1] not in b",{["
+
+
+def _is_object(path: Path, span: Span) -> bool:
+    start, stop, _ = span
+    if stop - start > MAX_ROW_BYTES:
+        return False
+    with open_file(path) as file:
+        file.seek(start)
+        text = file.read(stop - start).strip(_BLANK)
+    return any(isinstance(row, dict) for row in _parse(text, ""))
+
+
+def _first_value(path: Path) -> Span:
+    """The first object of a file; its end is looked for in as many bytes as a row may have."""
+    return next(_value_spans(islice(_blocks(path), MAX_ROW_BYTES // BLOCK + 2)))
 
 
 def _first_byte(path: Path) -> bytes:
     for _, block in _blocks(path):
-        if start := block.removeprefix(b"\xef\xbb\xbf").lstrip():
+        if start := block.lstrip(b" \t\r\n" + _BYTE_ORDER_MARK):
             return start[:1]
     return b""
 
@@ -110,36 +220,51 @@ def _line_spans(path: Path) -> Iterator[Span]:
         yield start, end, True
 
 
-def _array_spans(path: Path) -> Iterator[Span]:
-    """What lies between the commas of the outermost array, and what follows it, which is blank if all is well."""
-    depth = start = end = 0
+def _value_spans(blocks: Iterable[tuple[int, bytes]]) -> Iterator[Span]:
+    """Rows: what lies between the commas of outermost arrays, objects outside of arrays, and what else is not blank."""
+    depth = inside = start = end = 0  # `inside` is 1 in an outermost array: its rows begin at depth 1, others at 0
     in_string = escaped = False
-    for offset, block in _blocks(path):
+    blank = True
+    for offset, block in blocks:
         at, end = 0, offset + len(block)
         while at < len(block):
             if in_string:
                 at, in_string, escaped = _string_end(block, at, escaped)
                 continue
-            skipped = (_WITHIN_ROW if depth > 1 else _BETWEEN_ROWS).match(block, at)
+            skipped = (_WITHIN_ROW if depth > inside else _BETWEEN_ROWS).match(block, at)
             assert skipped is not None, "both patterns match nothing, too"
+            if not inside and depth == 0:
+                blank = blank and not skipped[0].strip(_BLANK)
             at = skipped.end()
-            byte = block[at : at + 1]
+            byte, here = block[at : at + 1], offset + at
             at += 1
             if byte == b'"':
                 in_string = True
+                blank = blank and depth > 0
             elif byte in (b"[", b"{"):
+                if depth == 0:
+                    if not blank:
+                        yield start, here, True
+                    inside, blank = int(byte == b"["), True
+                    start = here + inside
                 depth += 1
-                start = offset + at if depth == 1 else start
-            elif byte == b",":
-                yield start, offset + at - 1, True
-                start = offset + at
-            elif byte and depth > 1:
+            elif byte and depth > inside:
                 depth -= 1
-            elif byte == b"]":
-                yield start, offset + at - 1, True
-                yield offset + at, path.stat().st_size, True
-                return
-    yield start, end, False
+                if depth == 0:
+                    yield start, here + 1, True
+                    start = here + 1
+            elif byte == b"," and inside:
+                yield start, here, True
+                start = here + 1
+            elif byte == b"]" and inside:
+                yield start, here, True
+                start, depth, inside = here + 1, 0, 0
+            elif byte and not inside and byte != b",":
+                blank = False
+    if depth:
+        yield start, end, False
+    elif not blank:
+        yield start, end, True
 
 
 def _string_end(block: bytes, at: int, escaped: bool) -> tuple[int, bool, bool]:

@@ -9,10 +9,12 @@ from typing import Any
 from datamodules.sources.base import Refusal, Row, Source
 from datamodules.sources.files import check_file, find_files, find_folders, read_images, sort_out
 from datamodules.sources.json_rows import JsonChunk, check_json, json_chunks, json_rows
-from datamodules.sources.records import answer_kinds, first_answer, from_conversations, scalars
+from datamodules.sources.media import check_media
+from datamodules.sources.records import answer_kinds, first_answer, from_conversations, metadata, turn_fields, turns_of
 from datamodules.sources.refusals import Refused, attempt
 from fvl_lightning.core.registry import register
 
+_IMAGE_FIELDS = ("image", "images")
 _NO_IMAGE = ("", "None", "none", "nan")
 """What sets made from tables write for rows of text only (Cambrian's do)."""
 
@@ -22,7 +24,8 @@ class LlavaJsonSource(Source):
     """Rows of {"image": path, list of paths or absent, "conversations": [{"from": ..., "value": ...}], metadata}.
 
     "<image>" in a value becomes an image part where it stands; metadata is kept where it is text, number or boolean,
-    and `kinds`, one name per answer, by which scores are grouped.
+    and `kinds`, one name per answer, by which scores are grouped. A row without images that names media in another
+    field is refused, and so is one with video or audio.
     """
 
     @dataclass
@@ -37,6 +40,9 @@ class LlavaJsonSource(Source):
         links: list[str] = field(default_factory=list)
         """Folders elsewhere into which links in `images` may lead, such as ~/.cache/huggingface/hub for a snapshot of
         the hub."""
+        image: str | None = None
+        """Name of the field with the path of an image or a list of them; null for `image`, or `images` where that is
+        empty."""
         answer_as_caption: bool = False
         """Also keeps the first answer as `caption`, for sets whose questions say no more than "describe this"."""
 
@@ -46,7 +52,7 @@ class LlavaJsonSource(Source):
     def chunks(self) -> Iterator[JsonChunk | Refusal]:
         """Groups of rows, as spans of bytes."""
         find_folders(self.config.images, self.config.links)
-        for found in sort_out(find_files(self.config.file, (".json", ".jsonl")), check_json):
+        for found in sort_out(find_files(self.config.file, (".json", ".jsonl")), _check):
             if isinstance(found, Refusal):
                 yield found
             else:
@@ -58,18 +64,36 @@ class LlavaJsonSource(Source):
             yield attempt(self._row, row, where)
 
     def _row(self, row: dict[str, Any]) -> Row:
-        record = scalars(row, without=("image", "conversations", "messages", "kinds"))
-        record["messages"] = from_conversations(row.get("conversations"))
+        fields = _IMAGE_FIELDS if self.config.image is None else (self.config.image,)
+        record, unused = metadata(row, used=(*fields, "conversations", "kinds"))
+        turns = row.get("conversations")
+        record["messages"] = from_conversations(turns)
         if row.get("kinds") is not None:
             record["kinds"] = answer_kinds(row["kinds"], record["messages"])
         if self.config.answer_as_caption:
             record["caption"] = first_answer(record["messages"])
-        return Row(record, read_images(Path(self.config.images), image_names(row.get("image")), self.config.links))
+        names = _only([image_names(row.get(field)) for field in fields])
+        for part in (row, *turns_of(turns)):
+            check_media(part, bool(names), used=(*fields, "conversations", "value"))
+        unused += turn_fields("conversations", turns, used=("from", "value"))
+        return Row(record, read_images(Path(self.config.images), names, self.config.links), unused=unused)
+
+
+def _check(path: Path) -> None:
+    check_json(path, ("conversations",))
+
+
+def _only(found: list[list[str]]) -> list[str]:
+    """The image paths of the one field that has some."""
+    named = [names for names in found if names]
+    if any(names != named[0] for names in named):
+        raise Refused("bad image", f"both {' and '.join(map(repr, _IMAGE_FIELDS))} name images")
+    return named[0] if named else []
 
 
 def image_names(value: Any) -> list[str]:
     """The image paths of a row, from what its `image` field holds."""
-    if value is None or value in _NO_IMAGE or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value in (*_NO_IMAGE, []) or (isinstance(value, float) and math.isnan(value)):
         return []
     names = value if isinstance(value, list) else [value]
     if not all(isinstance(name, str) and name for name in names):

@@ -1,6 +1,5 @@
 """Images with a caption each: JSON Lines, a JSON array, CSV or TSV, and a folder of images."""
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,25 +7,24 @@ from typing import Any
 
 from datamodules.sources.base import Refusal, Row, Source
 from datamodules.sources.files import (
-    MAX_ROW_BYTES,
     ROWS_PER_CHUNK,
     check_file,
     find_files,
     find_folders,
     groups,
-    open_file,
     read_images,
     sort_out,
 )
 from datamodules.sources.json_rows import JsonChunk, check_json, json_chunks, json_rows
 from datamodules.sources.llava_json import image_names
-from datamodules.sources.records import caption, scalars
+from datamodules.sources.media import check_media
+from datamodules.sources.records import caption, metadata
 from datamodules.sources.refusals import Refused, attempt
+from datamodules.sources.tables import DELIMITERS, table_columns, table_rows
 from fvl_lightning.core.errors import DataError, nearest
 from fvl_lightning.core.registry import register
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_SUFFIXES = (".jsonl", ".json", *_DELIMITERS)
+_SUFFIXES = (".jsonl", ".json", *DELIMITERS)
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,11 @@ class PairsSource(Source):
     def chunks(self) -> Iterator[JsonChunk | TableChunk | Refusal]:
         """Groups of rows: spans of bytes for JSON, text for tables."""
         find_folders(self.config.images, self.config.links)
-        for found in sort_out(find_files(self.config.file, _SUFFIXES), _check):
+        for found in sort_out(find_files(self.config.file, _SUFFIXES), self._check):
             if isinstance(found, Refusal):
                 yield found
             elif _is_table(found):
-                yield from map(TableChunk, groups(self._table(found), ROWS_PER_CHUNK))
+                yield from map(TableChunk, groups(table_rows(found, self.config.image), ROWS_PER_CHUNK))
             else:
                 yield from json_chunks(found)
 
@@ -82,65 +80,28 @@ class PairsSource(Source):
 
     def _row(self, row: dict[str, Any]) -> Row:
         config = self.config
-        record = scalars(row, without=(config.image, config.caption, "messages"))
+        record, unused = metadata(row, used=(config.image, config.caption))
         record["caption"] = caption(row.get(config.caption))
         names = image_names(row.get(config.image))
         if not names:
             raise Refused("missing image", f"column '{config.image}' is empty")
-        return Row(record, read_images(Path(config.images), names, config.links))
+        check_media(row, has_images=True)
+        return Row(record, read_images(Path(config.images), names, config.links), unused=unused)
 
-    def _table(self, path: Path) -> Iterator[tuple[str, dict[str, str] | Refusal]]:
-        with open_file(path) as file:
-            table, columns = _opened(path, file)
-            for column in (self.config.image, self.config.caption):
-                if columns and column not in columns:
-                    close = nearest(column, columns)
-                    hint = f"; did you mean '{close}'?" if close else ""
-                    raise DataError(f"{path}: no column '{column}', there are {', '.join(columns)}{hint}")
-            line = table.line_num + 1
-            while (cells := _cells(table)) is not None:
-                where, line = f"{path.name}, line {line}", table.line_num + 1
-                if isinstance(cells, Refusal):
-                    yield where, cells
-                elif len(cells) == len(columns):
-                    yield where, dict(zip(columns, cells, strict=True))
-                elif cells:
-                    yield where, Refusal("bad row", f"{len(cells)} cells for {len(columns)} columns")
+    def _check(self, path: Path) -> None:
+        """DataError where a file can't be read as what its name says, or lacks a column."""
+        if not _is_table(path):
+            check_json(path, (self.config.caption, self.config.image))
+            return
+        columns = table_columns(path)
+        for column in (self.config.image, self.config.caption) if columns else ():
+            if column not in columns:
+                close = nearest(column, columns)
+                hint = f"; did you mean '{close}'?" if close else ""
+                raise DataError(f"{path}: no column '{column}', there are {', '.join(columns)}{hint}")
+            if f"{column}.1" in columns:
+                raise DataError(f"{path}: two columns are named '{column}'")
 
 
 def _is_table(path: Path) -> bool:
-    return path.suffix.lower() in _DELIMITERS
-
-
-def _check(path: Path) -> None:
-    """DataError where a file can't be read as what its name says."""
-    if not _is_table(path):
-        check_json(path)
-        return
-    with open_file(path) as file:
-        _opened(path, file)
-
-
-def _opened(path: Path, file: Any) -> tuple[Any, list[str]]:
-    """The reader of a table, behind its first line, and the column names of that; DataError where it has none."""
-    table = csv.reader(_lines(file), delimiter=_DELIMITERS[path.suffix.lower()])
-    columns = _cells(table) or []
-    if isinstance(columns, Refusal):
-        raise DataError(f"{path}: its first line can't be read as column names ({columns.detail})")
-    return table, columns
-
-
-def _cells(table: Any) -> list[str] | Refusal | None:
-    """The next row of a csv reader, or why it can't be had; None behind the last."""
-    try:
-        return next(table, None)
-    except csv.Error as error:
-        return Refusal("bad row", str(error))
-
-
-def _lines(file: Any) -> Iterator[str]:
-    """The lines as text; bytes that are no UTF-8 become lone surrogates, so that only their own row is lost."""
-    encoding = "utf-8-sig"
-    while line := file.readline(MAX_ROW_BYTES):
-        yield line.decode(encoding, errors="surrogateescape")
-        encoding = "utf-8"
+    return path.suffix.lower() in DELIMITERS

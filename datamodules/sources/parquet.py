@@ -1,39 +1,62 @@
 """Image data sets in Parquet, as the Hugging Face hub keeps them: the images lie in a column of the rows."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.sources.base import Refusal, Row, Source
+from datamodules.sources.base import PassedOver, Refusal, Row, Source
 from datamodules.sources.files import check_file, check_size, find_files, sort_out
-from datamodules.sources.records import caption, from_conversations, from_messages, from_texts, scalars
+from datamodules.sources.media import FIELDS as MEDIA_FIELDS
+from datamodules.sources.media import check_media
+from datamodules.sources.records import (
+    caption,
+    from_conversations,
+    from_messages,
+    from_texts,
+    metadata,
+    turn_fields,
+    turns_of,
+)
 from datamodules.sources.refusals import Refused, attempt
 from fvl_lightning.core.errors import DataError, first_line, nearest
 from fvl_lightning.core.registry import register
 
 _ROWS_AT_A_TIME = 16
+_TURNS = {
+    "conversations": ("from", "value"),
+    "messages": ("role", "content"),
+    "texts": ("user", "assistant", "source"),
+}
+"""By layout, the fields of a turn that are read."""
 _BUFFER = 2**20
 """Bytes of a column that are read ahead; without a bound a whole row group is in memory."""
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of one file, the number of its first row in the file, and the columns to read of it."""
+    """One row group of one file, the number of its first row in the file, and the columns to read of it.
+
+    `others` are the columns that are not read, each with the number of rows in which it holds something.
+    """
 
     path: str
     number: int
     first: int
+    rows: int
     columns: tuple[str, ...]
+    others: tuple[tuple[str, int], ...]
 
 
 @register("source", "parquet")
 class ParquetSource(Source):
     """Rows with their images in a column, as {"bytes": ..., "path": ...} or plain bytes, one or a list of them.
 
-    Columns of text, numbers and booleans are kept as metadata. A path without bytes is never followed.
+    Columns of text, numbers and booleans are kept as metadata; the names of all others are counted. A path without
+    bytes is never followed. A row without images that names media in another column is refused, and so is one with
+    video or audio.
     """
 
     @dataclass
@@ -44,7 +67,8 @@ class ParquetSource(Source):
         """The .parquet files: a path, a glob such as data/train-*.parquet, or a list of them."""
         layout: Literal["messages", "conversations", "texts", "caption"]
         """messages: role and content, a text or parts. conversations: LLaVA's from and value, with <image> in the
-        text. texts: the Cauldron's user and assistant, images before the first question. caption: a text."""
+        text. texts: the Cauldron's user and assistant, images where <image> stands or else before the first question.
+        caption: a text. Conversations may be JSON in a text, or one mapping of lists."""
         images: str | None = "images"
         """Column with the images; null where there are none."""
         text: str | None = None
@@ -61,55 +85,94 @@ class ParquetSource(Source):
                 chunks.append(found)
                 continue
             with _open(found) as file:
-                columns = self._columns(found, file.schema_arrow)
-                sizes = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
-            firsts = accumulate(sizes[:-1], initial=0) if sizes else ()
-            chunks += (RowGroup(str(found), number, first, columns) for number, first in enumerate(firsts))
+                chunks += _row_groups(found, file, self._columns(found, file.schema_arrow))
         return iter(chunks)
 
-    def rows(self, chunk: RowGroup) -> Iterator[Row | Refusal]:
+    def rows(self, chunk: RowGroup) -> Iterator[Row | Refusal | PassedOver]:
         """The rows of a group, a few of them in memory at a time; what can't be read of it is one Refusal."""
         with _open(Path(chunk.path)) as file:
-            name, row = Path(chunk.path).name, chunk.first
+            name, read, why = Path(chunk.path).name, 0, "the group ends before them"
             batches = file.iter_batches(_ROWS_AT_A_TIME, row_groups=[chunk.number], columns=list(chunk.columns))
             try:
                 for batch in batches:
                     for number in range(batch.num_rows):
-                        yield attempt(self._row, _values(batch, number), f"{name}, row {row}")
-                        row += 1
+                        values = _values(batch, number, chunk.columns)
+                        yield attempt(self._row, values, f"{name}, row {chunk.first + read}")
+                        read += 1
             except _unreadable() as error:
-                what = f"from here to the end of row group {chunk.number}: {first_line(error)}"
-                yield Refusal("unreadable rows", what, f"{name}, row {row}")
+                why = first_line(error)
+            lost = chunk.rows - read
+            if lost:
+                detail = f"{lost} rows from here to the end of row group {chunk.number}: {why}"
+                yield Refusal("unreadable rows", detail, f"{name}, row {chunk.first + read}", rows=lost)
+        yield from (PassedOver(f"columns '{column}'", count) for column, count in chunk.others)
 
     def _row(self, row: dict[str, Any]) -> Row:
         config = self.config
         column = config.text or config.layout
         said = row[column]
         images = _images(row[config.images]) if config.images else ()
-        record = scalars(row, without=(column, config.images or "", "messages"))
+        record, unused = metadata(row, used=(column, config.images or ""))
+        # Without a column of images the recipe says that there are none, so pictures elsewhere are left to it.
+        used, seen = (column, config.images or ""), bool(images) or config.images is None
+        check_media(row, seen, used)
         if config.layout == "caption":
-            record["caption"] = caption(said)
-        elif config.layout == "conversations":
+            return Row({**record, "caption": caption(said)}, images, unused=unused)
+        for turn in turns_of(said):
+            check_media(turn, seen, used=_TURNS[config.layout])
+        if config.layout == "conversations":
             record["messages"] = from_conversations(said)
         elif config.layout == "messages":
             record["messages"] = from_messages(said)
         else:
             record["messages"] = from_texts(said, len(images))
-            record |= scalars({"source": said[0].get("source")}, without=())
-        return Row(record, images)
+            first = turns_of(said)[0].get("source")
+            record |= {"source": first} if isinstance(first, str) else {}
+        unused += turn_fields(column, said, used=_TURNS[config.layout])
+        return Row(record, images, unused=unused)
 
     def _columns(self, path: Path, schema: Any) -> tuple[str, ...]:
         """The columns to read: the two that are named, and all that may be metadata."""
         named = [name for name in (self.config.images, self.config.text or self.config.layout) if name]
         for name in named:
+            if schema.names.count(name) > 1:
+                raise DataError(f"{path}: {schema.names.count(name)} columns are named '{name}'")
             if name not in schema.names:
                 close = nearest(name, schema.names)
                 hint = f"; did you mean '{close}'?" if close else ""
                 raise DataError(f"{path}: no column '{name}', there are {', '.join(schema.names)}{hint}")
-        types = importlib.import_module("pyarrow.types")
-        plain = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
-        metadata = (field.name for field in schema if any(is_one(field.type) for is_one in plain))
-        return tuple(dict.fromkeys([*named, *metadata]))
+        metadata_of = (field.name for field in schema if _is_plain(field.type) or field.name in MEDIA_FIELDS)
+        return tuple(dict.fromkeys([*named, *(name for name in metadata_of if schema.names.count(name) == 1)]))
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a column holds texts, numbers or booleans, in whatever encoding."""
+    types = importlib.import_module("pyarrow.types")
+    kind = getattr(kind, "storage_type", kind)
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    texts = (types.is_string, types.is_large_string, getattr(types, "is_string_view", types.is_string))
+    return any(is_one(kind) for is_one in (*texts, types.is_integer, types.is_floating, types.is_boolean))
+
+
+def _row_groups(path: Path, file: Any, columns: tuple[str, ...]) -> Iterator[RowGroup]:
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    is_null = importlib.import_module("pyarrow.types").is_null
+    named = dict.fromkeys(field.name for field in file.schema_arrow if not is_null(field.type))
+    others = [name for name in named if name not in columns]
+    firsts = accumulate((group.num_rows for group in groups), initial=0)
+    for number, (group, first) in enumerate(zip(groups, firsts, strict=False)):
+        filled = tuple((name, rows) for name in others if (rows := _filled(group, name)))
+        yield RowGroup(str(path), number, first, group.num_rows, columns, filled)
+
+
+def _filled(group: Any, name: str) -> int:
+    """In how many rows of a group a column holds something: in none where the file says so, else in all of them."""
+    leaves = [group.column(number) for number in range(group.num_columns)]
+    own = [leaf for leaf in leaves if leaf.path_in_schema == name or leaf.path_in_schema.startswith(f"{name}.")]
+    nulls = [leaf.statistics.null_count if leaf.statistics else None for leaf in own]
+    if nulls and all(null is not None and null >= leaf.num_values for null, leaf in zip(nulls, own, strict=True)):
+        return 0
+    return int(group.num_rows)
 
 
 def _open(path: Path) -> Any:
@@ -133,10 +196,10 @@ def _unreadable() -> tuple[type[Exception], ...]:
     return OSError, importlib.import_module("pyarrow").ArrowException
 
 
-def _values(batch: Any, number: int) -> dict[str, Any] | Refusal:
+def _values(batch: Any, number: int, columns: Sequence[str]) -> dict[str, Any] | Refusal:
     try:
-        return {name: batch.column(name)[number].as_py() for name in batch.schema.names}
-    except ValueError as error:  # bytes that are no UTF-8 in a column of text
+        return {name: batch.column(name)[number].as_py() for name in columns}
+    except (ValueError, OverflowError) as error:  # bytes that are no UTF-8 in a column of text
         return Refusal("bad row", first_line(error))
 
 

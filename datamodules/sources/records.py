@@ -1,5 +1,6 @@
 """The ways in which data sets write conversations and captions, as records (datamodules/README.md)."""
 
+import json
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -14,19 +15,41 @@ SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}
 """LLaVA's names of the roles."""
 
 
-def scalars(row: Mapping[Any, Any], without: Collection[str]) -> dict[str, Any]:
-    """The metadata worth keeping: texts, finite numbers and booleans, but for the fields named in `without`."""
-    return {
-        key: value
-        for key, value in row.items()
-        if isinstance(key, str)
-        and key not in without
-        and (isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)))
+_OWN = ("messages", "kinds")
+"""Fields of a record that mean something to the kit, so that no metadata may have their names."""
+
+
+def metadata(row: Mapping[Any, Any], used: Collection[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What a row has beside the fields named in `used`.
+
+    Returns:
+        The metadata worth keeping, which is texts, finite numbers and booleans; and the names of all other fields that
+        hold something.
+    """
+    kept: dict[str, Any] = {}
+    unused: list[str] = []
+    for key, value in row.items():
+        if key in used:
+            continue
+        if isinstance(key, str) and key not in _OWN and _is_plain(value):
+            kept[key] = value
+        elif not _is_nothing(value):
+            unused.append(str(key))
+    return kept, tuple(unused)
+
+
+def turn_fields(column: str, turns: Any, used: Collection[str]) -> tuple[str, ...]:
+    """The names of the fields of turns that hold something and are not `used`, behind that of their column."""
+    found = {
+        key for turn in turns_of(turns) for key, value in turn.items() if key not in used and not _is_nothing(value)
     }
+    return tuple(f"{column}.{key}" for key in sorted(map(str, found)))
 
 
 def caption(value: Any) -> str:
     """A caption, as it is; refused where it is no text or blank."""
+    if isinstance(value, bytes):  # columns of Parquet whose writer did not say that they are text
+        value = value.decode("utf-8", errors="surrogateescape")
     if not isinstance(value, str) or not value.strip():
         raise Refused("no caption", "" if value is None or isinstance(value, str) else f"found {type(value).__name__}")
     return value
@@ -48,7 +71,7 @@ def content(text: str) -> str | list[dict[str, str]]:
 def from_conversations(turns: Any) -> list[Message]:
     """LLaVA's [{"from": "human" | "gpt" | "system", "value": text with <image>}] as messages."""
     messages: list[Message] = []
-    for number, turn in enumerate(_turns(turns)):
+    for number, turn in enumerate(turns_of(turns)):
         speaker, value = turn.get("from"), turn.get("value")
         if not isinstance(speaker, str) or speaker not in SPEAKERS:
             raise Refused("bad messages", f"turn {number} is from {speaker!r}, expected one of {', '.join(SPEAKERS)}")
@@ -62,7 +85,7 @@ def from_messages(messages: Any) -> list[Message]:
     """[{"role": ..., "content": text, or parts as Hugging Face's processors take them}], freed of unused fields."""
     shown = 0
     made: list[Message] = []
-    for number, message in enumerate(_turns(messages)):
+    for number, message in enumerate(turns_of(messages)):
         said = message.get("content")
         if isinstance(said, str):
             parts = content(said)
@@ -80,14 +103,17 @@ def from_messages(messages: Any) -> list[Message]:
 
 
 def from_texts(turns: Any, images: int) -> list[Message]:
-    """The Cauldron's [{"user": text, "assistant": text}] as messages, all images before the first question."""
+    """The Cauldron's [{"user": text, "assistant": text}] as messages.
+
+    Images stand where the texts say <image>; where none does, all stand before the first question.
+    """
     messages: list[Message] = []
-    for number, turn in enumerate(_turns(turns)):
+    for number, turn in enumerate(turns_of(turns)):
         question, answer = turn.get("user"), turn.get("assistant")
         if not isinstance(question, str) or not isinstance(answer, str):
             raise Refused("bad messages", f"turn {number} has no texts named user and assistant")
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    if images:
+        messages += [{"role": "user", "content": content(question)}, {"role": "assistant", "content": content(answer)}]
+    if images and all(isinstance(message["content"], str) for message in messages):
         first = [{"type": "text", "text": messages[0]["content"]}] if messages[0]["content"] else []
         messages[0]["content"] = [*({"type": "image"} for _ in range(images)), *first]
     return messages
@@ -107,12 +133,50 @@ def answer_kinds(value: Any, messages: list[Message]) -> list[str]:
     return value
 
 
-def _turns(turns: Any) -> list[dict[str, Any]]:
+def turns_of(turns: Any) -> list[dict[str, Any]]:
+    """The turns of a conversation as mappings; some columns hold them as JSON, or as one mapping of lists."""
+    if isinstance(turns, str):
+        try:
+            turns = json.loads(turns)
+        except (ValueError, RecursionError):
+            raise Refused("no messages", "expected a list of turns, found a text that is no JSON") from None
+    if isinstance(turns, dict):
+        turns = _transposed(turns)
     if not isinstance(turns, list) or not turns:
-        raise Refused("no messages")
-    if not all(isinstance(turn, dict) for turn in turns):
+        found = "nothing" if turns is None else "an empty list" if turns == [] else f"a {type(turns).__name__}"
+        raise Refused("no messages", f"expected a list of turns, found {found}")
+    made = [_mapping(turn) for turn in turns]
+    if not all(isinstance(turn, dict) for turn in made):
         raise Refused("bad messages", "a turn is not a mapping")
-    return turns
+    return made
+
+
+def _transposed(columns: dict[Any, Any]) -> list[dict[Any, Any]]:
+    lengths = {len(values) if isinstance(values, list) else None for values in columns.values()}
+    if len(lengths) != 1 or None in lengths:
+        raise Refused(
+            "no messages", "expected a list of turns, found a mapping that is not one of lists of equal length"
+        )
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _mapping(turn: Any) -> Any:
+    """A turn as Parquet's maps are read, which is as pairs, as a mapping; any other as it is."""
+    is_pairs = isinstance(turn, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in turn)
+    if not is_pairs:
+        return turn
+    if len({key for key, _ in turn}) != len(turn):
+        raise Refused("bad messages", "a turn has a key twice")
+    return dict(turn)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a field is empty: null, in the ways that data sets spell it."""
+    return value is None or value in ("", [], {}) or (isinstance(value, float) and math.isnan(value))
 
 
 def _part(part: Any, number: int) -> dict[str, str]:

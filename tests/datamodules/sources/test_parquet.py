@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.sources.base import Refusal, Row
+from datamodules.sources.base import PassedOver, Refusal, Row
 from fvl_lightning.core.errors import ConfigError, DataError
 from tests.datamodules.sources.conftest import SECRET
 from tests.datamodules.sources.reading import places, read, reasons, source, talk
@@ -65,7 +65,9 @@ def test_conversations(tmp_path: Path) -> None:
         tmp_path / "0.parquet", [{**row, "none": None, "list": [1], "raw": b"raw", "messages": "no"}], HUB_IMAGE
     )
     expected = {"id": "7", "data_source": "web", "n": 3, "f": 0.5, "ok": True, "messages": MESSAGES}
-    assert read(source("parquet", file=str(path), layout="conversations")) == [Row(expected, (b"x",))]
+    found = read(source("parquet", file=str(path), layout="conversations"))
+    assert found == [Row(expected, (b"x",)), PassedOver("columns 'list'", 1), PassedOver("columns 'raw'", 1)]
+    assert found[0].unused == ("messages",)
 
 
 def test_messages_with_plain_text(tmp_path: Path) -> None:

@@ -1,0 +1,305 @@
+"""Rows of CSV and TSV files of any size, read one by one; a row that is broken costs no other.
+
+CSV is quoted as RFC 4180 has it. TSV has no quoting, but many programs write it as they write CSV, so a TSV is quoted
+where more of its cells need their quotation marks than there are rows whose marks make no sense; otherwise a quotation
+mark is a letter. A mark that is never closed must not join rows: where lines inside a cell look like rows of their
+own, or the mark turns out to be none, its first line is refused and reading goes on with the second.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Self
+
+from datamodules.sources.base import Refusal
+from datamodules.sources.files import MAX_ROW_BYTES, open_file
+from datamodules.sources.text_files import text_encoding
+from fvl_lightning.core.errors import DataError
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+"""What separates cells, by a file's suffix."""
+
+_IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jfif"}
+"""Suffixes by which a line inside a cell is known as a row of its own."""
+
+Cells = list[str]
+
+
+def table_columns(path: Path) -> Cells:
+    """The names of a table's columns, from its first line that is not blank; none where there is no such line.
+
+    A name that stands there again gets a number (`name.1`).
+
+    Raises:
+        DataError: the file is no text, or its first line can't be taken apart.
+    """
+    with _Lines(path) as lines:
+        return _read_columns(path, lines)
+
+
+def table_rows(path: Path, image: str) -> Iterator[tuple[str, dict[str, str] | Refusal]]:
+    """The rows of a table, each behind where it is; blank lines are passed over.
+
+    Args:
+        image: the column with the images' names, by which rows are told from the lines of a cell.
+    """
+    delimiter = _delimiter(path)
+    columns = table_columns(path)
+    place = columns.index(image) if image in columns else None
+    quoted = delimiter == "," or _is_quoted(path, _Form(delimiter, True, len(columns), place))
+    with _Lines(path) as lines:
+        _read_columns(path, lines)
+        for record in _records(lines, _Form(delimiter, quoted, len(columns), place)):
+            cells = record.cells
+            if isinstance(cells, Refusal):
+                yield f"{path.name}, line {record.line}", cells
+            elif len(cells) != len(columns):
+                refusal = Refusal("bad row", f"{len(cells)} cells for {len(columns)} columns")
+                yield f"{path.name}, line {record.line}", refusal
+            else:
+                pairs = zip(columns, cells, strict=True)
+                # Spreadsheets end every line with the delimiters of columns that hold nothing, not even a name.
+                yield f"{path.name}, line {record.line}", {name: cell for name, cell in pairs if name or cell}
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How the lines of a table make rows, how many columns it has, and the place of the images' names among them."""
+
+    delimiter: str
+    quoted: bool
+    columns: int
+    image: int | None
+
+    def looks_like_a_row(self, line: str) -> bool:
+        """Whether a line by itself has the file name of an image where rows have it."""
+        if self.image is None:
+            return False
+        cells = line.split(self.delimiter)
+        # From either end: a caption may hold delimiters.
+        places = (self.image, self.image - self.columns)
+        near = [cells[place] for place in places if -len(cells) <= place < len(cells)]
+        return any(os.path.splitext(cell.strip(' "'))[1].lower() in _IMAGES for cell in near)
+
+
+@dataclass(frozen=True)
+class _Line:
+    number: int
+    text: str
+    end: str
+    characters: int
+
+
+@dataclass
+class _Record:
+    """A row: its first line, its cells or why they can't be had, and whether quotation marks were needed in it."""
+
+    line: int
+    cells: Cells | Refusal
+    needs_marks: bool = False
+
+
+class _Lines:
+    """The lines of a table, with their numbers; reading can go back to a place.
+
+    Lines end as the first one does, so that the other kinds of line ends may stand in cells. Bytes that are no UTF-8
+    become lone surrogates, so that only their own row is lost.
+
+    Raises:
+        DataError: the file can't be read or is no text.
+    """
+
+    def __init__(self, path: Path) -> None:
+        encoding = text_encoding(path)
+        errors = "surrogateescape" if encoding == "utf-8-sig" else "surrogatepass"
+        with TextIOWrapper(open_file(path), encoding, errors, newline="") as file:
+            self._end = "\r" if _first_line(path, file).endswith("\r") else "\n"
+        self._file = TextIOWrapper(open_file(path), encoding, errors, newline=self._end)
+        self.number = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._file.close()
+
+    def next(self) -> _Line | None:
+        """The next line, of which no more than MAX_ROW_BYTES characters are kept; None behind the last."""
+        text = self._file.readline(MAX_ROW_BYTES + 1)
+        if not text:
+            return None
+        characters, rest = len(text), text
+        while not rest.endswith(self._end) and (rest := self._file.readline(MAX_ROW_BYTES)):
+            characters += len(rest)
+        self.number += 1
+        bare = text.removesuffix("\n").removesuffix("\r")
+        return _Line(self.number, bare, text[len(bare) :], characters)
+
+    def place(self) -> tuple[int, int]:
+        """Where the next line begins."""
+        return self._file.tell(), self.number
+
+    def go_back(self, place: tuple[int, int]) -> None:
+        """Goes on from a place that was before."""
+        self._file.seek(place[0])
+        self.number = place[1]
+
+
+def _first_line(path: Path, file: TextIOWrapper) -> str:
+    try:
+        return file.readline(MAX_ROW_BYTES)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: its first line can't be read as {error.encoding}: {error.reason}") from None
+
+
+def _delimiter(path: Path) -> str:
+    return DELIMITERS[path.suffix.lower()]
+
+
+def _read_columns(path: Path, lines: _Lines) -> Cells:
+    """The column names, with `lines` behind them."""
+    record = next(_records(lines, _Form(_delimiter(path), True, 0, None)), None)
+    if record is None:
+        return []
+    if isinstance(record.cells, Refusal):
+        raise DataError(f"{path}: its first line can't be read as column names ({record.cells.detail})")
+    names: Cells = []
+    for name in record.cells:
+        again = sum(1 for other in record.cells[: len(names)] if other == name)
+        names.append(f"{name}.{again}" if name and again else name)
+    return names
+
+
+def _is_quoted(path: Path, form: _Form) -> bool:
+    """Whether a TSV is quoted as CSV is."""
+    with _Lines(path) as lines:
+        header = lines.next()
+        if header is not None and header.text.startswith('"') and header.text.endswith('"'):
+            return True
+        needed = broken = 0
+        for record in _records(lines, form):
+            broken += isinstance(record.cells, Refusal)
+            needed += record.needs_marks
+    return needed > broken
+
+
+def _records(lines: _Lines, form: _Form) -> Iterator[_Record]:
+    """The rows from where `lines` stand to the end of the file."""
+    while True:
+        try:
+            line = lines.next()
+            if line is None:
+                return
+            if line.characters > MAX_ROW_BYTES:
+                yield _Record(line.number, _too_large(line.characters))
+            elif form.quoted and '"' in line.text:
+                yield _Quoted(lines, form, line).read()
+            elif line.text:
+                yield _Record(line.number, line.text.split(form.delimiter))
+        except UnicodeDecodeError as error:
+            detail = f"the rest of the file: it can't be read as {error.encoding} ({error.reason})"
+            yield _Record(lines.number + 1, Refusal("unreadable rows", detail))
+            return
+
+
+def _too_large(characters: int) -> Refusal:
+    return Refusal("row too large", f"{characters} characters, at most {MAX_ROW_BYTES} are read")
+
+
+class _Broken(Exception):
+    """A quotation mark that does not open or close a cell, in words."""
+
+
+@dataclass
+class _Quoted:
+    """One row that has quotation marks, from its first line on."""
+
+    lines: _Lines
+    form: _Form
+    line: _Line
+    needs_marks: bool = False
+    characters: int = 0
+    rows_inside: int = 0
+    whole_lines: int = 0
+    second: tuple[int, int] | None = None
+
+    def read(self) -> _Record:
+        """The row; what is behind a first line that is broken by itself is left to be read again."""
+        first = self.line.number
+        self._count(self.line)
+        try:
+            cells: Cells | Refusal = self._cells()
+        except _Broken as broken:
+            cells = Refusal("bad row", f"{broken} (line {self.line.number})")
+            if self.second is not None and (self.whole_lines or self.rows_inside > 1):
+                self.lines.go_back(self.second)
+            return _Record(first, cells)
+        if self.rows_inside > 1:
+            assert self.second is not None, "a single line is at most one row"
+            self.lines.go_back(self.second)
+            detail = (
+                f"a quotation mark that is closed in line {self.line.number} only, behind what look like other rows"
+            )
+            return _Record(first, Refusal("bad row", detail))
+        if self.characters > MAX_ROW_BYTES:
+            cells = _too_large(self.characters)
+        return _Record(first, cells, self.needs_marks)
+
+    def _count(self, line: _Line) -> None:
+        self.characters += line.characters
+        self.rows_inside += self.form.looks_like_a_row(line.text)
+
+    def _cells(self) -> Cells:
+        cells: Cells = []
+        at, delimiter = 0, self.form.delimiter
+        while True:
+            if self.line.text.startswith('"', at):
+                cell, at = self._quoted_cell(at + 1)
+                cells.append(cell)
+                if at == len(self.line.text):
+                    return cells
+                if not self.line.text.startswith(delimiter, at):
+                    raise _Broken("text behind a closing quotation mark")
+                at += 1
+                continue
+            stop = self.line.text.find(delimiter, at)
+            if stop < 0:
+                return [*cells, self.line.text[at:]]
+            cells.append(self.line.text[at:stop])
+            at = stop + 1
+
+    def _quoted_cell(self, at: int) -> tuple[str, int]:
+        """The cell whose first character is at `at`, and the place behind its closing mark, perhaps lines later."""
+        pieces: list[str] = []
+        while True:
+            mark = self.line.text.find('"', at)
+            if mark < 0:
+                pieces.append(self.line.text[at:] + self.line.end)
+                self._next_line()
+                # Of what is too large for a row nothing is kept, but its end is looked for.
+                pieces, at = pieces if self.characters <= MAX_ROW_BYTES else [], 0
+                continue
+            pieces.append(self.line.text[at:mark])
+            at = mark + 1
+            if not self.line.text.startswith('"', at):
+                cell = "".join(pieces)
+                self.needs_marks = self.needs_marks or any(
+                    mark in cell for mark in (self.form.delimiter, "\n", "\r", '"')
+                )
+                return cell, at
+            pieces.append('"')
+            at += 1
+
+    def _next_line(self) -> None:
+        if self.second is None:
+            self.second = self.lines.place()
+        line = self.lines.next()
+        if line is None:
+            raise _Broken("a quotation mark that is never closed")
+        self.line = line
+        self._count(line)
+        self.whole_lines += line.text.count(self.form.delimiter) == self.form.columns - 1
+        if line.characters > MAX_ROW_BYTES:
+            raise _Broken(f"a line of {line.characters} characters")
