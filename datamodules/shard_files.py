@@ -4,20 +4,20 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
+from weakref import finalize
 
 from datamodules.index import ShardIndex, index_as_bytes, index_name, load_index, parse_index, scan_file, write_index
+from datamodules.open_files import opened, release
 from datamodules.remote import ShardCache, is_remote, read_if_there, remote_size
-from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.errors import DataError, os_error_in_words
 
 log = logging.getLogger(__name__)
 
 DAMAGED = "no index is kept of a damaged tar, so each command scans it again; get it anew, or leave it out"
 """What that means for who uses the shards."""
 
-_OPEN_FILES = 256
-_OPEN_COPIES = 8  # a copy that goes while it is open keeps its place on the disk
 _INDEXES_AT_ONCE = 16
 
 
@@ -53,41 +53,31 @@ class ShardFiles:
 
     def __init__(self, shards: Sequence[str], sizes: Sequence[int], cache: ShardCache | None) -> None:
         self._made_of = shards, sizes, cache
-        most = _OPEN_COPIES if any(map(is_remote, shards)) else _OPEN_FILES
-        # A file dropped from this cache is closed once nobody reads it any more: threads are safe.
-        self._opened = lru_cache(most)(partial(_open_shard, shards, sizes, cache))
+        self._owner = object()
+        finalize(self, release, self._owner).atexit = False
 
     def __reduce__(self) -> tuple[type["ShardFiles"], tuple[Sequence[str], Sequence[int], ShardCache | None]]:
         return ShardFiles, self._made_of
 
     def read(self, number: int, start: int, length: int) -> bytes:
         """That many bytes of a shard from `start` on, fewer where it ends; DataError where it can't be read."""
+        shards, sizes, cache = self._made_of
+        shard = shards[number]
         try:
-            file = self._opened(number)
+            file = opened((self._owner, number), partial(_open_shard, shard, sizes[number], cache), is_remote(shard))
             block = os.pread(file.descriptor, length, start)
             while len(block) < length and (more := os.pread(file.descriptor, length - len(block), start + len(block))):
                 block += more
         except OSError as error:
-            raise DataError(f"shard {self._made_of[0][number]} can't be read: {error.strerror}") from None
+            raise DataError(f"shard {shard} can't be read: {os_error_in_words(error)}") from None
         return block
 
 
-class _OpenFile:
-    """A descriptor that is closed with the last reference to it."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
-
-
-def _open_shard(shards: Sequence[str], sizes: Sequence[int], cache: ShardCache | None, number: int) -> _OpenFile:
-    shard = shards[number]
+def _open_shard(shard: str, size: int, cache: ShardCache | None) -> int:
     if not is_remote(shard):
-        return _OpenFile(os.open(shard, os.O_RDONLY | os.O_CLOEXEC))
+        return os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
     assert cache is not None
-    return _OpenFile(cache.open(shard, sizes[number]))
+    return cache.open(shard, size)
 
 
 def _found_indexes(shards: Sequence[str], cache: ShardCache | None) -> list[ShardIndex | None]:

@@ -1,5 +1,7 @@
 """Errors that are the user's to mend: one sentence each, shown without a traceback, exit code 2."""
 
+import errno
+import resource
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -20,6 +22,20 @@ class DataError(UserError):
 def first_line(error: Exception) -> str:
     """The first line of an error's words, or its class where it has none."""
     return " ".join(str(error).strip().splitlines()[:1]) or type(error).__name__
+
+
+def is_lack_of_files(error: OSError) -> bool:
+    """Whether the process, or the machine, has as many files open as it may."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
+
+
+def os_error_in_words(error: OSError) -> str:
+    """What the system says of an error; with its limit and what to do where too many files are open."""
+    said = error.strerror or first_line(error)
+    if not is_lack_of_files(error):
+        return said
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return f"{said} (a process may have {limit} of them here; `ulimit -n 4096` allows more)"
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str | None:

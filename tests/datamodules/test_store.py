@@ -4,9 +4,11 @@ import io
 import multiprocessing
 import os
 import pickle
+import resource
 import struct
 import tarfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from datamodules import open_files
 from datamodules.images import MAX_PIXELS
 from datamodules.store import RawSample, SampleError, SampleStore
 from datamodules.writer import ShardWriter
@@ -269,7 +272,8 @@ def test_files_that_vanish_shrink_or_fail_are_one_sentence(
 def test_only_so_many_files_are_open_at_once(
     tmp_path: Path, write_split: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datamodules.shard_files._OPEN_FILES", 3)
+    monkeypatch.setattr("datamodules.open_files._local", OrderedDict())
+    monkeypatch.setattr("datamodules.open_files.MOST_OPEN", 3)
     store = SampleStore.open(str(write_split(tmp_path, "train", 12, samples_per_shard=1)), "train")
     before = len(os.listdir("/proc/self/fd"))
     assert [store.read(i).key for i in (*range(12), *range(12))] == [f"s{i}" for i in range(12)] * 2
@@ -278,8 +282,42 @@ def test_only_so_many_files_are_open_at_once(
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_the_stores_of_a_process_share_what_it_may_have_open(
+    tmp_path: Path, write_split: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datamodules.open_files._local", OrderedDict())
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (20, 20))
+    folder = str(write_split(tmp_path, "train", 9, samples_per_shard=1))
+    stores = [SampleStore.open(folder, "train") for _ in range(4)]
+    before = len(os.listdir("/proc/self/fd"))
+    assert {store.read(i).key for i in range(9) for store in stores} == {f"s{i}" for i in range(9)}
+    assert len(os.listdir("/proc/self/fd")) == before + 5
+
+
+def test_where_no_more_files_can_be_opened_those_of_stores_are_closed_first(
+    tmp_path: Path, write_split: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datamodules.open_files._local", OrderedDict())
+    folder = str(write_split(tmp_path, "train", 9, samples_per_shard=1))
+    one, other = (SampleStore.open(folder, "train") for _ in range(2))
+    spare = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free, and all below it are taken
+    monkeypatch.setattr("datamodules.open_files.most_open", lambda: 100)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 4, limits[1]))
+        assert [store.read(i).key for i in range(9) for store in (one, other)] == [f"s{i // 2}" for i in range(18)]
+        open_files.release(one._files._owner)
+        open_files.release(other._files._owner)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 1, limits[1]))
+        with pytest.raises(DataError, match=r"can't be read: Too many open files \(.* may have \d+ .*ulimit -n 4096"):
+            one.read(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        os.close(spare)
+
+
 def test_threads_may_share_a_store(tmp_path: Path, write_split: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamodules.shard_files._OPEN_FILES", 2)
+    monkeypatch.setattr("datamodules.open_files.MOST_OPEN", 2)
     store = SampleStore.open(str(write_split(tmp_path, "train", 60, samples_per_shard=5)), "train")
     numbers = [i * 7 % 60 for i in range(3000)]
     with ThreadPoolExecutor(8) as pool:
