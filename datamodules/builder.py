@@ -24,7 +24,7 @@ from datamodules.manifest import BuildProgress, Manifest, Reporter, in_words
 from datamodules.prepare import Outcome, Sample
 from datamodules.sources.base import PassedOver, Refusal, Source
 from datamodules.writer import Length, OpenShard, Shard, whole_size
-from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.errors import ConfigError, DataError, os_error_in_words
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def build_shards(config: BuildConfig, progress: Report | None = None) -> Manifes
             return _build(config, source, output, settings, progress)
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        raise DataError(f"the build of {config.output} stopped: {error.strerror or error}{place}") from None
+        raise DataError(f"the build of {config.output} stopped: {os_error_in_words(error)}{place}") from None
     output.remove_work()
     return finished
 

@@ -3,7 +3,9 @@
 Nothing half-written is left: no run folder where none had begun, and one that had begun says that it failed.
 """
 
+import errno
 import json
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from datamodules.demo.levels import LEVELS
 from datamodules.demo.record import make_sample
 from datamodules.index import index_path
 from datamodules.writer import ShardWriter
+from fvl_lightning.commands.main import run
 from fvl_lightning.training.run_folder import RunFolder
 from tests.conftest import TINY, TINY_DATA, Run, furnish
 
@@ -130,6 +133,18 @@ def test_a_word_that_is_wrong(word: str, parts: tuple[str, ...], refused: Refuse
         assert part in sentence
     if also:
         assert "feature_cache: the encoder trains in this stage" in sentence
+
+
+def test_too_many_open_files_are_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", "a.json")
+
+    monkeypatch.setattr("fvl_lightning.commands.main.app", fail)
+    assert run(["list"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"error: a\.json needs another open file: Too many open files \(.*ulimit -n 4096", said)
 
 
 def test_losses_that_are_no_numbers_end_the_run(tmp_path: Path, tiny_data: Path, fvl_here: Run) -> None:
