@@ -1,6 +1,9 @@
 """docs/lora.md says what the code does: its settings are the defaults, its commands and files exist."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import yaml
 from fvl_lightning.commands.main import app
 from fvl_lightning.core.config import load_config
 from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
-from tests.conftest import ROOT
+from tests.conftest import ONE_THREAD, ROOT, Run
 
 TEXT = (ROOT / "docs" / "lora.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
@@ -42,3 +45,20 @@ def test_files_that_are_named_exist() -> None:
     for name in re.findall(r"experiments/[\w/{},]+\.yaml", TEXT):
         for size in ("3b", "8b"):
             assert (ROOT / name.replace("{3b,8b}", size)).is_file()
+
+
+@pytest.mark.slow
+def test_the_page_runs(quick_demo: Path, fvl_here: Run) -> None:
+    """Its commands in order, the training cut short, then its Python."""
+    assert [words[1] for words in COMMANDS] == ["train", "export", "export", "chat"]
+    short = ("trainer.max_steps=2", "trainer.validate_every=2", "trainer.checkpoint_every=2")
+    for words in COMMANDS:
+        done = fvl_here(quick_demo, *words[1:], *(short if words[1] == "train" else ()))
+        assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr
+    (code,) = [block for kind, block in BLOCKS if kind == "python"]
+    environment = os.environ | ONE_THREAD | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=quick_demo, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
