@@ -33,13 +33,15 @@ class FlorenceVLProcessor(ProcessorMixin):
         image_processor: a FlorenceVLImageProcessor.
         tokenizer: the language model's, with IMAGE_TOKEN among its special tokens.
         tokens_per_image: placeholders that an image becomes.
-        chat_template: read from beside the tokenizer; always the tokenizer's own.
+        chat_template: the tokenizer's from here on; null leaves it the one it has.
     """
 
     def __init__(
         self, image_processor: Any, tokenizer: Any, tokens_per_image: int, chat_template: str | None = None
     ) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        super().__init__(image_processor, tokenizer)
+        if chat_template is not None:
+            self.chat_template = chat_template
         self.tokens_per_image = tokens_per_image
         self.image_token, self.image_token_id = IMAGE_TOKEN, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
@@ -136,9 +138,21 @@ class FlorenceVLProcessor(ProcessorMixin):
     @property
     def encoder(self) -> ConversationEncoder:
         """Messages -> token ids and labels."""
-        if "_encoder" not in self.__dict__:
-            self._encoder = ConversationEncoder(self.tokenizer, self.image_token_id, self.tokens_per_image)
-        return self._encoder
+        made_of = repr(self.tokenizer.chat_template), len(self.tokenizer)  # a user may change either
+        if "_encoder" not in self.__dict__ or self._encoder[0] != made_of:
+            encoder = ConversationEncoder(self.tokenizer, self.image_token_id, self.tokens_per_image)
+            self._encoder = made_of, encoder
+        return self._encoder[1]
+
+    @property
+    def chat_template(self) -> str | dict[str, str] | None:
+        """The one chat template, or several by name: the tokenizer's, wherever it is set."""
+        return None if "tokenizer" not in self.__dict__ else self.tokenizer.chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: str | dict[str, str] | None) -> None:
+        if "tokenizer" in self.__dict__:  # transformers sets None before there is one
+            self.tokenizer.chat_template = template
 
     def _encoder_for(self, chat_template: str | None) -> ConversationEncoder:
         """The encoder of a chat template; None for the processor's own."""
