@@ -29,4 +29,4 @@ def splice_images(embeddings: Tensor, token_ids: Tensor, images: Tensor, image_t
             f"{found} image placeholders in the batch, but {images.shape[0]} images of {images.shape[1]} tokens need "
             f"{expected}; placeholders per row: {places.sum(1).tolist()}"
         )
-    return embeddings.masked_scatter(places.unsqueeze(-1), images.to(embeddings.dtype))
+    return embeddings.masked_scatter(places.unsqueeze(-1), images.to(embeddings))

@@ -50,6 +50,7 @@ class LanguageStage(Stage):
             position_ids=batch.positions,
             dataset_ids=batch.dataset_ids,
             dataset_count=len(batch.datasets),
+            return_logits=False,
         )
         loss = TokenLoss(
             output.loss_sum, output.tokens, output.correct, output.dataset_sums, output.dataset_tokens
