@@ -1,5 +1,6 @@
 """`fvl train`: one experiment file, one run."""
 
+import dataclasses
 import logging
 import sys
 import warnings
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from datamodules.asking import asking_of
 from fvl_lightning.commands.adapters import give_adapters
 from fvl_lightning.commands.processes import run_ranks
 from fvl_lightning.commands.tracked import note_trouble, tracked
@@ -112,6 +114,7 @@ def run_training(
         position = saved_position(checkpoint) if checkpoint else 0
         context = data_context(stage.model, stage.tokenizer, experiment, position)
         data.connect(replace(context, rank=ranks.rank, world_size=ranks.world_size))
+        stage.asking = ranks.agree(lambda: asking_of(data))
         attach_features(stage, data, experiment, ranks)
         run = stopped or ranks.agree(lambda: new_run(experiment))
         ranks.in_turn(lambda: give_adapters(stage, run, parents))
@@ -253,6 +256,7 @@ def record_model(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) ->
         adapter_bytes=adapter_bytes(stage.model, stage.trainable) if adapted(stage.trainable) else None,
         encoder_hash=weights_hash(stage.model.encoder.feature_state()),
         threads=torch.get_num_threads(),
+        asking=dataclasses.asdict(stage.asking),
     )
 
 

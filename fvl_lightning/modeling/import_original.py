@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from datamodules.asking import Asking
 from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_line
 from fvl_lightning.core.folders import appearing
 from fvl_lightning.core.weight_files import fitted, has_weights, read_json, read_weights, write_weights
@@ -41,6 +42,9 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
 )
+
+ASKING = Asking(behind_image="\n", between_images="\n")
+"""The original puts a line break behind every image, in training and where it is asked."""
 
 
 @dataclass
@@ -96,7 +100,7 @@ def import_florence_vl(
         write_weights(beside, values, file_bytes)
         ours.architectures = [type(model).__name__]
         ours.save_pretrained(beside)
-        make_processor(model.image_spec, words, image_fit(config)).save_pretrained(beside)
+        make_processor(model.image_spec, words, image_fit(config), asking=ASKING).save_pretrained(beside)
         set_stop_tokens(model, words, _generation_ends(checkpoint))
         model.generation_config.save_pretrained(beside)
     return Imported(parameter_count(model), model.image_spec.tokens_per_image, left_out)

@@ -72,5 +72,6 @@ class LanguageStage(Stage):
 
     def _save_processor(self, folder: Path) -> None:
         data = self.experiment.data.config
-        processor = make_processor(self.model.image_spec, self.tokenizer, data.image_fit, data.scaled_decode)
+        image = self.model.image_spec
+        processor = make_processor(image, self.tokenizer, data.image_fit, data.scaled_decode, self.asking)
         processor.save_pretrained(folder)
