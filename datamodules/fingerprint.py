@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from datamodules.remote import is_remote, remote_version
 from fvl_lightning.core.errors import DataError
@@ -13,6 +14,8 @@ WHOLE_BYTES = 2**29
 PLACES = 16_384
 """Of larger sets so many blocks are read, spread evenly over the shards and over the bytes of each."""
 BLOCK = 4096
+WHOLE_FILE, PLACES_OF_A_FILE = 2**25, 1024
+"""Files beside shards, such as weights: up to how many bytes they are read whole, and where beyond that."""
 _VERSIONS_AT_ONCE = 16
 
 
@@ -38,6 +41,20 @@ def content_hash(shards: Sequence[str], sizes: Sequence[int]) -> str:
     return digest.hexdigest()
 
 
+def folder_hash(folder: Path) -> str:
+    """Names the files directly in a folder by their names and bytes; of one beyond WHOLE_FILE some blocks are read.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+        size = file.stat().st_size
+        content = _hash_file(str(file), size, None if size <= WHOLE_FILE else PLACES_OF_A_FILE)
+        digest.update(f"{file.name} {size} {content}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 def _hash_file(path: str, size: int, places: int | None) -> str:
     """The hash of a whole file, or of blocks at so many places of it, the first and the last block among them."""
     try:
@@ -50,4 +67,4 @@ def _hash_file(path: str, size: int, places: int | None) -> str:
                 digest.update(os.pread(file.fileno(), BLOCK, last * number // max(1, places - 1)))
             return digest.hexdigest()
     except OSError as error:
-        raise DataError(f"shard {path} can't be read: {error.strerror}") from None
+        raise DataError(f"{path} can't be read: {error.strerror}") from None

@@ -9,7 +9,7 @@ import pytest
 
 from fvl_lightning.core.config import load_config
 from fvl_lightning.core.experiment import ExperimentConfig, TrainerConfig
-from fvl_lightning.training.run_folder import PLACEMENT
+from fvl_lightning.core.fields import keys_that_change
 from tests.conftest import ROOT, Run
 
 PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def test_the_launches_of_the_page_were_found() -> None:
 def test_what_may_change_on_a_resume_is_listed() -> None:
     paragraph = PAGE[PAGE.index("goes on with others") :].split("may be changed")[0]
     named = {f"trainer.{name}" for name in re.findall(r"`(\w+)`", paragraph)}
-    assert named == PLACEMENT
+    assert named == keys_that_change(ExperimentConfig(), "placement")
 
 
 def test_options_exist() -> None:

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, REQUEUE
+from fvl_lightning.core.config import check_config
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.fields import keys_that_change
 from tests.conftest import ROOT, Run
 
 PAGE = (ROOT / "docs" / "survival.md").read_text(encoding="utf-8")
@@ -24,3 +27,9 @@ def test_commands_are_known(command: str, tmp_path: Path, fvl_here: Run) -> None
     done = fvl_here(tmp_path, *command.split()[1:])
     assert done.returncode == MISTAKE
     assert command.split()[2] in done.stderr
+
+
+def test_what_may_change_on_a_resume_is_listed() -> None:
+    config = check_config(ExperimentConfig, {"data": {"name": "shards", "root": "x"}})
+    paragraph = PAGE[PAGE.index("Free to change") :].split("\n\n")[0]
+    assert set(re.findall(r"`([\w.]+)`", paragraph)) == keys_that_change(config, "nothing")

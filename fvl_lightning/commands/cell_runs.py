@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fvl_lightning.commands.train import (
     TRAINING_SPLITS,
     build_stage,
     data_context,
+    identity_of,
     prepare_data,
     reuse_or_train,
     run_training,
@@ -25,9 +26,11 @@ from fvl_lightning.commands.train import (
 from fvl_lightning.core.comparison import ComparisonConfig
 from fvl_lightning.core.config import as_plain, config_hash
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import progress
 from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.training.run_identity import input_hashes
 from fvl_lightning.training.weights import load_components
 
 logger = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ class CellRuns:
     retry_failed: bool
     report_only: bool
     """Nothing is trained; what is not finished stays so."""
+    _contents: dict[str, str] = field(default_factory=dict)
 
     def run(
         self, plans: Mapping[int, SeedPlan], values: Mapping[str, Mapping[str, Any]], split: str
@@ -81,8 +85,8 @@ class CellRuns:
         if plan.encoder is None:
             return None
         if self.report_only:
-            plain = as_plain(plan.encoder)
-            run = RunFolder.reusable(Path(plan.encoder.output), plan.encoder.name, config_hash(plain))
+            wanted = identity_of(plan.encoder, prepare_data(plan.encoder))
+            run = RunFolder.reusable(Path(plan.encoder.output), plan.encoder.name, wanted)
             if run is None or not run.finished:
                 raise DataError(f"--report: {plan.encoder.output} has no finished {plan.encoder.name} of seed {seed}")
             return run
@@ -106,7 +110,26 @@ class CellRuns:
             "tags": tags | {f"fvl.axis.{key}": str(value) for key, value in values.items()},
             "fresh": self.fresh,
             "split": split,
+            "made_of": self._made_of(plan.arms[arm], split),
         }
+
+    def _made_of(self, stages: Sequence[ExperimentConfig], split: str) -> dict[str, Any]:
+        """The code and the data that a result comes from: with others under the same names a cell is run again."""
+        scored = [split, *(self.config.unseen_splits if split == "test" else [])]
+        splits = [TRAINING_SPLITS] * (len(stages) - 1) + [[*TRAINING_SPLITS, *scored]]
+        return {
+            "inputs": [input_hashes(stage) for stage in stages],
+            "data": [
+                self._content(stage, tuple(dict.fromkeys(names))) for stage, names in zip(stages, splits, strict=True)
+            ],
+        }
+
+    def _content(self, stage: ExperimentConfig, splits: tuple[str, ...]) -> str:
+        """The content of the data of a stage, which many stages share."""
+        key = config_hash([stage.data, splits])
+        if key not in self._contents:
+            self._contents[key] = prepare_data(stage).content_hash(splits)
+        return self._contents[key]
 
 
 def warm_feature_cache(encoder_run: RunFolder | None, plan: SeedPlan, console: Console) -> None:

@@ -1,6 +1,5 @@
 """`fvl train`: one experiment file, one run."""
 
-import dataclasses
 import logging
 import sys
 import warnings
@@ -8,18 +7,17 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from datamodules.asking import asking_of
 from fvl_lightning.commands.adapters import give_adapters
 from fvl_lightning.commands.processes import run_ranks
+from fvl_lightning.commands.resuming import identity_of, run_folder, saved_position, stopped_run
 from fvl_lightning.commands.tracked import note_trouble, tracked
-from fvl_lightning.core.config import as_plain, config_hash, load_config
-from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.config import load_config
+from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.folders import readable
 from fvl_lightning.core.terminal import say
@@ -28,7 +26,7 @@ from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneratio
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.store import open_store
 from fvl_lightning.training.callbacks import LogWindow, StepProgress, peak_memory_bytes
-from fvl_lightning.training.checkpoint_files import read_checkpoint, whole_checkpoint
+from fvl_lightning.training.checkpoint_files import whole_checkpoint
 from fvl_lightning.training.checkpoints import Checkpoints
 from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.feature_cache import build_feature_cache
@@ -79,8 +77,13 @@ def train(
 def reuse_or_train(
     experiment: ExperimentConfig, parent_run_id: str | None = None, tags: Mapping[str, str] | None = None
 ) -> RunFolder:
-    """The newest run of this very configuration, finished where it is not yet; a new one where there is none."""
-    run = RunFolder.reusable(Path(experiment.output), experiment.name, config_hash(as_plain(experiment)))
+    """The newest run of this very configuration, finished where it is not yet; a new one where there is none.
+
+    A run is another one where the code of its plugins, or the content of its data, is no longer what it was.
+    """
+    run, output = None, Path(experiment.output)
+    if RunFolder.named(output, experiment.name):
+        run = RunFolder.reusable(output, experiment.name, identity_of(experiment, prepare_data(experiment)))
     return run if run and run.finished else run_training(experiment, run, parent_run_id, tags)
 
 
@@ -114,9 +117,8 @@ def run_training(
         position = saved_position(checkpoint) if checkpoint else 0
         context = data_context(stage.model, stage.tokenizer, experiment, position)
         data.connect(replace(context, rank=ranks.rank, world_size=ranks.world_size))
-        stage.asking = ranks.agree(lambda: asking_of(data))
         attach_features(stage, data, experiment, ranks)
-        run = stopped or ranks.agree(lambda: new_run(experiment))
+        run = ranks.agree(lambda: run_folder(experiment, data, stopped))
         ranks.in_turn(lambda: give_adapters(stage, run, parents))
         ranks.agree(lambda: record_model(stage, run, parents))
         with ExitStack() as followed:
@@ -135,11 +137,6 @@ def begin_tracking(experiment: ExperimentConfig, stopped: RunFolder | None) -> N
     """Opens the store of a new run, or nothing is begun."""
     if experiment.tracking.enabled and stopped is None:
         open_store(experiment.tracking.uri, experiment.tracking.experiment)
-
-
-def new_run(experiment: ExperimentConfig) -> RunFolder:
-    """The folder of a run that starts."""
-    return RunFolder.create(Path(experiment.output), experiment.name, as_plain(experiment))
 
 
 def prepare_data(experiment: ExperimentConfig) -> Any:
@@ -193,31 +190,6 @@ def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any
     return parents
 
 
-def stopped_run(experiment: ExperimentConfig) -> RunFolder:
-    """The newest run of this name, where it can go on."""
-    run = RunFolder.latest(Path(experiment.output), experiment.name, config_hash(as_plain(experiment)))
-    if run.finished:
-        raise ConfigError(f"--resume: {run.path} is finished; start a new run without --resume")
-    run.check_resumable(as_plain(experiment))
-    return run
-
-
-def saved_position(path: Path) -> int:
-    """Samples consumed before a run stopped; refuses to go on with another number of threads on a CPU."""
-    try:
-        checkpoint = read_checkpoint(path)
-        saved_threads, position = checkpoint["threads"], checkpoint["position"]
-    except (RuntimeError, OSError, EOFError, UnpicklingError, KeyError):
-        raise DataError(f"--resume: {path} is no checkpoint of this kit; start a new run") from None
-    threads = torch.get_num_threads()
-    if saved_threads != threads and not torch.cuda.is_available():
-        raise ConfigError(
-            f"--resume: {path.parent.parent} ran with {saved_threads} threads and this process has {threads}, which "
-            f"gives other bits; set trainer.threads or OMP_NUM_THREADS to {saved_threads}"
-        )
-    return position
-
-
 def data_context(model: Any, tokenizer: Any, experiment: ExperimentConfig, position: int = 0) -> DataContext:
     """What the data module must know of the model and the run."""
     encoder = model.encoder
@@ -256,7 +228,6 @@ def record_model(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) ->
         adapter_bytes=adapter_bytes(stage.model, stage.trainable) if adapted(stage.trainable) else None,
         encoder_hash=weights_hash(stage.model.encoder.feature_state()),
         threads=torch.get_num_threads(),
-        asking=dataclasses.asdict(stage.asking),
     )
 
 

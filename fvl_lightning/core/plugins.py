@@ -4,9 +4,13 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from fvl_lightning.core.errors import ConfigError, first_line
+
+CODE = "__fvl_code__"
+"""Where a file that was imported has the hash of its code."""
 
 
 def import_plugin(name: str, folder: Path) -> str:
@@ -22,13 +26,45 @@ def import_plugin(name: str, folder: Path) -> str:
     return str(file.resolve()) if file and name.endswith(".py") else name
 
 
+def plugin_hashes(plugins: Iterable[str]) -> dict[str, str]:
+    """{plugin: hash of its code} of imported plugins, as `import_plugin` returned their names.
+
+    Of a file it is the code that was imported; of a module its file, of a package all of its files.
+    """
+    return {name: _hash_of_file(name) if name.endswith(".py") else _hash_of_module(name) for name in plugins}
+
+
+def _hash_of_file(path: str) -> str:
+    imported = sys.modules.get(_module_name(Path(path)))
+    return getattr(imported, CODE, None) or _digest([Path(path)])
+
+
+def _hash_of_module(name: str) -> str:
+    file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+    files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
+    return _digest([one for one in files if one.is_file()])
+
+
+def _digest(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _module_name(file: Path) -> str:
+    return f"fvl_plugin_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+
+
 def _import_file(file: Path) -> None:
-    name = f"fvl_plugin_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
-    if name in sys.modules:
+    """Imports a file, again where it has been edited since: in a notebook, say."""
+    name, code = _module_name(file), _digest([file])
+    if getattr(sys.modules.get(name), CODE, None) == code:
         return
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    setattr(module, CODE, code)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

@@ -22,24 +22,15 @@ from typing import Any
 
 import yaml
 
-from fvl_lightning.core.config import config_hash, differences
+from fvl_lightning.core.config import config_hash
 from fvl_lightning.core.errors import ConfigError, DataError, nearest
 from fvl_lightning.core.yaml_text import write_yaml
 from fvl_lightning.modeling.adapters import is_adapter_folder
 from fvl_lightning.training.checkpoint_files import LAST, is_whole, present_checkpoints
 from fvl_lightning.training.journal import read_journal
+from fvl_lightning.training.run_identity import RunIdentity
 
 logger = logging.getLogger(__name__)
-
-PLACEMENT = {
-    f"trainer.{name}"
-    for name in (
-        "strategy", "devices", "nodes", "batch_size", "reshard_after_forward", "checkpoint_activations", "cpu_offload",
-        "compile", "checkpoint", "checkpoint_in_background", "stall_seconds",
-    )
-}  # fmt: skip
-"""What says where samples are computed and how that is saved, not which."""
-
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -76,19 +67,25 @@ class RunFolder:
         return sorted(runs, key=lambda run: run._number)
 
     @classmethod
-    def latest(cls, output: Path, name: str, config_hash: str | None = None) -> "RunFolder":
-        """The newest run of this name, of this configuration where one of them has it."""
+    def latest(cls, output: Path, name: str, wanted: RunIdentity | None = None) -> "RunFolder":
+        """The newest run of this name, of what is wanted where one of them is that."""
         runs = cls.named(output, name)
         if not runs:
             raise DataError(f"--resume: no run named {name} in {output}")
-        return ([run for run in runs if run.info.get("config_hash") == config_hash] or runs)[-1]
+        return ([run for run in runs if wanted and run.is_of(wanted)] or runs)[-1]
 
     @classmethod
-    def reusable(cls, output: Path, name: str, config_hash: str) -> "RunFolder | None":
-        """The newest run of this name and configuration that is finished or can go on; None where there is none."""
-        same = [run for run in cls.named(output, name) if run.info.get("config_hash") == config_hash]
-        for run in reversed(same):
-            if run.finished or any(map(is_whole, present_checkpoints(run.checkpoints))):
+    def reusable(cls, output: Path, name: str, wanted: RunIdentity) -> "RunFolder | None":
+        """The newest run of this name, and of what is wanted, that is finished or can go on; None where there is none.
+
+        A warning names a run of this very configuration whose plugins or data were others.
+        """
+        for run in reversed(cls.named(output, name)):
+            if wanted.changed_keys(run.config):
+                continue
+            if changed := wanted.changed_inputs(run.info):
+                logger.warning("%s is not taken: %s changed since", run.path, " and ".join(changed))
+            elif run.finished or any(map(is_whole, present_checkpoints(run.checkpoints))):
                 return run
         return None
 
@@ -198,17 +195,13 @@ class RunFolder:
         """Writes tracking.json."""
         self._write(self.tracking.name, json.dumps(told, indent=2))
 
-    def check_resumable(self, config: dict[str, Any]) -> None:
-        """ConfigError unless `config` is the one the run was started with, and a checkpoint is there.
+    def is_of(self, wanted: RunIdentity) -> bool:
+        """Whether the run computes what is wanted."""
+        return not (wanted.changed_keys(self.config) or wanted.changed_inputs(self.info))
 
-        The devices may be others, with as many rows in all of their batches: the samples of each step stay the same.
-        """
-        changed = set(differences(self.config, config))
-        if changed & PLACEMENT and _global_rows(self.config) == _global_rows(config):
-            changed -= PLACEMENT
-        if changed:
-            keys = ", ".join(sorted(changed))
-            raise ConfigError(f"--resume: {self.path} was started with another configuration, at {keys}")
+    def check_resumable(self, wanted: RunIdentity) -> None:
+        """ConfigError or DataError unless the run can go on as what is wanted, and a checkpoint is there."""
+        wanted.check_resumable(self.config, self.info, str(self.path))
         if not present_checkpoints(self.checkpoints):
             raise DataError(f"--resume: {self.path} stopped before its first checkpoint; start it without --resume")
 
@@ -243,11 +236,6 @@ def _new_folder(path: Path) -> Path:
             folder.mkdir()
             break
     return folder
-
-
-def _global_rows(config: dict[str, Any]) -> int:
-    trainer = config["trainer"]
-    return trainer["batch_size"] * trainer.get("devices", 1) * trainer.get("nodes", 1)
 
 
 def is_model_folder(path: Path) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from fvl_lightning.core import registry
 from fvl_lightning.core.config import load_config, slot
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.plugins import plugin_hashes
 from tests.core.tiny import Tiny
 
 Load = Callable[..., Tiny]
@@ -50,6 +51,19 @@ def test_a_file_beside_the_yaml(load: Load, write: Write) -> None:
     config = load("plugins: [mine.py]\nfusion: {name: mine, strength: 3}")
     assert config.fusion.component.__name__ == "MineFusion"
     assert config.fusion.config.strength == 3
+
+
+def test_an_edited_file_is_other_code_and_is_imported_again(load: Load, write: Write) -> None:
+    """As in a notebook, where the process lives on."""
+    write("mine.py", plugin("mine"))
+    first = load("plugins: [mine.py]\nfusion: mine")
+    before = plugin_hashes(first.plugins)
+    write("mine.py", plugin("mine").replace("strength: int = 1", "strength: int = 1234"))
+    assert plugin_hashes(first.plugins) == before, "what was imported is what counts"
+    again = load("plugins: [mine.py]\nfusion: mine")
+    assert again.fusion.config.strength == 1234
+    assert plugin_hashes(again.plugins).keys() == before.keys()
+    assert plugin_hashes(again.plugins) != before
 
 
 def test_a_file_in_the_working_directory(load: Load, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

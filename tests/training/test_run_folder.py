@@ -1,5 +1,6 @@
 """A run's folder: its name, what it remembers, and how it is found again."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -12,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from fvl_lightning.core.config import config_hash
 from fvl_lightning.core.errors import ConfigError, DataError, UserError
 from fvl_lightning.training.checkpoint_files import CheckpointFiles
 from fvl_lightning.training.journal import Journal, read_journal
 from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.training.run_identity import RunIdentity
 
 CONFIG: dict[str, Any] = {
     "name": "finetune", "stage": {"name": "finetune"}, "trainer": {"max_steps": 10, "batch_size": 2}
@@ -27,6 +28,12 @@ def create(output: Path, name: str = "finetune", **info: Any) -> RunFolder:
     run = RunFolder.create(output, name, CONFIG | {"name": name})
     run.record(**info)
     return run
+
+
+def wanted(**changes: Any) -> RunIdentity:
+    """The configuration, in which the number of devices is a matter of place."""
+    placement = {f"trainer.{name}" for name in ("strategy", "devices", "nodes", "batch_size")}
+    return RunIdentity(CONFIG | changes, placement=placement)
 
 
 def sentence(error: type[UserError], call: Any, folder: Path) -> str:
@@ -87,7 +94,7 @@ def test_a_name_is_no_pattern(tmp_path: Path, name: str) -> None:
     assert [run.path for run in RunFolder.named(tmp_path, name)] == made
     assert RunFolder.latest(tmp_path, name).path == made[10]
     RunFolder(made[3]).record(status="finished")
-    found = RunFolder.reusable(tmp_path, name, config_hash(CONFIG | {"name": name}))
+    found = RunFolder.reusable(tmp_path, name, wanted(name=name))
     assert found is not None
     assert found.path == made[3]
 
@@ -164,21 +171,47 @@ def test_a_broken_record(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_with_its_own_configuration_only(tmp_path: Path) -> None:
     run = create(tmp_path)
-    changed = CONFIG | {"trainer": {"max_steps": 20, "batch_size": 2}}
+    changed = wanted(trainer={"max_steps": 20, "batch_size": 2})
     message = sentence(ConfigError, lambda: run.check_resumable(changed), tmp_path)
     assert message == "--resume: /finetune was started with another configuration, at trainer.max_steps"
-    message = sentence(DataError, lambda: run.check_resumable(CONFIG), tmp_path)
+    message = sentence(DataError, lambda: run.check_resumable(wanted()), tmp_path)
     assert message == "--resume: /finetune stopped before its first checkpoint; start it without --resume"
     run.last_checkpoint.write_bytes(b"")
-    run.check_resumable(CONFIG)
+    run.check_resumable(wanted())
+
+
+def test_what_computes_nothing_may_change(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    run.last_checkpoint.write_bytes(b"")
+    logged = wanted(trainer={**CONFIG["trainer"], "log_every": 1})
+    with pytest.raises(ConfigError, match=r"at trainer\.log_every"):
+        run.check_resumable(logged)
+    free = dataclasses.replace(logged, nothing={"trainer.log_every"})
+    run.check_resumable(free)
+    assert RunFolder.reusable(tmp_path, "finetune", free) is None, "it has no whole checkpoint"
+    run.record(status="finished")
+    assert RunFolder.reusable(tmp_path, "finetune", free) == run
+
+
+def test_what_is_read_under_the_same_name_must_be_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = create(tmp_path, inputs={"the code of mine.py": "1", "the content of the shards": "a"}, status="finished")
+    run.last_checkpoint.write_bytes(b"")
+    same = dataclasses.replace(wanted(), inputs={"the code of mine.py": "1", "the files of base": "not known before"})
+    edited = dataclasses.replace(wanted(), inputs={"the code of mine.py": "2", "the content of the shards": "b"})
+    run.check_resumable(same)
+    assert RunFolder.reusable(tmp_path, "finetune", same) == run
+    message = sentence(DataError, lambda: run.check_resumable(edited), tmp_path)
+    assert message.startswith("--resume: since /finetune was started, the code of mine.py and the content of the shar")
+    assert RunFolder.reusable(tmp_path, "finetune", edited) is None
+    assert "finetune is not taken: the code of mine.py and the content of the shards changed since" in caplog.text
 
 
 def test_a_run_goes_on_on_other_devices_with_the_same_samples_per_step(tmp_path: Path) -> None:
     run = create(tmp_path)
     run.last_checkpoint.write_bytes(b"")
     two = {"strategy": "fsdp", "devices": 2, "nodes": 1}
-    run.check_resumable(CONFIG | {"trainer": {**CONFIG["trainer"], **two, "batch_size": 1}})
-    more = CONFIG | {"trainer": {**CONFIG["trainer"], **two}}
+    run.check_resumable(wanted(trainer={**CONFIG["trainer"], **two, "batch_size": 1}))
+    more = wanted(trainer={**CONFIG["trainer"], **two})
     message = sentence(ConfigError, lambda: run.check_resumable(more), tmp_path)
     assert message.endswith("with another configuration, at trainer.devices, trainer.nodes, trainer.strategy")
 
@@ -225,10 +258,9 @@ def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:
 
 def test_the_run_to_go_on_with(tmp_path: Path) -> None:
     """Of one name and configuration: the newest that is finished or has a whole checkpoint."""
-    wanted = config_hash(CONFIG | {"name": "finetune"})
 
     def found() -> str | None:
-        run = RunFolder.reusable(tmp_path, "finetune", wanted)
+        run = RunFolder.reusable(tmp_path, "finetune", wanted())
         return run.path.name if run else None
 
     def save(run: RunFolder) -> None:
@@ -247,7 +279,7 @@ def test_the_run_to_go_on_with(tmp_path: Path) -> None:
     assert found() == "finetune-2"
     third.record(status="finished")
     assert found() == "finetune-3"
-    third.record(config_hash="another")
+    (third.path / "config.yaml").write_text("{name: finetune, stage: {name: pretrain}}", encoding="utf-8")
     assert found() == "finetune-2"
 
 
