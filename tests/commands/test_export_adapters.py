@@ -1,5 +1,6 @@
 """LoRA through the command line: trained on a run or on hub weights, exported, merged, and opened again."""
 
+import dataclasses
 import json
 import os
 import re
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import AutoPeftModel, LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, pipeline
 
-from fvl_lightning.modeling.build import load_model
+from fvl_lightning.commands.adapters import put_on
+from fvl_lightning.modeling.build import Loaded, load_model
 from fvl_lightning.training.run_folder import RunFolder
 from tests.conftest import TINY, Run, furnish
 
@@ -36,13 +40,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, fvl_here: 
     ):
         done = fvl_here(folder, *words)
         assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr, "neither peft's nor torch's"
         (folder / f"{words[0]}-{words[-1].replace('/', '-')}.txt").write_text(done.stdout, encoding="utf-8")
     return folder
 
 
 def logits(folder: Path) -> Any:
     """Of one made-up row with a picture."""
-    loaded = load_model(folder)
+    return logits_of(load_model(folder))
+
+
+def logits_of(loaded: Loaded) -> Any:
+    """Those of a loaded model."""
     image = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
     tokens = [5, *[loaded.model.config.image_token_id] * loaded.model.image_spec.tokens_per_image, 7, 8, 9]
     return loaded.model.requires_grad_(False)(torch.tensor([tokens]), pixel_values=image).logits
@@ -92,6 +101,45 @@ def test_an_export_is_the_adapter_of_the_run(folder: Path) -> None:
     assert not torch.equal(logits(out), logits(folder / "runs" / "whole" / "model"))
 
 
+def test_an_adapter_that_peft_saved_is_a_model_an_adapter_and_merges(folder: Path, fvl_here: Run) -> None:
+    """Such a folder holds two files: no configuration of the model and no processor."""
+    whole = load_model(folder / "runs" / "whole" / "model").model
+    targets = r"language_model\..*\.(q_proj|v_proj)"
+    settings = LoraConfig(r=2, target_modules=targets, modules_to_save=whole.modules_to_save("fusion", "projector"))
+    wrapped = get_peft_model(whole, settings)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    wrapped.save_pretrained(folder / "models" / "theirs")
+    assert not (folder / "models" / "theirs" / "config.json").exists()
+    done = fvl_here(folder, "export", "models/theirs", "models/theirs_merged", "--merge")
+    assert done.returncode == 0, done.stderr
+    expected = logits(folder / "models" / "theirs")
+    assert not torch.allclose(expected, logits(folder / "runs" / "whole" / "model"), rtol=0, atol=0.1)
+    torch.testing.assert_close(logits(folder / "models" / "theirs_merged"), expected, rtol=0, atol=1e-5)
+    attached = load_model(folder / "runs" / "whole" / "model")
+    assert put_on(attached, [str(folder / "models" / "theirs")]) == ["theirs"]
+    assert torch.equal(logits_of(attached), expected)
+
+
+def test_a_run_with_adapters_is_loaded_alike_by_every_way(folder: Path) -> None:
+    base, adapter = folder / "runs" / "whole" / "model", folder / "runs" / "on_run" / "model"
+    expected = logits(adapter)
+    loaded = load_model(base)
+
+    def of(model: Any) -> Any:
+        return logits_of(dataclasses.replace(loaded, model=model.eval()))
+
+    whole = AutoModelForImageTextToText.from_pretrained(base)
+    whole.load_adapter(str(adapter))
+    assert torch.equal(of(whole), expected)
+    assert torch.equal(of(AutoModelForImageTextToText.from_pretrained(adapter)), expected)
+    assert torch.equal(of(AutoPeftModel.from_pretrained(adapter)), expected)
+    assert torch.equal(of(pipeline("image-text-to-text", model=str(adapter)).model), expected)
+    assert not torch.allclose(of(AutoModelForImageTextToText.from_pretrained(base)), expected, rtol=0, atol=0.01)
+
+
 def test_an_adapter_out_of_a_checkpoint(folder: Path, fvl_here: Run) -> None:
     done = fvl_here(folder, "export", "runs/on_pieces", "saved/pieces", "--checkpoint", "last")
     assert done.returncode == 0, done.stderr
@@ -129,7 +177,7 @@ def test_a_further_training_starts_from_it(folder: Path, fvl_here: Run, start: s
     """Of an adapter on an adapter the base is neither: it is kept in the run."""
     name = start.replace("/", "_")
     done = fvl_here(folder, "train", LORA, *TINY, f"name={name}", f"init_from=[{start}]", "trainer.max_steps=1",
-                    "optimizer.learning_rate=0")  # fmt: skip
+                    "optimizer.learning_rate=1e-12")  # fmt: skip
     assert done.returncode == 0, done.stderr
     run = RunFolder(folder / "runs" / name)
     assert (run.path / "base").exists() == (start != "models/merged")
