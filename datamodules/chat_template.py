@@ -60,6 +60,9 @@ class ChatTemplate:
         """The template as it is rendered, with a day that is set where it asks for today's; ConfigError without one."""
         if self.tokenizer.chat_template is None:
             raise ConfigError(f"the tokenizer {self.tokenizer.name_or_path} has no chat template")
+        if isinstance(self.tokenizer.chat_template, dict) and "default" not in self.tokenizer.chat_template:
+            names = ", ".join(self.tokenizer.chat_template)
+            raise ConfigError(f"the tokenizer has chat templates by name ({names}), and none is called default")
         return dated(self.tokenizer.get_chat_template())
 
     def render(self, roles: Sequence[str], contents: Sequence[str], generate: bool = False) -> Rendered:

@@ -13,7 +13,9 @@ import numpy as np
 from datamodules.images import ImageHeader, verify_image
 from datamodules.index import ShardIndex, index_as_bytes, index_name, load_index, parse_index, scan_tar
 from datamodules.manifest import MANIFEST_NAME, Manifest
+from datamodules.messages import parts_of
 from datamodules.parallel import map_in_processes
+from datamodules.placeholders import find_placeholder
 from datamodules.remote import ShardCache, is_remote, list_names, read_bytes, read_if_there
 from datamodules.scan import TEXTS
 from datamodules.shard_files import open_index
@@ -180,7 +182,12 @@ def _check_some(store: SampleStore, numbers: range) -> Findings:
 
 
 def _check_text(store: SampleStore, i: int, findings: Findings) -> None:
-    content_of(store, i, store.record(i))
+    content = content_of(store, i, store.record(i))
+    parts = [part for message in content if isinstance(message, dict) for part in parts_of(message)]
+    for text in [content] if isinstance(content, str) else [part.get("text", "") for part in parts]:
+        word = find_placeholder(text)
+        if word:
+            raise store.error(i, "placeholder", f"{word!r} is left in a text")
 
 
 def _check_images(store: SampleStore, i: int, findings: Findings) -> None:

@@ -37,6 +37,7 @@ _MAX_SCANS = 100  # every scan of a progressive JPEG costs a pass over all pixel
 _SCAN = b"\xff\xda"
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # between two levels of grey, by Pillow's names of 2 and 4 bits
 _SCALES = (8, 4, 2, 1)
 
 
@@ -229,8 +230,20 @@ def _decode(image: Image.Image, scale: int) -> NDArray[np.uint8]:
     """The pixels as stored [h, w, 3], by Pillow."""
     if scale > 1:
         image.draft(None, (image.width // scale, image.height // scale))
+    _scale_transparent_value(image)
     image.load()
     return _to_rgb(image)
+
+
+def _scale_transparent_value(image: Image.Image) -> None:
+    """Brings the value that is transparent in a PNG to the 8 bits its pixels get; Pillow leaves it as it is stored."""
+    value = image.info.get("transparency")
+    is_file = isinstance(image, ImageFile.ImageFile) and image.format == "PNG"
+    stored = image.tile[0].args if is_file and image.tile else None
+    if stored in _GREY_STEPS and isinstance(value, int):
+        image.info["transparency"] = value * _GREY_STEPS[stored]
+    elif stored == "RGB;16B" and isinstance(value, tuple):
+        image.info["transparency"] = tuple(part >> 8 for part in value)
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -1,6 +1,6 @@
 """The messages of a record: what they look like, and what is wrong with them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 Message = dict[str, Any]
@@ -33,6 +33,26 @@ def parts_of(message: Message) -> list[dict[str, Any]]:
     """A message's content as parts."""
     content = message["content"]
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def leading_blanks(text: str) -> str:
+    """The white space at the beginning of a text."""
+    return text[: len(text) - len(text.lstrip())]
+
+
+def shown_again(messages: Iterable[Message], content: str | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The images of earlier messages in front of a later content, each with the blanks that follow it there."""
+    shown: list[dict[str, Any]] = []
+    for message in messages:
+        before = False
+        for part in parts_of(message):
+            if part["type"] == "image":
+                shown.append({"type": "image"})
+            elif before and (lead := leading_blanks(part["text"])):
+                shown.append({"type": "text", "text": lead})
+            before = part["type"] == "image"
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [*shown, *parts]
 
 
 def _is_part(part: Any) -> bool:

@@ -41,10 +41,6 @@ Outcome = Sample | Refusal | PassedOver
 """What becomes of a row, or of what is none."""
 
 
-Outcome = Sample | Refusal | PassedOver
-"""What becomes of a row, or of what is none."""
-
-
 class _Refused(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         self.refusal = Refusal(reason, detail)
@@ -147,7 +143,7 @@ def _check_text(record: Mapping[str, Any], images: int) -> None:
 def _check_placeholders(text: str) -> None:
     word = find_placeholder(text)
     if word:
-        raise _Refused("placeholder", f"{word!r} is left in a text, and stands for nothing that the row has")
+        raise _Refused("placeholder", f"{word!r} is left in a text: it stands for nothing that the row has")
 
 
 def _image(i: int, content: bytes) -> tuple[str, bytes]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from datamodules.messages import image_parts, parts_of, shown_again
 from datamodules.store import SampleStore
 from datamodules.views import messages_of
 
@@ -13,7 +14,8 @@ class Question:
     """One question about the images of sample `index`: the messages that ask it, and the answer to score against.
 
     `kind` groups questions in reports; `prompt_messages` are the conversation's system messages, if any, and one user
-    message with all images in front of the question, so that no other turn helps.
+    message, so that no other turn helps: the question as it is where it holds all images, else with all of them in
+    front of it, each joined to what follows as in its own turn.
     """
 
     key: str
@@ -39,9 +41,10 @@ def list_questions(store: SampleStore) -> list[Question]:
         turns = [(asked, said) for asked, said in pairwise(messages) if _is_turn(asked, said)]
         if not isinstance(kinds, list) or len(kinds) != len(turns):
             raise store.error(i, "kinds", f"{len(turns)} answers, `kinds` is {kinds}")
-        images = [{"type": "image"}] * store.image_count(i)
+        talk = [message for message in messages if message["role"] != "system"]
         for kind, (asked, said) in zip(kinds, turns, strict=True):
-            content = [*images, {"type": "text", "text": _text(asked)}]
+            whole = image_parts([asked]) == image_parts(talk)
+            content = parts_of(asked) if whole else shown_again(talk, _text(asked))
             prompt = (*system, {"role": "user", "content": content})
             questions.append(Question(store.key(i), i, str(kind), prompt, _text(said)))
     return questions

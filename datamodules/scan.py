@@ -29,6 +29,11 @@ END_MARK = b"(end mark)"
 HIDDEN = b"(hidden)"
 """How a file is counted whose name begins with a dot, such as the ._a.jpg that macOS adds to a tar."""
 
+LABEL = b"(label)"
+"""How the name of a whole tar is counted, which GNU's tar writes as a member of its own."""
+
+_LABEL = b"V"
+
 Member = tuple[str, int, int]
 """Suffix in lower case, offset and size of the content in bytes."""
 
@@ -134,6 +139,8 @@ def read_headers(tar: BinaryIO) -> Headers:
         for member in members_of(tar):
             if isinstance(member, int):
                 headers.pass_over(member, END_MARK)
+            elif member.type == _LABEL:
+                headers.pass_over(member.offset, LABEL)
             elif not member.isdir():
                 _classify(member, headers, found)
     except Damaged as damaged:
@@ -212,20 +219,19 @@ class _Run:
 
 def _group(found: list[_Found], headers: Headers, complete: bool) -> None:
     """Makes samples of the members; without the last one where the tar is not `complete`."""
-    samples: dict[bytes, _Run] = {}
+    samples: dict[bytes, list[_Run]] = {}
     last = b""
     for run in _runs(found, headers):
         last = run.key
-        earlier = samples.setdefault(run.key, run)
-        if earlier is run:
-            continue
-        if run.completes(earlier):
-            earlier.members.update(run.members)
+        of_key = samples.setdefault(run.key, [])
+        if of_key and run.completes(of_key[-1]):
+            of_key[-1].members.update(run.members)
         else:
-            headers.refused.append(RefusedEntry(run.first.place, "duplicate key", run.key))
+            of_key.append(run)
     if not complete:
         samples.pop(last, None)
-    for key, run in samples.items():
+    for key, (run, *others) in samples.items():
+        headers.refused += [RefusedEntry(other.first.place, "duplicate key", key) for other in others]
         bad = next((member for member in run.members.values() if member.reason), None)
         if bad is not None:
             headers.refused.append(RefusedEntry(bad.place, bad.reason or "", bad.name))

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from datamodules.conversation import ConversationEncoder, EncodedConversation, plain_backend
 from datamodules.items import Piece
-from datamodules.messages import check_messages, image_parts
+from datamodules.messages import check_messages, image_parts, shown_again
 from datamodules.store import SampleStore
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.types import IGNORE_INDEX, DataContext
@@ -252,17 +252,16 @@ def messages_of(store: SampleStore, i: int) -> Messages:
 def some_turns(messages: Messages, start: int, end: int) -> Messages:
     """The turns from `start` up to `end` as a conversation: after the system's messages, with the images shown before.
 
-    A turn ends with an answer; images of earlier turns stand in front of the first one's words.
+    A turn ends with an answer; images of earlier turns stand in front of the first one's words, joined to them as they
+    are in their own turns.
     """
     ends = [0, *_answers(messages)]
-    system = [message for message in messages[: ends[start]] if message["role"] == "system"]
-    before = [{"type": "image"}] * (image_parts(messages[: ends[start]]) - image_parts(system))
+    before = messages[: ends[start]]
     first, *rest = messages[ends[start] : ends[end]]
-    if before:
-        content = first["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        first = {**first, "content": [*before, *parts]}
-    return [*system, first, *rest]
+    talk = [message for message in before if message["role"] != "system"]
+    if image_parts(talk):
+        first = {**first, "content": shown_again(talk, first["content"])}
+    return [*(message for message in before if message["role"] == "system"), first, *rest]
 
 
 def location_bins(tokenizer: Any) -> int:

@@ -73,8 +73,9 @@ class LlavaJsonSource(Source):
         if self.config.answer_as_caption:
             record["caption"] = first_answer(record["messages"])
         names = _only([image_names(row.get(field)) for field in fields])
-        for part in (row, *turns_of(turns)):
-            check_media(part, bool(names), used=(*fields, "conversations", "value"))
+        check_media(row, bool(names), used=(*fields, "conversations"))
+        for turn in turns_of(turns):
+            check_media(turn, bool(names), used=("value",))
         unused += turn_fields("conversations", turns, used=("from", "value"))
         return Row(record, read_images(Path(self.config.images), names, self.config.links), unused=unused)
 

@@ -9,13 +9,11 @@ own, or the mark turns out to be none, its first line is refused and reading goe
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import TextIOWrapper
 from pathlib import Path
-from typing import Self
 
 from datamodules.sources.base import Refusal
-from datamodules.sources.files import MAX_ROW_BYTES, open_file
-from datamodules.sources.text_files import text_encoding
+from datamodules.sources.files import MAX_ROW_BYTES
+from datamodules.sources.text_files import Line, Lines
 from fvl_lightning.core.errors import DataError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -35,7 +33,7 @@ def table_columns(path: Path) -> Cells:
     Raises:
         DataError: the file is no text, or its first line can't be taken apart.
     """
-    with _Lines(path) as lines:
+    with Lines(path) as lines:
         return _read_columns(path, lines)
 
 
@@ -49,7 +47,7 @@ def table_rows(path: Path, image: str) -> Iterator[tuple[str, dict[str, str] | R
     columns = table_columns(path)
     place = columns.index(image) if image in columns else None
     quoted = delimiter == "," or _is_quoted(path, _Form(delimiter, True, len(columns), place))
-    with _Lines(path) as lines:
+    with Lines(path) as lines:
         _read_columns(path, lines)
         for record in _records(lines, _Form(delimiter, quoted, len(columns), place)):
             cells = record.cells
@@ -84,81 +82,25 @@ class _Form:
         return any(os.path.splitext(cell.strip(' "'))[1].lower() in _IMAGES for cell in near)
 
 
-@dataclass(frozen=True)
-class _Line:
-    number: int
-    text: str
-    end: str
-    characters: int
-
-
 @dataclass
 class _Record:
-    """A row: its first line, its cells or why they can't be had, and whether quotation marks were needed in it."""
+    """A row: its first line, its cells or why they can't be had, and what its quotation marks are.
+
+    `needs_marks` is whether a cell could not be written without them, `bare` whether one is in a cell without marks
+    around it.
+    """
 
     line: int
     cells: Cells | Refusal
     needs_marks: bool = False
-
-
-class _Lines:
-    """The lines of a table, with their numbers; reading can go back to a place.
-
-    Lines end as the first one does, so that the other kinds of line ends may stand in cells. Bytes that are no UTF-8
-    become lone surrogates, so that only their own row is lost.
-
-    Raises:
-        DataError: the file can't be read or is no text.
-    """
-
-    def __init__(self, path: Path) -> None:
-        encoding = text_encoding(path)
-        errors = "surrogateescape" if encoding == "utf-8-sig" else "surrogatepass"
-        with TextIOWrapper(open_file(path), encoding, errors, newline="") as file:
-            self._end = "\r" if _first_line(path, file).endswith("\r") else "\n"
-        self._file = TextIOWrapper(open_file(path), encoding, errors, newline=self._end)
-        self.number = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._file.close()
-
-    def next(self) -> _Line | None:
-        """The next line, of which no more than MAX_ROW_BYTES characters are kept; None behind the last."""
-        text = self._file.readline(MAX_ROW_BYTES + 1)
-        if not text:
-            return None
-        characters, rest = len(text), text
-        while not rest.endswith(self._end) and (rest := self._file.readline(MAX_ROW_BYTES)):
-            characters += len(rest)
-        self.number += 1
-        bare = text.removesuffix("\n").removesuffix("\r")
-        return _Line(self.number, bare, text[len(bare) :], characters)
-
-    def place(self) -> tuple[int, int]:
-        """Where the next line begins."""
-        return self._file.tell(), self.number
-
-    def go_back(self, place: tuple[int, int]) -> None:
-        """Goes on from a place that was before."""
-        self._file.seek(place[0])
-        self.number = place[1]
-
-
-def _first_line(path: Path, file: TextIOWrapper) -> str:
-    try:
-        return file.readline(MAX_ROW_BYTES)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: its first line can't be read as {error.encoding}: {error.reason}") from None
+    bare: bool = False
 
 
 def _delimiter(path: Path) -> str:
     return DELIMITERS[path.suffix.lower()]
 
 
-def _read_columns(path: Path, lines: _Lines) -> Cells:
+def _read_columns(path: Path, lines: Lines) -> Cells:
     """The column names, with `lines` behind them."""
     record = next(_records(lines, _Form(_delimiter(path), True, 0, None)), None)
     if record is None:
@@ -174,7 +116,7 @@ def _read_columns(path: Path, lines: _Lines) -> Cells:
 
 def _is_quoted(path: Path, form: _Form) -> bool:
     """Whether a TSV is quoted as CSV is."""
-    with _Lines(path) as lines:
+    with Lines(path) as lines:
         header = lines.next()
         if header is not None and header.text.startswith('"') and header.text.endswith('"'):
             return True
@@ -185,8 +127,12 @@ def _is_quoted(path: Path, form: _Form) -> bool:
     return needed > broken
 
 
-def _records(lines: _Lines, form: _Form) -> Iterator[_Record]:
-    """The rows from where `lines` stand to the end of the file."""
+def _records(lines: Lines, form: _Form) -> Iterator[_Record]:
+    """The rows from where `lines` stand to the end of the file.
+
+    Behind a row whose marks are broken, the next mark may be the end of a cell rather than a letter.
+    """
+    behind_broken = False
     while True:
         try:
             line = lines.next()
@@ -195,13 +141,21 @@ def _records(lines: _Lines, form: _Form) -> Iterator[_Record]:
             if line.characters > MAX_ROW_BYTES:
                 yield _Record(line.number, _too_large(line.characters))
             elif form.quoted and '"' in line.text:
-                yield _Quoted(lines, form, line).read()
+                record = _Quoted(lines, form, line).read()
+                if behind_broken and record.bare:
+                    record.cells = Refusal("bad row", "a quotation mark in a cell, behind a row whose marks are broken")
+                behind_broken = not _is_whole(record, form)
+                yield record
             elif line.text:
                 yield _Record(line.number, line.text.split(form.delimiter))
         except UnicodeDecodeError as error:
             detail = f"the rest of the file: it can't be read as {error.encoding} ({error.reason})"
             yield _Record(lines.number + 1, Refusal("unreadable rows", detail))
             return
+
+
+def _is_whole(record: _Record, form: _Form) -> bool:
+    return not isinstance(record.cells, Refusal) and len(record.cells) == form.columns
 
 
 def _too_large(characters: int) -> Refusal:
@@ -216,10 +170,11 @@ class _Broken(Exception):
 class _Quoted:
     """One row that has quotation marks, from its first line on."""
 
-    lines: _Lines
+    lines: Lines
     form: _Form
-    line: _Line
+    line: Line
     needs_marks: bool = False
+    bare: bool = False
     characters: int = 0
     rows_inside: int = 0
     whole_lines: int = 0
@@ -245,9 +200,9 @@ class _Quoted:
             return _Record(first, Refusal("bad row", detail))
         if self.characters > MAX_ROW_BYTES:
             cells = _too_large(self.characters)
-        return _Record(first, cells, self.needs_marks)
+        return _Record(first, cells, self.needs_marks, self.bare)
 
-    def _count(self, line: _Line) -> None:
+    def _count(self, line: Line) -> None:
         self.characters += line.characters
         self.rows_inside += self.form.looks_like_a_row(line.text)
 
@@ -265,9 +220,10 @@ class _Quoted:
                 at += 1
                 continue
             stop = self.line.text.find(delimiter, at)
+            cells.append(self.line.text[at:] if stop < 0 else self.line.text[at:stop])
+            self.bare = self.bare or '"' in cells[-1]
             if stop < 0:
-                return [*cells, self.line.text[at:]]
-            cells.append(self.line.text[at:stop])
+                return cells
             at = stop + 1
 
     def _quoted_cell(self, at: int) -> tuple[str, int]:

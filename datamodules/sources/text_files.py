@@ -1,9 +1,12 @@
-"""What a file of text is before its rows are read: its encoding, and whether it is text at all."""
+"""Files of text in any encoding: whether a file is one, and its lines."""
 
 import re
+from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
+from typing import Self
 
-from datamodules.sources.files import open_file
+from datamodules.sources.files import MAX_ROW_BYTES, open_file
 from fvl_lightning.core.errors import DataError
 
 _MARKS = (
@@ -29,6 +32,16 @@ _OTHER_FORMATS = (
 _HEAD = 64
 
 
+@dataclass(frozen=True)
+class Line:
+    """A line of text: its number, counted from 1, its text and its end, and how many characters it has in all."""
+
+    number: int
+    text: str
+    end: str
+    characters: int
+
+
 def text_encoding(path: Path) -> str:
     """The codec of a file of text: utf-8-sig unless its first bytes say UTF-16 or UTF-32.
 
@@ -50,3 +63,56 @@ def text_encoding(path: Path) -> str:
     if zeros == [True, False, True, False]:
         return "utf-16-be"
     return "utf-8-sig"
+
+
+class Lines:
+    """The lines of a table, with their numbers; reading can go back to a place.
+
+    Lines end as the first one does, so that the other kinds of line ends may stand in cells. Bytes that are no UTF-8
+    become lone surrogates, so that only their own row is lost.
+
+    Raises:
+        DataError: the file can't be read or is no text.
+    """
+
+    def __init__(self, path: Path) -> None:
+        encoding = text_encoding(path)
+        errors = "surrogateescape" if encoding == "utf-8-sig" else "surrogatepass"
+        with TextIOWrapper(open_file(path), encoding, errors, newline="") as file:
+            self._end = "\r" if _first_line(path, file).endswith("\r") else "\n"
+        self._file = TextIOWrapper(open_file(path), encoding, errors, newline=self._end)
+        self.number = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._file.close()
+
+    def next(self) -> Line | None:
+        """The next line, of which no more than MAX_ROW_BYTES characters are kept; None behind the last."""
+        text = self._file.readline(MAX_ROW_BYTES + 1)
+        if not text:
+            return None
+        characters, rest = len(text), text
+        while not rest.endswith(self._end) and (rest := self._file.readline(MAX_ROW_BYTES)):
+            characters += len(rest)
+        self.number += 1
+        bare = text.removesuffix("\n").removesuffix("\r")
+        return Line(self.number, bare, text[len(bare) :], characters)
+
+    def place(self) -> tuple[int, int]:
+        """Where the next line begins."""
+        return self._file.tell(), self.number
+
+    def go_back(self, place: tuple[int, int]) -> None:
+        """Goes on from a place that was before."""
+        self._file.seek(place[0])
+        self.number = place[1]
+
+
+def _first_line(path: Path, file: TextIOWrapper) -> str:
+    try:
+        return file.readline(MAX_ROW_BYTES)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: its first line can't be read as {error.encoding}: {error.reason}") from None

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from datamodules.asking import Asking
 from fvl_lightning.commands.adapters import give_adapters
 from fvl_lightning.commands.models import check_answers
 from fvl_lightning.commands.train import weighted_stage
@@ -33,6 +34,7 @@ def checkpoint_model(reference: str, which: Which) -> Iterator[Path]:
     check_answers(run)
     path = chosen_checkpoint(run, which)
     stage, parents = weighted_stage(check_config(ExperimentConfig, run.config), Ranks())
+    stage.asking = Asking(**run.info.get("asking", {}))
     give_adapters(stage, run, parents)
     stage.take_weights(read_checkpoint(path), f"--checkpoint {which}")
     with tempfile.TemporaryDirectory(prefix=".export-", dir=run.path) as folder:  # beside the base of an adapter

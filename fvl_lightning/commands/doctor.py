@@ -159,6 +159,8 @@ def _rows(config: ExperimentConfig, data: Any, stage: Stage, readable: bool, loo
     if data_checks.has_conversations(data, config, readable):
         day = getattr(config.language_model.config, "chat_date", None) if config.language_model else None
         yield from data_checks.template(data.encoder, day)
+        if readable:
+            yield from data_checks.asking(data)
 
 
 def _memory(

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from datamodules.asking import look_at_asking
 from datamodules.check import check_tar
 from datamodules.conversation import ConversationEncoder
 from datamodules.index import index_path
@@ -159,6 +160,18 @@ def has_conversations(data: Any, experiment: ExperimentConfig, readable: bool) -
     """Whether any of the data sets is trained on as conversations."""
     views = {part.view for part in data.parts("train")} if readable else {experiment.data.config.view}
     return "conversation" in views
+
+
+def asking(data: Any) -> Iterator[Finding]:
+    """How the data asks, which the model will be asked in, and what differs within it."""
+    found, differences = look_at_asking(data)
+    joins = f"{found.behind_image!r} stands between an image and the words behind it" if found.behind_image else ""
+    system = "all conversations have one message of the system" if found.system else ""
+    if said := " and ".join(filter(None, (joins, system))):
+        yield Finding("asking", "ok", f"{said}: the saved processor asks so too")
+    for sentence in differences:
+        advice = "make the data sets alike, or give what differs where the model is asked"
+        yield Finding("asking", "warning", sentence, advice)
 
 
 def template(encoder: ConversationEncoder, day: str | None) -> Iterator[Finding]:

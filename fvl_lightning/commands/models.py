@@ -1,6 +1,7 @@
 """What a command may call a model: a run by its folder or MLflow id, or a model folder."""
 
 import hashlib
+import logging
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.hashes import weights_hash
 from fvl_lightning.modeling.build import Loaded, load_model
 from fvl_lightning.training.run_folder import RunFolder, is_model_folder
+
+logger = logging.getLogger(__name__)
 
 MODEL_HELP = "Run (folder or MLflow id), or a model folder, as `fvl import` makes it."
 
@@ -47,6 +50,8 @@ def check_answers(run: RunFolder) -> None:
 def answering_model(reference: str) -> Loaded:
     """A model that writes answers, on the GPU where there is one; errors as of model_folder."""
     loaded = load_model(model_folder(reference))
+    if loaded.processor.asking.get("captions"):
+        logger.warning("%s was trained on captions alone: it has seen images and captions, but no question", reference)
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return loaded
 

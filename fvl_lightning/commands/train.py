@@ -1,5 +1,6 @@
 """`fvl train`: one experiment file, one run."""
 
+import dataclasses
 import logging
 import sys
 import warnings
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from datamodules.asking import asking_of
 from fvl_lightning.commands.adapters import give_adapters
 from fvl_lightning.commands.processes import run_ranks
 from fvl_lightning.commands.resuming import identity_of, run_folder, saved_position, stopped_run
@@ -117,6 +119,7 @@ def run_training(
         position = saved_position(checkpoint) if checkpoint else 0
         context = data_context(stage.model, stage.tokenizer, experiment, position)
         data.connect(replace(context, rank=ranks.rank, world_size=ranks.world_size))
+        stage.asking = ranks.agree(lambda: asking_of(data))
         attach_features(stage, data, experiment, ranks)
         run = ranks.agree(lambda: run_folder(experiment, data, stopped))
         ranks.in_turn(lambda: give_adapters(stage, run, parents))
@@ -228,6 +231,7 @@ def record_model(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) ->
         adapter_bytes=adapter_bytes(stage.model, stage.trainable) if adapted(stage.trainable) else None,
         encoder_hash=weights_hash(stage.model.encoder.feature_state()),
         threads=torch.get_num_threads(),
+        asking=dataclasses.asdict(stage.asking),
     )
 
 

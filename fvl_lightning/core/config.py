@@ -3,7 +3,8 @@
 Layers, later ones winning: dataclass defaults <- `base:` file(s) <- the YAML <- the command line, and behind each file
 what is chosen of the variants it offers (variants.py). A slot is written `{name: <registered>, <fields of its
 Config>}`, or just the name; a layer that changes the name REPLACES the slot, since the fields of one component mean
-nothing to another. Every mistake is one sentence (ConfigError).
+nothing to another. A layer that names `pretrained` replaces what made the model from scratch (OF_SCRATCH). Every
+mistake is one sentence (ConfigError).
 """
 
 import dataclasses
@@ -27,6 +28,8 @@ from fvl_lightning.core.registry import component, names
 from fvl_lightning.core.variants import choose_variants
 from fvl_lightning.core.yaml_text import Scalar, Texts, one_line, plain, read_yaml, texts_of, texts_under, with_texts
 
+OF_SCRATCH = ("model", "tokenizer", "chat_template", "prompt_ids")
+"""Fields that make a model from scratch: a later layer that names `pretrained` replaces them where there is `model`."""
 Schema = TypeVar("Schema")
 AS_WRITTEN = {"as_written": True}
 """The metadata of a field of any values that keeps Scalars, since they go on to fields that may be text."""
@@ -237,6 +240,11 @@ class _Merged:
             # An empty mapping empties: `prompts: {}` would otherwise be a way of saying nothing.
             target = into[key] = {} if isinstance(value, Mapping) else plain(value)
         if isinstance(value, Mapping):
+            if plain(value.get("pretrained")) is not None and target.get("model"):
+                for scratch in OF_SCRATCH:
+                    if self.origins.get(f"{path}.{scratch}") != origin:
+                        target.pop(scratch, None)
+                        self._forget(f"{path}.{scratch}")
             for inner, inner_value in value.items():
                 self._set(target, inner, inner_value, f"{path}.{inner}", origin)
         else:

@@ -86,14 +86,15 @@ def fitted(
     """Every value of `wanted`, a model's state, out of weights {their name: (ours, None without a place; value)}.
 
     Raises:
-        DataError: a name without a place, a value that is not filled, or shapes that differ; with first names, counts.
+        DataError: a name without a place, a value that is not filled, shapes that differ, or quantised numbers; with
+            first names and counts.
     """
     found = {ours: name for name, (ours, _) in renamed.items() if ours is not None}
     unknown = [name for name, (ours, _) in renamed.items() if ours not in wanted]
     missing = [name for name in wanted if name not in found]
     if unknown or missing:
-        parts = [f"{len(unknown)} of its keys have no place in the model ({_some(unknown)})"] if unknown else []
-        parts += [f"{len(missing)} values of the model are not in it ({_some(missing)})"] if missing else []
+        parts = [f"{len(unknown)} of its keys have no place in the model ({some_names(unknown)})"] if unknown else []
+        parts += [f"{len(missing)} values of the model are not in it ({some_names(missing)})"] if missing else []
         raise DataError(f"{where} does not fit its configuration: {'; '.join(parts)}")
     values = {ours: renamed[found[ours]][1] for ours in wanted}
     wrong = [
@@ -102,7 +103,15 @@ def fitted(
         if value.shape != wanted[ours].shape
     ]
     if wrong:
-        raise DataError(f"{where} has {len(wrong)} values of other sizes than its configuration ({_some(wrong)})")
+        raise DataError(f"{where} has {len(wrong)} values of other sizes than its configuration ({some_names(wrong)})")
+    typed = [
+        f"{found[ours]} {value.dtype}"
+        for ours, value in values.items()
+        if value.dtype != wanted[ours].dtype and value.dtype not in DTYPES
+    ]
+    if typed:  # quantised numbers mean nothing without their scales
+        expected = ", ".join(map(str, DTYPES))
+        raise DataError(f"{where} has values of other number types than {expected} ({some_names(typed)})")
     return values
 
 
@@ -117,7 +126,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _some(names: list[str]) -> str:
+def some_names(names: list[str]) -> str:
+    """The first names of many, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"{', '.join(names[:NAMED])}{more}"
 

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, BartConfig, Florence2Config, Florence2Fo
 from transformers.utils.hub import cached_file
 
 from fvl_lightning.core.errors import ConfigError, DataError, first_line
+from fvl_lightning.core.pretrained import check_number_types, loading_problem, quiet_loading
 from fvl_lightning.core.weight_files import LAYOUTS, indexed_names, read_json, read_weights
 from fvl_lightning.encoders.florence2_original import Renamed, add_tokens, check_original, is_original, original_sizes
 from fvl_lightning.encoders.florence2_original import renamed as renamed_original
@@ -71,7 +72,7 @@ def read_values(source: str, revision: str | None, keep_decoder: bool) -> Rename
     """The weights under Florence2Encoder's names, whichever the layout.
 
     Raises:
-        ConfigError: no weights, or values that a native checkpoint lacks.
+        ConfigError: no weights, or a native checkpoint that lacks values, or has others than its model.
         DataError: broken files.
     """
     if is_original(read_config(source, revision)):
@@ -119,14 +120,19 @@ def _model_config(source: str, revision: str | None) -> dict[str, Any] | None:
 
 def _native_model(source: str, revision: str | None) -> Florence2Model:
     try:
-        whole, report = Florence2ForConditionalGeneration.from_pretrained(
-            source, revision=revision, use_safetensors=True, output_loading_info=True
-        )
+        with quiet_loading():
+            whole, report = Florence2ForConditionalGeneration.from_pretrained(
+                source,
+                revision=revision,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unreadable(source, error) from None
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers would go on with random values
-        raise ConfigError(f"encoder.pretrained: {source} lacks {len(missing)} values of its model, first {missing[0]}")
+    if problem := loading_problem(report):
+        raise ConfigError(f"encoder.pretrained: {source} {problem}")
+    check_number_types(source, revision, whole.state_dict(), "encoder.pretrained")
     return whole.model
 
 

@@ -6,17 +6,17 @@ last norm for SigLIP and DINO, whereas CLIP normalises its pooled token alone, s
 """
 
 import dataclasses
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel
 
 from fvl_lightning.core.errors import ConfigError, first_line
 from fvl_lightning.core.fields import number
+from fvl_lightning.core.pretrained import check_number_types, loading_problem, quiet_loading
 from fvl_lightning.core.registry import register
 from fvl_lightning.encoders.base import Encoder
 from fvl_lightning.encoders.hf_vision_towers import (
@@ -33,6 +33,9 @@ from fvl_lightning.encoders.hf_vision_towers import (
     square,
     tower_config,
 )
+
+PREFIXES = ("", "vision_model.")
+"""What stands before the names of a tower in a checkpoint of its own, and in one that has a text tower too."""
 
 
 @register("encoder", "hf_vision")
@@ -107,29 +110,32 @@ class HfVisionEncoder(Encoder):
         return dataclasses.replace(config, model=model, image_size=image_size, mean=mean, std=std)
 
     def load_pretrained(self) -> None:
-        """Copies the tower out of a checkpoint, safetensors only; a text tower beside it is not read.
+        """Copies the tower out of a checkpoint, safetensors only; a text tower beside it is not read, nor are heads.
 
         Raises:
-            ConfigError: no such checkpoint, or one that lacks a weight of the tower or has it in another shape.
+            ConfigError: no such checkpoint, or one that lacks a weight of the tower, has it in another shape, or has
+                more layers.
         """
         name = self.config.pretrained
         if name is None:
             return
         try:
-            with _quiet():
+            with quiet_loading():
                 theirs, report = type(self.tower).from_pretrained(
                     name,
                     config=tower_config(self.config.model),
                     revision=self.config.revision,
                     use_safetensors=True,
                     output_loading_info=True,
+                    ignore_mismatched_sizes=True,
                 )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ConfigError(f"encoder: {name} could not be read: {first_line(error)}") from None
-        if report["missing_keys"]:
-            missing = sorted(report["missing_keys"])
-            raise ConfigError(f"encoder: {name} lacks {len(missing)} weights of the tower, such as {missing[0]}")
+        own = re.compile(rf"({'|'.join(PREFIXES)}){re.escape(self.family.layers)}\.")
+        if problem := loading_problem(report, unused=lambda key: own.match(key) is None):
+            raise ConfigError(f"encoder: {name} {problem}")
         weights = theirs.state_dict()
+        check_number_types(name, self.config.revision, {f"{p}{key}" for key in weights for p in PREFIXES}, "encoder")
         self.tower.load_state_dict({key: weights[key] for key in self.tower.state_dict()})
 
     def blocks(self) -> list[nn.Module]:
@@ -144,15 +150,3 @@ class HfVisionEncoder(Encoder):
         states = {name: output.hidden_states[number] for name, number in self._layers.items()}
         states[LAST] = output.last_hidden_state
         return {name: states[name][:, self._dropped :] for name in self.specs}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' table of weights that the tower has no use for, such as a text tower's."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

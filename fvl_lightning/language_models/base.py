@@ -14,7 +14,7 @@ class LanguageModel(nn.Module, ABC):
     """
 
     dim: int
-    """Width of embeddings and hidden states."""
+    """Width of the token table, and so of image tokens."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -27,6 +27,9 @@ class LanguageModel(nn.Module, ABC):
 
     def load_pretrained(self) -> None:
         """Fills the weights from `config.pretrained`, if there is one; call once, after initialisation."""
+
+    def check(self) -> None:
+        """Raises ConfigError where `embed`, `forward` and `logits` are not the model itself; needs its weights."""
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:

@@ -3,19 +3,30 @@
 import dataclasses
 import datetime
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils.hub import cached_file
 
 from fvl_lightning.core.chat_date import CHAT_DATE, dated_tokenizer
-from fvl_lightning.core.errors import ConfigError, nearest, refuse_unknown_fields
+from fvl_lightning.core.errors import ConfigError, first_line, nearest, refuse_unknown_fields
+from fvl_lightning.core.pretrained import check_number_types, loading_problem, quiet_loading
 from fvl_lightning.core.registry import register
+from fvl_lightning.core.weight_files import read_json
 from fvl_lightning.language_models.base import LanguageModel
 
-RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Configuration fields with which a model changes its logits after the head; the head alone would be wrong for it."""
+RESCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "embedding_multiplier")
+"""Configuration fields with which a model changes its logits after the head, or its embeddings before the layers.
+
+The head alone would be wrong for it, and image tokens would be scaled as words are."""
+SAME = 1e-3
+"""Largest relative difference (Euclidean) of logits that is rounding."""
 
 
 @register("language_model", "causal")
@@ -31,7 +42,8 @@ class CausalLanguageModel(LanguageModel):
         revision: str | None = None
         """Hub revision; null for the newest."""
         model: dict[str, Any] = field(default_factory=dict)
-        """The model's configuration, with `model_type`; read from `pretrained` where that is given."""
+        """The model's configuration, with `model_type`; read from `pretrained` where that is given: a layer that names
+        `pretrained` over one with `model` replaces it, and its tokenizer."""
         tokenizer: str | None = None
         """Hub id or folder of the tokenizer; null for `pretrained`'s."""
         chat_template: str | None = None
@@ -55,7 +67,7 @@ class CausalLanguageModel(LanguageModel):
         except ValueError as error:
             first = str(error).splitlines()[0]
             raise ConfigError(f"language_model.model: no causal model can be built of it: {first}") from None
-        self.dim = model_config.hidden_size
+        self.dim = self.model.get_input_embeddings().weight.shape[1]  # some have wider layers than their token table
 
     @classmethod
     def resolve(cls, config: Config) -> Config:
@@ -66,36 +78,72 @@ class CausalLanguageModel(LanguageModel):
             if config.pretrained is not None:
                 model = config.model
                 if not model:
-                    model = AutoConfig.from_pretrained(config.pretrained, revision=config.revision).to_dict()
-                    # That of the files. What trains is float32: steps of 1e-5 are lost in rounding to bfloat16.
-                    del model["dtype"]
+                    model = read_model(config.pretrained, config.revision)
+                elif "model_type" not in model:
+                    raise ConfigError(
+                        "language_model.model: `pretrained` has sizes of its own; leave `model` out, or write "
+                        "pretrained=null for a model from scratch"
+                    )
             else:
                 model = config.model
                 _check_model(model)
                 if "vocab_size" not in model:
                     model = {**model, **_vocabulary(load_tokenizer(config))}
         except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise ConfigError(f"language_model: {config.pretrained} could not be read: {first}") from None
-        rescaled = [name for name in RESCALED_LOGITS if model.get(name) not in (None, 1, 1.0)]
-        if rescaled:
-            raise ConfigError(f"language_model: models with {rescaled[0]} rescale their logits and are not supported")
+            raise ConfigError(f"language_model: {config.pretrained} could not be read: {first_line(error)}") from None
         resolved = dataclasses.replace(config, model=model)
-        build_config(resolved)
+        _check_supported(build_config(resolved))
         return resolved
 
     def load_pretrained(self) -> None:
-        """Copies the weights of a hub id or folder; safetensors only."""
-        if self.config.pretrained is None:
+        """Copies the weights of a hub id or folder; safetensors only.
+
+        Raises:
+            ConfigError: it cannot be read, or its weights are not exactly those of its configuration.
+        """
+        source = self.config.pretrained
+        if source is None:
             return
         try:
-            theirs = AutoModelForCausalLM.from_pretrained(
-                self.config.pretrained, revision=self.config.revision, use_safetensors=True, trust_remote_code=False
+            with quiet_loading():
+                theirs, report = type(self.model).from_pretrained(
+                    source,
+                    config=build_config(self.config),
+                    revision=self.config.revision,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                )
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+            raise ConfigError(f"language_model: {source} could not be read: {first_line(error)}") from None
+        if problem := loading_problem(report):
+            raise ConfigError(f"language_model: {source} {problem}")
+        if untied := sorted(self.model.all_tied_weights_keys.keys() - theirs.all_tied_weights_keys.keys()):
+            raise ConfigError(
+                f"language_model: the configuration of {source} ties {untied[0]} to the token table, but its files "
+                "hold other values for it; set tie_word_embeddings to false there, or leave the values out"
             )
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise ConfigError(f"language_model: {self.config.pretrained} could not be read: {first}") from None
-        self.model.load_state_dict(theirs.state_dict())
+        values = theirs.state_dict()
+        check_number_types(source, self.config.revision, values, "language_model")
+        self.model.load_state_dict(values)
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Compares the model's own logits for three tokens with those of embeddings, layers and head one by one.
+
+        Models that change their logits or embeddings in ways that RESCALED does not name would be trained wrongly.
+        """
+        training = self.model.training
+        self.model.eval()
+        ids = torch.arange(1, 4, device=self.model.device).unsqueeze(0)
+        wanted = self.model(input_ids=ids, use_cache=False).logits
+        found = self.logits(self(self.embed(ids), use_cache=False).last_hidden_state)
+        self.model.train(training)
+        if not (wanted - found).norm() <= SAME * wanted.norm():
+            raise ConfigError(
+                f"language_model: {self.model.config.model_type} computes more than its layers and its head between "
+                "embeddings and logits and is not supported; take a model such as llama, phi3 or qwen2"
+            )
 
     @property
     def all_tied_weights_keys(self) -> dict[str, str]:
@@ -136,6 +184,51 @@ def build_config(config: CausalLanguageModel.Config) -> PreTrainedConfig:
     except Exception as error:  # each configuration class refuses values in its own way
         reason = " ".join(str(error).split())
         raise ConfigError(f"language_model.model: model_type '{model_type}' cannot be built: {reason}") from None
+
+
+def read_model(pretrained: str, revision: str | None) -> dict[str, Any]:
+    """The configuration of a hub id or folder; its eos_token_id also has what its generation_config lists.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+        ConfigError: its weights are quantised.
+    """
+    model = AutoConfig.from_pretrained(pretrained, revision=revision).to_dict()
+    # That of the files. What trains is float32: steps of 1e-5 are lost in rounding to bfloat16.
+    model.pop("dtype", None)
+    if quantization := model.get("quantization_config"):
+        method = quantization.get("quant_method", "an unknown method")
+        raise ConfigError(
+            f"language_model.pretrained: the weights of {pretrained} are quantised ({method}); name the model that "
+            "they were made of (lora.quantization holds it in 4 bits)"
+        )
+    file = cached_file(pretrained, GENERATION_CONFIG_NAME, revision=revision,
+                       _raise_exceptions_for_missing_entries=False)
+    listed = read_json(Path(file)).get("eos_token_id") if file else None
+    ids = list(dict.fromkeys([*as_ids(model.get("eos_token_id")), *as_ids(listed)]))
+    if ids:
+        model["eos_token_id"] = ids if len(ids) > 1 else ids[0]
+    return model
+
+
+def as_ids(value: int | list[int] | None) -> list[int]:
+    """The ids of a configuration's eos_token_id, which is one, several or none."""
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
+
+
+def _check_supported(config: PreTrainedConfig) -> None:
+    """ConfigError for a model that is more than a language model, or does more than embed, compute and apply a head."""
+    if "text_config" in config.sub_configs:
+        raise ConfigError(
+            f"language_model: {config.model_type} is a model of several parts, take a causal language model alone, "
+            "such as llama, phi3 or qwen2"
+        )
+    rescaled = [name for name in RESCALED if getattr(config, name, None) not in (None, 1, 1.0)]
+    if rescaled:
+        raise ConfigError(
+            f"language_model: {config.model_type} models with {rescaled[0]} rescale their logits or embeddings and are "
+            "not supported"
+        )
 
 
 def _check_model(model: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ from transformers.initialization import no_init_weights
 from fvl_lightning.core.config import Choice, choose
 from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_line
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
-from fvl_lightning.core.weight_files import fitted, read_json, read_weights
+from fvl_lightning.core.pretrained import loading_problem, quiet_loading
+from fvl_lightning.core.weight_files import fitted, read_json, read_weights, some_names
 from fvl_lightning.language_models.causal import load_tokenizer
 from fvl_lightning.modeling.adapters import attach_adapter, base_of, is_adapter_folder
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
@@ -69,12 +70,14 @@ def build_model(experiment: ExperimentConfig, device: str = "cpu") -> Built:
     tokenizer = image_tokenizer(load_tokenizer(_choice(experiment, "language_model").config))
     with torch.device(device), no_init_weights():
         model = FlorenceVLForConditionalGeneration(model_config(experiment, tokenizer))
+    check_vocabulary(tokenizer, model, "language_model.tokenizer")
     if device != "meta":
         initialize(model, experiment.seed)
     model.tie_weights()
     if device != "meta":
         for component in (model.encoder, model.language_model):
             component.load_pretrained()
+        model.language_model.check()
     set_stop_tokens(model, tokenizer)
     return Built(model, tokenizer)
 
@@ -138,21 +141,53 @@ def load_model(folder: Path, base: Path | None = None) -> Loaded:
         attach_adapter(model, folder)
     # A folder that peft wrote holds nothing but the adapter.
     processor = FlorenceVLProcessor.from_pretrained(folder if (folder / PROCESSOR_FILE).is_file() else beneath)
+    check_vocabulary(processor.tokenizer, model, f"the tokenizer in {folder}")
     set_stop_tokens(model, processor.tokenizer)  # folders of earlier versions list the tokenizer's eos alone
     return Loaded(model.eval(), processor.tokenizer, processor)
 
 
+def empty_model(config: FlorenceVLConfig) -> FlorenceVLForConditionalGeneration:
+    """The model of a configuration on the meta device: names, shapes and ties without values."""
+    with torch.device("meta"), no_init_weights():
+        model = FlorenceVLForConditionalGeneration(config)
+    model.tie_weights()
+    return model
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters of a model, tied ones once, buffers left out: the number that runs, cards and transformers give."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def check_vocabulary(tokenizer: Any, model: FlorenceVLForConditionalGeneration, where: str) -> None:
+    """Raises ConfigError for tokens without a row in the token table, the image placeholder's left out.
+
+    The placeholder is never looked up in the table. A pad is, though nothing is learnt of it.
+    """
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(f"{where}: it has neither a pad_token nor an eos_token, write one into tokenizer_config.json")
+    rows, image = model.get_input_embeddings().weight.shape[0], model.config.image_token_id
+    beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows and i != image)
+    if beyond:
+        names = some_names([f"'{token}' with id {i}" for i, token in beyond])
+        raise ConfigError(
+            f"{where}: the model's token table has {rows} rows, and none for {names}; take the tokenizer that the "
+            "model was trained with, or a model whose table was grown for these tokens"
+        )
+
+
 def _whole_model(folder: Path) -> FlorenceVLForConditionalGeneration:
     try:
-        model, report = FlorenceVLForConditionalGeneration.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True
-        )
+        with quiet_loading():
+            model, report = FlorenceVLForConditionalGeneration.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DataError(f"the model in {folder} could not be read: {first_line(error)}") from None
-    if missing := sorted(report["missing_keys"]):  # transformers would go on with random values
-        raise DataError(f"the model in {folder} lacks {len(missing)} of its weights, such as {missing[0]}")
+    if problem := loading_problem(report):
+        raise DataError(f"the model in {folder} {problem}")
     return model
 
 

@@ -36,6 +36,11 @@ class FlorenceVLConfig(PreTrainedConfig):
     def tie_word_embeddings(self, tied: bool) -> None:
         self.get_text_config().tie_word_embeddings = tied
 
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token table; held once, in `text_config`, where resizing changes it and peft compares it."""
+        return self.get_text_config().vocab_size
+
     def to_dict(self) -> dict[str, Any]:
         """Returns all fields, and `tie_word_embeddings`, which peft looks for here."""
         return super().to_dict() | {"tie_word_embeddings": self.tie_word_embeddings}

@@ -2,19 +2,26 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import COMPONENTS
 from fvl_lightning.core.folders import appearing
-from fvl_lightning.core.weight_files import read_json, read_weights, write_weights
-from fvl_lightning.modeling.adapters import CONFIG, base_of, merge_adapter
+from fvl_lightning.core.weight_files import fitted, read_json, read_weights, write_weights
+from fvl_lightning.language_models.causal import as_ids
+from fvl_lightning.modeling.adapters import CONFIG, PREFIX, base_of, merge_adapter
 from fvl_lightning.modeling.adapters import WEIGHTS as ADAPTER_WEIGHTS
-from fvl_lightning.modeling.build import PROCESSOR_FILE, load_model
+from fvl_lightning.modeling.build import PROCESSOR_FILE, empty_model, load_model, parameter_count
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.processor import FlorenceVLProcessor
+from fvl_lightning.modeling.stopping import set_stop_tokens
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 CARD = """---
@@ -80,13 +87,17 @@ def export_model(folder: Path, out: Path, file_bytes: int) -> int:
         if not (folder / name).is_file():
             raise DataError(f"{folder} holds no saved model ({name} is missing)")
     weights = read_weights(folder)
-    parameters = sum(value.numel() for value in weights.values())
+    config, processor = FlorenceVLConfig.from_pretrained(folder), FlorenceVLProcessor.from_pretrained(folder)
+    model = empty_model(config)
+    _check_weights(weights, model, folder)
+    parameters = parameter_count(model)
     with appearing(out) as beside:
         write_weights(beside, weights, file_bytes)
         left_out = {file for pattern in WEIGHTS for file in folder.glob(pattern)}
         for file in sorted(set(folder.iterdir()) - left_out):
             if file.is_file():
                 shutil.copyfile(file, beside / file.name)
+        _list_stop_tokens(beside, model, processor.tokenizer)
         (beside / "README.md").write_text(card(folder, out.name, parameters), encoding="utf-8")
     return parameters
 
@@ -103,7 +114,10 @@ def export_adapter(folder: Path, out: Path, file_bytes: int) -> tuple[int, Path]
     """
     base = base_of(folder)
     own = base.resolve() == (folder.parent / "base").resolve()
-    parameters = sum(value.numel() for value in load_file(folder / ADAPTER_WEIGHTS).values())
+    described = folder if (folder / "config.json").is_file() else base
+    buffers = {PREFIX + name for name, _ in empty_model(FlorenceVLConfig.from_pretrained(described)).named_buffers()}
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
+    parameters = sum(value.numel() for name, value in tensors.items() if name not in buffers)
     with appearing(out) as beside:
         for file in folder.iterdir():
             if file.is_file():
@@ -132,16 +146,39 @@ def export_merged(folder: Path, base: Path | None, out: Path, file_bytes: int) -
     with appearing(out) as beside:
         beneath = base_of(folder, base)
         model = merge_adapter(load_model(beneath).model, folder)
-        model.save_pretrained(beside, max_shard_size=file_bytes)
         # A folder that peft wrote has no processor: that of the base is the model's.
         source = folder if (folder / PROCESSOR_FILE).is_file() else beneath
+        set_stop_tokens(model, FlorenceVLProcessor.from_pretrained(source).tokenizer)
+        model.save_pretrained(beside, max_shard_size=file_bytes)
         weights = {file for pattern in WEIGHTS for file in source.glob(pattern)}
         for file in sorted(set(source.iterdir()) - weights):
-            if file.is_file() and file.name not in (CONFIG, "config.json", "generation_config.json"):
+            if file.is_file() and file.name not in (CONFIG, "config.json", GENERATION_CONFIG_NAME):
                 shutil.copyfile(file, beside / file.name)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        parameters = parameter_count(model)
         (beside / "README.md").write_text(card(beside, out.name, parameters), encoding="utf-8")
     return parameters
+
+
+def _check_weights(weights: Mapping[str, Tensor], model: PreTrainedModel, folder: Path) -> None:
+    """Raises DataError where the files of a folder do not hold exactly the model of its configuration."""
+    tied = set(model.all_tied_weights_keys)
+    wanted = {name: value for name, value in model.state_dict().items() if name not in tied}
+    fitted({name: (name, value) for name, value in weights.items() if name not in tied}, wanted, str(folder))
+
+
+def _list_stop_tokens(folder: Path, model: PreTrainedModel, tokenizer: Any) -> None:
+    """Adds what training ends answers with to a folder's generation config, of which the rest may be its user's.
+
+    Folders of earlier versions list the tokenizer's eos alone.
+    """
+    path = folder / GENERATION_CONFIG_NAME
+    content = read_json(path) if path.is_file() else {}
+    listed = as_ids(content.get("eos_token_id"))
+    set_stop_tokens(model, tokenizer, listed)
+    ends = as_ids(model.generation_config.eos_token_id)
+    if set(ends) - set(listed):
+        content["eos_token_id"] = list(dict.fromkeys([*listed, *ends]))
+        GenerationConfig(**content).save_pretrained(folder)
 
 
 def card(folder: Path, name: str, parameters: int) -> str:

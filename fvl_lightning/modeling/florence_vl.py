@@ -3,49 +3,31 @@
 One class for everything: it trains in the stages, saves and loads as a Hugging Face model, and generates.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, GenerationMixin
-from transformers.modeling_outputs import ModelOutput
+from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import can_return_tuple
 
 from fvl_lightning.core.types import IGNORE_INDEX, ImageSpec
 from fvl_lightning.modeling.alignment import SourceAlignment
+from fvl_lightning.modeling.composed import ComposedModel
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
+from fvl_lightning.modeling.generation import ImageGenerationMixin
 from fvl_lightning.modeling.initialization import initializers, reset_module
-from fvl_lightning.modeling.loss import TokenLoss, token_loss
+from fvl_lightning.modeling.loss import token_loss
+from fvl_lightning.modeling.outputs import FlorenceVLOutput, language_model_inputs
 from fvl_lightning.modeling.packing import cache_for
-from fvl_lightning.modeling.pretrained import FlorenceVLPreTrainedModel
 from fvl_lightning.modeling.splice import splice_images
 
 
-@dataclass
-class FlorenceVLOutput(ModelOutput):
-    """With labels: `loss` (mean over supervised tokens), `loss_sum`, `tokens`, `correct`; without: `logits` [B, S, V].
-
-    diagnostics: what the fusion says of itself, such as {"mass/<source>": scalar}; dataset_sums and dataset_tokens: as
-    in TokenLoss, with dataset_ids.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Any = None
-    loss_sum: Tensor | None = None
-    tokens: Tensor | None = None
-    correct: Tensor | None = None
-    dataset_sums: Tensor | None = None
-    dataset_tokens: Tensor | None = None
-    diagnostics: dict[str, Tensor] | None = None
-
-
-class FlorenceVLForConditionalGeneration(FlorenceVLPreTrainedModel, GenerationMixin):
+class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
     """A causal language model that sees images through an encoder, a fusion and a projector."""
 
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
-    _supports_sdpa = True
 
     def __init__(self, config: FlorenceVLConfig) -> None:
         super().__init__(config)
@@ -56,9 +38,8 @@ class FlorenceVLForConditionalGeneration(FlorenceVLPreTrainedModel, GenerationMi
         self.fusion = fusion.component(fusion.config, self.alignment.specs)
         self.output_norm = nn.LayerNorm(self.fusion.output.dim) if config.normalize_output else nn.Identity()
         self.language_model = language_model.component(language_model.config)
-        # Of this, generation makes the masks of a static cache; unset, it makes none, and pads on the left are seen.
-        config.get_text_config()._attn_implementation = self.language_model.model.config._attn_implementation
         self.projector = projector.component(projector.config, self.fusion.output, self.language_model.dim)
+        self.compose()
         self.post_init()
 
     @property
@@ -88,9 +69,10 @@ class FlorenceVLForConditionalGeneration(FlorenceVLPreTrainedModel, GenerationMi
         features = self.projector(self.output_norm(fused.features))
         return features[:images], fused.diagnostics if images else {}
 
+    @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
@@ -98,50 +80,93 @@ class FlorenceVLForConditionalGeneration(FlorenceVLPreTrainedModel, GenerationMi
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         dataset_ids: Tensor | None = None,
         dataset_count: int = 0,
         num_items_in_batch: Tensor | int | None = None,
+        inputs_embeds: Tensor | None = None,
+        return_logits: bool | None = None,
         **kwargs: Any,
     ) -> FlorenceVLOutput:
-        """Token ids with expanded image placeholders -> loss (with labels) or logits.
+        """Token ids with expanded image placeholders -> loss (with labels), logits, or both.
+
+        Args:
+            input_ids: this and what is not named here as for `run`, and so are the errors.
+            labels: [B, S], -100 where unsupervised.
+            logits_to_keep: only the last so many positions' logits, or those at these places; 0 for all.
+            dataset_ids: [B, S], below `dataset_count`, for losses per data set.
+            num_items_in_batch: what transformers' Trainer divides the sum of the losses by: the supervised tokens of
+                all batches of its step.
+            return_logits: whether logits come beside a loss; None: in eval mode, where metrics are computed.
+        """
+        use_cache = False if labels is not None else use_cache
+        prompt = (input_ids, pixel_values, attention_mask, image_sources, position_ids)
+        output, diagnostics = self.run(*prompt, past_key_values, use_cache, inputs_embeds, **kwargs)
+        hidden, logits = output.last_hidden_state, None
+        if labels is None or (not self.training if return_logits is None else return_logits):
+            logits = self.language_model.logits(_kept(hidden, logits_to_keep))
+        losses: dict[str, Any] = {}
+        if labels is not None:
+            losses = self._losses(hidden, labels, position_ids, dataset_ids, dataset_count, num_items_in_batch)
+        return FlorenceVLOutput(
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=getattr(output, "hidden_states", None),
+            attentions=getattr(output, "attentions", None),
+            diagnostics=diagnostics,
+            **losses,
+        )
+
+    def run(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_sources: dict[str, Tensor] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """The model up to its head.
 
         Args:
             input_ids: [B, S]; `config.image_token_id` stands once per image token.
             pixel_values: [I, 3, P, P] in the order of the placeholders, or None.
             attention_mask: [B, S], 0 at pads; None where only the end of a row is padded, as in training.
-            labels: [B, S], -100 where unsupervised.
             image_sources: the encoder's output, where it is at hand already, in place of pixel_values.
             position_ids: [B, S]; they restart with each document of a packed row, which then sees itself alone.
-            logits_to_keep: only the last so many positions' logits; 0 for all.
-            dataset_ids: [B, S], below `dataset_count`, for losses per data set.
-            num_items_in_batch: what transformers' Trainer divides the sum of the losses by: the supervised tokens of
-                all batches of its step.
+            inputs_embeds: [B, S, D] in place of input_ids and images.
+            kwargs: `output_attentions`, `output_hidden_states` and what else transformers' causal models take.
+
+        Returns:
+            The language model's output, with `last_hidden_state` [B, S, D], and the fusion's diagnostics.
 
         Raises:
+            TypeError: a keyword that nobody would use.
             ValueError: placeholders and images do not match (the message has the counts), or packed rows come with an
                 attention mask or a cache.
         """
-        use_cache = cache_for(position_ids, attention_mask, past_key_values, False if labels is not None else use_cache)
+        use_cache = cache_for(position_ids, attention_mask, past_key_values, use_cache)
         first_pass = past_key_values is None or not past_key_values.get_seq_length()
-        embeddings, diagnostics = self._embed(input_ids, pixel_values, image_sources, first_pass)
+        diagnostics: dict[str, Tensor] = {}
+        if inputs_embeds is None and input_ids is not None:
+            embeddings, diagnostics = self._embed(input_ids, pixel_values, image_sources, first_pass)
+        elif inputs_embeds is not None and input_ids is None and pixel_values is None and image_sources is None:
+            embeddings = inputs_embeds
+        else:
+            raise ValueError("give input_ids and their images, or inputs_embeds, which hold the images already")
+        inputs = language_model_inputs(kwargs, self.config)
         output = self.language_model(
             embeddings,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            **inputs,
         )
-        hidden = output.last_hidden_state
-        if labels is None:
-            logits = self.language_model.logits(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-            return FlorenceVLOutput(logits=logits, past_key_values=output.past_key_values, diagnostics=diagnostics)
-        if position_ids is not None:  # the last token of a document is not asked for the first of the next
-            labels = labels.masked_fill(position_ids == 0, IGNORE_INDEX)
-        loss = self._loss(hidden, labels, dataset_ids, dataset_count)
-        divided = loss.mean if num_items_in_batch is None else loss.sum / num_items_in_batch
-        counts = {name: getattr(loss, name) for name in ("tokens", "correct", "dataset_sums", "dataset_tokens")}
-        return FlorenceVLOutput(loss=divided, loss_sum=loss.sum, diagnostics=diagnostics, **counts)
+        return output, diagnostics
 
     def _embed(
         self,
@@ -161,65 +186,44 @@ class FlorenceVLForConditionalGeneration(FlorenceVLPreTrainedModel, GenerationMi
             raise ValueError(f"{int(is_image.sum())} image placeholders in the batch, but no images")
         return embeddings, {}
 
-    def _loss(self, hidden: Tensor, labels: Tensor, dataset_ids: Tensor | None, dataset_count: int) -> TokenLoss:
-        """Hidden states [B, S, D] and the labels at their own places [B, S] -> losses of the next token."""
-        return token_loss(
+    def _losses(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        position_ids: Tensor | None,
+        dataset_ids: Tensor | None,
+        dataset_count: int,
+        items: Tensor | int | None,
+    ) -> dict[str, Any]:
+        """Hidden states [B, S, D] and the labels at their own places [B, S] -> the losses among the outputs.
+
+        Args:
+            items: what the sum is divided by; None for the supervised tokens of these rows.
+        """
+        if position_ids is not None:  # the last token of a document is not asked for the first of the next
+            labels = labels.masked_fill(position_ids == 0, IGNORE_INDEX)
+        loss = token_loss(
             hidden[:, :-1],
-            labels[:, 1:],
+            labels[:, 1:].to(hidden.device),
             self.language_model.logits,
-            self.config.get_text_config().vocab_size,
+            self.config.vocab_size,
             None if dataset_ids is None else dataset_ids[:, 1:],
             dataset_count,
         )
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        pixel_values: Tensor | None = None,
-        image_sources: dict[str, Tensor] | None = None,
-        is_first_iteration: bool = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """The inputs of one step; images go in with the prompt only, since the cache holds them afterwards."""
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if is_first_iteration or not kwargs.get("use_cache", True):
-            inputs |= {"pixel_values": pixel_values, "image_sources": image_sources}
-        return inputs
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
-        **model_kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Every row `expand_size` times, for beams and for several answers; the encoder still runs once per image."""
-        pixel_values, sources = model_kwargs.pop("pixel_values", None), model_kwargs.pop("image_sources", None)
-        expanded, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
-        )
-        if expand_size > 1 and input_ids is not None and (pixel_values is not None or sources is not None):
-            sources, pixel_values = self.encoder(pixel_values) if sources is None else sources, None
-            per_row = (input_ids == self.config.image_token_id).sum(1) // self.projector.tokens
-            images = torch.arange(len(next(iter(sources.values()))), device=input_ids.device)
-            if per_row.sum() == len(images):  # or the forward pass will say what does not match
-                # Not each image as often, one after the other: the images of a row stay together.
-                images = torch.cat([row.repeat(expand_size) for row in images.split(per_row.tolist())])
-            sources = {name: source[images] for name, source in sources.items()}
-        return expanded, model_kwargs | {"pixel_values": pixel_values, "image_sources": sources}
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The language model's token table."""
-        return self.language_model.model.get_input_embeddings()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """Returns the language model's head, which `all-linear` of peft leaves out."""
-        return self.language_model.model.get_output_embeddings()
+        losses = {name: getattr(loss, name) for name in ("tokens", "correct", "dataset_sums", "dataset_tokens")}
+        return losses | {"loss": loss.mean if items is None else loss.sum / items, "loss_sum": loss.sum}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """transformers' hook for modules that a checkpoint did not fill."""
         reset_module(module, initializers(self).get(module))
+
+
+def _kept(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """The last so many positions of [B, S, D], or those at these places; 0 for all."""
+    if isinstance(logits_to_keep, Tensor):
+        return hidden[:, logits_to_keep]
+    return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
 
 
 def _one_at_least(images: Tensor) -> Tensor:
@@ -228,3 +232,6 @@ def _one_at_least(images: Tensor) -> Tensor:
 
 
 AutoModelForImageTextToText.register(FlorenceVLConfig, FlorenceVLForConditionalGeneration)
+AutoModelForMultimodalLM.register(FlorenceVLConfig, FlorenceVLForConditionalGeneration)
+# Label smoothing of transformers' Trainer: for the classes of this table labels are those of the next token.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[FlorenceVLConfig.model_type] = FlorenceVLForConditionalGeneration.__name__

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import AutoTokenizer
-from transformers.initialization import no_init_weights
+from transformers.utils import GENERATION_CONFIG_NAME
 
+from datamodules.asking import Asking
 from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_line
 from fvl_lightning.core.folders import appearing
-from fvl_lightning.core.weight_files import fitted, has_weights, read_weights, write_weights
+from fvl_lightning.core.weight_files import fitted, has_weights, read_json, read_weights, write_weights
 from fvl_lightning.encoders.florence2_files import read_image_size
+from fvl_lightning.language_models.causal import as_ids
+from fvl_lightning.modeling.build import empty_model, parameter_count
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.original_config import (
     LANGUAGE_MODELS,
@@ -32,6 +34,7 @@ from fvl_lightning.modeling.original_config import (
 )
 from fvl_lightning.modeling.original_names import TOWER, projector_depth, renamed
 from fvl_lightning.modeling.processor import IMAGE_TOKEN, image_tokenizer, make_processor
+from fvl_lightning.modeling.stopping import set_stop_tokens
 
 FILE_BYTES = 2 * 1024**3
 """Largest size of a written file, unless one tensor is larger."""
@@ -39,6 +42,9 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
 )
+
+ASKING = Asking(behind_image="\n", between_images="\n")
+"""The original puts a line break behind every image, in training and where it is asked."""
 
 
 @dataclass
@@ -80,8 +86,7 @@ def import_florence_vl(
     image_size = read_image_size(tower_folder)
     try:
         ours = imported_config(config, tower, image_size, words.convert_tokens_to_ids(IMAGE_TOKEN), options)
-        with torch.device("meta"), no_init_weights():
-            model = FlorenceVLForConditionalGeneration(ours)
+        model = empty_model(ours)
     except UserError:
         raise
     except Exception as error:  # each configuration class refuses values in its own way
@@ -95,9 +100,16 @@ def import_florence_vl(
         write_weights(beside, values, file_bytes)
         ours.architectures = [type(model).__name__]
         ours.save_pretrained(beside)
-        make_processor(model.image_spec, words, image_fit(config)).save_pretrained(beside)
-    parameters = sum(tensor.numel() for tensor in values.values())
-    return Imported(parameters, model.image_spec.tokens_per_image, left_out)
+        make_processor(model.image_spec, words, image_fit(config), asking=ASKING).save_pretrained(beside)
+        set_stop_tokens(model, words, _generation_ends(checkpoint))
+        model.generation_config.save_pretrained(beside)
+    return Imported(parameter_count(model), model.image_spec.tokens_per_image, left_out)
+
+
+def _generation_ends(checkpoint: Path) -> list[int]:
+    """The end tokens that the checkpoint's own generation config lists; none where it has no such file."""
+    path = checkpoint / GENERATION_CONFIG_NAME
+    return as_ids(read_json(path).get("eos_token_id")) if path.is_file() else []
 
 
 def placed(

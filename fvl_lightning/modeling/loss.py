@@ -54,6 +54,7 @@ def token_loss(
     def chunk_loss(chunk: Tensor, chunk_targets: Tensor) -> tuple[Tensor, Tensor]:
         scores = logits(chunk)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        chunk_targets = chunk_targets.to(scores.device)  # a head may lie on another device
         correct = (scores.detach().argmax(-1) == chunk_targets).sum()
         return torch.nn.functional.cross_entropy(scores, chunk_targets, reduction=reduction), correct
 

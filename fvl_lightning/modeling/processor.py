@@ -1,11 +1,13 @@
 """Conversations with images -> what the model takes, exactly as in training: the processor saved beside a model."""
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
+from datamodules.asking import Asking
 from datamodules.conversation import ConversationEncoder
 from datamodules.messages import Message, check_messages
 from datamodules.pixels import Fit
@@ -33,14 +35,22 @@ class FlorenceVLProcessor(ProcessorMixin):
         image_processor: a FlorenceVLImageProcessor.
         tokenizer: the language model's, with IMAGE_TOKEN among its special tokens.
         tokens_per_image: placeholders that an image becomes.
-        chat_template: read from beside the tokenizer; always the tokenizer's own.
+        chat_template: the tokenizer's from here on; null leaves it the one it has.
+        asking: the fields of Asking, how training asked; conversations are brought to that form.
     """
 
     def __init__(
-        self, image_processor: Any, tokenizer: Any, tokens_per_image: int, chat_template: str | None = None
+        self,
+        image_processor: Any,
+        tokenizer: Any,
+        tokens_per_image: int,
+        chat_template: str | None = None,
+        asking: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
-        self.tokens_per_image = tokens_per_image
+        super().__init__(image_processor, tokenizer)
+        if chat_template is not None:
+            self.chat_template = chat_template
+        self.tokens_per_image, self.asking = tokens_per_image, dict(asking or {})
         self.image_token, self.image_token_id = IMAGE_TOKEN, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
     def __call__(
@@ -95,7 +105,8 @@ class FlorenceVLProcessor(ProcessorMixin):
     ) -> Any:
         """A conversation, or several, in the words of the chat template; the signature is transformers' own.
 
-        Token ids are those of training: special tokens in a message's words are text, IMAGE_TOKEN among them.
+        Token ids are those of training, with what training has between images and words and the system message that all
+        of it has; special tokens in a message's words are text, IMAGE_TOKEN among them.
 
         Args:
             conversation: messages, or a list of such: role, and content that is text or a list of
@@ -116,7 +127,8 @@ class FlorenceVLProcessor(ProcessorMixin):
         refuse_unused(rest | {"tools": tools or None, "documents": documents or None})
         generate, go_on, masked = add_generation_prompt, continue_final_message, return_assistant_tokens_mask
         _check_choices(options, generate, go_on, masked, tokenize, sanitize_control_tokens, load_audio_from_video)
-        conversations, batched = self._conversations(conversation)
+        given, batched = self._conversations(conversation)
+        conversations = [Asking(**self.asking).asked(messages) for messages in given]
         encoder = self._encoder_for(chat_template)
         if not tokenize:
             written = [encoder.written(messages, generate, go_on) for messages in conversations]
@@ -136,9 +148,21 @@ class FlorenceVLProcessor(ProcessorMixin):
     @property
     def encoder(self) -> ConversationEncoder:
         """Messages -> token ids and labels."""
-        if "_encoder" not in self.__dict__:
-            self._encoder = ConversationEncoder(self.tokenizer, self.image_token_id, self.tokens_per_image)
-        return self._encoder
+        made_of = repr(self.tokenizer.chat_template), len(self.tokenizer)  # a user may change either
+        if "_encoder" not in self.__dict__ or self._encoder[0] != made_of:
+            encoder = ConversationEncoder(self.tokenizer, self.image_token_id, self.tokens_per_image)
+            self._encoder = made_of, encoder
+        return self._encoder[1]
+
+    @property
+    def chat_template(self) -> str | dict[str, str] | None:
+        """The one chat template, or several by name: the tokenizer's, wherever it is set."""
+        return None if "tokenizer" not in self.__dict__ else self.tokenizer.chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: str | dict[str, str] | None) -> None:
+        if "tokenizer" in self.__dict__:  # transformers sets None before there is one
+            self.tokenizer.chat_template = template
 
     def _encoder_for(self, chat_template: str | None) -> ConversationEncoder:
         """The encoder of a chat template; None for the processor's own."""
@@ -247,11 +271,20 @@ def _assistant_mask(encoder: ConversationEncoder, messages: Sequence[Message], i
     return [int(label != IGNORE_INDEX) for label in encoded.labels[:end]] + [0] * (len(ids) - end)
 
 
-def make_processor(image: ImageSpec, tokenizer: Any, fit: Fit, scaled_decode: bool = False) -> FlorenceVLProcessor:
-    """The processor of a model whose images look as `image` says and were brought to a square by `fit`."""
+def make_processor(
+    image: ImageSpec, tokenizer: Any, fit: Fit, scaled_decode: bool = False, asking: Asking | None = None
+) -> FlorenceVLProcessor:
+    """The processor of a model whose images look as `image` says and were brought to a square by `fit`.
+
+    Args:
+        asking: how its training asked; None where nothing stands between images and words.
+    """
     size = {"height": image.size, "width": image.size}
     return FlorenceVLProcessor(
-        FlorenceVLImageProcessor(size, image.mean, image.std, fit, scaled_decode), tokenizer, image.tokens_per_image
+        FlorenceVLImageProcessor(size, image.mean, image.std, fit, scaled_decode),
+        tokenizer,
+        image.tokens_per_image,
+        asking=dataclasses.asdict(asking or Asking()),
     )
 
 

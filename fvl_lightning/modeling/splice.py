@@ -15,8 +15,11 @@ def splice_images(embeddings: Tensor, token_ids: Tensor, images: Tensor, image_t
         [B, S, D].
 
     Raises:
-        ValueError: the number of placeholders is not I * N; the message has the counts of every row.
+        ValueError: the number of placeholders is not I * N (the message has the counts of every row), or images are of
+            another width than the embeddings.
     """
+    if images.shape[-1] != embeddings.shape[-1]:  # masked_scatter would pour one into the other, whatever the widths
+        raise ValueError(f"image tokens are {images.shape[-1]} wide, the token table {embeddings.shape[-1]}")
     places = token_ids == image_token_id
     expected = images.shape[0] * images.shape[1]
     # Counting makes the host wait for the device once a step; misplaced images would train a wrong model in silence.
@@ -26,4 +29,4 @@ def splice_images(embeddings: Tensor, token_ids: Tensor, images: Tensor, image_t
             f"{found} image placeholders in the batch, but {images.shape[0]} images of {images.shape[1]} tokens need "
             f"{expected}; placeholders per row: {places.sum(1).tolist()}"
         )
-    return embeddings.masked_scatter(places.unsqueeze(-1), images.to(embeddings.dtype))
+    return embeddings.masked_scatter(places.unsqueeze(-1), images.to(embeddings))

@@ -7,15 +7,20 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from datamodules.conversation import ConversationEncoder
 from fvl_lightning.core.errors import UserError
+from fvl_lightning.language_models.causal import as_ids
 
 
-def set_stop_tokens(model: PreTrainedModel, tokenizer: Any) -> None:
+def set_stop_tokens(model: PreTrainedModel, tokenizer: Any, listed: Collection[int] = ()) -> None:
     """Gives the model a generation config of token ids alone: `stop_tokens`, pad and first token.
 
     What else a generation config can hold (sampling, temperature, penalties, lengths) is left out: a pretrained
     language model's choices would turn greedy answers into others without a word.
+
+    Args:
+        listed: end tokens beside those of the model's configurations.
     """
-    listed = [*_listed(model.generation_config), *_listed(model.config.get_text_config())]
+    listed = [*listed, *as_ids(model.generation_config.eos_token_id)]
+    listed += as_ids(model.config.get_text_config().eos_token_id)
     model.generation_config = GenerationConfig(
         eos_token_id=stop_tokens(tokenizer, model.config.image_token_id, listed) or None,
         pad_token_id=tokenizer.pad_token_id,
@@ -41,9 +46,3 @@ def end_of_answer(tokenizer: Any, image_token_id: int) -> int | None:
         return ConversationEncoder(tokenizer, image_token_id, tokens_per_image=1).end_token_id
     except UserError:  # it is raised again, with its place, where conversations are needed
         return None
-
-
-def _listed(config: Any) -> list[int]:
-    """The eos_token_id of a configuration, which is one, several or none."""
-    ids = getattr(config, "eos_token_id", None)
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

@@ -12,6 +12,7 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from datamodules.asking import Asking
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import REPEATED, ExperimentConfig, LoraConfig
 from fvl_lightning.core.types import Batch, PromptedBatch
@@ -65,6 +66,8 @@ class Stage(LightningModule, ABC):
         self.experiment = experiment
         self.model: Any = model
         self.tokenizer = tokenizer
+        self.asking = Asking()
+        """How the data asks, which is saved with the model."""
         self.trainable = resolve_trainable(self.TRAINABLE, experiment.trainable, name)
         check_lora(experiment.lora, self.trainable, model)
         if experiment.trainer.sharded and experiment.lora and experiment.lora.quantization:

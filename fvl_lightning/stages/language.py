@@ -50,6 +50,7 @@ class LanguageStage(Stage):
             position_ids=batch.positions,
             dataset_ids=batch.dataset_ids,
             dataset_count=len(batch.datasets),
+            return_logits=False,
         )
         loss = TokenLoss(
             output.loss_sum, output.tokens, output.correct, output.dataset_sums, output.dataset_tokens
@@ -71,5 +72,6 @@ class LanguageStage(Stage):
 
     def _save_processor(self, folder: Path) -> None:
         data = self.experiment.data.config
-        processor = make_processor(self.model.image_spec, self.tokenizer, data.image_fit, data.scaled_decode)
+        image = self.model.image_spec
+        processor = make_processor(image, self.tokenizer, data.image_fit, data.scaled_decode, self.asking)
         processor.save_pretrained(folder)

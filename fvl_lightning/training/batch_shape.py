@@ -52,4 +52,4 @@ def loss_of(experiment: ExperimentConfig, model: nn.Module, shape: BatchShape) -
     positions = None
     if experiment.data.config.layout == "packed":
         positions = (torch.arange(shape.tokens) % max(1, shape.tokens // 2)).expand_as(token_ids).contiguous()
-    return model(token_ids, labels=labels, position_ids=positions, **images).loss_sum
+    return model(token_ids, labels=labels, position_ids=positions, return_logits=False, **images).loss_sum

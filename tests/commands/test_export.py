@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from fvl_lightning.core.weight_files import read_weights
 from fvl_lightning.modeling.build import load_model
@@ -27,7 +28,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, fvl_here: 
     assert fvl_here(folder, "export", "runs/run", "models/one").returncode == 0
     done = fvl_here(folder, "export", "models/one", "models/parts", "--file-megabytes", "1")
     assert done.returncode == 0, done.stderr
-    assert f"{sum(value.numel() for value in read_weights(folder / 'models' / 'one').values()):,}" in done.stdout
     return folder
 
 
@@ -40,6 +40,28 @@ def test_weights_configuration_and_processor_are_those_of_the_run(folder: Path, 
         written = (folder / "models" / name / file).read_bytes()
         assert written == (folder / "runs" / "run" / "model" / file).read_bytes()
     assert len(list((folder / "models" / name).glob("*.safetensors"))) == {"one": 1, "parts": 8}[name]
+
+
+def test_one_model_has_one_number_of_parameters(folder: Path, fvl_here: Run, tmp_path: Path) -> None:
+    """Tied ones count once and buffers, which the files hold too, do not."""
+    recorded = RunFolder(folder / "runs" / "run").info["parameters"]
+    model = load_model(folder / "models" / "one").model
+    assert recorded == model.num_parameters() == sum(parameter.numel() for parameter in model.parameters())
+    assert recorded < sum(value.numel() for value in read_weights(folder / "models" / "one").values())
+    done = fvl_here(folder, "export", "runs/run", str(tmp_path / "counted"))
+    assert f"{recorded:,} parameters" in done.stdout
+    assert f"{recorded / 1e6:.1f} M parameters" in (folder / "models" / "one" / "README.md").read_text(encoding="utf-8")
+
+
+def test_weights_that_are_not_the_models_are_not_exported(folder: Path, fvl_here: Run, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(folder / "models" / "one", model)
+    weights = load_file(model / "model.safetensors")
+    name = next(name for name in weights if name.startswith("projector."))
+    save_file({other: value for other, value in weights.items() if other != name}, model / "model.safetensors")
+    done = fvl_here(folder, "export", str(model), "models/lacking")
+    assert (done.returncode, f"1 values of the model are not in it ({name})" in done.stderr) == (2, True)
+    assert not (folder / "models" / "lacking").exists()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,6 +21,7 @@ from fvl_lightning.core.config import (
     parse_override,
 )
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.experiment import ExperimentConfig
 from tests.core.tiny import Gated, Linear, Mean, Tiny, Trainer
 
 Load = Callable[..., Tiny]
@@ -50,6 +52,35 @@ class TestLayers:
 
     def test_an_empty_dictionary_empties(self, load: Load) -> None:
         assert load("trainer: {rates: {encoder: 1.0}}", "trainer.rates={}").trainer.rates == {}
+
+    def test_a_pretrained_model_replaces_one_from_scratch(self, tmp_path: Path, write: Write) -> None:
+        """Its sizes, its tokenizer and what follows from that; not what is written with it, nor other fields."""
+        scratch = "model: {hidden_size: 8}, tokenizer: theirs, prompt_ids: {caption: [1]}"
+        write("base.yaml", f"encoder: {{name: florence2, {scratch}, image_size: 64, prompts: {{caption: What}}}}")
+        path = write("a.yaml", "base: base.yaml")
+
+        def encoder(*words: str) -> Any:
+            return load_config(ExperimentConfig, path, words).encoder.config
+
+        assert (encoder().model, encoder().tokenizer) == ({"hidden_size": 8}, "theirs")
+        found = encoder("encoder.pretrained=hub/model")
+        assert (found.model, found.tokenizer, found.prompt_ids) == ({}, None, {})
+        assert (found.image_size, found.prompts) == (64, {"caption": "What"})
+        assert encoder("encoder.tokenizer=mine", "encoder.pretrained=hub/model").tokenizer == "mine"
+        assert encoder("encoder.pretrained=null").tokenizer == "theirs"
+
+    def test_a_pretrained_model_keeps_the_tokenizer_given_to_another(self, tmp_path: Path, write: Write) -> None:
+        """A copy of the model at hand needs the template that the model has none of."""
+        write("base.yaml", "language_model: {name: causal, pretrained: hub/a, tokenizer: hub/b, chat_template: x}")
+        path = write("a.yaml", "base: base.yaml\nlanguage_model: {pretrained: copies/a}")
+        found = load_config(ExperimentConfig, path).language_model.config
+        assert (found.pretrained, found.tokenizer, found.chat_template) == ("copies/a", "hub/b", "x")
+
+    def test_a_member_of_an_ensemble_is_replaced_too(self, tmp_path: Path, write: Write) -> None:
+        members = "{one: {name: hf_vision, model: {model_type: dinov2}}}"
+        path = write("a.yaml", f"encoder: {{name: ensemble, members: {members}}}")
+        config = load_config(ExperimentConfig, path, ["encoder.members.one.pretrained=hub/model"])
+        assert config.encoder.config.members["one"].config.model == {}
 
     def test_null_is_a_value(self, load: Load) -> None:
         assert load("", "trainer.clip_norm=null").trainer.clip_norm is None

@@ -137,6 +137,7 @@ def test_members_that_are_refused_and_passed_over(tmp_path: Path, cache: ShardCa
         ("json", b"[]", "bad JSON"),
         ("json", b"{}", "no text"),
         ("json", b'{"caption": 3}', "no text"),
+        ("json", b'{"caption": "a dog <image>"}', "placeholder"),
         ("json", b'{"messages": []}', "no messages"),
         ("json", b'{"messages": [{"role": "robot", "content": ""}]}', "bad messages"),
         ("json", b'{"messages": [{"role": "user", "content": "an image, but no part"}]}', "image count"),

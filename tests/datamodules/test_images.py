@@ -1,8 +1,11 @@
 """Decoding of images from outside: what is read, against Pillow and numpy, and what is refused."""
 
 import io
+import struct
 import sys
 import warnings
+import zlib
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -123,6 +126,29 @@ def test_a_grey_of_16_bits_that_is_transparent_is_white() -> None:
     pixels = decode_image(encoded(Image.fromarray(values), "PNG", transparency=300))
     expected = np.where(values == 300, 255, np.rint(values / 257)).astype(np.uint8)
     assert np.array_equal(pixels, np.stack([expected] * 3, axis=-1))
+
+
+def by_hand(depth: int, colour: int, row: bytes, transparent: bytes) -> bytes:
+    """A PNG of one row of four pixels, in a kind that Pillow does not write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, depth, colour, 0, 0, 0))
+    data = chunk(b"tRNS", transparent) + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + data
+
+
+def test_a_transparent_value_of_another_depth_is_white() -> None:
+    two_bits = decode_image(by_hand(2, 0, bytes([0b00011011]), struct.pack(">H", 1)))
+    assert two_bits[0, :, 0].tolist() == [0, 255, 170, 255]
+    four_bits = decode_image(by_hand(4, 0, bytes([0x02, 0x8F]), struct.pack(">H", 8)))
+    assert four_bits[0, :, 0].tolist() == [0, 34, 255, 255]
+    colours = [(1000, 2000, 3000), (232 << 8, 208 << 8, 184 << 8), (0, 0, 0), (65535, 0, 0)]
+    sixteen = by_hand(16, 2, struct.pack(">12H", *chain.from_iterable(colours)), struct.pack(">3H", *colours[0]))
+    assert decode_image(sixteen)[0].tolist() == [[255, 255, 255], [232, 208, 184], [0, 0, 0], [255, 0, 0]]
+    with Image.open(io.BytesIO(sixteen)) as opened:
+        assert np.array_equal(images.loaded_pixels(opened), decode_image(sixteen))
 
 
 def texts(*added: tuple[str, str, bool]) -> PngInfo:

@@ -43,10 +43,7 @@ def test_each_answer_is_asked_for_with_all_images_and_no_other_turn(
     assert (one.key, one.index, one.kind, one.answer) == ("s1", 1, "what", "the colour")
     assert (other.key, other.index, other.kind, other.answer) == ("s1", 1, "how", "red, not blue")
     images = [{"type": "image"}, {"type": "image"}]
-    assert one.prompt_messages == (
-        SYSTEM,
-        {"role": "user", "content": [*images, {"type": "text", "text": "what differs?"}]},
-    )
+    assert one.prompt_messages == (SYSTEM, {"role": "user", "content": record([])["messages"][1]["content"]})
     assert other.prompt_messages == (SYSTEM, {"role": "user", "content": [*images, {"type": "text", "text": "how?"}]})
 
 
@@ -63,3 +60,16 @@ def test_broken_messages_are_told(tmp_path: Path, write_split: Write, image_byte
     store = SampleStore.open(write_split(tmp_path, "test", 1, {0: (record(["what", "how"]), [image_bytes()])}), "test")
     with pytest.raises(SampleError, match="1 images, 2 image parts"):
         list_questions(store)
+
+
+def test_a_later_question_follows_the_images_as_the_first_one_does(
+    tmp_path: Path, write_split: Write, image_bytes: Bytes
+) -> None:
+    """As in LLaVA's data, with a line break behind each image."""
+    talk = record(["what", "how"])
+    image, gap = {"type": "image"}, {"type": "text", "text": "\n"}
+    talk["messages"][1]["content"] = [image, gap, image, {"type": "text", "text": "\nwhat differs?"}]
+    store = SampleStore.open(write_split(tmp_path, "test", 1, {0: (talk, [image_bytes()] * 2)}), "test")
+    one, other = list_questions(store)
+    assert one.prompt_messages == tuple(talk["messages"][:2])
+    assert other.prompt_messages[1]["content"] == [image, gap, image, gap, {"type": "text", "text": "how?"}]

@@ -129,12 +129,36 @@ def fill(tar: Tar, number: int, action: str, suffixes: list[str], form: str) -> 
             tar.add(f"{key}.png")
             tar.sample(f"other{number}", ["jpg", "txt"])
             tar.sample(key, ["txt"])
+        case "again apart":
+            for suffix in ("jpg", "txt", "jpg", "txt"):
+                tar.add(f"{key}.{suffix}")
+                tar.sample(f"{suffix}{len(tar.content)}", ["jpg", "txt"])
+            tar.used[key] = len(tar.content)
+            tar.refused["duplicate key"] += 1
+        case "label":
+            tar.add(f"label {number}", kind=b"V")
+            tar.passed_over += 1
         case "mark":
             tar.mark(1 + number % 3)
 
 
 ACTIONS = (
-    *("sample", "extras", "others", "folder", "unsafe", "link", "device", "empty", "twice", "again", "apart", "mark"),
+    *(
+        "sample",
+        "extras",
+        "others",
+        "folder",
+        "unsafe",
+        "link",
+        "device",
+        "empty",
+        "twice",
+        "again",
+        "apart",
+        "again apart",
+        "label",
+        "mark",
+    ),
 )
 Steps = list[tuple[str, list[str], str]]
 STEPS = st.lists(st.tuples(st.sampled_from(ACTIONS), SUFFIXES, st.sampled_from(KEYS)), min_size=1, max_size=8)

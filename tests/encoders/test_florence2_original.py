@@ -287,7 +287,8 @@ def test_a_folder_of_another_model_or_of_none(tmp_path: Path, theirs: Path) -> N
 
 def test_configuration_and_weights_of_different_layouts(tmp_path: Path, theirs: Path, native: Path) -> None:
     """transformers would begin with random values where a native checkpoint lacks some."""
-    for config, held, says in ((theirs, native, "have no place in the model"), (native, theirs, "values of its model")):
+    cases = (theirs, native, "have no place in the model"), (native, theirs, "of its weights, such as")
+    for config, held, says in cases:
         folder = tmp_path / held.name
         folder.mkdir()
         (folder / "config.json").symlink_to(config / "config.json")

@@ -379,8 +379,11 @@ def test_a_checkpoint_of_another_kind(tmp_path: Path) -> None:
 def test_weights_that_are_missing_or_of_another_shape(released: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(released["dinov2"], tmp_path / "dinov2")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for change, says in (({"num_hidden_layers": 4}, "lacks 18 weights of the tower, such as encoder.layer.3"),
-                         ({"mlp_ratio": 3}, "could not be read: ")):
+    for change, says in (
+        ({"num_hidden_layers": 4}, "lacks 18 of its weights, such as encoder.layer.3"),
+        ({"mlp_ratio": 3}, "has 9 weights of other sizes than its configuration, such as encoder.layer.0.mlp"),
+        ({"num_hidden_layers": 2}, "holds 18 weights without a place in the model, such as encoder.layer.2."),
+    ):
         changed = {key: value for key, value in config.items() if key not in ("stage_names", "out_features")}
         changed = {key: value for key, value in changed.items() if key != "out_indices"} | change
         (folder / "config.json").write_text(json.dumps(changed), encoding="utf-8")

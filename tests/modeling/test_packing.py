@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.types import IGNORE_INDEX
-from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration, FlorenceVLOutput
+from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
+from fvl_lightning.modeling.outputs import FlorenceVLOutput
 from fvl_lightning.modeling.packing import check_causal, check_packing, is_packed
 from tests.modeling.architectures import BIDIRECTIONAL, CONTAMINATED, EXACT
 from tests.tiny_models import BOS, IMAGE, PAD, TOKENS, named_tensors, pixels, tiny_model

@@ -363,3 +363,36 @@ def test_images_given_by_text_are_those_of_its_placeholders(text: Any, images: A
 def test_what_is_no_conversation_is_one_sentence(conversation: Any) -> None:
     with pytest.raises(UserError, match=r"^conversation: "):
         processor().apply_chat_template(conversation, **PROMPT)
+
+
+@pytest.mark.parametrize("place", ["tokenizer", "processor"])
+def test_there_is_one_chat_template_wherever_it_is_set(place: str, tmp_path: Path) -> None:
+    """It is used at once, and still there when it has been saved and loaded, twice."""
+    ours, other = processor(), TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }} w30 ")
+    before = ours.apply_chat_template(TALK, **IDS)["input_ids"][0]
+    (ours.tokenizer if place == "tokenizer" else ours).chat_template = other
+    for _ in range(2):
+        assert ours.chat_template == ours.tokenizer.chat_template == other
+        assert ours.apply_chat_template(TALK).startswith("<bos> w30 ")
+        assert ours.apply_chat_template(TALK, **IDS)["input_ids"][0] == [before[0], 30, *before[1:]]
+        ours.save_pretrained(tmp_path)
+        ours = FlorenceVLProcessor.from_pretrained(tmp_path)
+
+
+def test_another_end_of_answers_is_supervised_at_once() -> None:
+    ours = processor()
+    assert ours.encoder.end_token_id == EOS
+    ours.tokenizer.add_special_tokens({"additional_special_tokens": ["w31"]})
+    ours.chat_template = TEMPLATE.replace("<eos>", "w31")
+    assert ours.encoder.end_token_id == 31
+    assert ours.encoder.encode(bare(TALK))[1][-1] == 31
+
+
+def test_templates_by_name_are_all_saved(tmp_path: Path) -> None:
+    ours, other = processor(), TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }} w30 ")
+    ours.chat_template = {"default": TEMPLATE, "other": other}
+    ours.save_pretrained(tmp_path)
+    again = FlorenceVLProcessor.from_pretrained(tmp_path)
+    assert again.chat_template == again.tokenizer.chat_template == {"default": TEMPLATE, "other": other}
+    assert again.apply_chat_template(TALK) == processor().apply_chat_template(TALK)
+    assert again.apply_chat_template(TALK, chat_template="other").startswith("<bos> w30 ")
