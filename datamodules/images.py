@@ -237,9 +237,9 @@ def _decode(image: Image.Image, scale: int) -> NDArray[np.uint8]:
 
 def _scale_transparent_value(image: Image.Image) -> None:
     """Brings the value that is transparent in a PNG to the 8 bits its pixels get; Pillow leaves it as it is stored."""
-    value = image.info.get("transparency")
-    is_file = isinstance(image, ImageFile.ImageFile) and image.format == "PNG"
-    stored = image.tile[0].args if is_file and image.tile else None
+    if not isinstance(image, ImageFile.ImageFile) or image.format != "PNG" or not image.tile:
+        return
+    value, stored = image.info.get("transparency"), image.tile[0].args
     if stored in _GREY_STEPS and isinstance(value, int):
         image.info["transparency"] = value * _GREY_STEPS[stored]
     elif stored == "RGB;16B" and isinstance(value, tuple):

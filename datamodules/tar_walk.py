@@ -3,7 +3,7 @@
 import io
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import BinaryIO
 
 HEADER = tarfile.BLOCKSIZE
@@ -63,7 +63,7 @@ def why_not_a_tar(tar: BinaryIO) -> str:
     return ""
 
 
-def _members_from(tar: BinaryIO, start: int, size: int) -> Iterator[tarfile.TarInfo]:
+def _members_from(tar: BinaryIO, start: int, size: int) -> Generator[tarfile.TarInfo, None, int]:
     """Yields the members from `start` up to the next end mark, and returns where that begins."""
     end = start
     try:
