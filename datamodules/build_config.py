@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fvl_lightning.core.config import slot
+from fvl_lightning.core.field_types import PathText
 from fvl_lightning.core.fields import number
 
 
@@ -13,7 +14,7 @@ class BuildConfig:
     """One source of image-text data, and the shards it becomes."""
 
     source: Any = slot("source")
-    output: str = "shards"
+    output: PathText = "shards"
     """Folder or fsspec URL (s3://, gs://) of the shards, their indexes and manifests."""
     splits: dict[str, float] = number(default_factory=dict, above=0, at_most=1)
     """Fraction of the samples per split; all are train where none is named. A sample's split is found from the hash of
@@ -27,7 +28,7 @@ class BuildConfig:
     """Processes that read and check; null for one per core. The shards are the same for any number."""
     part: str = "1/1"
     """i/n: build only the i-th of n parts of the source, so that n machines can share the work."""
-    plugins: list[str] = field(default_factory=list)
+    plugins: list[PathText] = field(default_factory=list)
     """Modules or .py files that register sources of your own."""
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from datamodules.batches import BatchConfig, BatchData, Part
 from datamodules.paths import TO_VALIDATE_ON, expand_shards, split_shards
 from datamodules.remote import default_cache, is_remote
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
+from fvl_lightning.core.field_types import PathText
 from fvl_lightning.core.fields import number
 from fvl_lightning.core.registry import register
 
@@ -15,9 +16,9 @@ from fvl_lightning.core.registry import register
 class DatasetConfig:
     """One data set of a mixture."""
 
-    root: str = ""
+    root: PathText = ""
     """Folder or URL with train-000000.tar, validation-000000.tar and so on."""
-    shards: dict[str, list[str]] = field(default_factory=dict)
+    shards: dict[str, list[PathText]] = field(default_factory=dict)
     """In place of `root`: the shards of each split, as folders, globs, {000000..000999}.tar or URLs."""
     view: Literal["conversation", "caption"] | None = None
     """What its samples are; null for what the others are."""
@@ -33,9 +34,9 @@ class ShardsData(BatchData):
     class Config(BatchConfig):
         """Where the shards are and how their samples are used."""
 
-        root: str = ""
+        root: PathText = ""
         """Folder or URL (s3://, gs://, https://) with train-000000.tar, validation-000000.tar and so on."""
-        shards: dict[str, list[str]] = field(default_factory=dict)
+        shards: dict[str, list[PathText]] = field(default_factory=dict)
         """In place of `root`: the shards of each split, as folders, globs, {000000..000999}.tar or URLs."""
         datasets: dict[str, DatasetConfig] = field(default_factory=dict)
         """In place of both: several data sets, mixed by their shares. A split may be missing from some of them."""

@@ -8,6 +8,7 @@ from datamodules.demo.build import COUNTS, build_demo, demo_folder
 from datamodules.demo.levels import level_named
 from datamodules.demo.scenes import UNSEEN_PAIRS, UNSEEN_WORDS
 from datamodules.paths import split_shards
+from fvl_lightning.core.field_types import PathText
 from fvl_lightning.core.fields import MAX_SEED, number
 from fvl_lightning.core.registry import register
 
@@ -23,7 +24,7 @@ class DemoData(BatchData):
     class Config(BatchConfig):
         """Which demo set; another than the default counts and seed gets a folder of its own under `root`."""
 
-        root: str = "data/demo"
+        root: PathText = "data/demo"
         """The folder that holds the demo sets and their tokenizer."""
         level: str = "easy"
         """easy, medium or hard: how many and how small the things in a picture are, and what is asked."""

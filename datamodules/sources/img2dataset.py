@@ -14,6 +14,7 @@ from datamodules.sources.records import caption, metadata
 from datamodules.sources.refusals import Refused, attempt
 from datamodules.tar_walk import why_not_a_tar
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.field_types import PathsText
 from fvl_lightning.core.registry import register
 
 
@@ -29,7 +30,7 @@ class Img2datasetSource(Source):
     class Config:
         """Where the tars are and what is the caption."""
 
-        file: Any
+        file: PathsText
         """The .tar files: a path, a glob such as downloads/*.tar, or a list of them; not compressed."""
         caption_field: str | None = None
         """Field of the JSON that holds the caption; null for `caption`, or else the .txt member."""

@@ -12,6 +12,7 @@ from datamodules.sources.json_rows import JsonChunk, check_json, json_chunks, js
 from datamodules.sources.media import check_media
 from datamodules.sources.records import answer_kinds, first_answer, from_conversations, metadata, turn_fields, turns_of
 from datamodules.sources.refusals import Refused, attempt
+from fvl_lightning.core.field_types import PathsText, PathText
 from fvl_lightning.core.registry import register
 
 _IMAGE_FIELDS = ("image", "images")
@@ -32,12 +33,12 @@ class LlavaJsonSource(Source):
     class Config:
         """Where the conversations and their images are."""
 
-        file: Any
+        file: PathsText
         """The .json or .jsonl file: a path, a glob such as parts/*.jsonl, or a list of them."""
-        images: str
+        images: PathText
         """Folder the rows' image paths start from. Nothing outside is read, but for folders linked directly into it
         and those of `links`."""
-        links: list[str] = field(default_factory=list)
+        links: list[PathText] = field(default_factory=list)
         """Folders elsewhere into which links in `images` may lead, such as ~/.cache/huggingface/hub for a snapshot of
         the hub."""
         image: str | None = None

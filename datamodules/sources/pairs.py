@@ -22,6 +22,7 @@ from datamodules.sources.records import caption, metadata
 from datamodules.sources.refusals import Refused, attempt
 from datamodules.sources.tables import DELIMITERS, table_columns, table_rows
 from fvl_lightning.core.errors import DataError, nearest
+from fvl_lightning.core.field_types import PathsText, PathText
 from fvl_lightning.core.registry import register
 
 _SUFFIXES = (".jsonl", ".json", *DELIMITERS)
@@ -45,13 +46,13 @@ class PairsSource(Source):
     class Config:
         """Where the captions and their images are."""
 
-        file: Any
+        file: PathsText
         """The .jsonl, .json, .csv or .tsv file: a path, a glob, or a list of them. Tables begin with their column
         names."""
-        images: str
+        images: PathText
         """Folder the rows' image paths start from. Nothing outside is read, but for folders linked directly into it
         and those of `links`."""
-        links: list[str] = field(default_factory=list)
+        links: list[PathText] = field(default_factory=list)
         """Folders elsewhere into which links in `images` may lead, such as ~/.cache/huggingface/hub for a snapshot of
         the hub."""
         image: str = "image"

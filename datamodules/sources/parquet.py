@@ -22,6 +22,7 @@ from datamodules.sources.records import (
 )
 from datamodules.sources.refusals import Refused, attempt
 from fvl_lightning.core.errors import DataError, first_line, nearest
+from fvl_lightning.core.field_types import PathsText
 from fvl_lightning.core.registry import register
 
 _ROWS_AT_A_TIME = 16
@@ -63,7 +64,7 @@ class ParquetSource(Source):
     class Config:
         """Where the files are and what their columns hold."""
 
-        file: Any
+        file: PathsText
         """The .parquet files: a path, a glob such as data/train-*.parquet, or a list of them."""
         layout: Literal["messages", "conversations", "texts", "caption"]
         """messages: role and content, a text or parts. conversations: LLaVA's from and value, with <image> in the

@@ -1,5 +1,6 @@
 """Adapters on the command line: the folder of the model under those of a training, and those a command is given."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ def put_on(built: Built, words: Sequence[str] | None) -> list[str]:
 def adapter_word(word: str) -> tuple[str, Path]:
     """Name and folder of `<name>=<folder>`, or of a folder, which is called by its last part; a run's is the run's."""
     name, equals, reference = word.partition("=")
-    path = Path(reference if equals else word)
+    path = Path(os.path.expanduser(reference if equals else word))
     of_run = path.name == "model" and (path.parent / "run.json").is_file()
     name = name if equals else (path.parent if of_run else path).resolve().name
     folder = path / "model" if (path / "run.json").is_file() else path

@@ -2,9 +2,10 @@
 
 import dataclasses
 import inspect
+import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.syntax import Syntax
@@ -17,6 +18,7 @@ from fvl_lightning.core.config import as_plain, load_config
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.field_meanings import field_meanings
+from fvl_lightning.core.field_types import PathsText, PathText
 from fvl_lightning.core.terminal import terminal
 from fvl_lightning.core.yaml_text import write_yaml
 from fvl_lightning.training.components import count_parameters
@@ -101,5 +103,7 @@ def _first_line(component: type[Any]) -> str:
 
 
 def _type_name(annotation: Any) -> str:
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    return str(annotation).replace("typing.", "") if "[" in str(annotation) or "|" in str(annotation) else text
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    text = str(annotation).replace(str(PathText), "path").replace(str(PathsText), "path or list of paths")
+    return re.sub(r"Optional\[(.*)\]$", r"\1 | None", text.replace("typing.", ""))

@@ -1,6 +1,11 @@
 """The command line `fvl`: every verb, and the one place where errors become a sentence and an exit code."""
 
+import functools
+import os
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import typer
 from typer.exceptions import TyperException
@@ -56,6 +61,39 @@ app.command("sync")(sync.sync)
 app.command("ui")(ui.ui)
 app.add_typer(shards.app, name="shards")
 app.add_typer(import_checkpoint.app, name="import")
+FREE_TEXT = ("prompt",)
+"""Parameters that hold what a person says; a ~ in front of any other is the home folder."""
+
+
+def home_expanded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with ~ expanded in its paths and references: a shell leaves it in --output=~/x and in 'a=~/x'."""
+
+    @functools.wraps(command)
+    def with_homes(**given: Any) -> Any:
+        return command(**{name: value if name in FREE_TEXT else _expanded(value) for name, value in given.items()})
+
+    return with_homes
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    if isinstance(value, str | Path) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))
+    return value
+
+
+def every_command(group: typer.Typer) -> Iterator[typer.models.CommandInfo]:
+    """The commands of a group and of those inside it."""
+    yield from group.registered_commands
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            yield from every_command(inner.typer_instance)
+
+
+for _command in every_command(app):
+    assert _command.callback is not None
+    _command.callback = home_expanded(_command.callback)
 
 
 def main() -> None:

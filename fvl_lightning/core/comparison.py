@@ -11,6 +11,7 @@ from typing import Any, Literal
 from fvl_lightning.core.config import AS_WRITTEN, override, parse_override
 from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.core.experiment import TrackingConfig
+from fvl_lightning.core.field_types import PathText
 from fvl_lightning.core.fields import MAX_SEED, number
 from fvl_lightning.core.folders import check_folder_name
 from fvl_lightning.core.yaml_text import plain
@@ -67,10 +68,10 @@ class ComparisonConfig:
     lineage: Literal["frozen_encoder", "end_to_end"] = "frozen_encoder"
     """frozen_encoder: all arms of a seed stand on one encoder, trained without any of them; end_to_end: every arm
     trains its own."""
-    encoder_stage: str = ""
+    encoder_stage: PathText = ""
     """Experiment file that trains the encoder of a seed for all its arms, relative to this file; none where the stages'
     own encoder is `pretrained`."""
-    stages: list[str] = field(default_factory=list)
+    stages: list[PathText] = field(default_factory=list)
     """Experiment files each arm goes through, in order, relative to this file."""
     arms: dict[str, ArmConfig] = field(default_factory=dict)
     """The arms by name; or give `axes`."""
@@ -110,8 +111,8 @@ class ComparisonConfig:
     """The one seed, where `seeds` names none."""
     seeds: list[int] = number(default_factory=list, at_least=0, at_most=MAX_SEED)
     """Every arm is trained with each of these; nothing is tested with fewer than three."""
-    output: str = "runs"
-    plugins: list[str] = field(default_factory=list)
+    output: PathText = "runs"
+    plugins: list[PathText] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_folder_name(self.name, "name")

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from fvl_lightning.core.config import slot
 from fvl_lightning.core.errors import unknown_name
+from fvl_lightning.core.field_types import PathText
 from fvl_lightning.core.fields import MAX_SEED, changes, number
 from fvl_lightning.core.folders import check_folder_name
 
@@ -182,15 +183,15 @@ class ExperimentConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    init_from: list[str] = field(default_factory=list)
+    init_from: list[PathText] = field(default_factory=list)
     """Runs (folder or MLflow run id) or model folders whose weights this one starts from; of two that have a component
     the later one wins."""
-    feature_cache: str | None = None
+    feature_cache: PathText | None = None
     """Folder in which a frozen encoder's features are kept, computed once per image; null runs it at every step."""
     seed: int = number(0, at_least=0, at_most=MAX_SEED)
-    output: str = changes("nothing", "runs")
+    output: PathText = changes("nothing", "runs")
     """The folder under which this run gets its own."""
-    plugins: list[str] = field(default_factory=list)
+    plugins: list[PathText] = field(default_factory=list)
     """Modules or .py files that register components of your own."""
     chosen: dict[str, str] = changes("nothing", default_factory=dict)
     """What was taken of the `variants` that the file and its bases offer, such as {recipe: released}: a record."""

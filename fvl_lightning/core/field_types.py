@@ -18,6 +18,8 @@ Place = Callable[[str], str]
 _PATH = "path"
 PathText = Annotated[str, _PATH]
 """A file or folder, where ~ is the home folder; or something else that a path may stand for, such as a hub's name."""
+PathsText = Annotated[Any, _PATH]
+"""A PathText, or a list of them; the class checks itself that it is either."""
 
 
 def conform(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> Any:
@@ -35,8 +37,10 @@ def conform(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> 
     """
     options = [option for option in get_args(expected) if option is not type(None)]
     if get_origin(expected) is Annotated:
+        if expected == PathsText:
+            options = [list[str] if isinstance(value, list) else str]
         value = conform(options[0], value, key, place, texts)
-        return os.path.expanduser(value) if isinstance(value, str) and _PATH in expected.__metadata__ else value
+        return _expanded(value) if _PATH in expected.__metadata__ else value
     if expected is Any or (isinstance(value, str) and "${" in value):
         return value  # an interpolation is checked by OmegaConf, once it is resolved
     if type(None) in get_args(expected):
@@ -55,6 +59,13 @@ def conform(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> 
     if value is None:
         raise ConfigError(f"{place(key)}: a value is needed, found null")
     return _scalar(expected, value, key, place, texts)
+
+
+def _expanded(value: Any) -> Any:
+    """A path, or each of several, with the home folder for ~ and ~name."""
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _optional(options: list[Any], value: Any, key: str, place: Place, texts: Texts) -> Any:

@@ -1,5 +1,6 @@
 """What YAML files say, one layer per file, behind those of the files they name in `base:`."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def layers_of(values: Mapping[str, Any], path: Path, chain: tuple[Path, ...] = (
         raise ConfigError(f"base in {path}: expected a file or a list of files, found {bases!r}")
     layers: list[Layer] = []
     for base in bases:
-        layers += read_layers(path.parent / Path(base).expanduser(), (*chain, path.resolve()))
+        layers += read_layers(path.parent / os.path.expanduser(base), (*chain, path.resolve()))
     return [*layers, (str(path), own)]
 
 

@@ -24,6 +24,7 @@ from transformers.models.florence2.modeling_florence2 import (
 )
 
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.field_types import PathText
 from fvl_lightning.core.fields import number
 from fvl_lightning.core.prompts import RELEASED_PROMPTS
 from fvl_lightning.core.registry import register
@@ -50,13 +51,13 @@ class Florence2Encoder(Encoder):
     class Config:
         """Fields of the encoder. From the hub or a folder with `pretrained`, from scratch with `model`."""
 
-        pretrained: str | None = None
+        pretrained: PathText | None = None
         """Hub id or folder in either layout: florence-community/Florence-2-large-ft, microsoft/Florence-2-large-ft."""
         revision: str | None = None
         """Hub revision; null for the newest."""
         model: dict[str, Any] = field(default_factory=dict)
         """Florence2Config's fields (vision_config, text_config); read from `pretrained` where that is given."""
-        tokenizer: str | None = None
+        tokenizer: PathText | None = None
         """Hub id or folder of the tokenizer of the prompts; null for `pretrained`'s."""
         image_size: int = number(768, at_least=1)
         """Pixels per side."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from fvl_lightning.core.errors import ConfigError, first_line
+from fvl_lightning.core.field_types import PathText
 from fvl_lightning.core.fields import number
 from fvl_lightning.core.pretrained import check_number_types, loading_problem, quiet_loading
 from fvl_lightning.core.registry import register
@@ -46,7 +47,7 @@ class HfVisionEncoder(Encoder):
     class Config:
         """Fields of the encoder. From the hub or a folder with `pretrained`, from scratch with `model`."""
 
-        pretrained: str | None = None
+        pretrained: PathText | None = None
         """Hub id or folder, such as openai/clip-vit-large-patch14; of CLIP and SigLIP the vision tower alone."""
         revision: str | None = None
         """Hub revision; null for the newest."""

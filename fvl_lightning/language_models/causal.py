@@ -16,6 +16,7 @@ from transformers.utils.hub import cached_file
 
 from fvl_lightning.core.chat_date import CHAT_DATE, dated_tokenizer
 from fvl_lightning.core.errors import ConfigError, first_line, nearest, refuse_unknown_fields
+from fvl_lightning.core.field_types import PathText
 from fvl_lightning.core.pretrained import check_number_types, loading_problem, quiet_loading
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.weight_files import read_json
@@ -37,14 +38,14 @@ class CausalLanguageModel(LanguageModel):
     class Config:
         """Fields of the language model."""
 
-        pretrained: str | None = None
+        pretrained: PathText | None = None
         """Hub id or folder, such as microsoft/Phi-3.5-mini-instruct."""
         revision: str | None = None
         """Hub revision; null for the newest."""
         model: dict[str, Any] = field(default_factory=dict)
         """The model's configuration, with `model_type`; read from `pretrained` where that is given: a layer that names
         `pretrained` over one with `model` replaces it, and its tokenizer."""
-        tokenizer: str | None = None
+        tokenizer: PathText | None = None
         """Hub id or folder of the tokenizer; null for `pretrained`'s."""
         chat_template: str | None = None
         """Jinja text of the chat template, for a tokenizer that has none (Vicuna's); null for the tokenizer's own."""
