@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fvl_lightning.core.addresses import refuse_login
 from fvl_lightning.core.config import slot
 from fvl_lightning.core.errors import unknown_name
 from fvl_lightning.core.field_types import PathText
@@ -126,9 +127,12 @@ class TrackingConfig:
     """Where runs are followed."""
 
     uri: str = "sqlite:///mlflow.db"
-    """MLflow tracking store or server."""
+    """MLflow tracking store, sqlite:///<path>, or the address of a server, without a login."""
     experiment: str = "fvl"
     enabled: bool = changes("nothing", True)
+
+    def __post_init__(self) -> None:
+        refuse_login(self.uri, "tracking.uri")
 
 
 @dataclass

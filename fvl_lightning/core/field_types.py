@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from fvl_lightning.core.addresses import has_password, without_login
 from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.core.field_meanings import field_meanings
 from fvl_lightning.core.yaml_text import Texts, joined
@@ -40,7 +41,7 @@ def conform(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> 
         if expected == PathsText:
             options = [list[str] if isinstance(value, list) else str]
         value = conform(options[0], value, key, place, texts)
-        return _expanded(value) if _PATH in expected.__metadata__ else value
+        return _path(value, key, place) if _PATH in expected.__metadata__ else value
     if expected is Any or (isinstance(value, str) and "${" in value):
         return value  # an interpolation is checked by OmegaConf, once it is resolved
     if type(None) in get_args(expected):
@@ -61,10 +62,13 @@ def conform(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> 
     return _scalar(expected, value, key, place, texts)
 
 
-def _expanded(value: Any) -> Any:
-    """A path, or each of several, with the home folder for ~ and ~name."""
+def _path(value: Any, key: str, place: Place) -> Any:
+    """A path, or each of several, with the home folder for ~ and ~name; no address with a password in it."""
     if isinstance(value, list):
-        return [_expanded(item) for item in value]
+        return [_path(item, key, place) for item in value]
+    if isinstance(value, str) and has_password(value):
+        what = f"{without_login(value)} has a password in it, and addresses are written down"
+        raise ConfigError(f"{place(key)}: {what}; take it out, and give it as the protocol's package reads it")
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 

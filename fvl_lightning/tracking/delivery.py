@@ -20,7 +20,7 @@ from fvl_lightning.tracking.points import (
     batches,
     clean_key,
 )
-from fvl_lightning.tracking.store import open_store, resolve_uri, store_errors
+from fvl_lightning.tracking.store import open_store, resolve_uri, store_client, store_errors
 
 SCORES = "accuracy/"
 """Results that begin like this are scores on the data that was asked about."""
@@ -94,9 +94,7 @@ def deliver(
     """
     experiment_id = open_store(told.uri, told.experiment)
     with store_errors(told.uri):
-        from mlflow import MlflowClient
-
-        client = MlflowClient(tracking_uri=told.uri)
+        client = store_client(told.uri)
         found = client.get_run(run_id) if run_id else _found_or_created(client, experiment_id, told)
         delivery = Delivery(found.info.run_id)
         delivery.others += _send_description(client, found, told)

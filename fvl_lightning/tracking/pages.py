@@ -2,7 +2,7 @@
 
 from urllib.parse import quote, urlencode
 
-from fvl_lightning.tracking.store import existing_store, store_errors
+from fvl_lightning.tracking.store import existing_store, store_client, store_errors
 
 SCORED = "metrics.`accuracy/macro` >= 0"
 """Of a comparison's runs those that were scored: each cell's last stage."""
@@ -29,9 +29,7 @@ def comparison_pages(uri: str, parent_run_id: str, at: str) -> dict[str, str]:
     """
     uri = existing_store(uri)
     with store_errors(uri):
-        from mlflow import MlflowClient
-
-        experiment = MlflowClient(tracking_uri=uri).get_run(parent_run_id).info.experiment_id
+        experiment = store_client(uri).get_run(parent_run_id).info.experiment_id
     pages = f"{at}/#/experiments/{experiment}"
     search = urlencode({"searchFilter": cells_search(parent_run_id)}, quote_via=quote)
     return {

@@ -15,11 +15,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
 
-from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.addresses import SQLITE, refuse_login, without_login
+from fvl_lightning.core.errors import DataError, first_line
 
-SQLITE = "sqlite:///"
 SQLITE_MAGIC = b"SQLite format 3\0"
 SERVER_TIMEOUT = 5.0
 """Seconds a tracking server has to answer when it is opened."""
@@ -35,17 +35,41 @@ def is_server(uri: str) -> bool:
 def resolve_uri(uri: str) -> str:
     """The store's address independent of the working directory: a relative sqlite path becomes an absolute one.
 
+    What stands behind sqlite:/// is a path as it is, without any quoting.
+
     Raises:
-        DataError: an address that is neither an sqlite file nor a server.
+        DataError: an address that is neither an sqlite file nor a server, or one with a login in it.
     """
     if uri.startswith(SQLITE) and uri != SQLITE:
-        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}"
+        return f"{SQLITE}{Path(os.path.expanduser(uri.removeprefix(SQLITE))).resolve()}"
+    try:
+        refuse_login(uri, "tracking.uri")
+    except ValueError as error:
+        raise DataError(str(error)) from None
     if is_server(uri):
         return uri.rstrip("/")
     raise DataError(
-        f"tracking.uri: '{uri}' is not an MLflow store this kit can use, write sqlite:///<file> such as "
+        f"tracking.uri: '{without_login(uri)}' is not an MLflow store this kit can use, write sqlite:///<file> such as "
         "sqlite:///mlflow.db, or http(s)://<server>"
     )
+
+
+def store_client(uri: str) -> Any:
+    """MLflow's client of a store by its resolved address."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=mlflow_uri(uri))
+
+
+def mlflow_uri(uri: str) -> str:
+    """A resolved address as MLflow and SQLAlchemy read it, to whom % and ? in a path are something else."""
+    file = _sqlite_file(uri)
+    if file is None or not {"%", "?"} & set(str(file)):
+        return uri
+    from sqlalchemy.engine import URL
+
+    # With the driver's name MLflow does not make a folder called like the quoted path.
+    return URL.create("sqlite+pysqlite", database=str(file)).render_as_string()
 
 
 def open_store(uri: str, experiment: str) -> str:
@@ -71,12 +95,10 @@ def open_store(uri: str, experiment: str) -> str:
     else:
         _prepare_sqlite(file)
     with store_errors(uri):
-        from mlflow import MlflowClient
-
-        client = MlflowClient(tracking_uri=uri)
+        client = store_client(uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            return str(client.create_experiment(experiment, artifact_location=_artifact_root(file)))
+            return str(client.create_experiment(experiment, artifact_location=file and _artifact_root(file)))
     if found.lifecycle_stage != "active":
         raise DataError(
             f"tracking.experiment: '{experiment}' was deleted in {uri}, choose another name or bring it back with "
@@ -118,8 +140,8 @@ def serve_ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> None:
     if file is None:
         raise DataError(f"tracking.uri: {uri} is a server already, open that address in a browser")
     _check_port(host, port)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
-    command += ["--host", host, "--port", str(port), "--artifacts-destination", str(file.parent / "mlartifacts")]
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", mlflow_uri(uri), "--workers", "1"]
+    command += ["--host", host, "--port", str(port), "--artifacts-destination", _artifact_root(file)]
     command += ["--uvicorn-opts", "--no-access-log"]
     code = _run_until_interrupted(command)
     if code:
@@ -135,8 +157,8 @@ def store_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:  # OSError: artifacts, and what requests raises
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"the MLflow store {uri} cannot be used: {lines[0]}") from error
+        shown = without_login(uri)
+        raise DataError(f"the MLflow store {shown} cannot be used: {first_line(error).replace(uri, shown)}") from error
 
 
 def _sqlite_file(uri: str) -> Path | None:
@@ -144,9 +166,9 @@ def _sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
-def _artifact_root(file: Path | None) -> str | None:
+def _artifact_root(file: Path) -> str:
     """Beside the store and not, as by default, in whatever folder the process was started."""
-    return None if file is None else (file.parent / "mlartifacts").as_uri()
+    return (file.parent / "mlartifacts").as_uri()
 
 
 def _prepare_sqlite(file: Path) -> None:
@@ -176,7 +198,7 @@ def _check_sqlite(file: Path) -> None:
     if magic not in (b"", SQLITE_MAGIC):
         raise DataError(f"tracking.uri: {file} is not an sqlite database")
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
+        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except sqlite3.Error as error:
         raise DataError(f"tracking.uri: {file} cannot be read as an sqlite database ({error})") from None
@@ -194,7 +216,7 @@ def _create_sqlite(file: Path) -> None:
         with store_errors(draft_uri):
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-            store = SqlAlchemyStore(draft_uri, _artifact_root(file))
+            store = SqlAlchemyStore(mlflow_uri(draft_uri), _artifact_root(file))
             store.engine.dispose()
         # Unlike a rename, a link never replaces a store that another process has put there meanwhile.
         with contextlib.suppress(FileExistsError):

@@ -17,7 +17,7 @@ from torch import Tensor
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.yaml_text import write_yaml
 from fvl_lightning.tracking.points import BATCH_METRICS, BATCH_PARAMETERS, PARAMETER_LENGTH, Status, batches, clean_key
-from fvl_lightning.tracking.store import open_store, resolve_uri, store_errors
+from fvl_lightning.tracking.store import open_store, resolve_uri, store_client, store_errors
 
 if TYPE_CHECKING:
     import numpy
@@ -96,9 +96,7 @@ class Tracker(Logger):
 
             tags = {**tags, MLFLOW_PARENT_RUN_ID: parent_run_id}
         with store_errors(uri):
-            from mlflow import MlflowClient
-
-            client = MlflowClient(tracking_uri=uri)
+            client = store_client(uri)
             if run_id is None:
                 run = client.create_run(experiment_id, run_name=run_name, tags=dict(tags))
                 return cls(client, uri, experiment, run.info.run_id)

@@ -20,9 +20,9 @@ from fvl_lightning.core.field_types import PathsText, PathText, conform
 
 HOLDS_PATHS = re.compile(r"\b([Ff]olders?|[Ff]iles?|[Pp]aths?)\b")
 NO_PATHS = {
-    "name", "experiment.chosen", "pairs.image", "pairs.caption", "parquet.images", "img2dataset.caption_field",
+    "name", "uri", "experiment.chosen", "pairs.image", "pairs.caption", "parquet.images", "img2dataset.caption_field",
 }  # fmt: skip
-"""Fields whose meaning speaks of files and that hold none, such as names of columns."""
+"""Fields whose meaning speaks of files and that hold none, such as names of columns; uri is expanded where it is resolved."""
 
 
 def dataclasses_in(config: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -15,14 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.core.errors import DataError
-from fvl_lightning.tracking.store import open_store, resolve_uri, serve_ui
+from fvl_lightning.core.config import check_config, load_config
+from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.tracking.store import mlflow_uri, open_store, resolve_uri, serve_ui, store_client
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a space in its name, as people have them."""
-    return tmp_path_factory.mktemp("a store")
+    """A folder with a name such as people and their build servers have."""
+    return tmp_path_factory.mktemp("a store%2F#[1]'?x=1")
 
 
 def test_store_and_experiment_are_created_and_found_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,11 +37,9 @@ def test_store_and_experiment_are_created_and_found_again(folder: Path, monkeypa
 
 
 def test_artifacts_lie_beside_the_store(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlflow import MlflowClient
-
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{folder}/new/mlflow.db"
-    client = MlflowClient(tracking_uri=uri)
+    client = store_client(uri)
     run = client.create_run(open_store(uri, "shapes"))
     client.log_text(run.info.run_id, "hello", "note.txt")
     assert [path.name for path in (folder / "new" / "mlartifacts").rglob("*.txt")] == ["note.txt"]
@@ -47,10 +47,8 @@ def test_artifacts_lie_beside_the_store(folder: Path, tmp_path: Path, monkeypatc
 
 
 def test_deleted_experiment(folder: Path) -> None:
-    from mlflow import MlflowClient
-
     uri = f"sqlite:///{folder}/new/mlflow.db"
-    MlflowClient(tracking_uri=uri).delete_experiment(open_store(uri, "gone"))
+    store_client(uri).delete_experiment(open_store(uri, "gone"))
     check_sentence(uri, "'gone' was deleted", experiment="gone")
 
 
@@ -165,6 +163,41 @@ def test_relative_path_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     assert resolve_uri("sqlite:///runs/mlflow.db") == f"sqlite:///{tmp_path.resolve()}/runs/mlflow.db"
     assert resolve_uri("http://localhost:5000/") == "http://localhost:5000"
+
+
+def test_an_address_is_a_path_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sqlalchemy.engine import make_url
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_uri("sqlite:///~/mlflow.db") == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
+    for name in ("a%2Fb", "100%", "what?x=1", "a#b", "a b", "it's", "a@b:c", "größe", "[x]"):
+        uri = resolve_uri(f"sqlite:///{tmp_path}/{name}/mlflow.db")
+        assert resolve_uri(uri) == uri
+        assert make_url(mlflow_uri(uri)).database == f"{tmp_path.resolve()}/{name}/mlflow.db"
+        assert make_url(mlflow_uri(uri)).get_backend_name() == "sqlite"
+
+
+@pytest.mark.parametrize("login", ["me:s3cret", "me", "me:s3/cr@et", ":s3cret"])
+@pytest.mark.parametrize("scheme", ["http", "https", "postgresql", "HTTP"])
+def test_an_address_with_a_login_is_refused_and_not_said(login: str, scheme: str, tmp_path: Path) -> None:
+    for use in (resolve_uri, lambda uri: open_store(uri, "x"), serve_ui):
+        with pytest.raises(DataError) as caught:
+            use(f"{scheme}://{login}@host:5000")
+        assert f"tracking.uri: {scheme}://...@host:5000 has a login in it" in str(caught.value)
+    path = tmp_path / "a.yaml"
+    path.write_text(f"tracking: {{uri: '{scheme}://{login}@host:5000', enabled: false}}", encoding="utf-8")
+    with pytest.raises(ConfigError, match="has a login in it") as refused:
+        load_config(ExperimentConfig, path)
+    assert "s3" not in str(refused.value)
+
+
+def test_data_and_folders_have_no_password_in_their_addresses() -> None:
+    for value in ("s3://key:s3cret@bucket/a", "https://me:s3cret@host:80/a.tar"):
+        with pytest.raises(ConfigError, match="has a password in it") as refused:
+            check_config(ExperimentConfig, {"init_from": [value]})
+        assert "s3cret" not in str(refused.value)
+    for value in ("abfs://box@account.dfs/a", "https://host:80/a@b.tar", "runs/a:b@c", "hf://datasets/a@main"):
+        assert check_config(ExperimentConfig, {"init_from": [value]}).init_from == [value]
 
 
 def check_sentence(uri: str, words: str, experiment: str = "x") -> None:
