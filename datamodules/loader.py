@@ -188,7 +188,7 @@ class FiniteBatchLoader(BatchLoader):
 
 def leave_signals_to_the_training(worker: int) -> None:
     """A worker goes on when its whole job is asked to stop, since the step under way may still need its batches."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -8,6 +8,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from fvl_lightning.core.terminal import terminal
 from fvl_lightning.training.ranks import own_rank
+from fvl_lightning.training.stop import TEMPFAIL
 
 FAILED_ELSEWHERE = 1
 """Exit code of a rank where another one has failed, whose exit code says more."""
@@ -15,8 +16,8 @@ MISTAKE = 2
 """Exit code of what the user can mend."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells count."""
-REQUEUE = os.EX_TEMPFAIL
-"""Exit code, 75, after SIGTERM or SIGUSR1, and where ranks have died or hang: to be run again (sysexits.h)."""
+REQUEUE = TEMPFAIL
+"""Exit code, 75, after SIGTERM, SIGUSR1 or SIGHUP, and where ranks have died or hang: to be run again (sysexits.h)."""
 
 
 def quiet_libraries() -> None:

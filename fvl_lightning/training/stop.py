@@ -1,4 +1,5 @@
-"""Asking a training to stop: Ctrl-C by a person, SIGTERM and SIGUSR1 by a cluster that wants the machine back.
+"""Asking a training to stop: Ctrl-C by a person, SIGTERM and SIGUSR1 by a cluster that wants the machine back,
+SIGHUP by a terminal that goes.
 
 While steps are made a signal is a request: the step under way is finished and saved. Outside of them (data, building,
 saving the model) there is no step to finish, and the request is answered at once: by an exception, and before there is
@@ -7,8 +8,10 @@ anything to leave in order (imports, ranks that wait for each other) by the end 
 The package imports this module before all else, so that it imports nothing that takes time.
 """
 
+import contextlib
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -20,13 +23,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning import Trainer
 
-CLUSTER = (signal.SIGTERM, signal.SIGUSR1)
-"""What a cluster sends before it takes a machine away; SLURM's `--signal` chooses the second one."""
+TEMPFAIL = getattr(os, "EX_TEMPFAIL", 75)
+"""The exit code that asks for the same command again; Windows has no name for it."""
+HANGUP = getattr(signal, "SIGHUP", None)
+"""The terminal has gone, with the connection to the machine for instance."""
+CLUSTER = tuple(
+    number for number in (signal.SIGTERM, getattr(signal, "SIGUSR1", None), HANGUP) if number is not None
+)  # fmt: skip
+"""What a cluster sends before it takes a machine away, where SLURM's `--signal` chooses SIGUSR1; and a terminal that
+goes, unless nohup has the process ignore it."""
 VERBS = ("train", "launch", "compare", "demo")
 """The commands that a cluster may stop."""
 NOT_BEGUN = (
     "stopped for the cluster before the first step: nothing was trained, what was saved before is kept, exit code "
-    f"{os.EX_TEMPFAIL} asks for the same command again (`--resume-or-start` for a training)"
+    f"{TEMPFAIL} asks for the same command again (`--resume-or-start` for a training)"
 )
 LINGER_SECONDS = 0.5
 """By which the first rank ends later: the others meet in its store, and would tell at length that it is gone."""
@@ -91,6 +101,7 @@ class StopSignals:
         self.requested = Stop.PERSON
 
     def _cluster_asks(self, signum: int, frame: FrameType | None) -> None:
+        _leave_terminal(signum)
         self.requested = max(self.requested, Stop.CLUSTER)
 
     def _restore(self) -> None:
@@ -99,7 +110,7 @@ class StopSignals:
 
 @contextmanager
 def preemptible() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 raise Preempted."""
+    """SIGTERM, SIGUSR1 and SIGHUP raise Preempted."""
     with handled(dict.fromkeys(CLUSTER, _preempt)):
         yield
 
@@ -117,7 +128,7 @@ def handled(handlers: Mapping[int, Any]) -> Iterator[None]:
 
 
 def end_at_once() -> None:
-    """From here on SIGTERM and SIGUSR1 end this process with a sentence and exit code 75; for the main thread.
+    """From here on SIGTERM, SIGUSR1 and SIGHUP end this process with a sentence and exit code 75; for the main thread.
 
     A thread answers them, since Python's handlers wait for the main thread, which may be in an import, or in C++ where
     it waits for other ranks. One that others started with these signals blocked misses none that came before.
@@ -147,7 +158,19 @@ def ended_at_once() -> Iterator[None]:
 
 
 def _preempt(signum: int, frame: FrameType | None) -> None:
+    _leave_terminal(signum)
     raise Preempted
+
+
+def _leave_terminal(signum: int) -> None:
+    """Has nothing more written to a terminal that has gone: an error in saying so would keep the run from saving."""
+    if signum == HANGUP:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            with contextlib.suppress(OSError):
+                if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                    os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
 
 def _be_still(signum: int, frame: FrameType | None) -> None:
@@ -160,14 +183,16 @@ def _answer(reading: int) -> None:
     while told := os.read(reading, 1):
         if signal.getsignal(told[0]) is _be_still:
             if os.environ.get("RANK", "0") == "0":
-                os.write(2, f"{NOT_BEGUN}\n".encode())
+                with contextlib.suppress(OSError):  # a terminal that has gone
+                    os.write(2, f"{NOT_BEGUN}\n".encode())
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
                 time.sleep(LINGER_SECONDS if "RANK" in os.environ else 0)
-            os._exit(os.EX_TEMPFAIL)
+            os._exit(TEMPFAIL)
     os.close(reading)
 
 
 def _set(handlers: Mapping[int, Any]) -> None:
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, handler)

@@ -22,7 +22,7 @@ HOLDS_PATHS = re.compile(r"\b([Ff]olders?|[Ff]iles?|[Pp]aths?)\b")
 NO_PATHS = {
     "name", "uri", "experiment.chosen", "pairs.image", "pairs.caption", "parquet.images", "img2dataset.caption_field",
 }  # fmt: skip
-"""Fields whose meaning speaks of files and that hold none, such as names of columns; uri is expanded where it is resolved."""
+"""Fields whose meaning speaks of files and that hold none, such as names of columns."""
 
 
 def dataclasses_in(config: Any, name: str) -> Iterator[tuple[str, Any]]:

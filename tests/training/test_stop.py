@@ -1,6 +1,7 @@
 """Signals as requests, and what they are where there is no step to finish."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def test_handlers_that_another_has_set_meanwhile_are_taken_back() -> None:
         assert signals.requested is Stop.CLUSTER
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_outside_of_steps_a_request_is_answered_at_once(number: signal.Signals) -> None:
     with pytest.raises(Preempted), preemptible():
         signal.raise_signal(number)
@@ -150,3 +151,53 @@ def test_a_wait_for_others_gives_the_handlers_back() -> None:
             assert signal.getsignal(signal.SIGTERM) is not before
         assert signal.getsignal(signal.SIGTERM) is before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_terminal_that_goes_is_a_request_but_not_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+        assert signals.requested is Stop.NOBODY
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+        assert signals.requested is Stop.CLUSTER
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_has_gone_is_not_written_to() -> None:
+    """Its other end closed, every write to it fails; what has to be said then must not keep the run from saving."""
+    ours, theirs = pty.openpty()
+    reading, writing = os.pipe()
+    program = (
+        "import os, signal, sys\nfrom fvl_lightning.training.stop import Preempted, _preempt\n"
+        f"signal.signal(signal.SIGHUP, signal.SIG_IGN)\nos.read({reading}, 1)\n"
+        "try: _preempt(signal.SIGHUP, None)\nexcept Preempted: print('x' * 9999, flush=True); sys.exit(75)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=theirs, stdout=theirs, stderr=theirs, pass_fds=[reading],
+        start_new_session=True, env=os.environ | {"FVL_LIGHTNING_MODELS": "off"},
+    )  # fmt: skip
+    os.close(theirs)
+    os.close(ours)
+    os.write(writing, b"x")
+    assert process.wait(60) == 75
+    os.close(reading)
+    os.close(writing)
+
+
+def test_where_there_are_no_such_signals() -> None:
+    """As on Windows: the package can be imported, and the command line is one sentence."""
+    program = (
+        "import os, signal, sys\nsys.modules['fcntl'] = None\ndel signal.SIGUSR1, signal.SIGHUP, os.EX_TEMPFAIL\n"
+        "import fvl_lightning\nfrom fvl_lightning.modeling.build import load_model\nprint('imported', flush=True)\n"
+        "import fvl_lightning.commands.main"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (2, "imported\n")
+    said = "error: fvl runs on Linux and macOS only; on Windows it runs in WSL, its Linux"
+    assert done.stderr.splitlines()[-1] == said
+    assert "Traceback" not in done.stderr
