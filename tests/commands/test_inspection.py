@@ -83,7 +83,7 @@ def test_describe_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch, capsys: py
     meanings = "".join(line.split("│")[4].strip() for line in said.splitlines() if line.startswith("│"))
     assert "fvl-lightning[simplejpeg]" in meanings
     describe("source", "pairs")
-    assert re.search(r"images +│ str +│ \(needed\) +│", capsys.readouterr().out)
+    assert re.search(r"images +│ path +│ \(needed\) +│", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(("slot", "name"), [(slot, name) for slot in registry.SLOT_PACKAGES for name in registry.names(slot)])  # fmt: skip  # noqa: E501
