@@ -79,6 +79,12 @@ def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
     return node.value if math.isinf(value) and "inf" not in node.value.lower() else value
 
 
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # PyYAML writes these ends of lines as they are, and reads other ones.
+    style = '"' if set(text) & set("\x85\u2028\u2029") else None
+    return dumper.represent_scalar(STRING, text, style)
+
+
 _NONE = "!python-none"
 _WORDS = ("yes", "no", "true", "false", "on", "off")
 _BOOLEANS = [form(word) for word in _WORDS for form in (str.lower, str.title, str.upper)]
@@ -98,6 +104,7 @@ _PLAIN = (
 for _tag, _pattern, _first in _PLAIN:
     for _class in (Loader, Dumper):
         _class.add_implicit_resolver(_tag, re.compile(f"(?:{_pattern})$", re.ASCII), [*_first])
+Dumper.add_representer(str, _text)
 Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 Loader.add_constructor("tag:yaml.org,2002:float", _float)
 Loader.add_constructor(_NONE, lambda loader, node: node.value)
@@ -123,7 +130,8 @@ def one_line(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(one_line, value))}]"
     # JSON is YAML but for pairs of surrogates, and for what ends a line or may not stand in a file.
-    return re.sub(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]", _escaped, json.dumps(value, ensure_ascii=False))
+    unfit = r"[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]"
+    return re.sub(unfit, _escaped, json.dumps(value, ensure_ascii=False))
 
 
 def _escaped(letter: re.Match[str]) -> str:

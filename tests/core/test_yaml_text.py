@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fvl_lightning.core.comparison import ComparisonConfig, arms_of
@@ -156,6 +156,7 @@ def test_a_configuration_from_plain_values_is_taken_as_it_is() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
+@example("a\x85b\u2028\ufffe\uffff\x7f")
 def test_any_text_survives_writing_and_reading(text: str) -> None:
     assert parse_override(override("a", text)) == {"a": text}
     written = write_yaml({"a": [text], text or "b": 1})
