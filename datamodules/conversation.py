@@ -156,6 +156,11 @@ class ConversationEncoder:
         tail = [*self._engine.encode(checked_text(text))[0], eos]
         return head + tail, [IGNORE_INDEX] * len(head) + tail
 
+    def words_of(self, written: str) -> str:
+        """The words of an answer as the model wrote it, without the blanks that the template writes around them."""
+        ending = self._closing[: len(self._closing) - len(self._closing.lstrip())]
+        return written.removeprefix(self._blanks).removesuffix(ending)
+
     @property
     def end_token_id(self) -> int:
         """The token that training ends an answer with.

@@ -137,7 +137,7 @@ class Conversation:
         written = ""
         for piece in stream(self.loaded, prompt, self.sampling):
             written += piece
-            self.messages[-1] = {"role": "assistant", "content": written.strip()}
+            self.messages[-1] = {"role": "assistant", "content": self.loaded.processor.encoder.words_of(written)}
             yield piece
 
 

@@ -1,6 +1,7 @@
 """`fvl doctor`: every check passes on what trains, fails on what would not, and says what to do."""
 
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -10,12 +11,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 from torch import Tensor
 
 from datamodules.conversation import ConversationEncoder
 from datamodules.demo import DemoData
 from datamodules.index import index_path
+from datamodules.shards import DatasetConfig, ShardsData
 from datamodules.views import ConversationView
+from datamodules.writer import ShardWriter
 from fvl_lightning.commands import doctor_checks as checks
 from fvl_lightning.commands import doctor_data as data_checks
 from fvl_lightning.commands.doctor import examine
@@ -30,6 +34,7 @@ from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.batch_shape import BatchShape
 from fvl_lightning.training.memory import MemoryEstimate
 from tests.conftest import TINY, Run, furnish
+from tests.datamodules.templates import tokenizer_of
 
 FINETUNE = "experiments/demo/finetune.yaml"
 SHORT = (*TINY, "data.sequence_length=96", "optimizer.warmup_steps=1")
@@ -424,3 +429,48 @@ def test_json_of_the_shards_is_what_is_compared(here: Path, stage: Stage) -> Non
     record = data.store("train").record(0)
     assert data_checks.answers(record["messages"])
     assert all(answer in json.dumps(record) for answer in data_checks.answers(record["messages"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("qwen", []),
+        ("gemma", []),
+        ("dated", [("ok", "it asks for the date: 2024-07-26 is written on every day")]),
+        ("r_1", [("warning", "by itself it invites an answer with '<think>")]),
+        ("silent", [("warning", "by itself it invites an answer with 'nothing' where training's answers follow")]),
+        (
+            "qwen_3",
+            [
+                ("warning", "where training's answers follow '<think>"),
+                ("warning", "conversations of several turns are refused: the chat template writes an answer otherwise"),
+            ],
+        ),
+    ],
+)
+def test_what_is_special_about_a_chat_template_is_said(name: str, told: list[tuple[str, str]]) -> None:
+    tokenizer = tokenizer_of(name)
+    encoder = ConversationEncoder(tokenizer, tokenizer.convert_tokens_to_ids("<image>"), 3)
+    found = list(data_checks.template(encoder, "2024-07-26"))
+    assert [finding.verdict for finding in found] == [verdict for verdict, _ in told]
+    for finding, (_, words) in zip(found, told, strict=True):
+        assert words in finding.found
+
+
+def test_how_the_data_asks_is_said(tmp_path: Path) -> None:
+    for name, gap in (("llava", "\n"), ("plain", "")):
+        parts = [{"type": "image"}, {"type": "text", "text": f"{gap}what?"}]
+        talk = [{"role": "user", "content": parts}, {"role": "assistant", "content": "red"}]
+        image = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(image, format="PNG")
+        with ShardWriter(tmp_path / name, "train", samples_per_shard=10) as writer:
+            writer.write("s0", {"messages": talk}, [image.getvalue()])
+
+    def found(*names: str) -> list[Finding]:
+        datasets = {name: DatasetConfig(root=str(tmp_path / name), share=share) for share, name in enumerate(names, 1)}
+        return list(data_checks.asking(ShardsData(ShardsData.Config(datasets=datasets))))
+
+    assert found("plain") == []
+    (joined,) = found("llava")
+    assert (joined.verdict, r"'\n' stands between an image" in joined.found) == ("ok", True)
+    assert [finding.verdict for finding in found("plain", "llava")] == ["ok", "warning"]

@@ -1,5 +1,6 @@
 """What is drawn from a split: pieces with their planned tokens, measured once, and never longer than a row."""
 
+import copy
 import logging
 from collections.abc import Callable
 from itertools import islice
@@ -8,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from datamodules.conversation import ConversationEncoder
 from datamodules.items import Piece
+from datamodules.lengths import _identity
 from datamodules.shards import DatasetConfig, ShardsData
-from datamodules.views import some_turns
+from datamodules.views import CaptionView, some_turns
+from fvl_lightning.core.chat_date import dated
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import DataContext
 
@@ -268,3 +272,31 @@ def test_a_split_that_no_data_set_has(tmp_path: Path, write_split: Write) -> Non
         named.prepare_data()
     with pytest.raises(ConfigError, match="data: root or shards must say where the shards are"):
         ShardsData(ShardsData.Config()).prepare_data()
+
+
+def test_lengths_are_known_by_all_that_makes_tokens(folder: Path, make_context: MakeContext, tokenizer: Any) -> None:
+    """Template and its day, special tokens, image token, tokens per image, length: each names another file."""
+
+    def name(template: str | None = None, tokens: int = 4, length: int = ROW, **named: Any) -> str:
+        other = copy.deepcopy(tokenizer)
+        other.chat_template = template or tokenizer.chat_template
+        for token, text in named.items():
+            setattr(other, token, text)
+        encoder = ConversationEncoder(other, other.convert_tokens_to_ids("<image>"), tokens)
+        return _identity(store, range(24), CaptionView(encoder, length))
+
+    store, own = connected(folder, make_context()).store("train"), tokenizer.chat_template
+    dated_template = own + "{{ strftime_now('%Y') }}"
+    names = [
+        name(),
+        name(own + " "),
+        name(dated_template),
+        name(dated(dated_template, "2026-05-01")),
+        name(tokens=5),
+        name(length=ROW + 1),
+        name(eos_token="<pad>"),
+        name(bos_token="<pad>"),
+    ]
+    assert len(set(names)) == len(names)
+    assert name() == names[0]
+    assert name(dated(dated_template)) == names[2], "a day that is set is no other than the one that is used"
