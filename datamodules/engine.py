@@ -90,10 +90,12 @@ class Engine:
         return _ALIAS.sub(lambda match: self._names[int(match[1])], text)
 
     def _number(self, name: str) -> int:
+        """The number of an added token in this engine."""
         number = self._backend.token_to_id(name)
+        assert number is not None  # each was added before
         if self._backend.model.id_to_token(number) not in (None, name):
             raise ConfigError("the tokenizer's ids have gaps, where its special tokens can't be told from words")
-        return int(number)
+        return number
 
 
 def checked_text(text: str) -> str:
