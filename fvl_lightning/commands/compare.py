@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -107,18 +107,20 @@ def score_encoders(encoders: Encoders, console: Console) -> None:
     for run in encoders.values():
         if run is None:
             continue
-        scores = run.info.get("scores") or _scored(run)
+        data = prepare_data(check_config(ExperimentConfig, run.config))
+        known = run.info.get("scored", content := data.content_hash(["test"])) == content
+        scores = run.info.get("scores") if known else None
+        scores = scores or _scored(run, data, content)
         figures = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
         console.print(f"encoder {run.path} on the test split: {figures}", soft_wrap=True)
 
 
-def _scored(run: RunFolder) -> dict[str, float]:
-    """What the encoder writes, kept with its run."""
+def _scored(run: RunFolder, data: Any, content: str) -> dict[str, float]:
+    """What the encoder writes, kept with its run, and with the content of the test split that it wrote about."""
     scores = score_encoder(run)
-    run.record(scores=scores)
+    run.record(scores=scores, scored=content)
     if run.tracking.is_file():
         results = {"seconds": run.info["seconds"]} | {f"encoder/{name}": value for name, value in scores.items()}
-        data = prepare_data(check_config(ExperimentConfig, run.config))
         track_results(run, results, {}, data)
     return scores
 

@@ -68,5 +68,6 @@ def model_hash(loaded: Loaded) -> str:
     """Names a model by its weights, and by how its processor makes tokens and pixels of a conversation."""
     # The type is not in the hash of the weights, and the same weights answer otherwise in another one.
     weights = f"{weights_hash(loaded.model.state_dict())} {loaded.model.dtype}"
-    parts = [weights, loaded.processor.to_json_string(), loaded.tokenizer.chat_template]
+    tokenizer = loaded.tokenizer.backend_tokenizer.to_str()
+    parts = [weights, loaded.processor.to_json_string(), loaded.tokenizer.chat_template, tokenizer]
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]

@@ -100,7 +100,8 @@ def encoder_identity(encoder: Any) -> dict[str, Any]:
 
 def pixel_identity(data: Any) -> dict[str, Any]:
     """Everything of a connected data module, but its shards, that the pixels depend on, as plain values."""
-    return {"pixels": data.reader.identity(), "pixel_code": [_hash_of(Path(module.__file__)) for module in PIXEL_CODE]}
+    code = [_hash_of(Path(str(module.__file__))) for module in PIXEL_CODE]
+    return {"pixels": data.reader.identity(), "pixel_code": code}
 
 
 def code_of(encoder: nn.Module) -> dict[str, str]:

@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from datamodules.writer import ShardWriter
+from fvl_lightning.commands import compare
 from fvl_lightning.commands.arms import SeedPlan
 from fvl_lightning.commands.cell_runs import CellRuns, warm_feature_cache
 from fvl_lightning.commands.launchers import LocalLauncher
@@ -21,6 +22,7 @@ from fvl_lightning.core.comparison import ComparisonConfig
 from fvl_lightning.core.config import choose
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.training.ranks import Ranks
+from fvl_lightning.training.run_folder import RunFolder
 from tests.tiny_models import experiment
 
 
@@ -92,3 +94,26 @@ def test_a_cell_is_of_other_data_where_a_shard_was_edited(tmp_path: Path, shards
         assert key() != before, name
         tar.write_bytes(content)
     assert key() == before
+
+
+def test_an_encoder_is_scored_again_on_other_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Data:
+        """A data module, of which nothing but the content is asked."""
+
+        content = "before"
+
+        def content_hash(self, splits: list[str]) -> str:
+            assert splits == ["test"]
+            return self.content
+
+    data, scores = Data(), iter([{"words": 0.5}, {"words": 0.75}])
+    monkeypatch.setattr(compare, "prepare_data", lambda experiment: data)
+    monkeypatch.setattr(compare, "check_config", lambda schema, config: None)
+    monkeypatch.setattr(compare, "score_encoder", lambda run: next(scores))
+    run, console = RunFolder.create(tmp_path, "encoder", {"stage": {"name": "encoder_pretrain"}}), Console(quiet=True)
+    for _ in range(2):
+        compare.score_encoders({0: run}, console)
+        assert run.info["scores"] == {"words": 0.5}
+    data.content = "after"
+    compare.score_encoders({0: run}, console)
+    assert run.info["scores"] == {"words": 0.75}
