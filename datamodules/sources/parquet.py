@@ -17,6 +17,7 @@ from datamodules.sources.records import (
     from_messages,
     from_texts,
     metadata,
+    part_fields,
     turn_fields,
     turns_of,
 )
@@ -130,6 +131,8 @@ class ParquetSource(Source):
             first = turns_of(said)[0].get("source")
             record |= {"source": first} if isinstance(first, str) else {}
         unused += turn_fields(column, said, used=_TURNS[config.layout])
+        if config.layout == "messages":
+            unused += part_fields(column, said)
         return Row(record, images, unused=unused)
 
     def _columns(self, path: Path, schema: Any) -> tuple[str, ...]:
@@ -205,8 +208,10 @@ def _values(batch: Any, number: int, columns: Sequence[str]) -> dict[str, Any] |
 
 
 def _is_null(image: Any) -> bool:
-    """Whether there is no image: some writers spell that as a struct without bytes and path, not as null."""
-    return image is None or (isinstance(image, dict) and image.get("bytes") is None and not image.get("path"))
+    """Whether there is no image: some writers spell that as a struct in which all is null, not as null."""
+    if isinstance(image, dict):
+        return all(_is_null(value) or value == "" for value in image.values())
+    return image is None
 
 
 def _images(value: Any) -> tuple[bytes, ...]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from datamodules.sources.refusals import Refused
@@ -40,10 +40,18 @@ def metadata(row: Mapping[Any, Any], used: Collection[str]) -> tuple[dict[str, A
 
 def turn_fields(column: str, turns: Any, used: Collection[str]) -> tuple[str, ...]:
     """The names of the fields of turns that hold something and are not `used`, behind that of their column."""
-    found = {
-        key for turn in turns_of(turns) for key, value in turn.items() if key not in used and not _is_nothing(value)
-    }
-    return tuple(f"{column}.{key}" for key in sorted(map(str, found)))
+    return _fields(column, turns_of(turns), used)
+
+
+def part_fields(column: str, messages: Any) -> tuple[str, ...]:
+    """As turn_fields, of the parts in the content of messages."""
+    parts = [part for message in turns_of(messages) for part in _parts(message.get("content")) or ()]
+    return _fields(f"{column}.content", [part for part in parts if isinstance(part, dict)], ("type", "text", "index"))
+
+
+def _fields(prefix: str, mappings: Iterable[Mapping[Any, Any]], used: Collection[str]) -> tuple[str, ...]:
+    found = {key for one in mappings for key, value in one.items() if key not in used and not _is_nothing(value)}
+    return tuple(f"{prefix}.{key}" for key in sorted(map(str, found)))
 
 
 def caption(value: Any) -> str:
@@ -87,6 +95,8 @@ def from_messages(messages: Any) -> list[Message]:
     made: list[Message] = []
     for number, message in enumerate(turns_of(messages)):
         said = message.get("content")
+        if (listed := _parts(said)) is not None:
+            said = listed
         if isinstance(said, str):
             parts = content(said)
         elif isinstance(said, list):
@@ -177,6 +187,26 @@ def _is_plain(value: Any) -> bool:
 def _is_nothing(value: Any) -> bool:
     """Whether a field is empty: null, in the ways that data sets spell it."""
     return value is None or value in ("", [], {}) or (isinstance(value, float) and math.isnan(value))
+
+
+def _parts(said: Any) -> list[Any] | None:
+    """The parts of a content, which may be JSON in a text; None for what is no list of parts."""
+    if not isinstance(said, str):
+        return said if isinstance(said, list) else None
+    if not said.startswith("[{"):
+        return None
+    try:
+        parts = json.loads(said)
+    except (ValueError, RecursionError):
+        return None
+    # An answer may be JSON itself, so that only what is nothing but parts is read as them.
+    return parts if all(_is_part(part) for part in parts) else None
+
+
+def _is_part(part: Any) -> bool:
+    if not isinstance(part, dict):
+        return False
+    return part.get("type") == "image" or (part.get("type") == "text" and isinstance(part.get("text"), str))
 
 
 def _part(part: Any, number: int) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A row is not taught as if it had no media where they stand in another field."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,26 @@ def test_parquet_names_columns_that_are_not_read(tmp_path: Path) -> None:
     assert reasons(found[:4]) == ["", "unused media", "", "unused media"]
     assert found[3].detail == VIDEO
     assert [(one.kind, one.count) for one in found[4:]] == [("columns 'scores'", 4)]
+
+
+@pytest.mark.parametrize("image", [{"image": {"bytes": b"x"}}, {"data": b"x"}, {"bytes": None, "path": "a.png"}])
+def test_a_struct_that_holds_something_is_not_no_image(tmp_path: Path, image: dict[str, Any]) -> None:
+    pq.write_table(pa.table({"image": [image], "caption": ["one"]}), tmp_path / "rows.parquet")
+    found = read(source("parquet", file=str(tmp_path / "rows.parquet"), layout="caption", images="image"))
+    assert reasons(found) == ["missing image"]
+
+
+def test_parts_as_json_are_parts_and_their_other_fields_are_named(tmp_path: Path) -> None:
+    part = {"type": "text", "text": "What?", "style": "bold", "index": 3}
+    answers = ["A dog.", '[{"type": "car", "box": [1, 2]}]', '[{"type": "text"']
+    said = [
+        [{"role": "user", "content": json.dumps([part])}, {"role": "assistant", "content": text}] for text in answers
+    ]
+    pq.write_table(pa.table({"messages": said}), tmp_path / "rows.parquet")
+    found = read(source("parquet", file=str(tmp_path / "rows.parquet"), layout="messages", images=None))
+    assert [row.record["messages"][0]["content"] for row in found] == [[{"type": "text", "text": "What?"}]] * 3
+    assert [row.record["messages"][1]["content"] for row in found] == answers
+    assert [row.unused for row in found] == [("messages.content.style",)] * 3
 
 
 def test_the_causes_of_a_conversation_that_is_none_are_told(tmp_path: Path) -> None:
