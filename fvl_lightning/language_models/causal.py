@@ -62,7 +62,7 @@ class CausalLanguageModel(LanguageModel):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         model_config = build_config(config)
-        model_config._attn_implementation = "sdpa"
+        model_config._attn_implementation = model_config._attn_implementation or "sdpa"
         try:
             self.model = AutoModelForCausalLM.from_config(model_config)
         except ValueError as error:

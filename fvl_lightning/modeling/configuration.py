@@ -56,7 +56,10 @@ class FlorenceVLConfig(PreTrainedConfig):
         entry = dict(getattr(self, slot))
         if slot == "language_model":
             # Held once, as text_config, where transformers' generation looks for it.
-            entry["model"] = self.get_text_config().to_diff_dict()
+            text = self.get_text_config()
+            entry["model"] = text.to_diff_dict()
+            if text._attn_implementation not in (None, "sdpa"):  # some models take another only when they are built
+                entry["model"]["attn_implementation"] = text._attn_implementation
         return choose(slot, entry, f"{slot} in the model's configuration")
 
 

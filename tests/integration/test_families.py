@@ -70,3 +70,29 @@ def check_whole_model(model: torch.nn.Module, trained: Trained) -> None:
     assert model.generation_config.eos_token_id == [EOS, END]
     written = model.generate(**trained.inputs, max_new_tokens=TOKENS)
     assert written[0, trained.inputs["input_ids"].shape[1] :].tolist() == [20, 21, END]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_resizing_placement_and_attention_keep_the_logits(name: str, family: Family, tmp_path: Path) -> None:
+    trained = family(name)
+    ways = {
+        "disk": {"device_map": "auto", "max_memory": {"cpu": "45KB"}, "offload_folder": str(tmp_path / "offload")},
+        "eager": {"attn_implementation": "eager"},
+        "resized": {},
+    }
+    words = trained.logits.shape[-1]
+    for way, asked in ways.items():
+        model = AutoModelForImageTextToText.from_pretrained(trained.folder, **asked)
+        if way == "resized":
+            model.resize_token_embeddings(words + 7)
+        with torch.no_grad():
+            output = model(**trained.inputs, output_attentions=way == "eager", output_hidden_states=way == "eager")
+        torch.testing.assert_close(output.logits[..., :words], trained.logits, atol=TOLERANCE, rtol=0)
+        assert output.logits.shape[-1] == words + 7 * (way == "resized")
+        layers = model.config.get_text_config().num_hidden_layers
+        assert way != "eager" or (len(output.attentions), len(output.hidden_states)) == (layers, layers + 1)
+    model.save_pretrained(tmp_path / "resized")
+    with torch.no_grad():
+        again = AutoModelForImageTextToText.from_pretrained(tmp_path / "resized")(**trained.inputs).logits
+    torch.testing.assert_close(again, output.logits, atol=0, rtol=0)

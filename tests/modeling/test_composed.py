@@ -95,6 +95,16 @@ def test_checkpointing_reaches_adapters_over_frozen_inputs(words: dict[str, bool
     assert_equal(gradients(model), plain)
 
 
+def test_a_cache_that_checkpointing_would_drop_is_refused() -> None:
+    model = fresh()
+    wanted = model.generate(**inputs(), max_new_tokens=4, do_sample=False)
+    model.train().activation_checkpointing_enable()
+    with pytest.raises(ValueError, match=r"the layers would drop the cache.*; call model.eval\(\) first"):
+        model.generate(**inputs(), max_new_tokens=4, do_sample=False)
+    assert torch.equal(model.generate(**inputs(), max_new_tokens=4, do_sample=False, use_cache=False), wanted)
+    assert torch.equal(model.eval().generate(**inputs(), max_new_tokens=4, do_sample=False), wanted)
+
+
 # The table of tokens
 
 SIZES = [(VOCABULARY + 7, None, VOCABULARY + 7), (VOCABULARY - 6, None, VOCABULARY - 6), (None, 64, 64), (41, 8, 48)]
