@@ -150,8 +150,8 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
         """
         if self.training and past_key_values is not None and self.is_activation_checkpointing:
             raise ValueError(
-                "with activation checkpointing in training mode the layers would drop the cache, and a new token would see "
-                "the last one alone; call model.eval() first, or generate with use_cache=False"
+                "with activation checkpointing in training mode the layers would drop the cache, and a new token would "
+                "see the last one alone; call model.eval() first, or generate with use_cache=False"
             )
         use_cache = cache_for(position_ids, attention_mask, past_key_values, use_cache)
         first_pass = past_key_values is None or not past_key_values.get_seq_length()

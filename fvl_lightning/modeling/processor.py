@@ -222,8 +222,8 @@ class FlorenceVLProcessor(ProcessorMixin):
 
     def _conversations(self, conversation: Any) -> tuple[list[Any], bool]:
         """Checked conversations, and whether several were given; DataError for what is none."""
-        outer = conversation if isinstance(conversation, list | tuple) else [None]
-        rows = outer if outer and isinstance(outer[0], list | tuple) else [outer]
+        outer: Sequence[Any] = conversation if isinstance(conversation, list | tuple) else []
+        rows: Sequence[Any] = outer if outer and isinstance(outer[0], list | tuple) else [outer]
         if not outer or not all(isinstance(message, Mapping) for row in rows for message in row):
             raise DataError("conversation: expected a list of messages with role and content, or a list of such lists")
         conversations, batched = self._normalize_conversations(conversation)
