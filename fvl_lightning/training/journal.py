@@ -1,12 +1,13 @@
 """Metrics as JSON Lines in the run's folder: written before the tracker hears of them, readable without MLflow.
 
 A line is `{"step": 10, "time": <milliseconds since 1970>, <metric>: <value>, ...}` or, for what is no number,
-`{"step": 10, "time": ..., "note": {...}}`.
+`{"step": 10, "time": ..., "note": {...}}`. What JSON has no number for is written as text: "NaN", "Infinity".
 """
 
 import contextlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,9 @@ from typing import Any, Protocol
 from lightning.pytorch.loggers.logger import Logger
 
 logger = logging.getLogger(__name__)
+
+
+_NO_NUMBERS = ("NaN", "Infinity", "-Infinity")
 
 
 class Follower(Protocol):
@@ -56,7 +60,7 @@ class Journal(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Appends `metrics` as a line of `step`, and hands them on."""
         milliseconds = time.time_ns() // 1_000_000
-        self._append({"step": step, "time": milliseconds, **metrics})
+        self._append({"step": step, "time": milliseconds} | {name: _written(value) for name, value in metrics.items()})
         if self._follower is not None:
             self._follower.log_metrics(metrics, step, milliseconds)
 
@@ -96,7 +100,15 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         for line in file:
             if line.endswith("\n"):
-                yield json.loads(line)
+                entry = json.loads(line)
+                yield {name: float(value) if value in _NO_NUMBERS else value for name, value in entry.items()}
+
+
+def _written(value: Any) -> Any:
+    """A metric as JSON takes it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def _drop_unfinished_line(path: Path) -> None:

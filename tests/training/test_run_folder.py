@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -294,6 +295,18 @@ def test_a_journal_goes_on_after_a_line_that_a_kill_cut(tmp_path: Path) -> None:
     journal.log_metrics({"train/loss": 2.0}, 2)
     journal.note(2, skipped=["a"])
     assert [entry["step"] for entry in read_journal(path)] == [1, 2, 2]
+
+
+def test_a_journal_is_json_whatever_the_numbers_are(tmp_path: Path) -> None:
+    def no_json(word: str) -> None:
+        raise AssertionError(word)
+
+    path = tmp_path / "metrics.jsonl"
+    Journal(path).log_metrics({"a": float("nan"), "b": float("inf"), "c": -float("inf"), "d": 1.5, "e": 2}, 1)
+    json.loads(path.read_text(encoding="utf-8"), parse_constant=no_json)
+    (entry,) = read_journal(path)
+    assert math.isnan(entry["a"])
+    assert [entry[name] for name in "bcde"] == [math.inf, -math.inf, 1.5, 2]
 
 
 def test_a_journal_waits_for_a_disk_that_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
