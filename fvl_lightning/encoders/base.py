@@ -44,6 +44,9 @@ class Encoder(nn.Module, ABC):
         """
         return self.state_dict()
 
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Raises ConfigError where an encoder that writes text cannot write that tokenizer's."""
+
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
         """The repeated blocks, the units of sharding and of activation checkpointing."""

@@ -29,7 +29,7 @@ from fvl_lightning.core.fields import number
 from fvl_lightning.core.prompts import RELEASED_PROMPTS
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import IGNORE_INDEX
-from fvl_lightning.core.weight_files import fitted
+from fvl_lightning.core.weight_files import fitted, some_names
 from fvl_lightning.encoders.base import Encoder
 from fvl_lightning.encoders.florence2_files import read_sizes, read_tokenizer, read_values
 from fvl_lightning.encoders.florence2_sources import (
@@ -101,6 +101,11 @@ class Florence2Encoder(Encoder):
         self.specs = feature_specs(config, vision, text)
         self.end_id, self.pad_id = text.eos_token_id, text.pad_token_id
         ids = [config.prompt_ids[task] for task in self.tasks]
+        if (highest := max((i for row in ids for i in row), default=0)) >= text.vocab_size:
+            raise ConfigError(
+                f"encoder.tokenizer: a prompt holds token {highest}, the encoder's token table has {text.vocab_size} "
+                "rows; take the tokenizer that the encoder was trained with"
+            )
         length = max(map(len, ids), default=0)
         self.prompt_rows = [row + [self.pad_id] * (length - len(row)) for row in ids]
         self.prompt_lengths = [length if config.prompt_pads == "attend" else len(row) for row in ids]
@@ -135,6 +140,19 @@ class Florence2Encoder(Encoder):
         if config.pretrained is None:
             raise ConfigError("encoder.tokenizer: the prompts need a tokenizer; name its hub id or folder")
         return read_tokenizer(config.pretrained, config.revision)
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Raises ConfigError for tokens without a row in the table, or texts that end where the decoder does not."""
+        rows = self.model_config.text_config.vocab_size
+        beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
+        if beyond:
+            names = some_names([f"'{token}' with id {i}" for i, token in beyond])
+            raise ConfigError(f"encoder.tokenizer: the encoder's token table has {rows} rows, and none for {names}")
+        if tokenizer.eos_token_id != self.end_id:
+            raise ConfigError(
+                f"encoder.tokenizer: its texts end with token {tokenizer.eos_token_id}, the decoder's with "
+                f"{self.end_id} (text_config.eos_token_id)"
+            )
 
     def load_pretrained(self) -> None:
         """Copies tower, projector and text encoder (and decoder where kept) out of a checkpoint of either layout."""

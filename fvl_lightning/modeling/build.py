@@ -166,7 +166,8 @@ def check_vocabulary(tokenizer: Any, model: FlorenceVLForConditionalGeneration, 
     """
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"{where}: it has neither a pad_token nor an eos_token, write one into tokenizer_config.json")
-    rows, image = model.get_input_embeddings().weight.shape[0], model.config.image_token_id
+    table: Any = model.get_input_embeddings().weight
+    rows, image = table.shape[0], model.config.image_token_id
     beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows and i != image)
     if beyond:
         names = some_names([f"'{token}' with id {i}" for i, token in beyond])

@@ -148,11 +148,12 @@ class FlorenceVLProcessor(ProcessorMixin):
     @property
     def encoder(self) -> ConversationEncoder:
         """Messages -> token ids and labels."""
+        held: Any = self.__dict__.get("_encoder")
         made_of = repr(self.tokenizer.chat_template), len(self.tokenizer)  # a user may change either
-        if "_encoder" not in self.__dict__ or self._encoder[0] != made_of:
-            encoder = ConversationEncoder(self.tokenizer, self.image_token_id, self.tokens_per_image)
-            self._encoder = made_of, encoder
-        return self._encoder[1]
+        if held is None or held[0] != made_of:
+            held = made_of, ConversationEncoder(self.tokenizer, self.image_token_id, self.tokens_per_image)
+            self._encoder = held
+        return held[1]
 
     @property
     def chat_template(self) -> str | dict[str, str] | None:

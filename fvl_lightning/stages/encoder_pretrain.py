@@ -46,7 +46,9 @@ class EncoderPretrainStage(Stage):
             experiment, encoder=Choice("encoder", experiment.encoder.name, encoder_config)
         )
         tokenizer = kept.encoder.component.load_tokenizer(encoder_config)
-        return cls(experiment, build_encoder(kept, device), tokenizer)
+        model = build_encoder(kept, device)
+        model.encoder.check_tokenizer(tokenizer)
+        return cls(experiment, model, tokenizer)
 
     def compute(self, batch: PromptedBatch) -> tuple[TokenLoss, dict[str, Tensor]]:
         """Images [I, 3, P, P] and targets [I, T, L] -> loss over all prompts' tokens."""

@@ -94,7 +94,8 @@ def test_a_base_of_pieces_is_kept_in_the_run_and_exported_beside(folder: Path) -
 
 def test_an_export_is_the_adapter_of_the_run(folder: Path) -> None:
     run, out = folder / "runs" / "on_run" / "model", folder / "models" / "adapter"
-    for name in ("adapter_model.safetensors", "adapter_config.json", "config.json", "processor_config.json"):
+    described = ("adapter_config.json", "config.json", "processor_config.json", "generation_config.json")
+    for name in ("adapter_model.safetensors", *described):
         assert (out / name).read_bytes() == (run / name).read_bytes()
     assert not (out / "base").exists()
     assert torch.equal(logits(out), logits(run))

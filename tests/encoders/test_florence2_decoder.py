@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 
+from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.types import IGNORE_INDEX
 from fvl_lightning.encoders.florence2 import Florence2Encoder
-from tests.tiny_models import FLORENCE2, PAD, PROMPT_IDS, initialized, pixels, prompted, tiny_tokenizer
+from tests.tiny_models import FLORENCE2, PAD, PROMPT_IDS, initialized, pixels, prompted, tiny_encoder, tiny_tokenizer
 
 FLOAT64 = 1e-10
 TASKS = ["caption", "ocr", "grounding"]
@@ -137,3 +138,24 @@ def test_without_a_decoder_the_same_features(released: tuple[Path, Florence2ForC
     assert not [name for name in dropped.state_dict() if name.startswith("decoder.")]
     for name, feature in kept(pixels(2).double()).items():
         assert torch.equal(feature, dropped(pixels(2).double())[name])
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda t: t.add_tokens(["zebra"]), "has 40 rows, and none for 'zebra' with id 40"),
+        (lambda t: t.add_special_tokens({"eos_token": "w9"}), "its texts end with token 9, the decoder's with 2"),
+    ],
+)
+def test_a_tokenizer_that_the_decoder_cannot_write(edit: Any, says: str) -> None:
+    """It would end nowhere, or the training with an index out of range."""
+    encoder, tokenizer = tiny_encoder(decoder="keep"), tiny_tokenizer()
+    encoder.check_tokenizer(tokenizer)
+    edit(tokenizer)
+    with pytest.raises(ConfigError, match=f"^encoder.tokenizer: .*{says}"):
+        encoder.check_tokenizer(tokenizer)
+
+
+def test_a_prompt_beyond_the_table() -> None:
+    with pytest.raises(ConfigError, match="a prompt holds token 40, the encoder's token table has 40 rows"):
+        tiny_encoder(prompt_ids=PROMPT_IDS | {"ocr": [1, 40, 2]})

@@ -199,3 +199,14 @@ def test_a_checkpoint_is_never_held_twice(tmp_path: Path, bin: bool) -> None:
     )
     # Values that are written have been read: a measure that sees less than one tensor would see nothing.
     assert 4 * MILLION < int(done.stderr.split()[-1]) < 1.3 * size
+
+
+def test_the_end_tokens_of_its_generation_config_are_kept(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    """Those that are special tokens of its tokenizer; of how to sample, nothing."""
+    save(tmp_path, PHI, weights)
+    listed = {"eos_token_id": [0, 9], "temperature": 0.5, "do_sample": True}
+    (tmp_path / "generation_config.json").write_text(json.dumps(listed), encoding="utf-8")
+    model = imported(tmp_path)
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text(encoding="utf-8"))
+    assert written["eos_token_id"] == model.generation_config.eos_token_id == [2, 0]
+    assert "temperature" not in written
