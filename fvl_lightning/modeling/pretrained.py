@@ -34,7 +34,7 @@ class FlorenceVLPreTrainedModel(PreTrainedModel):
     config_class = FlorenceVLConfig
     base_model_prefix = ""
     # Empty but not None: peft then looks for ties in the parts, where the language model names its tied head.
-    _tied_weights_keys = {}  # noqa: RUF012
+    _tied_weights_keys: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self, config: FlorenceVLConfig) -> None:
         super().__init__(config)

@@ -115,8 +115,9 @@ def linear_layers(model: nn.Module, component: str, targets: object) -> list[str
     heads = _heads(model.get_submodule(component))
     if targets == ALL_LINEAR:
         return [name for name, layer in layers.items() if layer not in heads]
-    found = _named(layers, targets, component)
     tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    offered = {name.rpartition(".")[2] for name, layer in layers.items() if layer.weight not in tables}
+    found = _named(layers, targets, component, offered)
     for name in found:
         if layers[name].weight in tables:
             raise ConfigError(
@@ -162,14 +163,17 @@ def quantize(model: PreTrainedModel) -> None:
     model.is_loaded_in_4bit = True  # by which peft chooses its layers
 
 
-def _named(layers: Layers, targets: object, component: str) -> list[str]:
-    """The layers under the last parts of their names, or whose whole name an expression fits."""
-    last = {name: name.rpartition(".")[2] for name in layers}
+def _named(layers: Layers, targets: object, component: str, offered: set[str]) -> list[str]:
+    """The layers under the last parts of their names, or whose whole name an expression fits.
+
+    Args:
+        offered: the last parts that an error may suggest.
+    """
     if isinstance(targets, list) and all(isinstance(target, str) for target in targets) and targets:
         ends = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in targets}
         for target, names in ends.items():
             if not names:
-                raise unknown_name(f"linear layer of {component}", target, set(last.values()), "lora.targets")
+                raise unknown_name(f"linear layer of {component}", target, offered, "lora.targets")
         return [name for name in layers if any(name in names for names in ends.values())]
     if not isinstance(targets, str):
         raise ConfigError(f"lora.targets: expected {ALL_LINEAR}, a list of names or an expression, found {targets!r}")
@@ -178,7 +182,7 @@ def _named(layers: Layers, targets: object, component: str) -> list[str]:
     except re.error as error:
         raise ConfigError(f"lora.targets: '{targets}' is no regular expression ({error})") from None
     if not found:
-        close = nearest(targets, [ALL_LINEAR, *last.values()])
+        close = nearest(targets, [ALL_LINEAR, *sorted(offered)])
         near = f"; did you mean {close if close == ALL_LINEAR else f'[{close}]'}?" if close else ""
         raise ConfigError(
             f"lora.targets: '{targets}' fits no linear layer of {component}, such as {next(iter(layers), 'none')}{near}"

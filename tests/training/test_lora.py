@@ -188,7 +188,7 @@ def test_adapters_on_the_meta_device_count_as_the_real_ones(tmp_path: Path) -> N
         (
             ["q_prj"],
             "lora.targets: unknown linear layer of language_model 'q_prj', allowed are down_proj, gate_proj, k_proj, "
-            "lm_head, o_proj, q_proj, up_proj, v_proj; did you mean 'q_proj'?",
+            "o_proj, q_proj, up_proj, v_proj; did you mean 'q_proj'?",
         ),
         (["lm_head"], "lora.targets: language_model.model.lm_head shares its weights with the table of tokens"),
         ("q_proj", "lora.targets: 'q_proj' fits no linear layer of language_model, such as "),
