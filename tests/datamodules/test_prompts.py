@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.conversation import ConversationEncoder
-from fvl_lightning.core.chat_date import dated
-from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.chat_date import dated, dated_tokenizer
+from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX
 from tests.datamodules.templates import ALL_FAMILIES, DATED, QWEN, QWEN_3, dressed, tokenizer_of, written
 
@@ -168,3 +168,15 @@ def test_a_day_is_written_as_a_clock_would(monkeypatch: pytest.MonkeyPatch, writ
 def test_templates_without_a_date_stay_as_they_are() -> None:
     assert dated(QWEN) == QWEN
     assert dated(dated(DATED)) == dated(DATED) != dated(DATED, "2026-05-01")
+
+
+def test_of_several_templates_the_default_is_taken() -> None:
+    tokenizer = dressed(tokenizer_of("qwen").backend_tokenizer, None, eos_token="<|im_end|>")
+    tokenizer.chat_template = {"default": DATED, "tool_use": QWEN}
+    encoder = ConversationEncoder(tokenizer, tokenizer.convert_tokens_to_ids("<image>"), 2)
+    assert "Today: 26 July 2024<" in encoder.written([user("q")], generate=True)
+    dated_tokenizer(tokenizer, "2026-05-01")
+    assert "Today: 01 May 2026<" in encoder.written([user("q")], generate=True)
+    tokenizer.chat_template = {"rag": DATED, "tool_use": QWEN}
+    with pytest.raises(ConfigError, match=r"chat templates by name \(rag, tool_use\), and none is called default"):
+        encoder.prompt([user("q")])
