@@ -109,7 +109,7 @@ def merge_layers(
     """
     merged = _Merged(origins={"": said if path is None else str(path)})
     words = [(said, _parsed(word, said)) for word in overrides]
-    for origin, layer in choose_variants(files, words, [f.name for f in dataclasses.fields(schema)]):
+    for origin, layer in choose_variants(files, words, _field_names(schema)):
         merged.add(layer, _slot_names(schema), origin)
     listed_in = merged.origins.get("plugins", said)
     folder = (path or Path()) if listed_in == said else Path(listed_in)
@@ -270,6 +270,10 @@ def _slot_names(schema: Any) -> dict[str, str]:
 
 def _inner_slots(schema: Any) -> dict[str, str]:
     return {f.name: f.metadata["slots"] for f in dataclasses.fields(schema) if "slots" in f.metadata}
+
+
+def _field_names(schema: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(schema)]
 
 
 def _at(key: str, origins: Mapping[str, str]) -> str:

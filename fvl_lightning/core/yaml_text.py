@@ -34,7 +34,7 @@ class Scalar:
 class Loader(yaml.SafeLoader):
     """Reads plain scalars as Scalars."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Refuses a key that is written twice."""
