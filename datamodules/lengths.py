@@ -145,11 +145,11 @@ def _measure(store: SampleStore, samples: range, view: TextView, workers: int) -
 
 
 def _identity(store: SampleStore, samples: range, view: TextView) -> str:
-    """Names what was measured: the shards, the samples, and everything that says how they become tokens."""
+    """Names what was measured: the shards' content, the samples, and everything that says how they become tokens."""
     planner = view.planner
     known = [
         _FORMAT,
-        store.manifest_hash(),
+        store.content_hash(),
         [samples.start, samples.stop],
         type(view).__name__,
         planner.tokenizer.backend_tokenizer.to_str(),

@@ -147,27 +147,30 @@ class ShardCache:
     folder: Path
     max_bytes: int
 
-    def get(self, url: str, size: int | None = None) -> Path:
-        """Where the copy of a remote file is; see `open`, which is safe from its going away at once."""
-        os.close(self.open(url, size))
-        return self.path(url)
+    def get(self, url: str) -> Path:
+        """Where the copy of a remote file, as it is now, is; see `open`, which is safe from its going away at once."""
+        version = remote_version(url)
+        os.close(self.open(url, version))
+        return self.path(url, version)
 
-    def path(self, url: str, suffix: str = ".tar") -> Path:
-        """Where a copy, or what belongs to it, is kept."""
-        return self.folder / (hashlib.sha256(url.encode()).hexdigest()[:32] + suffix)
+    def path(self, url: str, version: str, suffix: str = ".tar") -> Path:
+        """Where the copy of a version (see remote_version) of a remote file, or what belongs to it, is kept."""
+        return self.folder / (hashlib.sha256(f"{url}\n{version}".encode()).hexdigest()[:32] + suffix)
 
-    def open(self, url: str, size: int | None = None) -> int:
+    def open(self, url: str, version: str, size: int | None = None) -> int:
         """A descriptor to read the copy of a remote file with, fetched first where there is none.
 
         Args:
-            size: the bytes it must have; an older copy with another size is fetched again.
+            version: that of remote_version; nothing is asked of the server where a copy of it is there.
+            size: the bytes it must have.
 
         Raises:
-            DataError: the file can't be fetched or has not `size` bytes, or is larger than the whole cache.
+            DataError: the file can't be fetched, is of another version or has not `size` bytes, or is larger than the
+                whole cache.
         """
         try:
-            found = _open_copy(self.path(url), size)
-            return self._open_fetched(url, size) if found is None else found
+            found = _open_copy(self.path(url, version), size)
+            return self._open_fetched(url, version, size) if found is None else found
         except OSError as error:
             raise DataError(f"{self.folder} can't hold copies of shards: {error.strerror}") from None
 
@@ -181,13 +184,13 @@ class ShardCache:
         except OSError as error:
             raise DataError(f"{self.folder} can't hold copies of shards: {error.strerror}") from None
 
-    def _open_fetched(self, url: str, size: int | None) -> int:
-        path, part = self.path(url), self.path(url, ".part")
+    def _open_fetched(self, url: str, version: str, size: int | None) -> int:
+        path, part = self.path(url, version), self.path(url, version, ".part")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path(url, ".lock")):
+        with FileLock(self.path(url, version, ".lock")):
             found = _open_copy(path, size)
             if found is None:
-                self._fetch(url, part)
+                self._fetch(url, version, part)
                 with self._changing():
                     os.replace(part, path)
                     # Before anyone else may evict it.
@@ -196,7 +199,7 @@ class ShardCache:
                 raise DataError(f"{url} has {path.stat().st_size} bytes, its index was made of {size}")
         return found
 
-    def _fetch(self, url: str, part: Path) -> None:
+    def _fetch(self, url: str, version: str, part: Path) -> None:
         try:
             with _told(url, "read"):
                 files, path = _filesystem(url)
@@ -205,6 +208,9 @@ class ShardCache:
                     self._reserve(url, part, size)
                     with part.open("r+b") as file:
                         _copy(remote, file, size, url)
+            # Asked behind the last byte, so that a file that is replaced while it is read is noticed, too.
+            if remote_version(url) != version:
+                raise DataError(f"{url} was replaced by another version since it was opened; start again")
         except BaseException:
             with self._changing():
                 part.unlink(missing_ok=True)

@@ -79,8 +79,8 @@ class SampleStore:
     ) -> None:
         assert shards
         self.shards, self.split, self.decode = list(shards), split, decode
-        self._indexes = open_indexes(self.shards, cache)
-        self._files = ShardFiles(self.shards, [index.tar_bytes for index in self._indexes], cache)
+        self._indexes, versions = open_indexes(self.shards, cache)
+        self._files = ShardFiles(self.shards, self.bytes_per_shard, versions, cache)
         self._starts = list(accumulate(map(len, self._indexes), initial=0))
         self._suffixes = [[f".{suffix}".encode() for suffix in index.suffixes] for index in self._indexes]
         self._content: str | None = None

@@ -63,6 +63,20 @@ def test_planned_tokens_are_those_of_the_rows(folder: Path, make_context: MakeCo
         assert (len(samples) > 24) == (over_long == "split")
 
 
+def test_lengths_are_of_the_texts_as_they_are(
+    tmp_path: Path, make_context: MakeContext, write_split: Write
+) -> None:
+    """An edit of the same length in bytes makes other tokens; the file beside the shards is made again."""
+    for split in ("train", "validation"):
+        write_split(tmp_path, split, 3)
+    before = drawn(connected(tmp_path, make_context(), packing="best_fit")).tokens.tolist()
+    tar = tmp_path / "train-000000.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"how dark is", b"howxdark is"))
+    data = connected(tmp_path, make_context(), packing="best_fit")
+    store, view, items = data.store("train"), data.view("conversation"), drawn(data)
+    assert [len(view.encode(store, items[number]).rows[0][0]) for number in range(3)] == items.tokens.tolist() != before
+
+
 def test_pieces_of_a_conversation_are_all_of_it(folder: Path, make_context: MakeContext, tokenizer: Any) -> None:
     """Every answer once, in order, each piece with the images shown before it."""
     data = connected(folder, make_context(), packing="best_fit", over_long="split")

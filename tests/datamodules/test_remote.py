@@ -27,6 +27,7 @@ from datamodules.remote import (
     read_bytes,
     read_if_there,
     remote_size,
+    remote_version,
 )
 from datamodules.store import SampleStore
 from fvl_lightning.core.errors import DataError
@@ -87,6 +88,52 @@ def test_a_remote_shard_that_was_replaced_is_fetched_again(tmp_path: Path, write
         assert [store.read(i).key for i in range(len(store))] == [f"s{i}" for i in range(count)]
 
 
+@pytest.mark.parametrize("pattern", ["*", "*.tar"], ids=["its index beside it", "an index of our own"])
+def test_a_new_version_of_the_same_size_is_read(
+    tmp_path: Path, write_split: Write, bucket: Any, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    """A text is edited, no length changes; what was opened before stays what it was."""
+    made, cache = write_split(tmp_path / "made", "train", 2), ShardCache(tmp_path / "cache", 10**6)
+    root, tar = upload(bucket, made, pattern), made / "train-000000.tar"
+    before = SampleStore.open(root, "train", cache)
+    old = before.record(1)
+    tar.write_bytes(tar.read_bytes().replace(b"how dark", b"how pale"))
+    upload(bucket, made, pattern)
+    after = SampleStore.open(root, "train", cache)
+    assert after.record(1) == SampleStore.open(str(made), "train").record(1) != old
+    with monkeypatch.context() as patch:
+        patch.setattr("datamodules.remote._filesystem", lambda url: pytest.fail("a copy is read without the server"))
+        assert pickle.loads(pickle.dumps(after)).record(1) == after.record(1)
+        assert pickle.loads(pickle.dumps(before)).record(1) == old, "its copy is kept, too, until it is evicted"
+
+
+def test_an_index_that_was_made_is_of_one_version(tmp_path: Path, write_split: Write) -> None:
+    made, cache = write_split(tmp_path / "made", "train", 3), ShardCache(tmp_path / "cache", 10**6)
+    tar = made / "train-000000.tar"
+    index_path(tar).unlink()
+    url = f"file://{tar}"
+    assert SampleStore([url], "train", cache).keys == ["s0", "s1", "s2"]
+    content = tar.read_bytes()
+    # Both names have the same length and the same sum of bytes, on which a tar's header is checked.
+    tar.write_bytes(content.replace(b"s0.", b"0s."))
+    os.utime(tar, (1, 1))
+    store = SampleStore([url], "train", cache)
+    assert store.keys == ["0s", "s1", "s2"]
+    assert store.read(0).key == "0s"
+
+
+def test_a_shard_that_is_replaced_under_an_open_store_is_told(tmp_path: Path, shards: Path, bucket: Any) -> None:
+    root, cache = upload(bucket, shards), ShardCache(tmp_path / "cache", 10**6)
+    store = SampleStore.open(root, "train", cache)
+    tar = shards / "train-000001.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"s3.", b"3s."))
+    upload(bucket, shards)
+    assert store.read(0).key == "s0"
+    with pytest.raises(DataError, match=r"train-000001.tar was replaced by another version since it was opened; sta"):
+        store.read(EACH)
+    assert not list(cache.folder.glob("*.part"))
+
+
 def test_an_index_of_another_remote_tar_is_told(tmp_path: Path, shards: Path, bucket: Any) -> None:
     root = upload(bucket, shards)
     bucket.upload_file(str(shards / "train-000000.tar"), "data/train-000001.tar")
@@ -110,7 +157,7 @@ def test_a_cache_stays_within_its_limit_and_evicts_what_was_used_least_recently(
     time.sleep(0.01)
     cache.get(urls[0])
     cache.get(urls[2])
-    assert [cache.path(url).exists() for url in urls[:3]] == [True, False, True]
+    assert [cache.path(url, remote_version(url)).exists() for url in urls[:3]] == [True, False, True]
     store = SampleStore.open(root, "train", cache)
     for i in [*range(len(store)), *reversed(range(len(store)))]:
         assert store.read(i).key == f"s{i}"
@@ -125,7 +172,7 @@ def test_what_is_evicted_stays_readable_where_it_is_open(tmp_path: Path, shards:
     assert store.read(0).key == "s0"
     copy = pickle.loads(pickle.dumps(store))
     assert copy.read(1).key == "s1"
-    assert cache.path(store.shards[0]).exists()
+    assert cache.path(store.shards[0], remote_version(store.shards[0])).exists()
 
 
 def test_a_shard_larger_than_the_cache(tmp_path: Path, shards: Path, bucket: Any) -> None:
@@ -139,7 +186,7 @@ def test_what_a_killed_process_left_makes_room(tmp_path: Path, shards: Path, buc
     size = (shards / "train-000000.tar").stat().st_size
     cache = ShardCache(tmp_path / "cache", size)
     cache.folder.mkdir()
-    cache.path("s3://bucket/other.tar", ".part").write_bytes(bytes(size))
+    cache.path("s3://bucket/other.tar", "1", ".part").write_bytes(bytes(size))
     cache.get(upload(bucket, shards) + "/train-000000.tar")
     assert held(cache.folder) == size
 
