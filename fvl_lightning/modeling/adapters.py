@@ -1,6 +1,6 @@
 """Adapter folders as peft writes and reads them: LoRA's tensors and the modules trained in full, never their base.
 
-    adapter_config.json         peft's, with the base's folder
+    adapter_config.json         peft's, with the base's folder and the tokens that end an answer
     adapter_model.safetensors   the tensors; in its header the hash of the base's weights
     config.json                 that of the whole model, and the processor's files
 """
@@ -19,10 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from fvl_lightning.core.errors import DataError, first_line
 from fvl_lightning.core.hashes import weights_hash
 from fvl_lightning.core.weight_files import read_json
+from fvl_lightning.language_models.causal import as_ids
 from fvl_lightning.modeling.adapter_layers import PREFIX, fold, put_in
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,8 @@ ADDED = tuple(PEFT_TYPE_TO_PREFIX_MAPPING.values())
 """How the names of the tensors begin that peft adds."""
 AUTO_MAPPING = {"base_model_class": "AutoModelForImageTextToText", "parent_library": "transformers"}
 """With this AutoPeftModel finds the base's class; peft imports from few libraries, and from this one not."""
+STOP_TOKENS = "stop_tokens"
+"""Key of `auto_mapping` with the tokens that end an answer: plain peft reads no other file that could hold them."""
 LISTS = nn.ModuleDict | nn.ModuleList
 """What peft cannot take as a module trained in full: it has no forward."""
 
@@ -57,7 +61,7 @@ def save_adapter(model: PreTrainedModel, folder: Path, base: Path, base_hash: st
     config.base_model_name_or_path = str(base.resolve())
     config.modules_to_save = modules_to_save(model, full) or None
     config.inference_mode = True
-    config.auto_mapping = AUTO_MAPPING
+    config.auto_mapping = AUTO_MAPPING | {STOP_TOKENS: as_ids(model.generation_config.eos_token_id)}
     state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     assert len(state) == sum(".lora_" in name for name, _ in model.named_parameters()), "adapters would be lost"
     saved = _matching(model, config.modules_to_save or ())
@@ -151,12 +155,26 @@ def check_adapter(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
 
 
 def read_config(folder: Path) -> PeftConfig:
-    """Returns the configuration of an adapter; DataError for one that peft cannot read."""
+    """Returns the configuration of an adapter, with the stop tokens of its folder.
+
+    Raises:
+        DataError: peft cannot read it.
+    """
     read_json(folder / CONFIG)
     try:
-        return PeftConfig.from_pretrained(str(folder))
+        config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{folder / CONFIG} is no configuration of peft: {first_line(error)}") from None
+    path = folder / GENERATION_CONFIG_NAME
+    listed = as_ids(read_json(path).get("eos_token_id")) if path.is_file() else []
+    ends = list(dict.fromkeys([*adapter_ends(config), *listed]))
+    config.auto_mapping = (config.auto_mapping or AUTO_MAPPING) | {STOP_TOKENS: ends}
+    return config
+
+
+def adapter_ends(config: PeftConfig) -> list[int]:
+    """Returns the tokens that end an adapter's answers; none where its configuration does not name them."""
+    return as_ids((config.auto_mapping or {}).get(STOP_TOKENS))
 
 
 def _check_base(model: PreTrainedModel, folder: Path, header: Mapping[str, str]) -> None:

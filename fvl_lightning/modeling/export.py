@@ -16,7 +16,7 @@ from fvl_lightning.core.experiment import COMPONENTS
 from fvl_lightning.core.folders import appearing
 from fvl_lightning.core.weight_files import fitted, read_json, read_weights, write_weights
 from fvl_lightning.language_models.causal import as_ids
-from fvl_lightning.modeling.adapters import CONFIG, PREFIX, base_of, merge_adapter
+from fvl_lightning.modeling.adapters import CONFIG, PREFIX, base_of, merge_adapter, read_config
 from fvl_lightning.modeling.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from fvl_lightning.modeling.build import PROCESSOR_FILE, empty_model, load_model, parameter_count
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
@@ -115,7 +115,8 @@ def export_adapter(folder: Path, out: Path, file_bytes: int) -> tuple[int, Path]
     base = base_of(folder)
     own = base.resolve() == (folder.parent / "base").resolve()
     described = folder if (folder / "config.json").is_file() else base
-    buffers = {PREFIX + name for name, _ in empty_model(FlorenceVLConfig.from_pretrained(described)).named_buffers()}
+    model = empty_model(FlorenceVLConfig.from_pretrained(described))
+    buffers = {PREFIX + name for name, _ in model.named_buffers()}
     tensors = load_file(folder / ADAPTER_WEIGHTS)
     parameters = sum(value.numel() for name, value in tensors.items() if name not in buffers)
     with appearing(out) as beside:
@@ -123,11 +124,14 @@ def export_adapter(folder: Path, out: Path, file_bytes: int) -> tuple[int, Path]
             if file.is_file():
                 shutil.copyfile(file, beside / file.name)
         config = read_json(folder / CONFIG)
+        if (beside / PROCESSOR_FILE).is_file():
+            _list_stop_tokens(beside, model, FlorenceVLProcessor.from_pretrained(beside).tokenizer)
+            config["auto_mapping"] = read_config(beside).auto_mapping
         if own:
             export_model(base, beside / "base", file_bytes)
             base = out / "base"
             config["base_model_name_or_path"] = str(base.resolve())
-            (beside / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+        (beside / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         text = ADAPTER_CARD.format(name=out.name, parameters=parameters / 1e6, rank=config.get("r"), base=base)
         (beside / "README.md").write_text(text, encoding="utf-8")
     return parameters, base

@@ -18,6 +18,7 @@ from fvl_lightning.modeling.adapters import (
     ADAPTER,
     CONFIG,
     WEIGHTS,
+    adapter_ends,
     base_of,
     check_adapter,
     is_adapter_folder,
@@ -26,6 +27,7 @@ from fvl_lightning.modeling.adapters import (
     read_config,
 )
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
+from fvl_lightning.modeling.stopping import add_stop_tokens
 
 
 class FlorenceVLPreTrainedModel(PreTrainedModel):
@@ -130,6 +132,7 @@ class FlorenceVLPreTrainedModel(PreTrainedModel):
     def peft_config(self, configs: dict[str, Any]) -> None:
         # Every way to put in an adapter ends here: get_peft_model, add_adapter, inject_adapter_in_model and loading.
         for config in configs.values():
+            add_stop_tokens(self, adapter_ends(config))
             for name, others in namesakes(self, config).items():
                 warnings.warn(
                     f"modules_to_save: peft takes every module whose name ends with '{name}', so that "

@@ -1,5 +1,6 @@
 """The tokens at which generation ends: one rule for runs, imports, exports, adapters and loaded folders."""
 
+import copy
 from collections.abc import Collection
 from typing import Any
 
@@ -26,6 +27,15 @@ def set_stop_tokens(model: PreTrainedModel, tokenizer: Any, listed: Collection[i
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
+
+
+def add_stop_tokens(model: PreTrainedModel, listed: Collection[int]) -> None:
+    """Adds end tokens, such as an adapter's, to those of the model."""
+    known = as_ids(model.generation_config.eos_token_id)
+    if set(listed) - set(known):
+        config = copy.deepcopy(model.generation_config)
+        config.eos_token_id = list(dict.fromkeys([*known, *listed]))
+        model.generation_config = config
 
 
 def stop_tokens(tokenizer: Any, image_token_id: int, listed: Collection[int] = ()) -> list[int]:
