@@ -228,7 +228,8 @@ class ConversationEncoder:
         if self.template.render(roles, spelt).pieces[: first + 1] != rendered.pieces[: first + 1]:
             raise DataError(
                 "the chat template writes an answer otherwise once other messages follow it (as those do that drop "
-                "earlier thoughts): what several turns would teach in one row is not what is asked later"
+                "earlier thoughts), so that several turns would teach what is never asked; set "
+                "language_model.chat_template to one that writes every answer alike, or cut conversations to one turn"
             )
 
     def _tokens(self, text: str, openings: Sequence[int]) -> tuple[list[int], list[int], list[int]]:

@@ -7,14 +7,18 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from datamodules.check import check_samples
+from datamodules.conversation import ConversationEncoder
 from datamodules.shards import ShardsData
 from datamodules.store import SampleStore
 from datamodules.writer import ShardWriter
 from fvl_lightning.core import registry
+from fvl_lightning.language_models.causal import CausalLanguageModel
 from tests.conftest import ROOT, Run
+from tests.datamodules.templates import dressed, tokenizer_of
 
 TEXT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
@@ -69,6 +73,21 @@ def test_the_second_example_is_a_sample_of_one_image(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, "train") as writer:
         writer.write("key", json.loads(blocks("json")[1]), [image.getvalue()])
     assert check_samples(SampleStore.open(str(tmp_path), "train"), processes=1).counts == {}
+
+
+def test_with_the_template_of_the_page_several_turns_are_one_row() -> None:
+    (text,) = [found for found in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL) if "chat_template" in found]
+    fields = yaml.safe_load(text)["language_model"]
+    assert fields.pop("name") == "causal"
+    config = CausalLanguageModel.Config(**fields)
+    theirs = tokenizer_of("qwen_3")
+    tokenizer = dressed(theirs.backend_tokenizer, config.chat_template, eos_token=theirs.eos_token)
+    encoder = ConversationEncoder(tokenizer, tokenizer.convert_tokens_to_ids("<image>"), 2)
+    turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    asked, answer = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", "a<|im_end|>\n"
+    assert encoder.written(turn * 2) == (asked + answer) * 2
+    assert encoder.written(turn[:1], generate=True) == asked
+    assert len(encoder.encode_turns(turn * 2).turn_ends) == 2
 
 
 def test_the_tables_have_every_reason() -> None:

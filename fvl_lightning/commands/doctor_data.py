@@ -194,7 +194,7 @@ def template(encoder: ConversationEncoder, day: str | None) -> Iterator[Finding]
     try:
         encoder.encode(MADE_UP)
     except DataError as error:
-        advice = "train on single turns, or give another template in language_model.chat_template"
+        advice = "docs/data.md, under \"What a row is\", shows how Qwen3's template is changed"
         yield Finding("chat template", "warning", f"conversations of several turns are refused: {error}", advice)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from datamodules.views import CaptionView, some_turns
 from fvl_lightning.core.chat_date import dated
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import DataContext
+from tests.datamodules.templates import tokenizer_of
 
 Write = Callable[..., Path]
 MakeContext = Callable[..., DataContext]
@@ -214,6 +216,30 @@ def test_too_many_bad_samples_end_the_run_before_it_begins(
     tiny = connected(tmp_path, make_context(), over_long="drop", sequence_length=3, max_bad_fraction=1.0)
     with pytest.raises(DataError, match=r"no sample of train can be used: 12 bad .*, 108 dropped"):
         tiny.train_dataloader()
+
+
+@pytest.mark.parametrize("packing", ["none", "best_fit"])
+def test_turns_that_a_template_writes_in_two_ways_end_the_run_with_what_to_do(
+    tmp_path: Path,
+    make_context: MakeContext,
+    make_talk: Callable[..., Any],
+    image_bytes: Callable[..., bytes],
+    write_split: Write,
+    packing: str,
+) -> None:
+    tokenizer = tokenizer_of("qwen_3")
+    talk = make_talk("q", "a")
+    talk["messages"] += make_talk("and?", "b", images=0)["messages"]
+    for split in ("train", "validation"):
+        write_split(tmp_path, split, 10, {i: (talk, [image_bytes()]) for i in range(10)})
+    context = make_context(tokenizer=tokenizer, image_token_id=tokenizer.convert_tokens_to_ids("<image>"))
+    with pytest.raises(DataError) as error:
+        next(iter(connected(tmp_path, context, packing=packing).train_dataloader()))
+    sentence = str(error.value)
+    assert sentence.count("writes an answer otherwise once other messages follow it") == 1
+    assert sentence.count("set language_model.chat_template to one that writes every answer alike") == 1
+    assert re.search(r"sample 's\d' in \S*train-000000\.tar: not encodable", sentence)
+    assert "\n" not in sentence
 
 
 def test_rows_are_planned_by_the_largest_arm(folder: Path, make_context: MakeContext) -> None:
