@@ -45,3 +45,9 @@ def dated_tokenizer(tokenizer: Any, day: str = CHAT_DATE) -> Any:
     elif templates is not None:
         tokenizer.chat_template = dated(templates, day)
     return tokenizer
+
+
+def has_a_day(tokenizer: Any) -> bool:
+    """Whether a chat template of the tokenizer has got its day from `dated_tokenizer`."""
+    templates = tokenizer.chat_template or {}
+    return any(map(writes_the_day, templates.values() if isinstance(templates, dict) else [templates]))

@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from fvl_lightning.core.errors import ConfigError
@@ -114,6 +115,37 @@ def keys_that_change(config: Any, what: Changes) -> set[str]:
         elif dataclasses.is_dataclass(value):
             found |= {f"{field.name}.{inner}" for inner in keys_that_change(value, what)}
     return found
+
+
+def defaults_of(config: Any) -> dict[str, Callable[[], bool]]:
+    """{dotted key: whether a configuration without it meant what it is now} of fields that hold their default.
+
+    A field's metadata {"before": <function of its Config>} answers for one whose default does something new.
+    """
+    found: dict[str, Callable[[], bool]] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        made = field.default_factory
+        default = field.default if made is dataclasses.MISSING else made()
+        if value == default:
+            found[field.name] = partial(field.metadata.get("before", _as_before), config)
+        for key, inner in _configs(value, field.name, "slot" in field.metadata or "slots" in field.metadata):
+            found |= {f"{key}.{name}": meant for name, meant in defaults_of(inner).items()}
+    return found
+
+
+def _as_before(config: Any) -> bool:
+    """A default does what was done before its field was there."""
+    return True
+
+
+def _configs(value: Any, key: str, chosen: bool) -> Iterator[tuple[str, Any]]:
+    """(dotted key, dataclass) of the Configs in a field's value; what is `chosen` for a slot holds its own."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _configs(inner, f"{key}.{name}", chosen)
+    elif dataclasses.is_dataclass(value):
+        yield key, value.config if chosen else value  # type: ignore[attr-defined]
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
-from fvl_lightning.core.chat_date import CHAT_DATE, dated_tokenizer
+from fvl_lightning.core.chat_date import CHAT_DATE, dated_tokenizer, has_a_day
 from fvl_lightning.core.errors import ConfigError, first_line, nearest, refuse_unknown_fields
 from fvl_lightning.core.field_types import PathText
 from fvl_lightning.core.pretrained import check_number_types, loading_problem, quiet_loading
@@ -49,9 +49,12 @@ class CausalLanguageModel(LanguageModel):
         """Hub id or folder of the tokenizer; null for `pretrained`'s."""
         chat_template: str | None = None
         """Jinja text of the chat template, for a tokenizer that has none (Vicuna's); null for the tokenizer's own."""
-        chat_date: str = CHAT_DATE
+        chat_date: str = field(
+            default=CHAT_DATE, metadata={"before": lambda config: not has_a_day(load_tokenizer(config))}
+        )
         """The day (YYYY-MM-DD) that a chat template writes which asks for today's (Llama 3.2's does). It is a part of
-        the run, so that the model is asked, and a stopped run goes on, with the tokens of training on any day."""
+        the run, so that the model is asked, and a stopped run goes on, with the tokens of training on any day. A run
+        from before there was this field had the day of the clock."""
 
         def __post_init__(self) -> None:
             try:

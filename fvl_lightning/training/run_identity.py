@@ -1,6 +1,6 @@
 """What tells runs apart: the configuration, and the content of plugins, shards, weights and tokenizers."""
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from datamodules.fingerprint import folder_hash
 from fvl_lightning.core.config import as_plain, differences
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.core.fields import keys_that_change
+from fvl_lightning.core.fields import defaults_of, keys_that_change
 from fvl_lightning.core.plugins import plugin_hashes
 
 
@@ -25,6 +25,8 @@ class RunIdentity:
     """Keys that say where the same samples are computed."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """{what is read under a name, in words: the hash of its content}."""
+    defaults: Mapping[str, Callable[[], bool]] = field(default_factory=dict)
+    """Keys that have their default, and whether a configuration without them, of an earlier version, meant that."""
 
     @classmethod
     def of(cls, experiment: ExperimentConfig, data: str | None = None) -> "RunIdentity":
@@ -35,11 +37,17 @@ class RunIdentity:
             keys_that_change(experiment, "nothing"),
             keys_that_change(experiment, "placement"),
             inputs if data is None else {**inputs, "the content of the shards": data},
+            defaults_of(experiment),
         )
 
     def changed_keys(self, config: Mapping[str, Any]) -> set[str]:
-        """The keys at which a run's `config` differs, less those that change nothing."""
-        return set(differences(config, self.config)) - self.nothing
+        """The keys at which a run's `config` differs, less those that change nothing.
+
+        A key that was not there yet when the run started had its default, where that does what was done before.
+        """
+        changed = set(differences(config, self.config)) - self.nothing
+        new = {key for key in changed & set(self.defaults) if _is_absent(config, key)}
+        return changed - {key for key in new if self.defaults[key]()}
 
     def changed_inputs(self, info: Mapping[str, Any]) -> list[str]:
         """Which inputs a run's `info` (run.json) has otherwise; one that either does not know is not compared."""
@@ -84,6 +92,16 @@ def _named_folders(plain: Any) -> Iterator[str]:
         if key in ("pretrained", "tokenizer") and isinstance(value, str):
             yield value
         yield from _named_folders(value)
+
+
+def _is_absent(config: Mapping[str, Any], key: str) -> bool:
+    """Whether what `key` stands in is there, and the key is not."""
+    outer, _, name = key.rpartition(".")
+    for part in outer.split(".") if outer else ():
+        config = config.get(part)  # type: ignore[assignment]
+        if not isinstance(config, Mapping):
+            return False
+    return name not in config
 
 
 def _global_rows(config: Mapping[str, Any]) -> int:

@@ -1,5 +1,6 @@
 """Same seed, same weights; a run that was stopped and resumed equals one that was not, bit for bit."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from fvl_lightning.core.yaml_text import write_yaml
 from fvl_lightning.training.callbacks import LogWindow
 from fvl_lightning.training.run_folder import RunFolder
 from tests.conftest import TINY, TINY_DATA, Run
@@ -65,6 +67,27 @@ def test_ctrl_c_then_resume_equals_an_uninterrupted_run(
     assert resumed.returncode == 0, resumed.stderr
     assert run.finished
     assert [path.name for path in (workspace / "runs").iterdir()] == ["stopped"]
+    assert_same_run(expected, run)
+
+
+def test_a_run_that_an_earlier_version_started_goes_on(
+    workspace: Path, fvl_here: Run, stop_at: StopAt, straight: Straight
+) -> None:
+    """Its files do not have what came later; what is absent was as the default is."""
+    words = ("train", *FINETUNE, *TINY_DATA, *STEPS, UNTRACKED)
+    expected = straight(FINETUNE)
+    stop_at(8)
+    assert fvl_here(workspace, *words, "name=older").returncode == 130
+    run = RunFolder(workspace / "runs" / "older")
+    config, info = run.config, run.info
+    later = (("data", "image_fit"), ("data", "scaled_decode"), ("language_model", "chat_date"), ("encoder", "decoder"))
+    for slot, key in later:
+        del config[slot][key]
+    del config["chosen"], config["trainer"]["spike_threshold"], info["inputs"], info["asking"], info["components"]
+    (run.path / "config.yaml").write_text(write_yaml(config), encoding="utf-8")
+    (run.path / "run.json").write_text(json.dumps(info), encoding="utf-8")
+    resumed = fvl_here(workspace, *words, "name=older", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
     assert_same_run(expected, run)
 
 

@@ -1,6 +1,8 @@
 """A run's folder: its name, what it remembers, and how it is found again."""
 
+import copy
 import dataclasses
+import functools
 import json
 import math
 import multiprocessing
@@ -14,11 +16,13 @@ from typing import Any
 
 import pytest
 
+from fvl_lightning.core.config import choose
 from fvl_lightning.core.errors import ConfigError, DataError, UserError
 from fvl_lightning.training.checkpoint_files import CheckpointFiles
 from fvl_lightning.training.journal import Journal, read_journal
 from fvl_lightning.training.run_folder import RunFolder
 from fvl_lightning.training.run_identity import RunIdentity
+from tests.tiny_models import experiment
 
 CONFIG: dict[str, Any] = {
     "name": "finetune", "stage": {"name": "finetune"}, "trainer": {"max_steps": 10, "batch_size": 2}
@@ -205,6 +209,44 @@ def test_what_is_read_under_the_same_name_must_be_the_same(tmp_path: Path, caplo
     assert message.startswith("--resume: since /finetune was started, the code of mine.py and the content of the shar")
     assert RunFolder.reusable(tmp_path, "finetune", edited) is None
     assert "finetune is not taken: the code of mine.py and the content of the shards changed since" in caplog.text
+
+
+def without(plain: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """A plain configuration that has not got these dotted keys."""
+    plain = copy.deepcopy(plain)
+    for key in keys:
+        *outer, name = key.split(".")
+        del functools.reduce(dict.__getitem__, outer, plain)[name]
+    return plain
+
+
+def test_a_key_that_was_not_there_yet_had_its_default(tmp_path: Path) -> None:
+    found = experiment(tmp_path, "finetune", "conversation")
+    found.data = choose("data", {"name": "shards", "datasets": {"mine.a": {"root": "there"}, "b": {"root": "here"}}})
+    identity = RunIdentity.of(found)
+    pictures = ("data.image_fit", "data.scaled_decode", "encoder.decoder")
+    older = without(identity.config, *pictures, "language_model.chat_date", "trainer.keep_best", "chosen")
+    del older["data"]["datasets"]["b"]["shards"], older["normalize"]["output"]
+    assert identity.changed_keys(older) == {"normalize.output"}, "the tiny model sets it"
+    found.normalize.output = False
+    identity = RunIdentity.of(found)
+    assert identity.changed_keys(older) == set()
+    assert identity.changed_keys({**older, "data": {**older["data"], "image_fit": "pad"}}) == {"data.image_fit"}
+    assert identity.changed_keys(without(older, "data.sequence_length")) == set()
+    found.data.config.image_fit = "pad"
+    assert RunIdentity.of(found).changed_keys(older) == {"data.image_fit"}, "it has not got the default of before"
+    found.data.config.image_fit, found.encoder = "stretch", None
+    assert RunIdentity.of(found).changed_keys(older) == {"encoder"}
+
+
+def test_the_clock_said_the_day_before_there_was_a_chat_date(tmp_path: Path) -> None:
+    found = experiment(tmp_path, "finetune", "conversation")
+    found.language_model.config.chat_template = "{{ strftime_now('%d %B %Y') }}{{ messages[0]['content'] }}"
+    identity = RunIdentity.of(found)
+    assert identity.changed_keys(without(identity.config, "language_model.chat_date")) == {"language_model.chat_date"}
+    found.language_model.config.chat_template = "{{ messages[0]['content'] }}"
+    identity = RunIdentity.of(found)
+    assert identity.changed_keys(without(identity.config, "language_model.chat_date")) == set()
 
 
 def test_a_run_goes_on_on_other_devices_with_the_same_samples_per_step(tmp_path: Path) -> None:
