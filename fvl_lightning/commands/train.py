@@ -17,6 +17,7 @@ from datamodules.asking import asking_of
 from fvl_lightning.commands.adapters import give_adapters
 from fvl_lightning.commands.processes import run_ranks
 from fvl_lightning.commands.resuming import identity_of, run_folder, saved_position, stopped_run
+from fvl_lightning.commands.start_pictures import pictures_of_model, pictures_of_run, warn_of_other_pictures
 from fvl_lightning.commands.tracked import note_trouble, tracked
 from fvl_lightning.core.config import load_config
 from fvl_lightning.core.errors import ConfigError
@@ -178,11 +179,13 @@ def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any
         if is_model_folder(Path(reference)):
             parent: dict[str, Any] = {"run": reference, "run_id": None}
             folder = Path(reference)
+            pictures = pictures_of_model(folder)
         else:
             run = RunFolder.open(reference)
             run.check_finished()
             parent = {"run": str(run.path), "run_id": run.info.get("mlflow_run_id")}
-            folder = run.model
+            folder, pictures = run.model, pictures_of_run(run)
+        warn_of_other_pictures(experiment, reference, pictures)
         parents.append(parent | {"components": load_components(stage.model, folder)})
     loaded = {component for parent in parents for component in parent["components"]}
     for component, mode in stage.trainable.items():
