@@ -5,7 +5,6 @@ set has two. A process that was forked has its own copy; the files it inherits c
 """
 
 import os
-import resource
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -42,6 +41,8 @@ _copies: OrderedDict[Key, OpenFile] = OrderedDict()
 
 def most_open() -> int:
     """Returns how many shards of this machine the process keeps open."""
+    import resource  # Windows has no such module, where the package can still be imported
+
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return MOST_OPEN if limit == resource.RLIM_INFINITY else max(1, min(MOST_OPEN, limit // _SHARE))
 

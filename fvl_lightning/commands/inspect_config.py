@@ -63,8 +63,9 @@ def describe(
         default = field.default if field.default is not dataclasses.MISSING else "(needed)"
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        cells = (field.name, _type_name(field.type), str(default), meanings.get(field.name, ""))
-        table.add_row(*cells)
+        allowed = str(field.metadata.get("range") or "")
+        typed = f"{_type_name(field.type)}, {allowed}" if allowed else _type_name(field.type)
+        table.add_row(field.name, typed, str(default), meanings.get(field.name, ""))
     console.print(table)
 
 

@@ -29,7 +29,7 @@ from fvl_lightning.commands import (
     ui,
 )
 from fvl_lightning.commands.console import FAILED_ELSEWHERE, INTERRUPTED, MISTAKE, REQUEUE, quiet_libraries
-from fvl_lightning.core.errors import UserError, is_lack_of_files, os_error_in_words
+from fvl_lightning.core.errors import UserError, is_lack_of_files, is_of_the_machine, os_error_in_words
 from fvl_lightning.core.terminal import say_error, terminal
 from fvl_lightning.training.ranks import own_rank
 from fvl_lightning.training.stop import Preempted
@@ -118,9 +118,10 @@ def run(arguments: list[str]) -> int:
         say_error(str(error), who)
         return MISTAKE
     except OSError as error:
-        if not is_lack_of_files(error):
+        if not is_of_the_machine(error):
             raise
-        say_error(f"{error.filename or 'the command'} needs another open file: {os_error_in_words(error)}")
+        what = "needs another open file" if is_lack_of_files(error) else "cannot be used"
+        say_error(f"{error.filename or 'the command'} {what}: {os_error_in_words(error)}")
         return MISTAKE
     except TyperException as error:
         if error.format_message():  # without one, the help has been shown

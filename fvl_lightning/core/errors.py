@@ -1,10 +1,12 @@
 """Errors that are the user's to mend: one sentence each, shown without a traceback, exit code 2."""
 
 import errno
-import resource
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
+
+OF_THE_MACHINE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ELOOP)
+"""Errors of the system that say something of a path or a disk; any other may be a mistake in the code."""
 
 
 class UserError(Exception):
@@ -29,11 +31,18 @@ def is_lack_of_files(error: OSError) -> bool:
     return error.errno in (errno.EMFILE, errno.ENFILE)
 
 
+def is_of_the_machine(error: OSError) -> bool:
+    """Whether a path or the machine is at fault and not the code: no permission, no space, a name too long."""
+    return is_lack_of_files(error) or error.errno in OF_THE_MACHINE
+
+
 def os_error_in_words(error: OSError) -> str:
     """What the system says of an error; with its limit and what to do where too many files are open."""
     said = error.strerror or first_line(error)
     if not is_lack_of_files(error):
         return said
+    import resource  # Windows has no such module, where the package can still be imported
+
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return f"{said} (a process may have {limit} of them here; `ulimit -n 4096` allows more)"
 

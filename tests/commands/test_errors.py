@@ -189,6 +189,7 @@ def test_another_model_is_no_start(refused: Refused) -> None:
         (("describe", "fusions", "gated"), ("'fusions'", "did you mean 'fusion'?")),
         (("describe", "fusion", "gate"), ("'gate'", "attention, concat, gated", "did you mean 'gated'?")),
         (("describe", "fusion"), ("name",)),
+        (("train", FINETUNE, f"init_from={'a' * 300}"), ("/config.json cannot be used: File name too long",)),
         (("evaluate", "runs/finetun"), ("runs/finetun", "did you mean runs/finetune?")),
         (("evaluate", "experiments"), ("experiments is not a run folder", "runs/finetune")),
         (("evaluate", "0123456789abcdef"), ("0123456789abcdef", "runs/finetune")),

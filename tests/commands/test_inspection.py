@@ -67,7 +67,7 @@ def test_list_has_every_component_with_what_it_is(tmp_path: Path, fvl_here: Run)
 def test_describe_says_what_each_field_means(tmp_path: Path, fvl_here: Run) -> None:
     done = fvl_here(tmp_path, "describe", "fusion", "attention")
     assert "AttentionFusion" in done.stdout
-    assert re.search(r"heads\s*│ int\s*│ 4\s*│ Attention heads; must divide the width\.", done.stdout)
+    assert re.search(r"heads\s*│ int, at least 1\s*│ 4\s*│ Attention heads; must divide the width\.", done.stdout)
     assert "Literal['learned', 'first']" in done.stdout
     inherited = fvl_here(tmp_path, "describe", "data", "demo").stdout
     for field in ("level", "max_bad_fraction"):
