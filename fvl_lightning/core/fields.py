@@ -145,7 +145,7 @@ def _configs(value: Any, key: str, chosen: bool) -> Iterator[tuple[str, Any]]:
         for name, inner in value.items():
             yield from _configs(inner, f"{key}.{name}", chosen)
     elif dataclasses.is_dataclass(value):
-        yield key, value.config if chosen else value  # type: ignore[attr-defined]
+        yield key, vars(value)["config"] if chosen else value
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

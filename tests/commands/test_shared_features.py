@@ -9,20 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from rich.console import Console
 
+from datamodules.store import SampleStore
 from datamodules.writer import ShardWriter
 from fvl_lightning.commands import compare
 from fvl_lightning.commands.arms import SeedPlan
 from fvl_lightning.commands.cell_runs import CellRuns, warm_feature_cache
+from fvl_lightning.commands.evaluate import open_model
 from fvl_lightning.commands.launchers import LocalLauncher
 from fvl_lightning.commands.train import attach_features, build_stage, data_context, prepare_data
 from fvl_lightning.core.comparison import ComparisonConfig
-from fvl_lightning.core.config import choose
+from fvl_lightning.core.config import check_config, choose
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.ranks import Ranks
 from fvl_lightning.training.run_folder import RunFolder
+from tests.conftest import Run
+from tests.integration.test_comparison import start, workplace
 from tests.tiny_models import experiment
 
 
@@ -73,6 +79,52 @@ def test_an_axis_of_pictures_gives_each_arm_features_of_its_own(tmp_path: Path, 
     for one, other in (("stretch", "pad"), ("stretch", "crop"), ("pad", "crop")):
         assert not torch.allclose(trained[one]["davit"], trained[other]["davit"], atol=1e-3), (one, other)
     assert torch.equal(trained["stretch"]["davit"], trained["other_fusion"]["davit"])
+
+
+def widened(there: Path, wide: Path) -> None:
+    """The splits of the demo set, every picture three times as wide as high."""
+    for split in ("train", "validation", "test"):
+        store = SampleStore.open(there, split)
+        with ShardWriter(wide, split, 1000) as writer:
+            for sample in range(len(store)):
+                content = io.BytesIO()
+                Image.fromarray(store.images(sample)[0]).resize((96, 32)).save(content, "PNG")
+                writer.write(store.key(sample), store.record(sample), [content.getvalue()])
+
+
+@pytest.mark.slow
+def test_a_comparison_of_pictures_trains_and_scores_each_arm_on_its_own(
+    tmp_path: Path, tiny_data: Path, empty_store: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes = {"data.image_fit": ["stretch", "pad"]}
+    words = ["trainer.batch_size=8", "trainer.max_steps=3"]
+    folder = workplace(tmp_path, tiny_data, empty_store, arms={}, axes=axes, seeds=[0], set=words)
+    widened(next(tiny_data.glob("demo/*/train-000000.tar")).parent, folder / "wide")
+    for name, view in {"encoder_pretrain.yaml": "tasks", "finetune.yaml": "conversation"}.items():
+        data = {"name": "shards", "root": str(folder / "wide"), "view": view, "sequence_length": 96}
+        values = yaml.safe_load((folder / name).read_text(encoding="utf-8"))
+        (folder / name).write_text(yaml.safe_dump({**values, "data": data}, sort_keys=False), encoding="utf-8")
+    done, ran = start(folder, fvl_here)
+    assert done.returncode == 0, done.stderr
+    assert len(ran) == 2
+    monkeypatch.chdir(folder)
+    trained: dict[str, torch.Tensor] = {}
+    for path in sorted((folder / "runs" / "tiny").glob("*/finetune")):
+        built, data = open_model(RunFolder(path))
+        cached = check_config(ExperimentConfig, RunFolder(path).config).feature_cache
+        assert cached is not None
+        before = sorted(Path(cached).rglob("*.npy"))
+        cache = build_feature_cache(built.model.encoder.eval(), data, ["train", "validation"], Path(cached))
+        assert sorted(Path(cached).rglob("*.npy")) == before, "what is scored has the features of its training"
+        assert len(list(Path(cached).iterdir())) == 2 * 2, "two arms, two splits"
+        with torch.no_grad():
+            scored = built.model.encoder(data.pixels("train", range(8)))
+        for source, features in scored.items():
+            kept = torch.cat([cache("train", sample)[source] for sample in range(8)])
+            assert torch.allclose(kept, features, atol=1e-4), (path, source)
+        trained[data.config.image_fit] = scored["davit"]
+    assert trained.keys() == {"stretch", "pad"}
+    assert not torch.allclose(trained["stretch"], trained["pad"], atol=1e-2)
 
 
 def test_a_cell_is_of_other_data_where_a_shard_was_edited(tmp_path: Path, shards: Path) -> None:
