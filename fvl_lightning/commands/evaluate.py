@@ -10,7 +10,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fvl_lightning.commands.adapters import ADAPTER_HELP, put_on
-from fvl_lightning.commands.models import MODEL_HELP, answering_model, finished_run
+from fvl_lightning.commands.models import MODEL_HELP, answering_model, finished_run, say_what_it_has_seen
 from fvl_lightning.commands.train import build_stage, data_context, prepare_data
 from fvl_lightning.core.config import as_plain, check_config, load_config
 from fvl_lightning.core.errors import ConfigError
@@ -18,7 +18,7 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import progress, terminal
 from fvl_lightning.evaluation.answers import Answer, accuracy, answer_questions, prior_answers
 from fvl_lightning.evaluation.encoder_scores import encoder_scores
-from fvl_lightning.modeling.build import Built, load_model
+from fvl_lightning.modeling.build import Built, Loaded, load_model
 from fvl_lightning.training.run_folder import RunFolder, is_model_folder
 from fvl_lightning.training.weights import load_components
 
@@ -47,6 +47,7 @@ def evaluate(
         return
     if folder is not None and data is None:
         built, connected = open_model(folder, level)
+        say_what_it_has_seen(built, model)
     else:
         built, connected = open_with_data(model, data, level)
     put_on(built, adapter and [adapter])
@@ -69,7 +70,7 @@ RESULTS = {"accuracy": "answers", "image_zeroed": "image zeroed", "image_shuffle
 """The results of `score_run` and how a table calls them."""
 
 
-def open_model(run: RunFolder, level: str | None = None) -> tuple[Built, Any]:
+def open_model(run: RunFolder, level: str | None = None) -> tuple[Loaded, Any]:
     """A finished run's model, and its data connected to it (at another level of the demo set, where one is named)."""
     experiment = check_config(ExperimentConfig, _at_level(run.config, level, str(run.path)))
     data = prepare_data(experiment)
@@ -78,7 +79,7 @@ def open_model(run: RunFolder, level: str | None = None) -> tuple[Built, Any]:
     return built, data
 
 
-def open_with_data(reference: str, file: Path | None, level: str | None = None) -> tuple[Built, Any]:
+def open_with_data(reference: str, file: Path | None, level: str | None = None) -> tuple[Loaded, Any]:
     """Any model, and the data of an experiment file connected to it, its pictures fitted as the model knows them."""
     if file is None:
         raise ConfigError(f"--data: {reference} is a model without data; name an experiment file whose data it answers")

@@ -50,10 +50,15 @@ def check_answers(run: RunFolder) -> None:
 def answering_model(reference: str) -> Loaded:
     """A model that writes answers, on the GPU where there is one; errors as of model_folder."""
     loaded = load_model(model_folder(reference))
-    if loaded.processor.asking.get("captions"):
-        logger.warning("%s was trained on captions alone: it has seen images and captions, but no question", reference)
+    say_what_it_has_seen(loaded, reference)
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return loaded
+
+
+def say_what_it_has_seen(loaded: Loaded, reference: str) -> None:
+    """Logs a warning where a model has never been asked anything."""
+    if loaded.processor.asking.get("captions"):
+        logger.warning("%s was trained on captions alone: it has seen images and captions, but no question", reference)
 
 
 def start_drawing(seed: int | None) -> None:

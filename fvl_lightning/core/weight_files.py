@@ -86,8 +86,8 @@ def fitted(
     """Every value of `wanted`, a model's state, out of weights {their name: (ours, None without a place; value)}.
 
     Raises:
-        DataError: a name without a place, a value that is not filled, shapes that differ, or quantised numbers; with
-            first names and counts.
+        DataError: a name without a place, a value that is not filled, shapes that differ, quantised numbers, or NaN;
+            with first names and counts.
     """
     found = {ours: name for name, (ours, _) in renamed.items() if ours is not None}
     unknown = [name for name, (ours, _) in renamed.items() if ours not in wanted]
@@ -112,7 +112,22 @@ def fitted(
     if typed:  # quantised numbers mean nothing without their scales
         expected = ", ".join(map(str, DTYPES))
         raise DataError(f"{where} has values of other number types than {expected} ({some_names(typed)})")
+    check_finite({found[ours]: value for ours, value in values.items()}, where)
     return values
+
+
+def check_finite(values: Mapping[str, Tensor], where: str) -> None:
+    """Raises DataError where a tensor holds NaN or inf, with which every loss and every answer would be nothing.
+
+    Args:
+        where: how the sentence begins.
+    """
+    wrong = [name for name, value in values.items() if value.is_floating_point() and not _finite(value.detach())]
+    if wrong:
+        raise DataError(
+            f"{where} holds NaN or infinite numbers, in {some_names(wrong)}; copy the file again, or take an earlier "
+            "one where its training has diverged"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -130,6 +145,11 @@ def some_names(names: list[str]) -> str:
     """The first names of many, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"{', '.join(names[:NAMED])}{more}"
+
+
+def _finite(value: Tensor) -> bool:
+    # The extremes are NaN where any value is; isfinite of all would take another tensor's memory.
+    return value.is_meta or value.numel() == 0 or bool(torch.stack(value.aminmax()).isfinite().all())
 
 
 def _files(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, BartConfig, Florence2Config, Florence2ForConditionalGeneration, Florence2Model
@@ -77,7 +78,7 @@ def read_values(source: str, revision: str | None, keep_decoder: bool) -> Rename
     """
     if is_original(read_config(source, revision)):
         return renamed_original(read_weights(_weights_folder(source, revision)), keep_decoder)
-    whole = _native_model(source, revision)
+    whole = _native_model(source, revision, keep_decoder)
     parts = {
         "vision_tower": whole.vision_tower,
         "image_projector": whole.multi_modal_projector,
@@ -118,7 +119,7 @@ def _model_config(source: str, revision: str | None) -> dict[str, Any] | None:
     return None if path is None else read_json(Path(path))
 
 
-def _native_model(source: str, revision: str | None) -> Florence2Model:
+def _native_model(source: str, revision: str | None, keep_decoder: bool) -> Florence2Model:
     try:
         with quiet_loading():
             whole, report = Florence2ForConditionalGeneration.from_pretrained(
@@ -133,7 +134,21 @@ def _native_model(source: str, revision: str | None) -> Florence2Model:
     if problem := loading_problem(report):
         raise ConfigError(f"encoder.pretrained: {source} {problem}")
     check_number_types(source, revision, whole.state_dict(), "encoder.pretrained")
+    if keep_decoder:
+        _check_one_table(whole, source)
     return whole.model
+
+
+def _check_one_table(whole: Florence2ForConditionalGeneration, source: str) -> None:
+    """ConfigError where encoder, decoder and head do not share their table, as transformers allows; ours is one."""
+    words = whole.model.language_model
+    table = words.encoder.embed_tokens.weight
+    for name, held in (("decoder.embed_tokens", words.decoder.embed_tokens), ("lm_head", whole.lm_head)):
+        if not torch.equal(held.weight, table):
+            raise ConfigError(
+                f"encoder.pretrained: {source} holds other values in {name}.weight than in the table of the prompts' "
+                "tokens, but a Florence-2 has one table for both; take a file without them, or write decoder=drop"
+            )
 
 
 def _weights_folder(source: str, revision: str | None) -> Path:

@@ -19,6 +19,7 @@ from fvl_lightning.core.field_types import PathText
 from fvl_lightning.core.fields import number
 from fvl_lightning.core.pretrained import check_number_types, loading_problem, quiet_loading
 from fvl_lightning.core.registry import register
+from fvl_lightning.core.weight_files import check_finite
 from fvl_lightning.encoders.base import Encoder
 from fvl_lightning.encoders.hf_vision_towers import (
     FAMILIES,
@@ -116,6 +117,7 @@ class HfVisionEncoder(Encoder):
         Raises:
             ConfigError: no such checkpoint, or one that lacks a weight of the tower, has it in another shape, or has
                 more layers.
+            DataError: a weight holds NaN or inf.
         """
         name = self.config.pretrained
         if name is None:
@@ -137,6 +139,7 @@ class HfVisionEncoder(Encoder):
             raise ConfigError(f"encoder: {name} {problem}")
         weights = theirs.state_dict()
         check_number_types(name, self.config.revision, {f"{p}{key}" for key in weights for p in PREFIXES}, "encoder")
+        check_finite(dict(theirs.named_parameters()), f"encoder: {name}")
         self.tower.load_state_dict({key: weights[key] for key in self.tower.state_dict()})
 
     def blocks(self) -> list[nn.Module]:

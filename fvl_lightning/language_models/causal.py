@@ -19,7 +19,7 @@ from fvl_lightning.core.errors import ConfigError, first_line, nearest, refuse_u
 from fvl_lightning.core.field_types import PathText
 from fvl_lightning.core.pretrained import check_number_types, loading_problem, quiet_loading
 from fvl_lightning.core.registry import register
-from fvl_lightning.core.weight_files import read_json
+from fvl_lightning.core.weight_files import check_finite, read_json
 from fvl_lightning.language_models.base import LanguageModel
 
 RESCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "embedding_multiplier")
@@ -104,6 +104,7 @@ class CausalLanguageModel(LanguageModel):
 
         Raises:
             ConfigError: it cannot be read, or its weights are not exactly those of its configuration.
+            DataError: a weight holds NaN or inf.
         """
         source = self.config.pretrained
         if source is None:
@@ -129,6 +130,7 @@ class CausalLanguageModel(LanguageModel):
             )
         values = theirs.state_dict()
         check_number_types(source, self.config.revision, values, "language_model")
+        check_finite(dict(theirs.named_parameters()), f"language_model: {source}")
         self.model.load_state_dict(values)
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from fvl_lightning.core.errors import DataError, first_line
 from fvl_lightning.core.hashes import weights_hash
-from fvl_lightning.core.weight_files import read_json
+from fvl_lightning.core.weight_files import check_finite, read_json
 from fvl_lightning.language_models.causal import as_ids
 from fvl_lightning.modeling.adapter_layers import PREFIX, fold, put_in
 
@@ -138,7 +138,7 @@ def check_adapter(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
     """Returns the adapter's tensors by their names in peft's file.
 
     Raises:
-        DataError: a file that cannot be read, or `model` is not the base that the adapter was trained on.
+        DataError: a file that cannot be read or holds NaN, or `model` is not the base that the adapter was trained on.
     """
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -149,6 +149,7 @@ def check_adapter(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
             f"{folder / WEIGHTS} is not a readable safetensors file: {first_line(error)}; copy the folder again, or "
             "write it again with `fvl export`"
         ) from None
+    check_finite(state, f"the adapter {folder}")
     if "base_hash" in header:
         _check_base(model, folder, header)
     return state

@@ -13,7 +13,7 @@ from fvl_lightning.core.config import Choice, choose
 from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_line
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
 from fvl_lightning.core.pretrained import loading_problem, quiet_loading
-from fvl_lightning.core.weight_files import fitted, read_json, read_weights, some_names
+from fvl_lightning.core.weight_files import check_finite, fitted, read_json, read_weights, some_names
 from fvl_lightning.language_models.causal import load_tokenizer
 from fvl_lightning.modeling.adapters import attach_adapter, base_of, is_adapter_folder
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
@@ -189,6 +189,7 @@ def _whole_model(folder: Path) -> FlorenceVLForConditionalGeneration:
         raise DataError(f"the model in {folder} could not be read: {first_line(error)}") from None
     if problem := loading_problem(report):
         raise DataError(f"the model in {folder} {problem}")
+    check_finite(dict(model.named_parameters()), f"the model in {folder}")
     return model
 
 

@@ -1,6 +1,7 @@
 """LoRA through peft: which linear layers get an adapter, with what settings, and its initial values."""
 
 import importlib.util
+import logging
 import re
 from collections.abc import Mapping
 
@@ -16,6 +17,8 @@ from fvl_lightning.core.experiment import LoraConfig
 from fvl_lightning.modeling.adapters import ADAPTER
 from fvl_lightning.modeling.initialization import derived_seed
 from fvl_lightning.training.components import freeze, learning, learns
+
+logger = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 ONLY_ADAPTERS = {"language_model": "lora"}
@@ -65,6 +68,12 @@ def add_adapters(model: PreTrainedModel, trainable: Mapping[str, str], settings:
     A of each layer is drawn from hash(seed, its name), B is zero: two models of one seed start equal.
     """
     config = adapter_config(model, trainable, settings)
+    for component, (name, smaller) in full_rank(model, trainable, settings).items():
+        logger.warning(
+            "lora.rank %d of %s is above the smaller side of %s, %d: its adapter holds more numbers than a rank of %d, "
+            "and can learn nothing more",
+            _rank(settings, component), component, name, smaller, smaller,
+        )  # fmt: skip
     if settings.quantization is not None:
         quantize(model)
     with torch.random.fork_rng(devices=[]):
@@ -83,10 +92,10 @@ def adapter_config(model: nn.Module, trainable: Mapping[str, str], settings: Lor
     alphas: dict[str, int] = {}
     for component in adapted(trainable):
         own = settings.components.get(component)
-        rank = (own and own.rank) or settings.rank
-        targets = settings.targets if own is None or own.targets is None else own.targets
+        rank = _rank(settings, component)
         ranks[component], alphas[component] = rank, (own and own.alpha) or settings.alpha or 2 * rank
-        patterns.append(name_pattern(component, linear_layers(model, component, targets), model))
+        names = linear_layers(model, component, _targets(settings, component))
+        patterns.append(name_pattern(component, names, model))
     first, *others = ranks
     return peft.LoraConfig(
         r=ranks[first],
@@ -99,6 +108,17 @@ def adapter_config(model: nn.Module, trainable: Mapping[str, str], settings: Lor
         use_dora=settings.dora,
         bias="none",
     )
+
+
+def full_rank(model: nn.Module, trainable: Mapping[str, str], settings: LoraConfig) -> dict[str, tuple[str, int]]:
+    """Returns {component: (its adapted layer with the smallest side, that side)} where the rank is above it."""
+    found: dict[str, tuple[str, int]] = {}
+    for component in adapted(trainable):
+        names = linear_layers(model, component, _targets(settings, component))
+        sides = {name: min(model.get_submodule(name).weight.shape) for name in names}
+        if sides and _rank(settings, component) > min(sides.values()):
+            found[component] = min(sides.items(), key=lambda item: item[1])
+    return found
 
 
 def linear_layers(model: nn.Module, component: str, targets: object) -> list[str]:
@@ -161,6 +181,16 @@ def quantize(model: PreTrainedModel) -> None:
         held.bias = layer.bias
         language_model.set_submodule(name, held)
     model.is_loaded_in_4bit = True  # by which peft chooses its layers
+
+
+def _rank(settings: LoraConfig, component: str) -> int:
+    own = settings.components.get(component)
+    return (own and own.rank) or settings.rank
+
+
+def _targets(settings: LoraConfig, component: str) -> object:
+    own = settings.components.get(component)
+    return settings.targets if own is None or own.targets is None else own.targets
 
 
 def _named(layers: Layers, targets: object, component: str, offered: set[str]) -> list[str]:

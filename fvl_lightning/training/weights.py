@@ -1,5 +1,6 @@
 """Weights by component, out of the saved model of one run into the model of another; and those of a checkpoint."""
 
+import logging
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from torch import Tensor, nn
 
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.hashes import weights_hash
-from fvl_lightning.core.weight_files import read_weights
+from fvl_lightning.core.weight_files import fitted, read_weights
 from fvl_lightning.modeling.adapters import base_of, is_adapter_folder, merge_adapter
 from fvl_lightning.modeling.build import load_model
 from fvl_lightning.training.checkpoint_parts import Rows, whole
 from fvl_lightning.training.components import CHILDREN, component_of
+from fvl_lightning.training.run_folder import is_model_folder
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["check_checkpoint", "load_components", "take_learnt", "weights_hash"]
 
@@ -26,7 +30,7 @@ def load_components(model: nn.Module, folder: Path) -> list[str]:
     """Copies every component that the weights in `folder` and `model` both have; returns their names.
 
     Raises:
-        DataError: no weights there, or broken ones, or an adapter without its base.
+        DataError: no weights there, or broken ones, quantised numbers or NaN, or an adapter without its base.
         ConfigError: a component whose parameters differ; the sentence names the first differences.
     """
     stored = _stored(folder)
@@ -49,8 +53,18 @@ def load_components(model: nn.Module, folder: Path) -> list[str]:
             f"init_from: {folder} holds another model: {'; '.join(wrong[:3])}{more}; start from a run of the same "
             "components, or from one that has only what both share, such as an encoder_pretrain run"
         )
-    for name in sorted(wanted):
-        ours[name].copy_(stored[name])
+    values = fitted(
+        {name: (name, stored[name]) for name in wanted}, {name: ours[name] for name in sorted(wanted)},
+        f"init_from: {folder}",
+    )  # fmt: skip
+    lacking = {component_of(name) for name in ours} - components
+    if lacking and is_model_folder(folder):
+        logger.warning(
+            "init_from: %s is a whole model without weights of %s, which begins as it is here",
+            folder, ", ".join(sorted(lacking)),
+        )  # fmt: skip
+    for name, value in values.items():
+        ours[name].copy_(value)
     return sorted(components)
 
 

@@ -1,5 +1,7 @@
 """`fvl evaluate` on a model folder, whose data an experiment file names, equals that of the run it is from."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,18 @@ def test_a_run_may_be_asked_about_other_data(folder: Path, fvl_here: Run) -> Non
     other = fvl_here(folder, "evaluate", "runs/tiny", "--split", "validation", "--data", "mine.yaml")
     assert other.returncode == 0, other.stderr
     assert table(other.stdout) == table(own.stdout)
+
+
+def test_a_run_that_was_never_asked_anything_is_scored_with_a_warning(folder: Path, fvl_here: Run) -> None:
+    run = shutil.copytree(folder / "runs" / "tiny", folder / "runs" / "captions", symlinks=True)
+    path = run / "model" / "processor_config.json"
+    content = json.loads(path.read_text())
+    content["asking"]["captions"] = True
+    path.write_text(json.dumps(content))
+    done = fvl_here(folder, "evaluate", "runs/captions", "--split", "validation")
+    assert done.returncode == 0, done.stderr
+    assert "runs/captions was trained on captions alone" in " ".join(done.stderr.split())
+    assert table(done.stdout)
 
 
 MISTAKES = [

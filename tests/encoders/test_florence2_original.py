@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import BertConfig, Florence2Config, Florence2ForConditionalGeneration
@@ -307,3 +307,32 @@ def test_a_native_file_that_is_cut_short(tmp_path: Path, native: Path) -> None:
     save_file({"a": torch.zeros(9)}, tmp_path / "whole.safetensors")
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:-4])
     refused(tmp_path, f"{tmp_path} could not be read")
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.language_model.decoder.embed_tokens.weight"])
+def test_a_native_file_with_two_tables_has_no_decoder_here(tmp_path: Path, native: Path, name: str) -> None:
+    (tmp_path / "config.json").symlink_to(native / "config.json")
+    values = load_file(native / "model.safetensors")
+    tables = "lm_head.weight", "model.language_model.decoder.embed_tokens.weight"
+    copies = dict.fromkeys([*tables, "model.language_model.encoder.embed_tokens.weight"], table_of(values))
+    other = {name: table_of(values) + 1}
+    save_file({key: value.clone() for key, value in (values | copies | other).items()}, tmp_path / "model.safetensors",
+              {"format": "pt"})
+    refused(tmp_path, f"other values in {name.removeprefix('model.language_model.')} than in the table", decoder="keep")
+    assert loaded(tmp_path).decoder is None
+
+
+def table_of(values: Weights) -> torch.Tensor:
+    """The one token table of a native file."""
+    return values["model.language_model.shared.weight"]
+
+
+@pytest.mark.parametrize("layout", ["theirs", "native"])
+def test_values_that_are_no_numbers_are_named(tmp_path: Path, layout: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(layout)
+    (tmp_path / "config.json").symlink_to(folder / "config.json")
+    values = {key: value.clone() for key, value in load_file(folder / "model.safetensors").items()}
+    name = next(key for key in values if key.endswith("encoder.layers.0.fc1.weight"))
+    values[name][0, 0] = float("nan")
+    save_file(values, tmp_path / "model.safetensors", {"format": "pt"})
+    refused(tmp_path, "holds NaN or infinite numbers, in ")

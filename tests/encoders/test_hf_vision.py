@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -25,7 +26,7 @@ from transformers import (
 )
 
 from fvl_lightning.core.config import choose
-from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import FeatureSpec
 from fvl_lightning.encoders.hf_vision import HfVisionEncoder
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
@@ -390,6 +391,16 @@ def test_weights_that_are_missing_or_of_another_shape(released: dict[str, Path],
         with pytest.raises(ConfigError, match=says) as caught:
             from_released(folder)
         assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_no_numbers_are_named(released: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(released["dinov2"], tmp_path / "dinov2")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layer.1.mlp.fc1.weight"))
+    weights[name][0, 0] = float("inf")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=rf"^encoder: {folder} holds NaN or infinite numbers, in {name}; "):
+        from_released(folder)
 
 
 def test_pickles_are_not_read(released: dict[str, Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Gemma3Config, LlamaConfig, LlamaForCausalLM
 
-from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.language_models.causal import CausalLanguageModel
 from tests.modeling.architectures import BIDIRECTIONAL, CONTAMINATED, FAMILIES, SPECIAL
 from tests.tiny_models import EOS, LLAMA, VOCABULARY, initialized
@@ -81,6 +81,19 @@ def test_weights_that_are_not_those_of_the_configuration(
         load(tmp_path)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+    def spoil(weights: Weights) -> Weights:
+        weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+        weights[LAYER][3, 2] = value
+        return weights
+
+    saved(tmp_path, spoil)
+    with pytest.raises(DataError, match=rf"^language_model: {tmp_path} holds NaN or infinite numbers, in {LAYER}; "):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(

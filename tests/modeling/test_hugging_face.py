@@ -118,8 +118,12 @@ def test_a_fresh_process_that_imports_the_kit_gives_the_same_logits(
         (lambda file: file.write_bytes(b"x"), "could not be read"),
         (lambda file: file.unlink(), "could not be read"),
         (lambda file: save_file(dict([*load_file(file).items()][1:]), file, {"format": "pt"}), "lacks 1 of"),
+        (
+            lambda file: save_file({k: v + torch.nan for k, v in load_file(file).items()}, file, {"format": "pt"}),
+            "holds NaN or infinite numbers, in ",
+        ),
     ],
-    ids=["cut short", "another file", "missing", "a weight left out"],
+    ids=["cut short", "another file", "missing", "a weight left out", "no numbers"],
 )
 def test_a_broken_model_folder_is_one_sentence(saved: Path, tmp_path: Path, broken: Any, said: str) -> None:
     folder = tmp_path / "model"

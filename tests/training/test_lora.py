@@ -122,6 +122,13 @@ def test_dropout_is_of_the_adapters_alone(tmp_path: Path) -> None:
     assert stage.model.projector.training
 
 
+def test_a_rank_that_no_matrix_has_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    settings = LoraConfig(rank=4, components={"encoder": LoraComponentConfig(rank=99)})
+    add_adapters(tiny_model(), BOTH, settings, seed=0)
+    (said,) = caplog.messages
+    assert re.match(r"lora.rank 99 of encoder is above the smaller side of encoder\.\S+, \d+: its adapter", said)
+
+
 def test_rank_and_alpha_of_a_component_of_its_own() -> None:
     """encoder is a name in many models: the pattern means the component."""
     settings = LoraConfig(rank=4, alpha=4, components={"language_model": LoraComponentConfig(rank=2, targets=QKV)})

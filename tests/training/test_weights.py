@@ -79,6 +79,35 @@ def test_other_sizes_are_named(tmp_path: Path) -> None:
         load_components(tiny_model(), tmp_path)
 
 
+def test_values_that_mean_nothing_are_named_and_nothing_moves(tmp_path: Path) -> None:
+    save(EncoderModel(tiny_encoder(seed=7)), tmp_path)
+    stored, model = load_file(tmp_path / "model.safetensors"), tiny_model()
+    before = snapshot(model)
+    name = "encoder.text_encoder.layers.0.fc1.weight"
+    for value, says in (
+        (stored[name].char(), rf"has values of other number types than .* \({name} torch.int8\)"),
+        (stored[name] * torch.nan, rf"holds NaN or infinite numbers, in {name}; "),
+    ):
+        save_file(stored | {name: value}, tmp_path / "model.safetensors")
+        with pytest.raises(DataError, match=f"^init_from: {tmp_path} {says}"):
+            load_components(model, tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in named_tensors(model))
+
+
+def test_a_whole_model_s_folder_that_lacks_a_component_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_model(seed=7).save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert load_components(tiny_model(), tmp_path)
+    assert not caplog.messages
+    left = {name: value for name, value in stored.items() if not name.startswith("projector.")}
+    save_file(left, tmp_path / "model.safetensors", {"format": "pt"})
+    assert "projector" not in load_components(tiny_model(), tmp_path)
+    (said,) = caplog.messages
+    assert said == f"init_from: {tmp_path} is a whole model without weights of projector, which begins as it is here"
+
+
 def test_folders_that_hold_no_model(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no weights, expected"):
         load_components(tiny_model(), tmp_path)
@@ -148,5 +177,5 @@ def test_one_bit_changes_the_hash() -> None:
 def test_the_decoder_does_not_name_an_encoder() -> None:
     """What encoder_pretrain ends with is what the language stages, which drop the decoder, start from."""
     kept, dropped = tiny_encoder(decoder="keep"), tiny_encoder()
-    assert weights_hash(kept.state_dict()) == weights_hash(dropped.state_dict())
-    assert weights_hash(tiny_encoder(seed=1).state_dict()) != weights_hash(dropped.state_dict())
+    assert weights_hash(kept.feature_state()) == weights_hash(dropped.feature_state())
+    assert weights_hash(tiny_encoder(seed=1).feature_state()) != weights_hash(dropped.feature_state())
