@@ -115,7 +115,8 @@ def full_rank(model: nn.Module, trainable: Mapping[str, str], settings: LoraConf
     found: dict[str, tuple[str, int]] = {}
     for component in adapted(trainable):
         names = linear_layers(model, component, _targets(settings, component))
-        sides = {name: min(model.get_submodule(name).weight.shape) for name in names}
+        weights = {name: model.get_parameter(f"{name}.weight") for name in names}
+        sides = {name: min(weight.shape) for name, weight in weights.items()}
         if sides and _rank(settings, component) > min(sides.values()):
             found[component] = min(sides.items(), key=lambda item: item[1])
     return found

@@ -79,8 +79,22 @@ def test_checkpointing_gives_the_same_gradients(words: dict[str, bool] | None) -
     assert {ran.count(name) for name in ran} == {1}
 
 
-@REENTRANT
-@pytest.mark.parametrize("place", ["language_model", "encoder.text_encoder"])
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (None, "language_model"),
+        ({"use_reentrant": True}, "encoder.text_encoder"),
+        *(
+            pytest.param(words, place, marks=pytest.mark.slow)
+            for words, place in (
+                (None, "encoder.text_encoder"),
+                ({"use_reentrant": True}, "language_model"),
+                ({"use_reentrant": False}, "language_model"),
+                ({"use_reentrant": False}, "encoder.text_encoder"),
+            )
+        ),
+    ],
+)
 def test_checkpointing_reaches_adapters_over_frozen_inputs(words: dict[str, bool] | None, place: str) -> None:
     def wrapped() -> PeftModel:
         torch.manual_seed(0)
@@ -174,7 +188,15 @@ def test_an_adapter_over_a_resized_table_brings_the_table(tied: bool, tmp_path: 
 
 # Where weights lie, and as what
 
-@pytest.mark.parametrize(("tied", "memory"), [(True, "0KB"), (True, "45KB"), (False, "70KB")])
+
+@pytest.mark.parametrize(
+    ("tied", "memory"),
+    [
+        (True, "45KB"),
+        pytest.param(True, "0KB", marks=pytest.mark.slow),
+        pytest.param(False, "70KB", marks=pytest.mark.slow),
+    ],
+)
 def test_weights_on_disk_give_the_same_logits(tied: bool, memory: str, tmp_path: Path) -> None:
     model = fresh(tied)
     model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
@@ -195,7 +217,9 @@ def test_placement_keeps_blocks_and_caches_whole() -> None:
         assert alone or type(module).__name__ in model._no_split_modules, "its parameters could be placed one by one"
 
 
-@pytest.mark.parametrize(("tied", "word"), [(True, "dtype"), (False, "torch_dtype")])
+@pytest.mark.parametrize(
+    ("tied", "word"), [(True, "dtype"), pytest.param(False, "torch_dtype", marks=pytest.mark.slow)]
+)
 def test_another_number_type(tied: bool, word: str, tmp_path: Path) -> None:
     fresh(tied).save_pretrained(tmp_path)
     model = Model.from_pretrained(tmp_path, **{word: torch.bfloat16})
