@@ -380,6 +380,8 @@ def test_broken_adapters_are_one_sentence(tmp_path: Path) -> None:
     first = next(key for key in stored if "lora_A" in key)
     save_file(stored | {first: torch.zeros(3, 3)}, weights)
     refused("does not fit its base")
+    save_file(stored | {first: stored[first] * torch.nan}, weights)
+    refused(f"the adapter {folder} holds NaN or infinite numbers, in {first}; ")
     save_file({key: value for key, value in stored.items() if key != first}, weights)
     refused(f"the adapter {folder} lacks 1 of its tensors, such as .*; its file was cut")
     save_file(stored | {PREFIX + "language_model.odd": torch.zeros(1)}, weights)
