@@ -44,6 +44,7 @@ class FlorenceVLPreTrainedModel(PreTrainedModel):
         # has its own names, for reading (see _load_pretrained_model) as for writing.
         self._weight_conversions: list[Any] = []
         self.register_load_state_dict_post_hook(refuse_partial_adapters)
+        self.register_load_state_dict_post_hook(_take_ends)
 
     @classmethod
     def from_pretrained(
@@ -132,7 +133,6 @@ class FlorenceVLPreTrainedModel(PreTrainedModel):
     def peft_config(self, configs: dict[str, Any]) -> None:
         # Every way to put in an adapter ends here: get_peft_model, add_adapter, inject_adapter_in_model and loading.
         for config in configs.values():
-            add_stop_tokens(self, adapter_ends(config))
             for name, others in namesakes(self, config).items():
                 warnings.warn(
                     f"modules_to_save: peft takes every module whose name ends with '{name}', so that "
@@ -144,6 +144,12 @@ class FlorenceVLPreTrainedModel(PreTrainedModel):
     @peft_config.deleter
     def peft_config(self) -> None:
         del self.__dict__["_peft_config"]
+
+
+def _take_ends(model: Any, incompatible: Any) -> None:
+    """Adds the end tokens of adapters whose values have just been loaded; a hook, so that it holds for peft's too."""
+    for config in model.__dict__.get("_peft_config", {}).values():
+        add_stop_tokens(model, adapter_ends(config))
 
 
 def _patterns(conversion: Any) -> tuple[Any, ...]:

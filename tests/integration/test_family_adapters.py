@@ -97,6 +97,12 @@ def test_adapters_are_read_alike_by_the_run_peft_and_transformers(name: str, tmp
     under = peft.PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), adapter)
     check(under, asked, expected)
     check(under.merge_and_unload(), asked, expected, TOLERANCE[torch.float32])
+    other = peft.LoraConfig(r=1, target_modules=peft.PeftConfig.from_pretrained(adapter).target_modules)
+    second = peft.get_peft_model(AutoModelForImageTextToText.from_pretrained(base), other)
+    assert second.get_base_model().generation_config.eos_token_id == EOS
+    second.load_adapter(adapter, "second")
+    second.set_adapter("second")
+    check(second, asked, expected)
     given = load_model(base)
     assert put_on(given, [f"own={adapter}"]) == ["own"]
     check(given.model, asked, expected)
