@@ -1,6 +1,7 @@
 """docs/presets.md says what the presets do."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,10 @@ def test_the_commands_name_presets_and_their_output() -> None:
     words = re.findall(r"^fvl train experiments/(\S+)\.yaml (.*)$", TEXT, re.MULTILINE)
     assert len(words) == 4
     for (first, said), (second, more) in zip(words[::2], words[1::2], strict=True):
-        start = load(first, *said.split())
-        *taken, init_from = more.split()
+        start = load(first, *shlex.split(said))
+        *taken, init_from = shlex.split(more)
         assert load(second, *taken, init_from).init_from == [f"{start.output}/{start.name}"]
-        assert taken == said.split()
+        assert taken == shlex.split(said)
 
 
 def test_the_example_stands_over_what_it_takes(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer, TrainingArguments
@@ -20,6 +21,14 @@ ROWS = [
 ]
 SHIFTED = BATCH.labels[:, 1:].flatten()
 LORA = LoraConfig(r=2, target_modules=r"language_model\..*\.q_proj", init_lora_weights=False)
+
+
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning leaves the words of its ranks in the environment, by which Trainer would take this for one of them."""
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def trainer(tmp_path: Path, model: nn.Module, metrics: Any = None, **words: Any) -> Trainer:

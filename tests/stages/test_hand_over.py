@@ -85,7 +85,7 @@ def test_encoder_pretrain_saves_an_encoder_for_the_others(tmp_path: Path) -> Non
     stage.save_model(tmp_path / "model")
     finetune = build_stage("finetune", tmp_path)
     assert load_components(finetune.model, tmp_path / "model") == ["encoder"]
-    assert weights_hash(finetune.model.encoder.state_dict()) == weights_hash(stage.model.encoder.state_dict())
+    assert weights_hash(finetune.model.encoder.feature_state()) == weights_hash(stage.model.encoder.feature_state())
 
 
 def test_samples_are_counted_apart_from_the_position(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fvl_lightning.language_models.causal import CausalLanguageModel
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.stages.finetune import FinetuneStage
 from fvl_lightning.stages.meters import pads
-from tests.modeling.architectures import BIDIRECTIONAL, CONTAMINATED, EXACT
+from tests.modeling.architectures import CONTAMINATED, EXACT
 from tests.stages.fitting import batches_of, build_stage, experiment_of, fit
 from tests.tiny_models import EOS, PAD, prompted, rows, snapshot
 
@@ -167,8 +167,8 @@ def test_pads_of_prompted_targets() -> None:
 
 
 def test_a_model_that_sees_later_tokens_is_refused_at_the_start(tmp_path: Path) -> None:
-    stage = stage_of(BIDIRECTIONAL["bert"], tmp_path)
-    with pytest.raises(ConfigError, match=r"^language_model\.model: bert sees later tokens"):
+    stage = stage_of({**EXACT["gemma3"], "use_bidirectional_attention": True}, tmp_path)
+    with pytest.raises(ConfigError, match=r"^language_model\.model: gemma3_text sees later tokens"):
         fit(stage, batches_of("finetune", 1), tmp_path)
 
 
