@@ -78,6 +78,7 @@ def die_at(moment: int, folder: Path, rows: int) -> None:
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_dying_before_and_after_every_change_of_the_disk(tmp_path: Path) -> None:
     rows = 16
     whole = build(tmp_path / "whole", rows)

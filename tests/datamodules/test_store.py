@@ -300,20 +300,22 @@ def test_where_no_more_files_can_be_opened_those_of_stores_are_closed_first(
     monkeypatch.setattr("datamodules.open_files._local", OrderedDict())
     folder = str(write_split(tmp_path, "train", 9, samples_per_shard=1))
     one, other = (SampleStore.open(folder, "train") for _ in range(2))
-    spare = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free, and all below it are taken
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]  # all numbers up to the last of them are in use
     monkeypatch.setattr("datamodules.open_files.most_open", lambda: 100)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 4, limits[1]))
+        for descriptor in taken[1:]:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1] + 1, limits[1]))
         assert [store.read(i).key for i in range(9) for store in (one, other)] == [f"s{i // 2}" for i in range(18)]
         open_files.release(one._files._owner)
         open_files.release(other._files._owner)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 1, limits[1]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 1, limits[1]))
         with pytest.raises(DataError, match=r"can't be read: Too many open files \(.* may have \d+ .*ulimit -n 4096"):
             one.read(0)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        os.close(spare)
+        os.close(taken[0])
 
 
 def test_threads_may_share_a_store(tmp_path: Path, write_split: Write, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,6 +236,7 @@ def test_the_report_is_written_again_from_what_is_stored(
     assert report_of(folder) == comparison
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_named_and_left_until_asked_for(
     tmp_path: Path, fvl_here: Run, tiny_data: Path, empty_store: Path
 ) -> None:

@@ -57,6 +57,7 @@ def ranks(workspace: Path, fork: Fork) -> Ranks:
     return Ranks(workspace, fork)
 
 
+@pytest.mark.slow
 def test_one_rank_and_then_both(ranks: Ranks) -> None:
     """Begun on two ranks it ends on two with the same bits, and on one with the same samples."""
     assert ranks.train(*TWO, "name=straight") == [0, 0], ranks.said(0)

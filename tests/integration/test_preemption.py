@@ -153,6 +153,7 @@ def test_a_disk_that_is_full_at_the_last_step(
     assert_same_run(straight(FINETUNE), run)
 
 
+@pytest.mark.slow
 def test_sigterm_to_every_process_of_a_job(workspace: Path) -> None:
     """A cluster signals the loader's workers too, and twice; whatever it was at, the last step is saved."""
     process = start(workspace, "train", *PACKED, *TINY, "trainer.max_steps=100000", "trainer.log_every=1")

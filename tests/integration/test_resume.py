@@ -41,11 +41,11 @@ def test_a_seed_gives_the_same_weights_and_another_others(workspace: Path, fvl_h
 @pytest.mark.parametrize(
     ("experiment", "batches"),
     [
-        pytest.param(FINETUNE, 7, id="between-checkpoints"),
-        pytest.param(FINETUNE, 8, id="at-a-validation"),
+        pytest.param(FINETUNE, 7, id="between-checkpoints", marks=pytest.mark.slow),
+        pytest.param(FINETUNE, 8, id="at-a-validation", marks=pytest.mark.slow),
         pytest.param(FINETUNE, 10, id="at-a-checkpoint"),
         pytest.param(PACKED, 13, id="packed", marks=pytest.mark.slow),
-        pytest.param(ENCODER, 14, id="accumulated"),
+        pytest.param(ENCODER, 14, id="accumulated", marks=pytest.mark.slow),
         pytest.param(ENCODER, 13, id="in-the-middle-of-an-accumulated-step"),
     ],
 )

@@ -62,6 +62,7 @@ def assert_complete(run: RunFolder, server: Server) -> None:
     assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_and_comes_back(workspace: Path, server: Server, fvl_here: Run, at: Any) -> None:
     at({4: server.stop, 8: server.start})
     words = ("train", *FINETUNE, *TINY_DATA, *STEPS, f"tracking.uri={server.uri}", "tracking.experiment=back")

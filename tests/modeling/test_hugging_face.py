@@ -97,6 +97,7 @@ def chat(processor: FlorenceVLProcessor, conversations: list[Any], **words: Any)
     return dict(processor.apply_chat_template(conversations, **asked | words))
 
 
+@pytest.mark.slow
 def test_a_fresh_process_that_imports_the_kit_gives_the_same_logits(
     saved: Path, processor: FlorenceVLProcessor, model: FlorenceVLForConditionalGeneration
 ) -> None:

@@ -125,6 +125,7 @@ def test_peft_the_kit_and_a_merge_give_the_logits_of_training(name: str, tmp_pat
         torch.testing.assert_close(logits(whole), ours, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_it_with_peft_alone(tmp_path: Path) -> None:
     stage, batch = trained(tmp_path, "language_model"), rows(2)
     folder = tmp_path / "language_model"

@@ -167,6 +167,7 @@ def on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., MemoryEstimate
     return estimate_on
 
 
+@pytest.mark.slow
 def test_strategies_share_what_they_share(on: Callable[..., MemoryEstimate]) -> None:
     single, ddp = on(), on(strategy="ddp", devices=8)
     fsdp, hsdp = (on(strategy=name, devices=4, nodes=2) for name in ("fsdp", "hsdp"))

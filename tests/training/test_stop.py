@@ -189,6 +189,7 @@ def test_a_terminal_that_has_gone_is_not_written_to() -> None:
     os.close(writing)
 
 
+@pytest.mark.slow
 def test_where_there_are_no_such_signals() -> None:
     """As on Windows: the package can be imported, and the command line is one sentence."""
     program = (
