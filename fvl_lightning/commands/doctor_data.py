@@ -271,7 +271,8 @@ def _first_shard(shard: str) -> Finding:
     """One shard byte by byte, for a copy that was cut short or an index of another tar."""
     checked = check_tar({}, shard_cache(), shard)
     if not checked.findings.counts:
-        return Finding("shards", "ok", f"{shard}: bytes, structure and index agree")
+        said = "its size, structure and index agree (`fvl shards check` compares checksums)"
+        return Finding("shards", "ok", f"{shard}: {said}")
     reason, examples = next(iter(checked.findings.examples.items()))
     detail = f": {examples[0].detail}" if examples[0].detail else ""
     advice = "`fvl shards check` looks at all of them; build or copy the damaged ones anew"

@@ -52,7 +52,11 @@ def build(
     manifest = _build(config)
     console = terminal()
     if manifest.already_complete:
-        console.print(f"{config.output} was complete already; nothing was done", soft_wrap=True)
+        console.print(
+            f"{config.output} was complete already; nothing was done, and what changed in the source since then is not "
+            "in it: give another output for that",
+            soft_wrap=True,
+        )
     _show(manifest, config, console)
     output = Output(config.output, config.part)
     console.print(f"manifest: {config.output}/{output.manifest}", soft_wrap=True)

@@ -10,6 +10,7 @@ mistake is one sentence (ConfigError).
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ from fvl_lightning.core.yaml_text import Scalar, Texts, one_line, plain, read_ya
 OF_SCRATCH = ("model", "tokenizer", "chat_template", "prompt_ids")
 """Fields that make a model from scratch: a later layer that names `pretrained` replaces them where there is `model`."""
 Schema = TypeVar("Schema")
+NUMBERS = {"Integer": "a whole number", "Float": "a number"}
+"""OmegaConf's names of types, in words."""
 AS_WRITTEN = {"as_written": True}
 """The metadata of a field of any values that keeps Scalars, since they go on to fields that may be text."""
 
@@ -201,7 +204,8 @@ def _parsed(word: str, said: str) -> dict[str, Any]:
     try:
         value = read_yaml(text)
     except yaml.YAMLError:
-        raise ConfigError(f"the value of '{word}'{at(said)} is not valid YAML") from None
+        hint = "; quote a value that has brackets in it, as in \"key=['a[b]']\"" if text.count("[") > 1 else ""
+        raise ConfigError(f"the value of '{word}'{at(said)} is not valid YAML{hint}") from None
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
@@ -298,13 +302,20 @@ def _under(outer: str, place: Place) -> Place:
     return lambda key: place(f"{outer}.{key}" if key else outer)
 
 
+def _refusal(error: OmegaConfBaseException) -> str:
+    """What OmegaConf refuses, in plainer words where it speaks of types."""
+    said = first_line(error)
+    unfit = re.match(r"Value '(.*)' of type '.*' could not be converted to (Integer|Float)", said)
+    return f"expected {NUMBERS[unfit[2]]}, found '{unfit[1]}'" if unfit else said
+
+
 def _to_dataclass(schema: type[Schema], values: Mapping[str, Any], place: Place, texts: Texts) -> Schema:
     """An instance of the dataclass `schema` with `values` over its defaults, interpolations resolved."""
     values = conform(schema, values, "", place, texts)
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{place(error.full_key or '')}: {first_line(error)}") from None
+        raise ConfigError(f"{place(error.full_key or '')}: {_refusal(error)}") from None
     except ValueError as error:  # a Config's own __post_init__ refused a value
         raise ConfigError(f"{place('')}: {first_line(error)}") from None
     assert isinstance(config, schema)

@@ -41,14 +41,20 @@ def loading_problem(report: Mapping[str, Any], unused: Callable[[str], bool] = l
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without transformers' table of weights, which `loading_problem` says in a sentence."""
+    """Without transformers' table of weights, which `loading_problem` says in a sentence.
+
+    A filter and not a level: from level WARNING on, transformers lists each weight that no tensor-parallel plan names.
+    """
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(_is_error)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def check_number_types(source: str, revision: str | None, names: Collection[str], where: str) -> None:

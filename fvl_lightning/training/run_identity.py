@@ -64,7 +64,10 @@ class RunIdentity:
             changed -= self.placement
         if changed:
             keys = ", ".join(sorted(changed))
-            raise ConfigError(f"--resume: {run} was started with another configuration, at {keys}")
+            raise ConfigError(
+                f"--resume: {run} was started with another configuration, at {keys}; give what it was, or start a new "
+                "run without --resume"
+            )
         if inputs := self.changed_inputs(info):
             raise DataError(
                 f"--resume: since {run} was started, {' and '.join(inputs)} changed; put it back, or start a new run "

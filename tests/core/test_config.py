@@ -237,6 +237,11 @@ class TestOverride:
             parse_override(word)
         assert str(caught.value) == f"the value of '{word}' on the command line is not valid YAML"
 
+    def test_a_path_with_brackets_in_a_list(self) -> None:
+        with pytest.raises(ConfigError, match=r"is not valid YAML; quote a value that has brackets in it"):
+            parse_override("a=[runs/lora[r=8]]")
+        assert parse_override("a=['runs/lora[r=8]']") == {"a": ["runs/lora[r=8]"]}
+
 
 class TestPlain:
     TEXT = "fusion: {name: gated, model: {sizes: [1, 2]}}\narms: {a: {set: [x=1]}}\ntrainer: {max_steps: 5}"

@@ -38,13 +38,11 @@ IN_THE_FILE = [
     ("fusion: {hidden: 2}", "fusion in tiny.yaml: expected a name or a mapping with `name`, found {'hidden': 2}"),
     ("fusion: {}", "fusion in tiny.yaml: expected a name or a mapping with `name`, found {}"),
     # types
-    ("seed: one", "seed in tiny.yaml: Value 'one' of type 'str' could not be converted to Integer"),
-    ("seed: 1.5", "seed in tiny.yaml: Value '1.5' of type 'float' could not be converted to Integer"),
+    ("seed: one", "seed in tiny.yaml: expected a whole number, found 'one'"),
+    ("seed: 1.5", "seed in tiny.yaml: expected a whole number, found '1.5'"),
     ("trainer: {resume: maybe}", "trainer.resume in tiny.yaml: Value 'maybe' is not a valid bool (type str)"),
-    ("trainer: {rates: {fusion: high}}", "trainer.rates.fusion in tiny.yaml: Value 'high' of type 'str' could not be"
-     " converted to Float"),
-    ("fusion: {name: gated, hidden: wide}", "fusion.hidden in tiny.yaml: Value 'wide' of type 'str' could not be"
-     " converted to Integer"),
+    ("trainer: {rates: {fusion: high}}", "trainer.rates.fusion in tiny.yaml: expected a number, found 'high'"),
+    ("fusion: {name: gated, hidden: wide}", "fusion.hidden in tiny.yaml: expected a whole number, found 'wide'"),
     ("trainer: 3", "trainer in tiny.yaml: expected keys and values, found 3"),
     ("trainer:", "trainer in tiny.yaml: expected keys and values, found None"),
     ("arms: {a: [fusion=mean]}", "arms.a in tiny.yaml: expected keys and values, found ['fusion=mean']"),
@@ -97,7 +95,7 @@ ON_THE_COMMAND_LINE = [
      + "; did you mean 'max_steps'?"),
     ("fusion.hiden=2", "fusion.hiden on the command line: unknown key 'hiden', allowed are " + GATED
      + "; did you mean 'hidden'?"),
-    ("seed=one", "seed on the command line: Value 'one' of type 'str' could not be converted to Integer"),
+    ("seed=one", "seed on the command line: expected a whole number, found 'one'"),
     ("fusion.gate=soft", "fusion.gate on the command line: unknown value 'soft', allowed are sigmoid, softmax; did you"
      " mean 'softmax'?"),
     ("fusion=3", "fusion on the command line: expected a name or a mapping with `name`, found 3"),

@@ -73,4 +73,4 @@ def test_mistakes_say_where(sentence: Sentence, parts: str, says: str) -> None:
 
 def test_mistakes_on_the_command_line(sentence: Sentence) -> None:
     said = sentence("fusion: {name: stack, parts: {a: mean}}", "fusion.parts.a={name: mean, hidden: wide}")
-    assert said.startswith("fusion.parts.a.hidden on the command line: Value 'wide'")
+    assert said.startswith("fusion.parts.a.hidden on the command line: expected a whole number, found 'wide'")

@@ -183,6 +183,15 @@ def test_tokens_added_to_a_model_folder_are_known_when_it_is_loaded(built: Built
         built.tokenizer = family_tokenizer()
 
 
+def test_a_model_folder_is_loaded_without_a_list_of_its_weights(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers compares all names with its tensor-parallel plan where its logger has a level, and lists them."""
+    monkeypatch.setattr("transformers.modeling_utils.verify_tp_plan", lambda *_: pytest.fail("names would be listed"))
+    save_family(built, tmp_path / "model")
+    load_model(tmp_path / "model")
+
+
 def test_a_model_folder_with_weights_of_another_model(built: Built, tmp_path: Path) -> None:
     save_family(built, tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"

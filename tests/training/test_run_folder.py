@@ -24,6 +24,7 @@ from fvl_lightning.training.run_folder import RunFolder
 from fvl_lightning.training.run_identity import RunIdentity
 from tests.tiny_models import experiment
 
+REMEDY = "; give what it was, or start a new run without --resume"
 CONFIG: dict[str, Any] = {
     "name": "finetune", "stage": {"name": "finetune"}, "trainer": {"max_steps": 10, "batch_size": 2}
 }
@@ -178,7 +179,7 @@ def test_a_run_goes_on_with_its_own_configuration_only(tmp_path: Path) -> None:
     run = create(tmp_path)
     changed = wanted(trainer={"max_steps": 20, "batch_size": 2})
     message = sentence(ConfigError, lambda: run.check_resumable(changed), tmp_path)
-    assert message == "--resume: /finetune was started with another configuration, at trainer.max_steps"
+    assert message == "--resume: /finetune was started with another configuration, at trainer.max_steps" + REMEDY
     message = sentence(DataError, lambda: run.check_resumable(wanted()), tmp_path)
     assert message == "--resume: /finetune stopped before its first checkpoint; start it without --resume"
     run.last_checkpoint.write_bytes(b"")
@@ -256,7 +257,7 @@ def test_a_run_goes_on_on_other_devices_with_the_same_samples_per_step(tmp_path:
     run.check_resumable(wanted(trainer={**CONFIG["trainer"], **two, "batch_size": 1}))
     more = wanted(trainer={**CONFIG["trainer"], **two})
     message = sentence(ConfigError, lambda: run.check_resumable(more), tmp_path)
-    assert message.endswith("with another configuration, at trainer.devices, trainer.nodes, trainer.strategy")
+    assert message.endswith("with another configuration, at trainer.devices, trainer.nodes, trainer.strategy" + REMEDY)
 
 
 def test_a_curve_counts_a_repeated_step_once(tmp_path: Path) -> None:
