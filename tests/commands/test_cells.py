@@ -73,6 +73,7 @@ def test_a_failure_stops_nobody_and_is_left_until_asked_for(tmp_path: Path) -> N
 def test_a_log_has_a_line_for_every_cell_that_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run([cell(tmp_path, seed=1)])
     cells = [cell(tmp_path, seed=0, script=FAILS), cell(tmp_path, seed=1), cell(tmp_path, seed=2)]
+    caplog.clear()  # the first run is in it where another test left the level at INFO
     with caplog.at_level("INFO"):
         run(cells, jobs=1)
     assert caplog.messages == [
