@@ -1,4 +1,4 @@
-"""How the conversations of a training ask, so that a model can be asked the same way: found in the data itself."""
+"""Finds in the training data what surrounds a question, so that the trained model is prompted in the same form."""
 
 import logging
 from collections import Counter
@@ -16,14 +16,14 @@ from datamodules.views import messages_of
 log = logging.getLogger(__name__)
 
 SAMPLES, SHARDS = 256, 4
-"""Of each data set that are looked at; of one that lies far away a single shard."""
+"""Samples and shards that are read of each data set; of a remote set a single shard is read."""
 USUAL = 0.95
-"""Share of the conversations above which what the others do is not worth a word."""
+"""Above this share of the conversations, the others are not reported."""
 
 
 @dataclass(frozen=True)
 class Asking:
-    """What training has around the words of a question.
+    """What stands around the words of a question in training.
 
     Attributes:
         behind_image: between an image and the words behind it, such as LLaVA's line break.
@@ -64,7 +64,7 @@ class Asking:
 
 @dataclass
 class Habits:
-    """How often conversations ask in which way.
+    """Counts of the forms in which conversations ask.
 
     Attributes:
         behind, between: how often each text stands between an image and words, and between two images.
@@ -79,7 +79,7 @@ class Habits:
 
     @classmethod
     def of(cls, conversations: Iterable[Sequence[Message]]) -> "Habits":
-        """Those of some conversations."""
+        """Returns the counts over some conversations."""
         habits = cls()
         for messages in conversations:
             system = [message for message in messages if message["role"] == "system"]
@@ -89,13 +89,13 @@ class Habits:
         return habits
 
     def asking(self) -> Asking:
-        """What is done most often; of the system's messages only one that all conversations have."""
+        """Returns the most frequent form; a system message counts only where all conversations have it."""
         behind = most(self.behind)
         system = most(self.systems) if len(self.systems) == 1 else ""
         return Asking(behind, most(self.between) if self.between else behind, system)
 
     def uneven(self) -> list[str]:
-        """A sentence for each way in which the conversations differ from one another."""
+        """Returns a sentence for each way in which the conversations differ."""
         said = []
         for what, counter in (("an image and the words behind it", self.behind), ("two images", self.between)):
             usual = most(counter)
@@ -141,7 +141,7 @@ def most(counter: Counter[str]) -> str:
 
 
 def look_at_asking(data: Any) -> tuple[Asking, list[str]]:
-    """How a training on the data asks, from some samples of each data set, and sentences on what differs among them.
+    """Returns the form in which the data asks, found in some samples of each set, and sentences on what differs.
 
     Args:
         data: a BatchData, prepared. Nothing is drawn at random, and samples that cannot be used are passed over.
@@ -168,7 +168,7 @@ def look_at_asking(data: Any) -> tuple[Asking, list[str]]:
 
 
 def asking_of(data: Any) -> Asking:
-    """The same, with the sentences logged as warnings."""
+    """Returns the form in which the data asks and logs the differences as warnings."""
     asking, differences = look_at_asking(data)
     for sentence in differences:
         log.warning("%s", sentence)
@@ -176,7 +176,7 @@ def asking_of(data: Any) -> Asking:
 
 
 def _habits(data: Any, part: Any) -> tuple[float, Habits]:
-    """How much of the training a data set is, and how its conversations ask."""
+    """Returns the weight of a data set in the training, and the counts over its conversations."""
     shards = 1 if any(map(is_remote, part.shards)) else SHARDS
     store = SampleStore([part.shards[k] for k in spread(len(part.shards), shards)], "train", data.cache)
     conversations = []

@@ -1,4 +1,4 @@
-"""Which run an experiment goes on with, and whether it may: configuration, inputs and threads are what they were."""
+"""Finds the run to resume, and checks that its configuration, inputs and threads are unchanged."""
 
 from pathlib import Path
 from pickle import UnpicklingError

@@ -1,4 +1,4 @@
-"""Whether what a stage starts from saw its pictures as the stage shows them."""
+"""Warns where a stage fits images to the encoder otherwise than the run it starts from did."""
 
 import dataclasses
 import logging

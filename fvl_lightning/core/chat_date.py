@@ -1,4 +1,4 @@
-"""The day that a chat template writes: one that is set, never the day on which it is asked."""
+"""The date that a chat template writes: it is configured, and never read from the clock."""
 
 import datetime
 import re

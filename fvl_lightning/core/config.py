@@ -10,7 +10,6 @@ mistake is one sentence (ConfigError).
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fvl_lightning.core.errors import ConfigError, first_line
-from fvl_lightning.core.field_types import Place, conform
+from fvl_lightning.core.field_types import Place, conform, refusal
 from fvl_lightning.core.fields import check_numbers
 from fvl_lightning.core.layers import COMMAND_LINE, Layer, at, read_layers
 from fvl_lightning.core.plugins import import_plugin
@@ -32,8 +31,6 @@ from fvl_lightning.core.yaml_text import Scalar, Texts, one_line, plain, read_ya
 OF_SCRATCH = ("model", "tokenizer", "chat_template", "prompt_ids")
 """Fields that make a model from scratch: a later layer that names `pretrained` replaces them where there is `model`."""
 Schema = TypeVar("Schema")
-NUMBERS = {"Integer": "a whole number", "Float": "a number"}
-"""OmegaConf's names of types, in words."""
 AS_WRITTEN = {"as_written": True}
 """The metadata of a field of any values that keeps Scalars, since they go on to fields that may be text."""
 
@@ -302,20 +299,13 @@ def _under(outer: str, place: Place) -> Place:
     return lambda key: place(f"{outer}.{key}" if key else outer)
 
 
-def _refusal(error: OmegaConfBaseException) -> str:
-    """What OmegaConf refuses, in plainer words where it speaks of types."""
-    said = first_line(error)
-    unfit = re.match(r"Value '(.*)' of type '.*' could not be converted to (Integer|Float)", said)
-    return f"expected {NUMBERS[unfit[2]]}, found '{unfit[1]}'" if unfit else said
-
-
 def _to_dataclass(schema: type[Schema], values: Mapping[str, Any], place: Place, texts: Texts) -> Schema:
     """An instance of the dataclass `schema` with `values` over its defaults, interpolations resolved."""
     values = conform(schema, values, "", place, texts)
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{place(error.full_key or '')}: {_refusal(error)}") from None
+        raise ConfigError(f"{place(error.full_key or '')}: {refusal(error)}") from None
     except ValueError as error:  # a Config's own __post_init__ refused a value
         raise ConfigError(f"{place('')}: {first_line(error)}") from None
     assert isinstance(config, schema)

@@ -1,4 +1,4 @@
-"""Values as the declared types of their fields take them, before OmegaConf merges them.
+"""Converts values to the declared types of their fields before OmegaConf merges them.
 
 Text keeps its characters, a path its home folder, a single value stands for a list of one, and what OmegaConf would
 take in silence or refuse in words of its own is refused here in a sentence.
@@ -6,16 +6,19 @@ take in silence or refuse in words of its own is refused here in a sentence.
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from fvl_lightning.core.addresses import has_password, without_login
-from fvl_lightning.core.errors import ConfigError, unknown_name
+from fvl_lightning.core.errors import ConfigError, first_line, unknown_name
 from fvl_lightning.core.field_meanings import field_meanings
 from fvl_lightning.core.yaml_text import Texts, joined
 
 Place = Callable[[str], str]
 """From a dotted key to where it was written, as messages say it; from "" to the whole."""
+NUMBERS = {"Integer": "a whole number", "Float": "a number"}
+"""OmegaConf's names of types, in words."""
 _PATH = "path"
 PathText = Annotated[str, _PATH]
 """A file or folder, where ~ is the home folder; or something else that a path may stand for, such as a hub's name."""
@@ -124,3 +127,10 @@ def _scalar(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> 
     if expected is bool and isinstance(value, int | float) and value not in (0, 1):
         raise ConfigError(f"{place(key)}: expected true or false, found {value!r}")
     return value
+
+
+def refusal(error: Exception) -> str:
+    """Returns OmegaConf's reason, in plainer words where it speaks of types."""
+    said = first_line(error)
+    unfit = re.match(r"Value '(.*)' of type '.*' could not be converted to (Integer|Float)", said)
+    return f"expected {NUMBERS[unfit[2]]}, found '{unfit[1]}'" if unfit else said

@@ -1,4 +1,4 @@
-"""What a field of a Config declares about itself: which numbers are allowed, and what a change of it changes.
+"""Declarations on the fields of a Config: the range of a number, and what a change of the field affects.
 
 A numeric field is written `rank: int = number(16, at_least=1)`. `check_numbers` reads the declarations of every Config,
 plugins' included, so that no Config checks a number by hand. Numbers that are not finite are refused everywhere.

@@ -1,4 +1,4 @@
-"""What transformers asks of every model, answered for one that is put together of components."""
+"""The methods that transformers expects of every model, for a model composed of components."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What transformers' generation needs to know of images: when they go in, and how they multiply with the rows."""
+"""Images in transformers' generate: they enter at the first step, and are repeated with their rows."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the model returns, and which of the switches of transformers' models it knows."""
+"""The model's output class, and the output switches of transformers that it supports."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How transformers and peft read and write the model: tensors under their own names, adapters whole or not at all."""
+"""Reading and writing by transformers and peft: tensors keep their names, an adapter loads completely or raises."""
 
 import dataclasses
 import warnings

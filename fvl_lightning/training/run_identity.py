@@ -1,4 +1,4 @@
-"""What tells runs apart: the configuration, and the content of plugins, shards, weights and tokenizers."""
+"""The identity of a run: its configuration, and the content of its plugins, shards, weights and tokenizers."""
 
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from datamodules import fingerprint
-from datamodules.shards import ShardsData
 from datamodules.store import SampleStore
 from fvl_lightning.core.types import DataContext
 from fvl_lightning.modeling.image_processor import FlorenceVLImageProcessor
+from tests.datamodules.connecting import connected
 
 Write = Callable[..., Path]
 MakeContext = Callable[..., DataContext]
@@ -35,13 +35,6 @@ def folder(tmp_path: Path, write_split: Write, make_talk: Callable[..., dict[str
     for split in ("train", "validation", "test"):
         write_split(tmp_path, split, 3, {0: (make_talk("what is it?", "noise"), [photo()])})
     return tmp_path
-
-
-def connected(folder: Path, context: DataContext, **fields: Any) -> ShardsData:
-    data = ShardsData(ShardsData.Config(root=str(folder), **fields))
-    data.prepare_data()
-    data.connect(context)
-    return data
 
 
 @pytest.mark.parametrize("fields", [{"scaled_decode": True}, {"image_fit": "pad", "scaled_decode": True}, {}], ids=str)

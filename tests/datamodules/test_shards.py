@@ -18,6 +18,7 @@ from datamodules.shards import ShardsData
 from fvl_lightning.core.config import choose
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX, Batch, DataContext, ImageSpec, PromptedBatch
+from tests.datamodules.connecting import connected
 
 Write = Callable[..., Path]
 MakeContext = Callable[..., DataContext]
@@ -29,13 +30,6 @@ def folder(tmp_path: Path, write_split: Write) -> Path:
     for split, count in (("train", 50), ("validation", 19)):
         write_split(tmp_path, split, count, samples_per_shard=20)
     return tmp_path
-
-
-def connected(folder: Path, context: DataContext, **fields: Any) -> ShardsData:
-    data = ShardsData(ShardsData.Config(root=str(folder), **fields))
-    data.prepare_data()
-    data.connect(context)
-    return data
 
 
 def tensors(batch: Any) -> list[torch.Tensor]:
