@@ -94,11 +94,18 @@ def open_store(uri: str, experiment: str) -> str:
         _reach_server(uri)
     else:
         _prepare_sqlite(file)
+    from mlflow.exceptions import MlflowException
+
     with store_errors(uri):
         client = store_client(uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            return str(client.create_experiment(experiment, artifact_location=file and _artifact_root(file)))
+            try:
+                return str(client.create_experiment(experiment, artifact_location=file and _artifact_root(file)))
+            except MlflowException as error:  # another process created it in between
+                found = client.get_experiment_by_name(experiment)
+                if found is None:
+                    raise error from None
     if found.lifecycle_stage != "active":
         raise DataError(
             f"tracking.experiment: '{experiment}' was deleted in {uri}, choose another name or bring it back with "

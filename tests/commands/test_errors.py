@@ -82,7 +82,7 @@ def snapshot(folder: Path) -> dict[Path, int]:
         ("trainr.max_steps=20", ("'trainr'", "allowed are", "did you mean 'trainer'?")),
         ("stage=finetun", ("stage", "'finetun'", "encoder_pretrain", "did you mean 'finetune'?")),
         ("fusion.gate=softmax", ("fusion.gate", "'gate'", "allowed are repeat")),
-        ("trainer.max_steps=many", ("trainer.max_steps on the command line", "'many'", "Integer")),
+        ("trainer.max_steps=many", ("trainer.max_steps on the command line", "a whole number, found 'many'")),
         ("trainer.max_steps=0", ("trainer.max_steps", "at least 1, not 0")),
         ("trainer.batch_size=-8", ("trainer.batch_size", "at least 1, not -8")),
         ("trainer.threads=0", ("trainer.threads", "at least 1, not 0")),

@@ -12,8 +12,10 @@ import time
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from fvl_lightning.core.config import check_config, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
@@ -50,6 +52,22 @@ def test_deleted_experiment(folder: Path) -> None:
     uri = f"sqlite:///{folder}/new/mlflow.db"
     store_client(uri).delete_experiment(open_store(uri, "gone"))
     check_sentence(uri, "'gone' was deleted", experiment="gone")
+
+
+def test_an_experiment_that_another_process_creates_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    open_store(uri, "other")
+    look = MlflowClient.get_experiment_by_name
+    made: list[str] = []
+
+    def created_right_after_the_look(client: MlflowClient, name: str) -> Any:
+        found = look(client, name)
+        if not made:
+            made.append(client.create_experiment(name))
+        return found
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", created_right_after_the_look)
+    assert [open_store(uri, "shapes")] == made
 
 
 def test_processes_that_open_a_new_store_at_once(tmp_path: Path) -> None:
