@@ -22,8 +22,8 @@ from recording import record
 from rich.console import Console
 from rich.table import Table
 
-from fvl_lightning.evaluation import image_bootstrap
-from fvl_lightning.evaluation.statistics import contrasts, fewest_seeds
+from fvl_lightning.comparison.statistics import image_bootstrap
+from fvl_lightning.comparison.statistics.contrasts import contrasts, fewest_seeds
 
 Array = NDArray[np.float64]
 

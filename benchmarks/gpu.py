@@ -42,18 +42,18 @@ from rich.progress import track
 from rich.table import Table
 
 from datamodules.demo.tokenizer import save_tokenizer
-from fvl_lightning.commands.train import build_stage
-from fvl_lightning.core.config import load_config
+from fvl_lightning.cli.train import build_stage
+from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import IGNORE_INDEX, Batch
-from fvl_lightning.evaluation.flops import training_flops
 from fvl_lightning.modeling.initialization import initialize
+from fvl_lightning.profiling.fake_step import rehearsed, without_values
+from fvl_lightning.profiling.flops import training_flops
+from fvl_lightning.profiling.memory import BatchShape, estimate_memory
 from fvl_lightning.stages.base import Stage
+from fvl_lightning.training.distributed.process_group import joined
 from fvl_lightning.training.lora import adapted
-from fvl_lightning.training.memory import BatchShape, estimate_memory
-from fvl_lightning.training.ranks import joined
-from fvl_lightning.training.rehearsal import rehearsed, without_values
 from fvl_lightning.training.trainer import build_trainer
 
 ROOT = Path(__file__).parents[1]

@@ -33,17 +33,17 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
-from datamodules.collate import Sample, row_collate
-from datamodules.conversation import ConversationEncoder
+from datamodules.batching.collate import Sample, row_collate
+from datamodules.batching.lengths import read_items, write_items
+from datamodules.batching.order import GlobalOrder
+from datamodules.batching.rows import WINDOW, Layout, RowOrder, Rows, TrainRows
 from datamodules.demo import DemoData
-from datamodules.images import decode_image
-from datamodules.items import Items, Piece
-from datamodules.lengths import read_items, write_items
-from datamodules.order import GlobalOrder
-from datamodules.rows import WINDOW, Layout, RowOrder, Rows, TrainRows
+from datamodules.encoding.conversation import ConversationEncoder
+from datamodules.encoding.items import Items, Piece
+from datamodules.encoding.views import Encoded
+from datamodules.images.decoding import decode_image
 from datamodules.shards import ShardsData
-from datamodules.views import Encoded
-from datamodules.writer import ShardWriter
+from datamodules.storage.writer import ShardWriter
 from fvl_lightning.core.types import DataContext, ImageSpec
 
 import webdataset  # isort: skip  (after datamodules, which makes it safe)

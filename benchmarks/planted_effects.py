@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fvl_lightning.comparison.statistics.verdicts import compare_arms
 from fvl_lightning.core.experiment import OptimizerConfig
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import FeatureSpec
 from fvl_lightning.encoders.base import Encoder
-from fvl_lightning.evaluation.verdicts import compare_arms
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.initialization import derived_seed, initialize

@@ -33,13 +33,13 @@ from recording import record
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.build_config import BuildConfig
-from datamodules.builder import build_shards
-from datamodules.images import decode_image
-from datamodules.index import index_path, make_index, save_index
-from datamodules.pixels import to_pixels
-from datamodules.store import SampleStore
-from fvl_lightning.core.config import check_config
+from datamodules.building.builder import build_shards
+from datamodules.building.config import BuildConfig
+from datamodules.images.decoding import decode_image
+from datamodules.images.transforms import to_pixels
+from datamodules.storage.index import index_path, make_index, save_index
+from datamodules.storage.sample_store import SampleStore
+from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.types import ImageSpec
 
 os.environ["WDS_SECURE"] = "0"  # plain webdataset, on files of our own: under WDS_SECURE=1 it opens no local file

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from datamodules.batches import BatchConfig, BatchData, Part
-from datamodules.paths import TO_VALIDATE_ON, expand_shards, split_shards
-from datamodules.remote import default_cache, is_remote
+from datamodules.base import BatchConfig, BatchData, Part
+from datamodules.storage.remote import default_cache, is_remote
+from datamodules.storage.shard_paths import TO_VALIDATE_ON, expand_shards, split_shards
+from fvl_lightning.core.config.field_types import PathText
+from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
-from fvl_lightning.core.field_types import PathText
-from fvl_lightning.core.fields import number
 from fvl_lightning.core.registry import register
 
 

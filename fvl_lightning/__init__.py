@@ -16,7 +16,7 @@ os.environ.setdefault("WDS_SECURE", "1")
 __version__ = "0.1.0"
 
 # The imports below take seconds, in which a cluster may already want the machine back from the command line.
-_stop = importlib.import_module("fvl_lightning.training.stop")
+_stop = importlib.import_module("fvl_lightning.training.fault_tolerance.signals")
 if any(os.path.basename(one) in ("fvl", __name__) and verb in _stop.VERBS for one, verb in pairwise(sys.orig_argv)):
     _stop.end_at_once()
 

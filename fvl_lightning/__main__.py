@@ -1,5 +1,5 @@
 """`python -m fvl_lightning` is `fvl`."""
 
-from fvl_lightning.commands.main import main
+from fvl_lightning.cli.main import main
 
 main()

@@ -74,7 +74,7 @@ def fvl_here() -> Run:
     """
 
     def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-        from fvl_lightning.commands.main import run as run_command
+        from fvl_lightning.cli.main import run as run_command
 
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, _logging_kept(), _plugins_forgotten(), _threads_kept():
@@ -117,7 +117,7 @@ def fork() -> Iterator[Fork]:
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder `data` with the demo's tokenizer and the set of TINY_DATA."""
     from datamodules.demo import DemoData
-    from fvl_lightning.core.config import parse_override
+    from fvl_lightning.core.config.loading import parse_override
 
     data = tmp_path_factory.mktemp("tiny") / "data"
     fields: dict[str, int] = {}

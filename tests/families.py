@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fvl_lightning.core.config import choose
+from fvl_lightning.core.config.loading import choose
 from fvl_lightning.language_models.causal import CausalLanguageModel
 from fvl_lightning.modeling.build import Built, build_model
-from fvl_lightning.modeling.processor import FlorenceVLProcessor, make_processor
+from fvl_lightning.modeling.processing.processor import FlorenceVLProcessor, make_processor
 from tests.modeling.architectures import FAMILIES
 from tests.tiny_models import PIXELS, experiment, pixels, tiny_tokenizer
 

@@ -17,7 +17,7 @@ import peft  # noqa: F401
 import torch
 
 import datamodules.demo  # noqa: F401
-import fvl_lightning.commands.main  # noqa: F401
+import fvl_lightning.cli.main  # noqa: F401
 from tests.integration.runs import free_port
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fvl_lightning.core.comparison import ComparisonConfig, arms_of
-from fvl_lightning.core.config import load_config
+from fvl_lightning.comparison.config import ComparisonConfig, arms_of
+from fvl_lightning.core.config.loading import load_config
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")

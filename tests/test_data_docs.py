@@ -10,11 +10,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from datamodules.check import check_samples
-from datamodules.conversation import ConversationEncoder
+from datamodules.encoding.conversation import ConversationEncoder
+from datamodules.inspection.check import check_samples
 from datamodules.shards import ShardsData
-from datamodules.store import SampleStore
-from datamodules.writer import ShardWriter
+from datamodules.storage.sample_store import SampleStore
+from datamodules.storage.writer import ShardWriter
 from fvl_lightning.core import registry
 from fvl_lightning.language_models.causal import CausalLanguageModel
 from tests.conftest import ROOT, Run

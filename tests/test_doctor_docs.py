@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.commands.doctor_checks import shaped_stage
-from fvl_lightning.core.config import load_config
+from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.training.memory import estimate_memory
+from fvl_lightning.doctor.resources import shaped_stage
+from fvl_lightning.profiling.memory import estimate_memory
 from tests.conftest import ROOT
 from tests.experiments.presets import at_real_size
 

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from fvl_lightning.core.comparison import ComparisonConfig
-from fvl_lightning.core.config import load_config
-from fvl_lightning.evaluation.report import markdown
-from fvl_lightning.evaluation.verdicts import compare_arms
+from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.comparison.report.report import markdown
+from fvl_lightning.comparison.statistics.verdicts import compare_arms
+from fvl_lightning.core.config.loading import load_config
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")

@@ -125,7 +125,7 @@ def test_the_tree_keeps_its_style() -> None:
 
 def test_every_file_is_looked_at() -> None:
     seen = {path.relative_to(ROOT).as_posix() for path in sources(ROOT)}
-    assert {"fvl_lightning/core/config.py", "fvl_lightning/fusions/gated.py", "datamodules/__init__.py"} <= seen
+    assert {"fvl_lightning/core/config/loading.py", "fvl_lightning/fusions/gated.py", "datamodules/__init__.py"} <= seen
 
 
 def test_allowed_pairs_are_of_one_layer() -> None:
@@ -135,21 +135,21 @@ def test_allowed_pairs_are_of_one_layer() -> None:
 FORBIDDEN = [
     ("fvl_lightning/core/a.py", "import torch\nimport fvl_lightning.fusions.gated", "layer 0 imports"),
     ("fvl_lightning/core/a.py", "from fvl_lightning.modeling import build", "layer 0 imports"),
-    ("fvl_lightning/core/a.py", "def f():\n    from fvl_lightning.commands.main import main", "layer 0 imports"),
+    ("fvl_lightning/core/a.py", "def f():\n    from fvl_lightning.cli.main import main", "layer 0 imports"),
     ("fvl_lightning/fusions/a.py", "from fvl_lightning.encoders.base import Encoder", "layer 1 imports"),
     ("fvl_lightning/projectors/a.py", "from ..fusions.base import Fusion", "layer 1 imports"),
     ("fvl_lightning/projectors/a.py", "from .. import fusions", "layer 1 imports"),
     ("fvl_lightning/encoders/a.py", "from fvl_lightning import modeling", "layer 1 imports"),
-    ("fvl_lightning/encoders/a.py", "from datamodules.index import Index", "layer 1 imports"),
+    ("fvl_lightning/encoders/a.py", "from datamodules.storage.index import Index", "layer 1 imports"),
     ("datamodules/demo/a.py", "from fvl_lightning.encoders.base import Encoder", "layer 1 imports"),
     ("datamodules/a.py", "import fvl_lightning.modeling.build as build", "layer 1 imports"),
     ("fvl_lightning/modeling/a.py", "from fvl_lightning.stages import base", "layer 2 imports"),
     ("fvl_lightning/tracking/a.py", "from fvl_lightning.evaluation import answers", "layer 3 imports"),
-    ("fvl_lightning/stages/a.py", "from fvl_lightning.commands import main", "layer 3 imports"),
-    ("fvl_lightning/stages/a.py", "if TYPE_CHECKING:\n    import fvl_lightning.commands.main", "layer 3 imports"),
+    ("fvl_lightning/stages/a.py", "from fvl_lightning.cli import main", "layer 3 imports"),
+    ("fvl_lightning/stages/a.py", "if TYPE_CHECKING:\n    import fvl_lightning.cli.main", "layer 3 imports"),
     ("fvl_lightning/__init__.py", "from fvl_lightning.core import errors", "layer -1 imports"),
     ("fvl_lightning/helpers/a.py", "import os", "'helpers' has no layer"),
-    ("fvl_lightning/commands/a.py", "import fvl_lightning.helpers", "which has no layer"),
+    ("fvl_lightning/cli/a.py", "import fvl_lightning.helpers", "which has no layer"),
 ]
 
 
@@ -166,9 +166,9 @@ ALL_RIGHT = [
     ("fvl_lightning/core/a.py", "import os\nfrom fvl_lightning.core.errors import ConfigError\nfrom . import registry"),
     ("fvl_lightning/fusions/a.py", "from fvl_lightning.fusions.base import Fusion\nimport fvl_lightning.core.types"),
     ("fvl_lightning/modeling/a.py", "from fvl_lightning.encoders.base import Encoder\nimport datamodules"),
-    ("fvl_lightning/commands/a.py", "from fvl_lightning import stages\nfrom fvl_lightning.tracking.store import open"),
-    ("fvl_lightning/__main__.py", "from fvl_lightning.commands.main import main"),
-    ("datamodules/a.py", "from datamodules.index import Index\nimport fvl_lightning.core.types"),
+    ("fvl_lightning/cli/a.py", "from fvl_lightning import stages\nfrom fvl_lightning.tracking.store import open"),
+    ("fvl_lightning/__main__.py", "from fvl_lightning.cli.main import main"),
+    ("datamodules/a.py", "from datamodules.storage.index import Index\nimport fvl_lightning.core.types"),
     ("datamodules/a.py", "import fvl_lightning\nfrom fvl_lightning import __version__"),
     ("datamodules/demo/a.py", "from ..index import Index\nfrom .b import c"),
 ]

@@ -10,8 +10,8 @@ import pytest
 import typer
 import yaml
 
-from fvl_lightning.commands.main import app
-from fvl_lightning.core.config import load_config
+from fvl_lightning.cli.main import app
+from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
 from tests.conftest import ONE_THREAD, ROOT, Run
 

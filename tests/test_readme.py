@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import ROOT, Run
 from tests.readme import commands, write_files
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.core.config import load_config
+from fvl_lightning.core.config.fields import keys_that_change
+from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig, TrainerConfig
-from fvl_lightning.core.fields import keys_that_change
 from tests.conftest import ROOT, Run
 
 PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")

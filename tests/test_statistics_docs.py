@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from fvl_lightning.evaluation.statistics import detectable_difference, fewest_seeds, sd_interval
+from fvl_lightning.comparison.statistics.contrasts import detectable_difference, fewest_seeds, sd_interval
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, REQUEUE
-from fvl_lightning.core.config import check_config
+from fvl_lightning.cli.console import INTERRUPTED, MISTAKE, REQUEUE
+from fvl_lightning.core.config.fields import keys_that_change
+from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.core.fields import keys_that_change
 from tests.conftest import ROOT, Run
 
 PAGE = (ROOT / "docs" / "survival.md").read_text(encoding="utf-8")

@@ -10,8 +10,8 @@ import mlflow.environment_variables
 import pytest
 import yaml
 
-from fvl_lightning.core.comparison import ComparisonConfig
-from fvl_lightning.core.config import load_config
+from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig, TrackingConfig
 from fvl_lightning.tracking.store import resolve_uri
 from tests.conftest import ROOT, Run

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from datamodules.demo import DemoData
-from fvl_lightning.core.config import choose
+from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig, NormalizeConfig, OptimizerConfig, TrainerConfig
 from fvl_lightning.core.types import IGNORE_INDEX, Batch, PromptedBatch
 from fvl_lightning.encoders.florence2 import Florence2Encoder

@@ -14,7 +14,7 @@ from datamodules.demo.levels import Level, level_named
 from datamodules.demo.record import make_sample
 from datamodules.demo.scenes import ALL_SPLITS, UNSEEN_PAIRS, UNSEEN_WORDS
 from datamodules.demo.tokenizer import save_tokenizer
-from datamodules.writer import ShardWriter
+from datamodules.storage.writer import ShardWriter
 from fvl_lightning.core.errors import DataError
 
 log = logging.getLogger(__name__)

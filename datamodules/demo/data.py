@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamodules.batches import BatchConfig, BatchData, Part
+from datamodules.base import BatchConfig, BatchData, Part
 from datamodules.demo.build import COUNTS, build_demo, demo_folder
 from datamodules.demo.levels import level_named
 from datamodules.demo.scenes import UNSEEN_PAIRS, UNSEEN_WORDS
-from datamodules.paths import split_shards
-from fvl_lightning.core.field_types import PathText
-from fvl_lightning.core.fields import MAX_SEED, number
+from datamodules.storage.shard_paths import split_shards
+from fvl_lightning.core.config.field_types import PathText
+from fvl_lightning.core.config.fields import MAX_SEED, number
 from fvl_lightning.core.registry import register
 
 

@@ -6,15 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from datamodules.scan import TEXTS, RefusedEntry, Sample, read_headers, readable
 from datamodules.sources.base import PassedOver, Refusal, Row, Source
 from datamodules.sources.files import MAX_IMAGE_BYTES, check_file, find_files, open_file, sort_out
 from datamodules.sources.json_rows import parse_json
 from datamodules.sources.records import caption, metadata
 from datamodules.sources.refusals import Refused, attempt
-from datamodules.tar_walk import why_not_a_tar
+from datamodules.storage.tar_headers import why_not_a_tar
+from datamodules.storage.tar_samples import TEXTS, RefusedEntry, Sample, read_headers, readable
+from fvl_lightning.core.config.field_types import PathsText
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.core.field_types import PathsText
 from fvl_lightning.core.registry import register
 
 

@@ -12,7 +12,7 @@ from datamodules.sources.json_rows import JsonChunk, check_json, json_chunks, js
 from datamodules.sources.media import check_media
 from datamodules.sources.records import answer_kinds, first_answer, from_conversations, metadata, turn_fields, turns_of
 from datamodules.sources.refusals import Refused, attempt
-from fvl_lightning.core.field_types import PathsText, PathText
+from fvl_lightning.core.config.field_types import PathsText, PathText
 from fvl_lightning.core.registry import register
 
 _IMAGE_FIELDS = ("image", "images")

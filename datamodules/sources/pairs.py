@@ -21,8 +21,8 @@ from datamodules.sources.media import check_media
 from datamodules.sources.records import caption, metadata
 from datamodules.sources.refusals import Refused, attempt
 from datamodules.sources.tables import DELIMITERS, table_columns, table_rows
+from fvl_lightning.core.config.field_types import PathsText, PathText
 from fvl_lightning.core.errors import DataError, nearest
-from fvl_lightning.core.field_types import PathsText, PathText
 from fvl_lightning.core.registry import register
 
 _SUFFIXES = (".jsonl", ".json", *DELIMITERS)

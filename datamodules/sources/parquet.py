@@ -22,8 +22,8 @@ from datamodules.sources.records import (
     turns_of,
 )
 from datamodules.sources.refusals import Refused, attempt
+from fvl_lightning.core.config.field_types import PathsText
 from fvl_lightning.core.errors import DataError, first_line, nearest
-from fvl_lightning.core.field_types import PathsText
 from fvl_lightning.core.registry import register
 
 _ROWS_AT_A_TIME = 16

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fvl_lightning.core.addresses import refuse_login
-from fvl_lightning.core.config import slot
+from fvl_lightning.core.atomic import check_folder_name
+from fvl_lightning.core.config.field_types import PathText
+from fvl_lightning.core.config.fields import MAX_SEED, changes, number
+from fvl_lightning.core.config.loading import slot
 from fvl_lightning.core.errors import unknown_name
-from fvl_lightning.core.field_types import PathText
-from fvl_lightning.core.fields import MAX_SEED, changes, number
-from fvl_lightning.core.folders import check_folder_name
 
 COMPONENTS = ("encoder", "fusion", "projector", "language_model")
 """The parts of the model that are frozen, trained and given learning rates as one."""

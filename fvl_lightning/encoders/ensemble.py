@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fvl_lightning.core.config import Choice, choose
+from fvl_lightning.core.config.loading import Choice, choose
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.registry import register
 from fvl_lightning.encoders.base import Encoder

@@ -23,9 +23,9 @@ from transformers.models.florence2.modeling_florence2 import (
     Florence2VisionPositionalEmbeddingCosine1D,
 )
 
+from fvl_lightning.core.config.field_types import PathText
+from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.core.field_types import PathText
-from fvl_lightning.core.fields import number
 from fvl_lightning.core.prompts import RELEASED_PROMPTS
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import IGNORE_INDEX

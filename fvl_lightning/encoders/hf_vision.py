@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from fvl_lightning.core.config.field_types import PathText
+from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import ConfigError, first_line
-from fvl_lightning.core.field_types import PathText
-from fvl_lightning.core.fields import number
 from fvl_lightning.core.pretrained import check_number_types, loading_problem, quiet_loading
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.weight_files import check_finite

@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.core.fields import number
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import FeatureSpec, FusionOutput
 from fvl_lightning.fusions.base import CommonWidth, Fusion, source_masses

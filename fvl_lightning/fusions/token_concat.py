@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fvl_lightning.core.fields import number
+from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import FeatureSpec, FusionOutput
 from fvl_lightning.fusions.base import CommonWidth, Fusion

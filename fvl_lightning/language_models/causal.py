@@ -15,8 +15,8 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from fvl_lightning.core.chat_date import CHAT_DATE, dated_tokenizer, has_a_day
+from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.errors import ConfigError, first_line, nearest, refuse_unknown_fields
-from fvl_lightning.core.field_types import PathText
 from fvl_lightning.core.pretrained import check_number_types, loading_problem, quiet_loading
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.weight_files import check_finite, read_json

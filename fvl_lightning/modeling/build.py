@@ -9,18 +9,18 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
-from fvl_lightning.core.config import Choice, choose
+from fvl_lightning.core.config.loading import Choice, choose
 from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_line
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
 from fvl_lightning.core.pretrained import loading_problem, quiet_loading
 from fvl_lightning.core.weight_files import check_finite, fitted, read_json, read_weights, some_names
 from fvl_lightning.language_models.causal import load_tokenizer
-from fvl_lightning.modeling.adapters import attach_adapter, base_of, is_adapter_folder
+from fvl_lightning.modeling.adapters.folders import attach_adapter, base_of, is_adapter_folder
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.initialization import initialize
 from fvl_lightning.modeling.loss import token_loss
-from fvl_lightning.modeling.processor import IMAGE_TOKEN, FlorenceVLProcessor, image_tokenizer
+from fvl_lightning.modeling.processing.processor import IMAGE_TOKEN, FlorenceVLProcessor, image_tokenizer
 from fvl_lightning.modeling.stopping import set_stop_tokens
 
 PROCESSOR_FILE = "processor_config.json"

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from fvl_lightning.core.config import Choice, choose
+from fvl_lightning.core.config.loading import Choice, choose
 
 
 class FlorenceVLConfig(PreTrainedConfig):

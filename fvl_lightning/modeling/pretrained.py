@@ -13,8 +13,7 @@ from transformers.utils import cached_file
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from fvl_lightning.core.weight_files import has_weights
-from fvl_lightning.modeling.adapter_layers import put_in, refuse_partial_adapters
-from fvl_lightning.modeling.adapters import (
+from fvl_lightning.modeling.adapters.folders import (
     ADAPTER,
     CONFIG,
     WEIGHTS,
@@ -26,6 +25,7 @@ from fvl_lightning.modeling.adapters import (
     namesakes,
     read_config,
 )
+from fvl_lightning.modeling.adapters.layers import put_in, refuse_partial_adapters
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.stopping import add_stop_tokens
 

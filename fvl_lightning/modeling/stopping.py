@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from datamodules.conversation import ConversationEncoder
+from datamodules.encoding.conversation import ConversationEncoder
 from fvl_lightning.core.errors import UserError
 from fvl_lightning.language_models.causal import as_ids
 

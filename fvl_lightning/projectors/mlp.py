@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from fvl_lightning.core.fields import number
+from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import FeatureSpec
 from fvl_lightning.projectors.base import Projector

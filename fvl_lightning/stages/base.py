@@ -12,14 +12,15 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from datamodules.asking import Asking
+from datamodules.encoding.question_form import Asking
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import REPEATED, ExperimentConfig, LoraConfig
 from fvl_lightning.core.types import Batch, PromptedBatch
-from fvl_lightning.modeling.adapters import base_hash
+from fvl_lightning.modeling.adapters.folders import base_hash
 from fvl_lightning.modeling.loss import TokenLoss
-from fvl_lightning.stages.guard import Step, UpdateGuard, ValidationWatch
-from fvl_lightning.stages.meters import DatasetMeter, WeightedMean, WindowMeter
+from fvl_lightning.stages.step_metrics import DatasetMeter, WeightedMean, WindowMeter
+from fvl_lightning.stages.update_guard import Step, UpdateGuard, ValidationWatch
+from fvl_lightning.training.checkpointing.rng_state import random_states, restore_random_states
 from fvl_lightning.training.components import (
     blocks,
     checkpoint_activations,
@@ -32,11 +33,10 @@ from fvl_lightning.training.components import (
     resolve_trainable,
     set_modes,
 )
+from fvl_lightning.training.distributed.fsdp import Sharded, gathered, local
+from fvl_lightning.training.distributed.strategies import ShardedStrategy
 from fvl_lightning.training.lora import adapted, add_adapters, check_lora
 from fvl_lightning.training.optimizer import build_optimizer, warmup_cosine
-from fvl_lightning.training.random_states import random_states, restore_random_states
-from fvl_lightning.training.sharding import Sharded, gathered, local
-from fvl_lightning.training.strategies import ShardedStrategy
 from fvl_lightning.training.weights import check_checkpoint, take_learnt
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import ClassVar
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fvl_lightning.core.config import Choice
+from fvl_lightning.core.config.loading import Choice
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.registry import register

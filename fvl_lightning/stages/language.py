@@ -7,11 +7,11 @@ from torch import Tensor
 
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import Batch
-from fvl_lightning.modeling.adapters import save_adapter
+from fvl_lightning.modeling.adapters.folders import save_adapter
 from fvl_lightning.modeling.build import build_model
 from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.modeling.packing import check_causal, check_packing
-from fvl_lightning.modeling.processor import make_processor
+from fvl_lightning.modeling.processing.processor import make_processor
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.components import children
 from fvl_lightning.training.lora import adapted

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fvl_lightning.tracking.points import PARAMETER_LENGTH, clean_key
+from fvl_lightning.tracking.limits import PARAMETER_LENGTH, clean_key
 
 FOLDER_TAG = "fvl.model_folder"
 """Where the weights lie: MLflow gets no copy of them."""

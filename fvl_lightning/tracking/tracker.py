@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
+from fvl_lightning.core.config.yaml_text import write_yaml
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.core.yaml_text import write_yaml
-from fvl_lightning.tracking.points import BATCH_METRICS, BATCH_PARAMETERS, PARAMETER_LENGTH, Status, batches, clean_key
+from fvl_lightning.tracking.limits import BATCH_METRICS, BATCH_PARAMETERS, PARAMETER_LENGTH, Status, batches, clean_key
 from fvl_lightning.tracking.store import open_store, resolve_uri, store_client, store_errors
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datamodules import images, pixels
-from fvl_lightning.core.config import as_plain
+from datamodules.images import decoding as images
+from datamodules.images import transforms as pixels
+from fvl_lightning.core.config.loading import as_plain
 from fvl_lightning.training.weights import weights_hash
 
 IMAGES_AT_ONCE = 64

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fvl_lightning.core.errors import ConfigError, nearest, unknown_name
 from fvl_lightning.core.experiment import LoraConfig
-from fvl_lightning.modeling.adapters import ADAPTER
+from fvl_lightning.modeling.adapters.folders import ADAPTER
 from fvl_lightning.modeling.initialization import derived_seed
 from fvl_lightning.training.components import freeze, learning, learns
 

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from fvl_lightning.core.errors import unknown_name
 from fvl_lightning.core.experiment import COMPONENTS, OptimizerConfig
 from fvl_lightning.training.components import component_of
-from fvl_lightning.training.sharding import gathered_parts, local, placed
+from fvl_lightning.training.distributed.fsdp import gathered_parts, local, placed
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from lightning.pytorch.loggers.logger import Logger
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import TrainerConfig
-from fvl_lightning.training.checkpoint_files import CheckpointFiles
-from fvl_lightning.training.strategies import build_strategy
+from fvl_lightning.training.checkpointing.files import CheckpointFiles
+from fvl_lightning.training.distributed.strategies import build_strategy
 
 
 def check_machine(config: TrainerConfig) -> None:

@@ -10,7 +10,7 @@ import pytest
 from datamodules.demo.levels import LEVELS
 from datamodules.demo.record import make_sample
 from datamodules.demo.text import KINDS
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import Run
 
 RUN = "runs/demo/concat/finetune"

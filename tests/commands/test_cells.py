@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fvl_lightning.commands.cell_runs import run_cells
-from fvl_lightning.commands.cells import Cell, cells_table
-from fvl_lightning.commands.compare import refuse_missing
-from fvl_lightning.commands.launchers import LocalLauncher
+from fvl_lightning.cli.compare import refuse_missing
+from fvl_lightning.comparison.cell import Cell, cells_table
+from fvl_lightning.comparison.runner import run_cells
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.launchers.local import LocalLauncher
+from fvl_lightning.runs.folder import RunFolder
 
 SPECIFICATION: dict[str, Any] = {"stages": [{"name": "finetune", "trainer": {"max_steps": 20}}], "encoder_hash": "aa"}
 FINISHES = "(folder / 'result.json').write_text(json.dumps({'cell': json.loads(text)['cell'], 'of': started}))"

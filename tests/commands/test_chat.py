@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fvl_lightning.commands import chat as module
-from fvl_lightning.evaluation.inference import Conversation
+from fvl_lightning.cli import chat as module
+from fvl_lightning.inference.generation import Conversation
 from tests.conftest import Run
 
 Said = Callable[..., list[str]]

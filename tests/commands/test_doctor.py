@@ -14,25 +14,25 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from datamodules.conversation import ConversationEncoder
 from datamodules.demo import DemoData
-from datamodules.index import index_path
+from datamodules.encoding.conversation import ConversationEncoder
+from datamodules.encoding.views import ConversationView
 from datamodules.shards import DatasetConfig, ShardsData
-from datamodules.views import ConversationView
-from datamodules.writer import ShardWriter
-from fvl_lightning.commands import doctor_checks as checks
-from fvl_lightning.commands import doctor_data as data_checks
-from fvl_lightning.commands.doctor import examine
-from fvl_lightning.commands.doctor_checks import Finding, asked
-from fvl_lightning.commands.doctor_data import Looked
-from fvl_lightning.commands.train import data_context
-from fvl_lightning.core.config import load_config
+from datamodules.storage.index import index_path
+from datamodules.storage.writer import ShardWriter
+from fvl_lightning.cli.doctor import examine
+from fvl_lightning.cli.train import data_context
+from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
 from fvl_lightning.core.types import FusionOutput
+from fvl_lightning.doctor import resources as checks
+from fvl_lightning.doctor import supervision as data_checks
+from fvl_lightning.doctor.resources import Finding, asked
+from fvl_lightning.doctor.supervision import Looked
 from fvl_lightning.fusions.concat import ConcatFusion
+from fvl_lightning.profiling.batch_shape import BatchShape
+from fvl_lightning.profiling.memory import MemoryEstimate
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.batch_shape import BatchShape
-from fvl_lightning.training.memory import MemoryEstimate
 from tests.conftest import TINY, Run, furnish
 from tests.datamodules.templates import tokenizer_of
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from fvl_lightning.commands import doctor_checks as checks
-from fvl_lightning.commands.doctor import examine
-from fvl_lightning.commands.doctor_checks import Finding
+from fvl_lightning.cli.doctor import examine
+from fvl_lightning.doctor import resources as checks
+from fvl_lightning.doctor.resources import Finding
 from fvl_lightning.encoders import florence2_files
 from fvl_lightning.language_models import causal
-from fvl_lightning.training.memory import MemoryEstimate
+from fvl_lightning.profiling.memory import MemoryEstimate
 from tests.conftest import ROOT
 
 HUB = ROOT / "tests" / "fixtures" / "hub_configs"

@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, Florence2Config, Florence2ForConditionalGeneration
 
-from fvl_lightning.core.config import load_config
+from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.encoders.florence2_original import original_sizes
-from fvl_lightning.evaluation.box_picture import COLOURS, SMALLEST
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.inference.boxes import COLOURS, SMALLEST
+from fvl_lightning.runs.folder import RunFolder
 from tests.commands.test_errors import spoken
 from tests.conftest import ROOT, TINY, Run, furnish
 from tests.encoders import original

@@ -18,10 +18,10 @@ from safetensors.numpy import load, save
 
 from datamodules.demo.levels import LEVELS
 from datamodules.demo.record import make_sample
-from datamodules.index import index_path
-from datamodules.writer import ShardWriter
-from fvl_lightning.commands.main import run
-from fvl_lightning.training.run_folder import RunFolder
+from datamodules.storage.index import index_path
+from datamodules.storage.writer import ShardWriter
+from fvl_lightning.cli.main import run
+from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import TINY, TINY_DATA, Run, furnish
 
 FINETUNE = "experiments/demo/finetune.yaml"
@@ -141,7 +141,7 @@ def test_too_many_open_files_are_a_sentence(
     def fail(*arguments: object, **options: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files", "a.json")
 
-    monkeypatch.setattr("fvl_lightning.commands.main.app", fail)
+    monkeypatch.setattr("fvl_lightning.cli.main.app", fail)
     assert run(["list"]) == 2
     said = capsys.readouterr().err
     assert re.search(r"error: a\.json needs another open file: Too many open files \(.*ulimit -n 4096", said)

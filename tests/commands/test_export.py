@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fvl_lightning.core.weight_files import read_weights
 from fvl_lightning.modeling.build import load_model
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import TINY, Run, furnish
 
 FINETUNE = "experiments/demo/finetune.yaml"

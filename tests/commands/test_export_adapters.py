@@ -16,9 +16,9 @@ from peft import AutoPeftModel, LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, pipeline
 
-from fvl_lightning.commands.adapters import put_on
+from fvl_lightning.inference.adapters import put_on
 from fvl_lightning.modeling.build import Loaded, load_model
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import TINY, Run, furnish
 
 FINETUNE, LORA = "experiments/demo/finetune.yaml", "experiments/demo/finetune_lora.yaml"

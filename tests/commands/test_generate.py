@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from datamodules.preview import visible
+from datamodules.inspection.preview import visible
 from datamodules.sources.files import MAX_ROW_BYTES
 from tests.conftest import ONE_THREAD, Run
 

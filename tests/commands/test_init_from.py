@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import TINY, Run, furnish
 
 FINETUNE = "experiments/demo/finetune.yaml"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fvl_lightning.commands.inspect_config import describe
+from fvl_lightning.cli.inspect import describe
 from fvl_lightning.core import registry
-from fvl_lightning.core.config import load_config
+from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import TINY, TINY_DATA, Run
 
 VERBS = ("demo", "train", "launch", "compare", "evaluate", "generate", "list", "describe", "show", "doctor", "ui")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, REQUEUE
-from fvl_lightning.commands.processes import Machine, run_ranks
-from fvl_lightning.commands.secret_words import refuse_secrets
-from fvl_lightning.commands.slurm_job import Job
+from fvl_lightning.cli.console import INTERRUPTED, MISTAKE, REQUEUE
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.launchers.ranks import Machine, run_ranks
+from fvl_lightning.launchers.secrets import refuse_secrets
+from fvl_lightning.launchers.slurm_job import Job
 from tests.conftest import ROOT, Run
 
 FINETUNE = "experiments/demo/finetune.yaml"
@@ -145,7 +145,7 @@ def test_one_machine_is_what_train_does(fvl_here: Run, monkeypatch: pytest.Monke
     assert done.stdout == f"fvl train {FINETUNE} {words}\n"
     started: list[tuple[object, ...]] = []
     monkeypatch.setattr(
-        "fvl_lightning.commands.train.run_ranks", lambda devices, words: started.append((devices, *words)) or REQUEUE
+        "fvl_lightning.cli.train.run_ranks", lambda devices, words: started.append((devices, *words)) or REQUEUE
     )
     with pytest.raises(SystemExit, match=str(REQUEUE)):
         fvl_here(ROOT, "launch", FINETUNE, SHARDED, "--gpus-per-node", "2")
@@ -156,7 +156,7 @@ def test_several_machines_are_shown_their_commands_which_start_their_ranks(
     fvl_here: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[tuple[int, list[str], Machine]] = []
-    monkeypatch.setattr("fvl_lightning.commands.launch.run_ranks", lambda *given: started.append(given) or REQUEUE)
+    monkeypatch.setattr("fvl_lightning.cli.launch.run_ranks", lambda *given: started.append(given) or REQUEUE)
     options = ("--nodes", "2", "--gpus-per-node", "4", "--rendezvous", "node1:29500")
     shown = fvl_here(ROOT, "launch", FINETUNE, SHARDED, *options, "--dry-run").stdout.splitlines()
     assert not started

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.commands import processes
-from fvl_lightning.commands.console import INTERRUPTED, MISTAKE, REQUEUE
-from fvl_lightning.commands.processes import run_ranks
+from fvl_lightning.cli.console import INTERRUPTED, MISTAKE, REQUEUE
+from fvl_lightning.launchers import ranks as processes
+from fvl_lightning.launchers.ranks import run_ranks
 
 
 @pytest.mark.parametrize(

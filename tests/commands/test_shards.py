@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.index import index_path
-from datamodules.shard_files import DAMAGED
-from datamodules.store import SampleStore
-from fvl_lightning.commands.shards_build import _counted, read_recipe
-from fvl_lightning.commands.shards_info import _short
-from fvl_lightning.training.run_folder import RunFolder
+from datamodules.storage.index import index_path
+from datamodules.storage.sample_store import SampleStore
+from datamodules.storage.shard_files import DAMAGED
+from fvl_lightning.cli.shards.build import _counted, read_recipe
+from fvl_lightning.cli.shards.info import _short
+from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import TINY, Run, furnish
 
 VERBS = ("build", "index", "check", "info", "preview", "order")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.commands.cells import Cell
-from fvl_lightning.commands.slurm import SlurmLauncher, array_script
+from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.launchers.slurm_array import SlurmLauncher, array_script
 from tests.commands.test_cells import FAILS, SPECIFICATION, cell
 
 SBATCH = """#!/bin/bash
@@ -36,9 +36,9 @@ def test_the_script_is_what_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         "export MKL_NUM_THREADS=1\n"
         "case $SLURM_ARRAY_TASK_ID in\n"
         "  0) folder='runs/my arms/concat/1'; "
-        "set -- PYTHON -m fvl_lightning.commands.cell 'runs/my arms/concat/1/cell.json' ;;\n"
+        "set -- PYTHON -m fvl_lightning.comparison.worker 'runs/my arms/concat/1/cell.json' ;;\n"
         "  1) folder='runs/my arms/gated/1'; "
-        "set -- PYTHON -m fvl_lightning.commands.cell 'runs/my arms/gated/1/cell.json' ;;\n"
+        "set -- PYTHON -m fvl_lightning.comparison.worker 'runs/my arms/gated/1/cell.json' ;;\n"
         "esac\n"
         '"$@" > "$folder/cell.log" 2>&1\n'
         'echo $? > "$folder/exit_code"\n'
@@ -55,7 +55,7 @@ def test_the_array_runs_every_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "sbatch").write_text(SBATCH, encoding="utf-8")
     (tmp_path / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr("fvl_lightning.commands.slurm.POLL_SECONDS", 0.1)
+    monkeypatch.setattr("fvl_lightning.launchers.slurm_array.POLL_SECONDS", 0.1)
     cells = [cell(tmp_path, seed=0), cell(tmp_path, seed=1, script=FAILS)]
     SlurmLauncher(tmp_path, "mine", 4, []).run(cells, lambda: None)
     assert [one.code for one in cells] == [0, 1]

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
-from fvl_lightning.commands.arms import SeedPlan
-from fvl_lightning.commands.cells import Cell
-from fvl_lightning.commands.readings import note_reading, readings_of
-from fvl_lightning.commands.tuning import best_factor, chosen_rates, tried, tried_name
-from fvl_lightning.core.comparison import ComparisonConfig
-from fvl_lightning.core.config import as_plain, differences, load_config
+from fvl_lightning.comparison.cell import Cell
+from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.comparison.plan import SeedPlan
+from fvl_lightning.comparison.test_split_log import note_reading, readings_of
+from fvl_lightning.comparison.tuning import best_factor, chosen_rates, tried, tried_name
+from fvl_lightning.core.config.loading import as_plain, differences, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
 from tests.tiny_models import experiment
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fvl_lightning.core import registry
-from fvl_lightning.core.config import load_config
+from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.errors import ConfigError
 from tests.core.tiny import COMPONENTS, Tiny
 

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fvl_lightning.core.config import (
+from fvl_lightning.core.config.loading import (
     Choice,
     as_plain,
     check_config,

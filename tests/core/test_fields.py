@@ -9,13 +9,13 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from datamodules.build_config import BuildConfig
+from datamodules.building.config import BuildConfig
+from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.core import registry
-from fvl_lightning.core.comparison import ComparisonConfig
-from fvl_lightning.core.config import check_config, load_config
+from fvl_lightning.core.config.fields import keys_that_change, number
+from fvl_lightning.core.config.loading import check_config, load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.core.fields import keys_that_change, number
 
 
 def parts_of(hint: Any) -> Iterator[Any]:

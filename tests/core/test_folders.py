@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.core.comparison import ComparisonConfig
-from fvl_lightning.core.config import load_config
+from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.core.atomic import check_folder_name
+from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.core.folders import check_folder_name
 
 GOOD = ["a", "lora[r=8]", "sweep/b", "a b", "a .", "-x", "...", "..x", "50%#?&'\"", "größe", "x" * 200]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fvl_lightning.core import registry
-from fvl_lightning.core.config import Choice, as_plain, choose
+from fvl_lightning.core.config.loading import Choice, as_plain, choose
 from tests.core.tiny import Gated, Mean, Tiny
 
 Load = Callable[..., Tiny]

@@ -8,15 +8,15 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from datamodules.build_config import BuildConfig
-from fvl_lightning.commands.main import FREE_TEXT, app, every_command
-from fvl_lightning.commands.shards_build import read_recipe
+from datamodules.building.config import BuildConfig
+from fvl_lightning.cli.main import FREE_TEXT, app, every_command
+from fvl_lightning.cli.shards.build import read_recipe
+from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.core import registry
-from fvl_lightning.core.comparison import ComparisonConfig
-from fvl_lightning.core.config import check_config, choose, load_config
+from fvl_lightning.core.config.field_docs import field_meanings
+from fvl_lightning.core.config.field_types import PathsText, PathText, conform
+from fvl_lightning.core.config.loading import check_config, choose, load_config
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.core.field_meanings import field_meanings
-from fvl_lightning.core.field_types import PathsText, PathText, conform
 
 HOLDS_PATHS = re.compile(r"\b([Ff]olders?|[Ff]iles?|[Pp]aths?)\b")
 NO_PATHS = {

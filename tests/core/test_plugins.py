@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fvl_lightning.core import registry
-from fvl_lightning.core.config import load_config, slot
+from fvl_lightning.core.config.loading import load_config, slot
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.plugins import plugin_hashes
 from tests.core.tiny import Tiny

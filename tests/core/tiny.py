@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fvl_lightning.core.config import slot
+from fvl_lightning.core.config.loading import slot
 
 
 @dataclass

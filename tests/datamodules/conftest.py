@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 
 from datamodules.demo import DemoData
 from datamodules.demo.scenes import ALL_SPLITS
-from datamodules.messages import image_parts
-from datamodules.writer import ShardWriter
+from datamodules.encoding.messages import image_parts
+from datamodules.storage.writer import ShardWriter
 from fvl_lightning.core.types import DataContext, ImageSpec
 
 COUNTS = {"train_images": 300, "validation_images": 37, "test_images": 60, "unseen_images": 20}

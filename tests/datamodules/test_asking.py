@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from datamodules.asking import Asking, Habits, look_at_asking
+from datamodules.encoding.question_form import Asking, Habits, look_at_asking
 from datamodules.shards import DatasetConfig, ShardsData
 from datamodules.sources.records import from_conversations
 

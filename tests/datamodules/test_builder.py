@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import webdataset
 
-from datamodules.build_config import BuildConfig
-from datamodules.builder import build_shards
-from datamodules.index import index_path, scan_tar
-from datamodules.manifest import BuildProgress, Manifest
-from datamodules.store import SampleStore
-from fvl_lightning.core.config import check_config
+from datamodules.building.builder import build_shards
+from datamodules.building.config import BuildConfig
+from datamodules.building.manifest import BuildProgress, Manifest
+from datamodules.storage.index import index_path, scan_tar
+from datamodules.storage.sample_store import SampleStore
+from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import ConfigError, DataError
 
 PLUGIN = str(Path(__file__).with_name("building_source.py"))
@@ -224,7 +224,7 @@ def test_a_lost_shard_is_told(make: Make) -> None:
 
 
 def test_progress(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamodules.manifest.REPORT_SECONDS", 0)
+    monkeypatch.setattr("datamodules.building.manifest.REPORT_SECONDS", 0)
     told: list[BuildProgress] = []
     build_shards(make(), told.append)
     last = told[-1]

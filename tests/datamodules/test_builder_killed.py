@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from datamodules import build_processes
-from datamodules.build_config import BuildConfig
-from datamodules.build_journal import Journal
-from datamodules.build_processes import prepare_all
-from datamodules.builder import build_shards
-from datamodules.prepare import Sample
-from fvl_lightning.core.config import check_config
+from datamodules.building import processes as build_processes
+from datamodules.building.builder import build_shards
+from datamodules.building.config import BuildConfig
+from datamodules.building.processes import prepare_all
+from datamodules.building.resume_log import Journal
+from datamodules.building.row_to_sample import Sample
+from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import DataError
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.prepare import MAX_IMAGES, Sample, prepare_chunk, split_of
+from datamodules.building.row_to_sample import MAX_IMAGES, Sample, prepare_chunk, split_of
 from datamodules.sources.base import Refusal, Row, Source
 
 Bytes = Callable[..., bytes]

@@ -9,13 +9,21 @@ from typing import Any
 
 import pytest
 
-from datamodules.check import EXAMPLES, Finding, Findings, check_samples, check_tar, missing_shards, read_manifests
-from datamodules.index import index_path, save_index, scan_tar
-from datamodules.manifest import Manifest
-from datamodules.paths import expand_shards
-from datamodules.remote import ShardCache
-from datamodules.store import SampleStore
-from datamodules.writer import Shard
+from datamodules.building.manifest import Manifest
+from datamodules.inspection.check import (
+    EXAMPLES,
+    Finding,
+    Findings,
+    check_samples,
+    check_tar,
+    missing_shards,
+    read_manifests,
+)
+from datamodules.storage.index import index_path, save_index, scan_tar
+from datamodules.storage.remote import ShardCache
+from datamodules.storage.sample_store import SampleStore
+from datamodules.storage.shard_paths import expand_shards
+from datamodules.storage.writer import Shard
 from fvl_lightning.core.errors import DataError
 
 Write = Callable[..., Path]

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from datamodules.conversation import ConversationEncoder
-from datamodules.messages import check_messages, image_parts
+from datamodules.encoding.conversation import ConversationEncoder
+from datamodules.encoding.messages import check_messages, image_parts
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX
 from tests.datamodules.templates import FAMILIES, NAMES, QWEN, dressed, metaspace, tokenizer_of, written

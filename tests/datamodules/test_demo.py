@@ -22,7 +22,7 @@ from datamodules.demo.levels import HELD_OUT_PAIRS, LEVELS
 from datamodules.demo.record import make_sample
 from datamodules.demo.scenes import ALL_SPLITS, SPLITS, UNSEEN_PAIRS, UNSEEN_WORDS, make_scene, sample_random
 from datamodules.demo.text import KINDS
-from fvl_lightning.core.config import choose
+from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import ConfigError, DataError
 
 MakeDemo = Callable[..., DemoData]

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from datamodules.conversation import ConversationEncoder
-from datamodules.items import Piece
+from datamodules.encoding.conversation import ConversationEncoder
+from datamodules.encoding.items import Piece
+from datamodules.encoding.views import TOO_LONG, CaptionView, ConversationView, OverLong
 from datamodules.shards import ShardsData
-from datamodules.store import SampleError
-from datamodules.views import TOO_LONG, CaptionView, ConversationView, OverLong
+from datamodules.storage.sample_store import SampleError
 from fvl_lightning.core.types import IGNORE_INDEX, DataContext
 from tests.datamodules.templates import tokenizer_of
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from datamodules.build_config import BuildConfig
-from datamodules.builder import build_shards
-from datamodules.remote import list_names
+from datamodules.building.builder import build_shards
+from datamodules.building.config import BuildConfig
 from datamodules.shards import ShardsData
-from fvl_lightning.core.config import check_config
+from datamodules.storage.remote import list_names
+from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.types import DataContext
 from tests.datamodules.test_round_trip import as_llava_json
 

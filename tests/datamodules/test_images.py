@@ -18,8 +18,9 @@ from PIL import Image, ImageFile, ImageOps
 from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
 
-from datamodules import images, png
-from datamodules.images import Decoder, ImageHeader, decode_image, to_png, verify_image
+from datamodules.images import decoding as images
+from datamodules.images import png
+from datamodules.images.decoding import Decoder, ImageHeader, decode_image, to_png, verify_image
 from fvl_lightning.core.errors import ConfigError, DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import datamodules.png
-from datamodules.images import MAX_PIXELS, decode_image, verify_image
+import datamodules.images.png
+from datamodules.images.decoding import MAX_PIXELS, decode_image, verify_image
 from fvl_lightning.core.errors import DataError
 
 
@@ -148,8 +148,8 @@ def test_many_texts_of_a_png_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     text = chunk(b"zTXt", b"comment\0\0" + zlib.compress(bytes(1_000_000)))
     expected = decode_image(png)
     unpacked: list[int] = []
-    size = datamodules.png._size
-    monkeypatch.setattr(datamodules.png, "_size", lambda *chunk: unpacked.append(0) or size(*chunk))
+    size = datamodules.images.png._size
+    monkeypatch.setattr(datamodules.images.png, "_size", lambda *chunk: unpacked.append(0) or size(*chunk))
     assert np.array_equal(decode_image(png[:33] + text * 3000 + png[33:]), expected)
     assert len(unpacked) <= 17, "what has no room is not unpacked"
 

@@ -15,12 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from datamodules.index import index_as_bytes, index_path, make_index, open_index, parse_index, scan_tar, write_index
-from datamodules.scan import MAX_TEXT_BYTES, Problem
-from datamodules.shard_files import DAMAGED
-from datamodules.store import SampleStore
-from datamodules.tar_walk import HEADER
-from datamodules.writer import ShardWriter
+from datamodules.storage.index import (
+    index_as_bytes,
+    index_path,
+    make_index,
+    open_index,
+    parse_index,
+    scan_tar,
+    write_index,
+)
+from datamodules.storage.sample_store import SampleStore
+from datamodules.storage.shard_files import DAMAGED
+from datamodules.storage.tar_headers import HEADER
+from datamodules.storage.tar_samples import MAX_TEXT_BYTES, Problem
+from datamodules.storage.writer import ShardWriter
 from fvl_lightning.core.errors import DataError
 
 Write = Callable[..., Path]
@@ -369,6 +377,6 @@ def test_a_folder_that_cannot_be_written_is_indexed_in_memory(
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("datamodules.index.save_index", refuse)
+    monkeypatch.setattr("datamodules.storage.index.save_index", refuse)
     assert len(SampleStore.open(tmp_path, "train")) == 2
     assert "Permission denied), so the next run makes it again" in caplog.text

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from datamodules.conversation import ConversationEncoder
-from datamodules.items import Piece
-from datamodules.lengths import _identity
+from datamodules.batching.lengths import _identity
+from datamodules.encoding.conversation import ConversationEncoder
+from datamodules.encoding.items import Piece
+from datamodules.encoding.views import CaptionView, some_turns
 from datamodules.shards import DatasetConfig, ShardsData
-from datamodules.views import CaptionView, some_turns
 from fvl_lightning.core.chat_date import dated
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import DataContext

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from datamodules.parallel import map_in_processes
+from datamodules.inspection.parallel import map_in_processes
 from fvl_lightning.core.errors import DataError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.paths import expand_shards, split_shards
+from datamodules.storage.shard_paths import expand_shards, split_shards
 from fvl_lightning.core.errors import DataError
 
 NAMES = ("a-000.tar", "a-001.tar", "a-010.tar", "b-000.tar")

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datamodules.images import MAX_PIXELS
-from datamodules.pixels import Fit, to_pixels
+from datamodules.images.decoding import MAX_PIXELS
+from datamodules.images.transforms import Fit, to_pixels
 from fvl_lightning.core.types import ImageSpec
 
 SPEC = ImageSpec(24, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 4)

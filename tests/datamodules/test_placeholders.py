@@ -2,7 +2,7 @@
 
 import pytest
 
-from datamodules.placeholders import find_placeholder
+from datamodules.encoding.placeholders import find_placeholder
 
 
 @pytest.mark.parametrize(

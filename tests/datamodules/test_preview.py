@@ -10,9 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.conversation import ConversationEncoder
-from datamodules.preview import COLUMNS, Preview, contact_sheet, preview_sample, spread, supervised_runs, visible
-from datamodules.store import SampleStore
+from datamodules.encoding.conversation import ConversationEncoder
+from datamodules.inspection.preview import (
+    COLUMNS,
+    Preview,
+    contact_sheet,
+    preview_sample,
+    spread,
+    supervised_runs,
+    visible,
+)
+from datamodules.storage.sample_store import SampleStore
 
 RED = (250, 10, 20)
 

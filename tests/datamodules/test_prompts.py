@@ -8,7 +8,7 @@ import transformers.utils.chat_template_utils as rendering
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.conversation import ConversationEncoder
+from datamodules.encoding.conversation import ConversationEncoder
 from fvl_lightning.core.chat_date import dated, dated_tokenizer
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX

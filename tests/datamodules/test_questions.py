@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from datamodules.questions import list_questions
-from datamodules.store import SampleError, SampleStore
+from datamodules.encoding.questions import list_questions
+from datamodules.storage.sample_store import SampleError, SampleStore
 
 Write = Callable[..., Path]
 Bytes = Callable[..., bytes]

@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from datamodules.index import index_path
-from datamodules.paths import expand_shards, split_shards
-from datamodules.remote import (
+from datamodules.storage.index import index_path
+from datamodules.storage.remote import (
     ShardCache,
     is_remote,
     list_names,
@@ -29,7 +28,8 @@ from datamodules.remote import (
     remote_size,
     remote_version,
 )
-from datamodules.store import SampleStore
+from datamodules.storage.sample_store import SampleStore
+from datamodules.storage.shard_paths import expand_shards, split_shards
 from fvl_lightning.core.errors import DataError
 
 Write = Callable[..., Path]
@@ -102,7 +102,7 @@ def test_a_new_version_of_the_same_size_is_read(
     after = SampleStore.open(root, "train", cache)
     assert after.record(1) == SampleStore.open(str(made), "train").record(1) != old
     with monkeypatch.context() as patch:
-        patch.setattr("datamodules.remote._filesystem", lambda url: pytest.fail("a copy is read without the server"))
+        patch.setattr("datamodules.storage.remote._filesystem", lambda url: pytest.fail("a copy needs no server"))
         assert pickle.loads(pickle.dumps(after)).record(1) == after.record(1)
         assert pickle.loads(pickle.dumps(before)).record(1) == old, "its copy is kept, too, until it is evicted"
 
@@ -248,7 +248,7 @@ def test_a_download_that_breaks_off_leaves_nothing(
 ) -> None:
     url, cache = upload(bucket, shards) + "/train-000000.tar", ShardCache(tmp_path / "cache", 10**6)
     with monkeypatch.context() as patch:
-        patch.setattr("datamodules.remote._copy", lambda *args: (_ for _ in ()).throw(OSError("the line is dead")))
+        patch.setattr("datamodules.storage.remote._copy", lambda *_: (_ for _ in ()).throw(OSError("the line is dead")))
         with pytest.raises(DataError, match=r"s3://.*train-000000.tar can't be read: the line is dead"):
             cache.get(url)
     assert held(cache.folder) == 0

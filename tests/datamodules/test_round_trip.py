@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.build_config import BuildConfig
-from datamodules.builder import build_shards
-from datamodules.store import SampleStore
-from fvl_lightning.core.config import check_config
+from datamodules.building.builder import build_shards
+from datamodules.building.config import BuildConfig
+from datamodules.storage.sample_store import SampleStore
+from fvl_lightning.core.config.loading import check_config
 
 Bytes = Callable[..., bytes]
 Expected = list[tuple[dict[str, Any], list[bytes]]]

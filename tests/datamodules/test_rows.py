@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.items import Items, Piece
-from datamodules.order import GlobalOrder
-from datamodules.rows import WINDOW, Layout, RowOrder, TrainRows, ValidationRows, best_fit, single_rows
+from datamodules.batching.order import GlobalOrder
+from datamodules.batching.rows import WINDOW, Layout, RowOrder, TrainRows, ValidationRows, best_fit, single_rows
+from datamodules.encoding.items import Items, Piece
 
 CAPACITY = 100
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules import fingerprint
-from datamodules.store import SampleStore
+from datamodules.storage import content_hash as fingerprint
+from datamodules.storage.sample_store import SampleStore
 from fvl_lightning.core.types import DataContext
-from fvl_lightning.modeling.image_processor import FlorenceVLImageProcessor
+from fvl_lightning.modeling.processing.image_processor import FlorenceVLImageProcessor
 from tests.datamodules.connecting import connected
 
 Write = Callable[..., Path]

@@ -12,10 +12,10 @@ import torch
 from lightning import LightningModule, Trainer
 from tokenizers import processors
 
-from datamodules.items import Piece
-from datamodules.loader import PATIENCE
+from datamodules.batching.loader import PATIENCE
+from datamodules.encoding.items import Piece
 from datamodules.shards import ShardsData
-from fvl_lightning.core.config import choose
+from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX, Batch, DataContext, ImageSpec, PromptedBatch
 from tests.datamodules.connecting import connected
@@ -187,7 +187,7 @@ def test_features_in_place_of_images(folder: Path, make_context: MakeContext, mo
 
     data.attach_features(lookup)
     with monkeypatch.context() as patch:
-        patch.setattr("datamodules.store.SampleStore.images", None)  # no picture is touched
+        patch.setattr("datamodules.storage.sample_store.SampleStore.images", None)  # no picture is touched
         batch = next(iter(data.train_dataloader()))
         next(iter(data.val_dataloader()))
     assert batch.images is None

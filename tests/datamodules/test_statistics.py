@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from datamodules.conversation import ConversationEncoder
-from datamodules.statistics import NO_SOURCE, Statistics, collect_statistics
-from datamodules.store import SampleStore
+from datamodules.encoding.conversation import ConversationEncoder
+from datamodules.inspection.statistics import NO_SOURCE, Statistics, collect_statistics
+from datamodules.storage.sample_store import SampleStore
 
 
 @pytest.fixture

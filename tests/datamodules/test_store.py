@@ -19,10 +19,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datamodules import open_files
-from datamodules.images import MAX_PIXELS
-from datamodules.store import RawSample, SampleError, SampleStore
-from datamodules.writer import ShardWriter
+from datamodules.images.decoding import MAX_PIXELS
+from datamodules.storage import open_files
+from datamodules.storage.sample_store import RawSample, SampleError, SampleStore
+from datamodules.storage.writer import ShardWriter
 from fvl_lightning.core.errors import DataError
 
 Write = Callable[..., Path]
@@ -272,8 +272,8 @@ def test_files_that_vanish_shrink_or_fail_are_one_sentence(
 def test_only_so_many_files_are_open_at_once(
     tmp_path: Path, write_split: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datamodules.open_files._local", OrderedDict())
-    monkeypatch.setattr("datamodules.open_files.MOST_OPEN", 3)
+    monkeypatch.setattr("datamodules.storage.open_files._local", OrderedDict())
+    monkeypatch.setattr("datamodules.storage.open_files.MOST_OPEN", 3)
     store = SampleStore.open(str(write_split(tmp_path, "train", 12, samples_per_shard=1)), "train")
     before = len(os.listdir("/proc/self/fd"))
     assert [store.read(i).key for i in (*range(12), *range(12))] == [f"s{i}" for i in range(12)] * 2
@@ -285,7 +285,7 @@ def test_only_so_many_files_are_open_at_once(
 def test_the_stores_of_a_process_share_what_it_may_have_open(
     tmp_path: Path, write_split: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datamodules.open_files._local", OrderedDict())
+    monkeypatch.setattr("datamodules.storage.open_files._local", OrderedDict())
     monkeypatch.setattr("resource.getrlimit", lambda kind: (20, 20))
     folder = str(write_split(tmp_path, "train", 9, samples_per_shard=1))
     stores = [SampleStore.open(folder, "train") for _ in range(4)]
@@ -297,11 +297,11 @@ def test_the_stores_of_a_process_share_what_it_may_have_open(
 def test_where_no_more_files_can_be_opened_those_of_stores_are_closed_first(
     tmp_path: Path, write_split: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datamodules.open_files._local", OrderedDict())
+    monkeypatch.setattr("datamodules.storage.open_files._local", OrderedDict())
     folder = str(write_split(tmp_path, "train", 9, samples_per_shard=1))
     one, other = (SampleStore.open(folder, "train") for _ in range(2))
     taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]  # all numbers up to the last of them are in use
-    monkeypatch.setattr("datamodules.open_files.most_open", lambda: 100)
+    monkeypatch.setattr("datamodules.storage.open_files.most_open", lambda: 100)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         for descriptor in taken[1:]:
@@ -319,7 +319,7 @@ def test_where_no_more_files_can_be_opened_those_of_stores_are_closed_first(
 
 
 def test_threads_may_share_a_store(tmp_path: Path, write_split: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamodules.open_files.MOST_OPEN", 2)
+    monkeypatch.setattr("datamodules.storage.open_files.MOST_OPEN", 2)
     store = SampleStore.open(str(write_split(tmp_path, "train", 60, samples_per_shard=5)), "train")
     numbers = [i * 7 % 60 for i in range(3000)]
     with ThreadPoolExecutor(8) as pool:

@@ -16,16 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datamodules.build_config import BuildConfig
-from datamodules.builder import build_shards
-from datamodules.check import check_tar, index_shard
-from datamodules.index import index_path, load_index, save_index, scan_tar
-from datamodules.remote import ShardCache
-from datamodules.scan import is_header
+from datamodules.building.builder import build_shards
+from datamodules.building.config import BuildConfig
+from datamodules.inspection.check import check_tar, index_shard
 from datamodules.sources.base import PassedOver, Refusal, Row
-from datamodules.store import SampleStore
-from datamodules.tar_walk import HEADER
-from fvl_lightning.core.config import choose
+from datamodules.storage.index import index_path, load_index, save_index, scan_tar
+from datamodules.storage.remote import ShardCache
+from datamodules.storage.sample_store import SampleStore
+from datamodules.storage.tar_headers import HEADER
+from datamodules.storage.tar_samples import is_header
+from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import DataError
 from tests.datamodules.sources.reading import read, source
 
@@ -285,7 +285,7 @@ def test_an_index_of_an_earlier_version_is_made_again_where_it_left_something_ou
     index = scan_tar(theirs)
     for ignored, is_kept in (({"pkl": 1}, False), ({}, True)):
         with monkeypatch.context() as before:
-            before.setattr("datamodules.index.VERSION", 1)
+            before.setattr("datamodules.storage.index.VERSION", 1)
             old = {**vars(index), "problems": {}, "ignored": ignored}
             save_index(type(index)(**old), index_path(theirs))
         assert (load_index(theirs) is not None) == is_kept

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from datamodules.paths import expand_shards
-from datamodules.store import SampleStore
+from datamodules.storage.sample_store import SampleStore
+from datamodules.storage.shard_paths import expand_shards
 from fvl_lightning.core.errors import DataError
 
 SIDE = 20_000

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from webdataset import TarWriter
 
-from datamodules.index import scan_tar
-from datamodules.writer import (
+from datamodules.storage.index import scan_tar
+from datamodules.storage.writer import (
     Length,
     OpenShard,
     Shard,

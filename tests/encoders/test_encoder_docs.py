@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from fvl_lightning.core import registry
-from fvl_lightning.core.config import load_config
+from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.encoders.hf_vision_towers import FAMILIES
 from tests.conftest import ROOT

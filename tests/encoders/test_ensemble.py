@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from datamodules.pixels import to_pixels
-from fvl_lightning.core.config import Choice, choose, load_config
+from datamodules.images.transforms import to_pixels
+from fvl_lightning.core.config.loading import Choice, choose, load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import FeatureSpec, ImageSpec

@@ -25,7 +25,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from fvl_lightning.core.config import choose
+from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import FeatureSpec
 from fvl_lightning.encoders.hf_vision import HfVisionEncoder

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fvl_lightning.core.config import Choice, choose
+from fvl_lightning.core.config.loading import Choice, choose
 from fvl_lightning.encoders.base import Encoder
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fvl_lightning.evaluation.blocks import Block, complete_block, finite_scores
-from fvl_lightning.evaluation.statistics import contrasts
+from fvl_lightning.comparison.statistics.complete_cases import Block, complete_block, finite_scores
+from fvl_lightning.comparison.statistics.contrasts import contrasts
 
 
 def scores_of(**seeds: str) -> dict[str, dict[int, float]]:

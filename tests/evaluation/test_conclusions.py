@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from fvl_lightning.comparison.report.interval_figures import interval_figure, pareto_figure, pareto_front
+from fvl_lightning.comparison.report.tables import differences_grid, statistics_grids, verdict_section
+from fvl_lightning.comparison.statistics.image_bootstrap import LABEL
+from fvl_lightning.comparison.statistics.summary import averaged, conclusions
+from fvl_lightning.comparison.statistics.verdicts import EXPLORATORY
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.evaluation.conclusions import averaged, conclusions
-from fvl_lightning.evaluation.flops import count_flops
-from fvl_lightning.evaluation.image_bootstrap import LABEL
-from fvl_lightning.evaluation.report_statistics import differences_grid, statistics_grids, verdict_section
-from fvl_lightning.evaluation.statistics_figures import interval_figure, pareto_figure, pareto_front
-from fvl_lightning.evaluation.verdicts import EXPLORATORY
+from fvl_lightning.profiling.flops import count_flops
 
 KINDS = ("colour", "count")
 MEANS = {"concat": 0.6, "gated": 0.8, "mean": 0.61}

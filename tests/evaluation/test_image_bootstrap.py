@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fvl_lightning.comparison.statistics import image_bootstrap as module
+from fvl_lightning.comparison.statistics.image_bootstrap import image_intervals
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.evaluation import image_bootstrap as module
-from fvl_lightning.evaluation.image_bootstrap import image_intervals
 
 Bools = NDArray[np.bool_]
 

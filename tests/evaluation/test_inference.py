@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.answers import generate_texts
-from fvl_lightning.evaluation.inference import (
+from fvl_lightning.inference.generation import (
     Conversation,
     Prompt,
     Sampling,
@@ -23,7 +23,7 @@ from fvl_lightning.evaluation.inference import (
     user_message,
 )
 from fvl_lightning.modeling.build import Loaded
-from fvl_lightning.modeling.processor import make_processor
+from fvl_lightning.modeling.processing.processor import make_processor
 from tests.tiny_models import EOS, LLAMA, TOKENS, pixels, tiny_model, tiny_tokenizer
 
 TEMPLATE = (

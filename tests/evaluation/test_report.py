@@ -12,9 +12,9 @@ from matplotlib.text import Text
 from PIL import Image
 from rich.console import Console
 
-from fvl_lightning.evaluation.conclusions import conclusions
-from fvl_lightning.evaluation.figures import accuracy_figure, answer_sheet, loss_figure, mass_figure
-from fvl_lightning.evaluation.report import markdown, rich_table, write_report
+from fvl_lightning.comparison.report.figures import accuracy_figure, answer_sheet, loss_figure, mass_figure
+from fvl_lightning.comparison.report.report import markdown, rich_table, write_report
+from fvl_lightning.comparison.statistics.summary import conclusions
 
 KINDS = ("bars", "colour", "count", "handwritten digits", "word colour")
 ARMS = ("gated", "concat", "attention")

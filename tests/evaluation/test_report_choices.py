@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fvl_lightning.evaluation.report_choices import readings_words, tuning_grids
+from fvl_lightning.comparison.report.choices import readings_words, tuning_grids
 
 ONCE: dict[str, Any] = {
     "first": "2026-03-01T10:00:00+00:00",

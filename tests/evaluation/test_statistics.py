@@ -18,7 +18,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
-from fvl_lightning.evaluation.statistics import (
+from fvl_lightning.comparison.statistics.contrasts import (
     MANY,
     Contrasts,
     contrasts,

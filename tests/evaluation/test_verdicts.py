@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
+from fvl_lightning.comparison.statistics.contrasts import contrasts
+from fvl_lightning.comparison.statistics.verdicts import compare_arms, explore
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.evaluation.statistics import contrasts
-from fvl_lightning.evaluation.verdicts import compare_arms, explore
 
 NOISE = np.random.default_rng(3).standard_normal((6, 5)) * 0.01
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fvl_lightning.core.config import load_config
+from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
 from tests.conftest import ROOT
 

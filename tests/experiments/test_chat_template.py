@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 
-from datamodules.conversation import ConversationEncoder
+from datamodules.encoding.conversation import ConversationEncoder
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.types import IGNORE_INDEX
 from fvl_lightning.language_models.causal import CausalLanguageModel, load_tokenizer

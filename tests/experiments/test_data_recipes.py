@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.build_config import BuildConfig
-from datamodules.messages import check_messages, image_parts
+from datamodules.building.config import BuildConfig
+from datamodules.encoding.messages import check_messages, image_parts
 from datamodules.sources.base import Row
-from fvl_lightning.core.config import load_config
+from fvl_lightning.core.config.loading import load_config
 from tests.conftest import ROOT
 from tests.datamodules.sources.reading import read, talk, write_array, write_lines, write_tar
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fvl_lightning.core.config import load_config
+from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
 from tests.conftest import ROOT
 from tests.experiments.presets import FLORENCE_VL, PRESETS, load

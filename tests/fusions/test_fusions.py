@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fvl_lightning.core import registry
-from fvl_lightning.core.config import choose
+from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.types import FeatureSpec
 from fvl_lightning.fusions.attention import AttentionFusion

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fvl_lightning.training.callbacks import LogWindow
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.training.step_logging import LogWindow
 from tests.conftest import TINY_DATA, Run, furnish
 from tests.integration.runs import STEPS, UNTRACKED, StopAt, Straight
 

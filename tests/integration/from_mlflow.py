@@ -8,9 +8,9 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from fvl_lightning.evaluation.conclusions import averaged, conclusions
-from fvl_lightning.evaluation.report import grids
-from fvl_lightning.evaluation.report_statistics import Grid
+from fvl_lightning.comparison.report.report import grids
+from fvl_lightning.comparison.report.tables import Grid
+from fvl_lightning.comparison.statistics.summary import averaged, conclusions
 
 SCORES = ("accuracy", "image_zeroed", "image_shuffled", "prior")
 NUMBERS = (

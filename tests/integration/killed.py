@@ -10,8 +10,8 @@ import sys
 import time
 from typing import Any
 
-from fvl_lightning.commands.main import main
-from fvl_lightning.training.callbacks import LogWindow
+from fvl_lightning.cli.main import main
+from fvl_lightning.training.step_logging import LogWindow
 
 PLACES = ("in the step", "after the update", "in a save", "between the renames of a save")
 """The last two are in the first save that comes at or after the step."""

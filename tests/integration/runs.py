@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from fvl_lightning.training.journal import read_journal
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.tracking.metrics_log import read_journal
 from tests.conftest import ONE_THREAD
 
 FINETUNE = (

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 
-from fvl_lightning.commands.train import data_context, prepare_data
-from fvl_lightning.core.config import load_config
+from fvl_lightning.cli.train import data_context, prepare_data
+from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.modeling.loss import TokenLoss
-from fvl_lightning.stages import guard
+from fvl_lightning.stages import update_guard as guard
 from fvl_lightning.stages.finetune import FinetuneStage
-from fvl_lightning.training.checkpoint_files import CheckpointFiles
-from fvl_lightning.training.checkpoints import Checkpoints
-from fvl_lightning.training.journal import Journal
-from fvl_lightning.training.stop import StopSignals
+from fvl_lightning.tracking.metrics_log import Journal
+from fvl_lightning.training.checkpointing.callback import Checkpoints
+from fvl_lightning.training.checkpointing.files import CheckpointFiles
+from fvl_lightning.training.fault_tolerance.signals import StopSignals
 from tests.conftest import TINY
 from tests.tiny_models import snapshot
 

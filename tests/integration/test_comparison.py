@@ -16,10 +16,10 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from fvl_lightning.commands import cell as cell_process
-from fvl_lightning.commands.cells import Cell
-from fvl_lightning.tracking.pages import cells_search
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.comparison import worker as cell_process
+from fvl_lightning.comparison.cell import Cell
+from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.tracking.links import cells_search
 from tests.conftest import TINY_DATA, Run, furnish
 from tests.integration.from_mlflow import FromMlflow
 from tests.integration.runs import assert_same_run
@@ -64,7 +64,7 @@ def start(folder: Path, fvl_here: Run, *words: str, stop_after: int | None = Non
     """`fvl compare` with its cells here; what it said, and the cells it ran."""
     launcher = Here(stop_after)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fvl_lightning.commands.compare.LocalLauncher", lambda jobs: launcher)
+        patch.setattr("fvl_lightning.cli.compare.LocalLauncher", lambda jobs: launcher)
         return fvl_here(folder, "compare", "tiny.yaml", *words), launcher.ran
 
 
@@ -211,7 +211,7 @@ def test_the_pages_of_the_comparison_are_named(
     folder: Path, comparison: dict[str, Any], fvl_here: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = []
-    monkeypatch.setattr("fvl_lightning.commands.ui.serve_ui", lambda *place: served.append(place))
+    monkeypatch.setattr("fvl_lightning.cli.mlflow.serve_ui", lambda *place: served.append(place))
     done = fvl_here(folder, "ui", "runs/tiny", "--port", "5001")
     assert done.returncode == 0, done.stderr
     assert f"/runs/{comparison['mlflow']['run_id']}/artifacts" in done.stdout

@@ -12,11 +12,11 @@ from mlflow.entities import Run as MlflowRun
 from safetensors.torch import load_file
 
 from datamodules.demo.text import KINDS
-from fvl_lightning.commands.cell import mass_curves
+from fvl_lightning.comparison.report.figures import mass_figure
+from fvl_lightning.comparison.worker import mass_curves
 from fvl_lightning.core.experiment import COMPONENTS
 from fvl_lightning.evaluation.answers import normalised
-from fvl_lightning.evaluation.figures import mass_figure
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import Run
 
 ARMS = ("concat", "attention", "gated")

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
-from fvl_lightning.commands.adapters import put_on
 from fvl_lightning.core.experiment import LoraConfig
-from fvl_lightning.modeling.adapters import base_hash, save_adapter
+from fvl_lightning.inference.adapters import put_on
+from fvl_lightning.modeling.adapters.folders import base_hash, save_adapter
 from fvl_lightning.modeling.build import load_model
-from fvl_lightning.modeling.export import export_adapter, export_merged
-from fvl_lightning.modeling.processor import FlorenceVLProcessor
+from fvl_lightning.modeling.conversion.export import export_adapter, export_merged
+from fvl_lightning.modeling.processing.processor import FlorenceVLProcessor
 from fvl_lightning.stages.finetune import FinetuneStage
 from fvl_lightning.training.components import children, resolve_trainable
 from fvl_lightning.training.lora import add_adapters

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import ONE_THREAD, ROOT, Run
 from tests.integration.killed import PLACES
 from tests.integration.runs import FINETUNE, UNTRACKED, assert_same_run

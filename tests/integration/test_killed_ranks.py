@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.commands.console import REQUEUE
-from fvl_lightning.training.journal import read_journal
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.cli.console import REQUEUE
+from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.tracking.metrics_log import read_journal
 from tests.conftest import Fork
 from tests.integration.killed import PLACES
 from tests.integration.runs import UNTRACKED, assert_same_run

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.training.journal import read_journal
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.tracking.metrics_log import read_journal
 from tests.conftest import TINY_DATA, Run
 from tests.integration.runs import UNTRACKED, start, wait_for
 

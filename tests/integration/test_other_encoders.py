@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from fvl_lightning.modeling.build import load_model
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import TINY, Run
 from tests.encoders.towers import CLIP, DINOV2, DINOV3, SIGLIP
 

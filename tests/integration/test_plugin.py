@@ -7,7 +7,7 @@ import pytest
 
 from fvl_lightning.core import registry
 from fvl_lightning.core.plugins import import_plugin
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import TINY, Run
 from tests.contracts.checks import check_fusion
 from tests.readme import plugin

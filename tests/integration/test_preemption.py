@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fvl_lightning.commands.console import REQUEUE
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.cli.console import REQUEUE
+from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import TINY, TINY_DATA, Run
 from tests.integration.runs import (
     FINETUNE,
@@ -65,7 +65,7 @@ def test_a_signal_at_the_last_step_lets_the_run_finish(workspace: Path, fvl_here
 def test_a_signal_before_the_first_step_stops_at_once(
     workspace: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fvl_lightning.commands import train
+    from fvl_lightning.cli import train
 
     original, before = train.build_stage, signal.getsignal(signal.SIGTERM)
 

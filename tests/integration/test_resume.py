@@ -10,9 +10,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from fvl_lightning.core.yaml_text import write_yaml
-from fvl_lightning.training.callbacks import LogWindow
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.core.config.yaml_text import write_yaml
+from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.training.step_logging import LogWindow
 from tests.conftest import TINY, TINY_DATA, Run
 from tests.integration.runs import (
     ENCODER,

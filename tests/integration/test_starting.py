@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.commands.console import REQUEUE
-from fvl_lightning.training.stop import NOT_BEGUN
+from fvl_lightning.cli.console import REQUEUE
+from fvl_lightning.training.fault_tolerance.signals import NOT_BEGUN
 from tests.conftest import TINY, Run, furnish
 
 HOOK = Path(__file__).with_name("starting")

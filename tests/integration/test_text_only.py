@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.writer import ShardWriter
-from fvl_lightning.training.run_folder import RunFolder
+from datamodules.storage.writer import ShardWriter
+from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import TINY, Run
 
 TEXT_ONLY, WITH_IMAGE = 12, 4

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from fvl_lightning.commands.console import REQUEUE
+from fvl_lightning.cli.console import REQUEUE
+from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.tracking import tracker
-from fvl_lightning.training.callbacks import LogWindow
-from fvl_lightning.training.journal import read_journal
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.tracking.metrics_log import read_journal
+from fvl_lightning.training.step_logging import LogWindow
 from tests.conftest import TINY_DATA, Run
 from tests.integration.runs import FINETUNE, STEPS
 from tests.tracking.server import Server

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from fvl_lightning.core.types import IGNORE_INDEX
-from fvl_lightning.modeling.processor import make_processor
+from fvl_lightning.modeling.processing.processor import make_processor
 from tests.tiny_models import snapshot, tiny_model, tiny_tokenizer
 
 trl = pytest.importorskip("trl")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fvl_lightning.training.journal import read_journal
+from fvl_lightning.tracking.metrics_log import read_journal
 from tests.conftest import Fork, furnish
 
 PROGRAM = Path(__file__).with_name("two_ranks.py")

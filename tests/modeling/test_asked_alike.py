@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.asking import Habits
+from datamodules.encoding.question_form import Habits
+from datamodules.encoding.views import some_turns
 from datamodules.sources.records import from_conversations
-from datamodules.views import some_turns
 from fvl_lightning.core.types import ImageSpec
-from fvl_lightning.evaluation.inference import Conversation, Sampling, encode, user_message
-from fvl_lightning.modeling.processor import FlorenceVLProcessor, make_processor
+from fvl_lightning.inference.generation import Conversation, Sampling, encode, user_message
+from fvl_lightning.modeling.processing.processor import FlorenceVLProcessor, make_processor
 from tests.datamodules.templates import ALL_FAMILIES, tokenizer_of
 
 SPEC = ImageSpec(16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 3)

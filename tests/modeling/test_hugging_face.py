@@ -19,7 +19,7 @@ from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX
 from fvl_lightning.modeling.build import load_model
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
-from fvl_lightning.modeling.processor import FlorenceVLProcessor, make_processor
+from fvl_lightning.modeling.processing.processor import FlorenceVLProcessor, make_processor
 from tests.tiny_models import BOS, EOS, IMAGE, PAD, PIXELS, snapshot, tiny_model, tiny_tokenizer
 
 TEMPLATE = (

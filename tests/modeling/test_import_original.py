@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import AutoConfig, Phi3ForCausalLM
 from transformers.initialization import no_init_weights
 
-from fvl_lightning.commands.import_checkpoint import florence_vl
+from fvl_lightning.cli.import_checkpoint import florence_vl
 from fvl_lightning.encoders.florence2_files import read_image_size
 from fvl_lightning.modeling.build import IMAGE_TOKEN, load_model
+from fvl_lightning.modeling.conversion.florence_vl import import_florence_vl, placed
+from fvl_lightning.modeling.conversion.florence_vl_config import ImportOptions, imported_config
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
-from fvl_lightning.modeling.import_original import import_florence_vl, placed
-from fvl_lightning.modeling.original_config import ImportOptions, imported_config
 from tests.conftest import ROOT
 from tests.encoders import original
 from tests.modeling.original_layout import PHI, TOWER, random_weights, save, save_weights, shapes
@@ -175,7 +175,7 @@ def test_choices_and_placeholder_are_in_the_folder(tmp_path: Path, weights: dict
 MEASURED = """
 import sys
 from pathlib import Path
-from fvl_lightning.commands.import_checkpoint import florence_vl
+from fvl_lightning.cli.import_checkpoint import florence_vl
 def peak():  # not ru_maxrss, which begins at the peak of the process that started this one
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -13,13 +13,18 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
-from datamodules.conversation import ConversationEncoder
-from datamodules.images import decode_image
-from datamodules.pixels import Fit, ImageReader, to_pixels
+from datamodules.encoding.conversation import ConversationEncoder
+from datamodules.images.decoding import decode_image
+from datamodules.images.transforms import Fit, ImageReader, to_pixels
 from fvl_lightning.core.errors import UserError
 from fvl_lightning.core.types import IGNORE_INDEX, ImageSpec
-from fvl_lightning.modeling.image_processor import load_picture
-from fvl_lightning.modeling.processor import IMAGE_TOKEN, FlorenceVLProcessor, image_tokenizer, make_processor
+from fvl_lightning.modeling.processing.image_processor import load_picture
+from fvl_lightning.modeling.processing.processor import (
+    IMAGE_TOKEN,
+    FlorenceVLProcessor,
+    image_tokenizer,
+    make_processor,
+)
 from tests.tiny_models import BOS, EOS, IMAGE, PAD, tiny_tokenizer
 
 TEMPLATE = (

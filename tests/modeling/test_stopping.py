@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import AutoModelForImageTextToText, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from fvl_lightning.core.config import choose
+from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.answers import generate_texts
-from fvl_lightning.evaluation.inference import Sampling, answer, encode, stream
+from fvl_lightning.inference.generation import Sampling, answer, encode, stream
 from fvl_lightning.language_models.causal import CausalLanguageModel
 from fvl_lightning.modeling.build import Built, build_model, load_model
-from fvl_lightning.modeling.export import export_model
+from fvl_lightning.modeling.conversion.export import export_model
 from fvl_lightning.modeling.stopping import end_of_answer, stop_tokens
 from tests.families import END, END_TEMPLATE, build_family, family_tokenizer, save_family
 from tests.tiny_models import BOS, EOS, IMAGE, LLAMA, PAD, VOCABULARY, experiment, tiny_tokenizer

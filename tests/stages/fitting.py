@@ -11,8 +11,8 @@ from lightning.pytorch.loggers.logger import Logger
 
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.checkpoints import Checkpoints
-from fvl_lightning.training.stop import StopSignals
+from fvl_lightning.training.checkpointing.callback import Checkpoints
+from fvl_lightning.training.fault_tolerance.signals import StopSignals
 from fvl_lightning.training.trainer import build_trainer
 from tests.tiny_models import experiment, micro_batches, prompted, rows
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.modeling.adapters import (
+from fvl_lightning.modeling.adapters.folders import (
     ADAPTER,
     attach_adapter,
     base_of,

@@ -16,9 +16,9 @@ from lightning import Callback, Trainer
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.stages.guard import FEWEST, WINDOW, Step, UpdateGuard, deviations
-from fvl_lightning.training.callbacks import LogWindow
-from fvl_lightning.training.journal import Journal, read_journal
+from fvl_lightning.stages.update_guard import FEWEST, WINDOW, Step, UpdateGuard, deviations
+from fvl_lightning.tracking.metrics_log import Journal, read_journal
+from fvl_lightning.training.step_logging import LogWindow
 from tests.stages.fitting import batches_of, build_stage, fit
 from tests.tiny_models import snapshot
 

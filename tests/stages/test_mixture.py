@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from fvl_lightning.core.config import Choice
+from fvl_lightning.core.config.loading import Choice
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.types import IGNORE_INDEX, Batch
 from fvl_lightning.language_models.causal import CausalLanguageModel
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.stages.finetune import FinetuneStage
-from fvl_lightning.stages.meters import pads
+from fvl_lightning.stages.step_metrics import pads
 from tests.modeling.architectures import CONTAMINATED, EXACT
 from tests.stages.fitting import batches_of, build_stage, experiment_of, fit
 from tests.tiny_models import EOS, PAD, prompted, rows, snapshot

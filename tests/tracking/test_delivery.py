@@ -13,7 +13,7 @@ from mlflow.data.dataset_source_registry import get_dataset_source_from_json
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.tracking import tracker as tracker_module
-from fvl_lightning.tracking.delivery import KEY_TAG, Delivery, Description, deliver
+from fvl_lightning.tracking.sync import KEY_TAG, Delivery, Description, deliver
 from fvl_lightning.tracking.tracker import Tracker
 
 TOLD = {

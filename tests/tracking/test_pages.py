@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.tracking.pages import comparison_pages
+from fvl_lightning.tracking.links import comparison_pages
 from fvl_lightning.tracking.tracker import Tracker
 
 

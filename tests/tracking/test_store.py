@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from fvl_lightning.core.config import check_config, load_config
+from fvl_lightning.core.config.loading import check_config, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.tracking.store import mlflow_uri, open_store, resolve_uri, serve_ui, store_client

@@ -16,7 +16,7 @@ from lightning import Callback
 
 from fvl_lightning.core.types import Batch
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.sharding import local
+from fvl_lightning.training.distributed.fsdp import local
 from tests.stages.fitting import STAGES, batches_of, build_stage, fit, split
 from tests.tiny_models import IMAGE
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.training import callbacks
-from fvl_lightning.training.run_folder import RunFolder
+from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.training import step_logging as callbacks
 from tests.conftest import TINY, Run
 
 WORDS = ("experiments/demo/finetune.yaml", *TINY, "trainer.log_every=1", "trainer.validate_every=2")

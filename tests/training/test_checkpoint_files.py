@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.training.checkpoint_files import CheckpointFiles, is_whole, whole_checkpoint
+from fvl_lightning.training.checkpointing.files import CheckpointFiles, is_whole, whole_checkpoint
 from tests.conftest import ONE_THREAD
 
 
@@ -121,7 +121,7 @@ def test_a_file_that_ends_in_the_middle_of_a_tensor(files: CheckpointFiles, tmp_
     """A real refusal by the system, which torch reports as something else."""
     program = (
         "import resource, sys, torch\n"
-        "from fvl_lightning.training.checkpoint_files import CheckpointFiles\n"
+        "from fvl_lightning.training.checkpointing.files import CheckpointFiles\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "files = CheckpointFiles()\n"
         "files.save_checkpoint({'weights': torch.randn(300, 300)}, sys.argv[1])\n"

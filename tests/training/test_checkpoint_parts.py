@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, distributed
 
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.training import checkpoint_files
-from fvl_lightning.training.checkpoint_files import CheckpointFiles, is_whole, read_checkpoint, whole_checkpoint
-from fvl_lightning.training.checkpoint_parts import (
+from fvl_lightning.training.checkpointing import files as checkpoint_files
+from fvl_lightning.training.checkpointing.files import CheckpointFiles, is_whole, read_checkpoint, whole_checkpoint
+from fvl_lightning.training.checkpointing.sharded import (
     MANIFEST,
     Rows,
     copied,

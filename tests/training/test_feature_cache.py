@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datamodules.pixels import ImageReader
+from datamodules.images.transforms import ImageReader
 from fvl_lightning.core.types import FeatureSpec, ImageSpec
 from fvl_lightning.encoders.base import Encoder
 from fvl_lightning.training import feature_cache

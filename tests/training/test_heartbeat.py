@@ -14,9 +14,9 @@ import pytest
 from torch import distributed
 
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.training import heartbeat as module
-from fvl_lightning.training.heartbeat import Beats, Heartbeat
-from fvl_lightning.training.watch import ElsewhereError, LostRankError, Phase, Place
+from fvl_lightning.training.fault_tolerance import heartbeat as module
+from fvl_lightning.training.fault_tolerance.hang_detection import ElsewhereError, LostRankError, Phase, Place
+from fvl_lightning.training.fault_tolerance.heartbeat import Beats, Heartbeat
 from tests.integration.runs import free_port
 
 SECONDS = 1.0

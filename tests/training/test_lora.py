@@ -257,7 +257,7 @@ def test_adapters_that_were_forgotten_are_missed_at_the_first_step(tmp_path: Pat
 
 
 def test_settings_are_written_as_any_other(tmp_path: Path) -> None:
-    from fvl_lightning.core.config import load_config
+    from fvl_lightning.core.config.loading import load_config
 
     (tmp_path / "a.yaml").write_text("trainable: {language_model: lora}\n", encoding="utf-8")
     config = load_config(ExperimentConfig, tmp_path / "a.yaml")

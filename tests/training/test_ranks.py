@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from fvl_lightning.training import ranks
-from fvl_lightning.training.ranks import Ranks
-from fvl_lightning.training.stop import Preempted
+from fvl_lightning.training.distributed import process_group as ranks
+from fvl_lightning.training.distributed.process_group import Ranks
+from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 
 def test_what_ended_the_first_rank_is_not_hidden_by_others_that_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:

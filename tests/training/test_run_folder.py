@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from fvl_lightning.core.config import choose
+from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import ConfigError, DataError, UserError
-from fvl_lightning.training.checkpoint_files import CheckpointFiles
-from fvl_lightning.training.journal import Journal, read_journal
-from fvl_lightning.training.run_folder import RunFolder
-from fvl_lightning.training.run_identity import RunIdentity
+from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.runs.identity import RunIdentity
+from fvl_lightning.tracking.metrics_log import Journal, read_journal
+from fvl_lightning.training.checkpointing.files import CheckpointFiles
 from tests.tiny_models import experiment
 
 REMEDY = "; give what it was, or start a new run without --resume"

@@ -15,9 +15,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.checkpoint_files import best_checkpoint, is_whole, read_checkpoint
-from fvl_lightning.training.checkpoint_parts import made_whole
-from fvl_lightning.training.random_states import random_states, restore_random_states
+from fvl_lightning.training.checkpointing.files import best_checkpoint, is_whole, read_checkpoint
+from fvl_lightning.training.checkpointing.rng_state import random_states, restore_random_states
+from fvl_lightning.training.checkpointing.sharded import made_whole
 from tests.stages.fitting import batches_of, build_stage, fit
 from tests.tiny_models import snapshot
 

@@ -11,8 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from fvl_lightning.commands.console import REQUEUE
-from fvl_lightning.training.stop import NOT_BEGUN, Preempted, Stop, StopSignals, ended_at_once, preemptible
+from fvl_lightning.cli.console import REQUEUE
+from fvl_lightning.training.fault_tolerance.signals import (
+    NOT_BEGUN,
+    Preempted,
+    Stop,
+    StopSignals,
+    ended_at_once,
+    preemptible,
+)
 
 ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -97,7 +104,7 @@ def ended(*code: str, rank: int | None = None) -> tuple[int, str]:
     """Exit code and words of a process that is sent SIGTERM and SIGUSR1 from a thread of its own."""
     lines = (
         "import ctypes, os, signal, threading, time",
-        "from fvl_lightning.training.stop import *",
+        "from fvl_lightning.training.fault_tolerance.signals import *",
         "asks = lambda: [os.kill(os.getpid(), number) for number in (signal.SIGUSR1, signal.SIGTERM)]",
         *code,
     )
@@ -173,7 +180,7 @@ def test_a_terminal_that_has_gone_is_not_written_to() -> None:
     ours, theirs = pty.openpty()
     reading, writing = os.pipe()
     program = (
-        "import os, signal, sys\nfrom fvl_lightning.training.stop import Preempted, _preempt\n"
+        "import os, signal, sys\nfrom fvl_lightning.training.fault_tolerance.signals import Preempted, _preempt\n"
         f"signal.signal(signal.SIGHUP, signal.SIG_IGN)\nos.read({reading}, 1)\n"
         "try: _preempt(signal.SIGHUP, None)\nexcept Preempted: print('x' * 9999, flush=True); sys.exit(75)"
     )
@@ -199,7 +206,7 @@ def test_where_there_are_no_such_signals() -> None:
         "from fvl_lightning.core import errors\nfrom datamodules import open_files\n"
         "sys.modules['resource'] = None  # not earlier: libraries go by the platform's name\n"
         "importlib.reload(errors)\nimportlib.reload(open_files)\n"
-        "print('imported', flush=True)\nimport fvl_lightning.commands.main"
+        "print('imported', flush=True)\nimport fvl_lightning.cli.main"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (2, "imported\n")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fvl_lightning.training.watch import LONG, Judge, Line, Phase, Place, Verdict, names
+from fvl_lightning.training.fault_tolerance.hang_detection import LONG, Judge, Line, Phase, Place, Verdict, names
 
 SECONDS = 10.0
 

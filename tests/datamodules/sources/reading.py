@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.sources.base import PassedOver, Refusal, Row, Source
-from fvl_lightning.core.config import choose
+from fvl_lightning.core.config.loading import choose
 
 PNG = b"\x89PNG\r\n\x1a\n pretended"
 """The sources look at no image, so any bytes will do."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from datamodules import scan
 from datamodules.sources import img2dataset
 from datamodules.sources.base import PassedOver, Refusal, Row
+from datamodules.storage import tar_samples as scan
 from fvl_lightning.core.errors import DataError
 from tests.datamodules.sources.conftest import SECRET
 from tests.datamodules.sources.reading import PNG, places, read, reasons, source, write_tar

@@ -45,7 +45,7 @@ MOMENTS: dict[str, tuple[str | None, str, Any]] = {
     "the parent imports": (None, "transformers", ask),
     "the ranks import": ("1", "transformers", ask),
     "the first rank waits in the store": ("1", "lightning", ask_once_the_first_rank_waits),
-    "the group is made": ("1", "fvl_lightning.commands.main", patch),
+    "the group is made": ("1", "fvl_lightning.cli.main", patch),
 }
 """The rank, the module that it is about to import, and what it does then."""
 

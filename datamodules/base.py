@@ -1,0 +1,300 @@
+"""From the shards of one or several data sets to batches: what every data module of the kit shares."""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from lightning import LightningDataModule
+from torch import Tensor
+
+from datamodules.batching.collate import Collate, prompted_collate, row_collate
+from datamodules.batching.lengths import joined, measured_items, tell_counts
+from datamodules.batching.loader import PATIENCE, BatchDataset, BatchLoader, FeatureLookup, FiniteBatchLoader
+from datamodules.batching.order import GlobalOrder
+from datamodules.batching.rows import Layout, RowOrder, TrainRows, ValidationRows, single_rows
+from datamodules.encoding.conversation import ConversationEncoder
+from datamodules.encoding.items import Items
+from datamodules.encoding.questions import Question, list_questions
+from datamodules.encoding.views import CaptionView, ConversationView, OverLong, TasksView, TextView, View
+from datamodules.images.decoding import decode_image
+from datamodules.images.transforms import Fit, ImageReader
+from datamodules.storage.remote import ShardCache, is_remote
+from datamodules.storage.sample_store import SampleStore
+from fvl_lightning.core.config.fields import number
+from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.types import DataContext, PromptedBatch
+
+TRAINING_SPLITS = ("train", "validation")
+
+
+@dataclass
+class BatchConfig:
+    """How samples become batches, wherever they lie."""
+
+    view: Literal["conversation", "caption", "tasks"] = "conversation"
+    """What a sample is: its conversation, its caption, or one target per prompt of the encoder."""
+    workers: int = number(0, at_least=0, changes="nothing")
+    """Processes that read ahead; 0 reads in the training process. Batches are the same for any number."""
+    sequence_length: int = number(2048, at_least=1)
+    """Tokens a row may have, image tokens included."""
+    over_long: OverLong = "truncate"
+    """A longer conversation loses its last turns (truncate), becomes several (split) or is left out (drop)."""
+    packing: Literal["none", "best_fit"] = "none"
+    """best_fit puts as many samples into a row as fit, each seeing itself alone; none pads one sample a row."""
+    group_by_length: bool = False
+    """Without packing: rows of like length meet in a batch, so that less is padded."""
+    planned_tokens_per_image: int | None = number(None, at_least=1)
+    """Tokens per image by which rows are planned; null for the model's own. A comparison sets its largest arm's, so
+    that all arms train on the same samples at every step."""
+    image_fit: Fit = "stretch"
+    """How an image becomes square: stretch it, pad it with the encoder's mean colour, or crop its middle."""
+    jpeg_decoder: Literal["pillow", "simplejpeg"] = "pillow"
+    """simplejpeg is faster and an extra (`pip install fvl-lightning[simplejpeg]`)."""
+    scaled_decode: bool = False
+    """Decode large JPEGs at a fraction of their size, not below the encoder's: about twice as fast, other pixels."""
+    max_bad_fraction: float = number(0.01, at_least=0, at_most=1, changes="nothing")
+    """Fraction of samples that may be unusable; above it the run stops and names shard and key."""
+
+    def __post_init__(self) -> None:
+        if self.packing != "none" and (self.group_by_length or self.view == "tasks"):
+            what = "group_by_length pads, it" if self.group_by_length else "view tasks has no rows, it"
+            raise ValueError(f"{what} can't be with packing: {self.packing}")
+
+    @property
+    def layout(self) -> Layout:
+        """How rows are made of samples."""
+        return "packed" if self.packing != "none" else "grouped" if self.group_by_length else "padded"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One data set of a split: its name ("" where it is the only one), shards, view, and share of a mixture."""
+
+    name: str
+    shards: Sequence[str]
+    view: str
+    share: float | None = None
+
+
+class BatchData(LightningDataModule):
+    """Batches of shards, splits train and validation.
+
+    Life: prepare_data(), before anything of the model exists; connect(context); then the loaders.
+    """
+
+    config: BatchConfig
+    cache: ShardCache | None = None
+    """Where remote shards are kept for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._context: DataContext | None = None
+        self._lookup: FeatureLookup | None = None
+        self._stores: dict[str, SampleStore] = {}
+        self._items: dict[str, Items] = {}
+
+    @abstractmethod
+    def parts(self, split: str) -> list[Part]:
+        """The data sets of a split; DataError where there is none."""
+
+    def prepare_data(self) -> None:
+        """Indexes shards that have no index yet; raises DataError where train or validation is missing or broken."""
+        for split in TRAINING_SPLITS:
+            self.store(split)
+
+    def connect(self, context: DataContext) -> None:
+        """Tells what the batches are for: image size, tokenizer, batch size, seed, position, rank."""
+        self._context = context
+        self._items.clear()
+        self.__dict__.pop("encoder", None)
+        for store in self._stores.values():
+            store.decode = self.reader.decode
+
+    def attach_features(self, lookup: FeatureLookup | None) -> None:
+        """From now on batches hold `lookup(split, sample number)` in place of images; None takes it back."""
+        assert lookup is None or self.config.view != "tasks", "prompted targets train the encoder: it needs images"
+        self._lookup = lookup
+
+    def train_dataloader(self) -> BatchLoader:
+        """Batches without end from the context's position on, in an order that is a function of seed and position."""
+        context, config, parts = self.context, self.config, self.parts("train")
+        items = [self._part_items("train", number) for number in range(len(parts))]
+        order = GlobalOrder(
+            [len(part) for part in items],
+            context.seed,
+            None if parts[0].share is None else [part.share or 0 for part in parts],
+            [part.name for part in parts],
+            [self._blocks(number, part) for number, part in enumerate(items)],
+        )
+        rows = TrainRows(
+            RowOrder(order, joined(items), config.layout, config.sequence_length),
+            context.batch_size,
+            context.position,
+            context.rank,
+            context.world_size,
+        )
+        return BatchLoader(self._dataset("train"), rows, config.workers, config.max_bad_fraction)
+
+    def val_dataloader(self) -> FiniteBatchLoader:
+        """The validation split once, in order; the last batch may be smaller."""
+        context = self.context
+        items = joined([self._part_items("validation", number) for number in range(len(self.parts("validation")))])
+        rows = ValidationRows(items, context.batch_size, context.rank, context.world_size)
+        return FiniteBatchLoader(self._dataset("validation"), rows, self.config.workers, self.config.max_bad_fraction)
+
+    @property
+    def context(self) -> DataContext:
+        """What `connect` was told."""
+        assert self._context is not None, "connect(context) comes before the loaders"
+        return self._context
+
+    @cached_property
+    def encoder(self) -> ConversationEncoder:
+        """Conversations and captions -> token ids, for the connected tokenizer."""
+        context = self.context
+        return ConversationEncoder(context.tokenizer, context.image_token_id, context.image.tokens_per_image)
+
+    @property
+    def reader(self) -> ImageReader:
+        """How images become pixels for the connected encoder."""
+        config = self.config
+        return ImageReader(self.context.image, config.image_fit, config.jpeg_decoder, config.scaled_decode)
+
+    def store(self, split: str) -> SampleStore:
+        """The samples of a split, its data sets one after the other; DataError where it has no shards."""
+        if split not in self._stores:
+            shards = [shard for part in self.parts(split) for shard in part.shards]
+            # Before it is known what the images are for, nothing but their number is asked of a store.
+            decode = decode_image if self._context is None else self.reader.decode
+            store = SampleStore(shards, split, self.cache, decode)
+            refused = sum(problem.count for problem in store.problems.values())
+            whole = len(store) + refused
+            if whole >= PATIENCE and refused > self.config.max_bad_fraction * whole:
+                told = ", ".join(f"{reason}: {problem.count}" for reason, problem in store.problems.items())
+                raise DataError(
+                    f"{refused} of what the shards of {split} hold can't be read ({told}), more than max_bad_fraction "
+                    f"{self.config.max_bad_fraction} of it; `fvl shards check` names the places"
+                )
+            self._stores[split] = store
+        return self._stores[split]
+
+    def questions(self, split: str) -> list[Question]:
+        """The questions of a split, each with its answer and kind."""
+        return list_questions(self.store(split))
+
+    def pixels(self, split: str, indices: Sequence[int]) -> Tensor:
+        """The images of these samples, one sample after the other, [I, 3, P, P] float32 normalised."""
+        store = self.store(split)
+        images = [image for i in indices for image in store.images(i)]
+        return self.reader.pixels(images)
+
+    def prompted(self, split: str, indices: Sequence[int]) -> PromptedBatch:
+        """These samples as prompted targets, to score the encoder on; DataError where one is broken."""
+        assert self.config.view == "tasks"
+        loaded = self._dataset(split)[single_rows(indices)]
+        for error in [loaded.error, *loaded.bad]:
+            if error is not None:
+                raise error
+        assert isinstance(loaded.batch, PromptedBatch)
+        return loaded.batch
+
+    def read_image(self, path: Path) -> Tensor:
+        """A picture of one's own as the encoder wants it, [3, P, P] float32 normalised; DataError where it can't be."""
+        return self.reader.pixels([self.reader.decode(path)])[0]
+
+    def manifest_hash(self) -> str:
+        """Names the data of a training run: the hash of what its two splits hold."""
+        hashes = [self.store(split).manifest_hash() for split in TRAINING_SPLITS]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+
+    def content_hash(self, splits: Sequence[str] = TRAINING_SPLITS) -> str:
+        """Names what these splits hold, by their bytes too (SampleStore.content_hash); it needs no `connect`."""
+        hashes = [f"{split} {self.store(split).content_hash()}" for split in splits]
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
+
+    def _ends(self, split: str) -> list[int]:
+        """The number of the first sample behind each data set."""
+        counts, ends, shards = self.store(split).samples_per_shard, [], 0
+        for part in self.parts(split):
+            shards += len(part.shards)
+            ends.append(sum(counts[:shards]))
+        return ends
+
+    def _part_items(self, split: str, number: int) -> Items:
+        """What is drawn from one data set of a split, measured where rows have to be planned."""
+        ends, config = [0, *self._ends(split)], self.config
+        samples = range(ends[number], ends[number + 1])
+        planned = split == "train" and config.layout != "padded"
+        if config.view == "tasks" or not (planned or config.over_long != "truncate"):
+            return Items.whole(samples)
+        part, store = self.parts(split)[number], self.store(split)
+        view = self.view(part.view)
+        assert isinstance(view, TextView)
+        items = measured_items(store, samples, view, self._beside(part), config.workers)
+        tell_counts(items, store, samples, view, part.name, config.max_bad_fraction)
+        return items
+
+    def _beside(self, part: Part) -> Path | None:
+        """The folder of a data set's shards, or of the cache, for what is kept of it."""
+        if self.cache is not None and is_remote(part.shards[0]):
+            return self.cache.folder
+        return Path(part.shards[0]).parent
+
+    def _blocks(self, number: int, items: Items) -> list[int] | None:
+        """Items per block of a remote data set, a block being the shards that fit into half of the cache."""
+        part, store = self.parts("train")[number], self.store("train")
+        if self.cache is None or not any(map(is_remote, part.shards)):
+            return None
+        first = sum(len(before.shards) for before in self.parts("train")[:number])
+        shards = slice(first, first + len(part.shards))
+        ends = list(accumulate(store.samples_per_shard))[shards]
+        blocks: list[int] = []
+        last = size = 0
+        for end, shard_bytes in zip(ends, store.bytes_per_shard[shards], strict=True):
+            held = int(np.searchsorted(items.samples, end)) - last
+            if blocks and size + shard_bytes <= self.cache.max_bytes // 2:
+                blocks[-1] += held
+                size += shard_bytes
+            else:
+                blocks.append(held)
+                size = shard_bytes
+            last += held
+        return [held for held in blocks if held]
+
+    def _dataset(self, split: str) -> BatchDataset:
+        config, parts = self.config, self.parts(split)
+        store = self.store(split)
+        views = {name: self.view(name) for name in {part.view for part in parts}}
+        packed = split == "train" and config.layout == "packed"
+        return BatchDataset(
+            store, [views[part.view] for part in parts], self._ends(split), self._collate(parts, packed), self._lookup
+        )
+
+    def view(self, name: str) -> View:
+        """How samples of the view `name` become tokens."""
+        context, config = self.context, self.config
+        if name == "tasks":
+            return TasksView(context, config.sequence_length)
+        view = ConversationView if name == "conversation" else CaptionView
+        planner, planned = self.encoder, config.planned_tokens_per_image
+        if planned is not None:
+            if planned < context.image.tokens_per_image:
+                raise ConfigError(
+                    f"data.planned_tokens_per_image: {planned} are planned for an image, "
+                    f"the model makes {context.image.tokens_per_image} of it"
+                )
+            planner = ConversationEncoder(context.tokenizer, context.image_token_id, planned)
+        return view(self.encoder, config.sequence_length, config.over_long, planner)
+
+    def _collate(self, parts: Sequence[Part], packed: bool) -> Collate:
+        config = self.config
+        if config.view == "tasks":
+            return prompted_collate(self.context, config.image_fit)
+        names = [part.name for part in parts] if len(parts) > 1 else []
+        return row_collate(self.context, self._lookup is not None, packed, names, config.image_fit)

@@ -1,0 +1,1 @@
+"""Samples batched: lengths, order, packing and collation."""

@@ -1,0 +1,197 @@
+"""Rows of the order to batches: read and encode; bad samples are dropped, counted and, past a limit, an error."""
+
+import logging
+import signal
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.batching.collate import Collate, Sample
+from datamodules.batching.rows import Row, Rows
+from datamodules.encoding.items import Piece
+from datamodules.encoding.views import View
+from datamodules.storage.sample_store import SampleError, SampleStore
+from fvl_lightning.core.errors import DataError, UserError
+from fvl_lightning.core.types import Batch, PromptedBatch
+
+log = logging.getLogger(__name__)
+
+FeatureLookup = Callable[[str, int], dict[str, Tensor]]
+"""(split, sample number) -> {source: [I_sample, N, D]}: a frozen encoder's features of that sample's images."""
+
+PATIENCE = 100
+"""Samples seen before the fraction of bad ones is held against the limit; also how far a batch of none is refilled."""
+
+
+@dataclass
+class Loaded:
+    """What became of one batch's rows: the batch, or the error that ends the run, and the samples left out.
+
+    `seen` counts samples by the number of their data set; `truncated` has the numbers of those that were shortened.
+    """
+
+    batch: Batch | PromptedBatch | None = None
+    seen: Counter[int] = field(default_factory=Counter)
+    refilled: bool = False
+    bad: list[SampleError] = field(default_factory=list)
+    truncated: list[int] = field(default_factory=list)
+    error: UserError | None = None
+
+
+class BatchDataset(Dataset[Loaded]):
+    """Rows -> Loaded, a pure function of the rows, so that it does not matter which worker runs it.
+
+    Args:
+        views: how the samples of each data set become tokens.
+        ends: the number of the first sample behind each data set.
+        collate: makes the batch.
+        lookup: features in place of images.
+    """
+
+    def __init__(
+        self,
+        store: SampleStore,
+        views: Sequence[View],
+        ends: Sequence[int],
+        collate: Collate,
+        lookup: FeatureLookup | None,
+    ) -> None:
+        self.store, self.views, self.ends, self.collate, self.lookup = store, views, ends, collate, lookup
+
+    def __getitem__(self, rows: Rows) -> Loaded:
+        """Reads the rows' pieces; a batch left with none takes the first good sample that follows in the store."""
+        loaded = Loaded()
+        try:
+            samples = [kept for row in rows.rows if (kept := self._read_row(row, loaded))]
+            for step in range(1, PATIENCE + 1):
+                if samples:
+                    break
+                loaded.refilled = True
+                substitute = self._read(Piece((rows.pieces[-1].sample + step) % len(self.store)), loaded)
+                samples = [] if substitute is None else [[substitute]]
+            if samples:
+                loaded.batch = self.collate(samples, rows)
+        except UserError as error:
+            # As a value: torch would turn an exception raised in a worker into pages of traceback.
+            loaded.error = error
+        return loaded
+
+    def _read_row(self, row: Row, loaded: Loaded) -> list[Sample]:
+        return [sample for piece in row if (sample := self._read(piece, loaded)) is not None]
+
+    def _read(self, piece: Piece, loaded: Loaded) -> Sample | None:
+        dataset = bisect_right(self.ends, piece.sample)
+        loaded.seen[dataset] += 1
+        try:
+            encoded = self.views[dataset].encode(self.store, piece)
+            key = self.store.key(piece.sample)
+            if self.lookup is None:
+                images = self.store.images(piece.sample)[: encoded.images]
+                sample = Sample(key, dataset, encoded, images)
+            else:
+                found = self.lookup(self.store.split, piece.sample)
+                features = {source: feature[: encoded.images] for source, feature in found.items()}
+                sample = Sample(key, dataset, encoded, features=features)
+        except SampleError as error:
+            loaded.bad.append(error)
+            return None
+        if encoded.truncated:
+            loaded.truncated.append(piece.sample)
+        return sample
+
+
+@dataclass
+class Tally:
+    """Samples seen, by data set too, dropped by reason, and shortened, since the loader was made; the last dropped."""
+
+    seen: int = 0
+    datasets: Counter[int] = field(default_factory=Counter)
+    bad: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    last: SampleError | None = None
+
+
+class BatchLoader:
+    """An iterable of batches that counts what its samples were; all counting is done here, not in the workers.
+
+    Args:
+        rows: what each batch holds, in order.
+        workers: processes that read ahead; 0 reads in this one. The batches are the same for any number.
+        max_bad_fraction: the fraction of bad samples above which iterating raises DataError with shard and key.
+    """
+
+    def __init__(self, dataset: BatchDataset, rows: Iterable[Rows], workers: int, max_bad_fraction: float) -> None:
+        self.dataset, self.rows, self.workers, self.max_bad_fraction = dataset, rows, workers, max_bad_fraction
+        self.tally = Tally()
+        self._shortened = np.zeros(len(dataset.store), dtype=bool)
+
+    def __iter__(self) -> Iterator[Batch | PromptedBatch]:
+        loader = DataLoader(
+            self.dataset,
+            batch_size=None,
+            sampler=self.rows,
+            num_workers=self.workers,
+            collate_fn=as_is,
+            worker_init_fn=leave_signals_to_the_training,
+            # Without one of its own a loader draws from torch's global stream, and a resumed run would draw otherwise.
+            generator=torch.Generator(),
+        )
+        for loaded in loader:
+            self._count(loaded)
+            yield loaded.batch
+
+    def _count(self, loaded: Loaded) -> None:
+        tally = self.tally
+        first = tally.seen == 0
+        tally.seen += loaded.seen.total()
+        tally.datasets += loaded.seen
+        tally.bad.update(error.reason for error in loaded.bad)
+        tally.truncated += len(loaded.truncated)
+        for error in loaded.bad:
+            log.warning("skipped %s", error)
+            tally.last = error
+        for sample in loaded.truncated:
+            self._tell_shortened(sample)
+        if loaded.error is not None:
+            raise loaded.error
+        too_many = tally.seen >= PATIENCE and tally.bad.total() > self.max_bad_fraction * tally.seen
+        if loaded.batch is None or too_many or (first and loaded.refilled):
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in tally.bad.most_common())
+            raise DataError(
+                f"{tally.bad.total()} of {tally.seen} samples can't be used ({reasons}), more than max_bad_fraction "
+                f"{self.max_bad_fraction}; the last is {tally.last}"
+            )
+
+    def _tell_shortened(self, sample: int) -> None:
+        """Logs the first, second, fourth, eighth ... of the samples that are shortened, each of which counts once."""
+        if not self._shortened[sample]:
+            self._shortened[sample] = True
+            count = int(np.count_nonzero(self._shortened))
+            if count.bit_count() == 1:
+                log.info("shortened %s to fit sequence_length, %d so far", self.dataset.store.name(sample), count)
+
+
+class FiniteBatchLoader(BatchLoader):
+    """A BatchLoader whose rows end."""
+
+    def __len__(self) -> int:
+        assert isinstance(self.rows, Sized)
+        return len(self.rows)
+
+
+def leave_signals_to_the_training(worker: int) -> None:
+    """A worker goes on when its whole job is asked to stop, since the step under way may still need its batches."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def as_is(value: Any) -> Any:
+    """A collate function for what has been put together already."""
+    return value

@@ -1,0 +1,1 @@
+"""Shards built from a source, in parallel and resumable."""

@@ -1,0 +1,149 @@
+"""What a build of shards made: the manifest beside them; and, for who waits for it, how far a build has got."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from datamodules.storage.writer import Shard
+from fvl_lightning.core.errors import DataError
+
+MANIFEST_NAME = re.compile(r"manifest(-part\d+of\d+)?\.json")
+"""The names of manifests: one per build, or one per part of it."""
+
+FORMAT = 2
+"""Raised whenever the same settings would give other shards."""
+
+_KINDS_NAMED = 12
+
+REPORT_SECONDS = 0.5
+"""Progress is told no more often than this."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The shards of each split in order, how many rows were refused for what reason, and what was passed over.
+
+    Args:
+        settings: what was built: the resolved recipe, less what the shards do not depend on.
+        already_complete: the build had been finished before, so that nothing was done; not part of the file.
+    """
+
+    settings: Mapping[str, Any]
+    shards: Mapping[str, Sequence[Shard]]
+    refused: Mapping[str, int]
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    already_complete: bool = field(default=False, compare=False)
+
+    @property
+    def samples(self) -> int:
+        """Samples of all splits."""
+        return sum(shard.samples for shard in self.all_shards)
+
+    @property
+    def images(self) -> int:
+        """Images of all splits."""
+        return sum(shard.images for shard in self.all_shards)
+
+    @property
+    def all_shards(self) -> list[Shard]:
+        """The shards of all splits."""
+        return [shard for shards in self.shards.values() for shard in shards]
+
+    def to_json(self) -> str:
+        """The file's content; equal builds give equal text."""
+        content = {
+            "settings": self.settings,
+            "splits": {
+                split: {**_totals(shards), "shards": [asdict(shard) for shard in shards]}
+                for split, shards in sorted(self.shards.items())
+            },
+            **_totals(self.all_shards),
+            "refused": dict(sorted(self.refused.items())),
+            "passed_over": dict(sorted(self.passed_over.items())),
+        }
+        return json.dumps(content, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, place: str, already_complete: bool = False) -> "Manifest":
+        """Reads a file's content; DataError naming its `place` where it is none of ours."""
+        try:
+            content = json.loads(text)
+            shards = {
+                split: [Shard(**shard) for shard in found["shards"]] for split, found in content["splits"].items()
+            }
+            refused, passed_over = dict(content["refused"]), dict(content.get("passed_over", {}))
+            return cls(dict(content["settings"]), shards, refused, passed_over, already_complete)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(f"{place} is not the manifest of a build of shards; delete or move it") from None
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """Samples, images, refused rows and chunks of the whole build so far; seconds of this run.
+
+    `chunks_in_all` is None where the source does not say; the `earlier` ones were done before this run.
+    """
+
+    samples: int = 0
+    images: int = 0
+    refused: int = 0
+    chunks: int = 0
+    chunks_in_all: int | None = None
+    seconds: float = 0.0
+    earlier_images: int = 0
+    earlier_chunks: int = 0
+
+    @property
+    def images_per_second(self) -> float:
+        """The rate of this run."""
+        return (self.images - self.earlier_images) / self.seconds if self.seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """As long as this run takes for the chunks that are left, at its rate so far; None while nothing is known."""
+        done = self.chunks - self.earlier_chunks
+        if self.chunks_in_all is None or not done:
+            return None
+        return (self.chunks_in_all - self.chunks) * self.seconds / done
+
+
+class Reporter:
+    """Counts what one run does, on top of what `start` says was there before, and tells of it now and then."""
+
+    def __init__(self, start: BuildProgress, tell: Callable[[BuildProgress], None] | None) -> None:
+        self._progress = replace(start, earlier_images=start.images, earlier_chunks=start.chunks)
+        self._tell = tell
+        self._begun = self._told = time.monotonic()
+
+    def add(self, samples: int = 0, images: int = 0, refused: int = 0, chunks: int = 0) -> None:
+        """Counts, and tells if it is time."""
+        was = self._progress
+        self._progress = replace(
+            was,
+            samples=was.samples + samples,
+            images=was.images + images,
+            refused=was.refused + refused,
+            chunks=was.chunks + chunks,
+        )
+        if time.monotonic() - self._told >= REPORT_SECONDS:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tells now."""
+        self._told = time.monotonic()
+        if self._tell is not None:
+            self._tell(replace(self._progress, seconds=self._told - self._begun))
+
+
+def in_words(passed_over: Mapping[str, int]) -> str:
+    """The kinds that were passed over most often, with their counts; empty where there are none."""
+    most = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
+    more = f" and {len(most) - _KINDS_NAMED} more kinds" if len(most) > _KINDS_NAMED else ""
+    return ", ".join(f"{count:,} {kind}" for kind, count in most[:_KINDS_NAMED]) + more
+
+
+def _totals(shards: Sequence[Shard]) -> dict[str, int]:
+    return {name: sum(vars(shard)[name] for shard in shards) for name in ("samples", "images", "bytes")}

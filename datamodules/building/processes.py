@@ -1,0 +1,165 @@
+"""The chunks of a source, read and checked by several processes, handed over in order and with bounded memory.
+
+At most twice as many chunks as processes are under way. A finished one comes back through a pipe if it is small, in a
+file of the work folder if it is not, so that neither the number nor the size of the chunks is a matter of memory.
+"""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import islice
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import IO, Any
+
+from datamodules.building.row_to_sample import Outcome, Sample, prepare_chunk
+from datamodules.sources.base import PassedOver, Refusal, Source
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.plugins import import_plugin
+
+PIPED = 32 * 2**20
+"""Bytes of samples up to which a chunk comes back through the pipe."""
+
+CHUNK_FILES = "chunk-"
+"""What the names of chunks in the work folder begin with."""
+
+MODELS = "FVL_LIGHTNING_MODELS"
+"""What fvl_lightning/__init__.py looks at: whether importing it makes its models known to transformers."""
+
+Job = tuple[int, Any]
+"""A chunk with its number."""
+Outcomes = Iterator[Outcome]
+_Packed = Refusal | PassedOver | tuple[str, int, int, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A chunk as a process hands it over: the outcome of each row, and the samples' bytes behind each other.
+
+    A sample is (split, images, bytes, unused) among the rows.
+    """
+
+    rows: list[_Packed]
+    members: bytes | Path
+
+    def outcomes(self) -> Outcomes:
+        file: IO[bytes] = self.members.open("rb") if isinstance(self.members, Path) else BytesIO(self.members)
+        with file:
+            for row in self.rows:
+                yield Sample(row[0], row[1], file.read(row[2]), row[3]) if isinstance(row, tuple) else row
+
+    def remove(self) -> None:
+        if isinstance(self.members, Path):
+            self.members.unlink(missing_ok=True)
+
+
+def prepare_all(
+    source: Source,
+    jobs: Iterable[Job],
+    splits: Mapping[str, float],
+    processes: int,
+    work: Path,
+    plugins: Sequence[str] = (),
+) -> Generator[tuple[int, Outcomes], None, None]:
+    """Number and outcomes of every chunk, in the order of `jobs`; each must be used up before the next is asked for.
+
+    Args:
+        processes: how many; with 1 all is done in this process.
+        work: a folder for what is too large for a pipe.
+        plugins: what a process must import before it knows the source.
+
+    Raises:
+        DataError: what the source raises, or a process was killed.
+    """
+    if processes == 1:
+        for number, chunk in jobs:
+            yield number, prepare_chunk(source, number, chunk, splits)
+        return
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    # In bytes: the classes in it may be known only once the plugins are imported.
+    payload = pickle.dumps((type(source), source.config))
+    pool = ProcessPoolExecutor(processes, context, _start, (payload, dict(splits), work, list(plugins), stop))
+    jobs, pending = iter(jobs), deque[tuple[int, Future[_Prepared]]]()
+    before = os.environ.get(MODELS)
+    os.environ[MODELS] = "off"  # processes are started as work comes, and none of them needs a model
+    try:
+        while True:
+            for number, chunk in islice(jobs, 2 * processes - len(pending)):
+                pending.append((number, pool.submit(_prepare, number, chunk)))
+            if not pending:
+                return
+            number, future = pending.popleft()
+            prepared = future.result()
+            yield number, prepared.outcomes()
+            prepared.remove()
+    except BrokenProcessPool:
+        reason = "a process that reads and checks was killed, perhaps for want of memory"
+        raise DataError(f"{reason}; use fewer processes") from None
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        os.environ.pop(MODELS)
+        if before is not None:
+            os.environ[MODELS] = before
+
+
+@dataclass(frozen=True)
+class _Worker:
+    source: Source
+    splits: Mapping[str, float]
+    work: Path
+    stop: Event
+
+
+_worker: _Worker | None = None
+
+
+def _start(payload: bytes, splits: Mapping[str, float], work: Path, plugins: Sequence[str], stop: Event) -> None:
+    """What a process does first."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the parent answers it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for plugin in plugins:
+        import_plugin(plugin, Path())
+    kind, config = pickle.loads(payload)
+    _worker = _Worker(kind(config), splits, work, stop)
+
+
+def _end_with_parent() -> None:
+    """Else the processes of a parent that was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _prepare(number: int, chunk: Any) -> _Prepared:
+    assert _worker is not None
+    rows: list[_Packed] = []
+    held, path = BytesIO(), _worker.work / f"{CHUNK_FILES}{number:08d}"
+    file: IO[bytes] = held
+    try:
+        for outcome in prepare_chunk(_worker.source, number, chunk, _worker.splits):
+            if _worker.stop.is_set():
+                break
+            if not isinstance(outcome, Sample):
+                rows.append(outcome)
+                continue
+            if file is held and held.tell() + len(outcome.members) > PIPED:
+                file = path.open("wb")
+                file.write(held.getbuffer())
+                held = BytesIO()
+            file.write(outcome.members)
+            rows.append((outcome.split, outcome.images, len(outcome.members), outcome.unused))
+        return _Prepared(rows, path if file is not held else held.getvalue())
+    finally:
+        file.close()

@@ -1,0 +1,107 @@
+"""What lets a build go on after it was killed at any moment: one line per finished shard, each on the disk at once.
+
+The first line has the build's settings. Every other one has a shard that is whole, and where the build stood then: the
+first row that was still to come, how long the open shards and the log of refusals were. Files are cut back to that, so
+what was written after the last line is as if it had never been.
+"""
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from datamodules.storage.writer import Length, Shard
+from fvl_lightning.core.errors import DataError
+
+log = logging.getLogger(__name__)
+
+NAME = "journal.jsonl"
+
+Position = tuple[int, int]
+"""Numbers of a chunk and of a row in it."""
+
+
+@dataclass
+class State:
+    """Where a build stands: its whole shards per split, and what it goes on from."""
+
+    position: Position = (0, 0)
+    shards: dict[str, list[Shard]] = field(default_factory=dict)
+    open: dict[str, Length] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    passed_over: dict[str, int] = field(default_factory=dict)
+    refused_bytes: int = 0
+
+
+class Journal:
+    """The journal of the build whose work folder is `folder`; held by one process at a time.
+
+    Raises:
+        DataError: another process holds it, or what it says is no journal.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise DataError(f"another process is building into {folder.parent} at this moment") from None
+        except OSError as error:
+            log.warning("%s can't be locked (%s): start no second build of it", self.path, error.strerror)
+        self.settings, self.state = self._read()
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """The first line of a journal that starts anew."""
+        self.settings, self.state = settings, State()
+        self._file.seek(0)
+        self._file.truncate()
+        self._append(settings)
+
+    def add(self, split: str, shard: Shard) -> None:
+        """A line for a shard that is whole, and for where `state`, which has it already, stands."""
+        state = self.state
+        lengths = {name: asdict(length) for name, length in state.open.items()}
+        line = {"split": split, "shard": asdict(shard), "position": state.position, "open": lengths}
+        counts = {"refused": state.refused, "passed_over": state.passed_over}
+        self._append({**line, **counts, "refused_bytes": state.refused_bytes})
+
+    def close(self) -> None:
+        """Lets go of the file, and with it of the lock."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _read(self) -> tuple[Mapping[str, Any] | None, State]:
+        content, state = self._file.read(), State()
+        # A line without its end was being written when the build was killed.
+        whole = content[: content.rfind(b"\n") + 1]
+        self._file.seek(len(whole))
+        self._file.truncate()
+        if not whole:
+            return None, state
+        try:
+            settings, *lines = map(json.loads, whole.splitlines())
+            for line in lines:
+                state.shards.setdefault(line["split"], []).append(Shard(**line["shard"]))
+                state.position = (int(line["position"][0]), int(line["position"][1]))
+                state.open = {split: Length(**length) for split, length in line["open"].items()}
+                state.refused, state.refused_bytes = line["refused"], line["refused_bytes"]
+                state.passed_over = line.get("passed_over", {})
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise DataError(f"{self.path} is damaged; delete {self.path.parent} and start the build again") from None
+        return settings, state

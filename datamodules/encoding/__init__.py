@@ -1,0 +1,1 @@
+"""Samples encoded: messages -> token ids and labels."""

@@ -1,0 +1,311 @@
+"""What a record is to a stage: a conversation, a caption, or the targets of the encoder's prompts."""
+
+import math
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from datamodules.encoding.conversation import ConversationEncoder, EncodedConversation, plain_backend
+from datamodules.encoding.items import Piece
+from datamodules.encoding.messages import check_messages, image_parts, shown_again
+from datamodules.storage.sample_store import SampleStore
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.types import IGNORE_INDEX, DataContext
+
+Messages = Sequence[dict[str, Any]]
+Example = tuple[list[int], list[int]]
+"""Token ids and labels of one row."""
+OverLong = Literal["truncate", "split", "drop"]
+Turns = tuple[int, int]
+Result = TypeVar("Result")
+TOO_LONG = "too long"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One piece as tokens: `rows` holds its (ids, labels), or for the view `tasks` one (ids, ids) per task.
+
+    `images` is how many of the sample's images, from the first on, belong to it; `truncated` whether something was
+    left out to fit `sequence_length`.
+    """
+
+    rows: list[Example]
+    images: int
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a sample is trained on: (turns, None for all of them; planned tokens) of each piece.
+
+    `truncated` says whether some of its turns, or the end of its caption, are in none of them.
+    """
+
+    pieces: list[tuple[Turns | None, int]]
+    truncated: bool = False
+
+
+class View(ABC):
+    """How the samples of a store become tokens. A sample that can't be used raises SampleError."""
+
+    @abstractmethod
+    def encode(self, store: SampleStore, piece: Piece) -> Encoded:
+        """The piece's tokens."""
+
+
+class TextView(View):
+    """Text with images for a language model.
+
+    Args:
+        encoder: makes the tokens.
+        sequence_length: tokens a row may have.
+        over_long: what becomes of a longer sample. `truncate` leaves out whole turns at the end of a conversation, or
+            the end of a caption; `split` makes several conversations of one, each with the system message and the
+            images shown so far; `drop` leaves the sample out.
+        planner: decides what is too long, where that must not depend on the model at hand; else the encoder does.
+    """
+
+    def __init__(
+        self,
+        encoder: ConversationEncoder,
+        sequence_length: int,
+        over_long: OverLong = "truncate",
+        planner: ConversationEncoder | None = None,
+    ) -> None:
+        self.encoder, self.planner = encoder, planner or encoder
+        self._more_per_image = self.planner.tokens_per_image - encoder.tokens_per_image
+        self.sequence_length, self.over_long = sequence_length, over_long
+
+    @abstractmethod
+    def measure(self, store: SampleStore, sample: int) -> Measure:
+        """The pieces a sample is trained on as, with their planned tokens."""
+
+
+class ConversationView(TextView):
+    """The record's `messages`.
+
+    A conversation is too long where its last answer ends beyond `sequence_length`. What the template writes behind
+    the last end token (a line break, the end of the text) teaches nothing: it is cut off where it has no room.
+    """
+
+    def __init__(self, encoder: ConversationEncoder, *arguments: Any, **named: Any) -> None:
+        super().__init__(encoder, *arguments, **named)
+        encoder.check_template()
+
+    def encode(self, store: SampleStore, piece: Piece) -> Encoded:
+        """Ids and labels of a conversation, or of some of its turns."""
+        i, messages = piece.sample, messages_of(store, piece.sample)
+        if piece.turns is None:
+            kept, encoded = self._kept(store, i, messages, self._encoded(store, i, messages))
+            return Encoded([self._row(encoded)], encoded.images, truncated=len(kept) < len(messages))
+        encoded = self._encoded(store, i, some_turns(messages, *piece.turns))
+        return Encoded([self._row(encoded)], encoded.images)
+
+    def measure(self, store: SampleStore, sample: int) -> Measure:
+        """Without an image decoded."""
+        messages = messages_of(store, sample)
+        encoded = self._encoded(store, sample, messages)
+        if self.over_long != "split" or self._ends(encoded)[-1] <= self.sequence_length:
+            kept, encoded = self._kept(store, sample, messages, encoded)
+            return Measure([(None, self._tokens(encoded))], truncated=len(kept) < len(messages))
+        pieces = self._split(store, sample, messages)
+        if not pieces:
+            raise store.error(sample, TOO_LONG, f"each of its turns has more than {self.sequence_length} tokens")
+        kept_turns = sum(turns[1] - turns[0] for turns, _ in pieces)
+        return Measure([*pieces], truncated=kept_turns < len(encoded.turn_ends))
+
+    def _encoded(self, store: SampleStore, i: int, messages: Messages) -> EncodedConversation:
+        encoded = _located(store, i, self.encoder.encode_turns, messages)
+        if not encoded.turn_ends:
+            raise store.error(i, "no answer", "no message of the assistant")
+        return encoded
+
+    def _kept(
+        self, store: SampleStore, i: int, messages: Messages, encoded: EncodedConversation
+    ) -> tuple[Messages, EncodedConversation]:
+        """The messages up to the last answer that fits, as tokens too; SampleError where there is none."""
+        ends, limit = self._ends(encoded), self.sequence_length
+        if self._planned_tokens(encoded) <= limit:
+            return messages, encoded
+        if ends[-1] > limit and self.over_long == "drop":
+            raise store.error(i, TOO_LONG, f"{self._planned_tokens(encoded)} tokens, at most {limit} are kept")
+        fitting = bisect_right(ends, limit)
+        if fitting == 0:
+            raise store.error(i, TOO_LONG, f"its first turn has more than {limit} tokens")
+        kept = messages[: _answers(messages)[fitting - 1]]
+        return kept, encoded if len(kept) == len(messages) else self._encoded(store, i, kept)
+
+    def _split(self, store: SampleStore, i: int, messages: Messages) -> list[tuple[Turns, int]]:
+        """Pieces of as many turns as fit, one after the other; a turn too long for a row of its own is left out."""
+        turns = len(_answers(messages))
+        pieces: list[tuple[Turns, int]] = []
+
+        def encoded(end: int) -> EncodedConversation:
+            return self._encoded(store, i, some_turns(messages, start, end))
+
+        start = 0
+        while start < turns:
+            # Tokens grow with the turns; what a piece has in front of them is found by asking.
+            ends = range(start + 1, turns + 1)
+            fitting = bisect_right(ends, self.sequence_length, key=lambda end: self._ends(encoded(end))[-1])
+            if fitting:
+                pieces.append(((start, start + fitting), self._tokens(encoded(start + fitting))))
+            start += max(fitting, 1)
+        return pieces
+
+    def _ends(self, encoded: EncodedConversation) -> list[int]:
+        """Planned tokens up to the end of each answer."""
+        turns = zip(encoded.turn_ends, encoded.images_before, strict=True)
+        return [end + images * self._more_per_image for end, images in turns]
+
+    def _planned_tokens(self, encoded: EncodedConversation) -> int:
+        return len(encoded.ids) + encoded.images * self._more_per_image
+
+    def _tokens(self, encoded: EncodedConversation) -> int:
+        """Planned tokens of the row that `_row` makes."""
+        return min(self._planned_tokens(encoded), self.sequence_length)
+
+    def _row(self, encoded: EncodedConversation) -> Example:
+        """The tokens, as many as are planned for; the labels behind the last answer are IGNORE_INDEX anyway."""
+        kept = len(encoded.ids) - (self._planned_tokens(encoded) - self._tokens(encoded))
+        return encoded.ids[:kept], encoded.labels[:kept]
+
+
+class CaptionView(TextView):
+    """The record's `caption` after its images."""
+
+    def encode(self, store: SampleStore, piece: Piece) -> Encoded:
+        """Ids and labels of a caption."""
+        (ids, labels), images, surplus = self._caption(store, piece.sample)
+        kept = len(ids) - surplus
+        return Encoded([(ids[:kept], labels[:kept])], images, truncated=surplus > 0)
+
+    def measure(self, store: SampleStore, sample: int) -> Measure:
+        """One piece, however long the caption."""
+        (ids, _), images, surplus = self._caption(store, sample)
+        return Measure([(None, len(ids) + images * self._more_per_image - surplus)], truncated=surplus > 0)
+
+    def _caption(self, store: SampleStore, i: int) -> tuple[Example, int, int]:
+        """Ids and labels of the whole caption, its images, and how many of its tokens are too many."""
+        record = store.record(i)
+        if "caption" not in record and "messages" in record:
+            raise store.error(i, "no caption", "`view: conversation` reads its messages")
+        text = _field(store, i, record, "caption")
+        images, limit = store.image_count(i), self.sequence_length
+        if images == 0:
+            raise store.error(i, "image count", "a caption needs an image")
+        ids, labels = _located(store, i, self.encoder.caption, text, images)
+        planned = len(ids) + images * self._more_per_image
+        if planned > limit and self.over_long == "drop":
+            raise store.error(i, TOO_LONG, f"{planned} tokens, at most {limit} are kept")
+        surplus = max(planned - limit, 0)
+        if surplus >= sum(label != IGNORE_INDEX for label in labels):
+            raise store.error(i, TOO_LONG, f"its images alone take {limit} tokens")
+        return (ids, labels), images, surplus
+
+
+class TasksView(View):
+    """One target per prompt of the encoder: for `grounding` the record's boxes, else the field of that name."""
+
+    def __init__(self, context: DataContext, sequence_length: int) -> None:
+        self.tasks, self.sequence_length = context.tasks, sequence_length
+        self._tokenizer, self._eos = plain_backend(context.tokenizer, ends=True), context.tokenizer.eos_token_id
+        self._bins = location_bins(context.tokenizer) if "grounding" in context.tasks else 0
+
+    def encode(self, store: SampleStore, piece: Piece) -> Encoded:
+        """The targets of all tasks, each cut where it is too long."""
+        i = piece.sample
+        images = store.image_count(i)
+        if images != 1:
+            raise store.error(i, "image count", f"prompted targets need one image, there are {images}")
+        record = store.record(i)
+        rows, longest = [], 0
+        for task in self.tasks:
+            grounding = task == "grounding"
+            text = _grounding(store, i, record, self._bins) if grounding else _field(store, i, record, task)
+            ids = self._tokenizer.encode(text).ids
+            # Tokenizers of encoder-decoder models end a text themselves; others leave it to us.
+            ended = ids if ids and ids[-1] == self._eos else [*ids, self._eos]
+            rows.append((ended[: self.sequence_length], ended[: self.sequence_length]))
+            longest = max(longest, len(ended))
+        return Encoded(rows, 1, truncated=longest > self.sequence_length)
+
+
+def messages_of(store: SampleStore, i: int) -> Messages:
+    """The messages of a sample, checked, with as many image parts as it has images; SampleError otherwise."""
+    record = store.record(i)
+    messages = record.get("messages")
+    problem = check_messages(messages)
+    if problem == "no messages":
+        raise store.error(i, problem, "`view: caption` reads its caption" if record.get("caption") else "")
+    if problem:
+        raise store.error(i, "bad messages", problem)
+    assert isinstance(messages, list)
+    there, spoken = store.image_count(i), image_parts(messages)
+    if there != spoken:
+        raise store.error(i, "image count", f"{there} images, {spoken} image parts in its messages")
+    return messages
+
+
+def some_turns(messages: Messages, start: int, end: int) -> Messages:
+    """The turns from `start` up to `end` as a conversation: after the system's messages, with the images shown before.
+
+    A turn ends with an answer; images of earlier turns stand in front of the first one's words, joined to them as they
+    are in their own turns.
+    """
+    ends = [0, *_answers(messages)]
+    before = messages[: ends[start]]
+    first, *rest = messages[ends[start] : ends[end]]
+    talk = [message for message in before if message["role"] != "system"]
+    if image_parts(talk):
+        first = {**first, "content": shown_again(talk, first["content"])}
+    return [*(message for message in before if message["role"] == "system"), first, *rest]
+
+
+def location_bins(tokenizer: Any) -> int:
+    """How many location tokens <loc_0>, <loc_1> ... the tokenizer has; DataError if none."""
+    vocabulary = tokenizer.get_vocab()
+    bins = 0
+    while f"<loc_{bins}>" in vocabulary:
+        bins += 1
+    if bins == 0:
+        raise DataError("prompt 'grounding': the tokenizer has no location tokens <loc_0>, <loc_1> ...")
+    return bins
+
+
+def boxes_as_text(boxes: Sequence[dict[str, Any]], bins: int) -> str:
+    """label<loc_x0><loc_y0><loc_x1><loc_y1> of every box, joined; coordinates are fractions of the picture's sides."""
+    words = []
+    for box in boxes:
+        x0, y0, x1, y1 = (min(max(math.floor(value * bins), 0), bins - 1) for value in box["box"])
+        words.append(f"{box['label']}<loc_{x0}><loc_{y0}><loc_{x1}><loc_{y1}>")
+    return "".join(words)
+
+
+def _answers(messages: Messages) -> list[int]:
+    """How many messages there are up to the end of each answer."""
+    return [number + 1 for number, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def _grounding(store: SampleStore, i: int, record: dict[str, Any], bins: int) -> str:
+    try:
+        return boxes_as_text(record["boxes"], bins)
+    except (KeyError, TypeError, ValueError):
+        raise store.error(i, "no boxes", "expected `boxes` with label and box [x0, y0, x1, y1]") from None
+
+
+def _field(store: SampleStore, i: int, record: dict[str, Any], name: str) -> str:
+    value = record.get(name)
+    if not isinstance(value, str):
+        raise store.error(i, f"no {name}", f"the JSON has no text '{name}'")
+    return value
+
+
+def _located(store: SampleStore, i: int, encode: Callable[..., Result], *content: Any) -> Result:
+    """Encodes, with DataErrors turned into ones that name shard and key."""
+    try:
+        return encode(*content)
+    except DataError as error:
+        raise store.error(i, "not encodable", str(error)) from None

@@ -1,0 +1,1 @@
+"""Images: decoded safely, and resized for the encoder."""

@@ -1,0 +1,285 @@
+"""Encoded images from outside, decoded under limits that hold before any decoder runs."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.ExifTags import Base
+
+from datamodules.images.png import without_large_metadata
+from fvl_lightning.core.errors import ConfigError, DataError
+
+MAX_PIXELS = 64 * 1024 * 1024
+"""An image whose header promises more than this is refused before it is decoded."""
+
+MAX_BYTES = 256 * 1024 * 1024
+"""An encoded image longer than this is refused unread: room for MAX_PIXELS of four bytes each."""
+
+Decoder = Literal["pillow", "simplejpeg"]
+
+FORMATS = {"PNG": ("png",), "JPEG": ("jpg", "jpeg"), "WEBP": ("webp",), "GIF": ("gif",), "BMP": ("bmp",)}
+"""The formats that are read, by Pillow's names, and the extensions of their files. Every source and command has them
+from here."""
+
+EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
+"""The extensions of all formats that are read, in lower case and without a dot."""
+
+_UNREADABLE = "not a readable PNG, JPEG, WebP, GIF or BMP"
+_MAX_SCANS = 100  # every scan of a progressive JPEG costs a pass over all pixels and may be a few bytes long
+_SCAN = b"\xff\xda"
+_EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # between two levels of grey, by Pillow's names of 2 and 4 bits
+_SCALES = (8, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What `verify_image` found: PNG, JPEG, WEBP, GIF or BMP, and the sides of the upright image in pixels."""
+
+    format: str
+    width: int
+    height: int
+
+
+def decode_image(source: bytes | Path, decoder: Decoder = "pillow", at_least: int | None = None) -> NDArray[np.uint8]:
+    """The first frame of a PNG, JPEG, WebP, GIF or BMP as [height, width, 3] RGB, upright by its EXIF orientation.
+
+    Transparent pixels are composited on white; 16-bit grey is scaled to 8 bits. The array may be read-only.
+
+    Args:
+        source: the encoded image, or the file it is in.
+        decoder: "simplejpeg" decodes RGB and grey JPEGs faster; all else is left to Pillow.
+        at_least: a JPEG is decoded at 1/8, 1/4 or 1/2 where both sides keep this many pixels; other formats are not.
+
+    Raises:
+        ConfigError: simplejpeg is not installed.
+        DataError: no such file, not one of those formats, broken, cut short, longer than MAX_BYTES or, by its header,
+            of more than MAX_PIXELS. For a file it names the file.
+    """
+    simplejpeg = _import_simplejpeg() if decoder == "simplejpeg" else None
+    content, name = (_read(source), f"{source}: ") if isinstance(source, Path) else (source, "")
+    with _opened(content, name) as image:
+        scale = _scale(image, at_least) if at_least is not None and _format(image) == "JPEG" else 1
+        pixels = None
+        if simplejpeg is not None and _format(image) == "JPEG" and image.mode in ("L", "RGB"):
+            pixels = _decode_jpeg(simplejpeg, content, image.size, scale)
+        if pixels is None:
+            pixels = _decode(image, scale)
+        return _upright(pixels, _orientation(image))
+
+
+def loaded_pixels(image: Image.Image, at_least: int | None = None) -> NDArray[np.uint8]:
+    """An image that is Pillow's already, as decode_image would have given it; DataError as there.
+
+    Args:
+        at_least: as of decode_image, for a JPEG that has been opened and not been read.
+    """
+    _refuse_size(image.size)
+    try:
+        scale = _scale(image, at_least) if at_least is not None and image.format in ("JPEG", "MPO") else 1
+        return _upright(_decode(image, scale), _orientation(image))
+    except OSError as error:  # it may have been opened and not yet read
+        raise DataError(f"the image can't be read: {_one_line(error)}") from None
+
+
+def verify_image(data: bytes) -> ImageHeader:
+    """Decodes the first frame as cheaply as finds out whether all of it is there, and keeps only the header.
+
+    A JPEG whose rows end early at a proper end marker passes, as it does in every viewer: the rest of it is grey.
+
+    Raises:
+        DataError: what decode_image would refuse.
+    """
+    with _opened(data) as image:
+        width, height = image.size
+        # Grey at an eighth of the size still reads all of the entropy-coded data; the rest of the decoding is saved.
+        image.draft("L", (1, 1))
+        image.load()
+        _refuse_mode(image)
+        if _orientation(image) >= 5:
+            width, height = height, width
+        return ImageHeader(_format(image), width, height)
+
+
+def to_png(data: bytes) -> bytes:
+    """The first frame of any image that decode_image reads, as an upright RGB PNG.
+
+    Raises:
+        DataError: as decode_image.
+    """
+    content = BytesIO()
+    Image.fromarray(decode_image(data)).save(content, "PNG")
+    return content.getvalue()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise DataError("not a file, so it can't be read as an image")
+        _refuse_length(path.stat().st_size)
+        return path.read_bytes()
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise DataError(f"no image {path}") from None
+    except OSError as error:
+        raise DataError(f"image {path} can't be read: {error.strerror}") from None
+
+
+@contextmanager
+def _opened(content: bytes, name: str = "") -> Iterator[Image.Image]:
+    """The image behind a checked header, not yet decoded; whatever goes wrong with it is a DataError."""
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES, "with PIL.ImageFile.LOAD_TRUNCATED_IMAGES no truncation is found"
+    try:
+        _refuse_length(len(content))
+        _refuse_size(_webp_size(content))
+        if content.startswith(b"\xff\xd8") and content.count(_SCAN) > _MAX_SCANS:
+            raise DataError(f"JPEG of {content.count(_SCAN)} scans, at most {_MAX_SCANS} are read")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(BytesIO(without_large_metadata(content)), formats=tuple(FORMATS)) as image:
+                _refuse_size(image.size)
+                yield image
+    except DataError as error:
+        raise DataError(f"{name}{error}") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{name}{_UNREADABLE} (none of these, or its header is broken)") from None
+    except Exception as error:  # whatever a decoder raises on broken bytes, the image is broken
+        raise DataError(f"{name}{_UNREADABLE} ({_one_line(error)})") from None
+
+
+def _refuse_length(length: int) -> None:
+    if length > MAX_BYTES:
+        raise DataError(f"image of {length} bytes, at most {MAX_BYTES} are read")
+
+
+def _refuse_size(size: tuple[int, int] | None) -> None:
+    if size is None:
+        return
+    width, height = size
+    if width < 1 or height < 1:
+        raise DataError(f"image of {width} x {height} pixels")
+    if width * height > MAX_PIXELS:
+        raise DataError(f"image of {width} x {height} pixels, at most {MAX_PIXELS} are read")
+
+
+def _webp_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height of a WebP; None for anything else. Pillow allocates the canvas already while it opens one."""
+    if content[:4] != b"RIFF" or content[8:12] != b"WEBP" or len(content) < 30:
+        return None
+
+    def number(start: int, length: int) -> int:
+        return int.from_bytes(content[start : start + length], "little")
+
+    match content[12:16]:
+        case b"VP8X":
+            return 1 + number(24, 3), 1 + number(27, 3)
+        case b"VP8L":
+            return 1 + (number(21, 4) & 0x3FFF), 1 + (number(21, 4) >> 14 & 0x3FFF)
+        case b"VP8 ":
+            return number(26, 2) & 0x3FFF, number(28, 2) & 0x3FFF
+    return None
+
+
+def _format(image: Image.Image) -> str:
+    assert image.format is not None
+    return "JPEG" if image.format == "MPO" else image.format  # MPO: a JPEG that others follow, as phones write it
+
+
+def _scale(image: Image.Image, at_least: int) -> int:
+    """The largest s such that the image at 1/s still has both sides >= at_least; 1 where none has."""
+    shortest = min(image.size)
+    # Of a side shorter than s, draft() would choose another scale.
+    return next((s for s in _SCALES if s <= shortest and -(-shortest // s) >= at_least), 1)
+
+
+def _import_simplejpeg() -> Any:
+    try:
+        return import_module("simplejpeg")
+    except ImportError:
+        raise ConfigError("decoder 'simplejpeg' needs its package: pip install 'fvl-lightning[simplejpeg]'") from None
+
+
+def _decode_jpeg(simplejpeg: Any, content: bytes, size: tuple[int, int], scale: int) -> NDArray[np.uint8] | None:
+    """The pixels as stored [h, w, 3], or None where Pillow is to judge, which forgives small faults."""
+    width, height = (-(-side // scale) for side in size)  # libjpeg rounds up
+    # A buffer of the size that was checked: should the two read different headers, this one fails before it allocates.
+    pixels = np.empty((height, width, 3), np.uint8)
+    try:
+        decoded = simplejpeg.decode_jpeg(content, "RGB", min_height=height, min_width=width, buffer=pixels)
+    except ValueError:
+        return None
+    return pixels if decoded.shape == pixels.shape else None
+
+
+def _refuse_mode(image: Image.Image) -> None:
+    if image.mode not in (*_EIGHT_BIT, *_SIXTEEN_BIT):
+        raise DataError(f"image with pixels of mode {image.mode}, only 8-bit images and 16-bit grey are read")
+
+
+def _decode(image: Image.Image, scale: int) -> NDArray[np.uint8]:
+    """The pixels as stored [h, w, 3], by Pillow."""
+    if scale > 1:
+        image.draft(None, (image.width // scale, image.height // scale))
+    _scale_transparent_value(image)
+    image.load()
+    return _to_rgb(image)
+
+
+def _scale_transparent_value(image: Image.Image) -> None:
+    """Brings the value that is transparent in a PNG to the 8 bits its pixels get; Pillow leaves it as it is stored."""
+    if not isinstance(image, ImageFile.ImageFile) or image.format != "PNG" or not image.tile:
+        return
+    value, stored = image.info.get("transparency"), image.tile[0].args
+    if stored in _GREY_STEPS and isinstance(value, int):
+        image.info["transparency"] = value * _GREY_STEPS[stored]
+    elif stored == "RGB;16B" and isinstance(value, tuple):
+        image.info["transparency"] = tuple(part >> 8 for part in value)
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """A loaded image as [height, width, 3]."""
+    _refuse_mode(image)
+    if image.mode in _SIXTEEN_BIT:
+        stored = np.asarray(image).astype(np.uint32)
+        grey = (stored + 128) // 257
+        if "transparency" in image.info:  # the one value that is transparent
+            grey[stored == image.info["transparency"]] = 255
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGB", image.size, "white")
+        canvas.paste(layer, mask=layer)
+        return np.asarray(canvas)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 is upright."""
+    try:
+        value = image.getexif().get(Base.Orientation, 1)
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    if orientation == 1:
+        return pixels
+    turned = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(turned[::rows, ::columns])
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,1 @@
+"""Shards inspected: checks, statistics and previews."""

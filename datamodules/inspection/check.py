@@ -1,0 +1,245 @@
+"""Looks into shards for everything that training would trip over, before it starts."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodules.building.manifest import MANIFEST_NAME, Manifest
+from datamodules.encoding.messages import parts_of
+from datamodules.encoding.placeholders import find_placeholder
+from datamodules.encoding.views import Messages, messages_of
+from datamodules.images.decoding import ImageHeader, verify_image
+from datamodules.inspection.parallel import map_in_processes
+from datamodules.storage.index import ShardIndex, index_as_bytes, index_name, load_index, parse_index, scan_tar
+from datamodules.storage.remote import ShardCache, is_remote, list_names, read_bytes, read_if_there
+from datamodules.storage.sample_store import SampleError, SampleStore
+from datamodules.storage.shard_files import open_index
+from datamodules.storage.tar_samples import TEXTS
+from datamodules.storage.writer import Shard
+from fvl_lightning.core.errors import DataError
+
+AT_ONCE = 256
+"""Samples a process looks at before it reports."""
+EXAMPLES = 3
+"""Findings of one reason that are kept whole; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong: a short category to count by, the shard, the sample's key (empty: the shard itself)."""
+
+    reason: str
+    shard: str
+    key: str
+    detail: str
+
+
+@dataclass
+class Findings:
+    """What was looked at, and the findings: all counted by reason, the first ones of each kept.
+
+    `ignored` counts, by suffix, members that are passed over; there is nothing wrong with those.
+    """
+
+    samples: int = 0
+    images: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[Finding]] = field(default_factory=dict)
+    ignored: Counter[str] = field(default_factory=Counter)
+
+    def add(self, *found: Finding, count: int | None = None) -> None:
+        """Counts findings of one reason, `count` of them where not all are given."""
+        reason = found[0].reason
+        self.counts[reason] += len(found) if count is None else count
+        self.examples[reason] = [*self.examples.get(reason, []), *found][:EXAMPLES]
+
+    def merge(self, other: "Findings") -> None:
+        """Takes in what another part of the work found."""
+        self.samples += other.samples
+        self.images += other.images
+        self.ignored += other.ignored
+        self.counts += other.counts
+        for reason, found in other.examples.items():
+            self.examples[reason] = [*self.examples.get(reason, []), *found][:EXAMPLES]
+
+
+@dataclass(frozen=True)
+class CheckedShard:
+    """A shard's own findings, and whether its samples can be looked at."""
+
+    shard: str
+    findings: Findings
+    usable: bool
+
+
+def read_manifests(shards: Sequence[str]) -> dict[str, Shard]:
+    """What the manifests beside these shards say of every shard there should be; empty where there are none.
+
+    Raises:
+        DataError: a manifest that can't be read.
+    """
+    known: dict[str, Shard] = {}
+    for folder in sorted({shard.rpartition("/")[0] for shard in shards}):
+        for name in filter(MANIFEST_NAME.fullmatch, _listed(folder)):
+            place = f"{folder}/{name}" if folder else name
+            content = read_bytes(place) if is_remote(place) else Path(place).read_bytes()
+            manifest = Manifest.from_json(content.decode("utf-8", errors="replace"), place)
+            known |= {f"{folder}/{shard.name}" if folder else shard.name: shard for shard in manifest.all_shards}
+    return known
+
+
+def missing_shards(known: Mapping[str, Shard], shards: Sequence[str]) -> Findings:
+    """The shards that a manifest names and that are not there, whether they are among `shards` or not."""
+    findings = Findings()
+    names = {folder: set(_listed(folder)) for folder in {place.rpartition("/")[0] for place in known}}
+    for place, shard in known.items():
+        if place not in shards and shard.name not in names[place.rpartition("/")[0]]:
+            findings.add(Finding("missing shard", place, "", f"the manifest has it with {shard.samples} samples"))
+    return findings
+
+
+def index_shard(cache: ShardCache, shard: str) -> Findings:
+    """Indexes a shard that has no index yet; its samples, and what of it can't be used.
+
+    Raises:
+        DataError: a shard that can't be read, or an index of another tar.
+    """
+    index = open_index(shard, cache)
+    findings = _problems(shard, index)
+    findings.samples = len(index)
+    is_image = np.array([suffix not in TEXTS for suffix in index.suffixes], dtype=bool)
+    findings.images = int(is_image[index.suffix_codes].sum())
+    return findings
+
+
+def check_tar(known: Mapping[str, Shard], cache: ShardCache, shard: str) -> CheckedShard:
+    """A shard's bytes, its structure as a tar, and its index, without a look into its samples."""
+    findings = Findings()
+    try:
+        tar = cache.get(shard) if is_remote(shard) else Path(shard)
+        fresh = scan_tar(tar)
+    except DataError as error:
+        findings.add(Finding("unreadable shard", shard, "", str(error)))
+        return CheckedShard(shard, findings, usable=False)
+    expected = known.get(shard)
+    if expected is not None and expected.bytes != fresh.tar_bytes:
+        findings.add(Finding("size", shard, "", f"{fresh.tar_bytes} bytes, {expected.bytes} in the manifest"))
+    elif expected is not None and _sha256(tar) != expected.sha256:
+        findings.add(Finding("checksum", shard, "", "other bytes than those that were built"))
+    findings.merge(_problems(shard, fresh))
+    wrong = _wrong_index(shard, fresh)
+    if wrong:
+        findings.add(Finding("index", shard, "", wrong))
+    return CheckedShard(shard, findings, usable=not wrong and len(fresh) > 0)
+
+
+def check_samples(
+    store: SampleStore, processes: int | None = None, progress: Callable[[int], None] = lambda done: None
+) -> Findings:
+    """Reads every JSON and decodes every image of a store.
+
+    Args:
+        processes: as in map_in_processes.
+        progress: called with a number of samples each time they are done.
+    """
+    findings = Findings()
+    for part in map_in_processes(partial(_check_some, store), chunks_of(len(store)), processes):
+        findings.merge(part)
+        progress(part.samples)
+    return findings
+
+
+def chunks_of(samples: int) -> list[range]:
+    """The numbers of all samples, AT_ONCE at a time."""
+    return [range(start, min(start + AT_ONCE, samples)) for start in range(0, samples, AT_ONCE)]
+
+
+def content_of(store: SampleStore, i: int, record: dict[str, Any]) -> Messages | str:
+    """The checked messages of a sample, or else its caption; SampleError where it has neither."""
+    if "messages" in record:
+        return messages_of(store, i)
+    caption = record.get("caption")
+    if not isinstance(caption, str):
+        raise store.error(i, "no text", "neither messages nor caption")
+    return caption
+
+
+def _check_some(store: SampleStore, numbers: range) -> Findings:
+    findings = Findings(samples=len(numbers))
+    for i in numbers:
+        for look in (_check_text, _check_images):
+            try:
+                look(store, i, findings)
+            except SampleError as error:
+                findings.add(Finding(error.reason, str(error.shard), error.key, error.detail))
+    return findings
+
+
+def _check_text(store: SampleStore, i: int, findings: Findings) -> None:
+    content = content_of(store, i, store.record(i))
+    parts = [part for message in content if isinstance(message, dict) for part in parts_of(message)]
+    for text in [content] if isinstance(content, str) else [part.get("text", "") for part in parts]:
+        word = find_placeholder(text)
+        if word:
+            raise store.error(i, "placeholder", f"{word!r} is left in a text")
+
+
+def _check_images(store: SampleStore, i: int, findings: Findings) -> None:
+    for suffix, encoded in store.encoded_images(i):
+        findings.images += 1
+        image_header(store, i, suffix, encoded)
+
+
+def image_header(store: SampleStore, i: int, suffix: str, encoded: bytes) -> ImageHeader:
+    """The header of an image of sample i that decodes to its end; SampleError otherwise."""
+    try:
+        return verify_image(encoded)
+    except DataError as error:
+        raise store.error(i, "broken image", f"{suffix}: {error}") from None
+
+
+def _problems(shard: str, index: ShardIndex) -> Findings:
+    """What was refused of a tar, and passed over, when its index was made."""
+    findings = Findings(ignored=Counter(index.ignored))
+    for reason, problem in index.problems.items():
+        named = problem.examples or ("",)
+        findings.add(*(Finding(reason, shard, name, "") for name in named), count=problem.count)
+    return findings
+
+
+def _wrong_index(shard: str, fresh: ShardIndex) -> str:
+    """What is wrong with the index beside a shard, empty where nothing is or there is none."""
+    try:
+        found = _remote_index(shard) if is_remote(shard) else load_index(Path(shard))
+    except DataError as error:
+        return str(error)
+    if found is None or index_as_bytes(found) == index_as_bytes(fresh):
+        return ""
+    return "it names other samples or other places than the tar; delete it and it is rebuilt"
+
+
+def _remote_index(url: str) -> ShardIndex | None:
+    name = index_name(url)
+    content = read_if_there(name)
+    index = None if content is None else parse_index(content, name)
+    return None if index is None or index.outdated else index
+
+
+def _listed(folder: str) -> list[str]:
+    if not is_remote(folder):
+        return sorted(path.name for path in Path(folder or ".").iterdir())
+    try:
+        return list_names(folder)
+    except DataError:  # a plain web server has no listing
+        return []
+
+
+def _sha256(tar: Path) -> str:
+    with tar.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,317 @@
+"""Random access to the samples of one split, spread over WebDataset shards."""
+
+import hashlib
+import json
+import logging
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.images.decoding import decode_image
+from datamodules.storage.content_hash import content_hash
+from datamodules.storage.index import ShardIndex, index_name, mismatch
+from datamodules.storage.remote import ShardCache
+from datamodules.storage.shard_files import ShardFiles, open_indexes
+from datamodules.storage.shard_paths import split_shards
+from datamodules.storage.tar_headers import HEADER
+from datamodules.storage.tar_samples import TEXTS, Problem, is_header, readable
+from fvl_lightning.core.errors import DataError
+
+log = logging.getLogger(__name__)
+
+Decode = Callable[[bytes], NDArray[np.uint8]]
+"""An encoded image -> [height, width, 3] RGB; raises DataError where it can't be decoded."""
+
+_GAP = 64 * 1024  # bytes between the members of a sample that are read over rather than sought over
+_TEXTS = tuple(f".{suffix}".encode() for suffix in TEXTS)
+_SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+_UNSPEAKABLE = re.compile("[\0\ud800-\udfff]")
+
+
+class SampleError(DataError):
+    """A sample that can't be used; `reason` is a short category to count by."""
+
+    def __init__(self, shard: str, key: str, reason: str, detail: str = "") -> None:
+        super().__init__(f"sample '{key}' in {shard}: {reason}{f' ({detail})' if detail else ''}")
+        self.shard, self.key, self.reason, self.detail = shard, key, reason, detail
+
+    def __reduce__(self) -> tuple[type["SampleError"], tuple[str, str, str, str]]:
+        return SampleError, (self.shard, self.key, self.reason, self.detail)
+
+
+class RawSample(NamedTuple):
+    """A sample as it is in its tar: the JSON, the text and the encoded images in their order, not copied again."""
+
+    key: str
+    record: bytes | None
+    text: bytes | None
+    images: list[memoryview]
+
+
+class SampleStore:
+    """The samples of some shards, numbered through all of them; what of a shard can't be used is left out.
+
+    Shards without an index are indexed on first use. Files are opened when first read, in each process for itself, and
+    read at given places only, so that a store may be forked, pickled and shared by threads.
+
+    Attributes:
+        shards: the tars, as paths or URLs.
+        problems: by reason, what of the tars was refused, with the first examples; each damaged shard is also logged.
+        ignored: by suffix, members that say nothing to us.
+
+    Raises:
+        DataError: no sample in any shard, an index that does not match its tar, or a file that can't be read.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        split: str,
+        cache: ShardCache | None = None,
+        decode: Decode = decode_image,
+    ) -> None:
+        assert shards
+        self.shards, self.split, self.decode = list(shards), split, decode
+        self._indexes, versions = open_indexes(self.shards, cache)
+        self._files = ShardFiles(self.shards, self.bytes_per_shard, versions, cache)
+        self._starts = list(accumulate(map(len, self._indexes), initial=0))
+        self._suffixes = [[f".{suffix}".encode() for suffix in index.suffixes] for index in self._indexes]
+        self._content: str | None = None
+        self.problems: dict[str, Problem] = {}
+        self.ignored: Counter[str] = Counter()
+        for shard, index in zip(self.shards, self._indexes, strict=True):
+            self._count(shard, index)
+        if len(self) == 0:
+            raise self._nothing()
+
+    @classmethod
+    def open(
+        cls, root: str | Path, split: str, cache: ShardCache | None = None, decode: Decode = decode_image
+    ) -> "SampleStore":
+        """The store of `<root>/<split>-*.tar`, see split_shards."""
+        return cls(split_shards(str(root), split), split, cache, decode)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def samples_per_shard(self) -> list[int]:
+        """How many samples each shard holds."""
+        return [len(index) for index in self._indexes]
+
+    @property
+    def bytes_per_shard(self) -> list[int]:
+        """How large each shard is."""
+        return [index.tar_bytes for index in self._indexes]
+
+    @property
+    def keys(self) -> list[str]:
+        """The key of every sample, in order."""
+        return [index.key(row) for index in self._indexes for row in range(len(index))]
+
+    def key(self, i: int) -> str:
+        """The key of sample i."""
+        shard, row = self._locate(i)
+        return self._indexes[shard].key(row)
+
+    def shard(self, i: int) -> str:
+        """The shard of sample i, as a path or URL."""
+        return self.shards[self._locate(i)[0]]
+
+    def name(self, i: int) -> str:
+        """Sample i as people find it: its key and its shard."""
+        return f"sample '{self.key(i)}' in {self.shard(i)}"
+
+    def read(self, i: int) -> RawSample:
+        """Sample i as it is in its tar, nothing decoded; errors as of `images`, but for those of decoding."""
+        members = self._members(i)
+        record = text = None
+        images = []
+        for suffix, content in zip(members.suffixes, self._contents(i, members), strict=True):
+            if suffix == b".json":
+                record = bytes(content)
+            elif suffix == b".txt":
+                text = bytes(content)
+            else:
+                images.append(content)
+        return RawSample(readable(members.key), record, text, images)
+
+    def record(self, i: int) -> dict[str, Any]:
+        """The sample's JSON; for a sample with only a text member, {"caption": that text}.
+
+        Raises:
+            SampleError: no such member, not a JSON object, or a text that is not UTF-8, has a NUL or half a character.
+            DataError: as of `images`.
+        """
+        members = self._members(i)
+        if members.suffixes[0] not in _TEXTS:
+            raise self.error(i, "no JSON")
+        text = self._text(i, bytes(self._contents(i, members.part(0, 1))[0]))
+        if members.suffixes[0] == b".txt":
+            return {"caption": text.strip()}
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise self.error(i, "bad JSON", str(error)) from None
+        if not isinstance(record, dict):
+            raise self.error(i, "bad JSON", f"expected an object, found {type(record).__name__}")
+        # Only escapes can say what UTF-8 can't, and few records have any that could.
+        if _SUSPECT.search(text) and any(map(_UNSPEAKABLE.search, _strings(record))):
+            raise self.error(i, "bad text", "a NUL, or half of a surrogate pair")
+        return record
+
+    def image_count(self, i: int) -> int:
+        """How many images the sample has; nothing is read."""
+        shard, row = self._locate(i)
+        index, suffixes = self._indexes[shard], self._suffixes[shard]
+        first, last = index.members(row)
+        return sum(suffixes[code] not in _TEXTS for code in index.suffix_codes[first:last].tolist())
+
+    def images(self, i: int) -> list[NDArray[np.uint8]]:
+        """The sample's images in order, each [height, width, 3] RGB.
+
+        Raises:
+            SampleError: an image that can't be decoded, or a tar that has become shorter.
+            DataError: the shard can't be read, or is not the one its index was made of.
+        """
+        return [self._decode(i, suffix, encoded) for suffix, encoded in self.encoded_images(i)]
+
+    def encoded_images(self, i: int) -> list[tuple[str, bytes]]:
+        """(suffix, encoded image) of the sample's images in order; errors as of `read`."""
+        members = self._members(i)
+        images = members.part(sum(suffix in _TEXTS for suffix in members.suffixes), len(members.suffixes))
+        names = (suffix[1:].decode() for suffix in images.suffixes)
+        return list(zip(names, map(bytes, self._contents(i, images)), strict=True))
+
+    def manifest_hash(self) -> str:
+        """sha256 over the shards' names, sizes and indexes: names this data in lineages and caches."""
+        digest = hashlib.sha256()
+        for shard, index in zip(self.shards, self._indexes, strict=True):
+            digest.update(f"{Path(shard).name}\0{index.tar_bytes}\0{index.suffixes}\0".encode() + index.key_bytes)
+            for array in (index.key_ends, index.member_ends, index.suffix_codes, index.offsets, index.sizes):
+                digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def content_hash(self) -> str:
+        """As manifest_hash, of the shards' bytes too (see fingerprint.py); found once."""
+        if self._content is None:
+            content = content_hash(self.shards, self.bytes_per_shard)
+            self._content = hashlib.sha256(f"{self.manifest_hash()} {content}".encode()).hexdigest()
+        return self._content
+
+    def error(self, i: int, reason: str, detail: str = "") -> SampleError:
+        """The error for sample i, naming its shard and key."""
+        shard, row = self._locate(i)
+        return SampleError(self.shards[shard], self._indexes[shard].key(row), reason, detail)
+
+    def _locate(self, i: int) -> tuple[int, int]:
+        """The number of its shard, and which of the shard's samples it is."""
+        assert 0 <= i < self._starts[-1], f"sample {i} of {len(self)}"
+        shard = bisect_right(self._starts, i) - 1
+        return shard, i - self._starts[shard]
+
+    def _members(self, i: int) -> "_Members":
+        shard, row = self._locate(i)
+        index, suffixes = self._indexes[shard], self._suffixes[shard]
+        first, last = index.members(row)
+        return _Members(
+            shard,
+            index.raw_key(row),
+            [suffixes[code] for code in index.suffix_codes[first:last].tolist()],
+            index.offsets[first:last].tolist(),
+            index.sizes[first:last].tolist(),
+        )
+
+    def _contents(self, i: int, members: "_Members") -> list[memoryview]:
+        """The members' contents, read at once, after a look at each header: is this still the tar of the index?"""
+        shard, key, suffixes, offsets, sizes = members
+        if not offsets:
+            return []
+        start = min(offsets) - HEADER
+        length = max(map(int.__add__, offsets, sizes)) - start
+        if length > sum(sizes) + len(sizes) * HEADER + _GAP:
+            return [self._contents(i, members.part(number, number + 1))[0] for number in range(len(sizes))]
+        block = self._files.read(shard, start, length)
+        if len(block) != length:
+            raise self.error(i, "cut short", f"{len(block)} of {length} bytes are there")
+        contents, view = [], memoryview(block)
+        for suffix, offset, size in zip(suffixes, offsets, sizes, strict=True):
+            begin, name = offset - start, key + suffix
+            if not is_header(block, begin - HEADER, name, size):
+                where = f"{readable(name)} of {size} bytes at byte {offset - HEADER}"
+                raise mismatch(index_name(self.shards[shard]), f"no member {where}")
+            contents.append(view[begin : begin + size])
+        return contents
+
+    def _text(self, i: int, content: bytes) -> str:
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise self.error(i, "bad text", f"not UTF-8 at byte {error.start}") from None
+        if "\0" in text:
+            raise self.error(i, "bad text", f"NUL at character {text.index(chr(0))}")
+        return text
+
+    def _decode(self, i: int, suffix: str, encoded: bytes) -> NDArray[np.uint8]:
+        try:
+            return self.decode(encoded)
+        except DataError as error:
+            raise self.error(i, "broken image", f"{suffix}: {error}") from None
+
+    def _count(self, shard: str, index: ShardIndex) -> None:
+        """Adds what a shard has of problems, and logs it."""
+        self.ignored.update(index.ignored)
+        for reason, found in index.problems.items():
+            examples = tuple(f"{shard}: {name}" for name in found.examples) or (shard,)
+            self.problems[reason] = self.problems.get(reason, Problem()).plus(found.count, examples)
+        if index.problems:
+            log.warning("shard %s: %s", shard, _in_words(index.problems))
+
+    def _nothing(self) -> DataError:
+        first, several = self.shards[0], len(self.shards) > 1
+        which = f"none of {len(self.shards)} shards, {first} first, holds" if several else f"shard {first} holds no"
+        why = f": {_in_words(self.problems)}" if self.problems else " (members named <key>.json, <key>.png, <key>.jpg)"
+        return DataError(f"{which} samples{why}")
+
+
+class _Members(NamedTuple):
+    """Some members of a sample: the number of its shard, its key, and of each its suffix with the dot and its place."""
+
+    shard: int
+    key: bytes
+    suffixes: list[bytes]
+    offsets: list[int]
+    sizes: list[int]
+
+    def part(self, begin: int, end: int) -> "_Members":
+        """Those from `begin` to before `end`."""
+        return _Members(self.shard, self.key, self.suffixes[begin:end], self.offsets[begin:end], self.sizes[begin:end])
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in a parsed JSON, keys included."""
+    left = [value]
+    while left:
+        found = left.pop()
+        if isinstance(found, str):
+            yield found
+        elif isinstance(found, dict):
+            left += [*found, *found.values()]
+        elif isinstance(found, list):
+            left += found
+
+
+def _in_words(problems: Mapping[str, Problem]) -> str:
+    """Such as: 2 x unsafe name (../a.png), 1 x cut short."""
+    said = (
+        f"{found.count} x {reason}{f' ({found.examples[0]})' if found.examples else ''}"
+        for reason, found in problems.items()
+    )
+    return ", ".join(said)

@@ -1,0 +1,170 @@
+"""Samples to ordinary WebDataset tars, with an index beside each."""
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from datamodules.storage.index import index_path, replacing, save_index, scan_tar
+from fvl_lightning.core.errors import DataError
+
+_END_MARK = 2 * tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True)
+class Length:
+    """How far a shard has got: samples, images, and bytes of the tar."""
+
+    samples: int = 0
+    images: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A whole shard as manifests name it; `sha256` in hex, of the tar."""
+
+    name: str
+    samples: int
+    images: int
+    bytes: int
+    sha256: str
+
+
+def encode_record(record: Mapping[str, Any]) -> bytes:
+    """A sample's JSON, in UTF-8; equal records give equal bytes.
+
+    Raises:
+        TypeError, ValueError, RecursionError: what JSON has no way to say; UnicodeEncodeError for a lone surrogate.
+    """
+    return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def image_names(extensions: Sequence[str]) -> list[str]:
+    """The suffixes of a sample's images: the extension of a single one, else with its number in front."""
+    return list(extensions) if len(extensions) == 1 else [f"{i}.{name}" for i, name in enumerate(extensions)]
+
+
+def tar_members(key: str, members: Mapping[str, bytes]) -> bytes:
+    """One sample (suffix -> content) as a stretch of tar, byte for byte as webdataset's own TarWriter writes it."""
+    assert "." not in key.rpartition("/")[2], f"a key ends at its first dot: {key}"
+    blocks = []
+    for suffix, content in sorted(members.items()):
+        header = tarfile.TarInfo(f"{key}.{suffix}")
+        header.size, header.mode, header.uname, header.gname = len(content), 0o444, "bigdata", "bigdata"
+        # A fixed time: the bytes, and with them the manifest's hash, depend on the samples alone. A whole number, or
+        # every member gets an extended header of 1 KiB for the fraction.
+        header.mtime = 0
+        blocks += [header.tobuf(tarfile.USTAR_FORMAT), content, bytes(-len(content) % tarfile.BLOCKSIZE)]
+    return b"".join(blocks)
+
+
+def whole_size(length: int) -> int:
+    """Bytes of a finished tar with `length` bytes of samples."""
+    return -(-(length + _END_MARK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+
+
+class OpenShard:
+    """A tar in the making at `path`: it grows by whole samples, and is hashed as it grows.
+
+    With `start` it goes on from an earlier length; what was written after that is cut off.
+
+    Raises:
+        DataError: the file is shorter than `start` says.
+    """
+
+    def __init__(self, path: Path, start: Length | None = None) -> None:
+        self.path, self.length = path, start or Length()
+        self._hash = hashlib.sha256()
+        self._file = path.open("r+b" if self.length.bytes else "wb")
+        left = self.length.bytes
+        while left and (block := self._file.read(min(left, 1 << 20))):
+            self._hash.update(block)
+            left -= len(block)
+        if left:
+            self._file.close()
+            raise DataError(f"{path} is {left} bytes shorter than it was, so the build can't go on from it")
+        self._file.seek(self.length.bytes)
+        self._file.truncate()
+
+    def append(self, members: bytes, images: int) -> None:
+        """Adds one sample of that many images, as `tar_members` gives it."""
+        self._write(members)
+        was = self.length
+        self.length = Length(was.samples + 1, was.images + images, was.bytes + len(members))
+
+    def sync(self) -> None:
+        """What has been appended is on the disk when this returns."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def finish(self, name: str) -> Shard:
+        """Closes the tar, which is then whole and on the disk."""
+        size = whole_size(self.length.bytes)
+        self._write(bytes(size - self.length.bytes))
+        self.sync()
+        self._file.close()
+        return Shard(name, self.length.samples, self.length.images, size, self._hash.hexdigest())
+
+    def close(self) -> None:
+        """Lets go of the file; nothing is added."""
+        self._file.close()
+
+    def _write(self, content: bytes) -> None:
+        self._file.write(content)
+        self._hash.update(content)
+
+
+class ShardWriter:
+    """Writes `<folder>/<split>-000000.tar`, `-000001.tar` ... with their indexes; equal samples give equal bytes.
+
+    A context manager. Each shard is written beside and renamed once it is whole; on an error the one in progress is
+    removed.
+    """
+
+    def __init__(self, folder: Path, split: str, samples_per_shard: int = 10_000) -> None:
+        assert samples_per_shard > 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.split, self.samples_per_shard = folder, split, samples_per_shard
+        self.shards: list[Shard] = []
+        self._stack = ExitStack()
+        self._open: OpenShard | None = None
+
+    def write(self, key: str, record: Mapping[str, Any], images: Sequence[bytes] = (), extension: str = "png") -> None:
+        """Appends one sample: its JSON and its images, already encoded as `extension` (png, jpg or webp)."""
+        if self._open is None:
+            beside = self._stack.enter_context(replacing(self.folder / self._name()))
+            self._open = OpenShard(beside)
+            self._stack.callback(self._open.close)
+        names = image_names([extension] * len(images))
+        members = {"json": encode_record(record), **dict(zip(names, images, strict=True))}
+        self._open.append(tar_members(key, members), len(images))
+        if self._open.length.samples == self.samples_per_shard:
+            self._finish(self._open)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None and self._open is not None:
+            self._finish(self._open)
+        self._stack.__exit__(kind, error, traceback)
+
+    def _name(self) -> str:
+        return f"{self.split}-{len(self.shards):06d}.tar"
+
+    def _finish(self, shard: OpenShard) -> None:
+        """Puts the index in place, then the tar itself."""
+        tar = self.folder / self._name()
+        self.shards.append(shard.finish(tar.name))
+        save_index(scan_tar(shard.path), index_path(tar))
+        self._open = None
+        self._stack.close()

@@ -1,0 +1,113 @@
+"""`fvl chat`: a conversation about pictures in the terminal, or over a pipe."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from datamodules.inspection.preview import visible
+from fvl_lightning.cli.shards.options import plural
+from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
+from fvl_lightning.core.terminal import terminal
+from fvl_lightning.inference.adapters import ADAPTERS_HELP, put_on
+from fvl_lightning.inference.generation import Conversation, Sampling
+from fvl_lightning.modeling.adapters.folders import use_adapter
+from fvl_lightning.runs.references import MODEL_HELP, answering_model, start_drawing
+
+HELP = {
+    "/image <path>": "show a picture with the next message",
+    "/adapter <name>": "answer with this adapter, without a name with none",
+    "/clear": "begin a new conversation",
+    "/help": "this list",
+    "/quit": "end, as Ctrl-D does; Ctrl-C stops an answer",
+}
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    image: Annotated[list[Path] | None, typer.Option(help="Picture of the first message; again for several.")] = None,
+    adapter: Annotated[list[str] | None, typer.Option(help=ADAPTERS_HELP)] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; above, words are sampled.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest words of this probability.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of samples; a new one if left out.")] = None,
+) -> None:
+    """Talk with a model about pictures; /help says how.
+
+    Example: `fvl chat runs/demo/concat/finetune --image picture.png`
+    """
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"--top-p: a probability above 0, at most 1, not {top_p:g}")
+    loaded = answering_model(model)
+    pictures = [loaded.processor.image_processor.reader.decode(path) for path in image or ()]
+    adapters = put_on(loaded, adapter)
+    conversation = Conversation(loaded, Sampling(max_tokens, temperature, top_p), pictures=pictures)
+    start_drawing(seed)
+    console = terminal()
+    if console.is_terminal:
+        console.print("/help for help, Ctrl-D to quit", style="dim")
+    for line in lines(console):
+        if line == "/quit":
+            break
+        try:
+            obey(line, conversation, console, adapters)
+        except (ConfigError, DataError) as error:
+            console.print(f"error: {error}", style="red", soft_wrap=True)
+
+
+def lines(console: Console) -> Iterator[str]:
+    """What is typed, without blank lines, up to the end of the input."""
+    terminal = sys.stdin.isatty()
+    while True:
+        try:
+            line = console.input(Text("> ", style="bold")) if terminal else input()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            console.print("\nCtrl-D or /quit ends", style="dim")
+            continue
+        if line.strip():
+            yield line.strip()
+
+
+def obey(line: str, conversation: Conversation, console: Console, adapters: Sequence[str] = ()) -> None:
+    """Does what a line asks for: a command, or an answer."""
+    word, _, rest = line.partition(" ")
+    if word == "/image":
+        if not rest.strip():
+            raise ConfigError("/image needs the path of a picture")
+        reader = conversation.loaded.processor.image_processor.reader
+        conversation.pictures.append(reader.decode(Path(rest.strip()).expanduser()))
+        console.print(f"{plural(len(conversation.pictures), 'picture')} for the next message", style="dim")
+    elif word == "/adapter":
+        if rest and rest not in adapters:
+            raise unknown_name("adapter", rest, adapters, "/adapter")
+        use_adapter(conversation.loaded.model, rest or None)
+        console.print(f"answers with {rest or 'no adapter'}", style="dim", soft_wrap=True)
+    elif line == "/clear":
+        conversation.messages, conversation.pictures = [], []
+        console.print("a new conversation", style="dim")
+    elif line == "/help":
+        for command, what in HELP.items():
+            console.print(f"{command:17}{what}", soft_wrap=True)
+    elif word.startswith("/") and word.isascii() and word[1:].isalpha():
+        raise unknown_name("command", word, [command.partition(" ")[0] for command in HELP], "chat")
+    else:
+        _answer(line, conversation, console)
+
+
+def _answer(line: str, conversation: Conversation, console: Console) -> None:
+    with closing(conversation.say(line)) as pieces:
+        try:
+            for piece in pieces:
+                # Not print(): stopped in the middle of it, Rich would write the piece again with what comes next.
+                console.file.write(visible(piece))
+                console.file.flush()
+        except KeyboardInterrupt:
+            console.print(" (stopped)", style="dim", end="")
+    console.print()

@@ -1,0 +1,51 @@
+"""`fvl export`: a run's model as a folder that others load with transformers, or its adapter for peft."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.terminal import say
+from fvl_lightning.modeling.adapters.folders import is_adapter_folder
+from fvl_lightning.modeling.conversion.export import export_adapter, export_merged, export_model
+from fvl_lightning.runs.checkpoint_model import Which, checkpoint_model
+from fvl_lightning.runs.references import model_folder
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Run folder, MLflow run id, or the folder of a model or an adapter.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    file_megabytes: Annotated[int, typer.Option(min=1, help="Largest weight file, unless a tensor is larger.")] = 5000,
+    merge: Annotated[bool, typer.Option("--merge", help="An adapter and its base as one whole model.")] = False,
+    base: Annotated[
+        Path | None, typer.Option(help="With --merge: the base (a run or a model folder), where it was moved.")
+    ] = None,
+    checkpoint: Annotated[
+        Which | None, typer.Option(help="A run's last checkpoint, finished or not, or its best (trainer.keep_best).")
+    ] = None,
+) -> None:
+    """Write a model as a Hugging Face folder: safetensors, configuration, processor and a card.
+
+    What was trained with LoRA becomes an adapter's folder, as peft has them.
+
+    Example: `fvl export runs/demo/concat/finetune models/florence-demo`
+    """
+    if base is not None and not merge:
+        raise ConfigError("--base: only --merge reads the base of an adapter")
+    with checkpoint_model(model, checkpoint) if checkpoint else nullcontext(model_folder(model)) as folder:
+        said = _export(folder, out, file_megabytes * 10**6, merge, base)
+    say(said)
+
+
+def _export(folder: Path, out: Path, file_bytes: int, merge: bool, base: Path | None) -> str:
+    """Writes `out`, and says what it is."""
+    if is_adapter_folder(folder) and not merge:
+        parameters, under = export_adapter(folder, out, file_bytes)
+        return f"{out}: adapter of {parameters:,} parameters on {under}"
+    if merge and not is_adapter_folder(folder):
+        raise ConfigError(f"--merge: {folder} is a whole model, there is no adapter to merge")
+    beneath = model_folder(str(base)) if base else None
+    parameters = export_merged(folder, beneath, out, file_bytes) if merge else export_model(folder, out, file_bytes)
+    return f"{out}: {parameters:,} parameters"

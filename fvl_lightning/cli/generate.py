@@ -1,0 +1,125 @@
+"""`fvl generate`: a model answers one question about pictures, or as many as a folder or a file asks."""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from datamodules.inspection.preview import visible
+from fvl_lightning.cli.shards.options import plural, progress_bar
+from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.terminal import say
+from fvl_lightning.inference.adapters import ADAPTER_HELP, put_on
+from fvl_lightning.inference.answers_file import AnswersFile
+from fvl_lightning.inference.generation import Prompt, Sampling, answer, encode, user_message
+from fvl_lightning.inference.requests import Request, Requests, file_requests, folder_requests
+from fvl_lightning.modeling.build import Loaded
+from fvl_lightning.runs.references import MODEL_HELP, answering_model, model_hash, start_drawing
+
+SAID = 5
+"""Rows without an answer that are told one by one; the file has them all."""
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    image: Annotated[list[Path] | None, typer.Option(help="Picture to look at; again for several in a prompt.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The question.")] = None,
+    adapter: Annotated[str | None, typer.Option(help=ADAPTER_HELP)] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder: the question about each of its pictures.")] = None,
+    input: Annotated[Path | None, typer.Option(help="JSON Lines: image or images, and prompt or messages.")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON Lines of the answers to a folder or a file.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at once.")] = 16,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; above, words are sampled.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest words of this probability.")] = 1.0,
+    beams: Annotated[int, typer.Option(min=1, help="Beams to search with.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of samples; a new one if left out, 0 of rows.")] = None,
+) -> None:
+    """Answer a question about pictures; or every row of a file, going on where an earlier start stopped.
+
+    Example: `fvl generate runs/demo/concat/finetune --image picture.png --prompt "how many shapes are there?"`
+    """
+    _check_inputs(image, images, input, prompt, output)
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"--top-p: a probability above 0, at most 1, not {top_p:g}")
+    sampling = Sampling(max_tokens, temperature, top_p, beams)
+    if image:
+        loaded = answering_model(model)
+        put_on(loaded, adapter and [adapter])
+        asked = encode(loaded, [user_message(list(image), prompt or "")])
+        start_drawing(seed)
+        (text,) = answer(loaded, [asked], sampling)
+        say(visible(text))
+        return
+    assert output is not None
+    requests = file_requests(input) if input else folder_requests(images or Path(), prompt or "")
+    loaded = answering_model(model)
+    put_on(loaded, adapter and [adapter])
+    seed = seed or 0
+    settings = vars(sampling) | ({"seed": seed, "batch_size": batch_size} if temperature else {})
+    answers = AnswersFile(output, {"model": model_hash(loaded), "input": requests.digest, **settings})
+    failed = answers.failed + answer_all(loaded, requests, answers, sampling, batch_size, seed)
+    there = f", {answers.done:,} of them before" if answers.done else ""
+    told = f"{plural(requests.count, 'row')}{there}, {failed:,} without an answer: {output}"
+    say(told)
+
+
+def answer_all(
+    loaded: Loaded, requests: Requests, answers: AnswersFile, sampling: Sampling, batch_size: int, seed: int
+) -> int:
+    """Answers the requests that have no row yet, batch by batch; returns how many of them can't be."""
+    waiting = islice(requests.read(), answers.done, None)
+    failed, number = 0, answers.done
+    with progress_bar("answering", requests.count) as advance:
+        advance(number)
+        while batch := list(islice(waiting, batch_size)):
+            torch.manual_seed(seed + number)  # what is drawn for a batch is the same after a stop
+            rows = answer_batch(loaded, batch, sampling)
+            answers.append(rows)
+            for request, row in zip(batch, rows, strict=True):
+                if "error" in row:
+                    failed += 1
+                    _say(request, row, failed)
+            number += len(batch)
+            advance(len(batch))
+    return failed
+
+
+def answer_batch(loaded: Loaded, batch: Sequence[Request], sampling: Sampling) -> list[dict[str, Any]]:
+    """A row for each request: what it tells, with its answer or with the error that it has none for."""
+    rows: list[dict[str, Any]] = [dict(request.told) for request in batch]
+    prompts: dict[int, Prompt] = {}
+    for place, request in enumerate(batch):
+        try:
+            prompts[place] = encode(loaded, request.messages(loaded.processor.image_processor.reader))
+        except DataError as error:
+            rows[place]["error"] = str(error)
+    if prompts:
+        for place, text in zip(prompts, answer(loaded, list(prompts.values()), sampling), strict=True):
+            rows[place]["answer"] = text
+    return rows
+
+
+def _say(request: Request, row: dict[str, Any], failed: int) -> None:
+    if failed <= SAID:
+        more = "; further ones are in the output only" if failed == SAID else ""
+        say(visible(f"{request.place}: {row['error']}{more}"), stderr=True)
+
+
+def _check_inputs(
+    image: list[Path] | None, images: Path | None, input: Path | None, prompt: str | None, output: Path | None
+) -> None:
+    """ConfigError unless there is one kind of question, with what it needs and no more."""
+    kinds = [name for name, given in (("--image", image), ("--images", images), ("--input", input)) if given]
+    if len(kinds) != 1:
+        found = " and ".join(kinds) or "none of them"
+        raise ConfigError(f"name one of --image (a picture), --images (a folder), --input (JSON Lines), found {found}")
+    for name, given, wanted in (
+        ("--prompt", prompt is not None, kinds[0] != "--input"),
+        ("--output", output is not None, kinds[0] != "--image"),
+    ):
+        if given != wanted:
+            raise ConfigError(f"{kinds[0]} {'needs' if wanted else 'goes without'} {name}")

@@ -1,0 +1,42 @@
+"""`fvl import`: checkpoints of other code as model folders of this kit."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fvl_lightning.core.terminal import say
+from fvl_lightning.modeling.conversion.florence_vl import import_florence_vl
+from fvl_lightning.modeling.conversion.florence_vl_config import ImportOptions
+
+app = typer.Typer(help="Make a model folder of a checkpoint of other code.", no_args_is_help=True)
+
+
+@app.command("florence-vl")
+def florence_vl(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint in the released layout.")],
+    out: Annotated[Path, typer.Argument(help="Model folder to make.")],
+    vision_tower: Annotated[
+        Path | None, typer.Option(help="Folder of the tower's configuration, and of its weights if not in CHECKPOINT.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer, if not CHECKPOINT.")] = None,
+    pooled_token: Annotated[
+        Literal["keep", "drop"], typer.Option(help="The mean before each image's map: 577 tokens, or 576.")
+    ] = "keep",
+    prompt_pads: Annotated[
+        Literal["attend", "mask"], typer.Option(help="Whether the pads of shorter prompts are attended to.")
+    ] = "attend",
+    decoder: Annotated[
+        Literal["drop", "keep"], typer.Option(help="Florence-2's decoder, which the features do not need.")
+    ] = "drop",
+) -> None:
+    """Import a released Florence-VL checkpoint (llava_llama or llava_phi).
+
+    Example: `fvl import florence-vl florence-vl-8b-sft models/florence-vl-8b --vision-tower florence-vision-tower`
+    """
+    done = import_florence_vl(
+        checkpoint, out, vision_tower, tokenizer, ImportOptions(pooled_token, prompt_pads, decoder)
+    )
+    sizes = f"{done.parameters:,} parameters, {done.tokens_per_image} tokens per image"
+    said = f"{out}: {sizes}; {done.ignored} keys of the checkpoint have no use here"
+    say(said)

@@ -1,0 +1,144 @@
+"""The command line `fvl`: every verb, and the one place where errors become a sentence and an exit code."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.exceptions import TyperException
+
+from fvl_lightning.cli import (
+    chat,
+    compare,
+    demo,
+    doctor,
+    encoder,
+    evaluate,
+    export,
+    generate,
+    import_checkpoint,
+    launch,
+    serve,
+    sync,
+    train,
+)
+from fvl_lightning.cli import (
+    inspect as inspect_config,
+)
+from fvl_lightning.cli import (
+    mlflow as ui,
+)
+from fvl_lightning.cli.console import FAILED_ELSEWHERE, INTERRUPTED, MISTAKE, REQUEUE, quiet_libraries
+from fvl_lightning.cli.shards import app as shards
+from fvl_lightning.core.errors import UserError, is_lack_of_files, is_of_the_machine, os_error_in_words
+from fvl_lightning.core.terminal import say_error, terminal
+from fvl_lightning.training.distributed.process_group import own_rank
+from fvl_lightning.training.fault_tolerance.hang_detection import ElsewhereError, LostRankError
+from fvl_lightning.training.fault_tolerance.signals import Preempted
+
+app = typer.Typer(
+    help="How should a vision encoder's features enter a language model? Swap fusions in YAML and compare.\n\n"
+    "Example: `fvl demo --quick`",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("demo")(demo.demo)
+app.command("train")(train.train)
+app.command("launch")(launch.launch)
+app.command("compare")(compare.compare)
+app.command("encoder")(encoder.encoder)
+app.command("evaluate")(evaluate.evaluate)
+app.command("export")(export.export)
+app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
+app.command("list")(inspect_config.list_components)
+app.command("describe")(inspect_config.describe)
+app.command("show")(inspect_config.show)
+app.command("doctor")(doctor.doctor)
+app.command("sync")(sync.sync)
+app.command("ui")(ui.ui)
+app.add_typer(shards.app, name="shards")
+app.add_typer(import_checkpoint.app, name="import")
+FREE_TEXT = ("prompt",)
+"""Parameters that hold what a person says; a ~ in front of any other is the home folder."""
+
+
+def home_expanded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with ~ expanded in its paths and references: a shell leaves it in --output=~/x and in 'a=~/x'."""
+
+    @functools.wraps(command)
+    def with_homes(**given: Any) -> Any:
+        return command(**{name: value if name in FREE_TEXT else _expanded(value) for name, value in given.items()})
+
+    return with_homes
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    if isinstance(value, str | Path) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))
+    return value
+
+
+def every_command(group: typer.Typer) -> Iterator[typer.models.CommandInfo]:
+    """The commands of a group and of those inside it."""
+    yield from group.registered_commands
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            yield from every_command(inner.typer_instance)
+
+
+for _command in every_command(app):
+    assert _command.callback is not None
+    _command.callback = home_expanded(_command.callback)
+
+
+def main() -> None:
+    """Runs a verb; a user's mistake is one sentence on standard error and exit code 2."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of `fvl <arguments>`."""
+    quiet_libraries()
+    for_all = terminal(stderr=True, quiet=own_rank() > 0)  # what all ranks would say, the first one says
+    try:
+        result = app(arguments, standalone_mode=False, prog_name="fvl")
+    except ElsewhereError:
+        return FAILED_ELSEWHERE
+    except LostRankError as error:
+        if error.spoken:
+            say_error(str(error))
+        return REQUEUE
+    except UserError as error:
+        who = f" (rank {own_rank()})" if own_rank() else ""
+        say_error(str(error), who)
+        return MISTAKE
+    except OSError as error:
+        if not is_of_the_machine(error):
+            raise
+        what = "needs another open file" if is_lack_of_files(error) else "cannot be used"
+        say_error(f"{error.filename or 'the command'} {what}: {os_error_in_words(error)}")
+        return MISTAKE
+    except TyperException as error:
+        if error.format_message():  # without one, the help has been shown
+            say_error(error.format_message())
+        return MISTAKE
+    except Preempted:
+        for_all.print(
+            f"stopped for the cluster; what was saved is kept, exit code {REQUEUE} asks for the same command again "
+            "(`--resume-or-start` for a training)",
+            soft_wrap=True,
+        )
+        return REQUEUE
+    if result == INTERRUPTED:  # typer's answer to KeyboardInterrupt
+        said = "stopped; what was saved is kept, and the same command (`--resume` for a training) goes on from there"
+        for_all.print(said, soft_wrap=True)
+    return result if isinstance(result, int) else 0

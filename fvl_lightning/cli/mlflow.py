@@ -1,0 +1,35 @@
+"""`fvl ui`: the MLflow UI over the right store, and where in it a comparison is."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fvl_lightning.comparison.tracking import read_parent
+from fvl_lightning.core.experiment import TrackingConfig
+from fvl_lightning.core.terminal import say
+from fvl_lightning.tracking.links import comparison_pages
+from fvl_lightning.tracking.store import is_server, serve_ui
+
+
+def ui(
+    comparison: Annotated[
+        Path | None, typer.Argument(help="Folder of a comparison, such as runs/demo: its store, and its addresses.")
+    ] = None,
+    uri: Annotated[str, typer.Option(help="MLflow store.")] = TrackingConfig.uri,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
+) -> None:
+    """Open the MLflow UI on the runs of this folder, or say where a server shows a comparison.
+
+    Example: `fvl ui runs/demo --port 5001`
+    """
+    if comparison is not None:
+        parent = read_parent(comparison)
+        uri = parent["store"][0]
+        at = uri.rstrip("/") if is_server(uri) else f"http://{host}:{port}"
+        for what, page in comparison_pages(uri, parent["run_id"], at).items():
+            say(f"{what}: {page}")
+        if is_server(uri):
+            return
+    serve_ui(uri, host, port)

@@ -1,0 +1,81 @@
+"""`fvl shards index` and `fvl shards check`: the files that training will read, before it does."""
+
+from functools import partial
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from datamodules.inspection.check import Findings, check_samples, check_tar, index_shard, missing_shards, read_manifests
+from datamodules.inspection.parallel import map_in_processes
+from datamodules.inspection.preview import visible
+from datamodules.storage.index import DAMAGE
+from datamodules.storage.sample_store import SampleStore
+from datamodules.storage.shard_files import DAMAGED
+from datamodules.storage.shard_paths import expand_shards
+from fvl_lightning.cli.shards.options import Paths, Processes, counted_table, plural, progress_bar, shard_cache
+from fvl_lightning.core.terminal import terminal
+
+FOUND = 1
+"""Exit code of a check that found something wrong."""
+
+
+def index(paths: Paths, processes: Processes = None) -> None:
+    """Index tars made elsewhere, and say what of them can't be used; training would do it on first use.
+
+    Example: `fvl shards index 'shards/theirs/*.tar' --processes 4`
+    """
+    shards = expand_shards(paths)
+    findings = Findings()
+    with progress_bar("indexing, shards", len(shards)) as progress:
+        for found in map_in_processes(partial(index_shard, shard_cache()), shards, processes):
+            findings.merge(found)
+            progress(1)
+    console = terminal()
+    _show(findings, len(shards), "indexed", console)
+    if any(reason in findings.counts for reason in DAMAGE):
+        console.print(DAMAGED, soft_wrap=True)
+
+
+def check(paths: Paths, processes: Processes = None) -> None:
+    """Check shards: bytes, structure, index, every JSON, every image. Exit code 1 where something is wrong.
+
+    Example: `fvl shards check 'shards/mine/train-{000000..000009}.tar' --processes 4`
+    """
+    shards = expand_shards(paths)
+    known, cache = read_manifests(shards), shard_cache()
+    findings = missing_shards(known, shards)
+    usable = []
+    with progress_bar("bytes and structure, shards", len(shards)) as progress:
+        for checked in map_in_processes(partial(check_tar, known, cache), shards, processes):
+            findings.merge(checked.findings)
+            usable += [checked.shard] if checked.usable else []
+            progress(1)
+    if usable:
+        store = SampleStore(usable, "all", cache)
+        with progress_bar("texts and images, samples", len(store)) as progress:
+            findings.merge(check_samples(store, processes, progress))
+    _show(findings, len(shards), "all is well", terminal())
+    if findings.counts:
+        raise typer.Exit(FOUND)
+
+
+def _show(findings: Findings, shards: int, well: str, console: Console) -> None:
+    looked = f"{plural(shards, 'shard')}, {plural(findings.samples, 'sample')}, {plural(findings.images, 'image')}"
+    if findings.ignored:
+        passed = ", ".join(f"{count:,} {visible(suffix)}" for suffix, count in findings.ignored.most_common(5))
+        console.print(f"members that say nothing to training, passed over: {passed}", soft_wrap=True)
+    if not findings.counts:
+        console.print(f"{looked}: {well}", soft_wrap=True)
+        return
+    console.print(f"{looked}: {findings.counts.total():,} can't be used", soft_wrap=True)
+    table = counted_table(("reason", "count"))
+    for reason, count in findings.counts.most_common():
+        table.add_row(reason, f"{count:,}")
+    console.print(table)
+    examples = Table("reason", "the first of each: shard", "key", "what")
+    for reason, _ in findings.counts.most_common():
+        for finding in findings.examples[reason]:
+            cells = (finding.shard, finding.key, finding.detail)
+            examples.add_row(reason, *map(visible, cells))
+    console.print(examples)

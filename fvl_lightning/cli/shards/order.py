@@ -1,0 +1,47 @@
+"""`fvl shards order`: the samples of one step of a training."""
+
+from bisect import bisect_right
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+
+from datamodules.inspection.preview import visible
+from fvl_lightning.cli.train import build_stage, data_context, prepare_data
+from fvl_lightning.core.config.loading import load_config
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.terminal import terminal
+from fvl_lightning.stages.step_metrics import digest
+
+
+def order(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file, or the config.yaml of a run.")],
+    step: Annotated[int, typer.Option(min=1, help="The step, as in metrics.jsonl.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value words, as the training had them.")] = None,
+) -> None:
+    """List the samples of one step of a training, and the number that `data/step_keys` logs for them.
+
+    Of a training in several processes, `trainer.batch_size` times their number gives the samples of all.
+
+    Example: `fvl shards order experiments/demo/finetune.yaml --step 10`
+    """
+    config = load_config(ExperimentConfig, experiment, overrides or ())
+    data = prepare_data(config)
+    stage = build_stage(config, device="meta")
+    data.connect(data_context(stage.model, stage.tokenizer, config))
+    loader, store = data.train_dataloader(), data.store("train")
+    names = [part.name for part in data.parts("train")]
+    last = step * config.trainer.accumulate
+    batches = islice(loader.rows, last - config.trainer.accumulate, last)
+    samples = [piece.sample for rows in batches for piece in rows.pieces]
+    table = Table(*(Column(name, overflow="fold") for name in ("shard", "key", *(["data set"] if names[1:] else []))))
+    for sample in samples:
+        cells = [store.shard(sample), store.key(sample)]
+        cells += [names[bisect_right(loader.dataset.ends, sample)]] if names[1:] else []
+        table.add_row(*map(visible, cells))
+    console = terminal()
+    console.print(table)
+    number = int(digest([store.key(sample) for sample in samples]))
+    console.print(f"data/step_keys: {number}, if none of them is left out as bad", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""A comparison: arms and seeds, planned, run, tested and reported."""

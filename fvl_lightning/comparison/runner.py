@@ -1,0 +1,182 @@
+"""The cells of a comparison brought to their end: shared encoders and their features first, then every cell."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
+
+from fvl_lightning.cli.console import INTERRUPTED, REQUEUE
+from fvl_lightning.cli.train import (
+    TRAINING_SPLITS,
+    build_stage,
+    data_context,
+    identity_of,
+    prepare_data,
+    reuse_or_train,
+    run_training,
+)
+from fvl_lightning.comparison.cell import Cell, cells_table, ended_lines
+from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.comparison.plan import SeedPlan
+from fvl_lightning.core.config.loading import as_plain, config_hash
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.terminal import progress
+from fvl_lightning.launchers.local import Launcher
+from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.runs.identity import input_hashes
+from fvl_lightning.training.feature_cache import build_feature_cache
+from fvl_lightning.training.weights import load_components
+
+logger = logging.getLogger(__name__)
+
+Encoders = dict[int, RunFolder | None]
+"""The encoder that the arms of a seed share; None where the stages' own is taken."""
+
+
+@dataclass
+class CellRuns:
+    """How a comparison's cells are run this time."""
+
+    config: ComparisonConfig
+    launcher: Launcher
+    console: Console
+    parent: str | None
+    """The MLflow run above them."""
+    fresh: bool
+    retry_failed: bool
+    report_only: bool
+    """Nothing is trained; what is not finished stays so."""
+    _contents: dict[str, str] = field(default_factory=dict)
+
+    def run(
+        self, plans: Mapping[int, SeedPlan], values: Mapping[str, Mapping[str, Any]], split: str
+    ) -> tuple[list[Cell], Encoders]:
+        """Every arm with every seed.
+
+        Args:
+            plans: {seed: its experiments}.
+            values: {arm: what it sets}, for tags.
+            split: what the cells are scored on.
+
+        Raises:
+            DataError: an encoder that `report_only` needs is not trained.
+        """
+        encoders = {seed: self._encoder(seed, plan) for seed, plan in plans.items()}
+        cells = [
+            Cell(arm, seed, folder, self._specification(plan, arm, values[arm], encoders[seed], split))
+            for seed, plan in plans.items()
+            for arm, folder in plan.folders.items()
+        ]
+        if not self.report_only:
+            for seed, plan in plans.items():
+                if self.fresh or not all(cell.finished for cell in cells if cell.seed == seed):
+                    warm_feature_cache(encoders[seed], plan, self.console)
+            run_cells(cells, self.launcher, self.console, self.fresh, self.retry_failed)
+        return cells, encoders
+
+    def _encoder(self, seed: int, plan: SeedPlan) -> RunFolder | None:
+        """The one that all arms of the seed share, trained where it is not yet."""
+        if plan.encoder is None:
+            return None
+        if self.report_only:
+            wanted = identity_of(plan.encoder, prepare_data(plan.encoder))
+            run = RunFolder.reusable(Path(plan.encoder.output), plan.encoder.name, wanted)
+            if run is None or not run.finished:
+                raise DataError(f"--report: {plan.encoder.output} has no finished {plan.encoder.name} of seed {seed}")
+            return run
+        train = run_training if self.fresh else reuse_or_train
+        return train(plan.encoder, parent_run_id=self.parent)
+
+    def _specification(
+        self, plan: SeedPlan, arm: str, values: Mapping[str, Any], encoder_run: RunFolder | None, split: str
+    ) -> dict[str, Any]:
+        """What the process of a cell is told; see comparison/worker.py."""
+        config = self.config
+        comparison = config.name if split == "test" else f"{config.name}, {split}"
+        tags = {"fvl.comparison": comparison, "fvl.lineage": config.lineage, "fvl.arm": arm}
+        return {
+            "stages": [as_plain(stage) for stage in plan.arms[arm]],
+            "encoder_run": None if encoder_run is None else str(encoder_run.path),
+            "encoder_hash": None if encoder_run is None else encoder_run.info["encoder_hash"],
+            "unseen_splits": config.unseen_splits if split == "test" else [],
+            "transfer_levels": config.transfer_levels if split == "test" else [],
+            "parent_run_id": self.parent,
+            "tags": tags | {f"fvl.axis.{key}": str(value) for key, value in values.items()},
+            "fresh": self.fresh,
+            "split": split,
+            "made_of": self._made_of(plan.arms[arm], split),
+        }
+
+    def _made_of(self, stages: Sequence[ExperimentConfig], split: str) -> dict[str, Any]:
+        """The code and the data that a result comes from: with others under the same names a cell is run again."""
+        scored = [split, *(self.config.unseen_splits if split == "test" else [])]
+        splits = [TRAINING_SPLITS] * (len(stages) - 1) + [[*TRAINING_SPLITS, *scored]]
+        return {
+            "inputs": [input_hashes(stage) for stage in stages],
+            "data": [
+                self._content(stage, tuple(dict.fromkeys(names))) for stage, names in zip(stages, splits, strict=True)
+            ],
+        }
+
+    def _content(self, stage: ExperimentConfig, splits: tuple[str, ...]) -> str:
+        """The content of the data of a stage, which many stages share."""
+        key = config_hash([stage.data, splits])
+        if key not in self._contents:
+            self._contents[key] = prepare_data(stage).content_hash(splits)
+        return self._contents[key]
+
+
+def warm_feature_cache(encoder_run: RunFolder | None, plan: SeedPlan, console: Console) -> None:
+    """Computes the frozen encoder's features once, before the arms start, for every set of sources among them."""
+    seen: set[str] = set()
+    with progress(BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=console) as bar:
+        for stages in plan.arms.values():
+            experiment = stages[0]
+            wanted = config_hash([experiment.encoder, experiment.data])
+            if experiment.feature_cache is None or wanted in seen:
+                continue
+            seen.add(wanted)
+            data = prepare_data(experiment)
+            stage = build_stage(experiment)
+            if encoder_run is not None:
+                load_components(stage.model, encoder_run.model)
+            stage.train()
+            data.connect(data_context(stage.model, stage.tokenizer, experiment))
+            task = bar.add_task("features of the frozen encoder", total=None)
+
+            def show(split: str, done: int, total: int, task: Any = task) -> None:
+                bar.update(task, description=f"features of {split}", completed=done, total=total)
+
+            build_feature_cache(stage.model.encoder, data, TRAINING_SPLITS, Path(experiment.feature_cache), show)
+            bar.remove_task(task)
+
+
+def run_cells(cells: Sequence[Cell], launcher: Launcher, console: Console, fresh: bool, retry_failed: bool) -> None:
+    """Runs what is not finished, with a live table, or lines where there is no terminal; keeps why a cell failed."""
+    wanted = [cell for cell in cells if fresh or not cell.finished]
+    todo = [cell for cell in wanted if fresh or retry_failed or cell.failure is None]
+    if not todo:
+        return
+    try:
+        if console.is_terminal:
+            with Live(cells_table(cells), console=console, refresh_per_second=2, transient=True) as live:
+                launcher.run(todo, lambda: live.update(cells_table(cells)))
+        else:
+            running = list(todo)
+            logger.info("%d cells to run, %d of %d finished before", len(todo), len(cells) - len(wanted), len(cells))
+
+            def tell() -> None:
+                for line in ended_lines(cells, running):
+                    logger.info("%s", line)
+
+            launcher.run(todo, tell)
+    finally:
+        for cell in todo:
+            if cell.code not in (None, 0, INTERRUPTED, REQUEUE):
+                cell.record_failure()

@@ -1,0 +1,1 @@
+"""Statistics of a comparison: contrasts, intervals and verdicts."""

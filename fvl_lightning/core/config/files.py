@@ -1,0 +1,65 @@
+"""What YAML files say, one layer per file, behind those of the files they name in `base:`."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fvl_lightning.core.config.yaml_text import plain, read_yaml
+from fvl_lightning.core.errors import ConfigError, first_line, nearest
+
+COMMAND_LINE = "the command line"
+Layer = tuple[str, dict[str, Any]]
+"""Where it was written, the path of a file or what messages are to say; and what it says,
+with Scalars in it."""
+
+
+def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
+    """The layers of `path` and its bases, farthest base first.
+
+    Args:
+        chain: the files whose `base:` led here.
+
+    Raises:
+        ConfigError: a file that is missing, malformed or, by its bases, its own base.
+    """
+    if path.resolve() in chain:
+        raise ConfigError(f"{path}: `base:` leads back to itself")
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        by = f", named in `base:` of {chain[-1].name}" if chain else ""
+        hint = f"; in {path.parent} there are {', '.join(near)}" if near else ""
+        close = nearest(path.name, near)
+        raise ConfigError(f"no configuration file {path}{by}{hint}" + (f"; did you mean '{close}'?" if close else ""))
+    try:
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{path} is not valid YAML: {line}{error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} could not be read: {first_line(error)}") from None
+    if plain(values) is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold keys and values, not a {type(plain(values)).__name__}")
+    return layers_of(values, path, chain)
+
+
+def layers_of(values: Mapping[str, Any], path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
+    """The layers of what is written in `path`: those of the files named in its `base:`, then its own."""
+    own = dict(values)
+    bases = plain(own.pop("base", None)) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"base in {path}: expected a file or a list of files, found {bases!r}")
+    layers: list[Layer] = []
+    for base in bases:
+        layers += read_layers(path.parent / os.path.expanduser(base), (*chain, path.resolve()))
+    return [*layers, (str(path), own)]
+
+
+def at(origin: str) -> str:
+    """" in a.yaml" or " on the command line", as it stands behind a key; "" for no origin."""
+    return origin and f" {'on' if origin == COMMAND_LINE else 'in'} {origin}"

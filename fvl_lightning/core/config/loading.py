@@ -1,0 +1,322 @@
+"""From YAML files and `key=value` words to checked dataclasses.
+
+Layers, later ones winning: dataclass defaults <- `base:` file(s) <- the YAML <- the command line, and behind each file
+what is chosen of the variants it offers (variants.py). A slot is written `{name: <registered>, <fields of its
+Config>}`, or just the name; a layer that changes the name REPLACES the slot, since the fields of one component mean
+nothing to another. A layer that names `pretrained` replaces what made the model from scratch (OF_SCRATCH). Every
+mistake is one sentence (ConfigError).
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fvl_lightning.core.config.field_types import Place, conform, refusal
+from fvl_lightning.core.config.fields import check_numbers
+from fvl_lightning.core.config.files import COMMAND_LINE, Layer, at, read_layers
+from fvl_lightning.core.config.variants import choose_variants
+from fvl_lightning.core.config.yaml_text import (
+    Scalar,
+    Texts,
+    one_line,
+    plain,
+    read_yaml,
+    texts_of,
+    texts_under,
+    with_texts,
+)
+from fvl_lightning.core.errors import ConfigError, first_line
+from fvl_lightning.core.plugins import import_plugin
+from fvl_lightning.core.registry import component, names
+
+OF_SCRATCH = ("model", "tokenizer", "chat_template", "prompt_ids")
+"""Fields that make a model from scratch: a later layer that names `pretrained` replaces them where there is `model`."""
+Schema = TypeVar("Schema")
+AS_WRITTEN = {"as_written": True}
+"""The metadata of a field of any values that keeps Scalars, since they go on to fields that may be text."""
+
+
+def slot(name: str, default: Any = None) -> Any:
+    """A dataclass field holding what fills slot `name`; typed Any, since OmegaConf has no polymorphic fields."""
+    return field(default=default, metadata={"slot": name})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What fills a slot: the registered `name` and an instance of that component's Config."""
+
+    slot: str
+    name: str
+    config: Any
+
+    @property
+    def component(self) -> type[Any]:
+        """The registered class."""
+        return component(self.slot, self.name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """`{name: ..., <fields>}`, as it is written in YAML."""
+        inner = {
+            key: {name: choice.as_dict() for name, choice in getattr(self.config, key).items()}
+            for key in _inner_slots(self.config)
+        }
+        return {"name": self.name, **dataclasses.asdict(self.config), **inner}
+
+
+def choose(
+    slot_name: str, entry: Any, where: str = "", place: Place | None = None, texts: Texts | None = None
+) -> Choice:
+    """Checks one slot entry (a name, or a mapping with `name`) against the component's Config.
+
+    A Config's field of type dict[str, Any] with the metadata {"slots": <slot>} holds components by names of one's own;
+    they are checked, and become Choices, in the same way.
+    """
+    where = where or slot_name
+    fields = _normalise_slot(entry, where)
+    name = fields.pop("name")
+    place = place or (lambda key: f"{where}: {key}" if key else where)
+    texts = texts or {}
+    config = _to_dataclass(component(slot_name, name, where).Config, fields, place, texts)
+    for key, inner_slot in _inner_slots(config).items():
+        for inner_name, inner_entry in getattr(config, key).items():
+            inner = _under(f"{key}.{inner_name}", place)
+            getattr(config, key)[inner_name] = choose(
+                inner_slot, inner_entry, inner(""), inner, texts_under(texts, f"{key}.{inner_name}")
+            )
+    return Choice(slot_name, name, config)
+
+
+def load_config(
+    schema: type[Schema], path: Path, overrides: Sequence[str] = (), said: str = COMMAND_LINE
+) -> Schema:
+    """Reads, merges and checks `path` with its bases and `overrides` ("key=value") into an instance of `schema`.
+
+    Args:
+        said: where the overrides were written, as messages say it.
+
+    Raises:
+        ConfigError: a missing or malformed file, an unknown key or name, a wrong type; one sentence with the place.
+    """
+    return merge_layers(schema, read_layers(Path(path)), overrides, said, Path(path))
+
+
+def merge_layers(
+    schema: type[Schema], files: Sequence[Layer], overrides: Sequence[str], said: str, path: Path | None = None
+) -> Schema:
+    """Merges and checks the layers of files, farthest base first, and `overrides`; see load_config.
+
+    Args:
+        path: the file that was named; None for overrides alone.
+    """
+    merged = _Merged(origins={"": said if path is None else str(path)})
+    words = [(said, _parsed(word, said)) for word in overrides]
+    for origin, layer in choose_variants(files, words, _field_names(schema)):
+        merged.add(layer, _slot_names(schema), origin)
+    listed_in = merged.origins.get("plugins", said)
+    folder = (path or Path()) if listed_in == said else Path(listed_in)
+    return check_config(schema, merged.values, merged.origins, folder.parent, merged.texts)
+
+
+def check_config(
+    schema: type[Schema],
+    values: Mapping[str, Any],
+    origins: Mapping[str, str] | None = None,
+    folder: Path = Path(),
+    texts: Texts | None = None,
+) -> Schema:
+    """Checks a merged mapping against `schema`: interpolations resolved, plugins imported, every slot a Choice.
+
+    Args:
+        values: plain.
+        origins: where each dotted key was written.
+        folder: where plugins lie.
+        texts: the characters of the plain scalars among the values.
+    """
+    origins, texts = origins or {}, texts or {}
+    slots = _slot_names(schema)
+    config = _to_dataclass(schema, values, _inside("", origins), texts)
+    as_written = (f.name for f in dataclasses.fields(config) if "as_written" in f.metadata)  # type: ignore[arg-type]
+    for key in as_written:
+        setattr(config, key, with_texts(getattr(config, key), texts_under(texts, key)))
+    plugins = vars(config).get("plugins", [])
+    for slot_name in slots.values() if plugins else ():
+        names(slot_name)  # the kit's own components come first, so that a plugin that takes a name is the one to blame
+    # Files by their whole path from here on: a run is opened again from another folder than it was started in.
+    plugins[:] = [import_plugin(plugin, folder) for plugin in plugins]
+    for key, slot_name in slots.items():
+        entry = getattr(config, key)
+        if entry is not None:
+            where = key + _at(f"{key}.name", origins)
+            choice = choose(slot_name, entry, where, _inside(key, origins), texts_under(texts, key))
+            setattr(config, key, choice)
+    return config
+
+
+def as_plain(config: Any) -> Any:
+    """A checked configuration as plain dicts, lists and scalars, as it would be written in YAML."""
+    if isinstance(config, Choice):
+        return as_plain(config.as_dict())
+    if isinstance(config, Scalar):
+        return config.value
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: as_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {key: as_plain(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [as_plain(value) for value in config]
+    return config
+
+
+def config_hash(config: Any) -> str:
+    """Twelve hex digits that name a resolved configuration (sha256 of its canonical JSON)."""
+    canonical = json.dumps(as_plain(config), sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys at which two plain configurations differ, sorted."""
+    keys: list[str] = []
+    for key in sorted(set(one) | set(other)):
+        left, right = one.get(key), other.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            keys += differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            keys.append(f"{prefix}{key}")
+    return keys
+
+
+def parse_override(word: str, said: str = COMMAND_LINE) -> dict[str, Any]:
+    """`a.b=1` as `{"a": {"b": 1}}`; the value is read as YAML."""
+    return plain(_parsed(word, said))
+
+
+def override(key: str, value: Any) -> str:
+    """`key=value`, which reads back as the value; Scalars keep their characters."""
+    return f"{key}={one_line(value)}"
+
+
+def _parsed(word: str, said: str) -> dict[str, Any]:
+    key, equals, text = word.partition("=")
+    if not equals or not key or any(not part for part in key.split(".")):
+        raise ConfigError(f"'{word}'{at(said)} is not key=value, such as trainer.max_steps=20")
+    try:
+        value = read_yaml(text)
+    except yaml.YAMLError:
+        hint = "; quote a value that has brackets in it, as in \"key=['a[b]']\"" if text.count("[") > 1 else ""
+        raise ConfigError(f"the value of '{word}'{at(said)} is not valid YAML{hint}") from None
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+@dataclass
+class _Merged:
+    """Layers over one another."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """Plain."""
+    origins: dict[str, str] = field(default_factory=dict)
+    """Where each dotted key was written last."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """The characters of the plain scalars among the values."""
+
+    def add(self, layer: Mapping[str, Any], slots: Mapping[str, str], origin: str) -> None:
+        """Puts a layer over the others; another name in a slot replaces what stood there."""
+        for key, written in layer.items():
+            value = written
+            if key in slots and plain(value) is not None:
+                # `fusion.hidden=3` on the command line has no name of its own: it speaks of the fusion already chosen.
+                named = not isinstance(value, Mapping) or "name" in value
+                value = _normalise_slot(value, key + at(origin)) if named else dict(value)
+                if named and self.values.get(key) is not None and self.values[key].get("name") != value["name"]:
+                    self.values.pop(key)
+                    self._forget(key)
+            self._set(self.values, key, value, key, origin)
+
+    def _set(self, into: dict[str, Any], key: str, value: Any, path: str, origin: str) -> None:
+        self.origins[path] = origin
+        if isinstance(value, Mapping) and value and isinstance(into.get(key), dict):
+            target = into[key]
+        else:
+            self._forget(path)
+            # An empty mapping empties: `prompts: {}` would otherwise be a way of saying nothing.
+            target = into[key] = {} if isinstance(value, Mapping) else plain(value)
+        if isinstance(value, Mapping):
+            if plain(value.get("pretrained")) is not None and target.get("model"):
+                for scratch in OF_SCRATCH:
+                    if self.origins.get(f"{path}.{scratch}") != origin:
+                        target.pop(scratch, None)
+                        self._forget(f"{path}.{scratch}")
+            for inner, inner_value in value.items():
+                self._set(target, inner, inner_value, f"{path}.{inner}", origin)
+        else:
+            self.texts |= texts_of(value, path)
+
+    def _forget(self, path: str) -> None:
+        """Drops the characters of what is replaced."""
+        for known in [known for known in self.texts if known == path or known.startswith(f"{path}.")]:
+            del self.texts[known]
+
+
+def _normalise_slot(entry: Any, where: str) -> dict[str, Any]:
+    if isinstance(entry, str):
+        return {"name": entry}
+    if isinstance(entry, Mapping) and isinstance(entry.get("name"), str):
+        return dict(entry)
+    raise ConfigError(f"{where}: expected a name or a mapping with `name`, found {entry!r}")
+
+
+def _slot_names(schema: Any) -> dict[str, str]:
+    return {f.name: f.metadata["slot"] for f in dataclasses.fields(schema) if "slot" in f.metadata}
+
+
+def _inner_slots(schema: Any) -> dict[str, str]:
+    return {f.name: f.metadata["slots"] for f in dataclasses.fields(schema) if "slots" in f.metadata}
+
+
+def _field_names(schema: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(schema)]
+
+
+def _at(key: str, origins: Mapping[str, str]) -> str:
+    """" in a.yaml" or " on the command line": where `key`, or else what it stands in, was written last."""
+    while key and key not in origins:
+        key = key.rpartition(".")[0]
+    return at(origins.get(key, ""))
+
+
+def _inside(outer: str, origins: Mapping[str, str]) -> Place:
+    """The place of the keys under `outer` ("" for the whole configuration)."""
+
+    def place(key: str) -> str:
+        full = ".".join(part for part in (outer, key) if part)
+        return (full or "configuration") + _at(full, origins)
+
+    return place
+
+
+def _under(outer: str, place: Place) -> Place:
+    """The place of the keys under `outer`, which `place` knows."""
+    return lambda key: place(f"{outer}.{key}" if key else outer)
+
+
+def _to_dataclass(schema: type[Schema], values: Mapping[str, Any], place: Place, texts: Texts) -> Schema:
+    """An instance of the dataclass `schema` with `values` over its defaults, interpolations resolved."""
+    values = conform(schema, values, "", place, texts)
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{place(error.full_key or '')}: {refusal(error)}") from None
+    except ValueError as error:  # a Config's own __post_init__ refused a value
+        raise ConfigError(f"{place('')}: {first_line(error)}") from None
+    assert isinstance(config, schema)
+    check_numbers(config, place)
+    return config

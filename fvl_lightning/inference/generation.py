@@ -1,0 +1,195 @@
+"""A saved model in use: messages with pictures in, words out; several answers at once, or one as it is written."""
+
+import sys
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+from datamodules.encoding.messages import Message
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.evaluation.answers import generate_texts
+from fvl_lightning.modeling.build import Loaded
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How words are chosen."""
+
+    max_tokens: int = 64
+    """Most tokens of an answer."""
+    temperature: float = 0.0
+    """0 takes the likeliest word; above, words are drawn, the more freely the higher."""
+    top_p: float = 1.0
+    """Words are drawn among the likeliest that have this probability together."""
+    beams: int = 1
+    """Answers that are pursued at once, of which the likeliest is given."""
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """What transformers' generate is told."""
+        if self.temperature == 0:
+            return {"do_sample": False, "num_beams": self.beams}
+        drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        return {"num_beams": self.beams, **drawn}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Messages as the model reads them: S token ids, and their pictures [I, 3, P, P] or None."""
+
+    ids: list[int]
+    pixel_values: Tensor | None
+
+
+def encode(loaded: Loaded, messages: Sequence[Message]) -> Prompt:
+    """The messages up to where the assistant's next answer begins; pictures stand in their parts (see the processor).
+
+    Raises:
+        DataError: a message or a picture that cannot be read, or more tokens than the model has positions for.
+    """
+    inputs = loaded.processor.apply_chat_template(
+        [list(messages)], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors=None
+    )
+    (ids,) = inputs["input_ids"]
+    held = positions(loaded)
+    if len(ids) >= held:
+        raise DataError(f"the prompt has {len(ids)} tokens with its pictures, the model holds {held} with the answer")
+    return Prompt(ids, inputs.get("pixel_values"))
+
+
+def positions(loaded: Loaded) -> int:
+    """Tokens the language model has positions for."""
+    config = loaded.model.config.get_text_config()
+    return config.max_position_embeddings if hasattr(config, "max_position_embeddings") else sys.maxsize
+
+
+def answer(loaded: Loaded, prompts: Sequence[Prompt], sampling: Sampling) -> list[str]:
+    """The answer to each prompt; greedy in float32, those of one at a time, token for token."""
+    room = positions(loaded) - max(len(prompt.ids) for prompt in prompts)
+    if len(prompts) > 1 and room < sampling.max_tokens:  # the longest leaves the others less room than they have
+        return [text for prompt in prompts for text in answer(loaded, [prompt], sampling)]
+    ids = [prompt.ids for prompt in prompts]
+    return generate_texts(
+        loaded, ids, min(room, sampling.max_tokens), **_images(loaded, prompts), **sampling.words
+    )
+
+
+def stream(loaded: Loaded, prompt: Prompt, sampling: Sampling) -> Generator[str]:
+    """An answer piece by piece as it is written; closing the iterator stops the model at its next token.
+
+    `sampling.beams` must be 1: what several beams say is known at the end only.
+    """
+    assert sampling.beams == 1
+    streamer = TextIteratorStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    closed = Event()
+    tokens = min(positions(loaded) - len(prompt.ids), sampling.max_tokens)
+
+    def write() -> None:
+        try:
+            generate_texts(
+                loaded,
+                [prompt.ids],
+                tokens,
+                streamer=streamer,
+                stopping_criteria=StoppingCriteriaList([_Closed(closed)]),
+                **_images(loaded, [prompt]),
+                **sampling.words,
+            )
+        finally:
+            streamer.end()  # or an error would leave the reader waiting
+
+    with ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(write)
+        try:
+            yield from (piece for piece in streamer if piece)
+            writing.result()
+        finally:
+            closed.set()
+
+
+@dataclass
+class Conversation:
+    """The messages so far, and the decoded pictures that wait for the next one."""
+
+    loaded: Loaded
+    sampling: Sampling
+    messages: list[Message] = field(default_factory=list)
+    pictures: list[Any] = field(default_factory=list)
+
+    def say(self, text: str) -> Generator[str]:
+        """The answer to a message, piece by piece; what has been written of it stays where it is stopped.
+
+        Raises:
+            DataError: more than the model holds, at once; the message is then not part of the conversation.
+        """
+        asked = [*self.messages, user_message(self.pictures, text)]
+        prompt = encode(self.loaded, asked)
+        self.pictures, self.messages = [], [*asked, {"role": "assistant", "content": ""}]
+        return self._write(prompt)
+
+    def _write(self, prompt: Prompt) -> Generator[str]:
+        written = ""
+        for piece in stream(self.loaded, prompt, self.sampling):
+            written += piece
+            self.messages[-1] = {"role": "assistant", "content": self.loaded.processor.encoder.words_of(written)}
+            yield piece
+
+
+@dataclass(frozen=True)
+class SourceShares:
+    """What a fusion took from each source for one image: shares in [0, 1], and where the fusion says so, per place.
+
+    maps: {source: [h, w]} of the diagnostics `map/<source>` [I, N].
+    """
+
+    masses: dict[str, float]
+    maps: dict[str, Tensor]
+
+
+@torch.no_grad()
+def source_shares(loaded: Loaded, pixel_values: Tensor) -> list[SourceShares]:
+    """Of each of the images [I, 3, P, P]; empty ones for a fusion that does not weigh its sources."""
+    grid, shares = loaded.model.fusion.output.grid, []
+    for image in pixel_values.to(loaded.model.device, loaded.model.dtype).split(1):
+        _, diagnostics = loaded.model.embed_images(image)
+        masses = {name: float(value) for name, value in diagnostics.items() if name.startswith("mass/")}
+        maps = {name: value[0].float().cpu() for name, value in diagnostics.items() if name.startswith("map/") and grid}
+        shares.append(
+            SourceShares(
+                {name.removeprefix("mass/"): value for name, value in masses.items()},
+                {name.removeprefix("map/"): _on_grid(value, grid) for name, value in maps.items()},
+            )
+        )
+    return shares
+
+
+def user_message(pictures: list[Any], text: str) -> Message:
+    """What a user asks about pictures, which come first."""
+    images = [{"type": "image", "image": picture} for picture in pictures]
+    return {"role": "user", "content": [*images, {"type": "text", "text": text}]}
+
+
+def _on_grid(values: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[N] -> [h, w], without the tokens before the map."""
+    return values[-grid[0] * grid[1] :].reshape(grid)
+
+
+class _Closed(StoppingCriteria):
+    """Stops where nobody reads any more."""
+
+    def __init__(self, closed: Event) -> None:
+        self.closed = closed
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.full((input_ids.shape[0],), self.closed.is_set(), device=input_ids.device)
+
+
+def _images(loaded: Loaded, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
+    return {"pixel_values": torch.cat(pixels).to(loaded.model.device, loaded.model.dtype)} if pixels else {}

@@ -1,0 +1,101 @@
+"""One process per device of this machine, as torchrun starts them, with one voice and one exit code."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from fvl_lightning.cli.console import INTERRUPTED, MISTAKE, REQUEUE
+from fvl_lightning.core.terminal import say_error
+from fvl_lightning.training.fault_tolerance.hang_detection import names
+from fvl_lightning.training.fault_tolerance.signals import CLUSTER, handled
+
+POLL_SECONDS = 0.1
+GRACE = 60.0
+"""Seconds the others have to end by themselves, once one has failed; they may be waiting for it."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This machine among those of a training, and where their processes meet."""
+
+    number: int = 0
+    nodes: int = 1
+    host: str = "127.0.0.1"
+    """Of the first machine."""
+    port: int | None = None
+    """Free on the first machine; None finds one, where there is but this machine."""
+
+
+def run_ranks(devices: int, words: Sequence[str], machine: Machine | None = None) -> int:
+    """Runs `fvl <words>` once per device of this machine; 0, or the exit code of a process that failed.
+
+    What asks this process to stop is handed on to all, which save and end; so is Ctrl-C, by the terminal.
+    """
+    machine = machine or Machine()
+    shared = {
+        "WORLD_SIZE": machine.nodes * devices, "LOCAL_WORLD_SIZE": devices, "GROUP_RANK": machine.number,
+        "MASTER_ADDR": machine.host, "MASTER_PORT": machine.port or _free_port(),
+    }  # fmt: skip
+    threads = max(1, (os.cpu_count() or 1) // devices)
+    command = [sys.executable, "-m", "fvl_lightning", *words]
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def hand_on(signum: int, frame: FrameType | None) -> None:
+        for process in reversed(processes):  # the first one, in whose store they meet, goes last
+            process.send_signal(signum)
+
+    handlers: dict[int, Any] = dict.fromkeys(CLUSTER, hand_on) | {signal.SIGINT: lambda *_: None}
+    with handled(handlers):
+        # The started processes inherit the blocked signals and unblock them once their handlers are installed
+        # (training/fault_tolerance/signals.py), so no signal is lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, CLUSTER)
+        try:
+            for local in range(devices):
+                ranks = {"RANK": machine.number * devices + local, "LOCAL_RANK": local}
+                own = {name: str(value) for name, value in {**shared, **ranks}.items()}
+                processes.append(subprocess.Popen(command, env={"OMP_NUM_THREADS": str(threads)} | os.environ | own))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, CLUSTER)
+            return _wait(processes, machine.number * devices)
+        finally:
+            for process in processes:
+                process.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], first_rank: int) -> int:
+    end = float("inf")
+    fell: dict[int, int] = {}
+    while None in (codes := [process.poll() for process in processes]) and time.monotonic() < end:
+        if any(codes) and end == float("inf"):
+            end = time.monotonic() + GRACE
+            fell = _fallen(codes, first_rank)
+        time.sleep(POLL_SECONDS)
+    fell = fell or _fallen(codes, first_rank)
+    failed = [REQUEUE if code < 0 else code for code in codes if code]
+    if fell and not set(failed) & set(codes):
+        number = min(fell.values())
+        ended = f"{'was' if len(fell) == 1 else 'were'} ended by {signal.Signals(number).name}"
+        cause = ", as by a machine that is out of memory" if number == signal.SIGKILL else ""
+        say_error(
+            f"{names(fell)} {ended}{cause}; all ranks end, and the same command "
+            "with `--resume-or-start` goes on from the last checkpoint"
+        )
+    # Of several the one that says why: a process whose neighbour has gone ends with an error of its own.
+    return next((code for code in (INTERRUPTED, MISTAKE, REQUEUE) if code in failed), failed[0] if failed else 0)
+
+
+def _fallen(codes: Sequence[int | None], first_rank: int) -> dict[int, int]:
+    """The ranks that a signal has ended, and which one."""
+    return {first_rank + local: -code for local, code in enumerate(codes) if code is not None and code < 0}

@@ -1,0 +1,124 @@
+"""Cells as tasks of Ray, on the cores of this machine or of a cluster whose machines share a file system."""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from fvl_lightning.comparison.cell import Cell
+from fvl_lightning.comparison.config import RayConfig
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.launchers.local import ONE_THREAD, POLL_SECONDS
+from fvl_lightning.training.fault_tolerance.signals import Preempted
+
+logger = logging.getLogger(__name__)
+
+OWN_CLUSTER = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
+"""Of a Ray that this process starts: no web server, and little shared memory, since cells exchange files alone."""
+
+
+class RayLauncher:
+    """A task for every cell with a core of its own (and GPUs where asked for), at most `jobs` at a time."""
+
+    def __init__(self, jobs: int, config: RayConfig) -> None:
+        self.jobs, self.config = jobs, config
+
+    def run(self, cells: Sequence[Cell], watch: Callable[[], None]) -> None:
+        """See launchers.Launcher. A task whose machine goes away leaves its cell to be resumed by the next start."""
+        ray = connect(self.config)
+        try:
+            task = ray.remote(num_cpus=1, num_gpus=self.config.num_gpus, max_retries=0)(cell_process())
+            self._run(ray, task, list(cells), watch)
+        finally:
+            ray.shutdown()
+
+    def _run(self, ray: Any, task: Any, waiting: list[Cell], watch: Callable[[], None]) -> None:
+        running: dict[Any, Cell] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.jobs:
+                    cell = waiting.pop(0)
+                    cell.prepare()
+                    told = (cell.command, os.path.abspath(cell.log), os.getcwd(), ONE_THREAD, POLL_SECONDS)
+                    running[task.remote(*told)] = cell
+                ended, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+                for reference in ended:
+                    cell = running.pop(reference)
+                    cell.code = _exit_code(ray, reference, cell)
+                watch()
+        except (KeyboardInterrupt, Preempted):
+            for reference in running:
+                ray.cancel(reference)
+            for reference, cell in running.items():
+                cell.code = _exit_code(ray, reference, cell)
+            raise
+
+
+def connect(config: RayConfig) -> Any:
+    """The module `ray`, joined to its cluster.
+
+    Raises:
+        ConfigError: the package is missing, no cluster answers, or it has fewer GPUs than a cell is to have.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports its usage to its makers
+    try:
+        ray = import_module("ray")
+    except ImportError:
+        raise ConfigError(
+            'launcher: ray needs its package, pip install "fvl-lightning[ray]", or take launcher: local'
+        ) from None
+    before = signal.getsignal(signal.SIGTERM)
+    own = OWN_CLUSTER if config.address == "local" else {}
+    try:
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"ray.address: no Ray cluster can be joined at '{config.address}' ({said})") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)  # Ray's own would end this process before the cells have saved
+    present = ray.cluster_resources().get("GPU", 0.0)
+    if config.num_gpus > present:
+        ray.shutdown()
+        raise ConfigError(f"ray.num_gpus: a cell is to have {config.num_gpus:g} and the cluster has {present:g}")
+    return ray
+
+
+def cell_process() -> Callable[..., int]:
+    """What a task does: runs a command with its output in a file; its exit code.
+
+    A function in a function travels by value, so that Ray's workers import nothing of this package.
+    """
+
+    def run(command: list[str], log: str, folder: str, environment: Mapping[str, str], pause: float) -> int:
+        import os
+        import subprocess
+        import time
+
+        with open(log, "w", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, cwd=folder, env={**os.environ, **environment},
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            while process.poll() is None:
+                time.sleep(pause)
+        except KeyboardInterrupt:  # how a cancelled task hears of it
+            process.terminate()  # a worker's processes inherit that it blocks SIGINT
+            process.wait()
+        return process.returncode
+
+    return run
+
+
+def _exit_code(ray: Any, reference: Any, cell: Cell) -> int | None:
+    """None for a task that was cancelled before it began, or that was lost."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.TaskCancelledError:
+        return None
+    except ray.exceptions.RayError as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        logger.warning("Ray lost %s (%s); the next start resumes it", cell.name, said[-1])
+        return None

@@ -1,0 +1,105 @@
+"""Cells as one SLURM job array: a script to read, submitted and waited for."""
+
+import contextlib
+import os
+import re
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fvl_lightning.comparison.cell import Cell
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.launchers.local import ONE_THREAD
+from fvl_lightning.training.fault_tolerance.signals import Preempted
+
+POLL_SECONDS = 2.0
+EXIT_CODE = "exit_code"
+"""The file in a cell's folder in which its job leaves how the process ended."""
+
+
+class SlurmLauncher:
+    """A task of a job array for every cell, `jobs` at a time, in a file system that all machines share."""
+
+    def __init__(self, folder: Path, name: str, jobs: int, options: Sequence[str]) -> None:
+        self.script = folder / "array.sh"
+        self.name, self.jobs, self.options = name, jobs, options
+
+    def run(self, cells: Sequence[Cell], watch: Callable[[], None]) -> None:
+        """See launchers.Launcher. A task that the cluster took back before its end leaves its cell to be resumed."""
+        for cell in cells:
+            cell.prepare()
+            (cell.folder / EXIT_CODE).unlink(missing_ok=True)
+        self.script.write_text(array_script(cells, self.name, self.jobs, self.options), encoding="utf-8")
+        try:
+            with subprocess.Popen(
+                ["sbatch", "--parsable", "--wait", str(self.script)], stdout=subprocess.PIPE, text=True
+            ) as waiting:
+                assert waiting.stdout is not None
+                job = waiting.stdout.readline().strip().partition(";")[0]
+                try:
+                    while waiting.poll() is None:
+                        watch()
+                        time.sleep(POLL_SECONDS)
+                except (KeyboardInterrupt, Preempted):
+                    waiting.kill()
+                    subprocess.run(["scancel", job], check=False)
+                    raise
+        except FileNotFoundError:
+            raise ConfigError("launcher: there is no sbatch on this machine, take launcher: local") from None
+        if not job:
+            raise ConfigError(f"launcher: sbatch refused {self.script}, its own words stand above; see `slurm`")
+        for cell in cells:
+            with contextlib.suppress(OSError, ValueError):
+                cell.code = int((cell.folder / EXIT_CODE).read_text(encoding="utf-8"))
+
+
+def array_script(cells: Sequence[Cell], name: str, jobs: int, options: Sequence[str]) -> str:
+    """The job array as a script for sbatch.
+
+    Args:
+        cells: one task each.
+        name: of the job.
+        jobs: tasks at a time.
+        options: further ones of sbatch, such as --partition=long.
+
+    Raises:
+        ConfigError: an option that is none.
+    """
+    check_options(options, "slurm")
+    given = [
+        f"--job-name={job_name(name)}",
+        f"--array=0-{len(cells) - 1}%{jobs}",
+        "--cpus-per-task=1",
+        "--output=/dev/null",
+        *options,
+    ]
+    places = [
+        f"  {number}) folder={shlex.quote(str(cell.folder))}; set -- {shlex.join(cell.command)} ;;"
+        for number, cell in enumerate(cells)
+    ]
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH {option}" for option in given),
+        f"cd {shlex.quote(os.getcwd())} || exit 1",
+        *(f"export {key}={value}" for key, value in ONE_THREAD.items()),
+        "case $SLURM_ARRAY_TASK_ID in",
+        *places,
+        "esac",
+        '"$@" > "$folder/cell.log" 2>&1',
+        f'echo $? > "$folder/{EXIT_CODE}"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def check_options(options: Sequence[str], where: str) -> None:
+    """ConfigError at `where`, unless each of them is one option of sbatch that fits on a line of its own."""
+    for option in options:
+        if not re.fullmatch(r"--[a-z][\w-]*(=\S+)?", option):
+            raise ConfigError(f"{where}: '{option}' is no option of sbatch, write for instance --partition=long")
+
+
+def job_name(name: str) -> str:
+    """`name` without what a line of #SBATCH could misread."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)

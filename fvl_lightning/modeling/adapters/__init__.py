@@ -1,0 +1,1 @@
+"""Adapters: their folders, and their layers inside a model."""

@@ -1,0 +1,1 @@
+"""Checkpoints converted from the original Florence-VL, and model folders exported for the hub."""

@@ -1,0 +1,1 @@
+"""Processors saved with a model: text, images and padding."""

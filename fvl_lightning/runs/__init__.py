@@ -1,0 +1,1 @@
+"""One training run: set-up, training, its folder, resuming and tracking."""

@@ -1,0 +1,55 @@
+"""The model in a training's checkpoint: of a run that ended before it saved one, or the best instead of the last."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from datamodules.encoding.question_form import Asking
+from fvl_lightning.cli.train import weighted_stage
+from fvl_lightning.core.config.loading import check_config
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.inference.adapters import give_adapters
+from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.runs.references import check_answers
+from fvl_lightning.training.checkpointing.files import best_checkpoint, is_whole, present_checkpoints, read_checkpoint
+from fvl_lightning.training.distributed.process_group import Ranks
+
+Which = Literal["last", "best"]
+
+
+@contextmanager
+def checkpoint_model(reference: str, which: Which) -> Iterator[Path]:
+    """A folder with the model as the run would have saved it, while it is entered.
+
+    One process builds it in main memory, whatever the run trained on.
+
+    Raises:
+        DataError: no run, or none of its checkpoints is whole.
+        ConfigError: a run that trains an encoder alone.
+    """
+    run = RunFolder.open(reference)
+    check_answers(run)
+    path = chosen_checkpoint(run, which)
+    stage, parents = weighted_stage(check_config(ExperimentConfig, run.config), Ranks())
+    stage.asking = Asking(**run.info.get("asking", {}))
+    give_adapters(stage, run, parents)
+    stage.take_weights(read_checkpoint(path), f"--checkpoint {which}")
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=run.path) as folder:  # beside the base of an adapter
+        stage.save_model(Path(folder))
+        yield Path(folder)
+
+
+def chosen_checkpoint(run: RunFolder, which: Which) -> Path:
+    """Its newest whole checkpoint, or the best one; DataError where there is none."""
+    if which == "best":
+        path = best_checkpoint(run.checkpoints)
+        why = "trainer.keep_best keeps one from the first validation on"
+    else:
+        path = next(filter(is_whole, present_checkpoints(run.checkpoints)), None)
+        why = "it stopped before its first one, or they are damaged"
+    if path is None:
+        raise DataError(f"--checkpoint {which}: {run.path} has no such checkpoint; {why}")
+    return path

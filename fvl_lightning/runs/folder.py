@@ -1,0 +1,244 @@
+"""A run's folder: what it was, how far it came, its checkpoints and its model.
+
+    <output>/<name>/
+        config.yaml     the resolved configuration
+        run.json        id, status, stage, hashes, the runs it started from, what was measured
+        metrics.jsonl   one line per logged step
+        tracking.json   what MLflow is told besides
+        checkpoints/    last.ckpt, from which it resumes, and previous.ckpt, the one before
+        model/          safetensors, configuration and tokenizer, once finished
+"""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fvl_lightning.core.config.loading import config_hash
+from fvl_lightning.core.config.yaml_text import write_yaml
+from fvl_lightning.core.errors import ConfigError, DataError, nearest
+from fvl_lightning.modeling.adapters.folders import is_adapter_folder
+from fvl_lightning.runs.identity import RunIdentity
+from fvl_lightning.tracking.metrics_log import read_journal
+from fvl_lightning.training.checkpointing.files import LAST, is_whole, present_checkpoints
+
+logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and records of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, output: Path, name: str, config: dict[str, Any]) -> "RunFolder":
+        """A new folder `<output>/<name>`, numbered where one is there already; no two processes get the same.
+
+        Raises:
+            DataError: it cannot be made.
+        """
+        try:
+            run = cls(_new_folder(output / name))
+            run.checkpoints.mkdir()
+        except OSError as error:
+            where = f"output: the run folder {output / name}"
+            raise DataError(f"{where} cannot be created ({error.strerror})") from None
+        run._write("config.yaml", write_yaml(config))
+        run.record(status="running", name=name, stage=config["stage"]["name"], config_hash=config_hash(config))
+        return run
+
+    @classmethod
+    def named(cls, output: Path, name: str) -> list["RunFolder"]:
+        """The runs of this very name, oldest first; a name may have folders in it, as in sweep/b."""
+        first = output / name
+        try:
+            folders = [path for path in first.parent.iterdir() if path.name.startswith(first.name)]
+        except OSError:
+            return []
+        runs = [run for path in folders if (run := cls(path)).info.get("name") == name]
+        return sorted(runs, key=lambda run: run._number)
+
+    @classmethod
+    def latest(cls, output: Path, name: str, wanted: RunIdentity | None = None) -> "RunFolder":
+        """The newest run of this name, of what is wanted where one of them is that."""
+        runs = cls.named(output, name)
+        if not runs:
+            raise DataError(f"--resume: no run named {name} in {output}")
+        return ([run for run in runs if wanted and run.is_of(wanted)] or runs)[-1]
+
+    @classmethod
+    def reusable(cls, output: Path, name: str, wanted: RunIdentity) -> "RunFolder | None":
+        """The newest run of this name, and of what is wanted, that is finished or can go on; None where there is none.
+
+        A warning names a run of this very configuration whose plugins or data were others.
+        """
+        for run in reversed(cls.named(output, name)):
+            if wanted.changed_keys(run.config):
+                continue
+            if changed := wanted.changed_inputs(run.info):
+                logger.warning("%s is not taken: %s changed since", run.path, " and ".join(changed))
+            elif run.finished or any(map(is_whole, present_checkpoints(run.checkpoints))):
+                return run
+        return None
+
+    @classmethod
+    def open(cls, reference: str, output: Path = Path("runs")) -> "RunFolder":
+        """A run by folder, or by its MLflow run id among the folders under `output`.
+
+        Raises:
+            DataError: neither; the sentence names what is near.
+        """
+        path = Path(reference)
+        if (path / "run.json").is_file():
+            return cls(path)
+        known = sorted(file.parent for file in output.glob("**/run.json")) if output.is_dir() else []
+        for candidate in known:
+            if cls(candidate).info.get("mlflow_run_id") == reference:
+                return cls(candidate)
+        what = "is not a run folder (run.json is missing)" if path.exists() else "is no run folder and no run id"
+        close = nearest(reference, map(str, known))
+        hint = f"; did you mean {close}?" if close else f"; runs in {output}: {', '.join(map(str, known)) or 'none'}"
+        raise DataError(f"{reference} {what}{hint}")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the training checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint a resumed run starts from."""
+        return self.checkpoints / LAST
+
+    @property
+    def model(self) -> Path:
+        """Folder of the saved model."""
+        return self.path / "model"
+
+    @property
+    def metrics(self) -> Path:
+        """JSON Lines of what was logged."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration, plain; DataError where it cannot be read."""
+        try:
+            return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError):
+            raise DataError(f"{self.path / 'config.yaml'} is missing or no valid YAML") from None
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """run.json; DataError where it cannot be read."""
+        try:
+            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            raise DataError(f"{self.path / 'run.json'} is not valid JSON") from None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end and saved its model."""
+        return self.info.get("status") == "finished"
+
+    def check_finished(self) -> None:
+        """ConfigError where the run has no model yet."""
+        if not self.finished:
+            raise ConfigError(
+                f"{self.path} is {self.info.get('status')}, it has no model yet; `--resume` finishes it, and "
+                "`fvl export --checkpoint last` takes what it has"
+            )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from training this run; a kill gives it free, its orphaned workers or not.
+
+        Raises:
+            DataError: another process trains it.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise DataError(f"{self.path} is being trained by another process") from None
+            except OSError as error:
+                logger.info("%s cannot be locked (%s)", self.path, error.strerror)
+            yield
+
+    def record(self, **values: Any) -> None:
+        """Adds values to run.json."""
+        self._write("run.json", json.dumps({**self.info, **values}, indent=2))
+
+    @property
+    def tracking(self) -> Path:
+        """What MLflow is told of the run besides its curves."""
+        return self.path / "tracking.json"
+
+    def read_tracking(self) -> dict[str, Any]:
+        """tracking.json; DataError where there is none."""
+        try:
+            return json.loads(self.tracking.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise DataError(f"{self.path} was not tracked: {self.tracking.name} is missing or not valid") from None
+
+    def write_tracking(self, told: dict[str, Any]) -> None:
+        """Writes tracking.json."""
+        self._write(self.tracking.name, json.dumps(told, indent=2))
+
+    def is_of(self, wanted: RunIdentity) -> bool:
+        """Whether the run computes what is wanted."""
+        return not (wanted.changed_keys(self.config) or wanted.changed_inputs(self.info))
+
+    def check_resumable(self, wanted: RunIdentity) -> None:
+        """ConfigError or DataError unless the run can go on as what is wanted, and a checkpoint is there."""
+        wanted.check_resumable(self.config, self.info, str(self.path))
+        if not present_checkpoints(self.checkpoints):
+            raise DataError(f"--resume: {self.path} stopped before its first checkpoint; start it without --resume")
+
+    def curve(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of a logged metric; a step logged twice, before and after a resume, counts once."""
+        points: dict[int, float] = {}
+        for entry in read_journal(self.metrics):
+            if name in entry:
+                points[entry["step"]] = entry[name]
+        return sorted(points.items())
+
+    @property
+    def _number(self) -> int:
+        suffix = self.path.name.removeprefix(Path(self.info["name"]).name).removeprefix("-")
+        return int(suffix) if suffix.isdecimal() else 1
+
+    def _write(self, name: str, text: str) -> None:
+        beside = self.path / f".{name}.tmp"
+        try:
+            beside.write_text(text, encoding="utf-8")
+            os.replace(beside, self.path / name)
+        except OSError as error:
+            raise DataError(f"{self.path / name} cannot be written ({error.strerror})") from None
+
+
+def _new_folder(path: Path) -> Path:
+    """Makes `path`, or the first of path-2, path-3, ... that is free; making it and finding it free are one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return folder
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether this is a saved model or adapter on its own, as an import, an export or peft makes it, and no run."""
+    saved = (path / "config.json").is_file() or is_adapter_folder(path)
+    return saved and not (path / "run.json").is_file()

@@ -1,0 +1,78 @@
+"""What a command may call a model: a run by its folder or MLflow id, or a model folder."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import torch
+
+from fvl_lightning.core.config.loading import check_config
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.hashes import weights_hash
+from fvl_lightning.modeling.build import Loaded, load_model
+from fvl_lightning.runs.folder import RunFolder, is_model_folder
+
+logger = logging.getLogger(__name__)
+
+MODEL_HELP = "Run (folder or MLflow id), or a model folder, as `fvl import` makes it."
+
+
+def finished_run(reference: str) -> RunFolder:
+    """The run; ConfigError where it has no model yet."""
+    run = RunFolder.open(reference)
+    run.check_finished()
+    return run
+
+
+def model_folder(reference: str) -> Path:
+    """The folder of a model that writes answers: `reference` itself, or that of a finished run, its plugins imported.
+
+    Raises:
+        DataError: neither a model folder nor a run.
+        ConfigError: a run that is not finished, or that trained an encoder alone.
+    """
+    folder = Path(reference)
+    if is_model_folder(folder):
+        return folder
+    run = finished_run(reference)
+    check_answers(run)
+    check_config(ExperimentConfig, run.config)  # imports the run's plugins
+    return run.model
+
+
+def check_answers(run: RunFolder) -> None:
+    """ConfigError where the run trains an encoder alone."""
+    if run.info["stage"] == "encoder_pretrain":
+        raise ConfigError(f"{run.path} is an encoder without a language model; name a run of a later stage")
+
+
+def answering_model(reference: str) -> Loaded:
+    """A model that writes answers, on the GPU where there is one; errors as of model_folder."""
+    loaded = load_model(model_folder(reference))
+    say_what_it_has_seen(loaded, reference)
+    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return loaded
+
+
+def say_what_it_has_seen(loaded: Loaded, reference: str) -> None:
+    """Logs a warning where a model has never been asked anything."""
+    if loaded.processor.asking.get("captions"):
+        logger.warning("%s was trained on captions alone: it has seen images and captions, but no question", reference)
+
+
+def start_drawing(seed: int | None) -> None:
+    """What is sampled from here on follows the seed; None for another one each time."""
+    if seed is None:
+        torch.seed()
+    else:
+        torch.manual_seed(seed)
+
+
+def model_hash(loaded: Loaded) -> str:
+    """Names a model by its weights, and by how its processor makes tokens and pixels of a conversation."""
+    # The type is not in the hash of the weights, and the same weights answer otherwise in another one.
+    weights = f"{weights_hash(loaded.model.state_dict())} {loaded.model.dtype}"
+    tokenizer = loaded.tokenizer.backend_tokenizer.to_str()
+    parts = [weights, loaded.processor.to_json_string(), loaded.tokenizer.chat_template, tokenizer]
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]

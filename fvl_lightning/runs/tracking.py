@@ -1,0 +1,183 @@
+"""A training in MLflow: told there as it goes where the store can be reached, and from the run's folder where not."""
+
+import logging
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from fvl_lightning.core.config.loading import as_plain, config_hash
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
+from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.stages.base import Stage
+from fvl_lightning.tracking.limits import Status
+from fvl_lightning.tracking.metrics_log import Journal, read_journal
+from fvl_lightning.tracking.null import NullTracker
+from fvl_lightning.tracking.provenance import provenance
+from fvl_lightning.tracking.sync import Delivery, Description, deliver
+from fvl_lightning.tracking.tracker import Tracker
+from fvl_lightning.training.fault_tolerance.hang_detection import LostRankError, TroubleElsewhere
+from fvl_lightning.training.fault_tolerance.signals import Preempted
+
+logger = logging.getLogger(__name__)
+
+ENDED: dict[str, Status] = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+"""MLflow's words for run.json's; a run that is killed stays `running` in both."""
+
+
+@contextmanager
+def tracked(
+    experiment: ExperimentConfig,
+    run: RunFolder,
+    stage: Stage,
+    data: Any,
+    parent_run_id: str | None,
+    tags: Mapping[str, str],
+) -> Iterator[Tracker]:
+    """An MLflow run that ends marked as what it was: finished, killed or failed; so does run.json."""
+    run.record(status="running")
+    tracker: Tracker | None = NullTracker()
+    if experiment.tracking.enabled:
+        describe(experiment, run, stage, data, parent_run_id, tags)
+        tracker = reached(run)
+    try:
+        yield tracker or NullTracker()
+    except (KeyboardInterrupt, Preempted, LostRankError):
+        end(run, tracker, "interrupted")
+        raise
+    except BaseException as error:
+        end(run, tracker, "failed", error=f"{type(error).__name__}: {error}")
+        raise
+    end(run, tracker, "finished")
+
+
+def describe(
+    experiment: ExperimentConfig,
+    run: RunFolder,
+    stage: Stage,
+    data: Any,
+    parent_run_id: str | None,
+    tags: Mapping[str, str],
+) -> None:
+    """Writes tracking.json, which has all that MLflow is told but the curves."""
+    config, hash_, info = as_plain(experiment), config_hash(experiment), run.info
+    every_tag = provenance(config, hash_) | {
+        "fvl.stage": experiment.stage.name,
+        "fvl.run_folder": str(run.path),
+        "fvl.encoder_hash": info["encoder_hash"],
+        "fvl.manifest_hash": data.manifest_hash(),
+        "fvl.init_from": ", ".join(parent["run_id"] or parent["run"] for parent in info["init_from"]) or "none",
+        **tags,
+    }
+    told = {
+        "experiment": experiment.tracking.experiment,
+        # A folder that is a number, the seed of a comparison's cell, says nothing on its own.
+        "run_name": "/".join(run.path.parts[-3 if run.path.parent.name.isdigit() else -2 :]),
+        "key": run.read_tracking()["key"] if run.tracking.is_file() else uuid.uuid4().hex,
+        "parent_run_id": parent_run_id,
+        "tags": every_tag,
+        "params": curated_params(experiment, stage, run) | cell_params(tags),
+        "config": config,
+        "dataset": {
+            "name": experiment.data.name,
+            "digest": data.manifest_hash(),
+            "source": str(experiment.data.config.root),
+        },
+    }
+    run.write_tracking(Description.of(experiment.tracking.uri, told).plain())
+
+
+def reached(run: RunFolder) -> Tracker | None:
+    """The run in the store, with all that its folder has; None, after a warning, where the store is out of reach."""
+    try:
+        sync_run(run)
+        told = Description(**run.read_tracking())
+        return Tracker.start(told.uri, told.experiment, told.run_name, {}, run_id=run.info["mlflow_run_id"])
+    except DataError as error:
+        logger.warning("%s; the run goes on, and what it logs is kept in %s", error, run.path)
+        return None
+
+
+def end(run: RunFolder, tracker: Tracker | None, status: str, **facts: Any) -> None:
+    """Says how the run ended, in run.json and in the store; None stands for a tracker that was out of reach."""
+    run.record(status=status, **facts)
+    try:
+        if tracker is not None:
+            tracker.finish(ENDED[status])
+        if tracker is None or (run.finished and run.tracking.is_file()):  # it has a model to tell of
+            sync_run(run)
+    except DataError as error:
+        logger.warning("%s; what it lacks is in %s, and `fvl sync %s` sends it", error, run.path, run.path)
+
+
+def note_trouble(run: RunFolder, error: TroubleElsewhere) -> None:
+    """Writes into the run's folder which ranks end the training, and why."""
+    Journal(run.metrics).note(error.step, ranks=error.ranks, error=str(error))
+    if isinstance(error, LostRankError):
+        run.record(status="interrupted", error=str(error))
+
+
+def sync_run(run: RunFolder) -> Delivery:
+    """Sends to the run's store what it lacks of the run's folder.
+
+    Raises:
+        DataError: the run was not tracked, or its store cannot be used.
+    """
+    told = Description(**run.read_tracking())
+    journal = list(read_journal(run.metrics))
+    ended = journal[-1]["time"] if journal else None
+    model = run.model if run.finished else None
+    delivery = deliver(told, run.info.get("mlflow_run_id"), journal, ENDED.get(run.info["status"]), ended, model)
+    run.record(mlflow_run_id=delivery.run_id)
+    return delivery
+
+
+def track_results(
+    run: RunFolder, results: dict[str, float], tables: dict[str, list[dict[str, Any]]], data: Any = None
+) -> None:
+    """Adds results and tables to a run that was tracked; a store out of reach gets them by `fvl sync`.
+
+    Args:
+        data: the data module whose test split the model was asked about, to be named as what the scores are of.
+    """
+    told = run.read_tracking() | {"results": results, "tables": tables}
+    if data is not None:
+        asked = {"name": f"{told['dataset']['name']}/test", "digest": data.store("test").manifest_hash()}
+        told["evaluated"] = told["dataset"] | asked
+    run.write_tracking(told)
+    try:
+        sync_run(run)
+    except DataError as error:
+        logger.warning("%s; `fvl sync %s` sends the scores", error, run.path)
+
+
+def cell_params(tags: Mapping[str, str]) -> dict[str, str]:
+    """`arm` and `axis.<key>`: what a cell's tags say of it, since MLflow draws and groups by parameters."""
+    return {key.removeprefix("fvl."): tags[key] for key in tags if key == "fvl.arm" or key.startswith("fvl.axis.")}
+
+
+def curated_params(experiment: ExperimentConfig, stage: Stage, run: RunFolder) -> dict[str, Any]:
+    """The handful of parameters that people sort and group runs by; the whole configuration is an artifact."""
+    info = run.info
+    adapter = {}
+    if info["adapter_bytes"] is not None:
+        adapter = {"adapter_bytes": info["adapter_bytes"], "lora_rank": (experiment.lora or LoraConfig()).rank}
+    slots = {
+        slot: getattr(experiment, slot).name
+        for slot in ("stage", "encoder", "fusion", "projector", "language_model", "data")
+        if getattr(experiment, slot) is not None
+    }
+    return slots | {
+        "sources": ", ".join(stage.model.encoder.specs),
+        "trainable": ", ".join(f"{name}: {mode}" for name, mode in stage.trainable.items()),
+        "max_steps": experiment.trainer.max_steps,
+        "batch_size": experiment.trainer.batch_size * experiment.trainer.accumulate,
+        "learning_rate": experiment.optimizer.learning_rate,
+        "optimizer": experiment.optimizer.name,
+        "seed": experiment.seed,
+        "parameters": info["parameters"],
+        "trainable_parameters": info["trainable"],
+        "trainable_share": round(info["trainable"] / info["parameters"], 4),
+        **adapter,
+    }

@@ -1,0 +1,1 @@
+"""Checkpoints: when they are written, their files, and what they hold."""

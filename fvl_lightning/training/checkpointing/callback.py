@@ -1,0 +1,111 @@
+"""When a training is saved, and its stop at a step's end."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.training.checkpointing.files import BEST, CheckpointFiles, best_checkpoint, read_checkpoint
+from fvl_lightning.training.fault_tolerance.heartbeat import announce_save
+from fvl_lightning.training.fault_tolerance.signals import Stop, StopSignals
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints(Checkpoint):
+    """Writes `path` every `every` optimiser steps, at the last one, and when asked to stop.
+
+    With `keep_best` the weights of the lowest validation loss are kept beside it, in best.ckpt.
+    """
+
+    def __init__(self, path: Path, every: int, signals: StopSignals, keep_best: bool = False) -> None:
+        self.path, self.every, self.signals, self.keep_best = path, every, signals, keep_best
+        self.stop = Stop.NOBODY
+        """Who ended the training before its time, as all ranks agree."""
+        self.lowest_loss = float("inf")
+        """Of the validations so far, where the best is kept."""
+        self._last_step = -1
+        self._saving: tuple[Path, int] | None = None
+        """What is being saved, and of which step."""
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Takes the signals back from Lightning, which has just set handlers of its own."""
+        self._last_step = trainer.global_step
+        self.signals.listen()
+        self._read_best()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Saves where it is due; stops where it was asked for."""
+        step = trainer.global_step
+        if step == self._last_step:
+            return  # in the middle of an accumulated step, from which nothing could go on
+        self._last_step = step
+        self._end_save(trainer, wait=False)
+        asked, last = self.signals.agreed(trainer), step == trainer.max_steps
+        if asked or last or step % self.every == 0:
+            self._save(trainer, self.path)
+        if asked or last:
+            self._end_save(trainer)
+        if asked and not last:
+            self.stop = asked
+            trainer.should_stop = True
+            if step * trainer.accumulate_grad_batches % trainer.val_check_batch:
+                trainer.limit_val_batches = 0  # Lightning would validate at a stop, where no other run does
+
+    def on_validation_end(self, trainer: Trainer, stage: Any) -> None:
+        """Keeps the weights where none before had a lower loss; all ranks have found the same one.
+
+        A loss that is not finite is no lower one.
+        """
+        loss = stage.last_validation_loss
+        if self.keep_best and math.isfinite(loss) and loss < self.lowest_loss:
+            self.lowest_loss = loss
+            self._save(trainer, self.path.with_name(BEST), weights_only=True)
+
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        """Waits for what is being written."""
+        self._end_save(trainer)
+
+    def on_exception(self, trainer: Trainer, *_: Any) -> None:
+        """A single process keeps what it was saving; of several, others may not be there to agree."""
+        if trainer.world_size == 1:
+            self._end_save(trainer)
+
+    def _save(self, trainer: Trainer, path: Path, weights_only: bool = False) -> None:
+        announce_save(trainer)
+        self._end_save(trainer)
+        trainer.save_checkpoint(path, weights_only)
+        self._saving = path, trainer.global_step
+        for run_logger in trainer.loggers:
+            run_logger.after_save_checkpoint(self)  # what is logged is never behind what a resume starts from
+        if not _files(trainer).background:
+            self._end_save(trainer)
+
+    def _end_save(self, trainer: Trainer, wait: bool = True) -> None:
+        """Ends the save under way, once all ranks have written, and says where it has failed."""
+        files, strategy = _files(trainer), trainer.strategy
+        if self._saving is None or not (wait or strategy.reduce_boolean_decision(files.written)):
+            return
+        (path, step), self._saving = self._saving, None
+        files.finish()
+        if not strategy.reduce_boolean_decision(bool(files.failure), all=False):
+            return
+        if path == self.path and step == trainer.max_steps:
+            raise DataError(f"the last step was not saved: {files.failure}; make room, `--resume` finishes the run")
+        if files.failure and trainer.is_global_zero:
+            logger.warning("step %d was not saved: %s; the checkpoint before it is kept", step, files.failure)
+        self._read_best()
+
+    def _read_best(self) -> None:
+        best = best_checkpoint(self.path.parent) if self.keep_best else None
+        self.lowest_loss = float("inf") if best is None else read_checkpoint(best)["validation_loss"]
+
+
+def _files(trainer: Trainer) -> CheckpointFiles:
+    files = trainer.strategy.checkpoint_io
+    assert isinstance(files, CheckpointFiles)
+    return files

@@ -1,0 +1,223 @@
+"""Checkpoints on disk: written beside and renamed, the one before kept, and checked whole before they are loaded.
+
+last.ckpt       the newest: a file, or a folder of parts (checkpoint_parts.py)
+previous.ckpt   the one before, for when the newest turns out to be damaged
+best.ckpt       the weights of the lowest validation loss, where they are kept
+*.tmp           one that is being written, or that a kill has left behind
+"""
+
+import logging
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import distributed
+
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.training.checkpointing.sharded import (
+    Manifest,
+    Parts,
+    copied,
+    is_whole_folder,
+    made_whole,
+    read_file,
+    read_folder,
+    write_manifest,
+    write_parts,
+)
+
+logger = logging.getLogger(__name__)
+
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Lightning's way to the disk. Its own goes through a copy in memory and one in /tmp, and is not atomic.
+
+    A checkpoint that cannot be written is told by a warning and by `failure` rather than by an error: the other ranks
+    wait for this one to come out of the saving, and a full disk may be emptied before the next checkpoint is due.
+    """
+
+    def __init__(self, background: bool = False) -> None:
+        super().__init__()
+        self.background = background
+        """Whether a save returns when its values are copied, and is written while training goes on."""
+        self.failure: str | None = None
+        """Why the last save failed; None where it did not."""
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[Any] | None = None
+        self._parts_of: Path | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Writes `path`, once whole, and keeps what was there as previous.ckpt."""
+        self.save_whole(copied(checkpoint) if self.background else checkpoint, Path(path))
+
+    def save_whole(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """The same; in the background of a checkpoint that nothing changes any more."""
+        self._begin(lambda: _write_whole(checkpoint, path), path)
+
+    def save_parts(self, common: dict[str, Any], parts: Parts, path: Path) -> None:
+        """Writes this rank's part of the folder `path`; all ranks must ask, and `finish` in the background."""
+        rank, beside = distributed.get_rank(), _beside(path)
+        _, failure = _attempt(lambda: _make(beside), path) if rank == 0 else (None, None)
+        distributed.barrier()
+        self._parts_of = path
+        self._begin(lambda: write_parts(beside, rank, common if rank == 0 else None, parts), path, failure)
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank has nothing left to write."""
+        return self._writing is None or self._writing.done()
+
+    def finish(self) -> None:
+        """Ends the save under way, once it is written; of parts all ranks must ask."""
+        if self._writing is None:
+            return
+        manifest, self.failure = self._writing.result()
+        self._writing = None
+        if self._parts_of is not None:
+            path, self._parts_of = self._parts_of, None
+            self.failure = _join(manifest, self.failure, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """The checkpoint; one in parts is put together in main memory."""
+        if Path(path).is_dir():
+            return made_whole(read_folder(Path(path)))
+        return super().load_checkpoint(path, map_location, weights_only)
+
+    def _begin(self, write: Callable[[], Any], path: Path, failure: str | None = None) -> None:
+        assert self._writing is None, "one save at a time"
+        if self.background and failure is None:
+            self._writing = self._writer.submit(_attempt, write, path)
+            return
+        self._writing = Future()
+        self._writing.set_result(_attempt(write, path) if failure is None else (None, failure))
+        if not self.background:
+            self.finish()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of either kind, its values mapped rather than loaded, with Rows for what was written in parts."""
+    return read_folder(path) if path.is_dir() else read_file(path)
+
+
+def present_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, the newest first, whole or not."""
+    return [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
+
+
+def whole_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint in `folder` that is whole, with a warning where it is not the newest.
+
+    Raises:
+        DataError: none is.
+    """
+    present = present_checkpoints(folder)
+    whole = next(filter(is_whole, present), None)
+    if whole is None:
+        named = " and ".join(map(str, present)) or str(folder / LAST)
+        raise DataError(f"--resume: {named}: no whole checkpoint; start a new run")
+    if whole != present[0]:
+        logger.warning("%s is damaged; the run goes on from the checkpoint before it, %s", present[0], whole)
+    return whole
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The weights of the lowest validation loss, where they are kept; those before, where the newest are not whole."""
+    return next((path for path in (folder / BEST, _aside(folder / BEST)) if path.exists() and is_whole(path)), None)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every byte is what was written, by the checksums that torch writes and does not read."""
+    if path.is_dir():
+        return is_whole_folder(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError):  # what zipfile makes of stray bytes
+        return False
+
+
+def _write_whole(checkpoint: dict[str, Any], path: Path) -> None:
+    beside = _beside(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove(beside)
+    with beside.open("wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    _put_in_place(path)
+
+
+def _join(manifest: Manifest | None, failure: str | None, path: Path) -> str | None:
+    """Has the folder appear once all ranks have written their parts; why it does not, on all ranks."""
+    told: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(told, (manifest, failure))
+    failures = [reason for _, reason in told if reason]
+    outcome: list[str | None] = failures[:1] or [None]
+    if distributed.get_rank() == 0:
+        if not failures:
+            files = {name: known for manifest, _ in told for name, known in manifest.items()}
+            _, outcome[0] = _attempt(lambda: _complete(path, files), path)
+        if outcome[0]:
+            shutil.rmtree(_beside(path), ignore_errors=True)
+    distributed.broadcast_object_list(outcome, 0)
+    return outcome[0]
+
+
+def _complete(path: Path, files: Manifest) -> None:
+    write_manifest(_beside(path), files)
+    _put_in_place(path)
+
+
+def _attempt(write: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
+    """What `write` returns, and why it could not; any error that is not the disk's is raised."""
+    try:
+        return write(), None
+    except (OSError, RuntimeError) as error:
+        # torch ends a zip file even if it could not write it, and says of that what it should say of the disk.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        if _beside(path).is_file():
+            _remove(_beside(path))
+        free = shutil.disk_usage(path.parent).free
+        return None, f"{path} could not be written ({cause.strerror}; {free:,} bytes free in {path.parent})"
+
+
+def _put_in_place(path: Path) -> None:
+    """Renames what was written beside; at any moment the new one or the one before is there, whole."""
+    before = _aside(path)
+    if path.exists():
+        _remove(before)
+        os.replace(path, before)
+    os.replace(_beside(path), path)
+    if path.name != LAST:
+        _remove(before)
+
+
+def _make(folder: Path) -> None:
+    _remove(folder)
+    folder.mkdir(parents=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp")
+
+
+def _aside(path: Path) -> Path:
+    """Where the one before goes: that of the last is kept."""
+    return path.with_name(PREVIOUS if path.name == LAST else f"{path.name}.before")

@@ -1,0 +1,1 @@
+"""Signals, heartbeats and hang detection: a training stops in order and can be resumed."""
