@@ -42,15 +42,16 @@ from rich.progress import track
 from rich.table import Table
 
 from datamodules.demo.tokenizer import save_tokenizer
-from fvl_lightning.cli.train import build_stage
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import IGNORE_INDEX, Batch
 from fvl_lightning.modeling.initialization import initialize
+from fvl_lightning.profiling.batch_shape import BatchShape
 from fvl_lightning.profiling.fake_step import rehearsed, without_values
 from fvl_lightning.profiling.flops import training_flops
-from fvl_lightning.profiling.memory import BatchShape, estimate_memory
+from fvl_lightning.profiling.memory import estimate_memory
+from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.distributed.process_group import joined
 from fvl_lightning.training.lora import adapted

@@ -37,7 +37,7 @@ from datamodules.batching.collate import Sample, row_collate
 from datamodules.batching.lengths import read_items, write_items
 from datamodules.batching.order import GlobalOrder
 from datamodules.batching.rows import WINDOW, Layout, RowOrder, Rows, TrainRows
-from datamodules.demo import DemoData
+from datamodules.demo.data import DemoData
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.items import Items, Piece
 from datamodules.encoding.views import Encoded

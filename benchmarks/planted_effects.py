@@ -38,7 +38,7 @@ from fvl_lightning.encoders.base import Encoder
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.initialization import derived_seed, initialize
-from fvl_lightning.training.optimizer import warmup_cosine
+from fvl_lightning.training.lr_schedule import warmup_cosine
 
 CLASSES = 4
 WIDTH = 8

@@ -24,8 +24,9 @@ from datamodules.encoding.questions import Question, list_questions
 from datamodules.encoding.views import CaptionView, ConversationView, OverLong, TasksView, TextView, View
 from datamodules.images.decoding import decode_image
 from datamodules.images.transforms import Fit, ImageReader
-from datamodules.storage.remote import ShardCache, is_remote
+from datamodules.storage.remote import is_remote
 from datamodules.storage.sample_store import SampleStore
+from datamodules.storage.shard_cache import ShardCache
 from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import DataContext, PromptedBatch

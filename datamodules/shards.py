@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from datamodules.base import BatchConfig, BatchData, Part
-from datamodules.storage.remote import default_cache, is_remote
+from datamodules.storage.remote import is_remote
+from datamodules.storage.shard_cache import default_cache
 from datamodules.storage.shard_paths import TO_VALIDATE_ON, expand_shards, split_shards
 from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.config.fields import number

@@ -116,7 +116,7 @@ def fork() -> Iterator[Fork]:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder `data` with the demo's tokenizer and the set of TINY_DATA."""
-    from datamodules.demo import DemoData
+    from datamodules.demo.data import DemoData
     from fvl_lightning.core.config.loading import parse_override
 
     data = tmp_path_factory.mktemp("tiny") / "data"

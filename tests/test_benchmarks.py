@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from datamodules.demo.tokenizer import save_tokenizer
-from fvl_lightning.cli.train import build_stage
 from fvl_lightning.profiling.flops import training_flops
+from fvl_lightning.runs.setup import build_stage
 from tests.conftest import ROOT
 
 TINY = ("--scale", "tiny", "--device", "cpu", "--rows", "2", "--steps", "3")

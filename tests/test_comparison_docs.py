@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fvl_lightning.comparison.config import ComparisonConfig, arms_of
+from fvl_lightning.comparison.arms import arms_of
+from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.core.config.loading import load_config
 from tests.conftest import ROOT
 

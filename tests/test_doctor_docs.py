@@ -8,7 +8,7 @@ import pytest
 
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.doctor.resources import shaped_stage
+from fvl_lightning.doctor.model import shaped_stage
 from fvl_lightning.profiling.memory import estimate_memory
 from tests.conftest import ROOT
 from tests.experiments.presets import at_real_size

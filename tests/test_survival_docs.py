@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.cli.console import INTERRUPTED, MISTAKE, REQUEUE
 from fvl_lightning.core.config.fields import keys_that_change
 from fvl_lightning.core.config.loading import check_config
+from fvl_lightning.core.errors import INTERRUPTED, MISTAKE, REQUEUE
 from fvl_lightning.core.experiment import ExperimentConfig
 from tests.conftest import ROOT, Run
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from datamodules.demo import DemoData
+from datamodules.demo.data import DemoData
 from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig, NormalizeConfig, OptimizerConfig, TrainerConfig
 from fvl_lightning.core.types import IGNORE_INDEX, Batch, PromptedBatch

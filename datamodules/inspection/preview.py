@@ -1,6 +1,5 @@
 """Samples as a person looks at them: a contact sheet of their images, and texts with what of them is supervised."""
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from datamodules.encoding.conversation import ConversationEncoder, Message
 from datamodules.inspection.check import content_of
 from datamodules.storage.sample_store import SampleError, SampleStore
+from fvl_lightning.core.terminal import visible
 from fvl_lightning.core.types import IGNORE_INDEX
 
 COLUMNS = 4
@@ -27,8 +27,6 @@ _PAPER, _CARD, _FRAME, _MOUNT = (240, 240, 238), (255, 255, 255), (205, 205, 202
 _INK, _FAINT, _BAD = (25, 25, 25), (120, 120, 120), (190, 30, 30)
 _ROLES = {"system": (120, 90, 160), "user": (40, 90, 170), "assistant": (20, 120, 60), "caption": (20, 120, 60)}
 _LARGEST_ZOOM = 4
-_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Marks that change the direction of writing for all that follows."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +76,6 @@ def supervised_runs(preview: Preview, encoder: ConversationEncoder) -> list[tupl
         run = [ids[place] for place in places]
         runs.append((encoder.tokenizer.decode(run, clean_up_tokenization_spaces=False), len(run), supervised))
     return runs
-
-
-def visible(text: str) -> str:
-    """The text with what could steer a terminal (or can't be written at all) as symbols; lines and tabs stay."""
-    return "".join(_symbol(letter) for letter in text)
 
 
 def contact_sheet(previews: Sequence[Preview]) -> Image.Image:
@@ -199,8 +192,3 @@ def _spoken(message: Message) -> str:
     return "".join(part["text"] if part["type"] == "text" else "<image> " for part in content)
 
 
-def _symbol(letter: str) -> str:
-    if letter in "\n\t" or (unicodedata.category(letter) not in ("Cc", "Cs") and letter not in _TURNS):
-        return letter
-    # From U+2400 on there is a picture of every ASCII control character.
-    return chr(0x2400 + ord(letter)) if ord(letter) < 0x20 else "\N{REPLACEMENT CHARACTER}"

@@ -17,11 +17,8 @@ of it today.
 
 import json
 import logging
-import os
 import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,6 +30,7 @@ from safetensors.numpy import load, save
 
 from datamodules.storage.tar_headers import HEADER
 from datamodules.storage.tar_samples import Member, Problem, read_headers, readable
+from fvl_lightning.core.atomic import replacing
 from fvl_lightning.core.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -274,15 +272,3 @@ def _splits(ends: NDArray[np.uint32], length: int) -> bool:
     return (int(ends[-1]) if len(ends) else 0) == length and bool((np.diff(ends.astype(np.int64), prepend=0) > 0).all())
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A new file's name beside `path`, renamed to it at the end; removed, with `path` untouched, on any error."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    beside = Path(name)
-    try:
-        yield beside
-        beside.chmod(0o644)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from datamodules.images.decoding import decode_image
 from datamodules.storage.content_hash import content_hash
 from datamodules.storage.index import ShardIndex, index_name, mismatch
-from datamodules.storage.remote import ShardCache
+from datamodules.storage.shard_cache import ShardCache
 from datamodules.storage.shard_files import ShardFiles, open_indexes
 from datamodules.storage.shard_paths import split_shards
 from datamodules.storage.tar_headers import HEADER

@@ -19,7 +19,8 @@ from datamodules.storage.index import (
     write_index,
 )
 from datamodules.storage.open_files import opened, release
-from datamodules.storage.remote import ShardCache, is_remote, read_if_there, remote_version
+from datamodules.storage.remote import is_remote, read_if_there, remote_version
+from datamodules.storage.shard_cache import ShardCache
 from fvl_lightning.core.errors import DataError, os_error_in_words
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from datamodules.storage.index import index_path, replacing, save_index, scan_tar
+from datamodules.storage.index import index_path, save_index, scan_tar
+from fvl_lightning.core.atomic import replacing
 from fvl_lightning.core.errors import DataError
 
 _END_MARK = 2 * tarfile.BLOCKSIZE

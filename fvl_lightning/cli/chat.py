@@ -10,12 +10,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from datamodules.inspection.preview import visible
-from fvl_lightning.cli.shards.options import plural
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
-from fvl_lightning.core.terminal import terminal
+from fvl_lightning.core.terminal import plural, terminal, visible
 from fvl_lightning.inference.adapters import ADAPTERS_HELP, put_on
-from fvl_lightning.inference.generation import Conversation, Sampling
+from fvl_lightning.inference.conversation import Conversation
+from fvl_lightning.inference.generation import Sampling
 from fvl_lightning.modeling.adapters.folders import use_adapter
 from fvl_lightning.runs.references import MODEL_HELP, answering_model, start_drawing
 

@@ -1,26 +1,18 @@
 """`fvl generate`: a model answers one question about pictures, or as many as a folder or a file asks."""
 
-from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
 
-from datamodules.inspection.preview import visible
-from fvl_lightning.cli.shards.options import plural, progress_bar
-from fvl_lightning.core.errors import ConfigError, DataError
-from fvl_lightning.core.terminal import say
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.terminal import plural, say, visible
 from fvl_lightning.inference.adapters import ADAPTER_HELP, put_on
 from fvl_lightning.inference.answers_file import AnswersFile
-from fvl_lightning.inference.generation import Prompt, Sampling, answer, encode, user_message
-from fvl_lightning.inference.requests import Request, Requests, file_requests, folder_requests
-from fvl_lightning.modeling.build import Loaded
+from fvl_lightning.inference.batch import answer_all
+from fvl_lightning.inference.generation import Sampling, answer, encode, user_message
+from fvl_lightning.inference.requests import file_requests, folder_requests
 from fvl_lightning.runs.references import MODEL_HELP, answering_model, model_hash, start_drawing
-
-SAID = 5
-"""Rows without an answer that are told one by one; the file has them all."""
 
 
 def generate(
@@ -65,48 +57,6 @@ def generate(
     there = f", {answers.done:,} of them before" if answers.done else ""
     told = f"{plural(requests.count, 'row')}{there}, {failed:,} without an answer: {output}"
     say(told)
-
-
-def answer_all(
-    loaded: Loaded, requests: Requests, answers: AnswersFile, sampling: Sampling, batch_size: int, seed: int
-) -> int:
-    """Answers the requests that have no row yet, batch by batch; returns how many of them can't be."""
-    waiting = islice(requests.read(), answers.done, None)
-    failed, number = 0, answers.done
-    with progress_bar("answering", requests.count) as advance:
-        advance(number)
-        while batch := list(islice(waiting, batch_size)):
-            torch.manual_seed(seed + number)  # what is drawn for a batch is the same after a stop
-            rows = answer_batch(loaded, batch, sampling)
-            answers.append(rows)
-            for request, row in zip(batch, rows, strict=True):
-                if "error" in row:
-                    failed += 1
-                    _say(request, row, failed)
-            number += len(batch)
-            advance(len(batch))
-    return failed
-
-
-def answer_batch(loaded: Loaded, batch: Sequence[Request], sampling: Sampling) -> list[dict[str, Any]]:
-    """A row for each request: what it tells, with its answer or with the error that it has none for."""
-    rows: list[dict[str, Any]] = [dict(request.told) for request in batch]
-    prompts: dict[int, Prompt] = {}
-    for place, request in enumerate(batch):
-        try:
-            prompts[place] = encode(loaded, request.messages(loaded.processor.image_processor.reader))
-        except DataError as error:
-            rows[place]["error"] = str(error)
-    if prompts:
-        for place, text in zip(prompts, answer(loaded, list(prompts.values()), sampling), strict=True):
-            rows[place]["answer"] = text
-    return rows
-
-
-def _say(request: Request, row: dict[str, Any], failed: int) -> None:
-    if failed <= SAID:
-        more = "; further ones are in the output only" if failed == SAID else ""
-        say(visible(f"{request.place}: {row['error']}{more}"), stderr=True)
 
 
 def _check_inputs(

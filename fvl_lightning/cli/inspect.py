@@ -12,7 +12,6 @@ from rich.syntax import Syntax
 from rich.table import Column, Table
 from rich.text import Text
 
-from fvl_lightning.cli.train import build_stage, prepare_data
 from fvl_lightning.core import registry
 from fvl_lightning.core.config.field_docs import field_meanings
 from fvl_lightning.core.config.field_types import PathsText, PathText
@@ -21,6 +20,7 @@ from fvl_lightning.core.config.yaml_text import write_yaml
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import terminal
+from fvl_lightning.runs.setup import build_stage, prepare_data
 from fvl_lightning.training.components import count_parameters
 
 

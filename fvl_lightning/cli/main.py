@@ -13,29 +13,30 @@ from typer.exceptions import TyperException
 from fvl_lightning.cli import (
     chat,
     compare,
-    demo,
     doctor,
     encoder,
     evaluate,
     export,
     generate,
     import_checkpoint,
+    inspect,
     launch,
+    mlflow,
     serve,
-    sync,
     train,
 )
-from fvl_lightning.cli import (
-    inspect as inspect_config,
-)
-from fvl_lightning.cli import (
-    mlflow as ui,
-)
-from fvl_lightning.cli.console import FAILED_ELSEWHERE, INTERRUPTED, MISTAKE, REQUEUE, quiet_libraries
 from fvl_lightning.cli.shards import app as shards
-from fvl_lightning.core.errors import UserError, is_lack_of_files, is_of_the_machine, os_error_in_words
-from fvl_lightning.core.terminal import say_error, terminal
-from fvl_lightning.training.distributed.process_group import own_rank
+from fvl_lightning.core.errors import (
+    FAILED_ELSEWHERE,
+    INTERRUPTED,
+    MISTAKE,
+    REQUEUE,
+    UserError,
+    is_lack_of_files,
+    is_of_the_machine,
+    os_error_in_words,
+)
+from fvl_lightning.core.terminal import own_rank, quiet_libraries, say_error, terminal
 from fvl_lightning.training.fault_tolerance.hang_detection import ElsewhereError, LostRankError
 from fvl_lightning.training.fault_tolerance.signals import Preempted
 
@@ -47,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command("demo")(demo.demo)
+app.command("demo")(compare.demo)
 app.command("train")(train.train)
 app.command("launch")(launch.launch)
 app.command("compare")(compare.compare)
@@ -57,12 +58,12 @@ app.command("export")(export.export)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
-app.command("list")(inspect_config.list_components)
-app.command("describe")(inspect_config.describe)
-app.command("show")(inspect_config.show)
+app.command("list")(inspect.list_components)
+app.command("describe")(inspect.describe)
+app.command("show")(inspect.show)
 app.command("doctor")(doctor.doctor)
-app.command("sync")(sync.sync)
-app.command("ui")(ui.ui)
+app.command("sync")(mlflow.sync)
+app.command("ui")(mlflow.ui)
 app.add_typer(shards.app, name="shards")
 app.add_typer(import_checkpoint.app, name="import")
 FREE_TEXT = ("prompt",)

@@ -1,4 +1,4 @@
-"""`fvl ui`: the MLflow UI over the right store, and where in it a comparison is."""
+"""`fvl ui` and `fvl sync`: the MLflow UI on the right store, and results sent to a store that could not be reached."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +8,8 @@ import typer
 from fvl_lightning.comparison.tracking import read_parent
 from fvl_lightning.core.experiment import TrackingConfig
 from fvl_lightning.core.terminal import say
+from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.runs.tracking import sync_run
 from fvl_lightning.tracking.links import comparison_pages
 from fvl_lightning.tracking.store import is_server, serve_ui
 
@@ -33,3 +35,20 @@ def ui(
         if is_server(uri):
             return
     serve_ui(uri, host, port)
+
+
+def sync(
+    runs: Annotated[list[str], typer.Argument(help="Run folders, such as runs/finetune, or MLflow run ids.")],
+) -> None:
+    """Send to MLflow what it lacks of runs: points, scores, the configuration, how they ended.
+
+    Any number of times: what is there already is not sent again.
+
+    Example: `fvl sync runs/finetune`
+    """
+    for reference in runs:
+        run = RunFolder.open(reference)
+        delivery = sync_run(run)
+        missing = f"{delivery.points} points and {delivery.others} other entries sent"
+        said = missing if delivery.points or delivery.others else "nothing was missing"
+        say(f"{run.path}: {said}")

@@ -1,11 +1,9 @@
 """`fvl serve`: a page in the browser on which to talk with a model about pictures, and to see what its fusion takes."""
 
-import os
 import socket
 from contextlib import suppress
-from importlib import import_module
 from threading import Event
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,10 +13,7 @@ from fvl_lightning.inference.adapters import ADAPTERS_HELP, put_on
 from fvl_lightning.inference.generation import Sampling
 from fvl_lightning.runs.references import MODEL_HELP, answering_model
 from fvl_lightning.serving.page import build_page
-from fvl_lightning.serving.source_shares import CSS
-
-MAX_UPLOAD = "20mb"
-"""An uploaded file may have this size."""
+from fvl_lightning.serving.server import launch, offline_gradio
 
 
 def serve(
@@ -48,29 +43,3 @@ def serve(
     page.close(verbose=False)
 
 
-def offline_gradio() -> Any:
-    """Gradio, which tells nobody of what happens here; ConfigError where it is not installed."""
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when it is imported
-    try:
-        return import_module("gradio")
-    except ImportError:
-        raise ConfigError('fvl serve needs its packages: pip install "fvl-lightning[serve]"') from None
-
-
-def launch(gradio: Any, page: Any, host: str, port: int) -> None:
-    """Serves the page in a thread of its own, without what asks anything of other machines."""
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        quiet=True,
-        ssr_mode=False,
-        run_history=False,
-        enable_monitoring=False,
-        max_file_size=MAX_UPLOAD,
-        footer_links=[],
-        theme=gradio.themes.Soft(primary_hue="indigo", **fonts),
-        css=CSS,
-        prevent_thread_lock=True,
-    )

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fvl_lightning.cli.train import build_stage
-from fvl_lightning.comparison.config import Arm, ComparisonConfig, arms_of
+from fvl_lightning.comparison.arms import Arm, arms_of
+from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.core.config.loading import as_plain, differences, load_config, override
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
+from fvl_lightning.runs.setup import build_stage
 
 OWN = ("output", "init_from")
 """Keys in which arms always differ: where they lie and what they start from."""

@@ -10,26 +10,20 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
 
-from fvl_lightning.cli.console import INTERRUPTED, REQUEUE
-from fvl_lightning.cli.train import (
-    TRAINING_SPLITS,
-    build_stage,
-    data_context,
-    identity_of,
-    prepare_data,
-    reuse_or_train,
-    run_training,
-)
-from fvl_lightning.comparison.cell import Cell, cells_table, ended_lines
+from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import SeedPlan
+from fvl_lightning.comparison.progress import cells_table, ended_lines
 from fvl_lightning.core.config.loading import as_plain, config_hash
-from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.errors import INTERRUPTED, REQUEUE, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import progress
 from fvl_lightning.launchers.local import Launcher
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import input_hashes
+from fvl_lightning.runs.resume import identity_of
+from fvl_lightning.runs.run import reuse_or_train, run_training
+from fvl_lightning.runs.setup import TRAINING_SPLITS, build_stage, data_context, prepare_data
 from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.weights import load_components
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fvl_lightning.cli.train import build_stage, data_context, prepare_data
 from fvl_lightning.comparison.plan import Arms
 from fvl_lightning.core.config.loading import Choice
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.profiling.flops import count_flops, training_flops
+from fvl_lightning.runs.setup import build_stage, data_context, prepare_data
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.components import count_parameters
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fvl_lightning.comparison.arms import TUNING
 from fvl_lightning.comparison.cell import Cell
-from fvl_lightning.comparison.config import TUNING, ComparisonConfig
+from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import SeedPlan, experiments
 from fvl_lightning.comparison.runner import CellRuns
 from fvl_lightning.core.errors import DataError

@@ -10,17 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fvl_lightning.cli.console import INTERRUPTED, MISTAKE, REQUEUE, quiet_libraries
-from fvl_lightning.cli.evaluate import open_model, score, score_run
-from fvl_lightning.cli.train import build_stage, reuse_or_train, run_training
 from fvl_lightning.comparison.test_split_log import note_reading
 from fvl_lightning.core.config.loading import check_config
-from fvl_lightning.core.errors import ConfigError, UserError
+from fvl_lightning.core.errors import INTERRUPTED, MISTAKE, REQUEUE, ConfigError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.core.hashes import weights_hash
+from fvl_lightning.core.terminal import quiet_libraries
+from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.evaluation.answers import Answer
 from fvl_lightning.evaluation.cost import counted_price
+from fvl_lightning.evaluation.scoring import open_model, score, score_run
 from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.runs.run import reuse_or_train, run_training
+from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.runs.tracking import track_results
 from fvl_lightning.training.fault_tolerance.signals import Preempted
 

@@ -62,3 +62,17 @@ def readable(folder: Path) -> None:
     widest = reduce(or_, (file.stat().st_mode & 0o044 for file in files), 0)
     for file in files:
         file.chmod(file.stat().st_mode | widest)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file's name beside `path`, renamed to it at the end; removed, with `path` untouched, on any error."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    beside = Path(name)
+    try:
+        yield beside
+        beside.chmod(0o644)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,11 +1,9 @@
 """What `fvl doctor` asks of the data: shards and their indexes, and what of their rows is supervised."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from datamodules.encoding.conversation import ConversationEncoder
@@ -13,19 +11,15 @@ from datamodules.encoding.items import Piece
 from datamodules.encoding.messages import Message, image_parts, parts_of
 from datamodules.encoding.question_form import look_at_asking
 from datamodules.encoding.views import TextView, messages_of
-from datamodules.inspection.check import check_tar
-from datamodules.inspection.preview import spread, visible
-from datamodules.storage.index import index_path
-from datamodules.storage.remote import is_remote
+from datamodules.inspection.preview import spread
 from datamodules.storage.sample_store import SampleError, SampleStore
-from fvl_lightning.cli.shards.options import plural, shard_cache
 from fvl_lightning.core.chat_date import writes_the_day
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.terminal import plural, visible
 from fvl_lightning.core.types import IGNORE_INDEX
-from fvl_lightning.doctor.resources import Finding
+from fvl_lightning.doctor.finding import Finding
 
-SPLITS = ("train", "validation")
 ROWS = 64
 """Samples that are looked at, over all data sets."""
 SHARDS = 4
@@ -68,48 +62,7 @@ class Looked:
         return max(self.images)
 
 
-def shards(experiment: ExperimentConfig, data: Any) -> Iterator[Finding]:
-    """The shards of both splits are there, have indexes that fit them, and suffice; DataError where one is damaged."""
-    if bare := _bare(data):
-        advice = f"`fvl shards index {Path(bare[0]).parent}` makes it; training would, with all ranks waiting"
-        yield Finding("shards", "warning", f"{plural(len(bare), 'shard')} without an index, such as {bare[0]}", advice)
-        return
-    found = {split: [shard for part in data.parts(split) for shard in part.shards] for split in SPLITS}
-    samples = {split: len(data.store(split)) for split in SPLITS}
-    said = ", ".join(f"{split}: {plural(len(found[split]), 'shard')}, {samples[split]:,} samples" for split in SPLITS)
-    yield Finding("shards", "ok", f"{said}; every one serves any number of ranks and workers")
-    ranks = experiment.trainer.world_size
-    if samples["validation"] < ranks:
-        advice = "hold more samples out"
-        said = f"{samples['validation']} samples to validate on for {ranks} ranks: some would have none"
-        yield Finding("shards", "warning", said, advice)
-    local = next((shard for shard in found["train"] if not is_remote(shard)), None)
-    if local is not None:
-        yield _first_shard(local)
-
-
-def samples_of(data: Any) -> int | None:
-    """Samples of the split train; None where that takes indexing shards."""
-    return None if _bare(data) else len(data.store("train"))
-
-
-def prepare(data: Any, doing: Callable[[str], None]) -> Iterator[Finding]:
-    """Opens shards that have indexes, and draws the demo set where it is not there, which `doing` is told before."""
-    try:
-        bare, missing = _bare(data), False
-    except DataError:
-        bare, missing = [], True
-        doing("drawing the demo set")
-    if bare:
-        return
-    with suppress(DataError):  # what is wrong with shards is said by their own check
-        data.prepare_data()
-        if missing:
-            folder = Path(data.parts("train")[0].shards[0]).parent
-            yield Finding("shards", "ok", f"they were not there, and have been drawn into {folder}, as a training does")
-
-
-def look(data: Any, looked: Looked) -> None:
+def look_at_rows(data: Any, looked: Looked) -> None:
     """A sample of the rows of the split train, as training makes them, into `looked`."""
     parts = data.parts("train")
     for part in parts:
@@ -125,7 +78,7 @@ def look(data: Any, looked: Looked) -> None:
                 looked.broken.append(str(error))
 
 
-def look_at_made_up(encoder: ConversationEncoder, view: str, looked: Looked) -> None:
+def look_at_examples(encoder: ConversationEncoder, view: str, looked: Looked) -> None:
     """The same of a row that is made up, where there are no shards yet."""
     if view == "caption":
         ids, labels = encoder.caption("A red square.")
@@ -135,7 +88,7 @@ def look_at_made_up(encoder: ConversationEncoder, view: str, looked: Looked) -> 
         _compare("made up", encoder, ids, labels, answers(MADE_UP), 1, looked)
 
 
-def rows(experiment: ExperimentConfig, looked: Looked, real: bool) -> Iterator[Finding]:
+def check_supervision(experiment: ExperimentConfig, looked: Looked, real: bool) -> Iterator[Finding]:
     """The verdict on what was looked at."""
     config, count = experiment.data.config, len(looked.tokens) + len(looked.wrong)
     if looked.wrong:
@@ -162,7 +115,7 @@ def has_conversations(data: Any, experiment: ExperimentConfig, readable: bool) -
     return "conversation" in views
 
 
-def asking(data: Any) -> Iterator[Finding]:
+def check_question_form(data: Any) -> Iterator[Finding]:
     """How the data asks, which the model will be asked in, and what differs within it."""
     found, differences = look_at_asking(data)
     joins = f"{found.behind_image!r} stands between an image and the words behind it" if found.behind_image else ""
@@ -174,7 +127,7 @@ def asking(data: Any) -> Iterator[Finding]:
         yield Finding("asking", "warning", sentence, advice)
 
 
-def template(encoder: ConversationEncoder, day: str | None) -> Iterator[Finding]:
+def check_chat_template(encoder: ConversationEncoder, day: str | None) -> Iterator[Finding]:
     """What of the chat template is other than people expect: its date, its invitation, and several turns.
 
     Args:
@@ -261,19 +214,3 @@ def _compare(
         looked.images.append(images)
 
 
-def _bare(data: Any) -> list[str]:
-    """Shards of this machine that have no index yet."""
-    every = [shard for split in SPLITS for part in data.parts(split) for shard in part.shards]
-    return [shard for shard in every if not is_remote(shard) and not index_path(Path(shard)).is_file()]
-
-
-def _first_shard(shard: str) -> Finding:
-    """One shard byte by byte, for a copy that was cut short or an index of another tar."""
-    checked = check_tar({}, shard_cache(), shard)
-    if not checked.findings.counts:
-        said = "its size, structure and index agree (`fvl shards check` compares checksums)"
-        return Finding("shards", "ok", f"{shard}: {said}")
-    reason, examples = next(iter(checked.findings.examples.items()))
-    detail = f": {examples[0].detail}" if examples[0].detail else ""
-    advice = "`fvl shards check` looks at all of them; build or copy the damaged ones anew"
-    return Finding("shards", "failed", f"{shard}: {reason}{detail}", advice)

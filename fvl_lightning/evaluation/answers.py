@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torchmetrics import Metric
 
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.evaluation.metrics import KindAccuracy, normalised
+from fvl_lightning.inference.generation import generate_texts
 from fvl_lightning.modeling.build import Built
 
 QUESTIONS_AT_ONCE = 128
-ANSWER_TOKENS = 16
-"""Most tokens an answer may have; the longest true answer of the demo has fewer."""
 
 Images = Literal["real", "zeroed", "shuffled"]
 
@@ -30,36 +28,6 @@ class Answer:
     def right(self) -> bool:
         """Exact match after folding case and white space."""
         return normalised(self.text) == normalised(self.question.answer)
-
-
-class KindAccuracy(Metric):
-    """Accuracy over all questions, per kind, and macro-averaged over kinds."""
-
-    full_state_update = False
-
-    def __init__(self, kinds: Iterable[str]) -> None:
-        super().__init__()
-        self.kinds = sorted(kinds)
-        self.add_state("right", torch.zeros(len(self.kinds), dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("asked", torch.zeros(len(self.kinds), dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(self, kind: str, right: bool) -> None:
-        """Counts one answer."""
-        index = self.kinds.index(kind)
-        self.right[index] += right
-        self.asked[index] += 1
-
-    def compute(self) -> dict[str, Any]:
-        """{"macro", "overall", "by_kind": {kind: accuracy}}, over the kinds that were asked."""
-        asked = {kind: int(n) for kind, n in zip(self.kinds, self.asked, strict=True) if n > 0}
-        by_kind = {kind: int(self.right[self.kinds.index(kind)]) / n for kind, n in asked.items()}
-        overall = int(self.right.sum()) / max(1, int(self.asked.sum()))
-        return {"macro": sum(by_kind.values()) / max(1, len(by_kind)), "overall": overall, "by_kind": by_kind}
-
-
-def normalised(text: str) -> str:
-    """Lower case, white space folded, without a final full stop."""
-    return " ".join(text.lower().split()).removesuffix(".").rstrip()
 
 
 def accuracy(answers: Iterable[Answer]) -> dict[str, Any]:
@@ -124,27 +92,3 @@ def answer_questions(
     return answers
 
 
-def generate_texts(
-    built: Built, prompts: Sequence[Sequence[int]], max_tokens: int = ANSWER_TOKENS, **inputs: Any
-) -> list[str]:
-    """Texts generated after `prompts` (token ids, image placeholders expanded); padded on the left to one length.
-
-    An answer ends where the model's generation_config says: at the token that training ends answers with, or at eos.
-    `inputs` go to transformers' generate: the images, and how to sample (greedy unless do_sample=True is among them).
-    """
-    input_ids, mask = left_padded(prompts, built.tokenizer.pad_token_id, built.model.device)
-    written = built.model.generate(
-        input_ids,
-        attention_mask=mask,
-        max_new_tokens=max_tokens,
-        **{"do_sample": False} | inputs,
-    )
-    return built.tokenizer.batch_decode(written[:, input_ids.shape[1] :], skip_special_tokens=True)
-
-
-def left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids [B, S] padded on the left, and the mask [B, S] with 0 at pads."""
-    length = max(map(len, rows))
-    ids = torch.tensor([[pad_id] * (length - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask

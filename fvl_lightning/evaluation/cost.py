@@ -6,7 +6,7 @@ import torch
 
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.evaluation.answers import left_padded
+from fvl_lightning.inference.generation import left_padded
 from fvl_lightning.modeling.build import Built
 from fvl_lightning.profiling.flops import count_flops, training_flops
 from fvl_lightning.runs.folder import RunFolder

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from datamodules.storage.index import replacing
+from fvl_lightning.core.atomic import replacing
 from fvl_lightning.core.errors import DataError
 
 

@@ -1,16 +1,63 @@
 """A picture with labelled boxes drawn on it, for people to look at."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from datamodules.inspection.preview import visible
-from fvl_lightning.evaluation.encoder_scores import Box
+from fvl_lightning.core.terminal import visible
+
+LOCATED = re.compile(r"([^<>]+)((?:<loc_\d+>){4,})")
+"""Florence-2's format: a label, then the corners of its boxes as location tokens, four for each of them."""
+
+
+CORNERS = re.compile(r"<loc_(\d+)>" * 4)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A label and the corners x0, y0, x1, y1 of its box, in location bins."""
+
+    label: str
+    corners: tuple[int, int, int, int]
+
+    def overlap(self, other: "Box") -> float:
+        """Intersection over union of the two boxes, corners included."""
+        left, top = max(self.corners[0], other.corners[0]), max(self.corners[1], other.corners[1])
+        right, bottom = min(self.corners[2], other.corners[2]), min(self.corners[3], other.corners[3])
+        shared = max(0, right - left + 1) * max(0, bottom - top + 1)
+        union = self._area + other._area - shared
+        return shared / union if union else 0.0
+
+    @property
+    def _area(self) -> int:
+        return max(0, self.corners[2] - self.corners[0] + 1) * max(0, self.corners[3] - self.corners[1] + 1)
+
+
+def parse_boxes(text: str) -> list[Box]:
+    """The objects in a text such as 'red circle<loc_1><loc_2><loc_9><loc_9>'; what does not parse is skipped.
+
+    Several boxes may follow one label, as in what released models write about objects of one kind.
+    """
+    return [
+        Box(located[1].strip(), (int(corners[1]), int(corners[2]), int(corners[3]), int(corners[4])))
+        for located in LOCATED.finditer(text)
+        for corners in CORNERS.finditer(located[2])
+    ]
+
+
+def written_text(tokenizer: Any, ids: torch.Tensor) -> str:
+    """Decoded without the special tokens around the text, but with the location tokens in it."""
+    edges = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
+    return tokenizer.decode([token for token in ids.tolist() if token not in edges]).strip()
+
 
 SMALLEST, LARGEST = 768, 2048
 """Pixels of the longest side: a smaller picture is enlarged by a whole number, a larger one reduced."""
@@ -125,3 +172,13 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+
+
+
+
+
+
+
+
+
+

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
@@ -13,8 +13,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 
 from datamodules.encoding.messages import Message
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.evaluation.answers import generate_texts
-from fvl_lightning.modeling.build import Loaded
+from fvl_lightning.modeling.build import Built, Loaded
 
 
 @dataclass(frozen=True)
@@ -113,71 +112,10 @@ def stream(loaded: Loaded, prompt: Prompt, sampling: Sampling) -> Generator[str]
             closed.set()
 
 
-@dataclass
-class Conversation:
-    """The messages so far, and the decoded pictures that wait for the next one."""
-
-    loaded: Loaded
-    sampling: Sampling
-    messages: list[Message] = field(default_factory=list)
-    pictures: list[Any] = field(default_factory=list)
-
-    def say(self, text: str) -> Generator[str]:
-        """The answer to a message, piece by piece; what has been written of it stays where it is stopped.
-
-        Raises:
-            DataError: more than the model holds, at once; the message is then not part of the conversation.
-        """
-        asked = [*self.messages, user_message(self.pictures, text)]
-        prompt = encode(self.loaded, asked)
-        self.pictures, self.messages = [], [*asked, {"role": "assistant", "content": ""}]
-        return self._write(prompt)
-
-    def _write(self, prompt: Prompt) -> Generator[str]:
-        written = ""
-        for piece in stream(self.loaded, prompt, self.sampling):
-            written += piece
-            self.messages[-1] = {"role": "assistant", "content": self.loaded.processor.encoder.words_of(written)}
-            yield piece
-
-
-@dataclass(frozen=True)
-class SourceShares:
-    """What a fusion took from each source for one image: shares in [0, 1], and where the fusion says so, per place.
-
-    maps: {source: [h, w]} of the diagnostics `map/<source>` [I, N].
-    """
-
-    masses: dict[str, float]
-    maps: dict[str, Tensor]
-
-
-@torch.no_grad()
-def source_shares(loaded: Loaded, pixel_values: Tensor) -> list[SourceShares]:
-    """Of each of the images [I, 3, P, P]; empty ones for a fusion that does not weigh its sources."""
-    grid, shares = loaded.model.fusion.output.grid, []
-    for image in pixel_values.to(loaded.model.device, loaded.model.dtype).split(1):
-        _, diagnostics = loaded.model.embed_images(image)
-        masses = {name: float(value) for name, value in diagnostics.items() if name.startswith("mass/")}
-        maps = {name: value[0].float().cpu() for name, value in diagnostics.items() if name.startswith("map/") and grid}
-        shares.append(
-            SourceShares(
-                {name.removeprefix("mass/"): value for name, value in masses.items()},
-                {name.removeprefix("map/"): _on_grid(value, grid) for name, value in maps.items()},
-            )
-        )
-    return shares
-
-
 def user_message(pictures: list[Any], text: str) -> Message:
     """What a user asks about pictures, which come first."""
     images = [{"type": "image", "image": picture} for picture in pictures]
     return {"role": "user", "content": [*images, {"type": "text", "text": text}]}
-
-
-def _on_grid(values: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[N] -> [h, w], without the tokens before the map."""
-    return values[-grid[0] * grid[1] :].reshape(grid)
 
 
 class _Closed(StoppingCriteria):
@@ -193,3 +131,33 @@ class _Closed(StoppingCriteria):
 def _images(loaded: Loaded, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
     return {"pixel_values": torch.cat(pixels).to(loaded.model.device, loaded.model.dtype)} if pixels else {}
+
+
+ANSWER_TOKENS = 16
+"""Most tokens an answer may have; the longest true answer of the demo has fewer."""
+
+
+def generate_texts(
+    built: Built, prompts: Sequence[Sequence[int]], max_tokens: int = ANSWER_TOKENS, **inputs: Any
+) -> list[str]:
+    """Texts generated after `prompts` (token ids, image placeholders expanded); padded on the left to one length.
+
+    An answer ends where the model's generation_config says: at the token that training ends answers with, or at eos.
+    `inputs` go to transformers' generate: the images, and how to sample (greedy unless do_sample=True is among them).
+    """
+    input_ids, mask = left_padded(prompts, built.tokenizer.pad_token_id, built.model.device)
+    written = built.model.generate(
+        input_ids,
+        attention_mask=mask,
+        max_new_tokens=max_tokens,
+        **{"do_sample": False} | inputs,
+    )
+    return built.tokenizer.batch_decode(written[:, input_ids.shape[1] :], skip_special_tokens=True)
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids [B, S] padded on the left, and the mask [B, S] with 0 at pads."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[pad_id] * (length - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask

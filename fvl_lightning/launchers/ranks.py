@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from fvl_lightning.cli.console import INTERRUPTED, MISTAKE, REQUEUE
+from fvl_lightning.core.errors import INTERRUPTED, MISTAKE, REQUEUE
 from fvl_lightning.core.terminal import say_error
 from fvl_lightning.training.fault_tolerance.hang_detection import names
 from fvl_lightning.training.fault_tolerance.signals import CLUSTER, handled

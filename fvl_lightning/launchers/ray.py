@@ -4,14 +4,26 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from fvl_lightning.comparison.cell import Cell
-from fvl_lightning.comparison.config import RayConfig
+from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.launchers.local import ONE_THREAD, POLL_SECONDS
 from fvl_lightning.training.fault_tolerance.signals import Preempted
+
+
+@dataclass
+class RayConfig:
+    """Where `launcher: ray` finds its machines, and what a cell has of them besides a core."""
+
+    address: str = "local"
+    """local: this machine alone; auto: the cluster that this machine is part of; or host:port of one."""
+    num_gpus: float = number(0.0, at_least=0)
+    """GPUs for every cell; 0.5 shares one between two."""
+
 
 logger = logging.getLogger(__name__)
 
@@ -122,3 +134,5 @@ def _exit_code(ray: Any, reference: Any, cell: Cell) -> int | None:
         said = str(error).strip().splitlines() or [type(error).__name__]
         logger.warning("Ray lost %s (%s); the next start resumes it", cell.name, said[-1])
         return None
+
+

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import shlex
 import subprocess
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.launchers.local import ONE_THREAD
+from fvl_lightning.launchers.sbatch import check_options, job_name
 from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 POLL_SECONDS = 2.0
@@ -93,13 +93,3 @@ def array_script(cells: Sequence[Cell], name: str, jobs: int, options: Sequence[
     return "\n".join(lines) + "\n"
 
 
-def check_options(options: Sequence[str], where: str) -> None:
-    """ConfigError at `where`, unless each of them is one option of sbatch that fits on a line of its own."""
-    for option in options:
-        if not re.fullmatch(r"--[a-z][\w-]*(=\S+)?", option):
-            raise ConfigError(f"{where}: '{option}' is no option of sbatch, write for instance --partition=long")
-
-
-def job_name(name: str) -> str:
-    """`name` without what a line of #SBATCH could misread."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)

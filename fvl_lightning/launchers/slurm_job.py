@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fvl_lightning.cli.console import REQUEUE
-from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.launchers.slurm_array import check_options, job_name
+from fvl_lightning.core.errors import REQUEUE, ConfigError
+from fvl_lightning.launchers.sbatch import check_options, job_name
 
 COUNTED = ("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "gpus-per-task", "array")
 """Options of sbatch from which ranks are counted; `fvl launch` sets them."""

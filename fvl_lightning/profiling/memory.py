@@ -30,9 +30,11 @@ from fvl_lightning.core.experiment import COMPONENTS, REPEATED, ExperimentConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.profiling.batch_shape import BatchShape, loss_of, worst_batch
 from fvl_lightning.profiling.fake_step import Allocations, owners_told, rehearsed, without_values
-from fvl_lightning.training.components import CHILDREN, blocks, checkpoint_activations, component_of, set_modes
+from fvl_lightning.training.components import CHILDREN, blocks, component_of, set_modes
+from fvl_lightning.training.distributed.block_transforms import checkpoint_activations
 from fvl_lightning.training.lora import quantized_layers
-from fvl_lightning.training.optimizer import GATHERED_AT_ONCE, build_optimizer
+from fvl_lightning.training.muon import GATHERED_AT_ONCE
+from fvl_lightning.training.optimizer import build_optimizer
 
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 """Of an element in NF4: half a byte, a byte per 64 for their scale, and 4 per 256 of those for theirs."""

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.encoding.question_form import Asking
-from fvl_lightning.cli.train import weighted_stage
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.inference.adapters import give_adapters
+from fvl_lightning.runs.adapter_base import give_adapters
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.references import check_answers
+from fvl_lightning.runs.setup import weighted_stage
 from fvl_lightning.training.checkpointing.files import best_checkpoint, is_whole, present_checkpoints, read_checkpoint
 from fvl_lightning.training.distributed.process_group import Ranks
 

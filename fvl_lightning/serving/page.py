@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from datamodules.images.decoding import EXTENSIONS
 from datamodules.images.transforms import ImageReader
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.inference.generation import Conversation, Sampling, source_shares
+from fvl_lightning.inference.conversation import Conversation
+from fvl_lightning.inference.generation import Sampling
+from fvl_lightning.inference.source_shares import source_shares
 from fvl_lightning.modeling.adapters.folders import use_adapter
 from fvl_lightning.modeling.build import Loaded
 from fvl_lightning.serving.source_shares import head_html, no_shares_html, shares_html

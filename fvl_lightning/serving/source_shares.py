@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fvl_lightning.inference.generation import SourceShares
+from fvl_lightning.inference.source_shares import SourceShares
 from fvl_lightning.modeling.build import Loaded
 
 THUMBNAIL = 160

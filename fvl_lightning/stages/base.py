@@ -23,9 +23,7 @@ from fvl_lightning.stages.update_guard import Step, UpdateGuard, ValidationWatch
 from fvl_lightning.training.checkpointing.rng_state import random_states, restore_random_states
 from fvl_lightning.training.components import (
     blocks,
-    checkpoint_activations,
     children,
-    compile_blocks,
     component_of,
     freeze,
     learning,
@@ -33,10 +31,12 @@ from fvl_lightning.training.components import (
     resolve_trainable,
     set_modes,
 )
+from fvl_lightning.training.distributed.block_transforms import checkpoint_activations, compile_blocks
 from fvl_lightning.training.distributed.fsdp import Sharded, gathered, local
 from fvl_lightning.training.distributed.strategies import ShardedStrategy
 from fvl_lightning.training.lora import adapted, add_adapters, check_lora
-from fvl_lightning.training.optimizer import build_optimizer, warmup_cosine
+from fvl_lightning.training.lr_schedule import warmup_cosine
+from fvl_lightning.training.optimizer import build_optimizer
 from fvl_lightning.training.weights import check_checkpoint, take_learnt
 
 logger = logging.getLogger(__name__)

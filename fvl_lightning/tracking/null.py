@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fvl_lightning.tracking.tracker import Status, Tracker
+from fvl_lightning.tracking.limits import Status
+from fvl_lightning.tracking.tracker import Tracker
 
 
 class NullTracker(Tracker):

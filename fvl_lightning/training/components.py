@@ -1,13 +1,10 @@
 """The one place that knows which parameter belongs to which component, what of it learns, and that freezes."""
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.core.experiment import COMPONENTS
@@ -71,30 +68,6 @@ def blocks(model: nn.Module, component: str) -> list[nn.Module]:
     """The repeated blocks of a component; none where the model does not have it."""
     child: Any = dict(model.named_children()).get(component)
     return [] if child is None else child.blocks()
-
-
-def checkpoint_activations(modules: Iterable[nn.Module]) -> None:
-    """Has each module keep its input alone for the backward pass, and compute the rest again (arXiv 1604.06174).
-
-    Its `forward` is replaced rather than the module wrapped, which would change the names of parameters.
-    """
-    for module in modules:
-        module.forward = partial(checkpoint, module.forward, use_reentrant=False)
-
-
-def compile_blocks(
-    modules: Iterable[nn.Module], dynamic: bool | None = None, backend: str | Callable[..., Any] = "inductor"
-) -> None:
-    """Has each module compute through torch.compile, from its first step on.
-
-    Its `forward` is replaced, as above, so that names stay and FSDP2's hooks run around what is compiled. Activations
-    that are computed again are so inside of it, and the compiler knows.
-
-    Args:
-        dynamic: false compiles for every shape anew; None for sizes in general from the second one on.
-    """
-    for module in modules:
-        module.forward = torch.compile(module.forward, dynamic=dynamic, backend=backend)
 
 
 def resolve_trainable(defaults: Mapping[str, str], overrides: Mapping[str, str], stage: str) -> dict[str, str]:

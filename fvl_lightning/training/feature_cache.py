@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from datamodules.images import decoding as images
 from datamodules.images import transforms as pixels
 from fvl_lightning.core.config.loading import as_plain
-from fvl_lightning.training.weights import weights_hash
+from fvl_lightning.core.weight_files import weights_hash
 
 IMAGES_AT_ONCE = 64
 IDENTITY = "identity.json"

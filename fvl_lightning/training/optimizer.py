@@ -5,112 +5,17 @@ the clipping norm. So AdamW's and Muon's groups live in one.
 """
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from fvl_lightning.core.errors import unknown_name
 from fvl_lightning.core.experiment import COMPONENTS, OptimizerConfig
 from fvl_lightning.training.components import component_of
-from fvl_lightning.training.distributed.fsdp import gathered_parts, local, placed
+from fvl_lightning.training.muon import MuonAdamW
 
 logger = logging.getLogger(__name__)
-
-MUON_MOMENTUM = 0.95
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic iteration (Jordan et al. 2024, "Muon"), as in torch.optim.Muon."""
-NEWTON_SCHULZ_STEPS = 5
-GATHERED_AT_ONCE = 2**26
-"""Elements of sharded matrices that are whole on a device at a time, 256 MiB in float32."""
-
-
-class MuonAdamW(torch.optim.AdamW):
-    """AdamW in which groups with `muon=True` take orthogonalised momentum steps instead.
-
-    The update of a matrix is the nearest semi-orthogonal one, scaled by 0.2 * sqrt(max(rows, columns)) so that its
-    size matches AdamW's and one learning rate serves both (arXiv 2502.16982, section 2.2); computed in its own dtype.
-    """
-
-    def __init__(self, groups: Iterable[dict[str, Any]], **defaults: Any) -> None:
-        super().__init__(groups, **defaults)
-        for group in self.param_groups:
-            group.setdefault("muon", False)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """One update; `closure` re-evaluates the loss, as torch's optimisers have it."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        every_group = self.param_groups
-        for group in every_group:
-            if group["muon"]:
-                self._muon_step(group)
-        self.param_groups = [group for group in every_group if not group["muon"]]
-        try:
-            super().step()
-        finally:
-            self.param_groups = every_group
-        return loss
-
-    def _muon_step(self, group: dict[str, Any]) -> None:
-        by_shape: dict[torch.Size, list[Tensor]] = {}
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                by_shape.setdefault(parameter.shape, []).append(parameter)
-        for shape, parameters in by_shape.items():
-            gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
-            momenta = [local(self._momentum(parameter)) for parameter in parameters]
-            torch._foreach_lerp_(momenta, gradients, 1 - MUON_MOMENTUM)
-            nesterov = torch._foreach_lerp(gradients, momenta, MUON_MOMENTUM)
-            updates = orthogonal_updates(nesterov, parameters)
-            rate, values = group["lr"], [local(parameter) for parameter in parameters]
-            torch._foreach_mul_(values, 1 - rate * group["weight_decay"])
-            torch._foreach_add_(values, updates, alpha=-rate * 0.2 * math.sqrt(max(shape)))
-
-    def _momentum(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-            state["step"] = torch.zeros(())  # AdamW looks for it in every state it loads
-        return state["momentum"]
-
-
-def orthogonal_updates(parts: Sequence[Tensor], parameters: list[Tensor]) -> list[Tensor]:
-    """`orthogonalize` of matrices of one shape, of which this rank holds `parts` as it does of `parameters`.
-
-    Those of a sharded parameter are gathered first, so that the update is that of one process: an orthogonal matrix is
-    not made of orthogonal parts.
-    """
-    # Matrices of one shape go through the iteration together: small ones are all launch overhead otherwise.
-    if not isinstance(parameters[0], DTensor):
-        return list(orthogonalize(torch.stack(list(parts))).unbind(0))
-    updates: list[Tensor] = []
-    at_once = max(1, GATHERED_AT_ONCE // parameters[0].numel())
-    for start in range(0, len(parts), at_once):
-        likes = parameters[start : start + at_once]
-        whole = [gathered_parts(part, like) for part, like in zip(parts[start : start + at_once], likes, strict=True)]
-        orthogonal = orthogonalize(torch.stack(whole)).unbind(0)
-        updates += [local(placed(update, like)) for update, like in zip(orthogonal, likes, strict=True)]
-    return updates
-
-
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """[M, R, C] -> [M, R, C] with singular values near 1, by Newton-Schulz iteration."""
-    a, b, c = NEWTON_SCHULZ
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -137,24 +42,6 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         group["params"].append(parameter)
     optimizer = MuonAdamW if config.name == "muon" else torch.optim.AdamW
     return optimizer(list(groups.values()), lr=config.learning_rate, betas=config.betas)
-
-
-def warmup_cosine(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:
-    """Linear over `warmup_steps`, the peak at the last of them, then a cosine down to `final_fraction` at `steps`."""
-    if config.warmup_steps > steps:
-        logger.warning(
-            "optimizer.warmup_steps: the learning rate rises for %d steps and trainer.max_steps is %d, it ends at %.3g "
-            "of its peak", config.warmup_steps, steps, steps / config.warmup_steps,
-        )  # fmt: skip
-
-    def factor(step: int) -> float:
-        if step < config.warmup_steps:
-            return (step + 1) / config.warmup_steps
-        progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        return config.final_fraction + (1 - config.final_fraction) * cosine
-
-    return LambdaLR(optimizer, factor)
 
 
 def _hidden_matrices(model: nn.Module) -> set[Tensor]:

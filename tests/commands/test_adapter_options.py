@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fvl_lightning.cli.evaluate import score
-from fvl_lightning.cli.serve import offline_gradio
+from fvl_lightning.evaluation.scoring import score
 from fvl_lightning.inference.adapters import put_on
 from fvl_lightning.inference.generation import Sampling, answer, encode, user_message
 from fvl_lightning.runs.references import answering_model
 from fvl_lightning.serving.page import build_page
+from fvl_lightning.serving.server import offline_gradio
 from tests.conftest import TINY, Run, furnish
 
 FINETUNE, LORA = "experiments/demo/finetune.yaml", "experiments/demo/finetune_lora.yaml"
@@ -110,7 +110,7 @@ def test_evaluate_with_an_adapter_is_its_run(folder: Path, fvl_here: Run, monkey
         said.append([one.text for one in given])
         return result, given
 
-    monkeypatch.setattr("fvl_lightning.cli.evaluate.score", recorded)
+    monkeypatch.setattr("fvl_lightning.evaluation.scoring.score", recorded)
     for words in (["runs/b"], ["runs/whole", "--adapter", "runs/b/model"], ["runs/whole"]):
         done = fvl_here(folder, "evaluate", *words)
         assert done.returncode == 0, done.stderr

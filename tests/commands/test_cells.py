@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fvl_lightning.cli.compare import refuse_missing
-from fvl_lightning.comparison.cell import Cell, cells_table
+from fvl_lightning.comparison.cell import Cell
+from fvl_lightning.comparison.progress import cells_table
+from fvl_lightning.comparison.run import refuse_missing
 from fvl_lightning.comparison.runner import run_cells
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.launchers.local import LocalLauncher

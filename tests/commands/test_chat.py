@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fvl_lightning.cli import chat as module
-from fvl_lightning.inference.generation import Conversation
+from fvl_lightning.inference.conversation import Conversation
 from tests.conftest import Run
 
 Said = Callable[..., list[str]]

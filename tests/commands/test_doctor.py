@@ -14,24 +14,35 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from datamodules.demo import DemoData
+from datamodules.demo.data import DemoData
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.views import ConversationView
 from datamodules.shards import DatasetConfig, ShardsData
 from datamodules.storage.index import index_path
 from datamodules.storage.writer import ShardWriter
-from fvl_lightning.cli.doctor import examine
-from fvl_lightning.cli.train import data_context
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
 from fvl_lightning.core.types import FusionOutput
-from fvl_lightning.doctor import resources as checks
-from fvl_lightning.doctor import supervision as data_checks
-from fvl_lightning.doctor.resources import Finding, asked
-from fvl_lightning.doctor.supervision import Looked
+from fvl_lightning.doctor.examine import examine
+from fvl_lightning.doctor.finding import Finding, findings_of, skipped
+from fvl_lightning.doctor.model import check_initial_weights, shaped_stage
+from fvl_lightning.doctor.one_batch import check_one_batch
+from fvl_lightning.doctor.resources import check_disk_space, check_memory, check_schedule, check_tracking
+from fvl_lightning.doctor.shards import check_shards, count_samples, prepare_data
+from fvl_lightning.doctor.supervision import (
+    ROWS,
+    Looked,
+    answers,
+    check_chat_template,
+    check_question_form,
+    check_supervision,
+    look_at_examples,
+    look_at_rows,
+)
 from fvl_lightning.fusions.concat import ConcatFusion
 from fvl_lightning.profiling.batch_shape import BatchShape
 from fvl_lightning.profiling.memory import MemoryEstimate
+from fvl_lightning.runs.setup import data_context
 from fvl_lightning.stages.base import Stage
 from tests.conftest import TINY, Run, furnish
 from tests.datamodules.templates import tokenizer_of
@@ -57,20 +68,20 @@ def load(*words: str) -> ExperimentConfig:
 
 @pytest.fixture(scope="module")
 def stage(here: Path) -> Stage:
-    return checks.shaped_stage(load())
+    return shaped_stage(load())
 
 
 def connected(config: ExperimentConfig, stage: Stage) -> Any:
     """The experiment's data module as `fvl doctor` has it."""
     data = config.data.component(config.data.config)
-    assert not list(data_checks.prepare(data, lambda words: None)), "the set is there"
+    assert not list(prepare_data(data, lambda words: None)), "the set is there"
     data.connect(data_context(stage.model, stage.tokenizer, config))
     return data
 
 
 def looked_at(config: ExperimentConfig, stage: Stage) -> Looked:
     looked = Looked()
-    data_checks.look(connected(config, stage), looked)
+    look_at_rows(connected(config, stage), looked)
     return looked
 
 
@@ -133,25 +144,25 @@ def test_a_configuration_that_cannot_be_resolved(here: Path, word: str, said: st
 
 
 def test_a_run_to_start_from_that_is_not_there(here: Path) -> None:
-    found = worst(asked("init_from", lambda: checks.start(load("init_from=[runs/nobody]"))))
+    found = worst(findings_of("init_from", lambda: check_initial_weights(load("init_from=[runs/nobody]"))))
     assert found.verdict == "failed"
     assert "runs/nobody" in found.found
     assert "has finished" in found.advice
 
 
 def test_a_finetuning_of_random_values_is_a_warning(here: Path) -> None:
-    (found,) = checks.start(load())
+    (found,) = check_initial_weights(load())
     assert found.verdict == "warning"
     assert found.found.endswith("from random values: encoder, fusion, projector, language_model")
     assert "init_from" in found.advice
-    (begins,) = checks.start(load_config(ExperimentConfig, Path("experiments/demo/pretrain.yaml")))
+    (begins,) = check_initial_weights(load_config(ExperimentConfig, Path("experiments/demo/pretrain.yaml")))
     assert begins.verdict == "ok"
 
 
 def test_shards_that_are_not_there(here: Path, stage: Stage, tmp_path: Path) -> None:
     config = on_shards(tmp_path / "nowhere")
     data = config.data.component(config.data.config)
-    found = worst(asked("shards", lambda: data_checks.shards(config, data)))
+    found = worst(findings_of("shards", lambda: check_shards(config, data)))
     assert (found.check, found.verdict) == ("shards", "failed")
     assert "nowhere" in found.found
     assert "fvl shards build" in found.advice
@@ -162,10 +173,10 @@ def test_shards_without_an_index(here: Path, stage: Stage, tmp_path: Path) -> No
     index_path(root / "train-000000.tar").unlink()
     config = on_shards(root)
     data = connected(config, stage)
-    found = worst(asked("shards", lambda: data_checks.shards(config, data)))
+    found = worst(findings_of("shards", lambda: check_shards(config, data)))
     assert found.verdict == "warning"
     assert "fvl shards index" in found.advice
-    assert data_checks.samples_of(data) is None
+    assert count_samples(data) is None
     assert not index_path(root / "train-000000.tar").exists(), "a whole data set may take hours"
 
 
@@ -175,30 +186,30 @@ def test_shards_that_were_cut_short_or_changed(here: Path, stage: Stage, tmp_pat
     config = on_shards(root)
     tar.write_bytes(content[: len(content) // 2])
     data = config.data.component(config.data.config)
-    found = worst(asked("shards", lambda: data_checks.shards(config, data)))
+    found = worst(findings_of("shards", lambda: check_shards(config, data)))
     assert found.verdict == "failed"
     assert "train-000000" in found.found
     first = content.index(b"ustar") - 257
     tar.write_bytes(content[:first] + b"zz" + content[first + 2 :])  # another name, of the same length
     data = config.data.component(config.data.config)
-    found = worst(asked("shards", lambda: data_checks.shards(config, data)))
+    found = worst(findings_of("shards", lambda: check_shards(config, data)))
     assert found.verdict == "failed"
     assert "fvl shards check" in found.advice
 
 
 def test_fewer_samples_to_validate_on_than_ranks(here: Path, stage: Stage) -> None:
     config = load("trainer.strategy=ddp", "trainer.devices=8", "trainer.nodes=8")
-    found = worst(asked("shards", lambda: data_checks.shards(config, connected(config, stage))))
+    found = worst(findings_of("shards", lambda: check_shards(config, connected(config, stage))))
     assert found.verdict == "warning"
     assert "64 ranks" in found.found
 
 
 def test_rows_are_compared_with_their_answers(here: Path, stage: Stage) -> None:
     looked = looked_at(load(), stage)
-    assert len(looked.tokens) == data_checks.ROWS
+    assert len(looked.tokens) == ROWS
     assert not looked.wrong + looked.broken
     captions = looked_at(load("stage=pretrain", "data.view=caption"), stage)
-    assert len(captions.tokens) == data_checks.ROWS
+    assert len(captions.tokens) == ROWS
     assert not captions.wrong + captions.broken
 
 
@@ -232,8 +243,8 @@ def test_a_wrong_mask_is_found(name: str, here: Path, stage: Stage, monkeypatch:
     encoder = data.encoder
     monkeypatch.setattr(ConversationEncoder, "encode", wrong)
     looked = Looked()
-    data_checks.look_at_made_up(encoder, "conversation", looked)
-    found = worst(list(data_checks.rows(config, looked, real=False)))
+    look_at_examples(encoder, "conversation", looked)
+    found = worst(list(check_supervision(config, looked, real=False)))
     assert found.verdict == "failed"
     assert said in found.found
     assert "chat_template" in found.advice
@@ -242,8 +253,8 @@ def test_a_wrong_mask_is_found(name: str, here: Path, stage: Stage, monkeypatch:
 def test_without_shards_a_row_is_made_up(here: Path, stage: Stage) -> None:
     looked, data = Looked(), connected(load(), stage)
     for view in ("conversation", "caption"):
-        data_checks.look_at_made_up(data.encoder, view, looked)
-    (found,) = data_checks.rows(load(), looked, real=False)
+        look_at_examples(data.encoder, view, looked)
+    (found,) = check_supervision(load(), looked, real=False)
     assert found.verdict == "ok"
     assert "made-up" in found.found
     assert looked.images == [1, 1]
@@ -253,7 +264,7 @@ def test_rows_that_are_too_long_are_counted(here: Path, stage: Stage) -> None:
     config = load("data.sequence_length=40")
     looked = looked_at(config, stage)
     assert looked.over_long == sum(tokens > 40 for tokens in looked.tokens) > 0
-    found = worst(list(data_checks.rows(config, looked, real=True)))
+    found = worst(list(check_supervision(config, looked, real=True)))
     assert f"{looked.over_long} of 64 rows" in found.found
     assert "sequence_length" in found.advice
 
@@ -262,21 +273,21 @@ def test_rows_that_cannot_be_used_are_counted(here: Path, stage: Stage, monkeypa
     def refuse(store: Any, i: int) -> Any:
         raise store.error(i, "bad messages", "no role")
 
-    monkeypatch.setattr(data_checks, "messages_of", refuse)
+    monkeypatch.setattr("fvl_lightning.doctor.supervision.messages_of", refuse)
     looked = looked_at(load(), stage)
-    found = worst(list(data_checks.rows(load(), looked, real=True)))
+    found = worst(list(check_supervision(load(), looked, real=True)))
     assert found.verdict == "failed"
     assert "64 rows cannot be used" in found.found
     assert "fvl shards check" in found.advice
     looked.tokens, looked.broken = [50] * 200, looked.broken[:1]
-    assert worst(list(data_checks.rows(load(), looked, real=True))).verdict == "warning"
+    assert worst(list(check_supervision(load(), looked, real=True))).verdict == "warning"
 
 
 def test_targets_of_the_encoder_are_looked_at(here: Path) -> None:
     words = [word for word in SHORT if not word.startswith("data.sequence")]
     config = load_config(ExperimentConfig, Path("experiments/demo/encoder_pretrain.yaml"), words)
-    looked = looked_at(config, checks.shaped_stage(config))
-    assert len(looked.tokens) == data_checks.ROWS
+    looked = looked_at(config, shaped_stage(config))
+    assert len(looked.tokens) == ROWS
     assert not looked.broken
 
 
@@ -290,23 +301,23 @@ def test_images_of_a_row_for_the_memory() -> None:
 def test_the_arithmetic_of_batches(here: Path) -> None:
     words = ("trainer.strategy=fsdp", "trainer.devices=4", "trainer.nodes=2", "trainer.accumulate=3")
     config = load(*words, "trainer.max_steps=30", "optimizer.warmup_steps=3")
-    first, second = checks.schedule(config, 1920, 50)
+    first, second = check_schedule(config, 1920, 50)
     assert "8 x 4 devices x 2 nodes x 3 accumulated = 192 samples a step, about 9,600 tokens" in first.found
     assert "10 steps an epoch, 3 epochs in 30" in first.found
     assert second.found == "3 of 30 steps"
     assert {first.verdict, second.verdict} == {"ok"}
     packed = load(*words, "data.packing=best_fit", "data.group_by_length=false")
-    assert "192 rows a step, about 18,432 tokens" in checks.schedule(packed, 1920, 50)[0].found
+    assert "192 rows a step, about 18,432 tokens" in check_schedule(packed, 1920, 50)[0].found
 
 
 def test_a_warm_up_that_never_ends(here: Path) -> None:
-    found = worst(checks.schedule(load("optimizer.warmup_steps=3"), None, None))
+    found = worst(check_schedule(load("optimizer.warmup_steps=3"), None, None))
     assert found.verdict == "failed"
     assert "optimizer.warmup_steps" in found.advice
 
 
 def test_a_step_of_more_than_there_is(here: Path) -> None:
-    found = worst(checks.schedule(load("optimizer.warmup_steps=0", "trainer.accumulate=9"), 64, 50))
+    found = worst(check_schedule(load("optimizer.warmup_steps=0", "trainer.accumulate=9"), 64, 50))
     assert found.verdict == "warning"
     assert "trainer.batch_size" in found.advice
 
@@ -317,50 +328,50 @@ def peak_of(size: int) -> MemoryEstimate:
 
 def test_memory_against_a_device(here: Path) -> None:
     config = load()
-    assert checks.memory(config, peak_of(89), 100)[0].verdict == "ok"
-    assert worst(checks.memory(config, peak_of(95), 100)).verdict == "warning"
-    found = worst(checks.memory(config, peak_of(101), 100))
+    assert check_memory(config, peak_of(89), 100)[0].verdict == "ok"
+    assert worst(check_memory(config, peak_of(95), 100)).verdict == "warning"
+    found = worst(check_memory(config, peak_of(101), 100))
     assert found.verdict == "failed"
     for way in ("checkpoint_activations", "strategy=fsdp", "bf16-mixed", "batch_size"):
         assert way in found.advice
     spared = load(
         "trainer.strategy=fsdp", "trainer.checkpoint_activations=[language_model]", "trainer.precision=bf16-mixed"
     )
-    assert worst(checks.memory(spared, peak_of(101), 100)).advice.startswith("a smaller trainer.batch_size")
-    assert "--memory-gb" in checks.memory(config, peak_of(101), None)[0].found
-    found = worst(checks.memory(config, peak_of(200), 100, longest=0))
+    assert worst(check_memory(spared, peak_of(101), 100)).advice.startswith("a smaller trainer.batch_size")
+    assert "--memory-gb" in check_memory(config, peak_of(101), None)[0].found
+    found = worst(check_memory(config, peak_of(200), 100, longest=0))
     assert "rows of 1 tokens, the longest that data.sequence_length lets through (of those looked at" in found.found
     assert "a smaller data.sequence_length" in found.advice
     packed = load("data.packing=best_fit", "data.group_by_length=false")
-    found = worst(checks.memory(packed, peak_of(200), 100, longest=0))
+    found = worst(check_memory(packed, peak_of(200), 100, longest=0))
     assert "as they are packed" in found.found
     assert "sequence_length" not in found.found + found.advice
     narrow = dataclasses.replace(config, lora=LoraConfig(quantization="4bit"))
-    assert "fsdp" not in worst(checks.memory(narrow, peak_of(101), 100)).advice
+    assert "fsdp" not in worst(check_memory(narrow, peak_of(101), 100)).advice
 
 
 def test_a_run_folder_without_room_or_leave(
     here: Path, stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert checks.room(load(), stage)[0].verdict == "ok"
+    assert check_disk_space(load(), stage)[0].verdict == "ok"
     (tmp_path / "file").write_text("")
-    found = worst(checks.room(load(f"output={tmp_path}/file/runs"), stage))
+    found = worst(check_disk_space(load(f"output={tmp_path}/file/runs"), stage))
     assert found.verdict == "failed"
     assert "`output`" in found.advice
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000_000))
-    found = worst(checks.room(load(f"output={tmp_path}/runs"), stage))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000_000))
+    found = worst(check_disk_space(load(f"output={tmp_path}/runs"), stage))
     assert "10.0 MB free" in found.found
     assert "make room for 3" in found.advice
 
 
 def test_a_store_that_cannot_be_opened(here: Path, tmp_path: Path, empty_store: Path) -> None:
     config = load("tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}")
-    found = worst(asked("tracking", lambda: checks.tracking(config)))
+    found = worst(findings_of("tracking", lambda: check_tracking(config)))
     assert found.verdict == "failed"
     assert "is a folder" in found.found
     assert "tracking.uri" in found.advice
     shutil.copy(empty_store, tmp_path / "mlflow.db")
-    (found,) = checks.tracking(load("tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"))
+    (found,) = check_tracking(load("tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"))
     assert "answers in" in found.found
 
 
@@ -371,7 +382,8 @@ def test_a_component_that_does_not_work(
     right = ConcatFusion.forward
     monkeypatch.setattr(ConcatFusion, "forward", lambda self, x: right(self, {k: v * scale for k, v in x.items()}))
     words = [*SHORT, "fusion=concat"]
-    found = worst(asked("one batch", lambda: checks.batch(Path(FINETUNE), words, load("fusion=concat"), stage)))
+    experiment = load("fusion=concat")
+    found = worst(findings_of("one batch", lambda: check_one_batch(Path(FINETUNE), words, experiment, stage)))
     assert (found.check, found.verdict) == ("one batch", "failed")
     assert said in found.found
     assert found.advice
@@ -393,20 +405,20 @@ def test_a_component_that_asks_for_values_leaves_the_memory_open(here: Path, mon
 
 
 def test_a_large_model_is_tried_in_its_small_size(here: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "SMALL", 0)
-    assert "not tried" in worst(checks.batch(Path(FINETUNE), list(SHORT), load(), stage)).found
+    monkeypatch.setattr("fvl_lightning.doctor.one_batch.SMALL", 0)
+    assert "not tried" in worst(check_one_batch(Path(FINETUNE), list(SHORT), load(), stage)).found
     preset = Path("experiments/florence_vl/3b/finetune.yaml")
     config = load_config(ExperimentConfig, preset, ["scale=tiny", *SHORT])
     words = ["recipe=released", "data.root=elsewhere", "fusion=gated"]
-    (found,) = checks.batch(preset, words, config, stage)
+    (found,) = check_one_batch(preset, words, config, stage)
     assert found.verdict == "ok"
     assert found.found.startswith("scale=tiny, on pictures drawn into data/demo: loss ")
-    (found,) = checks.batch(Path(FINETUNE), list(SHORT), load(), None)
+    (found,) = check_one_batch(Path(FINETUNE), list(SHORT), load(), None)
     assert found.verdict == "skipped"
 
 
 def test_a_finding_that_is_not_ok_says_what_to_do() -> None:
-    assert checks.skipped("memory", "the model").found == "needs the model"
+    assert skipped("memory", "the model").found == "needs the model"
     with pytest.raises(AssertionError, match="what is there to do"):
         Finding("memory", "failed", "too much")
 
@@ -416,10 +428,10 @@ def test_the_demo_set_is_not_drawn_in_silence(tmp_path: Path, monkeypatch: pytes
     few = dict.fromkeys(("train_images", "validation_images", "test_images", "unseen_images"), 4)
     data = DemoData(DemoData.Config(root="drawn", **few))
     told: list[str] = []
-    (found,) = data_checks.prepare(data, told.append)
+    (found,) = prepare_data(data, told.append)
     assert told == ["drawing the demo set"]
     assert f"drawn into {data.folder}" in found.found
-    assert not list(data_checks.prepare(data, told.append))
+    assert not list(prepare_data(data, told.append))
 
 
 def test_json_of_the_shards_is_what_is_compared(here: Path, stage: Stage) -> None:
@@ -427,8 +439,8 @@ def test_json_of_the_shards_is_what_is_compared(here: Path, stage: Stage) -> Non
     view = data.view("conversation")
     assert isinstance(view, ConversationView)
     record = data.store("train").record(0)
-    assert data_checks.answers(record["messages"])
-    assert all(answer in json.dumps(record) for answer in data_checks.answers(record["messages"]))
+    assert answers(record["messages"])
+    assert all(answer in json.dumps(record) for answer in answers(record["messages"]))
 
 
 @pytest.mark.parametrize(
@@ -456,7 +468,7 @@ def test_json_of_the_shards_is_what_is_compared(here: Path, stage: Stage) -> Non
 def test_what_is_special_about_a_chat_template_is_said(name: str, told: list[tuple[str, str]]) -> None:
     tokenizer = tokenizer_of(name)
     encoder = ConversationEncoder(tokenizer, tokenizer.convert_tokens_to_ids("<image>"), 3)
-    found = list(data_checks.template(encoder, "2024-07-26"))
+    found = list(check_chat_template(encoder, "2024-07-26"))
     assert [finding.verdict for finding in found] == [verdict for verdict, _ in told]
     for finding, (_, words) in zip(found, told, strict=True):
         assert words in finding.found
@@ -473,7 +485,7 @@ def test_how_the_data_asks_is_said(tmp_path: Path) -> None:
 
     def found(*names: str) -> list[Finding]:
         datasets = {name: DatasetConfig(root=str(tmp_path / name), share=share) for share, name in enumerate(names, 1)}
-        return list(data_checks.asking(ShardsData(ShardsData.Config(datasets=datasets))))
+        return list(check_question_form(ShardsData(ShardsData.Config(datasets=datasets))))
 
     assert found("plain") == []
     (joined,) = found("llava")

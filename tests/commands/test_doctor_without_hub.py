@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from fvl_lightning.cli.doctor import examine
-from fvl_lightning.doctor import resources as checks
-from fvl_lightning.doctor.resources import Finding
+from fvl_lightning.doctor import one_batch
+from fvl_lightning.doctor.examine import examine
+from fvl_lightning.doctor.finding import Finding
 from fvl_lightning.encoders import florence2_files
 from fvl_lightning.language_models import causal
 from fvl_lightning.profiling.memory import MemoryEstimate
@@ -35,7 +35,7 @@ def _hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
         (florence2_files, "cached_file"),
     ):
         monkeypatch.setattr(owner, name, local_only(getattr(owner, name)))
-    monkeypatch.setattr(checks, "_tried", lambda named, experiment: [Finding("one batch", "ok", named)])
+    monkeypatch.setattr(one_batch, "_tried", lambda named, experiment: [Finding("one batch", "ok", named)])
 
 
 def found_of(tmp_path: Path, *words: str) -> tuple[dict[str, Finding], MemoryEstimate | None]:

@@ -68,7 +68,7 @@ def test_a_mistake_is_one_sentence(words: tuple[str, ...], sentence: str, folder
 
 def test_data_is_fitted_as_the_model_knows_it(folder: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the file says of it: a model that was trained on padded pictures is asked about such."""
-    from fvl_lightning.cli.evaluate import open_with_data
+    from fvl_lightning.evaluation.scoring import open_with_data
     from fvl_lightning.modeling.processing.image_processor import FlorenceVLImageProcessor
 
     monkeypatch.chdir(folder)

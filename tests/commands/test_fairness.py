@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from fvl_lightning.cli.train import build_stage, data_context, prepare_data
 from fvl_lightning.comparison import worker as cell
 from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.comparison.fairness import check_same_encoder, check_same_samples, check_same_start
 from fvl_lightning.comparison.plan import arm_differences, experiments, plan_alike
-from fvl_lightning.comparison.results import check_same_encoder, check_same_samples, check_same_start
 from fvl_lightning.comparison.size_matching import match_sizes
 from fvl_lightning.comparison.test_split_log import readings_of
 from fvl_lightning.core.config.loading import as_plain, load_config
@@ -20,6 +19,7 @@ from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.profiling.flops import training_flops
 from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.runs.setup import build_stage, data_context, prepare_data
 from fvl_lightning.training.components import count_parameters
 from tests.conftest import ROOT, TINY_DATA
 from tests.tiny_models import experiment

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from datamodules.inspection.preview import visible
 from datamodules.sources.files import MAX_ROW_BYTES
+from fvl_lightning.core.terminal import visible
 from tests.conftest import ONE_THREAD, Run
 
 WORDS = ("--max-tokens", "5")

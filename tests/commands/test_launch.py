@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.cli.console import INTERRUPTED, MISTAKE, REQUEUE
-from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.errors import INTERRUPTED, MISTAKE, REQUEUE, ConfigError
 from fvl_lightning.launchers.ranks import Machine, run_ranks
 from fvl_lightning.launchers.secrets import refuse_secrets
 from fvl_lightning.launchers.slurm_job import Job

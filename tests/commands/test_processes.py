@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.cli.console import INTERRUPTED, MISTAKE, REQUEUE
+from fvl_lightning.core.errors import INTERRUPTED, MISTAKE, REQUEUE
 from fvl_lightning.launchers import ranks as processes
 from fvl_lightning.launchers.ranks import run_ranks
 

@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from fvl_lightning.comparison.config import RayConfig
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.launchers.ray import RayLauncher
+from fvl_lightning.launchers.ray import RayConfig, RayLauncher
 from tests.commands.test_cells import FAILS, cell
 from tests.conftest import Run
 from tests.integration.test_comparison import COMPARISON, lasting, report_of, workplace

@@ -19,12 +19,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fvl_lightning.cli.serve import launch, offline_gradio
 from fvl_lightning.core.errors import ConfigError, DataError
-from fvl_lightning.inference.generation import Sampling, source_shares
+from fvl_lightning.inference.generation import Sampling
+from fvl_lightning.inference.source_shares import source_shares
 from fvl_lightning.modeling.build import Loaded
 from fvl_lightning.runs.references import answering_model
 from fvl_lightning.serving.page import build_page, reply
+from fvl_lightning.serving.server import launch, offline_gradio
 from fvl_lightning.serving.source_shares import heat, shares_html
 from tests.conftest import ROOT, Run
 

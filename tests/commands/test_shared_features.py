@@ -16,15 +16,15 @@ from rich.console import Console
 from datamodules.storage.sample_store import SampleStore
 from datamodules.storage.writer import ShardWriter
 from fvl_lightning.cli import compare
-from fvl_lightning.cli.evaluate import open_model
-from fvl_lightning.cli.train import attach_features, build_stage, data_context, prepare_data
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import SeedPlan
 from fvl_lightning.comparison.runner import CellRuns, warm_feature_cache
 from fvl_lightning.core.config.loading import check_config, choose
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.evaluation.scoring import open_model
 from fvl_lightning.launchers.local import LocalLauncher
 from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.runs.setup import attach_features, build_stage, data_context, prepare_data
 from fvl_lightning.training.distributed.process_group import Ranks
 from fvl_lightning.training.feature_cache import build_feature_cache
 from tests.conftest import Run

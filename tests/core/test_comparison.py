@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fvl_lightning.comparison.config import ComparisonConfig, arms_of
+from fvl_lightning.comparison.arms import arms_of
+from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.errors import ConfigError
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
-from datamodules.demo import DemoData
+from datamodules.demo.data import DemoData
 from datamodules.demo.scenes import ALL_SPLITS
 from datamodules.encoding.messages import image_parts
 from datamodules.storage.writer import ShardWriter

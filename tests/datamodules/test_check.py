@@ -20,8 +20,8 @@ from datamodules.inspection.check import (
     read_manifests,
 )
 from datamodules.storage.index import index_path, save_index, scan_tar
-from datamodules.storage.remote import ShardCache
 from datamodules.storage.sample_store import SampleStore
+from datamodules.storage.shard_cache import ShardCache
 from datamodules.storage.shard_paths import expand_shards
 from datamodules.storage.writer import Shard
 from fvl_lightning.core.errors import DataError

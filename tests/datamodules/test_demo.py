@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
-from datamodules.demo import DemoData, build
+from datamodules.demo import build
+from datamodules.demo.data import DemoData
 from datamodules.demo.draw import INK
 from datamodules.demo.handwriting import load_scans, scans_of
 from datamodules.demo.levels import HELD_OUT_PAIRS, LEVELS

@@ -11,16 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.encoding.conversation import ConversationEncoder
-from datamodules.inspection.preview import (
-    COLUMNS,
-    Preview,
-    contact_sheet,
-    preview_sample,
-    spread,
-    supervised_runs,
-    visible,
-)
+from datamodules.inspection.preview import COLUMNS, Preview, contact_sheet, preview_sample, spread, supervised_runs
 from datamodules.storage.sample_store import SampleStore
+from fvl_lightning.core.terminal import visible
 
 RED = (250, 10, 20)
 

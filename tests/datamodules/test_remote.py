@@ -19,7 +19,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from datamodules.storage.index import index_path
 from datamodules.storage.remote import (
-    ShardCache,
     is_remote,
     list_names,
     put_file,
@@ -29,6 +28,7 @@ from datamodules.storage.remote import (
     remote_version,
 )
 from datamodules.storage.sample_store import SampleStore
+from datamodules.storage.shard_cache import ShardCache
 from datamodules.storage.shard_paths import expand_shards, split_shards
 from fvl_lightning.core.errors import DataError
 
@@ -248,8 +248,8 @@ def test_a_download_that_breaks_off_leaves_nothing(
 ) -> None:
     url, cache = upload(bucket, shards) + "/train-000000.tar", ShardCache(tmp_path / "cache", 10**6)
     with monkeypatch.context() as patch:
-        patch.setattr("datamodules.storage.remote._copy", lambda *_: (_ for _ in ()).throw(OSError("the line is dead")))
-        with pytest.raises(DataError, match=r"s3://.*train-000000.tar can't be read: the line is dead"):
+        patch.setattr("datamodules.storage.shard_cache._copy", lambda *_: (_ for _ in ()).throw(OSError("it is dead")))
+        with pytest.raises(DataError, match=r"s3://.*train-000000.tar can't be read: it is dead"):
             cache.get(url)
     assert held(cache.folder) == 0
     assert cache.get(url).stat().st_size == (shards / "train-000000.tar").stat().st_size

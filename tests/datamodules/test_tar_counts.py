@@ -21,8 +21,8 @@ from datamodules.building.config import BuildConfig
 from datamodules.inspection.check import check_tar, index_shard
 from datamodules.sources.base import PassedOver, Refusal, Row
 from datamodules.storage.index import index_path, load_index, save_index, scan_tar
-from datamodules.storage.remote import ShardCache
 from datamodules.storage.sample_store import SampleStore
+from datamodules.storage.shard_cache import ShardCache
 from datamodules.storage.tar_headers import HEADER
 from datamodules.storage.tar_samples import is_header
 from fvl_lightning.core.config.loading import choose

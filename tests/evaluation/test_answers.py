@@ -9,16 +9,9 @@ import torch
 from torch import Tensor
 
 from fvl_lightning.evaluation import answers as module
-from fvl_lightning.evaluation.answers import (
-    Answer,
-    KindAccuracy,
-    accuracy,
-    answer_questions,
-    generate_texts,
-    left_padded,
-    normalised,
-    prior_answers,
-)
+from fvl_lightning.evaluation.answers import Answer, accuracy, answer_questions, prior_answers
+from fvl_lightning.evaluation.metrics import KindAccuracy, normalised
+from fvl_lightning.inference.generation import generate_texts, left_padded
 from fvl_lightning.modeling.build import Built
 from tests.tiny_models import BOS, EOS, IMAGE, PAD, TOKENS, pixels, tiny_model, tiny_tokenizer
 

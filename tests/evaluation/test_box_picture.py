@@ -5,9 +5,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fvl_lightning.evaluation.encoder_scores import Box
 from fvl_lightning.inference import boxes as box_picture
-from fvl_lightning.inference.boxes import COLOURS, LARGEST, SMALLEST, PixelBox, draw_boxes, in_pixels
+from fvl_lightning.inference.boxes import COLOURS, LARGEST, SMALLEST, Box, PixelBox, draw_boxes, in_pixels
 
 GREY = (90, 90, 90)
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fvl_lightning.core.types import IGNORE_INDEX, PromptedBatch
 from fvl_lightning.evaluation import encoder_scores as module
-from fvl_lightning.evaluation.encoder_scores import Box, encoder_scores, parse_boxes
+from fvl_lightning.evaluation.encoder_scores import encoder_scores
+from fvl_lightning.inference.boxes import Box, parse_boxes
 
 
 def box(*corners: int, label: str = "thing") -> Box:

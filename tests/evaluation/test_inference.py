@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.evaluation.answers import generate_texts
+from fvl_lightning.inference.conversation import Conversation
 from fvl_lightning.inference.generation import (
-    Conversation,
     Prompt,
     Sampling,
     answer,
     encode,
+    generate_texts,
     positions,
-    source_shares,
     stream,
     user_message,
 )
+from fvl_lightning.inference.source_shares import source_shares
 from fvl_lightning.modeling.build import Loaded
 from fvl_lightning.modeling.processing.processor import make_processor
 from tests.tiny_models import EOS, LLAMA, TOKENS, pixels, tiny_model, tiny_tokenizer

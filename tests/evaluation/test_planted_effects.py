@@ -12,7 +12,8 @@ from scipy.stats import binom
 
 from fvl_lightning.core import registry
 from fvl_lightning.core.types import IGNORE_INDEX
-from fvl_lightning.training.optimizer import build_optimizer, warmup_cosine
+from fvl_lightning.training.lr_schedule import warmup_cosine
+from fvl_lightning.training.optimizer import build_optimizer
 from tests.conftest import ROOT
 
 STEPS = 3

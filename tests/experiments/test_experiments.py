@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fvl_lightning.cli.train import build_stage
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import experiments, plan_alike
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
+from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.training.components import count_parameters
 from tests.conftest import ROOT
 

@@ -11,7 +11,6 @@ import torch
 import yaml
 from transformers.initialization import no_init_weights
 
-from fvl_lightning.cli.train import build_stage
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import experiments
 from fvl_lightning.core.config.loading import as_plain, check_config, differences, load_config
@@ -19,6 +18,7 @@ from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
 from fvl_lightning.modeling.conversion.florence_vl_config import ImportOptions, imported_config
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.training.components import count_parameters
 from tests.conftest import ROOT, TINY_DATA, Run
 from tests.experiments.presets import ADAPTED, CHOICES, FLORENCE_VL, HUB, PRESETS, at_real_size, load, path_of

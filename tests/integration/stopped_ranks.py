@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 
-from fvl_lightning.cli.train import data_context, prepare_data
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.modeling.loss import TokenLoss
+from fvl_lightning.runs.setup import data_context, prepare_data
 from fvl_lightning.stages import update_guard as guard
 from fvl_lightning.stages.finetune import FinetuneStage
 from fvl_lightning.tracking.metrics_log import Journal

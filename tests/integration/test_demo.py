@@ -15,7 +15,7 @@ from datamodules.demo.text import KINDS
 from fvl_lightning.comparison.report.figures import mass_figure
 from fvl_lightning.comparison.worker import mass_curves
 from fvl_lightning.core.experiment import COMPONENTS
-from fvl_lightning.evaluation.answers import normalised
+from fvl_lightning.evaluation.metrics import normalised
 from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import Run
 

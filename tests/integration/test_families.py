@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from fvl_lightning.evaluation.answers import generate_texts
+from fvl_lightning.inference.generation import generate_texts
 from fvl_lightning.modeling.build import load_model
 from fvl_lightning.modeling.conversion.export import export_model
 from tests.families import END, FAMILIES, Trained, build_family, inputs, learn_answer, save_family

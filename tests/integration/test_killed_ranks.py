@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.cli.console import REQUEUE
+from fvl_lightning.core.errors import REQUEUE
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.tracking.metrics_log import read_journal
 from tests.conftest import Fork

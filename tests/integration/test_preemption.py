@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fvl_lightning.cli.console import REQUEUE
+from fvl_lightning.core.errors import REQUEUE
 from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import TINY, TINY_DATA, Run
 from tests.integration.runs import (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.cli.console import REQUEUE
+from fvl_lightning.core.errors import REQUEUE
 from fvl_lightning.training.fault_tolerance.signals import NOT_BEGUN
 from tests.conftest import TINY, Run, furnish
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from fvl_lightning.cli.console import REQUEUE
+from fvl_lightning.core.errors import REQUEUE
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.tracking import tracker
 from fvl_lightning.tracking.metrics_log import read_journal

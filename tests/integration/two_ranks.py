@@ -14,9 +14,9 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-from fvl_lightning.cli.train import data_context, prepare_data
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.runs.setup import data_context, prepare_data
 from fvl_lightning.stages.finetune import FinetuneStage
 from tests.conftest import TINY
 

@@ -12,7 +12,8 @@ from datamodules.encoding.question_form import Habits
 from datamodules.encoding.views import some_turns
 from datamodules.sources.records import from_conversations
 from fvl_lightning.core.types import ImageSpec
-from fvl_lightning.inference.generation import Conversation, Sampling, encode, user_message
+from fvl_lightning.inference.conversation import Conversation
+from fvl_lightning.inference.generation import Sampling, encode, user_message
 from fvl_lightning.modeling.processing.processor import FlorenceVLProcessor, make_processor
 from tests.datamodules.templates import ALL_FAMILIES, tokenizer_of
 

@@ -17,10 +17,11 @@ from transformers.initialization import no_init_weights
 
 from fvl_lightning.cli.import_checkpoint import florence_vl
 from fvl_lightning.encoders.florence2_files import read_image_size
-from fvl_lightning.modeling.build import IMAGE_TOKEN, load_model
+from fvl_lightning.modeling.build import load_model
 from fvl_lightning.modeling.conversion.florence_vl import import_florence_vl, placed
 from fvl_lightning.modeling.conversion.florence_vl_config import ImportOptions, imported_config
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
+from fvl_lightning.modeling.processing.processor import IMAGE_TOKEN
 from tests.conftest import ROOT
 from tests.encoders import original
 from tests.modeling.original_layout import PHI, TOWER, random_weights, save, save_weights, shapes

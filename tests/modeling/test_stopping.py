@@ -14,8 +14,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig, LlamaCon
 from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.evaluation.answers import generate_texts
-from fvl_lightning.inference.generation import Sampling, answer, encode, stream
+from fvl_lightning.inference.generation import Sampling, answer, encode, generate_texts, stream
 from fvl_lightning.language_models.causal import CausalLanguageModel
 from fvl_lightning.modeling.build import Built, build_model, load_model
 from fvl_lightning.modeling.conversion.export import export_model

@@ -18,9 +18,10 @@ from PIL import Image
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.tracking import tracker as module
+from fvl_lightning.tracking.limits import clean_key
 from fvl_lightning.tracking.null import NullTracker
 from fvl_lightning.tracking.provenance import provenance
-from fvl_lightning.tracking.tracker import Tracker, clean_key
+from fvl_lightning.tracking.tracker import Tracker
 
 
 @pytest.fixture(scope="module")

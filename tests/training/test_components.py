@@ -13,14 +13,13 @@ from fvl_lightning.core.experiment import COMPONENTS
 from fvl_lightning.training.components import (
     CHILDREN,
     blocks,
-    checkpoint_activations,
-    compile_blocks,
     component_of,
     count_parameters,
     freeze,
     resolve_trainable,
     set_modes,
 )
+from fvl_lightning.training.distributed.block_transforms import checkpoint_activations, compile_blocks
 from tests.tiny_models import rows, tiny_model
 
 FULL = dict.fromkeys(COMPONENTS, "full")

@@ -15,13 +15,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from fvl_lightning.cli.train import build_stage
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import REPEATED, ExperimentConfig
 from fvl_lightning.profiling.batch_shape import BatchShape, loss_of
 from fvl_lightning.profiling.memory import NF4_BYTES, MemoryEstimate, checkpoint_bytes, estimate_memory
+from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.components import blocks, checkpoint_activations, count_parameters
+from fvl_lightning.training.components import blocks, count_parameters
+from fvl_lightning.training.distributed.block_transforms import checkpoint_activations
 from fvl_lightning.training.distributed.fsdp import local
 from fvl_lightning.training.optimizer import build_optimizer
 from tests.conftest import ROOT

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import COMPONENTS, OptimizerConfig
 from fvl_lightning.training.components import component_of, freeze
-from fvl_lightning.training.optimizer import MuonAdamW, build_optimizer, orthogonalize, warmup_cosine
+from fvl_lightning.training.lr_schedule import warmup_cosine
+from fvl_lightning.training.muon import MuonAdamW, orthogonalize
+from fvl_lightning.training.optimizer import build_optimizer
 from tests.tiny_models import LLAMA, rows, snapshot, tiny_model
 
 BFLOAT16 = 0.03

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fvl_lightning.cli.console import REQUEUE
+from fvl_lightning.core.errors import REQUEUE
 from fvl_lightning.training.fault_tolerance.signals import (
     NOT_BEGUN,
     Preempted,

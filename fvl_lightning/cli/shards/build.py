@@ -16,12 +16,19 @@ from datamodules.building.builder import build_shards
 from datamodules.building.config import BuildConfig
 from datamodules.building.manifest import BuildProgress, Manifest, in_words
 from datamodules.building.output import Output
-from datamodules.inspection.preview import visible
 from datamodules.storage.shard_paths import TO_VALIDATE_ON
-from fvl_lightning.cli.shards.options import bytes_in_words, counted_table, duration
-from fvl_lightning.core.config.loading import COMMAND_LINE, load_config, merge_layers
+from fvl_lightning.core.config.files import COMMAND_LINE
+from fvl_lightning.core.config.loading import load_config, merge_layers
 from fvl_lightning.core.errors import UserError
-from fvl_lightning.core.terminal import progress, progress_text, terminal
+from fvl_lightning.core.terminal import (
+    bytes_in_words,
+    counted_table,
+    duration,
+    progress,
+    progress_text,
+    terminal,
+    visible,
+)
 
 log = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from rich.table import Table
 
 from datamodules.inspection.check import Findings, check_samples, check_tar, index_shard, missing_shards, read_manifests
 from datamodules.inspection.parallel import map_in_processes
-from datamodules.inspection.preview import visible
 from datamodules.storage.index import DAMAGE
 from datamodules.storage.sample_store import SampleStore
+from datamodules.storage.shard_cache import shard_cache
 from datamodules.storage.shard_files import DAMAGED
 from datamodules.storage.shard_paths import expand_shards
-from fvl_lightning.cli.shards.options import Paths, Processes, counted_table, plural, progress_bar, shard_cache
-from fvl_lightning.core.terminal import terminal
+from fvl_lightning.cli.shards.options import Paths, Processes
+from fvl_lightning.core.terminal import counted_table, plural, progress_bar, terminal, visible
 
 FOUND = 1
 """Exit code of a check that found something wrong."""

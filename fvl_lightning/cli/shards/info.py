@@ -9,22 +9,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.inspection.preview import visible
 from datamodules.inspection.statistics import MEASURES, PERCENTILES, collect_statistics
-from datamodules.storage.index import replacing
-from fvl_lightning.cli.shards.options import (
-    Paths,
-    Processes,
-    Tokenizer,
-    bytes_in_words,
-    counted_table,
-    open_encoder,
-    open_store,
-    plural,
-    progress_bar,
-)
+from fvl_lightning.cli.shards.options import Paths, Processes, Tokenizer, open_encoder, open_store
+from fvl_lightning.core.atomic import replacing
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.core.terminal import terminal
+from fvl_lightning.core.terminal import bytes_in_words, counted_table, plural, progress_bar, terminal, visible
 
 NOT_SUMMED = ("width", "height")
 """Measures of which a total would say nothing."""

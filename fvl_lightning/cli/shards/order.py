@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from datamodules.inspection.preview import visible
-from fvl_lightning.cli.train import build_stage, data_context, prepare_data
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.core.terminal import terminal
+from fvl_lightning.core.terminal import terminal, visible
+from fvl_lightning.runs.setup import build_stage, data_context, prepare_data
 from fvl_lightning.stages.step_metrics import digest
 
 

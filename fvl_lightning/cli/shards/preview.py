@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.text import Text
 
 from datamodules.encoding.conversation import ConversationEncoder
-from datamodules.inspection.preview import Preview, contact_sheet, preview_sample, spread, supervised_runs, visible
-from datamodules.storage.index import replacing
+from datamodules.inspection.preview import Preview, contact_sheet, preview_sample, spread, supervised_runs
 from fvl_lightning.cli.shards.options import Paths, Tokenizer, open_encoder, open_store
+from fvl_lightning.core.atomic import replacing
 from fvl_lightning.core.errors import ConfigError, DataError
-from fvl_lightning.core.terminal import terminal
+from fvl_lightning.core.terminal import terminal, visible
 
 OPENS, CLOSES = "⟦", "⟧"
 """Around what is supervised, so that it is seen without colours too."""

@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 from numpy.typing import NDArray
 from PIL import Image
 
-from fvl_lightning.evaluation.answers import normalised
+from fvl_lightning.evaluation.metrics import normalised
 
 Curve = Sequence[tuple[int, float]]
 """(step, value), in order."""

@@ -9,7 +9,7 @@ from typing import Any
 from fvl_lightning.comparison.statistics.image_bootstrap import LABEL, image_intervals
 from fvl_lightning.comparison.statistics.verdicts import EXPLORATORY, compare_arms, explore
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.evaluation.answers import normalised
+from fvl_lightning.evaluation.metrics import normalised
 
 Results = Mapping[int, Mapping[str, Mapping[str, Any]]]
 """{seed: {arm: what was measured}}."""

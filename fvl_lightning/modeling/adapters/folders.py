@@ -22,8 +22,7 @@ from transformers import PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from fvl_lightning.core.errors import DataError, first_line
-from fvl_lightning.core.hashes import weights_hash
-from fvl_lightning.core.weight_files import check_finite, read_json
+from fvl_lightning.core.weight_files import check_finite, read_json, weights_hash
 from fvl_lightning.language_models.causal import as_ids
 from fvl_lightning.modeling.adapters.layers import PREFIX, fold, put_in
 

@@ -16,8 +16,9 @@ from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import COMPONENTS
 from fvl_lightning.core.weight_files import fitted, read_json, read_weights, write_weights
 from fvl_lightning.language_models.causal import as_ids
-from fvl_lightning.modeling.adapters.folders import CONFIG, PREFIX, base_of, merge_adapter, read_config
+from fvl_lightning.modeling.adapters.folders import CONFIG, base_of, merge_adapter, read_config
 from fvl_lightning.modeling.adapters.folders import WEIGHTS as ADAPTER_WEIGHTS
+from fvl_lightning.modeling.adapters.layers import PREFIX
 from fvl_lightning.modeling.build import PROCESSOR_FILE, empty_model, load_model, parameter_count
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.processing.processor import FlorenceVLProcessor

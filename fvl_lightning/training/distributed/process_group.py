@@ -15,6 +15,7 @@ from torch import distributed
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import TrainerConfig
+from fvl_lightning.core.terminal import started_ranks
 from fvl_lightning.training.fault_tolerance.hang_detection import ElsewhereError, TroubleElsewhere
 from fvl_lightning.training.fault_tolerance.heartbeat import Beats, Heartbeat
 from fvl_lightning.training.fault_tolerance.signals import Preempted, ended_at_once
@@ -85,16 +86,6 @@ class Ranks:
         if self.first:
             self.heartbeat.on_trouble = on_trouble
         return self.heartbeat.explained()
-
-
-def own_rank() -> int:
-    """The number of this process among those that were started together."""
-    return int(os.environ.get("RANK", 0))
-
-
-def started_ranks() -> int:
-    """How many processes were started together."""
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextmanager

@@ -1,0 +1,40 @@
+"""Findings and memory printed as tables."""
+
+from collections.abc import Iterable
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from fvl_lightning.core.experiment import COMPONENTS
+from fvl_lightning.core.terminal import bytes_in_words
+from fvl_lightning.doctor.finding import Finding
+from fvl_lightning.profiling.memory import MemoryEstimate
+
+LOG_WIDTH = 160
+"""Columns where there is no terminal, or commands to copy would be broken in two."""
+
+
+COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
+
+
+def table_of(findings: Iterable[Finding]) -> Table:
+    """A line per finding."""
+    table = Table("check", "", Column("found", overflow="fold"), Column("what to do", overflow="fold"))
+    for finding in findings:
+        verdict = Text(finding.verdict, style=COLOURS[finding.verdict])
+        table.add_row(finding.check, verdict, finding.found, finding.advice)
+    return table
+
+
+def memory_table(estimate: MemoryEstimate) -> Table:
+    """Bytes per rank, by component and kind."""
+    shape = estimate.shape
+    title = f"memory per rank by arithmetic: {shape.rows} rows of {shape.tokens} tokens, {shape.images} images"
+    kinds = {name: getattr(estimate, name) for name in ("parameters", "gradients", "optimizer", "activations")}
+    table = Table("component", *(Column(name, justify="right") for name in kinds), title=title)
+    for name in COMPONENTS:
+        table.add_row(name, *(bytes_in_words(sizes[name]) for sizes in kinds.values()))
+    table.add_row("all", *(bytes_in_words(sum(sizes.values())) for sizes in kinds.values()), end_section=True)
+    table.add_row("communication", bytes_in_words(estimate.communication))
+    table.add_row("peak", bytes_in_words(estimate.peak))
+    return table

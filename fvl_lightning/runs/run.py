@@ -1,0 +1,173 @@
+"""Trains an experiment: set-up, fit, results and tracking."""
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datamodules.encoding.question_form import asking_of
+from fvl_lightning.core.atomic import readable
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.terminal import own_rank
+from fvl_lightning.core.weight_files import weights_hash
+from fvl_lightning.runs.adapter_base import give_adapters
+from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.runs.resume import identity_of, run_folder, saved_position
+from fvl_lightning.runs.setup import attach_features, data_context, prepare_data, weighted_stage
+from fvl_lightning.runs.tracking import note_trouble, tracked
+from fvl_lightning.stages.base import Stage
+from fvl_lightning.tracking.metrics_log import Journal
+from fvl_lightning.tracking.store import open_store
+from fvl_lightning.training.checkpointing.callback import Checkpoints
+from fvl_lightning.training.checkpointing.files import whole_checkpoint
+from fvl_lightning.training.components import count_parameters
+from fvl_lightning.training.distributed.process_group import joined
+from fvl_lightning.training.fault_tolerance.heartbeat import Beats
+from fvl_lightning.training.fault_tolerance.signals import Stop, StopSignals, preemptible
+from fvl_lightning.training.lora import adapted, adapter_bytes
+from fvl_lightning.training.progress import StepProgress
+from fvl_lightning.training.step_logging import LogWindow, peak_memory_bytes
+from fvl_lightning.training.trainer import build_trainer, check_machine
+
+
+def reuse_or_train(
+    experiment: ExperimentConfig, parent_run_id: str | None = None, tags: Mapping[str, str] | None = None
+) -> RunFolder:
+    """The newest run of this very configuration, finished where it is not yet; a new one where there is none.
+
+    A run is another one where the code of its plugins, or the content of its data, is no longer what it was.
+    """
+    run, output = None, Path(experiment.output)
+    if RunFolder.named(output, experiment.name):
+        run = RunFolder.reusable(output, experiment.name, identity_of(experiment, prepare_data(experiment)))
+    return run if run and run.finished else run_training(experiment, run, parent_run_id, tags)
+
+
+@preemptible()
+def run_training(
+    experiment: ExperimentConfig,
+    stopped: RunFolder | None = None,
+    parent_run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> RunFolder:
+    """Trains one stage from a checked configuration, from where `stopped` was left; returns the finished run.
+
+    Args:
+        parent_run_id: the MLflow run above this one.
+        tags: further ones for its MLflow run.
+
+    Raises:
+        ConfigError, DataError: what the user can mend.
+        KeyboardInterrupt: after Ctrl-C, once the step under way is finished and saved.
+        Preempted: after SIGTERM or SIGUSR1, likewise.
+    """
+    check_machine(experiment.trainer)
+    if experiment.trainer.threads is not None:
+        torch.set_num_threads(experiment.trainer.threads)
+    with joined(experiment.trainer) as ranks:
+        stopped = ranks.agree(lambda: stopped)
+        ranks.agree(lambda: begin_tracking(experiment, stopped))
+        data = ranks.in_turn(lambda: prepare_data(experiment))
+        stage, parents = weighted_stage(experiment, ranks)
+        checkpoint = ranks.agree(lambda: whole_checkpoint(stopped.checkpoints) if stopped else None)
+        position = saved_position(checkpoint) if checkpoint else 0
+        context = data_context(stage.model, stage.tokenizer, experiment, position)
+        data.connect(replace(context, rank=ranks.rank, world_size=ranks.world_size))
+        stage.asking = ranks.agree(lambda: asking_of(data))
+        attach_features(stage, data, experiment, ranks)
+        run = ranks.agree(lambda: run_folder(experiment, data, stopped))
+        ranks.in_turn(lambda: give_adapters(stage, run, parents))
+        ranks.agree(lambda: record_model(stage, run, parents))
+        with ExitStack() as followed:
+            tracker = None
+            if ranks.first:
+                followed.enter_context(run.held())
+                tracker = followed.enter_context(tracked(experiment, run, stage, data, parent_run_id, tags or {}))
+            followed.enter_context(ranks.explained(lambda error: note_trouble(run, error)))
+            fit(stage, data, experiment, run, tracker, checkpoint, ranks.beats())
+            stage.gather()
+            ranks.agree(lambda: finish(stage, run))
+    return run
+
+
+def begin_tracking(experiment: ExperimentConfig, stopped: RunFolder | None) -> None:
+    """Opens the store of a new run, or nothing is begun."""
+    if experiment.tracking.enabled and stopped is None:
+        open_store(experiment.tracking.uri, experiment.tracking.experiment)
+
+
+def record_model(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) -> None:
+    """What is about to be trained, into run.json."""
+    counts = count_parameters(stage.model)
+    run.record(
+        init_from=parents,
+        parameters=sum(count["parameters"] for count in counts.values()),
+        trainable=sum(count["trainable"] for count in counts.values()),
+        components=counts,
+        adapter_bytes=adapter_bytes(stage.model, stage.trainable) if adapted(stage.trainable) else None,
+        encoder_hash=weights_hash(stage.model.encoder.feature_state()),
+        threads=torch.get_num_threads(),
+        asking=dataclasses.asdict(stage.asking),
+    )
+
+
+def fit(
+    stage: Stage,
+    data: Any,
+    experiment: ExperimentConfig,
+    run: RunFolder,
+    tracker: Any,
+    checkpoint: Path | None,
+    beats: Beats,
+) -> None:
+    """The training loop, from `checkpoint` where there is one; after a stop that was asked for it raises who asked.
+
+    Without a `tracker`, on all ranks but the first, nothing is written, logged or shown.
+    """
+    log = LogWindow(experiment.trainer.log_every)
+    signals = StopSignals()
+    every, keep_best = experiment.trainer.checkpoint_every, experiment.trainer.keep_best
+    checkpoints = Checkpoints(run.last_checkpoint, every, signals, keep_best)
+    title = f"{experiment.name} ({experiment.fusion.name})" if experiment.fusion else experiment.name
+    loggers: list[Any] = [Journal(run.metrics, tracker)] if tracker else []
+    callbacks = [log, *([StepProgress(title, run.path, log)] if tracker else []), checkpoints, beats]
+    trainer = build_trainer(experiment.trainer, run.path, loggers, callbacks)
+    torch.manual_seed(experiment.seed + own_rank())  # for dropout; initial values and the data's order have their own
+    with warnings.catch_warnings(), signals:
+        # Lightning advises more loader workers and names what it does not find; both are choices here.
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # none of the blocks' outputs is changed
+        try:
+            trainer.fit(
+                stage,
+                train_dataloaders=data.train_dataloader(),
+                val_dataloaders=data.val_dataloader(),
+                ckpt_path=checkpoint,
+                weights_only=True,
+            )
+        except SystemExit:  # what Lightning makes of a Ctrl-C that does not wait for the step's end
+            (signals.requested or Stop.PERSON).raise_for()
+    if tracker:
+        speeds = sorted(log.tokens_per_second)
+        run.record(
+            steps=trainer.global_step,
+            seconds=run.info.get("seconds", 0.0) + log.total_seconds,
+            tokens_per_second=speeds[len(speeds) // 2] if speeds else None,
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+    checkpoints.stop.raise_for()
+
+
+def finish(stage: Stage, run: RunFolder) -> None:
+    """Saves the model; a frozen encoder must be the one the run started with."""
+    encoder_hash = weights_hash(stage.model.encoder.feature_state())
+    frozen = stage.trainable["encoder"] == "frozen"
+    assert not frozen or encoder_hash == run.info["encoder_hash"], "the frozen encoder changed during training"
+    stage.save_model(run.model)
+    readable(run.model)
+    run.record(encoder_hash=encoder_hash)

@@ -1,0 +1,102 @@
+"""Data, stage and initial weights of an experiment."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.types import DataContext, ImageSpec
+from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
+from fvl_lightning.runs.folder import RunFolder, is_model_folder
+from fvl_lightning.runs.image_fit import pictures_of_model, pictures_of_run, warn_of_other_pictures
+from fvl_lightning.stages.base import Stage
+from fvl_lightning.training.distributed.process_group import Ranks
+from fvl_lightning.training.feature_cache import build_feature_cache
+from fvl_lightning.training.weights import load_components
+
+logger = logging.getLogger(__name__)
+
+
+TRAINING_SPLITS = ["train", "validation"]
+"""What a training run reads."""
+
+
+def prepare_data(experiment: ExperimentConfig) -> Any:
+    """The data module, its shards (and the demo's tokenizer) on disk."""
+    if experiment.data is None:
+        raise ConfigError("data: the experiment names no data, write for instance `data: {name: shards, root: ...}`")
+    data = experiment.data.component(experiment.data.config)
+    data.prepare_data()
+    return data
+
+
+def build_stage(experiment: ExperimentConfig, device: str = "cpu") -> Stage:
+    """The stage with its initialised model."""
+    if experiment.stage is None:
+        raise ConfigError("stage: the experiment names no stage, write for instance `stage: finetune`")
+    return experiment.stage.component.build(experiment, device)
+
+
+def weighted_stage(experiment: ExperimentConfig, ranks: Ranks) -> tuple[Stage, list[dict[str, Any]]]:
+    """The stage, on the first rank with its weights, which the others take over; and what came from where.
+
+    Where they are to be sharded the others build shapes alone, or a machine would hold the model once per device.
+    """
+    shapes = experiment.trainer.sharded and not ranks.first
+    stage = build_stage(experiment, "meta" if shapes else "cpu")
+    parents = ranks.agree(lambda: start_from(stage, experiment))
+    if experiment.trainer.strategy != "single":
+        stage.frozen_hash = ranks.agree(lambda: stage.frozen_hash)
+    return stage, parents
+
+
+def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any]]:
+    """Loads the weights of earlier runs or of model folders into the model; returns what came from where."""
+    parents: list[dict[str, Any]] = []
+    for reference in experiment.init_from:
+        if is_model_folder(Path(reference)):
+            parent: dict[str, Any] = {"run": reference, "run_id": None}
+            folder = Path(reference)
+            pictures = pictures_of_model(folder)
+        else:
+            run = RunFolder.open(reference)
+            run.check_finished()
+            parent = {"run": str(run.path), "run_id": run.info.get("mlflow_run_id")}
+            folder, pictures = run.model, pictures_of_run(run)
+        warn_of_other_pictures(experiment, reference, pictures)
+        parents.append(parent | {"components": load_components(stage.model, folder)})
+    loaded = {component for parent in parents for component in parent["components"]}
+    for component, mode in stage.trainable.items():
+        choice = getattr(experiment, component)
+        pretrained = getattr(choice.config, "pretrained", None)
+        if mode == "frozen" and component not in loaded and pretrained is None:
+            logger.warning("%s is frozen with random weights; name a run in init_from", component)
+    return parents
+
+
+def data_context(model: Any, tokenizer: Any, experiment: ExperimentConfig, position: int = 0) -> DataContext:
+    """What the data module must know of the model and the run."""
+    encoder = model.encoder
+    whole = isinstance(model, FlorenceVLForConditionalGeneration)
+    return DataContext(
+        image=model.image_spec if whole else ImageSpec(encoder.image_size, encoder.mean, encoder.std, 0),
+        tokenizer=tokenizer,
+        image_token_id=model.config.image_token_id if whole else -1,
+        tasks=encoder.tasks,
+        batch_size=experiment.trainer.batch_size,
+        seed=experiment.seed,
+        position=position,
+    )
+
+
+def attach_features(stage: Stage, data: Any, experiment: ExperimentConfig, ranks: Ranks) -> None:
+    """Hands the frozen encoder's cached features to the data, where the experiment asks for them."""
+    if experiment.feature_cache is None:
+        return
+    if stage.trainable["encoder"] != "frozen":
+        raise ConfigError("feature_cache: the encoder trains in this stage, its features change; freeze it or turn off")
+    stage.train()
+    folder = Path(experiment.feature_cache)
+    cache = ranks.agree(lambda: build_feature_cache(stage.model.encoder, data, TRAINING_SPLITS, folder))
+    data.attach_features(cache)

@@ -1,0 +1,39 @@
+"""Gradio, started without the network."""
+
+import os
+from importlib import import_module
+from typing import Any
+
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.serving.source_shares import CSS
+
+MAX_UPLOAD = "20mb"
+"""An uploaded file may have this size."""
+
+
+def offline_gradio() -> Any:
+    """Gradio, which tells nobody of what happens here; ConfigError where it is not installed."""
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when it is imported
+    try:
+        return import_module("gradio")
+    except ImportError:
+        raise ConfigError('fvl serve needs its packages: pip install "fvl-lightning[serve]"') from None
+
+
+def launch(gradio: Any, page: Any, host: str, port: int) -> None:
+    """Serves the page in a thread of its own, without what asks anything of other machines."""
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        quiet=True,
+        ssr_mode=False,
+        run_history=False,
+        enable_monitoring=False,
+        max_file_size=MAX_UPLOAD,
+        footer_links=[],
+        theme=gradio.themes.Soft(primary_hue="indigo", **fonts),
+        css=CSS,
+        prevent_thread_lock=True,
+    )
