@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from fvl_lightning.core.errors import MISTAKE
+from fvl_lightning.core.errors import EXIT_USAGE_ERROR
 from fvl_lightning.core.terminal import terminal
 from fvl_lightning.doctor.examine import examine
 from fvl_lightning.doctor.tables import LOG_WIDTH, memory_table, table_of
@@ -37,7 +37,7 @@ def doctor(
     if estimate is not None:
         console.print(memory_table(estimate))
     if any(finding.verdict == "failed" for finding in findings):
-        raise typer.Exit(MISTAKE)
+        raise typer.Exit(EXIT_USAGE_ERROR)
 
 
 @contextmanager

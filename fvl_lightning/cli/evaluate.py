@@ -11,7 +11,7 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.terminal import progress, terminal
 from fvl_lightning.evaluation.scoring import RESULTS, open_model, open_with_data, score, score_encoder
 from fvl_lightning.inference.adapters import ADAPTER_HELP, put_on
-from fvl_lightning.runs.folder import is_model_folder
+from fvl_lightning.modeling.adapters.folders import is_model_folder
 from fvl_lightning.runs.references import MODEL_HELP, finished_run, say_what_it_has_seen
 
 

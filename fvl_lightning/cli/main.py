@@ -27,10 +27,10 @@ from fvl_lightning.cli import (
 )
 from fvl_lightning.cli.shards import app as shards
 from fvl_lightning.core.errors import (
-    FAILED_ELSEWHERE,
-    INTERRUPTED,
-    MISTAKE,
-    REQUEUE,
+    EXIT_INTERRUPTED,
+    EXIT_PEER_FAILED,
+    EXIT_REQUEUE,
+    EXIT_USAGE_ERROR,
     UserError,
     is_lack_of_files,
     is_of_the_machine,
@@ -113,33 +113,33 @@ def run(arguments: list[str]) -> int:
     try:
         result = app(arguments, standalone_mode=False, prog_name="fvl")
     except ElsewhereError:
-        return FAILED_ELSEWHERE
+        return EXIT_PEER_FAILED
     except LostRankError as error:
         if error.spoken:
             say_error(str(error))
-        return REQUEUE
+        return EXIT_REQUEUE
     except UserError as error:
         who = f" (rank {own_rank()})" if own_rank() else ""
         say_error(str(error), who)
-        return MISTAKE
+        return EXIT_USAGE_ERROR
     except OSError as error:
         if not is_of_the_machine(error):
             raise
         what = "needs another open file" if is_lack_of_files(error) else "cannot be used"
         say_error(f"{error.filename or 'the command'} {what}: {os_error_in_words(error)}")
-        return MISTAKE
+        return EXIT_USAGE_ERROR
     except TyperException as error:
         if error.format_message():  # without one, the help has been shown
             say_error(error.format_message())
-        return MISTAKE
+        return EXIT_USAGE_ERROR
     except Preempted:
         for_all.print(
-            f"stopped for the cluster; what was saved is kept, exit code {REQUEUE} asks for the same command again "
-            "(`--resume-or-start` for a training)",
+            f"stopped for the cluster; what was saved is kept, exit code {EXIT_REQUEUE} asks for the same command "
+            "again (`--resume-or-start` for a training)",
             soft_wrap=True,
         )
-        return REQUEUE
-    if result == INTERRUPTED:  # typer's answer to KeyboardInterrupt
+        return EXIT_REQUEUE
+    if result == EXIT_INTERRUPTED:  # typer's answer to KeyboardInterrupt
         said = "stopped; what was saved is kept, and the same command (`--resume` for a training) goes on from there"
         for_all.print(said, soft_wrap=True)
     return result if isinstance(result, int) else 0

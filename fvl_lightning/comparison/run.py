@@ -22,7 +22,8 @@ from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import terminal
 from fvl_lightning.evaluation.scoring import score_encoder
-from fvl_lightning.launchers.local import Launcher, LocalLauncher
+from fvl_lightning.launchers.base import Launcher
+from fvl_lightning.launchers.local import LocalLauncher
 from fvl_lightning.launchers.ray import RayLauncher
 from fvl_lightning.launchers.slurm_array import SlurmLauncher
 from fvl_lightning.runs.folder import RunFolder

@@ -15,10 +15,10 @@ from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import SeedPlan
 from fvl_lightning.comparison.progress import cells_table, ended_lines
 from fvl_lightning.core.config.loading import as_plain, config_hash
-from fvl_lightning.core.errors import INTERRUPTED, REQUEUE, DataError
+from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import progress
-from fvl_lightning.launchers.local import Launcher
+from fvl_lightning.launchers.base import Launcher
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import input_hashes
 from fvl_lightning.runs.resume import identity_of
@@ -172,5 +172,5 @@ def run_cells(cells: Sequence[Cell], launcher: Launcher, console: Console, fresh
             launcher.run(todo, tell)
     finally:
         for cell in todo:
-            if cell.code not in (None, 0, INTERRUPTED, REQUEUE):
+            if cell.code not in (None, 0, EXIT_INTERRUPTED, EXIT_REQUEUE):
                 cell.record_failure()

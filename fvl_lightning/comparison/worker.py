@@ -12,7 +12,7 @@ from typing import Any
 
 from fvl_lightning.comparison.test_split_log import note_reading
 from fvl_lightning.core.config.loading import check_config
-from fvl_lightning.core.errors import INTERRUPTED, MISTAKE, REQUEUE, ConfigError, UserError
+from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USAGE_ERROR, ConfigError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import quiet_libraries
 from fvl_lightning.core.weight_files import weights_hash
@@ -33,11 +33,11 @@ def main(specification: Path) -> int:
         result = run_cell(json.loads(specification.read_text(encoding="utf-8")), specification.parent)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
-        return MISTAKE
+        return EXIT_USAGE_ERROR
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     except Preempted:
-        return REQUEUE
+        return EXIT_REQUEUE
     beside = specification.with_name(".result.json.tmp")
     beside.write_text(json.dumps(result, indent=2), encoding="utf-8")
     os.replace(beside, specification.with_name("result.json"))

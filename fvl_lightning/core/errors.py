@@ -5,8 +5,17 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from fvl_lightning.training.fault_tolerance.signals import TEMPFAIL
+EXIT_PEER_FAILED = 1
+"""The exit code of a rank that ends because another one failed; the other's exit code says why."""
+EXIT_USAGE_ERROR = 2
+"""The exit code for what the user can mend."""
+EXIT_REQUEUE = 75
+"""The exit code that asks for the same command again: after SIGTERM, SIGUSR1 or SIGHUP, and where ranks died or hang.
 
+It is EX_TEMPFAIL of sysexits.h.
+"""
+EXIT_INTERRUPTED = 130
+"""The exit code after Ctrl-C: 128 + SIGINT, as shells count."""
 OF_THE_MACHINE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ELOOP)
 """Errors of the system that say something of a path or a disk; any other may be a mistake in the code."""
 
@@ -83,19 +92,3 @@ def refuse_unknown_fields(given: Mapping[str, Any], config_class: Any, where: st
     model_type = given.get("model_type", config_class.model_type)
     if model_type != config_class.model_type:
         raise ConfigError(f"{where}.model_type: expected '{config_class.model_type}', found {model_type!r}")
-
-
-FAILED_ELSEWHERE = 1
-"""Exit code of a rank where another one has failed, whose exit code says more."""
-
-
-MISTAKE = 2
-"""Exit code of what the user can mend."""
-
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 + SIGINT, as shells count."""
-
-
-REQUEUE = TEMPFAIL
-"""Exit code, 75, after SIGTERM, SIGUSR1 or SIGHUP, and where ranks have died or hang: to be run again (sysexits.h)."""

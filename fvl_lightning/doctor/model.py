@@ -11,7 +11,8 @@ from datamodules.demo.tokenizer import save_tokenizer
 from fvl_lightning.core.errors import UserError
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
 from fvl_lightning.doctor.finding import ADVICE, Finding
-from fvl_lightning.runs.folder import RunFolder, is_model_folder
+from fvl_lightning.modeling.adapters.folders import is_model_folder
+from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.components import count_parameters

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from fvl_lightning.core.errors import INTERRUPTED, MISTAKE, REQUEUE
+from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USAGE_ERROR
 from fvl_lightning.core.terminal import say_error
 from fvl_lightning.training.fault_tolerance.hang_detection import names
 from fvl_lightning.training.fault_tolerance.signals import CLUSTER, handled
@@ -83,7 +83,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], first_rank: int) -> int:
             fell = _fallen(codes, first_rank)
         time.sleep(POLL_SECONDS)
     fell = fell or _fallen(codes, first_rank)
-    failed = [REQUEUE if code < 0 else code for code in codes if code]
+    failed = [EXIT_REQUEUE if code < 0 else code for code in codes if code]
     if fell and not set(failed) & set(codes):
         number = min(fell.values())
         ended = f"{'was' if len(fell) == 1 else 'were'} ended by {signal.Signals(number).name}"
@@ -93,7 +93,8 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], first_rank: int) -> int:
             "with `--resume-or-start` goes on from the last checkpoint"
         )
     # Of several the one that says why: a process whose neighbour has gone ends with an error of its own.
-    return next((code for code in (INTERRUPTED, MISTAKE, REQUEUE) if code in failed), failed[0] if failed else 0)
+    reasons = (EXIT_INTERRUPTED, EXIT_USAGE_ERROR, EXIT_REQUEUE)
+    return next((code for code in reasons if code in failed), failed[0] if failed else 0)
 
 
 def _fallen(codes: Sequence[int | None], first_rank: int) -> dict[int, int]:

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.launchers.local import ONE_THREAD, POLL_SECONDS
+from fvl_lightning.launchers.base import ONE_THREAD, POLL_SECONDS, Task
 from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 
 @dataclass
 class RayConfig:
-    """Where `launcher: ray` finds its machines, and what a cell has of them besides a core."""
+    """Where `launcher: ray` finds its machines, and what a cell gets besides a core."""
 
     address: str = "local"
     """local: this machine alone; auto: the cluster that this machine is part of; or host:port of one."""
@@ -32,39 +31,39 @@ OWN_CLUSTER = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
 
 
 class RayLauncher:
-    """A task for every cell with a core of its own (and GPUs where asked for), at most `jobs` at a time."""
+    """One Ray task per cell, each with a core of its own (and GPUs where asked for), at most `jobs` at a time."""
 
     def __init__(self, jobs: int, config: RayConfig) -> None:
         self.jobs, self.config = jobs, config
 
-    def run(self, cells: Sequence[Cell], watch: Callable[[], None]) -> None:
-        """See launchers.Launcher. A task whose machine goes away leaves its cell to be resumed by the next start."""
+    def run(self, tasks: Sequence[Task], watch: Callable[[], None]) -> None:
+        """See launchers.base.Launcher. A cell whose machine goes away is resumed by the next start."""
         ray = connect(self.config)
         try:
-            task = ray.remote(num_cpus=1, num_gpus=self.config.num_gpus, max_retries=0)(cell_process())
-            self._run(ray, task, list(cells), watch)
+            remote = ray.remote(num_cpus=1, num_gpus=self.config.num_gpus, max_retries=0)(cell_process())
+            self._run(ray, remote, list(tasks), watch)
         finally:
             ray.shutdown()
 
-    def _run(self, ray: Any, task: Any, waiting: list[Cell], watch: Callable[[], None]) -> None:
-        running: dict[Any, Cell] = {}
+    def _run(self, ray: Any, remote: Any, waiting: list[Task], watch: Callable[[], None]) -> None:
+        running: dict[Any, Task] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < self.jobs:
-                    cell = waiting.pop(0)
-                    cell.prepare()
-                    told = (cell.command, os.path.abspath(cell.log), os.getcwd(), ONE_THREAD, POLL_SECONDS)
-                    running[task.remote(*told)] = cell
+                    task = waiting.pop(0)
+                    task.prepare()
+                    told = (task.command, os.path.abspath(task.log), os.getcwd(), ONE_THREAD, POLL_SECONDS)
+                    running[remote.remote(*told)] = task
                 ended, _ = ray.wait(list(running), timeout=POLL_SECONDS)
                 for reference in ended:
-                    cell = running.pop(reference)
-                    cell.code = _exit_code(ray, reference, cell)
+                    task = running.pop(reference)
+                    task.code = _exit_code(ray, reference, task)
                 watch()
         except (KeyboardInterrupt, Preempted):
             for reference in running:
                 ray.cancel(reference)
-            for reference, cell in running.items():
-                cell.code = _exit_code(ray, reference, cell)
+            for reference, task in running.items():
+                task.code = _exit_code(ray, reference, task)
             raise
 
 
@@ -72,7 +71,7 @@ def connect(config: RayConfig) -> Any:
     """The module `ray`, joined to its cluster.
 
     Raises:
-        ConfigError: the package is missing, no cluster answers, or it has fewer GPUs than a cell is to have.
+        ConfigError: the package is missing, no cluster answers, or it has fewer GPUs than a cell needs.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports its usage to its makers
     try:
@@ -124,7 +123,7 @@ def cell_process() -> Callable[..., int]:
     return run
 
 
-def _exit_code(ray: Any, reference: Any, cell: Cell) -> int | None:
+def _exit_code(ray: Any, reference: Any, task: Task) -> int | None:
     """None for a task that was cancelled before it began, or that was lost."""
     try:
         return ray.get(reference)
@@ -132,7 +131,7 @@ def _exit_code(ray: Any, reference: Any, cell: Cell) -> int | None:
         return None
     except ray.exceptions.RayError as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
-        logger.warning("Ray lost %s (%s); the next start resumes it", cell.name, said[-1])
+        logger.warning("Ray lost %s (%s); the next start resumes it", task.name, said[-1])
         return None
 
 

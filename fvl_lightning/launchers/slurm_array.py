@@ -8,30 +8,29 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.launchers.local import ONE_THREAD
+from fvl_lightning.launchers.base import ONE_THREAD, Task
 from fvl_lightning.launchers.sbatch import check_options, job_name
 from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 POLL_SECONDS = 2.0
 EXIT_CODE = "exit_code"
-"""The file in a cell's folder in which its job leaves how the process ended."""
+"""The file in a cell's folder that holds the exit code of its process."""
 
 
 class SlurmLauncher:
-    """A task of a job array for every cell, `jobs` at a time, in a file system that all machines share."""
+    """One task of a job array per cell, `jobs` at a time; all machines must share the file system."""
 
     def __init__(self, folder: Path, name: str, jobs: int, options: Sequence[str]) -> None:
         self.script = folder / "array.sh"
         self.name, self.jobs, self.options = name, jobs, options
 
-    def run(self, cells: Sequence[Cell], watch: Callable[[], None]) -> None:
-        """See launchers.Launcher. A task that the cluster took back before its end leaves its cell to be resumed."""
-        for cell in cells:
-            cell.prepare()
-            (cell.folder / EXIT_CODE).unlink(missing_ok=True)
-        self.script.write_text(array_script(cells, self.name, self.jobs, self.options), encoding="utf-8")
+    def run(self, tasks: Sequence[Task], watch: Callable[[], None]) -> None:
+        """See launchers.base.Launcher. A cell that the cluster preempts is resumed by the next start."""
+        for task in tasks:
+            task.prepare()
+            (task.folder / EXIT_CODE).unlink(missing_ok=True)
+        self.script.write_text(array_script(tasks, self.name, self.jobs, self.options), encoding="utf-8")
         try:
             with subprocess.Popen(
                 ["sbatch", "--parsable", "--wait", str(self.script)], stdout=subprocess.PIPE, text=True
@@ -50,16 +49,16 @@ class SlurmLauncher:
             raise ConfigError("launcher: there is no sbatch on this machine, take launcher: local") from None
         if not job:
             raise ConfigError(f"launcher: sbatch refused {self.script}, its own words stand above; see `slurm`")
-        for cell in cells:
+        for task in tasks:
             with contextlib.suppress(OSError, ValueError):
-                cell.code = int((cell.folder / EXIT_CODE).read_text(encoding="utf-8"))
+                task.code = int((task.folder / EXIT_CODE).read_text(encoding="utf-8"))
 
 
-def array_script(cells: Sequence[Cell], name: str, jobs: int, options: Sequence[str]) -> str:
+def array_script(tasks: Sequence[Task], name: str, jobs: int, options: Sequence[str]) -> str:
     """The job array as a script for sbatch.
 
     Args:
-        cells: one task each.
+        tasks: one array task each.
         name: of the job.
         jobs: tasks at a time.
         options: further ones of sbatch, such as --partition=long.
@@ -70,14 +69,14 @@ def array_script(cells: Sequence[Cell], name: str, jobs: int, options: Sequence[
     check_options(options, "slurm")
     given = [
         f"--job-name={job_name(name)}",
-        f"--array=0-{len(cells) - 1}%{jobs}",
+        f"--array=0-{len(tasks) - 1}%{jobs}",
         "--cpus-per-task=1",
         "--output=/dev/null",
         *options,
     ]
     places = [
-        f"  {number}) folder={shlex.quote(str(cell.folder))}; set -- {shlex.join(cell.command)} ;;"
-        for number, cell in enumerate(cells)
+        f"  {number}) folder={shlex.quote(str(task.folder))}; set -- {shlex.join(task.command)} ;;"
+        for number, task in enumerate(tasks)
     ]
     lines = [
         "#!/bin/bash",

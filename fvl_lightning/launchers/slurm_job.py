@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fvl_lightning.core.errors import REQUEUE, ConfigError
+from fvl_lightning.core.errors import EXIT_REQUEUE, ConfigError
 from fvl_lightning.launchers.sbatch import check_options, job_name
 
 COUNTED = ("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "gpus-per-task", "array")
@@ -95,7 +95,7 @@ class Job:
             f"    bash -c {shlex.quote(AS_RANK)} rank \\",
             f"    {shlex.join(self.command)}",
             "code=$?",
-            f'if [ "$code" -eq {REQUEUE} ]; then',
+            f'if [ "$code" -eq {EXIT_REQUEUE} ]; then',
             '    scontrol requeue "$SLURM_JOB_ID"',
             "fi",
             'exit "$code"',

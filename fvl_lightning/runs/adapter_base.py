@@ -5,9 +5,9 @@ from typing import Any
 
 from fvl_lightning.core.atomic import appearing
 from fvl_lightning.core.experiment import COMPONENTS
-from fvl_lightning.modeling.adapters.folders import is_adapter_folder
+from fvl_lightning.modeling.adapters.folders import is_adapter_folder, is_model_folder
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
-from fvl_lightning.runs.folder import RunFolder, is_model_folder
+from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.stages.language import LanguageStage
 from fvl_lightning.training.lora import adapted

@@ -25,7 +25,6 @@ import yaml
 from fvl_lightning.core.config.loading import config_hash
 from fvl_lightning.core.config.yaml_text import write_yaml
 from fvl_lightning.core.errors import ConfigError, DataError, nearest
-from fvl_lightning.modeling.adapters.folders import is_adapter_folder
 from fvl_lightning.runs.identity import RunIdentity
 from fvl_lightning.tracking.metrics_log import read_journal
 from fvl_lightning.training.checkpointing.files import LAST, is_whole, present_checkpoints
@@ -238,7 +237,3 @@ def _new_folder(path: Path) -> Path:
     return folder
 
 
-def is_model_folder(path: Path) -> bool:
-    """Whether this is a saved model or adapter on its own, as an import, an export or peft makes it, and no run."""
-    saved = (path / "config.json").is_file() or is_adapter_folder(path)
-    return saved and not (path / "run.json").is_file()

@@ -10,8 +10,9 @@ from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.weight_files import weights_hash
+from fvl_lightning.modeling.adapters.folders import is_model_folder
 from fvl_lightning.modeling.build import Loaded, load_model
-from fvl_lightning.runs.folder import RunFolder, is_model_folder
+from fvl_lightning.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

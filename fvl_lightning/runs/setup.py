@@ -7,8 +7,9 @@ from typing import Any
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import DataContext, ImageSpec
+from fvl_lightning.modeling.adapters.folders import is_model_folder
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
-from fvl_lightning.runs.folder import RunFolder, is_model_folder
+from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.image_fit import pictures_of_model, pictures_of_run, warn_of_other_pictures
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.distributed.process_group import Ranks

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.weight_files import fitted, read_weights, weights_hash
-from fvl_lightning.modeling.adapters.folders import base_of, is_adapter_folder, merge_adapter
+from fvl_lightning.modeling.adapters.folders import base_of, is_adapter_folder, is_model_folder, merge_adapter
 from fvl_lightning.modeling.build import load_model
-from fvl_lightning.runs.folder import is_model_folder
 from fvl_lightning.training.checkpointing.sharded import Rows, whole
 from fvl_lightning.training.components import CHILDREN, component_of
 

@@ -19,7 +19,7 @@ from fvl_lightning.encoders.florence2_files import image_size_of
 from fvl_lightning.encoders.florence2_original import ADDED_TOKENS, original_sizes
 from fvl_lightning.modeling.conversion.florence_vl_config import PROMPT_IDS
 from tests.encoders import original
-from tests.modeling.original_layout import TOWER, save_weights
+from tests.modeling.conversion.original_layout import TOWER, save_weights
 from tests.tiny_models import initialized, prompted
 
 Weights = dict[str, Tensor]

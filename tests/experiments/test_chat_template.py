@@ -10,7 +10,7 @@ from datamodules.encoding.conversation import ConversationEncoder
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.types import IGNORE_INDEX
 from fvl_lightning.language_models.causal import CausalLanguageModel, load_tokenizer
-from tests.datamodules.templates import LLAMA_TOKENS, dressed, metaspace, written
+from tests.datamodules.encoding.templates import LLAMA_TOKENS, dressed, metaspace, written
 from tests.experiments.presets import load
 
 SYSTEM = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.core.errors import REQUEUE
+from fvl_lightning.core.errors import EXIT_REQUEUE
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.tracking.metrics_log import read_journal
 from tests.conftest import Fork
@@ -48,7 +48,7 @@ class Ranks:
         """A run that was killed, on the point of its last start."""
         for kill in kills:
             codes = self.train(*words, "name=killed", "--resume-or-start", kills=kill)
-            assert codes == [REQUEUE if place == "never" else KILLED for place, _ in kill], (kill, self.said(0))
+            assert codes == [EXIT_REQUEUE if place == "never" else KILLED for place, _ in kill], (kill, self.said(0))
         return self.run("killed")
 
 
@@ -71,7 +71,7 @@ def test_one_rank_and_then_both(ranks: Ranks) -> None:
     assert note == {"ranks": [1], "error": run.info["error"]}
     ranks.survive([(("in the step", "7"), ("in the step", "7"))], *TWO)
     hung = ranks.train(*TWO, "name=killed", "--resume", "trainer.stall_seconds=4", kills=(NEVER, ("hangs", "8")))
-    assert hung == [REQUEUE, REQUEUE], ranks.said(0)
+    assert hung == [EXIT_REQUEUE, EXIT_REQUEUE], ranks.said(0)
     said = " ".join(ranks.said(0).split())
     assert (
         "step 8: rank 1 has got nothing done for 4 s, and the others wait for it (waiting for its next batch)" in said

@@ -10,7 +10,7 @@ from fvl_lightning.core.plugins import import_plugin
 from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import TINY, Run
 from tests.contracts.checks import check_fusion
-from tests.readme import plugin
+from tests.docs.readme import plugin
 
 FINETUNE = "experiments/demo/finetune.yaml"
 

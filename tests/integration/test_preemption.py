@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fvl_lightning.core.errors import REQUEUE
+from fvl_lightning.core.errors import EXIT_REQUEUE
 from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import TINY, TINY_DATA, Run
 from tests.integration.runs import (
@@ -40,7 +40,7 @@ def test_one_command_starts_goes_on_and_then_has_nothing_to_do(
         monkeypatch.setenv(f"SLURM_{variable}", value)
     stop_at(7, signal.Signals[name])
     stopped = fvl_here(workspace, *JOB)
-    assert stopped.returncode == REQUEUE == 75, stopped.stderr
+    assert stopped.returncode == EXIT_REQUEUE == 75, stopped.stderr
     assert "stopped for the cluster" in stopped.stderr
     run = RunFolder(workspace / "runs" / "job")
     assert run.info["status"] == "interrupted"
@@ -74,7 +74,7 @@ def test_a_signal_before_the_first_step_stops_at_once(
         return original(*arguments)
 
     monkeypatch.setattr(train, "build_stage", interrupted)
-    assert fvl_here(workspace, *JOB).returncode == REQUEUE
+    assert fvl_here(workspace, *JOB).returncode == EXIT_REQUEUE
     assert not (workspace / "runs").exists()
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -104,7 +104,7 @@ def test_what_a_kill_leaves_is_gone_on_with(
 
 def test_another_configuration_is_another_run(workspace: Path, fvl_here: Run, stop_at: StopAt) -> None:
     stop_at(7, signal.SIGTERM)
-    assert fvl_here(workspace, *JOB).returncode == REQUEUE
+    assert fvl_here(workspace, *JOB).returncode == EXIT_REQUEUE
     done = fvl_here(workspace, *JOB, "seed=1", "trainer.max_steps=2")
     assert done.returncode == 0, done.stderr
     assert not RunFolder(workspace / "runs" / "job").finished
@@ -165,7 +165,7 @@ def test_sigterm_to_every_process_of_a_job(workspace: Path) -> None:
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == REQUEUE, err
+    assert process.returncode == EXIT_REQUEUE, err
     assert "Traceback" not in err
     checkpoint = torch.load(run.last_checkpoint, weights_only=True)
     assert checkpoint["global_step"] == run.curve("train/loss")[-1][0]

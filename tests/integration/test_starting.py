@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.core.errors import REQUEUE
+from fvl_lightning.core.errors import EXIT_REQUEUE
 from fvl_lightning.training.fault_tolerance.signals import NOT_BEGUN
 from tests.conftest import TINY, Run, furnish
 
@@ -29,6 +29,6 @@ def test_sigterm_at_a_moment_of_the_start(
     furnish(tmp_path, tmp_path / "nowhere")
     words = ("experiments/demo/finetune.yaml", *TINY, *TWO)
     done = fvl(tmp_path, "train", *words, "--resume-or-start", timeout=110)
-    assert done.returncode == REQUEUE, done.stderr
+    assert done.returncode == EXIT_REQUEUE, done.stderr
     assert done.stderr == f"{NOT_BEGUN}\n"
     assert not (tmp_path / "runs").exists()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from fvl_lightning.core.errors import REQUEUE
+from fvl_lightning.core.errors import EXIT_REQUEUE
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.tracking import tracker
 from fvl_lightning.tracking.metrics_log import read_journal
@@ -81,7 +81,7 @@ def test_a_server_that_stays_away(workspace: Path, server: Server, fvl_here: Run
     run = RunFolder(workspace / "runs" / "finetune")
     try:
         stopped = fvl_here(workspace, *words)
-        assert stopped.returncode == REQUEUE
+        assert stopped.returncode == EXIT_REQUEUE
         assert "`fvl sync runs/finetune` sends it" in stopped.stderr
         resumed = fvl_here(workspace, *words, "--resume-or-start")
         assert resumed.returncode == 0, resumed.stderr

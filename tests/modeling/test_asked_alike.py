@@ -15,7 +15,7 @@ from fvl_lightning.core.types import ImageSpec
 from fvl_lightning.inference.conversation import Conversation
 from fvl_lightning.inference.generation import Sampling, encode, user_message
 from fvl_lightning.modeling.processing.processor import FlorenceVLProcessor, make_processor
-from tests.datamodules.templates import ALL_FAMILIES, tokenizer_of
+from tests.datamodules.encoding.templates import ALL_FAMILIES, tokenizer_of
 
 SPEC = ImageSpec(16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 3)
 PICTURE = np.zeros((4, 4, 3), dtype=np.uint8)

@@ -248,3 +248,9 @@ def _matching(model: nn.Module, names: Collection[str]) -> set[str]:
 
 def _inside(name: str, modules: Collection[str]) -> bool:
     return any(name.startswith(f"{module}.") for module in modules)
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether this is a saved model or adapter on its own, as an import, an export or peft makes it, and no run."""
+    saved = (path / "config.json").is_file() or is_adapter_folder(path)
+    return saved and not (path / "run.json").is_file()

@@ -20,11 +20,11 @@ from enum import IntEnum
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from fvl_lightning.core.errors import EXIT_REQUEUE
+
 if TYPE_CHECKING:
     from lightning import Trainer
 
-TEMPFAIL = getattr(os, "EX_TEMPFAIL", 75)
-"""The exit code that asks for the same command again; Windows has no name for it."""
 HANGUP = getattr(signal, "SIGHUP", None)
 """The terminal has gone, with the connection to the machine for instance."""
 CLUSTER = tuple(
@@ -36,7 +36,7 @@ VERBS = ("train", "launch", "compare", "demo")
 """The commands that a cluster may stop."""
 NOT_BEGUN = (
     "stopped for the cluster before the first step: nothing was trained, what was saved before is kept, exit code "
-    f"{TEMPFAIL} asks for the same command again (`--resume-or-start` for a training)"
+    f"{EXIT_REQUEUE} asks for the same command again (`--resume-or-start` for a training)"
 )
 LINGER_SECONDS = 0.5
 """By which the first rank ends later: the others meet in its store, and would tell at length that it is gone."""
@@ -187,7 +187,7 @@ def _answer(reading: int) -> None:
                     os.write(2, f"{NOT_BEGUN}\n".encode())
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
                 time.sleep(LINGER_SECONDS if "RANK" in os.environ else 0)
-            os._exit(TEMPFAIL)
+            os._exit(EXIT_REQUEUE)
     os.close(reading)
 
 

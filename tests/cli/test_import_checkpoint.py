@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.conftest import Run
 from tests.encoders import original
-from tests.modeling.original_layout import PHI, TOWER, random_weights, save
+from tests.modeling.conversion.original_layout import PHI, TOWER, random_weights, save
 
 WORDS = ("import", "florence-vl", "checkpoint", "models/out", "--vision-tower", "tower")
 NORM = "model.norm.weight"

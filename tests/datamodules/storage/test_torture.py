@@ -190,7 +190,7 @@ def tree(root: Path) -> dict[str, int]:
 
 def test_each_thing_is_refused_or_read_and_the_rest_delivered(torture: Path) -> None:
     before = tree(torture)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", READER, "shards"], cwd=torture, env=environment, capture_output=True, text=True
     )

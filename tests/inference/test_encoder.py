@@ -19,10 +19,10 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.encoders.florence2_original import original_sizes
 from fvl_lightning.inference.boxes import COLOURS, SMALLEST
 from fvl_lightning.runs.folder import RunFolder
-from tests.commands.test_errors import spoken
+from tests.cli.test_errors import spoken
 from tests.conftest import ROOT, TINY, Run, furnish
 from tests.encoders import original
-from tests.modeling.original_layout import TOWER, save_weights
+from tests.modeling.conversion.original_layout import TOWER, save_weights
 
 ENCODER = "runs/encoder_pretrain"
 BOXES = "red circle<loc_0><loc_0><loc_15><loc_31>blue star<loc_24><loc_8><loc_8><loc_24><loc_31><loc_0><loc_31><loc_3>"

@@ -24,7 +24,7 @@ from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneratio
 from fvl_lightning.modeling.processing.processor import IMAGE_TOKEN
 from tests.conftest import ROOT
 from tests.encoders import original
-from tests.modeling.original_layout import PHI, TOWER, random_weights, save, save_weights, shapes
+from tests.modeling.conversion.original_layout import PHI, TOWER, random_weights, save, save_weights, shapes
 
 INSIDE = "model.vision_tower.vision_tower."
 TABLE_COPIES = tuple(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.core.errors import INTERRUPTED, MISTAKE, REQUEUE
+from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USAGE_ERROR
 from fvl_lightning.launchers import ranks as processes
 from fvl_lightning.launchers.ranks import run_ranks
 
@@ -13,15 +13,15 @@ from fvl_lightning.launchers.ranks import run_ranks
     ("ends", "code", "said"),
     [
         (("exit 0", "exit 0"), 0, ""),
-        (("exit 1", "exit 2"), MISTAKE, ""),
+        (("exit 1", "exit 2"), EXIT_USAGE_ERROR, ""),
         (("exit 1", "exit 3"), 1, ""),
-        (("exit 75", "exit 75"), REQUEUE, ""),
-        (("exit 75", "kill -9 $$"), REQUEUE, ""),
-        (("exit 75", "exit 2"), MISTAKE, ""),
-        (("exit 130", "kill -9 $$"), INTERRUPTED, ""),
-        (("exec sleep 60", "kill -9 $$"), REQUEUE, "error: rank 1 was ended by SIGKILL"),
-        (("kill -9 $$", "kill -9 $$"), REQUEUE, "error: rank"),
-        (("exec sleep 60", "exit 75"), REQUEUE, ""),
+        (("exit 75", "exit 75"), EXIT_REQUEUE, ""),
+        (("exit 75", "kill -9 $$"), EXIT_REQUEUE, ""),
+        (("exit 75", "exit 2"), EXIT_USAGE_ERROR, ""),
+        (("exit 130", "kill -9 $$"), EXIT_INTERRUPTED, ""),
+        (("exec sleep 60", "kill -9 $$"), EXIT_REQUEUE, "error: rank 1 was ended by SIGKILL"),
+        (("kill -9 $$", "kill -9 $$"), EXIT_REQUEUE, "error: rank"),
+        (("exec sleep 60", "exit 75"), EXIT_REQUEUE, ""),
     ],
 )
 def test_one_code_and_one_sentence(

@@ -9,7 +9,7 @@ import pytest
 from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.launchers.slurm_array import SlurmLauncher, array_script
-from tests.commands.test_cells import FAILS, SPECIFICATION, cell
+from tests.comparison.test_cell import FAILS, SPECIFICATION, cell
 
 SBATCH = """#!/bin/bash
 [ "$1 $2" = "--parsable --wait" ] || exit 1

@@ -25,7 +25,7 @@ from datamodules.building.row_to_sample import Sample
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import DataError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PLUGIN = str(Path(__file__).with_name("building_source.py"))
 SCRIPT = """
 import json, sys

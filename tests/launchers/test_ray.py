@@ -1,6 +1,6 @@
 """Cells as tasks of Ray: with a stand-in for it, and, slow, with Ray itself where it is installed.
 
-The latter by hand: pip install -c constraints.txt ray, then python -m pytest tests/commands/test_ray.py
+The latter by hand: pip install -c constraints.txt ray, then python -m pytest tests/launchers/test_ray.py
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ import pytest
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.launchers.ray import RayConfig, RayLauncher
-from tests.commands.test_cells import FAILS, cell
+from tests.comparison.test_cell import FAILS, cell
 from tests.conftest import Run
 from tests.integration.test_comparison import COMPARISON, lasting, report_of, workplace
 

@@ -12,7 +12,7 @@ from datamodules.encoding.conversation import ConversationEncoder
 from fvl_lightning.core.chat_date import dated, dated_tokenizer
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX
-from tests.datamodules.templates import ALL_FAMILIES, DATED, QWEN, QWEN_3, dressed, tokenizer_of, written
+from tests.datamodules.encoding.templates import ALL_FAMILIES, DATED, QWEN, QWEN_3, dressed, tokenizer_of, written
 
 Messages = list[dict[str, Any]]
 IMAGE = {"type": "image"}

@@ -15,7 +15,7 @@ import pytest
 
 from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import ROOT, Run
-from tests.readme import commands, write_files
+from tests.docs.readme import commands, write_files
 
 COMMANDS = commands()
 DOCUMENTS = sorted(

@@ -16,7 +16,7 @@ from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.messages import check_messages, image_parts
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX
-from tests.datamodules.templates import FAMILIES, NAMES, QWEN, dressed, metaspace, tokenizer_of, written
+from tests.datamodules.encoding.templates import FAMILIES, NAMES, QWEN, dressed, metaspace, tokenizer_of, written
 
 Messages = list[dict[str, Any]]
 

@@ -18,7 +18,7 @@ from datamodules.shards import DatasetConfig, ShardsData
 from fvl_lightning.core.chat_date import dated
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import DataContext
-from tests.datamodules.templates import tokenizer_of
+from tests.datamodules.encoding.templates import tokenizer_of
 
 Write = Callable[..., Path]
 MakeContext = Callable[..., DataContext]

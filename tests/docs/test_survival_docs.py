@@ -7,7 +7,7 @@ import pytest
 
 from fvl_lightning.core.config.fields import keys_that_change
 from fvl_lightning.core.config.loading import check_config
-from fvl_lightning.core.errors import INTERRUPTED, MISTAKE, REQUEUE
+from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USAGE_ERROR
 from fvl_lightning.core.experiment import ExperimentConfig
 from tests.conftest import ROOT, Run
 
@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
 
 def test_exit_codes() -> None:
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", PAGE, flags=re.MULTILINE)] == [
-        0, MISTAKE, REQUEUE, INTERRUPTED,
+        0, EXIT_USAGE_ERROR, EXIT_REQUEUE, EXIT_INTERRUPTED,
     ]  # fmt: skip
 
 
@@ -25,7 +25,7 @@ def test_exit_codes() -> None:
 def test_commands_are_known(command: str, tmp_path: Path, fvl_here: Run) -> None:
     """They are understood as far as the file that is not there."""
     done = fvl_here(tmp_path, *command.split()[1:])
-    assert done.returncode == MISTAKE
+    assert done.returncode == EXIT_USAGE_ERROR
     assert command.split()[2] in done.stderr
 
 

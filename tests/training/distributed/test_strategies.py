@@ -9,7 +9,7 @@ import torch
 from fvl_lightning.core.errors import ConfigError
 from tests.conftest import Fork
 from tests.stages.fitting import build_stage
-from tests.training.split_training import CASES, EXACT, ROUNDED, train
+from tests.training.distributed.split_training import CASES, EXACT, ROUNDED, train
 
 PROGRAM = Path(__file__).with_name("split_training.py")
 IN_DOUBLE, IN_SINGLE = 1e-9, 1e-4

@@ -13,7 +13,7 @@ from datamodules.encoding.views import TOO_LONG, CaptionView, ConversationView, 
 from datamodules.shards import ShardsData
 from datamodules.storage.sample_store import SampleError
 from fvl_lightning.core.types import IGNORE_INDEX, DataContext
-from tests.datamodules.templates import tokenizer_of
+from tests.datamodules.encoding.templates import tokenizer_of
 
 IMAGE = {"type": "image"}
 TALKS: list[list[dict[str, Any]]] = [

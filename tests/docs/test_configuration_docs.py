@@ -9,7 +9,7 @@ from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 
-PAGE = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
 FIRST_ROW = next(line for line in PAGE.splitlines() if line.startswith("| `name: 12e5`"))
 TEXTS = re.findall(r"`(?:name: )?([^`]+)`", FIRST_ROW)
 

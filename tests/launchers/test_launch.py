@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.core.errors import INTERRUPTED, MISTAKE, REQUEUE, ConfigError
+from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USAGE_ERROR, ConfigError
 from fvl_lightning.launchers.ranks import Machine, run_ranks
 from fvl_lightning.launchers.secrets import refuse_secrets
 from fvl_lightning.launchers.slurm_job import Job
@@ -80,7 +80,7 @@ def job(command: Sequence[str], *options: str, gpus: bool = True) -> Job:
 def said(fvl_here: Run, *words: str, folder: Path = ROOT) -> str:
     """The one sentence that the words are refused with."""
     done = fvl_here(folder, "launch", *words)
-    assert done.returncode == MISTAKE
+    assert done.returncode == EXIT_USAGE_ERROR
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     return done.stderr
@@ -100,7 +100,9 @@ def test_options_of_sbatch_win_over_ours() -> None:
     assert "gpu" not in job(["true"], gpus=False).text()
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (MISTAKE, False), (REQUEUE, True), (INTERRUPTED, False)])
+@pytest.mark.parametrize(
+    ("code", "requeued"), [(0, False), (EXIT_USAGE_ERROR, False), (EXIT_REQUEUE, True), (EXIT_INTERRUPTED, False)]
+)
 def test_a_job_tells_every_process_its_rank_and_is_requeued_where_one_was_preempted(
     code: int, requeued: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,9 +146,9 @@ def test_one_machine_is_what_train_does(fvl_here: Run, monkeypatch: pytest.Monke
     assert done.stdout == f"fvl train {FINETUNE} {words}\n"
     started: list[tuple[object, ...]] = []
     monkeypatch.setattr(
-        "fvl_lightning.cli.train.run_ranks", lambda devices, words: started.append((devices, *words)) or REQUEUE
+        "fvl_lightning.cli.train.run_ranks", lambda devices, words: started.append((devices, *words)) or EXIT_REQUEUE
     )
-    with pytest.raises(SystemExit, match=str(REQUEUE)):
+    with pytest.raises(SystemExit, match=str(EXIT_REQUEUE)):
         fvl_here(ROOT, "launch", FINETUNE, SHARDED, "--gpus-per-node", "2")
     assert started == [(2, "train", FINETUNE, SHARDED, "trainer.devices=2", "--resume-or-start")]
 
@@ -155,12 +157,12 @@ def test_several_machines_are_shown_their_commands_which_start_their_ranks(
     fvl_here: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[tuple[int, list[str], Machine]] = []
-    monkeypatch.setattr("fvl_lightning.cli.launch.run_ranks", lambda *given: started.append(given) or REQUEUE)
+    monkeypatch.setattr("fvl_lightning.cli.launch.run_ranks", lambda *given: started.append(given) or EXIT_REQUEUE)
     options = ("--nodes", "2", "--gpus-per-node", "4", "--rendezvous", "node1:29500")
     shown = fvl_here(ROOT, "launch", FINETUNE, SHARDED, *options, "--dry-run").stdout.splitlines()
     assert not started
     for number, line in enumerate(shown):
-        assert fvl_here(ROOT, *shlex.split(line)[1:]).returncode == REQUEUE
+        assert fvl_here(ROOT, *shlex.split(line)[1:]).returncode == EXIT_REQUEUE
         devices, words, machine = started[number]
         assert (devices, machine) == (4, Machine(number, 2, "node1", 29500))
         assert words == ["train", FINETUNE, SHARDED, "trainer.nodes=2", "trainer.devices=4", "--resume-or-start"]
@@ -174,7 +176,7 @@ def test_the_ranks_of_a_machine_know_all_others(tmp_path: Path, monkeypatch: pyt
     )
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    assert run_ranks(2, ["train"], Machine(1, 3, "node1", 29500)) == REQUEUE
+    assert run_ranks(2, ["train"], Machine(1, 3, "node1", 29500)) == EXIT_REQUEUE
     assert sorted(path.name for path in tmp_path.glob("rank*")) == ["rank2", "rank3"]
     assert (tmp_path / "rank3").read_text() == "3 1 1 6 2 node1 29500 -m fvl_lightning train\n"
 

@@ -18,7 +18,7 @@ from datamodules.storage.writer import ShardWriter
 from fvl_lightning.core import registry
 from fvl_lightning.language_models.causal import CausalLanguageModel
 from tests.conftest import ROOT, Run
-from tests.datamodules.templates import dressed, tokenizer_of
+from tests.datamodules.encoding.templates import dressed, tokenizer_of
 
 TEXT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fvl_lightning.core.errors import REQUEUE
+from fvl_lightning.core.errors import EXIT_REQUEUE
 from fvl_lightning.training.fault_tolerance.signals import (
     NOT_BEGUN,
     Preempted,
@@ -123,18 +123,18 @@ def ended(*code: str, rank: int | None = None) -> tuple[int, str]:
 
 @pytest.mark.parametrize(("rank", "said"), [(None, f"{NOT_BEGUN}\n"), (0, f"{NOT_BEGUN}\n"), (1, "")])
 def test_before_anything_began_the_process_ends_wherever_it_is(rank: int | None, said: str) -> None:
-    assert ended("end_at_once()", "threading.Timer(0.2, asks).start()", IN_C, rank=rank) == (REQUEUE, said)
+    assert ended("end_at_once()", "threading.Timer(0.2, asks).start()", IN_C, rank=rank) == (EXIT_REQUEUE, said)
 
 
 def test_nothing_that_happens_meanwhile_is_told() -> None:
     assert ended("end_at_once()", "asks()", "raise RuntimeError('the others are gone')", rank=0) == (
-        REQUEUE, f"{NOT_BEGUN}\n",
+        EXIT_REQUEUE, f"{NOT_BEGUN}\n",
     )  # fmt: skip
 
 
 def test_a_signal_that_came_before_is_not_missed() -> None:
     block = "signal.pthread_sigmask(signal.SIG_BLOCK, CLUSTER)"
-    assert ended(block, "asks()", "end_at_once()", IN_C) == (REQUEUE, f"{NOT_BEGUN}\n")
+    assert ended(block, "asks()", "end_at_once()", IN_C) == (EXIT_REQUEUE, f"{NOT_BEGUN}\n")
 
 
 def test_handlers_that_come_later_take_over_and_the_end_is_left_alone() -> None:

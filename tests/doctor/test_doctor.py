@@ -45,7 +45,7 @@ from fvl_lightning.profiling.memory import MemoryEstimate
 from fvl_lightning.runs.setup import data_context
 from fvl_lightning.stages.base import Stage
 from tests.conftest import TINY, Run, furnish
-from tests.datamodules.templates import tokenizer_of
+from tests.datamodules.encoding.templates import tokenizer_of
 
 FINETUNE = "experiments/demo/finetune.yaml"
 SHORT = (*TINY, "data.sequence_length=96", "optimizer.warmup_steps=1")
