@@ -117,7 +117,7 @@ def fork() -> Iterator[Fork]:
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder `data` with the demo's tokenizer and the set of TINY_DATA."""
     from datamodules.demo.data import DemoData
-    from fvl_lightning.core.config.loading import parse_override
+    from fvl_lightning.core.config.merging import parse_override
 
     data = tmp_path_factory.mktemp("tiny") / "data"
     fields: dict[str, int] = {}

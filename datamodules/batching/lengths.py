@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.batching.loader import PATIENCE, as_is
 from datamodules.encoding.items import Items
 from datamodules.encoding.views import TOO_LONG, TextView
-from datamodules.storage.sample_store import SampleError, SampleStore
+from datamodules.storage.sample import SampleError
+from datamodules.storage.sample_store import SampleStore
 from fvl_lightning.core.atomic import replacing
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.terminal import progress

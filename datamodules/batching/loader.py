@@ -17,7 +17,8 @@ from datamodules.batching.collate import Collate, Sample
 from datamodules.batching.rows import Row, Rows
 from datamodules.encoding.items import Piece
 from datamodules.encoding.views import View
-from datamodules.storage.sample_store import SampleError, SampleStore
+from datamodules.storage.sample import SampleError
+from datamodules.storage.sample_store import SampleStore
 from fvl_lightning.core.errors import DataError, UserError
 from fvl_lightning.core.types import Batch, PromptedBatch
 

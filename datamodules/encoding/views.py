@@ -1,6 +1,5 @@
 """What a record is to a stage: a conversation, a caption, or the targets of the encoder's prompts."""
 
-import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from datamodules.encoding.conversation import ConversationEncoder, EncodedConversation, plain_backend
 from datamodules.encoding.items import Piece
+from datamodules.encoding.location_tokens import boxes_as_text, location_bins
 from datamodules.encoding.messages import check_messages, image_parts, shown_again
 from datamodules.storage.sample_store import SampleStore
 from fvl_lightning.core.errors import DataError
@@ -262,26 +262,6 @@ def some_turns(messages: Messages, start: int, end: int) -> Messages:
     if image_parts(talk):
         first = {**first, "content": shown_again(talk, first["content"])}
     return [*(message for message in before if message["role"] == "system"), first, *rest]
-
-
-def location_bins(tokenizer: Any) -> int:
-    """How many location tokens <loc_0>, <loc_1> ... the tokenizer has; DataError if none."""
-    vocabulary = tokenizer.get_vocab()
-    bins = 0
-    while f"<loc_{bins}>" in vocabulary:
-        bins += 1
-    if bins == 0:
-        raise DataError("prompt 'grounding': the tokenizer has no location tokens <loc_0>, <loc_1> ...")
-    return bins
-
-
-def boxes_as_text(boxes: Sequence[dict[str, Any]], bins: int) -> str:
-    """label<loc_x0><loc_y0><loc_x1><loc_y1> of every box, joined; coordinates are fractions of the picture's sides."""
-    words = []
-    for box in boxes:
-        x0, y0, x1, y1 = (min(max(math.floor(value * bins), 0), bins - 1) for value in box["box"])
-        words.append(f"{box['label']}<loc_{x0}><loc_{y0}><loc_{x1}><loc_{y1}>")
-    return "".join(words)
 
 
 def _answers(messages: Messages) -> list[int]:

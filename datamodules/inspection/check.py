@@ -18,7 +18,8 @@ from datamodules.images.decoding import ImageHeader, verify_image
 from datamodules.inspection.parallel import map_in_processes
 from datamodules.storage.index import ShardIndex, index_as_bytes, index_name, load_index, parse_index, scan_tar
 from datamodules.storage.remote import is_remote, list_names, read_bytes, read_if_there
-from datamodules.storage.sample_store import SampleError, SampleStore
+from datamodules.storage.sample import SampleError
+from datamodules.storage.sample_store import SampleStore
 from datamodules.storage.shard_cache import ShardCache
 from datamodules.storage.shard_files import open_index
 from datamodules.storage.tar_samples import TEXTS

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from datamodules.encoding.conversation import ConversationEncoder, Message
 from datamodules.inspection.check import content_of
-from datamodules.storage.sample_store import SampleError, SampleStore
+from datamodules.storage.sample import SampleError
+from datamodules.storage.sample_store import SampleStore
 from fvl_lightning.core.terminal import visible
 from fvl_lightning.core.types import IGNORE_INDEX
 

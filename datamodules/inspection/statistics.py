@@ -18,7 +18,8 @@ from datamodules.encoding.messages import Message, parts_of
 from datamodules.inspection.check import chunks_of, content_of, image_header
 from datamodules.inspection.parallel import map_in_processes
 from datamodules.storage.remote import is_remote, remote_size
-from datamodules.storage.sample_store import SampleError, SampleStore
+from datamodules.storage.sample import SampleError
+from datamodules.storage.sample_store import SampleStore
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.types import IGNORE_INDEX
 

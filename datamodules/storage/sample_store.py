@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from datamodules.images.decoding import decode_image
 from datamodules.storage.content_hash import content_hash
 from datamodules.storage.index import ShardIndex, index_name, mismatch
+from datamodules.storage.sample import RawSample, SampleError
 from datamodules.storage.shard_cache import ShardCache
 from datamodules.storage.shard_files import ShardFiles, open_indexes
 from datamodules.storage.shard_paths import split_shards
-from datamodules.storage.tar_headers import HEADER
-from datamodules.storage.tar_samples import TEXTS, Problem, is_header, readable
+from datamodules.storage.tar_headers import HEADER, is_header
+from datamodules.storage.tar_samples import TEXTS, Problem, readable
 from fvl_lightning.core.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -33,26 +34,6 @@ _GAP = 64 * 1024  # bytes between the members of a sample that are read over rat
 _TEXTS = tuple(f".{suffix}".encode() for suffix in TEXTS)
 _SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
 _UNSPEAKABLE = re.compile("[\0\ud800-\udfff]")
-
-
-class SampleError(DataError):
-    """A sample that can't be used; `reason` is a short category to count by."""
-
-    def __init__(self, shard: str, key: str, reason: str, detail: str = "") -> None:
-        super().__init__(f"sample '{key}' in {shard}: {reason}{f' ({detail})' if detail else ''}")
-        self.shard, self.key, self.reason, self.detail = shard, key, reason, detail
-
-    def __reduce__(self) -> tuple[type["SampleError"], tuple[str, str, str, str]]:
-        return SampleError, (self.shard, self.key, self.reason, self.detail)
-
-
-class RawSample(NamedTuple):
-    """A sample as it is in its tar: the JSON, the text and the encoded images in their order, not copied again."""
-
-    key: str
-    record: bytes | None
-    text: bytes | None
-    images: list[memoryview]
 
 
 class SampleStore:

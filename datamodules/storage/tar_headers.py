@@ -140,3 +140,26 @@ def _packed(start: bytes) -> str:
         if start.startswith(magic):
             return f"it is compressed ({name}), unpack it first"
     return ""
+
+
+def is_header(block: bytes, start: int, name: bytes, size: int) -> bool:
+    """Whether at `start` of a block there is the header of a member; `name` has its suffix in lower case."""
+    # As most writers make it, found out in less time.
+    if block.startswith(name + b"\0", start) and block.startswith(b"%011o\0" % size, start + 124):
+        return True
+    header = block[start : start + HEADER]
+    try:
+        # What does not fit as octal digits is written in binary, behind this bit.
+        if not header[124] & 0x80 and int(header[124:136].rstrip(b"\0 "), 8) != size:
+            return False
+    except ValueError:
+        return False
+    stored = header[:100].rstrip(b"\0")
+    prefix = header[345:500].rstrip(b"\0") if header[257:263] == b"ustar\0" else b""
+    if prefix:
+        stored = prefix + b"/" + stored
+    if stored.lower() == name.lower():
+        return True
+    # A name that is longer, or not ASCII, stands whole in a header in front of this one; each kind of tar cuts it here
+    # in its own way, or has "?" for its letters.
+    return not (name.isascii() and len(name) < 100) and is_checked_header(header)

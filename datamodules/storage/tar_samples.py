@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
 from datamodules.images.decoding import EXTENSIONS, MAX_BYTES
-from datamodules.storage.tar_headers import HEADER, Damaged, is_checked_header, members_of
+from datamodules.storage.tar_headers import Damaged, members_of
 
 MAX_TEXT_BYTES = 16 * 2**20
 """A JSON or text of more than this many bytes is refused."""
@@ -296,24 +296,3 @@ def readable(name: bytes) -> str:
     return name.decode("utf-8", errors="backslashreplace")
 
 
-def is_header(block: bytes, start: int, name: bytes, size: int) -> bool:
-    """Whether at `start` of a block there is the header of a member; `name` has its suffix in lower case."""
-    # As most writers make it, found out in less time.
-    if block.startswith(name + b"\0", start) and block.startswith(b"%011o\0" % size, start + 124):
-        return True
-    header = block[start : start + HEADER]
-    try:
-        # What does not fit as octal digits is written in binary, behind this bit.
-        if not header[124] & 0x80 and int(header[124:136].rstrip(b"\0 "), 8) != size:
-            return False
-    except ValueError:
-        return False
-    stored = header[:100].rstrip(b"\0")
-    prefix = header[345:500].rstrip(b"\0") if header[257:263] == b"ustar\0" else b""
-    if prefix:
-        stored = prefix + b"/" + stored
-    if stored.lower() == name.lower():
-        return True
-    # A name that is longer, or not ASCII, stands whole in a header in front of this one; each kind of tar cuts it here
-    # in its own way, or has "?" for its letters.
-    return not (name.isascii() and len(name) < 100) and is_checked_header(header)

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from fvl_lightning.cli.train import train
-from fvl_lightning.core.config.loading import load_config, parse_override
+from fvl_lightning.core.config.loading import load_config
+from fvl_lightning.core.config.merging import parse_override
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import say, terminal

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fvl_lightning.comparison.config import ComparisonConfig
-from fvl_lightning.core.config.loading import override, parse_override
+from fvl_lightning.core.config.merging import override, parse_override
 from fvl_lightning.core.config.yaml_text import plain
 from fvl_lightning.core.errors import ConfigError, unknown_name
 

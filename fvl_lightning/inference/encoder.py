@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from datamodules.encoding.views import location_bins
+from datamodules.encoding.location_tokens import location_bins
 from datamodules.images.transforms import Fit, ImageReader
 from fvl_lightning.core.config.loading import check_config, choose
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name

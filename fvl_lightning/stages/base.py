@@ -1,6 +1,5 @@
 """What every stage shares: the exact objective, freezing, the position in the data, and what is logged."""
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
@@ -23,11 +22,10 @@ from fvl_lightning.stages.update_guard import Step, UpdateGuard, ValidationWatch
 from fvl_lightning.training.checkpointing.rng_state import random_states, restore_random_states
 from fvl_lightning.training.components import (
     blocks,
+    check_gradients,
     children,
-    component_of,
     freeze,
     learning,
-    learns,
     resolve_trainable,
     set_modes,
 )
@@ -38,8 +36,6 @@ from fvl_lightning.training.lora import adapted, add_adapters, check_lora
 from fvl_lightning.training.lr_schedule import warmup_cosine
 from fvl_lightning.training.optimizer import build_optimizer
 from fvl_lightning.training.weights import check_checkpoint, take_learnt
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -151,7 +147,7 @@ class Stage(LightningModule, ABC):
         # Lightning has divided by the accumulated batches, and DDP or FSDP by the ranks.
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens.clamp(min=1)
         if not self._checked and self._saw_images:
-            self._check_gradients()
+            check_gradients(self.model, self.trainable)
             self._checked = True
         gradients = [local(parameter.grad) for parameter in self.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, scale.to(gradients[0].device))
@@ -302,15 +298,3 @@ class Stage(LightningModule, ABC):
 
     def _summed_over_ranks(self, values: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(values, reduce_op="sum")
-
-    def _check_gradients(self) -> None:
-        """After the first backward pass with images: what is meant to learn does, and what is frozen is untouched."""
-        touched = [name for name, p in self.model.named_parameters() if p.grad is not None]
-        moved = {component_of(name) for name in touched}
-        frozen = {component_of(name) for name in touched if not learns(name, self.trainable)}
-        assert not frozen, f"frozen components received gradients: {sorted(frozen)}"
-        idle = [n for n, p in self.model.named_parameters() if p.requires_grad and p.grad is None]
-        whole = {*map(component_of, idle), *adapted(self.trainable)} - moved
-        assert not whole, f"components meant to train received no gradient: {sorted(whole)}"
-        if idle:
-            logger.info("%d trainable parameters had no part in the first step, such as %s", len(idle), idle[0])

@@ -1,5 +1,6 @@
 """The one place that knows which parameter belongs to which component, what of it learns, and that freezes."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,8 @@ from torch import nn
 
 from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.core.experiment import COMPONENTS
+
+logger = logging.getLogger(__name__)
 
 CHILDREN = {
     "encoder": "encoder",
@@ -93,3 +96,23 @@ def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
         entry["parameters"] += parameter.numel()
         entry["trainable"] += parameter.numel() if parameter.requires_grad else 0
     return counts
+
+
+def check_gradients(model: nn.Module, trainable: Mapping[str, str]) -> None:
+    """Checks after the first backward pass with images that all trainable components learn, and no frozen one.
+
+    Raises:
+        ConfigError: a frozen component has gradients, or a trainable one has none.
+    """
+    touched = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    moved = {component_of(name) for name in touched}
+    frozen = {component_of(name) for name in touched if not learns(name, trainable)}
+    if frozen:
+        raise ConfigError(f"trainable: {', '.join(sorted(frozen))} must not learn but received gradients")
+    idle = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    with_adapters = {component for component, mode in trainable.items() if mode == "lora"}
+    whole = {*map(component_of, idle), *with_adapters} - moved
+    if whole:
+        raise ConfigError(f"trainable: {', '.join(sorted(whole))} must learn but received no gradient")
+    if idle:
+        logger.info("%d trainable parameters had no part in the first step, such as %s", len(idle), idle[0])

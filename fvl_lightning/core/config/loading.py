@@ -15,21 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fvl_lightning.core.config.field_types import Place, conform, refusal
 from fvl_lightning.core.config.fields import check_numbers
 from fvl_lightning.core.config.files import COMMAND_LINE, Layer, at, read_layers
+from fvl_lightning.core.config.merging import MergedLayers, parsed_words, slot_entry
 from fvl_lightning.core.config.variants import choose_variants
 from fvl_lightning.core.config.yaml_text import (
     Scalar,
     Texts,
-    one_line,
-    plain,
-    read_yaml,
-    texts_of,
     texts_under,
     with_texts,
 )
@@ -37,8 +33,6 @@ from fvl_lightning.core.errors import ConfigError, first_line
 from fvl_lightning.core.plugins import import_plugin
 from fvl_lightning.core.registry import component, names
 
-OF_SCRATCH = ("model", "tokenizer", "chat_template", "prompt_ids")
-"""Fields that make a model from scratch: a later layer that names `pretrained` replaces them where there is `model`."""
 Schema = TypeVar("Schema")
 AS_WRITTEN = {"as_written": True}
 """The metadata of a field of any values that keeps Scalars, since they go on to fields that may be text."""
@@ -80,7 +74,7 @@ def choose(
     they are checked, and become Choices, in the same way.
     """
     where = where or slot_name
-    fields = _normalise_slot(entry, where)
+    fields = slot_entry(entry, where)
     name = fields.pop("name")
     place = place or (lambda key: f"{where}: {key}" if key else where)
     texts = texts or {}
@@ -116,8 +110,8 @@ def merge_layers(
     Args:
         path: the file that was named; None for overrides alone.
     """
-    merged = _Merged(origins={"": said if path is None else str(path)})
-    words = [(said, _parsed(word, said)) for word in overrides]
+    merged = MergedLayers(origins={"": said if path is None else str(path)})
+    words = [(said, parsed_words(word, said)) for word in overrides]
     for origin, layer in choose_variants(files, words, _field_names(schema)):
         merged.add(layer, _slot_names(schema), origin)
     listed_in = merged.origins.get("plugins", said)
@@ -191,87 +185,6 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = 
         elif left != right:
             keys.append(f"{prefix}{key}")
     return keys
-
-
-def parse_override(word: str, said: str = COMMAND_LINE) -> dict[str, Any]:
-    """`a.b=1` as `{"a": {"b": 1}}`; the value is read as YAML."""
-    return plain(_parsed(word, said))
-
-
-def override(key: str, value: Any) -> str:
-    """`key=value`, which reads back as the value; Scalars keep their characters."""
-    return f"{key}={one_line(value)}"
-
-
-def _parsed(word: str, said: str) -> dict[str, Any]:
-    key, equals, text = word.partition("=")
-    if not equals or not key or any(not part for part in key.split(".")):
-        raise ConfigError(f"'{word}'{at(said)} is not key=value, such as trainer.max_steps=20")
-    try:
-        value = read_yaml(text)
-    except yaml.YAMLError:
-        hint = "; quote a value that has brackets in it, as in \"key=['a[b]']\"" if text.count("[") > 1 else ""
-        raise ConfigError(f"the value of '{word}'{at(said)} is not valid YAML{hint}") from None
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
-
-
-@dataclass
-class _Merged:
-    """Layers over one another."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    """Plain."""
-    origins: dict[str, str] = field(default_factory=dict)
-    """Where each dotted key was written last."""
-    texts: dict[str, str] = field(default_factory=dict)
-    """The characters of the plain scalars among the values."""
-
-    def add(self, layer: Mapping[str, Any], slots: Mapping[str, str], origin: str) -> None:
-        """Puts a layer over the others; another name in a slot replaces what stood there."""
-        for key, written in layer.items():
-            value = written
-            if key in slots and plain(value) is not None:
-                # `fusion.hidden=3` on the command line has no name of its own: it speaks of the fusion already chosen.
-                named = not isinstance(value, Mapping) or "name" in value
-                value = _normalise_slot(value, key + at(origin)) if named else dict(value)
-                if named and self.values.get(key) is not None and self.values[key].get("name") != value["name"]:
-                    self.values.pop(key)
-                    self._forget(key)
-            self._set(self.values, key, value, key, origin)
-
-    def _set(self, into: dict[str, Any], key: str, value: Any, path: str, origin: str) -> None:
-        self.origins[path] = origin
-        if isinstance(value, Mapping) and value and isinstance(into.get(key), dict):
-            target = into[key]
-        else:
-            self._forget(path)
-            # An empty mapping empties: `prompts: {}` would otherwise be a way of saying nothing.
-            target = into[key] = {} if isinstance(value, Mapping) else plain(value)
-        if isinstance(value, Mapping):
-            if plain(value.get("pretrained")) is not None and target.get("model"):
-                for scratch in OF_SCRATCH:
-                    if self.origins.get(f"{path}.{scratch}") != origin:
-                        target.pop(scratch, None)
-                        self._forget(f"{path}.{scratch}")
-            for inner, inner_value in value.items():
-                self._set(target, inner, inner_value, f"{path}.{inner}", origin)
-        else:
-            self.texts |= texts_of(value, path)
-
-    def _forget(self, path: str) -> None:
-        """Drops the characters of what is replaced."""
-        for known in [known for known in self.texts if known == path or known.startswith(f"{path}.")]:
-            del self.texts[known]
-
-
-def _normalise_slot(entry: Any, where: str) -> dict[str, Any]:
-    if isinstance(entry, str):
-        return {"name": entry}
-    if isinstance(entry, Mapping) and isinstance(entry.get("name"), str):
-        return dict(entry)
-    raise ConfigError(f"{where}: expected a name or a mapping with `name`, found {entry!r}")
 
 
 def _slot_names(schema: Any) -> dict[str, str]:

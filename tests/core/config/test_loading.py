@@ -18,8 +18,8 @@ from fvl_lightning.core.config.loading import (
     config_hash,
     differences,
     load_config,
-    parse_override,
 )
+from fvl_lightning.core.config.merging import parse_override
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from tests.core.tiny import Gated, Linear, Mean, Tiny, Trainer

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from fvl_lightning.comparison.arms import arms_of
 from fvl_lightning.comparison.config import ComparisonConfig
-from fvl_lightning.core.config.loading import as_plain, check_config, load_config, override, parse_override
+from fvl_lightning.core.config.loading import as_plain, check_config, load_config
+from fvl_lightning.core.config.merging import override, parse_override
 from fvl_lightning.core.config.yaml_text import read_yaml, write_yaml
 from fvl_lightning.core.errors import ConfigError
 from tests.core.tiny import Tiny

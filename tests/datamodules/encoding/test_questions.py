@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from datamodules.encoding.questions import list_questions
-from datamodules.storage.sample_store import SampleError, SampleStore
+from datamodules.storage.sample import SampleError
+from datamodules.storage.sample_store import SampleStore
 
 Write = Callable[..., Path]
 Bytes = Callable[..., bytes]

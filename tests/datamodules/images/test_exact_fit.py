@@ -11,7 +11,7 @@ from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.items import Piece
 from datamodules.encoding.views import TOO_LONG, CaptionView, ConversationView, OverLong
 from datamodules.shards import ShardsData
-from datamodules.storage.sample_store import SampleError
+from datamodules.storage.sample import SampleError
 from fvl_lightning.core.types import IGNORE_INDEX, DataContext
 from tests.datamodules.encoding.templates import tokenizer_of
 

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from datamodules.images.decoding import MAX_PIXELS
 from datamodules.storage import open_files
-from datamodules.storage.sample_store import RawSample, SampleError, SampleStore
+from datamodules.storage.sample import RawSample, SampleError
+from datamodules.storage.sample_store import SampleStore
 from datamodules.storage.writer import ShardWriter
 from fvl_lightning.core.errors import DataError
 

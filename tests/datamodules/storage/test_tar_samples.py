@@ -23,8 +23,7 @@ from datamodules.sources.base import PassedOver, Refusal, Row
 from datamodules.storage.index import index_path, load_index, save_index, scan_tar
 from datamodules.storage.sample_store import SampleStore
 from datamodules.storage.shard_cache import ShardCache
-from datamodules.storage.tar_headers import HEADER
-from datamodules.storage.tar_samples import is_header
+from datamodules.storage.tar_headers import HEADER, is_header
 from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import DataError
 from tests.datamodules.sources.reading import read, source

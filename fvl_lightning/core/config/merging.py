@@ -1,0 +1,95 @@
+"""Layers of configuration merged: files and overrides, later ones over earlier ones."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from fvl_lightning.core.config.files import COMMAND_LINE, at
+from fvl_lightning.core.config.yaml_text import one_line, plain, read_yaml, texts_of
+from fvl_lightning.core.errors import ConfigError
+
+OF_SCRATCH = ("model", "tokenizer", "chat_template", "prompt_ids")
+"""Fields that make a model from scratch: a later layer that names `pretrained` replaces them where there is `model`."""
+
+
+def parse_override(word: str, said: str = COMMAND_LINE) -> dict[str, Any]:
+    """`a.b=1` as `{"a": {"b": 1}}`; the value is read as YAML."""
+    return plain(parsed_words(word, said))
+
+
+def override(key: str, value: Any) -> str:
+    """`key=value`, which reads back as the value; Scalars keep their characters."""
+    return f"{key}={one_line(value)}"
+
+
+def parsed_words(word: str, said: str) -> dict[str, Any]:
+    key, equals, text = word.partition("=")
+    if not equals or not key or any(not part for part in key.split(".")):
+        raise ConfigError(f"'{word}'{at(said)} is not key=value, such as trainer.max_steps=20")
+    try:
+        value = read_yaml(text)
+    except yaml.YAMLError:
+        hint = "; quote a value that has brackets in it, as in \"key=['a[b]']\"" if text.count("[") > 1 else ""
+        raise ConfigError(f"the value of '{word}'{at(said)} is not valid YAML{hint}") from None
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+@dataclass
+class MergedLayers:
+    """Layers over one another."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """Plain."""
+    origins: dict[str, str] = field(default_factory=dict)
+    """Where each dotted key was written last."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """The characters of the plain scalars among the values."""
+
+    def add(self, layer: Mapping[str, Any], slots: Mapping[str, str], origin: str) -> None:
+        """Puts a layer over the others; another name in a slot replaces what stood there."""
+        for key, written in layer.items():
+            value = written
+            if key in slots and plain(value) is not None:
+                # `fusion.hidden=3` on the command line has no name of its own: it speaks of the fusion already chosen.
+                named = not isinstance(value, Mapping) or "name" in value
+                value = slot_entry(value, key + at(origin)) if named else dict(value)
+                if named and self.values.get(key) is not None and self.values[key].get("name") != value["name"]:
+                    self.values.pop(key)
+                    self._forget(key)
+            self._set(self.values, key, value, key, origin)
+
+    def _set(self, into: dict[str, Any], key: str, value: Any, path: str, origin: str) -> None:
+        self.origins[path] = origin
+        if isinstance(value, Mapping) and value and isinstance(into.get(key), dict):
+            target = into[key]
+        else:
+            self._forget(path)
+            # An empty mapping empties: `prompts: {}` would otherwise be a way of saying nothing.
+            target = into[key] = {} if isinstance(value, Mapping) else plain(value)
+        if isinstance(value, Mapping):
+            if plain(value.get("pretrained")) is not None and target.get("model"):
+                for scratch in OF_SCRATCH:
+                    if self.origins.get(f"{path}.{scratch}") != origin:
+                        target.pop(scratch, None)
+                        self._forget(f"{path}.{scratch}")
+            for inner, inner_value in value.items():
+                self._set(target, inner, inner_value, f"{path}.{inner}", origin)
+        else:
+            self.texts |= texts_of(value, path)
+
+    def _forget(self, path: str) -> None:
+        """Drops the characters of what is replaced."""
+        for known in [known for known in self.texts if known == path or known.startswith(f"{path}.")]:
+            del self.texts[known]
+
+
+def slot_entry(entry: Any, where: str) -> dict[str, Any]:
+    if isinstance(entry, str):
+        return {"name": entry}
+    if isinstance(entry, Mapping) and isinstance(entry.get("name"), str):
+        return dict(entry)
+    raise ConfigError(f"{where}: expected a name or a mapping with `name`, found {entry!r}")
