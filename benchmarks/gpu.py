@@ -53,7 +53,7 @@ from fvl_lightning.profiling.flops import training_flops
 from fvl_lightning.profiling.memory import estimate_memory
 from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.distributed.process_group import joined
+from fvl_lightning.training.distributed.process_group import init_process_group
 from fvl_lightning.training.lora import adapted
 from fvl_lightning.training.trainer import build_trainer
 
@@ -219,7 +219,7 @@ def count(experiment: ExperimentConfig, rows: int) -> tuple[int, int]:
 
 def train(experiment: ExperimentConfig, options: argparse.Namespace, folder: Path) -> Measured:
     """Some steps through the kit's own stage, strategy and trainer."""
-    with joined(experiment.trainer), warnings.catch_warnings():
+    with init_process_group(experiment.trainer), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         stage = with_random_weights(experiment)
         if adapted(stage.trainable):

@@ -33,7 +33,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
-from datamodules.batching.collate import Sample, row_collate
+from datamodules.batching.collate import EncodedSample, row_collate
 from datamodules.batching.lengths import read_items, write_items
 from datamodules.batching.order import GlobalOrder
 from datamodules.batching.rows import WINDOW, Layout, RowOrder, Rows, TrainRows
@@ -154,12 +154,12 @@ def their_batches(data: ShardsData, context: DataContext, workers: int) -> Itera
     encoder = ConversationEncoder(context.tokenizer, context.image_token_id, context.image.tokens_per_image)
     collate = row_collate(context, with_features=False, packed=False, datasets=[], fit="stretch")
 
-    def sample(found: dict[str, Any]) -> Sample:
+    def sample(found: dict[str, Any]) -> EncodedSample:
         record = json.loads(found["json"])
         rows = [encoder.encode(record["messages"])]
-        return Sample(found["__key__"], 0, Encoded(rows, 1), [decode_image(found["png"])])
+        return EncodedSample(found["__key__"], 0, Encoded(rows, 1), [decode_image(found["png"])])
 
-    def batch(samples: list[Sample]) -> Any:
+    def batch(samples: list[EncodedSample]) -> Any:
         return collate([[one] for one in samples], Rows((tuple(Piece(0) for _ in samples),), 0))
 
     shards = [str(shard) for shard in data.store("train").shards]

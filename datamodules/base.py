@@ -15,7 +15,13 @@ from torch import Tensor
 
 from datamodules.batching.collate import Collate, prompted_collate, row_collate
 from datamodules.batching.lengths import joined, measured_items, tell_counts
-from datamodules.batching.loader import PATIENCE, BatchDataset, BatchLoader, FeatureLookup, FiniteBatchLoader
+from datamodules.batching.loader import (
+    WORKER_TIMEOUT_SECONDS,
+    BatchDataset,
+    BatchLoader,
+    FeatureLookup,
+    FiniteBatchLoader,
+)
 from datamodules.batching.order import GlobalOrder
 from datamodules.batching.rows import Layout, RowOrder, TrainRows, ValidationRows, single_rows
 from datamodules.encoding.conversation import ConversationEncoder
@@ -176,7 +182,7 @@ class BatchData(LightningDataModule):
             store = SampleStore(shards, split, self.cache, decode)
             refused = sum(problem.count for problem in store.problems.values())
             whole = len(store) + refused
-            if whole >= PATIENCE and refused > self.config.max_bad_fraction * whole:
+            if whole >= WORKER_TIMEOUT_SECONDS and refused > self.config.max_bad_fraction * whole:
                 told = ", ".join(f"{reason}: {problem.count}" for reason, problem in store.problems.items())
                 raise DataError(
                     f"{refused} of what the shards of {split} hold can't be read ({told}), more than max_bad_fraction "

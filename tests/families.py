@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fvl_lightning.core.config.loading import choose
 from fvl_lightning.language_models.causal import CausalLanguageModel
-from fvl_lightning.modeling.build import Built, build_model
+from fvl_lightning.modeling.build import BuiltModel, build_model
 from fvl_lightning.modeling.processing.processor import FlorenceVLProcessor, make_processor
 from tests.modeling.architectures import FAMILIES
 from tests.tiny_models import PIXELS, experiment, pixels, tiny_tokenizer
@@ -32,7 +32,7 @@ STEPS = 25
 class Trained:
     """A model that has learnt its answer, the folder it was saved in, a question, and its logits [1, S, V] to that."""
 
-    built: Built
+    built: BuiltModel
     folder: Path
     inputs: dict[str, Tensor]
     logits: Tensor
@@ -46,7 +46,7 @@ def family_tokenizer() -> Any:
     return tokenizer
 
 
-def build_family(family: str, folder: Path, seed: int = 0) -> Built:
+def build_family(family: str, folder: Path, seed: int = 0) -> BuiltModel:
     """The model with its initial weights in float32, and its tokenizer, which is saved in `folder`."""
     whole = experiment(folder, "finetune", "conversation", seed=seed)
     family_tokenizer().save_pretrained(folder / "tokenizer")
@@ -57,7 +57,7 @@ def build_family(family: str, folder: Path, seed: int = 0) -> Built:
     return built
 
 
-def save_family(built: Built, folder: Path) -> FlorenceVLProcessor:
+def save_family(built: BuiltModel, folder: Path) -> FlorenceVLProcessor:
     """Writes a model folder as a run does; returns its processor."""
     built.model.save_pretrained(folder)
     processor = make_processor(built.model.image_spec, built.tokenizer, "stretch")
@@ -75,7 +75,7 @@ def inputs(processor: FlorenceVLProcessor) -> dict[str, Tensor]:
     }
 
 
-def learn_answer(built: Built, steps: int = STEPS) -> None:
+def learn_answer(built: BuiltModel, steps: int = STEPS) -> None:
     """Trains the model to give the one answer to the one question, its end token included, and none after it."""
     model = built.model
     processor = make_processor(model.image_spec, built.tokenizer, "stretch")

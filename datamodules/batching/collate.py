@@ -15,7 +15,7 @@ from fvl_lightning.core.types import IGNORE_INDEX, Batch, DataContext, PromptedB
 
 
 @dataclass
-class Sample:
+class EncodedSample:
     """One piece before it is laid out; `features` instead of `images` where they were computed before."""
 
     key: str
@@ -25,7 +25,7 @@ class Sample:
     features: dict[str, Tensor] = field(default_factory=dict)
 
 
-Collate = Callable[[list[list[Sample]], Rows], Batch | PromptedBatch]
+Collate = Callable[[list[list[EncodedSample]], Rows], Batch | PromptedBatch]
 """(the samples of each row, the rows) -> batch"""
 
 
@@ -42,7 +42,7 @@ def row_collate(
     # Behind the last token nothing is supervised and nothing attends, so any id pads where there is no pad token.
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
-    def collate(rows: list[list[Sample]], planned: Rows) -> Batch:
+    def collate(rows: list[list[EncodedSample]], planned: Rows) -> Batch:
         samples = [sample for row in rows for sample in row]
         features = None
         if with_features:
@@ -70,7 +70,7 @@ def row_collate(
 def prompted_collate(context: DataContext, fit: Fit) -> Collate:
     """Samples, one a row -> PromptedBatch, targets [I, T, L] padded with IGNORE_INDEX."""
 
-    def collate(rows: list[list[Sample]], planned: Rows) -> PromptedBatch:
+    def collate(rows: list[list[EncodedSample]], planned: Rows) -> PromptedBatch:
         samples = [sample for row in rows for sample in row]
         targets = [[ids] for sample in samples for ids, _ in sample.encoded.rows]
         padded = _laid_out(targets, IGNORE_INDEX, planned.supervised)
@@ -84,7 +84,7 @@ def prompted_collate(context: DataContext, fit: Fit) -> Collate:
     return collate
 
 
-def _pixels(samples: list[Sample], context: DataContext, fit: Fit) -> Tensor:
+def _pixels(samples: list[EncodedSample], context: DataContext, fit: Fit) -> Tensor:
     return to_pixels([image for sample in samples for image in sample.images], context.image, fit)
 
 

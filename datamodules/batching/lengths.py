@@ -16,12 +16,12 @@ from filelock import FileLock
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.batching.loader import PATIENCE, as_is
+from datamodules.batching.loader import WORKER_TIMEOUT_SECONDS, as_is
 from datamodules.encoding.items import Items
 from datamodules.encoding.views import TOO_LONG, TextView
 from datamodules.storage.sample import SampleError
 from datamodules.storage.sample_store import SampleStore
-from fvl_lightning.core.atomic import replacing
+from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.terminal import progress
 
@@ -73,7 +73,7 @@ def tell_counts(
     bad = sum(count for what, count in items.counts.items() if what.startswith("bad"))
     if len(items) == 0:
         raise DataError(f"no sample of {place} can be used: {told}{_first_bad(store, samples, view) if bad else ''}")
-    if len(samples) >= PATIENCE and bad > max_bad_fraction * len(samples):
+    if len(samples) >= WORKER_TIMEOUT_SECONDS and bad > max_bad_fraction * len(samples):
         raise DataError(
             f"{bad} of {len(samples)} samples of {place} can't be used ({told}), more than max_bad_fraction "
             f"{max_bad_fraction}{_first_bad(store, samples, view)}; `fvl shards check` names them"
@@ -183,7 +183,7 @@ def read_items(path: Path) -> Items | None:
 def write_items(items: Items, path: Path) -> None:
     """Measured items to a file, whole or not at all; a warning where that can't be."""
     try:
-        with replacing(path) as beside, beside.open("wb") as file:
+        with atomic_write(path) as beside, beside.open("wb") as file:
             np.savez(
                 file,
                 samples=items.samples,

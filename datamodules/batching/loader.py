@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.batching.collate import Collate, Sample
+from datamodules.batching.collate import Collate, EncodedSample
 from datamodules.batching.rows import Row, Rows
 from datamodules.encoding.items import Piece
 from datamodules.encoding.views import View
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 FeatureLookup = Callable[[str, int], dict[str, Tensor]]
 """(split, sample number) -> {source: [I_sample, N, D]}: a frozen encoder's features of that sample's images."""
 
-PATIENCE = 100
+WORKER_TIMEOUT_SECONDS = 100
 """Samples seen before the fraction of bad ones is held against the limit; also how far a batch of none is refilled."""
 
 
 @dataclass
-class Loaded:
+class LoadedBatch:
     """What became of one batch's rows: the batch, or the error that ends the run, and the samples left out.
 
     `seen` counts samples by the number of their data set; `truncated` has the numbers of those that were shortened.
@@ -46,8 +46,8 @@ class Loaded:
     error: UserError | None = None
 
 
-class BatchDataset(Dataset[Loaded]):
-    """Rows -> Loaded, a pure function of the rows, so that it does not matter which worker runs it.
+class BatchDataset(Dataset[LoadedBatch]):
+    """Rows -> LoadedBatch, a pure function of the rows, so that it does not matter which worker runs it.
 
     Args:
         views: how the samples of each data set become tokens.
@@ -66,12 +66,12 @@ class BatchDataset(Dataset[Loaded]):
     ) -> None:
         self.store, self.views, self.ends, self.collate, self.lookup = store, views, ends, collate, lookup
 
-    def __getitem__(self, rows: Rows) -> Loaded:
+    def __getitem__(self, rows: Rows) -> LoadedBatch:
         """Reads the rows' pieces; a batch left with none takes the first good sample that follows in the store."""
-        loaded = Loaded()
+        loaded = LoadedBatch()
         try:
             samples = [kept for row in rows.rows if (kept := self._read_row(row, loaded))]
-            for step in range(1, PATIENCE + 1):
+            for step in range(1, WORKER_TIMEOUT_SECONDS + 1):
                 if samples:
                     break
                 loaded.refilled = True
@@ -84,10 +84,10 @@ class BatchDataset(Dataset[Loaded]):
             loaded.error = error
         return loaded
 
-    def _read_row(self, row: Row, loaded: Loaded) -> list[Sample]:
+    def _read_row(self, row: Row, loaded: LoadedBatch) -> list[EncodedSample]:
         return [sample for piece in row if (sample := self._read(piece, loaded)) is not None]
 
-    def _read(self, piece: Piece, loaded: Loaded) -> Sample | None:
+    def _read(self, piece: Piece, loaded: LoadedBatch) -> EncodedSample | None:
         dataset = bisect_right(self.ends, piece.sample)
         loaded.seen[dataset] += 1
         try:
@@ -95,11 +95,11 @@ class BatchDataset(Dataset[Loaded]):
             key = self.store.key(piece.sample)
             if self.lookup is None:
                 images = self.store.images(piece.sample)[: encoded.images]
-                sample = Sample(key, dataset, encoded, images)
+                sample = EncodedSample(key, dataset, encoded, images)
             else:
                 found = self.lookup(self.store.split, piece.sample)
                 features = {source: feature[: encoded.images] for source, feature in found.items()}
-                sample = Sample(key, dataset, encoded, features=features)
+                sample = EncodedSample(key, dataset, encoded, features=features)
         except SampleError as error:
             loaded.bad.append(error)
             return None
@@ -148,7 +148,7 @@ class BatchLoader:
             self._count(loaded)
             yield loaded.batch
 
-    def _count(self, loaded: Loaded) -> None:
+    def _count(self, loaded: LoadedBatch) -> None:
         tally = self.tally
         first = tally.seen == 0
         tally.seen += loaded.seen.total()
@@ -162,7 +162,7 @@ class BatchLoader:
             self._tell_shortened(sample)
         if loaded.error is not None:
             raise loaded.error
-        too_many = tally.seen >= PATIENCE and tally.bad.total() > self.max_bad_fraction * tally.seen
+        too_many = tally.seen >= WORKER_TIMEOUT_SECONDS and tally.bad.total() > self.max_bad_fraction * tally.seen
         if loaded.batch is None or too_many or (first and loaded.refilled):
             reasons = ", ".join(f"{reason}: {count}" for reason, count in tally.bad.most_common())
             raise DataError(

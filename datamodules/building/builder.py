@@ -20,8 +20,8 @@ from datamodules.building.config import BuildConfig
 from datamodules.building.manifest import BuildProgress, Manifest, Reporter, in_words
 from datamodules.building.output import Output, settings_of
 from datamodules.building.processes import prepare_all
-from datamodules.building.resume_log import Journal, Position
-from datamodules.building.row_to_sample import Outcome, Sample
+from datamodules.building.resume_log import Position, ResumeLog
+from datamodules.building.row_to_sample import BuiltSample, Outcome
 from datamodules.sources.base import PassedOver, Refusal, Source
 from datamodules.storage.writer import Length, OpenShard, Shard, whole_size
 from fvl_lightning.core.errors import ConfigError, DataError, os_error_in_words
@@ -67,7 +67,7 @@ def _build(
     config: BuildConfig, source: Source, output: Output, settings: dict[str, Any], progress: Report | None
 ) -> Manifest:
     output.begin()
-    with Journal(output.work) as journal:
+    with ResumeLog(output.work) as journal:
         # What has finished no shard has nothing to lose: a recipe that was mended may begin anew.
         if journal.settings is not None and journal.state.shards:
             output.refuse_other(journal.settings, settings)
@@ -96,7 +96,7 @@ def _build(
 class _Build:
     """The shards in the making and the log of refusals, taken up where the journal left them."""
 
-    def __init__(self, config: BuildConfig, output: Output, journal: Journal) -> None:
+    def __init__(self, config: BuildConfig, output: Output, journal: ResumeLog) -> None:
         self.config, self.output, self.journal, self.state = config, output, journal, journal.state
         whole = [shard for shards in self.state.shards.values() for shard in shards]
         for shard in whole:
@@ -137,7 +137,7 @@ class _Build:
                 for row, outcome in enumerate(outcomes):
                     if (number, row) >= self._next:
                         self._add((number, row), outcome)
-                        if isinstance(outcome, Sample):
+                        if isinstance(outcome, BuiltSample):
                             reporter.add(1, outcome.images)
                         elif isinstance(outcome, Refusal):
                             reporter.add(refused=outcome.rows)
@@ -170,7 +170,7 @@ class _Build:
 
     def _add(self, position: Position, outcome: Outcome) -> None:
         self._next = position
-        if isinstance(outcome, Sample):
+        if isinstance(outcome, BuiltSample):
             self._make_room(outcome)
             self._open[outcome.split].append(outcome.members, outcome.images)
             for name in outcome.unused:
@@ -180,7 +180,10 @@ class _Build:
         else:
             self._refuse(outcome, outcome.where or f"chunk {position[0]}, row {position[1]}")
         self._next = (position[0], position[1] + 1)
-        if isinstance(outcome, Sample) and self._open[outcome.split].length.samples == self.config.samples_per_shard:
+        if (
+            isinstance(outcome, BuiltSample)
+            and self._open[outcome.split].length.samples == self.config.samples_per_shard
+        ):
             self._finish_shard(outcome.split)
 
     def _refuse(self, refusal: Refusal, where: str) -> None:
@@ -197,7 +200,7 @@ class _Build:
         kind = kind if kind in counts or len(counts) < _MOST_KINDS else "(others)"
         counts[kind] = counts.get(kind, 0) + count
 
-    def _make_room(self, sample: Sample) -> None:
+    def _make_room(self, sample: BuiltSample) -> None:
         """Sees to an open shard of the sample's split that it fits in."""
         shard = self._open.get(sample.split)
         if shard and whole_size(shard.length.bytes + len(sample.members)) > self.config.bytes_per_shard:

@@ -20,7 +20,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import IO, Any
 
-from datamodules.building.row_to_sample import Outcome, Sample, prepare_chunk
+from datamodules.building.row_to_sample import BuiltSample, Outcome, prepare_chunk
 from datamodules.sources.base import PassedOver, Refusal, Source
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.plugins import import_plugin
@@ -54,7 +54,7 @@ class _Prepared:
         file: IO[bytes] = self.members.open("rb") if isinstance(self.members, Path) else BytesIO(self.members)
         with file:
             for row in self.rows:
-                yield Sample(row[0], row[1], file.read(row[2]), row[3]) if isinstance(row, tuple) else row
+                yield BuiltSample(row[0], row[1], file.read(row[2]), row[3]) if isinstance(row, tuple) else row
 
     def remove(self) -> None:
         if isinstance(self.members, Path):
@@ -151,7 +151,7 @@ def _prepare(number: int, chunk: Any) -> _Prepared:
         for outcome in prepare_chunk(_worker.source, number, chunk, _worker.splits):
             if _worker.stop.is_set():
                 break
-            if not isinstance(outcome, Sample):
+            if not isinstance(outcome, BuiltSample):
                 rows.append(outcome)
                 continue
             if file is held and held.tell() + len(outcome.members) > PIPED:

@@ -37,7 +37,7 @@ class State:
     refused_bytes: int = 0
 
 
-class Journal:
+class ResumeLog:
     """The journal of the build whose work folder is `folder`; held by one process at a time.
 
     Raises:

@@ -28,7 +28,7 @@ _MAX_DETAIL = 500
 
 
 @dataclass(frozen=True)
-class Sample:
+class BuiltSample:
     """One sample: the split it falls to, how many images it has, its stretch of tar, and the row's unused fields."""
 
     split: str
@@ -37,7 +37,7 @@ class Sample:
     unused: tuple[str, ...] = ()
 
 
-Outcome = Sample | Refusal | PassedOver
+Outcome = BuiltSample | Refusal | PassedOver
 """What becomes of a row, or of what is none."""
 
 
@@ -84,7 +84,7 @@ def split_of(record: Mapping[str, Any], images: Sequence[bytes], splits: Mapping
     return last
 
 
-def _prepare(row: Row, key: str, splits: Mapping[str, float]) -> Sample:
+def _prepare(row: Row, key: str, splits: Mapping[str, float]) -> BuiltSample:
     text = _encode(row.record)
     _check_text(row.record, len(row.images))
     if len(row.images) > MAX_IMAGES:
@@ -92,7 +92,7 @@ def _prepare(row: Row, key: str, splits: Mapping[str, float]) -> Sample:
     images = [_image(i, content) for i, content in enumerate(row.images)]
     names = image_names([extension for extension, _ in images])
     members = {"json": text, **{name: content for name, (_, content) in zip(names, images, strict=True)}}
-    return Sample(split_of(row.record, row.images, splits), len(images), tar_members(key, members), row.unused)
+    return BuiltSample(split_of(row.record, row.images, splits), len(images), tar_members(key, members), row.unused)
 
 
 def _encode(record: Mapping[str, Any]) -> bytes:

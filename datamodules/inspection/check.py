@@ -33,7 +33,7 @@ EXAMPLES = 3
 
 
 @dataclass(frozen=True)
-class Finding:
+class ShardProblem:
     """Something wrong: a short category to count by, the shard, the sample's key (empty: the shard itself)."""
 
     reason: str
@@ -52,10 +52,10 @@ class Findings:
     samples: int = 0
     images: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[Finding]] = field(default_factory=dict)
+    examples: dict[str, list[ShardProblem]] = field(default_factory=dict)
     ignored: Counter[str] = field(default_factory=Counter)
 
-    def add(self, *found: Finding, count: int | None = None) -> None:
+    def add(self, *found: ShardProblem, count: int | None = None) -> None:
         """Counts findings of one reason, `count` of them where not all are given."""
         reason = found[0].reason
         self.counts[reason] += len(found) if count is None else count
@@ -102,7 +102,7 @@ def missing_shards(known: Mapping[str, Shard], shards: Sequence[str]) -> Finding
     names = {folder: set(_listed(folder)) for folder in {place.rpartition("/")[0] for place in known}}
     for place, shard in known.items():
         if place not in shards and shard.name not in names[place.rpartition("/")[0]]:
-            findings.add(Finding("missing shard", place, "", f"the manifest has it with {shard.samples} samples"))
+            findings.add(ShardProblem("missing shard", place, "", f"the manifest has it with {shard.samples} samples"))
     return findings
 
 
@@ -127,17 +127,17 @@ def check_tar(known: Mapping[str, Shard], cache: ShardCache, shard: str) -> Chec
         tar = cache.get(shard) if is_remote(shard) else Path(shard)
         fresh = scan_tar(tar)
     except DataError as error:
-        findings.add(Finding("unreadable shard", shard, "", str(error)))
+        findings.add(ShardProblem("unreadable shard", shard, "", str(error)))
         return CheckedShard(shard, findings, usable=False)
     expected = known.get(shard)
     if expected is not None and expected.bytes != fresh.tar_bytes:
-        findings.add(Finding("size", shard, "", f"{fresh.tar_bytes} bytes, {expected.bytes} in the manifest"))
+        findings.add(ShardProblem("size", shard, "", f"{fresh.tar_bytes} bytes, {expected.bytes} in the manifest"))
     elif expected is not None and _sha256(tar) != expected.sha256:
-        findings.add(Finding("checksum", shard, "", "other bytes than those that were built"))
+        findings.add(ShardProblem("checksum", shard, "", "other bytes than those that were built"))
     findings.merge(_problems(shard, fresh))
     wrong = _wrong_index(shard, fresh)
     if wrong:
-        findings.add(Finding("index", shard, "", wrong))
+        findings.add(ShardProblem("index", shard, "", wrong))
     return CheckedShard(shard, findings, usable=not wrong and len(fresh) > 0)
 
 
@@ -179,7 +179,7 @@ def _check_some(store: SampleStore, numbers: range) -> Findings:
             try:
                 look(store, i, findings)
             except SampleError as error:
-                findings.add(Finding(error.reason, str(error.shard), error.key, error.detail))
+                findings.add(ShardProblem(error.reason, str(error.shard), error.key, error.detail))
     return findings
 
 
@@ -211,7 +211,7 @@ def _problems(shard: str, index: ShardIndex) -> Findings:
     findings = Findings(ignored=Counter(index.ignored))
     for reason, problem in index.problems.items():
         named = problem.examples or ("",)
-        findings.add(*(Finding(reason, shard, name, "") for name in named), count=problem.count)
+        findings.add(*(ShardProblem(reason, shard, name, "") for name in named), count=problem.count)
     return findings
 
 

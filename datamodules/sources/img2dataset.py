@@ -12,7 +12,7 @@ from datamodules.sources.json_rows import parse_json
 from datamodules.sources.records import caption, metadata
 from datamodules.sources.refusals import Refused, attempt
 from datamodules.storage.tar_headers import why_not_a_tar
-from datamodules.storage.tar_samples import TEXTS, RefusedEntry, Sample, read_headers, readable
+from datamodules.storage.tar_samples import TEXTS, RefusedEntry, TarSample, read_headers, readable
 from fvl_lightning.core.config.field_types import PathsText
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.registry import register
@@ -52,16 +52,16 @@ class Img2datasetSource(Source):
             except OSError as error:
                 yield Refusal("unreadable file", f"{error.strerror}", name)
                 return
-            found: list[Sample | RefusedEntry] = [*headers.samples, *headers.refused]
+            found: list[TarSample | RefusedEntry] = [*headers.samples, *headers.refused]
             for one in sorted(found, key=lambda entry: entry.place):
-                if isinstance(one, Sample):
+                if isinstance(one, TarSample):
                     yield attempt(partial(self._row, tar), one, f"{name}, sample '{readable(one.key)}'")
                 else:
                     where = f"{name}, member '{readable(one.name)}'" if one.name else name
                     yield Refusal(one.reason, one.detail or readable(one.name), where)
         yield from (PassedOver(kind, count) for kind, count in headers.ignored.items())
 
-    def _row(self, tar: BinaryIO, sample: Sample) -> Row:
+    def _row(self, tar: BinaryIO, sample: TarSample) -> Row:
         total = sum(size for suffix, _, size in sample.members if suffix not in TEXTS)
         if total > MAX_IMAGE_BYTES:
             raise Refused("image too large", f"{total} bytes, at most {MAX_IMAGE_BYTES} are read")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datamodules.sources.base import Refusal
 from datamodules.sources.files import MAX_ROW_BYTES
-from datamodules.sources.text_files import Line, Lines
+from datamodules.sources.text_files import Lines, TextLine
 from fvl_lightning.core.errors import DataError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -172,7 +172,7 @@ class _Quoted:
 
     lines: Lines
     form: _Form
-    line: Line
+    line: TextLine
     needs_marks: bool = False
     bare: bool = False
     characters: int = 0
@@ -202,7 +202,7 @@ class _Quoted:
             cells = _too_large(self.characters)
         return _Record(first, cells, self.needs_marks, self.bare)
 
-    def _count(self, line: Line) -> None:
+    def _count(self, line: TextLine) -> None:
         self.characters += line.characters
         self.rows_inside += self.form.looks_like_a_row(line.text)
 

@@ -33,7 +33,7 @@ _HEAD = 64
 
 
 @dataclass(frozen=True)
-class Line:
+class TextLine:
     """A line of text: its number, counted from 1, its text and its end, and how many characters it has in all."""
 
     number: int
@@ -89,7 +89,7 @@ class Lines:
     def __exit__(self, *raised: object) -> None:
         self._file.close()
 
-    def next(self) -> Line | None:
+    def next(self) -> TextLine | None:
         """The next line, of which no more than MAX_ROW_BYTES characters are kept; None behind the last."""
         text = self._file.readline(MAX_ROW_BYTES + 1)
         if not text:
@@ -99,7 +99,7 @@ class Lines:
             characters += len(rest)
         self.number += 1
         bare = text.removesuffix("\n").removesuffix("\r")
-        return Line(self.number, bare, text[len(bare) :], characters)
+        return TextLine(self.number, bare, text[len(bare) :], characters)
 
     def place(self) -> tuple[int, int]:
         """Where the next line begins."""

@@ -30,7 +30,7 @@ from safetensors.numpy import load, save
 
 from datamodules.storage.tar_headers import HEADER
 from datamodules.storage.tar_samples import Member, Problem, read_headers, readable
-from fvl_lightning.core.atomic import replacing
+from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.core.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ def scan_file(tar: BinaryIO) -> ShardIndex:
 
 def save_index(index: ShardIndex, path: Path) -> None:
     """Writes an index to `path`, whole or not at all."""
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_bytes(index_as_bytes(index))
 
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fvl_lightning.core.atomic import replacing
+from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.core.errors import DataError, first_line, nearest
 
 PACKAGES = {
@@ -117,7 +117,7 @@ def put_file(local: Path, url: str) -> None:
         files, path = _filesystem(url)
         if protocol_of(url) == "file":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with replacing(Path(path)) as beside:
+            with atomic_write(Path(path)) as beside:
                 shutil.copyfile(local, beside)
         else:
             files.put_file(str(local), path)

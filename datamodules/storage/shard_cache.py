@@ -11,7 +11,7 @@ from typing import IO
 from filelock import FileLock, Timeout
 
 from datamodules.storage.remote import _COPIED_AT_ONCE, _PATIENCE, _filesystem, _known, _told, remote_version
-from fvl_lightning.core.atomic import replacing
+from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.core.errors import DataError
 
 
@@ -59,7 +59,7 @@ class ShardCache:
         try:
             with self._changing():
                 if self._make_room(len(content)):
-                    with replacing(path) as beside:
+                    with atomic_write(path) as beside:
                         beside.write_bytes(content)
         except OSError as error:
             raise DataError(f"{self.folder} can't hold copies of shards: {error.strerror}") from None

@@ -58,7 +58,7 @@ class Problem:
         return Problem(self.count + count, (self.examples + examples)[:EXAMPLES])
 
 
-class Sample(NamedTuple):
+class TarSample(NamedTuple):
     """A sample: where its first header begins, its key, and its members: JSON, text, then the images in order."""
 
     place: int
@@ -90,7 +90,7 @@ class Headers:
     """
 
     tar_bytes: int
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[TarSample] = field(default_factory=list)
     refused: list[RefusedEntry] = field(default_factory=list)
     passed_over: list[tuple[int, str]] = field(default_factory=list)
 
@@ -238,7 +238,7 @@ def _group(found: list[_Found], headers: Headers, complete: bool) -> None:
         else:
             members = sorted(run.members.items(), key=lambda item: _order(item[0]))
             places = [(suffix, member.offset, member.size) for suffix, member in members]
-            headers.samples.append(Sample(run.first.place, key, places))
+            headers.samples.append(TarSample(run.first.place, key, places))
     headers.refused.sort(key=lambda refused: refused.place)
 
 

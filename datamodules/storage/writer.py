@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from datamodules.storage.index import index_path, save_index, scan_tar
-from fvl_lightning.core.atomic import replacing
+from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.core.errors import DataError
 
 _END_MARK = 2 * tarfile.BLOCKSIZE
@@ -140,7 +140,7 @@ class ShardWriter:
     def write(self, key: str, record: Mapping[str, Any], images: Sequence[bytes] = (), extension: str = "png") -> None:
         """Appends one sample: its JSON and its images, already encoded as `extension` (png, jpg or webp)."""
         if self._open is None:
-            beside = self._stack.enter_context(replacing(self.folder / self._name()))
+            beside = self._stack.enter_context(atomic_write(self.folder / self._name()))
             self._open = OpenShard(beside)
             self._stack.callback(self._open.close)
         names = image_names([extension] * len(images))

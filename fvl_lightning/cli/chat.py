@@ -12,7 +12,7 @@ from rich.text import Text
 
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
 from fvl_lightning.core.terminal import plural, terminal, visible
-from fvl_lightning.inference.adapters import ADAPTERS_HELP, put_on
+from fvl_lightning.inference.adapters import ADAPTERS_HELP, attach_adapters
 from fvl_lightning.inference.conversation import Conversation
 from fvl_lightning.inference.generation import Sampling
 from fvl_lightning.modeling.adapters.folders import use_adapter
@@ -44,7 +44,7 @@ def chat(
         raise ConfigError(f"--top-p: a probability above 0, at most 1, not {top_p:g}")
     loaded = answering_model(model)
     pictures = [loaded.processor.image_processor.reader.decode(path) for path in image or ()]
-    adapters = put_on(loaded, adapter)
+    adapters = attach_adapters(loaded, adapter)
     conversation = Conversation(loaded, Sampling(max_tokens, temperature, top_p), pictures=pictures)
     start_drawing(seed)
     console = terminal()

@@ -8,7 +8,7 @@ from PIL import Image
 from rich.table import Table
 
 from datamodules.images.decoding import decode_image
-from fvl_lightning.core.atomic import replacing
+from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.terminal import say, terminal, visible
 from fvl_lightning.inference.boxes import draw_boxes
@@ -50,7 +50,7 @@ def encoder(
 def save_png(picture: Image.Image, path: Path) -> None:
     """Writes a PNG, whole or not at all; DataError where it can't be written."""
     try:
-        with replacing(path) as beside:
+        with atomic_write(path) as beside:
             picture.save(beside, "PNG", optimize=True)
     except OSError as error:
         raise DataError(f"--output: {path} can't be written ({error.strerror})") from None

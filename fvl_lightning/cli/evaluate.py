@@ -10,7 +10,7 @@ from rich.table import Table
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.terminal import progress, terminal
 from fvl_lightning.evaluation.scoring import RESULTS, open_model, open_with_data, score, score_encoder
-from fvl_lightning.inference.adapters import ADAPTER_HELP, put_on
+from fvl_lightning.inference.adapters import ADAPTER_HELP, attach_adapters
 from fvl_lightning.modeling.adapters.folders import is_model_folder
 from fvl_lightning.runs.references import MODEL_HELP, finished_run, say_what_it_has_seen
 
@@ -42,7 +42,7 @@ def evaluate(
         say_what_it_has_seen(built, model)
     else:
         built, connected = open_with_data(model, data, level)
-    put_on(built, adapter and [adapter])
+    attach_adapters(built, adapter and [adapter])
     with progress(BarColumn(), TaskProgressColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("answering", total=None)
 

@@ -7,7 +7,7 @@ import typer
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.terminal import plural, say, visible
-from fvl_lightning.inference.adapters import ADAPTER_HELP, put_on
+from fvl_lightning.inference.adapters import ADAPTER_HELP, attach_adapters
 from fvl_lightning.inference.answers_file import AnswersFile
 from fvl_lightning.inference.batch import answer_all
 from fvl_lightning.inference.generation import Sampling, answer, encode, user_message
@@ -40,7 +40,7 @@ def generate(
     sampling = Sampling(max_tokens, temperature, top_p, beams)
     if image:
         loaded = answering_model(model)
-        put_on(loaded, adapter and [adapter])
+        attach_adapters(loaded, adapter and [adapter])
         asked = encode(loaded, [user_message(list(image), prompt or "")])
         start_drawing(seed)
         (text,) = answer(loaded, [asked], sampling)
@@ -49,7 +49,7 @@ def generate(
     assert output is not None
     requests = file_requests(input) if input else folder_requests(images or Path(), prompt or "")
     loaded = answering_model(model)
-    put_on(loaded, adapter and [adapter])
+    attach_adapters(loaded, adapter and [adapter])
     seed = seed or 0
     settings = vars(sampling) | ({"seed": seed, "batch_size": batch_size} if temperature else {})
     answers = AnswersFile(output, {"model": model_hash(loaded), "input": requests.digest, **settings})

@@ -37,7 +37,7 @@ from fvl_lightning.core.errors import (
     os_error_in_words,
 )
 from fvl_lightning.core.terminal import own_rank, quiet_libraries, say_error, terminal
-from fvl_lightning.training.fault_tolerance.hang_detection import ElsewhereError, LostRankError
+from fvl_lightning.training.fault_tolerance.hang_detection import LostRankError, PeerFailedError
 from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 app = typer.Typer(
@@ -112,7 +112,7 @@ def run(arguments: list[str]) -> int:
     for_all = terminal(stderr=True, quiet=own_rank() > 0)  # what all ranks would say, the first one says
     try:
         result = app(arguments, standalone_mode=False, prog_name="fvl")
-    except ElsewhereError:
+    except PeerFailedError:
         return EXIT_PEER_FAILED
     except LostRankError as error:
         if error.spoken:

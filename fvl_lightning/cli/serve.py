@@ -9,11 +9,11 @@ import typer
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.terminal import say
-from fvl_lightning.inference.adapters import ADAPTERS_HELP, put_on
+from fvl_lightning.inference.adapters import ADAPTERS_HELP, attach_adapters
 from fvl_lightning.inference.generation import Sampling
 from fvl_lightning.runs.references import MODEL_HELP, answering_model
 from fvl_lightning.serving.page import build_page
-from fvl_lightning.serving.server import launch, offline_gradio
+from fvl_lightning.serving.server import launch_page, offline_gradio
 
 
 def serve(
@@ -35,9 +35,9 @@ def serve(
         except OSError as error:
             raise ConfigError(f"--port: {host}:{port} can't be listened on ({error.strerror}); name another") from None
     loaded = answering_model(model)
-    page = build_page(gradio, loaded, Sampling(max_tokens), model, put_on(loaded, adapter))
+    page = build_page(gradio, loaded, Sampling(max_tokens), model, attach_adapters(loaded, adapter))
     with suppress(KeyboardInterrupt):
-        launch(gradio, page, host, port)
+        launch_page(gradio, page, host, port)
         say(f"{model} answers on http://{host}:{port} (Ctrl-C ends)")
         Event().wait()
     page.close(verbose=False)

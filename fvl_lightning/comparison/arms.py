@@ -17,7 +17,7 @@ SET_BY_THE_COMPARISON = ("name", "seed", "output", "tracking", "init_from", "fea
 """Keys of an experiment that no arm may have of its own."""
 
 
-TOLD_APART = 10
+DISTINCT_CHARACTERS = 10
 """Interfaces cut names; those of arms differ in as many characters."""
 
 
@@ -79,12 +79,12 @@ def _crossed(axes: Mapping[str, Sequence[Any]], combine: str, path: Path) -> dic
         if name in arms:
             raise ConfigError(f"axes in {path}: two of the arms would be called {name}, a value stands there twice")
         arms[name] = Arm(words, f"axes in {path}", values)
-    return _told_apart(arms)
+    return _distinct_names(arms)
 
 
-def _told_apart(arms: Mapping[str, Arm]) -> dict[str, Arm]:
+def _distinct_names(arms: Mapping[str, Arm]) -> dict[str, Arm]:
     """The same arms, numbered where their names begin alike."""
-    if len({name[:TOLD_APART] for name in arms}) == len(arms):
+    if len({name[:DISTINCT_CHARACTERS] for name in arms}) == len(arms):
         return dict(arms)
     width = len(str(len(arms)))
     return {f"{number:0{width}}-{name}": arm for number, (name, arm) in enumerate(arms.items(), start=1)}

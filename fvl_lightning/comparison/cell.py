@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from fvl_lightning.core.config.loading import config_hash
 from fvl_lightning.runs.folder import RunFolder
 
-FLEETING = ("parent_run_id", "tags", "fresh", "split")
+NOT_HASHED = ("parent_run_id", "tags", "fresh", "split")
 """Parts of a specification that make no other result; what is scored on another split lies in another folder."""
 
 
-class Progress(NamedTuple):
+class CellProgress(NamedTuple):
     """How far a cell is, over all its stages; `doing` is a word for the stage, and a loss is there while it trains."""
 
     doing: str
@@ -41,7 +41,7 @@ class Cell:
     """Names what makes the result."""
 
     def __post_init__(self) -> None:
-        self.key = config_hash({name: part for name, part in self.specification.items() if name not in FLEETING})
+        self.key = config_hash({name: part for name, part in self.specification.items() if name not in NOT_HASHED})
 
     @property
     def name(self) -> str:
@@ -88,7 +88,7 @@ class Cell:
         """What the cell measured."""
         return self._read("result.json")
 
-    def progress(self) -> Progress:
+    def progress(self) -> CellProgress:
         """How far it is, from its runs' journals."""
         stages = [(stage["name"], stage["trainer"]["max_steps"]) for stage in self.specification["stages"]]
         total, done = sum(steps for _, steps in stages), 0
@@ -96,11 +96,11 @@ class Cell:
             runs = [run for run in RunFolder.named(self.folder, name) if run.metrics.is_file()]
             curve = max(runs, key=lambda run: run.metrics.stat().st_mtime).curve("train/loss") if runs else []
             if not curve:
-                return Progress("starting" if done == 0 else name, done, total)
+                return CellProgress("starting" if done == 0 else name, done, total)
             if curve[-1][0] < steps:
-                return Progress(name, done + curve[-1][0], total, curve[-1][1])
+                return CellProgress(name, done + curve[-1][0], total, curve[-1][1])
             done += steps
-        return Progress("answering", total, total)
+        return CellProgress("answering", total, total)
 
     def _read(self, name: str) -> dict[str, Any]:
         try:

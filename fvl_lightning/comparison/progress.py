@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from fvl_lightning.comparison.cell import Cell, Progress
+from fvl_lightning.comparison.cell import Cell, CellProgress
 
 
 def cells_table(cells: Sequence[Cell]) -> Table:
@@ -42,7 +42,7 @@ def _title(cells: Sequence[Cell]) -> str:
     return f"{finished} of {len(cells)} cells finished"
 
 
-def _seconds_left(cell: Cell, now: Progress) -> float | None:
+def _seconds_left(cell: Cell, now: CellProgress) -> float | None:
     """By the speed of this session; None while there is none, and while it answers."""
     if cell.started is None or now.step <= cell.started[1] or now.step == now.steps:
         return None

@@ -12,7 +12,7 @@ from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import axis_values, experiments, plan_alike
 from fvl_lightning.comparison.report.report import rich_table, write_report
 from fvl_lightning.comparison.results import collect, loss_curves, sample_answers
-from fvl_lightning.comparison.runner import CellRuns, Encoders
+from fvl_lightning.comparison.runner import Encoders, Runner
 from fvl_lightning.comparison.size_matching import match_sizes
 from fvl_lightning.comparison.test_split_log import readings_of
 from fvl_lightning.comparison.tracking import log_report, tracked_parent
@@ -61,7 +61,7 @@ def run_comparison(
     console = terminal()
     with tracked_parent(config, folder, fresh) as tracker:
         parent = tracker.run_id or None
-        runs = CellRuns(config, launcher_of(config, folder), console, parent, fresh, retry_failed, report_only)
+        runs = Runner(config, launcher_of(config, folder), console, parent, fresh, retry_failed, report_only)
         values = axis_values(arms_of(config, path), plans[config.seeds[0]].arms)
         rates = tune(runs, tuning, plans, values) if tuning else None
         cells, encoders = runs.run(plans, values, "test")

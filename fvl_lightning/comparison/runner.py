@@ -34,7 +34,7 @@ Encoders = dict[int, RunFolder | None]
 
 
 @dataclass
-class CellRuns:
+class Runner:
     """How a comparison's cells are run this time."""
 
     config: ComparisonConfig

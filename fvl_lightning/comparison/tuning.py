@@ -10,7 +10,7 @@ from fvl_lightning.comparison.arms import TUNING
 from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import SeedPlan, experiments
-from fvl_lightning.comparison.runner import CellRuns
+from fvl_lightning.comparison.runner import Runner
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 
@@ -28,7 +28,7 @@ def tuning_plans(config: ComparisonConfig, path: Path, folder: Path) -> dict[int
 
 
 def tune(
-    runs: CellRuns,
+    runs: Runner,
     plans: Mapping[int, SeedPlan],
     reported: Mapping[int, SeedPlan],
     values: Mapping[str, Mapping[str, Any]],

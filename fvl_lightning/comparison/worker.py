@@ -17,7 +17,7 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import quiet_libraries
 from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.evaluation.answers import Answer
-from fvl_lightning.evaluation.cost import counted_price
+from fvl_lightning.evaluation.cost import count_cost
 from fvl_lightning.evaluation.scoring import open_model, score, score_run
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.run import reuse_or_train, run_training
@@ -92,7 +92,7 @@ def score_cell(runs: list[RunFolder], spec: dict[str, Any]) -> dict[str, Any]:
         level: score_run(last, level=level, controls=False)[0]["accuracy"] for level in spec["transfer_levels"]
     }
     info = last.info
-    result |= counted_price(last, built, data) | {
+    result |= count_cost(last, built, data) | {
         "parameters": info["parameters"],
         "trainable": info["trainable"],
         "tokens_per_second": info["tokens_per_second"],

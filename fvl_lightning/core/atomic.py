@@ -33,7 +33,7 @@ def check_folder_name(name: str, key: str) -> None:
 
 
 @contextmanager
-def appearing(out: Path) -> Iterator[Path]:
+def atomic_directory(out: Path) -> Iterator[Path]:
     """A new folder beside `out`, renamed to it at the end; removed on any error.
 
     Raises:
@@ -50,13 +50,13 @@ def appearing(out: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.chmod(0o755)
-        readable(beside)
+        share_file_modes(beside)
         os.rename(beside, out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def readable(folder: Path) -> None:
+def share_file_modes(folder: Path) -> None:
     """Lets those read all files of a folder who may read one: safetensors makes its own for their owner alone."""
     files = [path for path in folder.iterdir() if path.is_file()]
     widest = reduce(or_, (file.stat().st_mode & 0o044 for file in files), 0)
@@ -65,7 +65,7 @@ def readable(folder: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A new file's name beside `path`, renamed to it at the end; removed, with `path` untouched, on any error."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)

@@ -19,7 +19,7 @@ LAYOUTS = ("model.safetensors", "pytorch_model.bin")
 DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 """Names of number types in a safetensors header."""
 ALIGNMENT = 8
-NAMED = 3
+MAX_NAMED_TENSORS = 3
 """Names that an error gives before it only counts."""
 
 
@@ -81,7 +81,7 @@ def write_weights(folder: Path, values: Mapping[str, Tensor], file_bytes: int) -
     (folder / f"{LAYOUTS[0]}.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def fitted(
+def match_weights(
     renamed: Mapping[str, tuple[str | None, Tensor]], wanted: Mapping[str, Tensor], where: str
 ) -> dict[str, Tensor]:
     """Every value of `wanted`, a model's state, out of weights {their name: (ours, None without a place; value)}.
@@ -144,8 +144,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def some_names(names: list[str]) -> str:
     """The first names of many, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more}"
+    more = f" and {len(names) - MAX_NAMED_TENSORS} more" if len(names) > MAX_NAMED_TENSORS else ""
+    return f"{', '.join(names[:MAX_NAMED_TENSORS])}{more}"
 
 
 def _finite(value: Tensor) -> bool:

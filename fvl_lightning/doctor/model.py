@@ -17,7 +17,7 @@ from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.components import count_parameters
 
-HELD = "pretrained"
+PRETRAINED_FIELD = "pretrained"
 """The field of a component that names its files."""
 
 
@@ -57,7 +57,7 @@ def advice_for_missing(experiment: ExperimentConfig) -> str:
         for config in hub
     )
     beforehand = f"{fetched} where the hub can be reached, under the HF_HOME of the training, or " if hub else ""
-    folders = " and ".join(f"{slot}.{HELD}" for slot in held)
+    folders = " and ".join(f"{slot}.{PRETRAINED_FIELD}" for slot in held)
     return (
         f"{ADVICE['model']}; for files: {beforehand}folders with all of them in {folders} (a config.json in each is "
         "enough to tell the memory)"
@@ -72,7 +72,7 @@ def _held(experiment: ExperimentConfig) -> dict[str, Any]:
         for slot, choice in choices.items()
         if choice is not None
         and {"tokenizer", "revision"} <= vars(choice.config).keys()
-        and vars(choice.config).get(HELD)
+        and vars(choice.config).get(PRETRAINED_FIELD)
     }
 
 
@@ -92,7 +92,9 @@ def check_initial_weights(experiment: ExperimentConfig) -> list[Finding]:
     if experiment.init_from:
         return [Finding("init_from", "ok", f"starts from {', '.join(experiment.init_from)}")]
     choices = {slot: getattr(experiment, slot) for slot in COMPONENTS}
-    fresh = [slot for slot, choice in choices.items() if choice is not None and not vars(choice.config).get(HELD)]
+    fresh = [
+        slot for slot, choice in choices.items() if choice is not None and not vars(choice.config).get(PRETRAINED_FIELD)
+    ]
     said = f"starts from no earlier run{'; from random values: ' if fresh else ''}{', '.join(fresh)}"
     if experiment.stage is not None and experiment.stage.name == "finetune" and fresh:
         return [Finding("init_from", "warning", said, "name the run that has pretrained them in init_from")]

@@ -18,7 +18,7 @@ from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.optimizer import build_optimizer
 
-SMALL = 50_000_000
+MAX_PARAMETERS_FOR_TRIAL_STEP = 50_000_000
 """Parameters of a model that takes a step on a login node in seconds."""
 
 
@@ -39,7 +39,7 @@ def check_one_batch(
 ) -> list[Finding]:
     """Forward pass, backward pass and update of one batch: of the model itself, or of its preset's `scale=tiny`."""
     parameters = sum(count["parameters"] for count in count_parameters(stage.model).values()) if stage else None
-    if parameters is not None and parameters <= SMALL:
+    if parameters is not None and parameters <= MAX_PARAMETERS_FOR_TRIAL_STEP:
         return _tried("the model itself", experiment)
     if experiment.chosen.get(SCALE) is None:
         if parameters is None:

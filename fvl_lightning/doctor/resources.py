@@ -14,7 +14,7 @@ from fvl_lightning.profiling.memory import MemoryEstimate, checkpoint_bytes
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.store import open_store
 
-TIGHT = 0.9
+MEMORY_HEADROOM = 0.9
 """Of a device's memory: what the estimate leaves out takes the rest."""
 CHECKPOINTS = 3
 """There are two, and a third while it is written."""
@@ -69,7 +69,7 @@ def check_memory(
     if device_bytes is None:
         return [Finding("memory", "ok", f"{said}; --memory-gb compares it with a device's")]
     said += f", the device has {bytes_in_words(device_bytes)}"
-    if estimate.peak <= TIGHT * device_bytes:
+    if estimate.peak <= MEMORY_HEADROOM * device_bytes:
         return [Finding("memory", "ok", said)]
     ways = []
     if "language_model" not in trainer.checkpoint_activations:

@@ -29,7 +29,7 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.prompts import RELEASED_PROMPTS
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import IGNORE_INDEX
-from fvl_lightning.core.weight_files import fitted, some_names
+from fvl_lightning.core.weight_files import match_weights, some_names
 from fvl_lightning.encoders.base import Encoder
 from fvl_lightning.encoders.florence2_files import read_sizes, read_tokenizer, read_values
 from fvl_lightning.encoders.florence2_sources import (
@@ -159,7 +159,7 @@ class Florence2Encoder(Encoder):
         pretrained = self.config.pretrained
         if pretrained is not None:
             values = read_values(pretrained, self.config.revision, keep_decoder=self.decoder is not None)
-            self.load_state_dict(fitted(values, self.state_dict(), pretrained))
+            self.load_state_dict(match_weights(values, self.state_dict(), pretrained))
 
     def feature_state(self) -> dict[str, Tensor]:
         """All but the decoder's: it reads features and makes none, and only encoder_pretrain has it."""

@@ -10,7 +10,7 @@ import torch
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.metrics import KindAccuracy, normalised
 from fvl_lightning.inference.generation import generate_texts
-from fvl_lightning.modeling.build import Built
+from fvl_lightning.modeling.build import BuiltModel
 
 QUESTIONS_AT_ONCE = 128
 
@@ -51,7 +51,7 @@ def prior_answers(asked: Sequence[Any], seen: Sequence[Any]) -> list[Answer]:
 
 @torch.no_grad()
 def answer_questions(
-    built: Built,
+    built: BuiltModel,
     data: Any,
     split: str,
     images: Images = "real",

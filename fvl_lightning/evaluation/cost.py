@@ -7,7 +7,7 @@ import torch
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.inference.generation import left_padded
-from fvl_lightning.modeling.build import Built
+from fvl_lightning.modeling.build import BuiltModel
 from fvl_lightning.profiling.flops import count_flops, training_flops
 from fvl_lightning.runs.folder import RunFolder
 
@@ -15,7 +15,7 @@ QUESTIONS = 8
 """Over so many the operations of a question are averaged."""
 
 
-def counted_price(run: RunFolder, built: Built, data: Any) -> dict[str, int]:
+def count_cost(run: RunFolder, built: BuiltModel, data: Any) -> dict[str, int]:
     """Image tokens that the language model sees per image, and operations per sample and per question.
 
     Training is one batch of the run's last stage, forwards and backwards, the encoder's forward included, wherever its
@@ -29,7 +29,7 @@ def counted_price(run: RunFolder, built: Built, data: Any) -> dict[str, int]:
     }
 
 
-def _inference(built: Built, data: Any) -> int:
+def _inference(built: BuiltModel, data: Any) -> int:
     questions = list({question.index: question for question in data.questions("test")}.values())[:QUESTIONS]
     pixels = data.pixels("test", [question.index for question in questions]).to(built.model.device)
     prompts = [data.encoder.prompt(question.prompt_messages) for question in questions]
@@ -39,7 +39,7 @@ def _inference(built: Built, data: Any) -> int:
     return flops // len(questions)
 
 
-def _training(run: RunFolder, built: Built, data: Any) -> int:
+def _training(run: RunFolder, built: BuiltModel, data: Any) -> int:
     experiment = check_config(ExperimentConfig, run.config)
     assert experiment.stage is not None
     stage = experiment.stage.component(experiment, built.model, built.tokenizer)

@@ -10,7 +10,7 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.answers import Answer, accuracy, answer_questions, prior_answers
 from fvl_lightning.evaluation.encoder_scores import encoder_scores
-from fvl_lightning.modeling.build import Built, Loaded, load_model
+from fvl_lightning.modeling.build import BuiltModel, LoadedModel, load_model
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.references import answering_model
 from fvl_lightning.runs.setup import build_stage, data_context, prepare_data
@@ -20,7 +20,7 @@ RESULTS = {"accuracy": "answers", "image_zeroed": "image zeroed", "image_shuffle
 """The results of `score_run` and how a table calls them."""
 
 
-def open_model(run: RunFolder, level: str | None = None) -> tuple[Loaded, Any]:
+def open_model(run: RunFolder, level: str | None = None) -> tuple[LoadedModel, Any]:
     """A finished run's model, and its data connected to it (at another level of the demo set, where one is named)."""
     experiment = check_config(ExperimentConfig, _at_level(run.config, level, str(run.path)))
     data = prepare_data(experiment)
@@ -29,7 +29,7 @@ def open_model(run: RunFolder, level: str | None = None) -> tuple[Loaded, Any]:
     return built, data
 
 
-def open_with_data(reference: str, file: Path | None, level: str | None = None) -> tuple[Loaded, Any]:
+def open_with_data(reference: str, file: Path | None, level: str | None = None) -> tuple[LoadedModel, Any]:
     """Any model, and the data of an experiment file connected to it, its pictures fitted as the model knows them."""
     if file is None:
         raise ConfigError(f"--data: {reference} is a model without data; name an experiment file whose data it answers")
@@ -61,7 +61,7 @@ def score_run(
 
 
 def score(
-    built: Built,
+    built: BuiltModel,
     data: Any,
     split: str,
     controls: bool = True,

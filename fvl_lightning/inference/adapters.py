@@ -13,13 +13,13 @@ from fvl_lightning.modeling.adapters.folders import (
     is_adapter_folder,
     use_adapter,
 )
-from fvl_lightning.modeling.build import Built
+from fvl_lightning.modeling.build import BuiltModel
 
 ADAPTER_HELP = "Adapter on the model: a run or a folder, or NAME=FOLDER."
 ADAPTERS_HELP = f"{ADAPTER_HELP[:-1]}; again for several, of which the first is in use."
 
 
-def put_on(built: Built, words: Sequence[str] | None) -> list[str]:
+def attach_adapters(built: BuiltModel, words: Sequence[str] | None) -> list[str]:
     """Puts the adapters of `--adapter` words on a model, the first one in use; returns all names, its own last.
 
     Raises:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fvl_lightning.core.atomic import replacing
+from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.core.errors import DataError
 
 
@@ -31,7 +31,7 @@ class AnswersFile:
             elif path.exists():
                 raise DataError(f"--output: {path} exists, and no {beside.name} beside it says of what; name another")
             else:
-                with replacing(beside) as new:
+                with atomic_write(beside) as new:
                     new.write_text(json.dumps(settings, indent=2), encoding="utf-8")
                 path.touch()
         except OSError as error:

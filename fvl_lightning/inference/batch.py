@@ -11,14 +11,14 @@ from fvl_lightning.core.terminal import progress_bar, say, visible
 from fvl_lightning.inference.answers_file import AnswersFile
 from fvl_lightning.inference.generation import Prompt, Sampling, answer, encode
 from fvl_lightning.inference.requests import Request, Requests
-from fvl_lightning.modeling.build import Loaded
+from fvl_lightning.modeling.build import LoadedModel
 
 SAID = 5
 """Rows without an answer that are told one by one; the file has them all."""
 
 
 def answer_all(
-    loaded: Loaded, requests: Requests, answers: AnswersFile, sampling: Sampling, batch_size: int, seed: int
+    loaded: LoadedModel, requests: Requests, answers: AnswersFile, sampling: Sampling, batch_size: int, seed: int
 ) -> int:
     """Answers the requests that have no row yet, batch by batch; returns how many of them can't be."""
     waiting = islice(requests.read(), answers.done, None)
@@ -38,7 +38,7 @@ def answer_all(
     return failed
 
 
-def answer_batch(loaded: Loaded, batch: Sequence[Request], sampling: Sampling) -> list[dict[str, Any]]:
+def answer_batch(loaded: LoadedModel, batch: Sequence[Request], sampling: Sampling) -> list[dict[str, Any]]:
     """A row for each request: what it tells, with its answer or with the error that it has none for."""
     rows: list[dict[str, Any]] = [dict(request.told) for request in batch]
     prompts: dict[int, Prompt] = {}

@@ -6,14 +6,14 @@ from typing import Any
 
 from datamodules.encoding.messages import Message
 from fvl_lightning.inference.generation import Prompt, Sampling, encode, stream, user_message
-from fvl_lightning.modeling.build import Loaded
+from fvl_lightning.modeling.build import LoadedModel
 
 
 @dataclass
 class Conversation:
     """The messages so far, and the decoded pictures that wait for the next one."""
 
-    loaded: Loaded
+    loaded: LoadedModel
     sampling: Sampling
     messages: list[Message] = field(default_factory=list)
     pictures: list[Any] = field(default_factory=list)

@@ -13,7 +13,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 
 from datamodules.encoding.messages import Message
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.modeling.build import Built, Loaded
+from fvl_lightning.modeling.build import BuiltModel, LoadedModel
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Prompt:
     pixel_values: Tensor | None
 
 
-def encode(loaded: Loaded, messages: Sequence[Message]) -> Prompt:
+def encode(loaded: LoadedModel, messages: Sequence[Message]) -> Prompt:
     """The messages up to where the assistant's next answer begins; pictures stand in their parts (see the processor).
 
     Raises:
@@ -62,13 +62,13 @@ def encode(loaded: Loaded, messages: Sequence[Message]) -> Prompt:
     return Prompt(ids, inputs.get("pixel_values"))
 
 
-def positions(loaded: Loaded) -> int:
+def positions(loaded: LoadedModel) -> int:
     """Tokens the language model has positions for."""
     config = loaded.model.config.get_text_config()
     return config.max_position_embeddings if hasattr(config, "max_position_embeddings") else sys.maxsize
 
 
-def answer(loaded: Loaded, prompts: Sequence[Prompt], sampling: Sampling) -> list[str]:
+def answer(loaded: LoadedModel, prompts: Sequence[Prompt], sampling: Sampling) -> list[str]:
     """The answer to each prompt; greedy in float32, those of one at a time, token for token."""
     room = positions(loaded) - max(len(prompt.ids) for prompt in prompts)
     if len(prompts) > 1 and room < sampling.max_tokens:  # the longest leaves the others less room than they have
@@ -79,7 +79,7 @@ def answer(loaded: Loaded, prompts: Sequence[Prompt], sampling: Sampling) -> lis
     )
 
 
-def stream(loaded: Loaded, prompt: Prompt, sampling: Sampling) -> Generator[str]:
+def stream(loaded: LoadedModel, prompt: Prompt, sampling: Sampling) -> Generator[str]:
     """An answer piece by piece as it is written; closing the iterator stops the model at its next token.
 
     `sampling.beams` must be 1: what several beams say is known at the end only.
@@ -128,7 +128,7 @@ class _Closed(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.closed.is_set(), device=input_ids.device)
 
 
-def _images(loaded: Loaded, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+def _images(loaded: LoadedModel, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
     return {"pixel_values": torch.cat(pixels).to(loaded.model.device, loaded.model.dtype)} if pixels else {}
 
@@ -138,7 +138,7 @@ ANSWER_TOKENS = 16
 
 
 def generate_texts(
-    built: Built, prompts: Sequence[Sequence[int]], max_tokens: int = ANSWER_TOKENS, **inputs: Any
+    built: BuiltModel, prompts: Sequence[Sequence[int]], max_tokens: int = ANSWER_TOKENS, **inputs: Any
 ) -> list[str]:
     """Texts generated after `prompts` (token ids, image placeholders expanded); padded on the left to one length.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fvl_lightning.modeling.build import Loaded
+from fvl_lightning.modeling.build import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class SourceShares:
 
 
 @torch.no_grad()
-def source_shares(loaded: Loaded, pixel_values: Tensor) -> list[SourceShares]:
+def source_shares(loaded: LoadedModel, pixel_values: Tensor) -> list[SourceShares]:
     """Of each of the images [I, 3, P, P]; empty ones for a fusion that does not weigh its sources."""
     grid, shares = loaded.model.fusion.output.grid, []
     for image in pixel_values.to(loaded.model.device, loaded.model.dtype).split(1):

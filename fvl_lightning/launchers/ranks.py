@@ -13,7 +13,7 @@ from typing import Any
 
 from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USAGE_ERROR
 from fvl_lightning.core.terminal import say_error
-from fvl_lightning.training.fault_tolerance.hang_detection import names
+from fvl_lightning.training.fault_tolerance.hang_detection import rank_names
 from fvl_lightning.training.fault_tolerance.signals import CLUSTER, handled
 
 POLL_SECONDS = 0.1
@@ -89,7 +89,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], first_rank: int) -> int:
         ended = f"{'was' if len(fell) == 1 else 'were'} ended by {signal.Signals(number).name}"
         cause = ", as by a machine that is out of memory" if number == signal.SIGKILL else ""
         say_error(
-            f"{names(fell)} {ended}{cause}; all ranks end, and the same command "
+            f"{rank_names(fell)} {ended}{cause}; all ranks end, and the same command "
             "with `--resume-or-start` goes on from the last checkpoint"
         )
     # Of several the one that says why: a process whose neighbour has gone ends with an error of its own.

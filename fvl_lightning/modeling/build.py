@@ -13,7 +13,7 @@ from fvl_lightning.core.config.loading import Choice, choose
 from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_line
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
 from fvl_lightning.core.pretrained import loading_problem, quiet_loading
-from fvl_lightning.core.weight_files import check_finite, fitted, read_json, read_weights, some_names
+from fvl_lightning.core.weight_files import check_finite, match_weights, read_json, read_weights, some_names
 from fvl_lightning.language_models.causal import load_tokenizer
 from fvl_lightning.modeling.adapters.folders import attach_adapter, base_of, is_adapter_folder
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
@@ -29,7 +29,7 @@ ENCODER_FILE = "encoder.json"
 
 
 @dataclass
-class Built:
+class BuiltModel:
     """A model and the tokenizer its rows are made with."""
 
     model: FlorenceVLForConditionalGeneration
@@ -37,7 +37,7 @@ class Built:
 
 
 @dataclass
-class Loaded(Built):
+class LoadedModel(BuiltModel):
     """A saved model in eval mode, with the processor that was saved beside it."""
 
     processor: FlorenceVLProcessor
@@ -61,7 +61,7 @@ class EncoderModel(nn.Module):
         return loss.sum, loss.tokens, loss.correct
 
 
-def build_model(experiment: ExperimentConfig, device: str = "cpu") -> Built:
+def build_model(experiment: ExperimentConfig, device: str = "cpu") -> BuiltModel:
     """The experiment's model with its initial (or hub) weights; `device="meta"` for shapes alone.
 
     Raises:
@@ -79,7 +79,7 @@ def build_model(experiment: ExperimentConfig, device: str = "cpu") -> Built:
             component.load_pretrained()
         model.language_model.check()
     set_stop_tokens(model, tokenizer)
-    return Built(model, tokenizer)
+    return BuiltModel(model, tokenizer)
 
 
 def model_config(experiment: ExperimentConfig, tokenizer: Any) -> FlorenceVLConfig:
@@ -117,11 +117,11 @@ def load_encoder(folder: Path, name: str = "florence2") -> EncoderModel:
     with no_init_weights():
         model = EncoderModel(choice.component(choice.config))
     weights = {key: (key, value) for key, value in read_weights(folder).items()}
-    model.load_state_dict(fitted(weights, model.state_dict(), str(folder)))
+    model.load_state_dict(match_weights(weights, model.state_dict(), str(folder)))
     return model.eval()
 
 
-def load_model(folder: Path, base: Path | None = None) -> Loaded:
+def load_model(folder: Path, base: Path | None = None) -> LoadedModel:
     """A model folder, as a run, an import or an export makes it: safetensors, configuration and processor.
 
     Args:
@@ -143,7 +143,7 @@ def load_model(folder: Path, base: Path | None = None) -> Loaded:
     processor = FlorenceVLProcessor.from_pretrained(folder if (folder / PROCESSOR_FILE).is_file() else beneath)
     check_vocabulary(processor.tokenizer, model, f"the tokenizer in {folder}")
     set_stop_tokens(model, processor.tokenizer)  # folders of earlier versions list the tokenizer's eos alone
-    return Loaded(model.eval(), processor.tokenizer, processor)
+    return LoadedModel(model.eval(), processor.tokenizer, processor)
 
 
 def empty_model(config: FlorenceVLConfig) -> FlorenceVLForConditionalGeneration:

@@ -33,7 +33,7 @@ from fvl_lightning.profiling.fake_step import Allocations, owners_told, rehearse
 from fvl_lightning.training.components import CHILDREN, blocks, component_of, set_modes
 from fvl_lightning.training.distributed.block_transforms import checkpoint_activations
 from fvl_lightning.training.lora import quantized_layers
-from fvl_lightning.training.muon import GATHERED_AT_ONCE
+from fvl_lightning.training.muon import MAX_GATHERED_ELEMENTS
 from fvl_lightning.training.optimizer import build_optimizer
 
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
@@ -214,7 +214,7 @@ def _gathered_matrices(matrices: list[nn.Parameter]) -> Iterator[int]:
     """Bytes of the stacks of whole matrices that Muon's iteration holds, for every shape."""
     for shape, count in Counter(matrix.shape for matrix in matrices).items():
         size = math.prod(shape)
-        yield ORTHOGONALIZING * matrices[0].element_size() * size * min(count, max(1, GATHERED_AT_ONCE // size))
+        yield ORTHOGONALIZING * matrices[0].element_size() * size * min(count, max(1, MAX_GATHERED_ELEMENTS // size))
 
 
 def _quantized(experiment: ExperimentConfig, model: nn.Module) -> set[Tensor]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from fvl_lightning.core.atomic import appearing
+from fvl_lightning.core.atomic import atomic_directory
 from fvl_lightning.core.experiment import COMPONENTS
 from fvl_lightning.modeling.adapters.folders import is_adapter_folder, is_model_folder
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
@@ -13,7 +13,7 @@ from fvl_lightning.stages.language import LanguageStage
 from fvl_lightning.training.lora import adapted
 
 
-def give_adapters(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) -> None:
+def attach_trainable_adapters(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) -> None:
     """Puts adapters beside what is lora.
 
     Their base is the one model folder that all weights came from; where there is none, it is kept in the run's folder
@@ -26,7 +26,7 @@ def give_adapters(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) -
     if base is None:
         base = run.path / "base"
         if not base.exists():
-            with appearing(base) as folder:
+            with atomic_directory(base) as folder:
                 stage.save_whole(folder)
     stage.adapt(base)
 

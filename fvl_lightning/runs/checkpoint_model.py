@@ -10,7 +10,7 @@ from datamodules.encoding.question_form import Asking
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.runs.adapter_base import give_adapters
+from fvl_lightning.runs.adapter_base import attach_trainable_adapters
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.references import check_answers
 from fvl_lightning.runs.setup import weighted_stage
@@ -35,7 +35,7 @@ def checkpoint_model(reference: str, which: Which) -> Iterator[Path]:
     path = chosen_checkpoint(run, which)
     stage, parents = weighted_stage(check_config(ExperimentConfig, run.config), Ranks())
     stage.asking = Asking(**run.info.get("asking", {}))
-    give_adapters(stage, run, parents)
+    attach_trainable_adapters(stage, run, parents)
     stage.take_weights(read_checkpoint(path), f"--checkpoint {which}")
     with tempfile.TemporaryDirectory(prefix=".export-", dir=run.path) as folder:  # beside the base of an adapter
         stage.save_model(Path(folder))

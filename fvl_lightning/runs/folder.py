@@ -26,7 +26,7 @@ from fvl_lightning.core.config.loading import config_hash
 from fvl_lightning.core.config.yaml_text import write_yaml
 from fvl_lightning.core.errors import ConfigError, DataError, nearest
 from fvl_lightning.runs.identity import RunIdentity
-from fvl_lightning.tracking.metrics_log import read_journal
+from fvl_lightning.tracking.metrics_log import read_metrics
 from fvl_lightning.training.checkpointing.files import LAST, is_whole, present_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -207,7 +207,7 @@ class RunFolder:
     def curve(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a logged metric; a step logged twice, before and after a resume, counts once."""
         points: dict[int, float] = {}
-        for entry in read_journal(self.metrics):
+        for entry in read_metrics(self.metrics):
             if name in entry:
                 points[entry["step"]] = entry[name]
         return sorted(points.items())

@@ -11,7 +11,7 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.modeling.adapters.folders import is_model_folder
-from fvl_lightning.modeling.build import Loaded, load_model
+from fvl_lightning.modeling.build import LoadedModel, load_model
 from fvl_lightning.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def check_answers(run: RunFolder) -> None:
         raise ConfigError(f"{run.path} is an encoder without a language model; name a run of a later stage")
 
 
-def answering_model(reference: str) -> Loaded:
+def answering_model(reference: str) -> LoadedModel:
     """A model that writes answers, on the GPU where there is one; errors as of model_folder."""
     loaded = load_model(model_folder(reference))
     say_what_it_has_seen(loaded, reference)
@@ -56,7 +56,7 @@ def answering_model(reference: str) -> Loaded:
     return loaded
 
 
-def say_what_it_has_seen(loaded: Loaded, reference: str) -> None:
+def say_what_it_has_seen(loaded: LoadedModel, reference: str) -> None:
     """Logs a warning where a model has never been asked anything."""
     if loaded.processor.asking.get("captions"):
         logger.warning("%s was trained on captions alone: it has seen images and captions, but no question", reference)
@@ -70,7 +70,7 @@ def start_drawing(seed: int | None) -> None:
         torch.manual_seed(seed)
 
 
-def model_hash(loaded: Loaded) -> str:
+def model_hash(loaded: LoadedModel) -> str:
     """Names a model by its weights, and by how its processor makes tokens and pixels of a conversation."""
     # The type is not in the hash of the weights, and the same weights answer otherwise in another one.
     weights = f"{weights_hash(loaded.model.state_dict())} {loaded.model.dtype}"

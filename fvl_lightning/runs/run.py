@@ -11,23 +11,23 @@ from typing import Any
 import torch
 
 from datamodules.encoding.question_form import asking_of
-from fvl_lightning.core.atomic import readable
+from fvl_lightning.core.atomic import share_file_modes
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import own_rank
 from fvl_lightning.core.weight_files import weights_hash
-from fvl_lightning.runs.adapter_base import give_adapters
+from fvl_lightning.runs.adapter_base import attach_trainable_adapters
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.resume import identity_of, run_folder, saved_position
 from fvl_lightning.runs.setup import attach_features, data_context, prepare_data, weighted_stage
 from fvl_lightning.runs.tracking import note_trouble, tracked
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.tracking.metrics_log import Journal
+from fvl_lightning.tracking.metrics_log import JsonlLogger
 from fvl_lightning.tracking.store import open_store
-from fvl_lightning.training.checkpointing.callback import Checkpoints
+from fvl_lightning.training.checkpointing.callback import CheckpointCallback
 from fvl_lightning.training.checkpointing.files import whole_checkpoint
 from fvl_lightning.training.components import count_parameters
-from fvl_lightning.training.distributed.process_group import joined
-from fvl_lightning.training.fault_tolerance.heartbeat import Beats
+from fvl_lightning.training.distributed.process_group import init_process_group
+from fvl_lightning.training.fault_tolerance.heartbeat import HeartbeatCallback
 from fvl_lightning.training.fault_tolerance.signals import Stop, StopSignals, preemptible
 from fvl_lightning.training.lora import adapted, adapter_bytes
 from fvl_lightning.training.progress import StepProgress
@@ -69,29 +69,29 @@ def run_training(
     check_machine(experiment.trainer)
     if experiment.trainer.threads is not None:
         torch.set_num_threads(experiment.trainer.threads)
-    with joined(experiment.trainer) as ranks:
-        stopped = ranks.agree(lambda: stopped)
-        ranks.agree(lambda: begin_tracking(experiment, stopped))
-        data = ranks.in_turn(lambda: prepare_data(experiment))
+    with init_process_group(experiment.trainer) as ranks:
+        stopped = ranks.broadcast_from_rank0(lambda: stopped)
+        ranks.broadcast_from_rank0(lambda: begin_tracking(experiment, stopped))
+        data = ranks.rank0_first(lambda: prepare_data(experiment))
         stage, parents = weighted_stage(experiment, ranks)
-        checkpoint = ranks.agree(lambda: whole_checkpoint(stopped.checkpoints) if stopped else None)
+        checkpoint = ranks.broadcast_from_rank0(lambda: whole_checkpoint(stopped.checkpoints) if stopped else None)
         position = saved_position(checkpoint) if checkpoint else 0
         context = data_context(stage.model, stage.tokenizer, experiment, position)
         data.connect(replace(context, rank=ranks.rank, world_size=ranks.world_size))
-        stage.asking = ranks.agree(lambda: asking_of(data))
+        stage.asking = ranks.broadcast_from_rank0(lambda: asking_of(data))
         attach_features(stage, data, experiment, ranks)
-        run = ranks.agree(lambda: run_folder(experiment, data, stopped))
-        ranks.in_turn(lambda: give_adapters(stage, run, parents))
-        ranks.agree(lambda: record_model(stage, run, parents))
+        run = ranks.broadcast_from_rank0(lambda: run_folder(experiment, data, stopped))
+        ranks.rank0_first(lambda: attach_trainable_adapters(stage, run, parents))
+        ranks.broadcast_from_rank0(lambda: record_model(stage, run, parents))
         with ExitStack() as followed:
             tracker = None
             if ranks.first:
                 followed.enter_context(run.held())
                 tracker = followed.enter_context(tracked(experiment, run, stage, data, parent_run_id, tags or {}))
-            followed.enter_context(ranks.explained(lambda error: note_trouble(run, error)))
+            followed.enter_context(ranks.explain_errors(lambda error: note_trouble(run, error)))
             fit(stage, data, experiment, run, tracker, checkpoint, ranks.beats())
             stage.gather()
-            ranks.agree(lambda: finish(stage, run))
+            ranks.broadcast_from_rank0(lambda: finish(stage, run))
     return run
 
 
@@ -123,7 +123,7 @@ def fit(
     run: RunFolder,
     tracker: Any,
     checkpoint: Path | None,
-    beats: Beats,
+    beats: HeartbeatCallback,
 ) -> None:
     """The training loop, from `checkpoint` where there is one; after a stop that was asked for it raises who asked.
 
@@ -132,9 +132,9 @@ def fit(
     log = LogWindow(experiment.trainer.log_every)
     signals = StopSignals()
     every, keep_best = experiment.trainer.checkpoint_every, experiment.trainer.keep_best
-    checkpoints = Checkpoints(run.last_checkpoint, every, signals, keep_best)
+    checkpoints = CheckpointCallback(run.last_checkpoint, every, signals, keep_best)
     title = f"{experiment.name} ({experiment.fusion.name})" if experiment.fusion else experiment.name
-    loggers: list[Any] = [Journal(run.metrics, tracker)] if tracker else []
+    loggers: list[Any] = [JsonlLogger(run.metrics, tracker)] if tracker else []
     callbacks = [log, *([StepProgress(title, run.path, log)] if tracker else []), checkpoints, beats]
     trainer = build_trainer(experiment.trainer, run.path, loggers, callbacks)
     torch.manual_seed(experiment.seed + own_rank())  # for dropout; initial values and the data's order have their own
@@ -169,5 +169,5 @@ def finish(stage: Stage, run: RunFolder) -> None:
     frozen = stage.trainable["encoder"] == "frozen"
     assert not frozen or encoder_hash == run.info["encoder_hash"], "the frozen encoder changed during training"
     stage.save_model(run.model)
-    readable(run.model)
+    share_file_modes(run.model)
     run.record(encoder_hash=encoder_hash)

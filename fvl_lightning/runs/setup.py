@@ -46,9 +46,9 @@ def weighted_stage(experiment: ExperimentConfig, ranks: Ranks) -> tuple[Stage, l
     """
     shapes = experiment.trainer.sharded and not ranks.first
     stage = build_stage(experiment, "meta" if shapes else "cpu")
-    parents = ranks.agree(lambda: start_from(stage, experiment))
+    parents = ranks.broadcast_from_rank0(lambda: start_from(stage, experiment))
     if experiment.trainer.strategy != "single":
-        stage.frozen_hash = ranks.agree(lambda: stage.frozen_hash)
+        stage.frozen_hash = ranks.broadcast_from_rank0(lambda: stage.frozen_hash)
     return stage, parents
 
 
@@ -99,5 +99,5 @@ def attach_features(stage: Stage, data: Any, experiment: ExperimentConfig, ranks
         raise ConfigError("feature_cache: the encoder trains in this stage, its features change; freeze it or turn off")
     stage.train()
     folder = Path(experiment.feature_cache)
-    cache = ranks.agree(lambda: build_feature_cache(stage.model.encoder, data, TRAINING_SPLITS, folder))
+    cache = ranks.broadcast_from_rank0(lambda: build_feature_cache(stage.model.encoder, data, TRAINING_SPLITS, folder))
     data.attach_features(cache)

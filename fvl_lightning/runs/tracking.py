@@ -12,12 +12,12 @@ from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.limits import Status
-from fvl_lightning.tracking.metrics_log import Journal, read_journal
+from fvl_lightning.tracking.metrics_log import JsonlLogger, read_metrics
 from fvl_lightning.tracking.null import NullTracker
 from fvl_lightning.tracking.provenance import provenance
-from fvl_lightning.tracking.sync import Delivery, Description, deliver
+from fvl_lightning.tracking.sync import RunDescription, SyncReport, send_run
 from fvl_lightning.tracking.tracker import Tracker
-from fvl_lightning.training.fault_tolerance.hang_detection import LostRankError, TroubleElsewhere
+from fvl_lightning.training.fault_tolerance.hang_detection import LostRankError, PeerError
 from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 logger = logging.getLogger(__name__)
@@ -85,14 +85,14 @@ def describe(
             "source": str(experiment.data.config.root),
         },
     }
-    run.write_tracking(Description.of(experiment.tracking.uri, told).plain())
+    run.write_tracking(RunDescription.of(experiment.tracking.uri, told).plain())
 
 
 def reached(run: RunFolder) -> Tracker | None:
     """The run in the store, with all that its folder has; None, after a warning, where the store is out of reach."""
     try:
         sync_run(run)
-        told = Description(**run.read_tracking())
+        told = RunDescription(**run.read_tracking())
         return Tracker.start(told.uri, told.experiment, told.run_name, {}, run_id=run.info["mlflow_run_id"])
     except DataError as error:
         logger.warning("%s; the run goes on, and what it logs is kept in %s", error, run.path)
@@ -111,24 +111,24 @@ def end(run: RunFolder, tracker: Tracker | None, status: str, **facts: Any) -> N
         logger.warning("%s; what it lacks is in %s, and `fvl sync %s` sends it", error, run.path, run.path)
 
 
-def note_trouble(run: RunFolder, error: TroubleElsewhere) -> None:
+def note_trouble(run: RunFolder, error: PeerError) -> None:
     """Writes into the run's folder which ranks end the training, and why."""
-    Journal(run.metrics).note(error.step, ranks=error.ranks, error=str(error))
+    JsonlLogger(run.metrics).note(error.step, ranks=error.ranks, error=str(error))
     if isinstance(error, LostRankError):
         run.record(status="interrupted", error=str(error))
 
 
-def sync_run(run: RunFolder) -> Delivery:
+def sync_run(run: RunFolder) -> SyncReport:
     """Sends to the run's store what it lacks of the run's folder.
 
     Raises:
         DataError: the run was not tracked, or its store cannot be used.
     """
-    told = Description(**run.read_tracking())
-    journal = list(read_journal(run.metrics))
+    told = RunDescription(**run.read_tracking())
+    journal = list(read_metrics(run.metrics))
     ended = journal[-1]["time"] if journal else None
     model = run.model if run.finished else None
-    delivery = deliver(told, run.info.get("mlflow_run_id"), journal, ENDED.get(run.info["status"]), ended, model)
+    delivery = send_run(told, run.info.get("mlflow_run_id"), journal, ENDED.get(run.info["status"]), ended, model)
     run.record(mlflow_run_id=delivery.run_id)
     return delivery
 

@@ -16,13 +16,13 @@ from fvl_lightning.inference.conversation import Conversation
 from fvl_lightning.inference.generation import Sampling
 from fvl_lightning.inference.source_shares import source_shares
 from fvl_lightning.modeling.adapters.folders import use_adapter
-from fvl_lightning.modeling.build import Loaded
+from fvl_lightning.modeling.build import LoadedModel
 from fvl_lightning.serving.source_shares import head_html, no_shares_html, shares_html
 
 SUFFIXES = [f".{extension}" for extension in EXTENSIONS]
 
 
-def build_page(gradio: Any, loaded: Loaded, sampling: Sampling, name: str, adapters: Sequence[str] = ()) -> Any:
+def build_page(gradio: Any, loaded: LoadedModel, sampling: Sampling, name: str, adapters: Sequence[str] = ()) -> Any:
     """The page, ready to be launched; one answer is written at a time, with the adapter that the page has chosen."""
     with gradio.Blocks(title=f"{name} · fvl", analytics_enabled=False) as page:
         messages = gradio.State([])
@@ -59,7 +59,7 @@ def build_page(gradio: Any, loaded: Loaded, sampling: Sampling, name: str, adapt
 
 def _connect(
     gradio: Any,
-    loaded: Loaded,
+    loaded: LoadedModel,
     sampling: Sampling,
     anew: Any,
     everything: list[Any],
@@ -98,7 +98,7 @@ def _connect(
 
 
 def reply(
-    loaded: Loaded, sampling: Sampling, said: dict[str, Any], shown: list[Any], before: list[Any]
+    loaded: LoadedModel, sampling: Sampling, said: dict[str, Any], shown: list[Any], before: list[Any]
 ) -> Iterator[tuple[list[Any], list[Any], str | None]]:
     """What the page becomes with each piece of the answer: (chat, messages, shares; None where they stay).
 

@@ -20,7 +20,7 @@ def offline_gradio() -> Any:
         raise ConfigError('fvl serve needs its packages: pip install "fvl-lightning[serve]"') from None
 
 
-def launch(gradio: Any, page: Any, host: str, port: int) -> None:
+def launch_page(gradio: Any, page: Any, host: str, port: int) -> None:
     """Serves the page in a thread of its own, without what asks anything of other machines."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     page.launch(

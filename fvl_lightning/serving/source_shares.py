@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fvl_lightning.inference.source_shares import SourceShares
-from fvl_lightning.modeling.build import Loaded
+from fvl_lightning.modeling.build import LoadedModel
 
 THUMBNAIL = 160
 """Side of a picture beside its shares, in pixels."""
@@ -45,7 +45,7 @@ footer {display: none !important}
 """
 
 
-def head_html(loaded: Loaded, name: str) -> str:
+def head_html(loaded: LoadedModel, name: str) -> str:
     """The model's name, and what it is made of."""
     config = loaded.model.config
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
@@ -64,7 +64,7 @@ def no_shares_html() -> str:
     return _panel('<p class="fvl-note">Share of each feature source, once there is a picture.</p>')
 
 
-def shares_html(pixel_values: Tensor, shares: Sequence[SourceShares], loaded: Loaded) -> str:
+def shares_html(pixel_values: Tensor, shares: Sequence[SourceShares], loaded: LoadedModel) -> str:
     """Bars, and maps where the fusion gives some, of the share of each source in each of the images [I, 3, P, P]."""
     fusion = escape(loaded.model.config.fusion["name"])
     if not any(one.masses for one in shares):

@@ -17,7 +17,7 @@ from fvl_lightning.core.experiment import REPEATED, ExperimentConfig, LoraConfig
 from fvl_lightning.core.types import Batch, PromptedBatch
 from fvl_lightning.modeling.adapters.folders import base_hash
 from fvl_lightning.modeling.loss import TokenLoss
-from fvl_lightning.stages.step_metrics import DatasetMeter, WeightedMean, WindowMeter
+from fvl_lightning.stages.step_metrics import DatasetMetrics, StepMetrics, WeightedMean
 from fvl_lightning.stages.update_guard import Step, UpdateGuard, ValidationWatch
 from fvl_lightning.training.checkpointing.rng_state import random_states, restore_random_states
 from fvl_lightning.training.components import (
@@ -35,7 +35,7 @@ from fvl_lightning.training.distributed.strategies import ShardedStrategy
 from fvl_lightning.training.lora import adapted, add_adapters, check_lora
 from fvl_lightning.training.lr_schedule import warmup_cosine
 from fvl_lightning.training.optimizer import build_optimizer
-from fvl_lightning.training.weights import check_checkpoint, take_learnt
+from fvl_lightning.training.weights import check_checkpoint, load_trainable
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ class Stage(LightningModule, ABC):
         freeze(model, self.trainable)
         self.strict_loading = False  # checkpoints hold what learns; on_load_checkpoint is strict about that
         self.validation_loss, self.validation_accuracy = WeightedMean(), WeightedMean()
-        self.validation_datasets = DatasetMeter()
+        self.validation_datasets = DatasetMetrics()
         self.validation_watch = ValidationWatch()
         self.position = 0
         """Where in the global order the optimiser steps so far end, equal on all ranks; a resumed run goes on there."""
@@ -85,7 +85,7 @@ class Stage(LightningModule, ABC):
         self._random_states: dict[str, Tensor] = {}
         self._saw_images, self._checked, self._configured = False, False, False
         self.sharded: Sharded | None = None
-        self.logged = WindowMeter(tokenizer.pad_token_id)
+        self.logged = StepMetrics(tokenizer.pad_token_id)
         self.guard = UpdateGuard(experiment.trainer.max_skipped, experiment.trainer.spike_threshold)
 
     @classmethod
@@ -274,7 +274,7 @@ class Stage(LightningModule, ABC):
     def take_weights(self, checkpoint: Mapping[str, Any], told: str) -> None:
         """The weights alone, without a training; errors as of `on_load_checkpoint`, told of the option `told`."""
         check_checkpoint(checkpoint, self.frozen_hash, self._learning(), told)
-        take_learnt(self, checkpoint["state_dict"])
+        load_trainable(self, checkpoint["state_dict"])
 
     def on_train_start(self) -> None:
         """Sets the modes, which Lightning leaves as they are, and restores the random numbers at the last moment."""

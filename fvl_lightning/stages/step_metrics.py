@@ -14,7 +14,7 @@ from fvl_lightning.core.types import IGNORE_INDEX, Batch, PromptedBatch
 from fvl_lightning.modeling.loss import TokenLoss
 
 
-class WindowMeter:
+class StepMetrics:
     """Sums over the steps since the last logged point."""
 
     def __init__(self, pad_token_id: int) -> None:
@@ -22,7 +22,7 @@ class WindowMeter:
         self.gradient_norm: Tensor | float = 0.0
         self.step_keys: list[tuple[str, ...]] = []
         """The samples of the last step, batch by batch."""
-        self.datasets = DatasetMeter()
+        self.datasets = DatasetMetrics()
         self._loss: Any
         self._tokens: Any
         self._correct: Any
@@ -119,7 +119,7 @@ class WeightedMean(Metric):
         return self.total / self.weight
 
 
-class DatasetMeter:
+class DatasetMetrics:
     """Sums of losses and supervised tokens per data set of a mixture; empty while batches name none."""
 
     def __init__(self) -> None:

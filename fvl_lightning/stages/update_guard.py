@@ -12,13 +12,13 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.tracking.metrics_log import Journal
-from fvl_lightning.training.fault_tolerance.hang_detection import names
+from fvl_lightning.tracking.metrics_log import JsonlLogger
+from fvl_lightning.training.fault_tolerance.hang_detection import rank_names
 
 logger = logging.getLogger(__name__)
 
-NAMED = 3
-"""Samples that a sentence names; the journal has all."""
+MAX_NAMED_SAMPLES = 3
+"""Samples that a sentence rank_names; the journal has all."""
 WINDOW, FEWEST = 100, 20
 """Updates that a step is compared with, and how many there must be."""
 SMALLEST_DEVIATION = 0.05
@@ -45,7 +45,7 @@ class Step:
     def __str__(self) -> str:
         """What was found, in words; with the ranks whose own loss is not finite, where there are several."""
         spoilt = [rank for rank, loss in enumerate(self.rank_losses) if not math.isfinite(loss)]
-        where = f" on {names(spoilt)}" if spoilt and len(self.rank_losses) > 1 else ""
+        where = f" on {rank_names(spoilt)}" if spoilt and len(self.rank_losses) > 1 else ""
         return f"loss {self.loss:.3g}{where}, gradient norm {self.norm:.3g}, samples {_named(self.keys)}"
 
 
@@ -96,7 +96,7 @@ class UpdateGuard:
         facts = {"rank_losses": [str(loss) for loss in step.rank_losses]} if len(step.rank_losses) > 1 else {}
         for run_logger in loggers:
             run_logger.log_metrics({"train/skipped_in_a_row": float(self.in_a_row)}, step.number)
-            if isinstance(run_logger, Journal):
+            if isinstance(run_logger, JsonlLogger):
                 run_logger.note(
                     step.number, skipped=list(step.keys), reason=step.reason, loss=str(step.loss),
                     gradient_norm=str(step.norm), **facts,
@@ -143,7 +143,9 @@ class ValidationWatch:
 
 
 def _named(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:NAMED]) + (f" and {len(keys) - NAMED} more" if len(keys) > NAMED else "")
+    return ", ".join(keys[:MAX_NAMED_SAMPLES]) + (
+        f" and {len(keys) - MAX_NAMED_SAMPLES} more" if len(keys) > MAX_NAMED_SAMPLES else ""
+    )
 
 
 def deviations(value: float, recent: Sequence[float]) -> float:

@@ -35,7 +35,7 @@ class Follower(Protocol):
         """The loop has ended."""
 
 
-class Journal(Logger):
+class JsonlLogger(Logger):
     """Appends one line per logged step. A disk that is full ends no training: the lines wait for the next one."""
 
     def __init__(self, path: Path, follower: Follower | None = None) -> None:
@@ -93,7 +93,7 @@ class Journal(Logger):
         self._waiting.clear()
 
 
-def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a journal, less one that a kill has left unfinished; none where there is no journal."""
     if not path.is_file():
         return

@@ -23,7 +23,7 @@ from fvl_lightning.core.errors import DataError, first_line
 SQLITE_MAGIC = b"SQLite format 3\0"
 SERVER_TIMEOUT = 5.0
 """Seconds a tracking server has to answer when it is opened."""
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+MLFLOW_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """How long a call to a server may take, unless the user's environment says otherwise; MLflow's own is many minutes."""
 
 
@@ -89,7 +89,7 @@ def open_store(uri: str, experiment: str) -> str:
     uri = resolve_uri(uri)
     file = _sqlite_file(uri)
     if file is None:
-        for name, value in PATIENCE.items():
+        for name, value in MLFLOW_TIMEOUTS.items():
             os.environ.setdefault(name, value)  # MLflow reads them nowhere else
         _reach_server(uri)
     else:

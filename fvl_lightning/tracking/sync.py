@@ -29,7 +29,7 @@ KEY_TAG = "fvl.key"
 
 
 @dataclass
-class Description:
+class RunDescription:
     """What a store is told of a run besides its curves; it lies in the run's folder as tracking.json."""
 
     uri: str
@@ -52,7 +52,7 @@ class Description:
     """Rows by name."""
 
     @classmethod
-    def of(cls, uri: str, plain: Mapping[str, Any]) -> "Description":
+    def of(cls, uri: str, plain: Mapping[str, Any]) -> "RunDescription":
         """From plain containers, with the address resolved."""
         return cls(uri=resolve_uri(uri), **plain)
 
@@ -62,7 +62,7 @@ class Description:
 
 
 @dataclass
-class Delivery:
+class SyncReport:
     """The run in the store, and how much of it was missing there."""
 
     run_id: str
@@ -71,14 +71,14 @@ class Delivery:
     """Tags, parameters, results, tables, the configuration, data sets, the model, the status."""
 
 
-def deliver(
-    told: Description,
+def send_run(
+    told: RunDescription,
     run_id: str | None,
     journal: Iterable[Mapping[str, Any]],
     status: Status | None = None,
     ended: int | None = None,
     model: Path | None = None,
-) -> Delivery:
+) -> SyncReport:
     """Sends what the store lacks.
 
     Args:
@@ -96,7 +96,7 @@ def deliver(
     with store_errors(told.uri):
         client = store_client(told.uri)
         found = client.get_run(run_id) if run_id else _found_or_created(client, experiment_id, told)
-        delivery = Delivery(found.info.run_id)
+        delivery = SyncReport(found.info.run_id)
         delivery.others += _send_description(client, found, told)
         journal, model_id = list(journal), None
         if model is not None:
@@ -111,12 +111,12 @@ def deliver(
     return delivery
 
 
-def _found_or_created(client: Any, experiment_id: str, told: Description) -> Any:
+def _found_or_created(client: Any, experiment_id: str, told: RunDescription) -> Any:
     found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{told.key}'", max_results=1)
     return found[0] if found else client.create_run(experiment_id, run_name=told.run_name, tags={KEY_TAG: told.key})
 
 
-def _send_description(client: Any, found: Any, told: Description) -> int:
+def _send_description(client: Any, found: Any, told: RunDescription) -> int:
     from mlflow.entities import Param, RunTag
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -139,7 +139,7 @@ def _send_description(client: Any, found: Any, told: Description) -> int:
     return len(new_tags) + len(new_params) + len(new_tables) + ("config.yaml" not in present)
 
 
-def _send_results(client: Any, found: Any, told: Description, model_id: str | None) -> int:
+def _send_results(client: Any, found: Any, told: RunDescription, model_id: str | None) -> int:
     """The data sets, and the results as the run's and the model's; scores name the data they are of."""
     from mlflow.entities import DatasetInput, InputTag, Metric
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from fvl_lightning.training.distributed.fsdp import gathered_parts, local, placed
+from fvl_lightning.training.distributed.fsdp import distribute_like, gathered_parts, local
 
 MUON_MOMENTUM = 0.95
 
@@ -20,7 +20,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
-GATHERED_AT_ONCE = 2**26
+MAX_GATHERED_ELEMENTS = 2**26
 """Elements of sharded matrices that are whole on a device at a time, 256 MiB in float32."""
 
 
@@ -87,12 +87,12 @@ def orthogonal_updates(parts: Sequence[Tensor], parameters: list[Tensor]) -> lis
     if not isinstance(parameters[0], DTensor):
         return list(orthogonalize(torch.stack(list(parts))).unbind(0))
     updates: list[Tensor] = []
-    at_once = max(1, GATHERED_AT_ONCE // parameters[0].numel())
+    at_once = max(1, MAX_GATHERED_ELEMENTS // parameters[0].numel())
     for start in range(0, len(parts), at_once):
         likes = parameters[start : start + at_once]
         whole = [gathered_parts(part, like) for part, like in zip(parts[start : start + at_once], likes, strict=True)]
         orthogonal = orthogonalize(torch.stack(whole)).unbind(0)
-        updates += [local(placed(update, like)) for update, like in zip(orthogonal, likes, strict=True)]
+        updates += [local(distribute_like(update, like)) for update, like in zip(orthogonal, likes, strict=True)]
     return updates
 
 

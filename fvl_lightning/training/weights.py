@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from fvl_lightning.core.errors import ConfigError, DataError
-from fvl_lightning.core.weight_files import fitted, read_weights, weights_hash
+from fvl_lightning.core.weight_files import match_weights, read_weights, weights_hash
 from fvl_lightning.modeling.adapters.folders import base_of, is_adapter_folder, is_model_folder, merge_adapter
 from fvl_lightning.modeling.build import load_model
-from fvl_lightning.training.checkpointing.sharded import Rows, whole
+from fvl_lightning.training.checkpointing.sharded import ShardedTensor, whole
 from fvl_lightning.training.components import CHILDREN, component_of
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["check_checkpoint", "load_components", "take_learnt", "weights_hash"]
+__all__ = ["check_checkpoint", "load_components", "load_trainable", "weights_hash"]
 
 UNUSED = "encoder.decoder."
 """Only encoder_pretrain has the encoder's decoder; a language stage leaves its weights in the file."""
@@ -51,7 +51,7 @@ def load_components(model: nn.Module, folder: Path) -> list[str]:
             f"init_from: {folder} holds another model: {'; '.join(wrong[:3])}{more}; start from a run of the same "
             "components, or from one that has only what both share, such as an encoder_pretrain run"
         )
-    values = fitted(
+    values = match_weights(
         {name: (name, stored[name]) for name in wanted}, {name: ours[name] for name in sorted(wanted)},
         f"init_from: {folder}",
     )  # fmt: skip
@@ -79,7 +79,7 @@ def check_checkpoint(checkpoint: Mapping[str, Any], frozen_hash: str, learning: 
 
 
 @torch.no_grad()
-def take_learnt(module: nn.Module, state: Mapping[str, Tensor | Rows]) -> None:
+def load_trainable(module: nn.Module, state: Mapping[str, Tensor | ShardedTensor]) -> None:
     """Copies a checkpoint's values, whose names have been checked, tensor by tensor."""
     ours = module.state_dict()
     for name, value in state.items():

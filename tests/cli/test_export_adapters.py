@@ -16,8 +16,8 @@ from peft import AutoPeftModel, LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, pipeline
 
-from fvl_lightning.inference.adapters import put_on
-from fvl_lightning.modeling.build import Loaded, load_model
+from fvl_lightning.inference.adapters import attach_adapters
+from fvl_lightning.modeling.build import LoadedModel, load_model
 from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import TINY, Run, furnish
 
@@ -50,7 +50,7 @@ def logits(folder: Path) -> Any:
     return logits_of(load_model(folder))
 
 
-def logits_of(loaded: Loaded) -> Any:
+def logits_of(loaded: LoadedModel) -> Any:
     """Those of a loaded model."""
     image = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
     tokens = [5, *[loaded.model.config.image_token_id] * loaded.model.image_spec.tokens_per_image, 7, 8, 9]
@@ -120,7 +120,7 @@ def test_an_adapter_that_peft_saved_is_a_model_an_adapter_and_merges(folder: Pat
     assert not torch.allclose(expected, logits(folder / "runs" / "whole" / "model"), rtol=0, atol=0.1)
     torch.testing.assert_close(logits(folder / "models" / "theirs_merged"), expected, rtol=0, atol=1e-5)
     attached = load_model(folder / "runs" / "whole" / "model")
-    assert put_on(attached, [str(folder / "models" / "theirs")]) == ["theirs"]
+    assert attach_adapters(attached, [str(folder / "models" / "theirs")]) == ["theirs"]
     assert torch.equal(logits_of(attached), expected)
 
 

@@ -18,7 +18,7 @@ from datamodules.storage.writer import ShardWriter
 from fvl_lightning.cli import compare
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import SeedPlan
-from fvl_lightning.comparison.runner import CellRuns, warm_feature_cache
+from fvl_lightning.comparison.runner import Runner, warm_feature_cache
 from fvl_lightning.core.config.loading import check_config, choose
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.scoring import open_model
@@ -133,7 +133,7 @@ def test_a_cell_is_of_other_data_where_a_shard_was_edited(tmp_path: Path, shards
     console = Console(file=io.StringIO())
 
     def key(split: str = "test") -> str:
-        runs = CellRuns(ComparisonConfig(), LocalLauncher(1), console, None, False, False, True)
+        runs = Runner(ComparisonConfig(), LocalLauncher(1), console, None, False, False, True)
         (cell,), _ = runs.run({0: plan}, {"a": {}}, split)
         return cell.key
 

@@ -405,7 +405,7 @@ def test_a_component_that_asks_for_values_leaves_the_memory_open(here: Path, mon
 
 
 def test_a_large_model_is_tried_in_its_small_size(here: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fvl_lightning.doctor.one_batch.SMALL", 0)
+    monkeypatch.setattr("fvl_lightning.doctor.one_batch.MAX_PARAMETERS_FOR_TRIAL_STEP", 0)
     assert "not tried" in worst(check_one_batch(Path(FINETUNE), list(SHORT), load(), stage)).found
     preset = Path("experiments/florence_vl/3b/finetune.yaml")
     config = load_config(ExperimentConfig, preset, ["scale=tiny", *SHORT])

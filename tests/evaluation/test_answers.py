@@ -12,7 +12,7 @@ from fvl_lightning.evaluation import answers as module
 from fvl_lightning.evaluation.answers import Answer, accuracy, answer_questions, prior_answers
 from fvl_lightning.evaluation.metrics import KindAccuracy, normalised
 from fvl_lightning.inference.generation import generate_texts, left_padded
-from fvl_lightning.modeling.build import Built
+from fvl_lightning.modeling.build import BuiltModel
 from tests.tiny_models import BOS, EOS, IMAGE, PAD, TOKENS, pixels, tiny_model, tiny_tokenizer
 
 
@@ -121,7 +121,7 @@ def test_left_padding() -> None:
 
 def test_texts_hold_what_was_generated_and_no_more() -> None:
     """Words alone: neither the prompt, nor special tokens, nor what stands behind the end."""
-    built = Built(tiny_model(), tiny_tokenizer())
+    built = BuiltModel(tiny_model(), tiny_tokenizer())
     script = iter([[20, 21], [22, EOS], [EOS, 30]])
 
     def next_words(hidden: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class StubData:
 
 
 @pytest.fixture
-def seeing(monkeypatch: pytest.MonkeyPatch) -> Built:
+def seeing(monkeypatch: pytest.MonkeyPatch) -> BuiltModel:
     """A model that says the number its image is filled with, two questions at a time."""
 
     def say(built: Any, prompts: list[Any], image_sources: dict[str, Tensor]) -> list[str]:
@@ -163,7 +163,7 @@ def seeing(monkeypatch: pytest.MonkeyPatch) -> Built:
     model = SimpleNamespace(
         device=torch.device("cpu"), encoder=lambda images: {"davit": images.mean((1, 2, 3))}
     )
-    return Built(model, None)
+    return BuiltModel(model, None)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def seeing(monkeypatch: pytest.MonkeyPatch) -> Built:
         ("shuffled", ["6", "6", "8", "3", "5"]),
     ],
 )
-def test_what_each_question_is_shown(seeing: Built, images: Any, said: list[str]) -> None:
+def test_what_each_question_is_shown(seeing: BuiltModel, images: Any, said: list[str]) -> None:
     """Its own image, none, or always the same one of another sample."""
     seen: list[tuple[int, int]] = []
     found = answer_questions(seeing, StubData(), "test", images, lambda *counts: seen.append(counts))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fvl_lightning.evaluation.scoring import score
-from fvl_lightning.inference.adapters import put_on
+from fvl_lightning.inference.adapters import attach_adapters
 from fvl_lightning.inference.generation import Sampling, answer, encode, user_message
 from fvl_lightning.runs.references import answering_model
 from fvl_lightning.serving.page import build_page
@@ -121,7 +121,7 @@ def test_evaluate_with_an_adapter_is_its_run(folder: Path, fvl_here: Run, monkey
 @pytest.mark.skipif(find_spec("gradio") is None, reason="the extra serve is not installed")
 def test_a_page_answers_with_what_it_has_chosen(folder: Path, answers: dict[str, str]) -> None:
     loaded = answering_model(str(folder / "runs" / "whole"))
-    adapters = put_on(loaded, [f"a={folder}/runs/a/model", f"b={folder}/runs/b/model"])
+    adapters = attach_adapters(loaded, [f"a={folder}/runs/a/model", f"b={folder}/runs/b/model"])
     page = build_page(offline_gradio(), loaded, Sampling(8), "tiny", adapters)
     (chosen,) = [block for block in page.blocks.values() if type(block).__name__ == "Dropdown"]
     assert chosen.choices == [("a", "a"), ("b", "b"), ("no adapter", "")]
@@ -136,9 +136,9 @@ def test_the_first_that_was_put_on_is_in_use(folder: Path, answers: dict[str, st
     loaded = answering_model(str(folder / "runs" / "whole"))
     prompt = encode(loaded, [user_message([folder / "picture.png"], QUESTION)])
     before = answer(loaded, [prompt], Sampling(8))
-    assert put_on(loaded, None) == []
+    assert attach_adapters(loaded, None) == []
     assert answer(loaded, [prompt], Sampling(8)) == before
-    assert put_on(loaded, [str(folder / "runs" / "b"), f"{folder}/runs/a/model"]) == ["b", "a"]
+    assert attach_adapters(loaded, [str(folder / "runs" / "b"), f"{folder}/runs/a/model"]) == ["b", "a"]
     assert answer(loaded, [prompt], Sampling(8)) == [answers["b"]]
 
 

@@ -22,7 +22,7 @@ from fvl_lightning.inference.generation import (
     user_message,
 )
 from fvl_lightning.inference.source_shares import source_shares
-from fvl_lightning.modeling.build import Loaded
+from fvl_lightning.modeling.build import LoadedModel
 from fvl_lightning.modeling.processing.processor import make_processor
 from tests.tiny_models import EOS, LLAMA, TOKENS, pixels, tiny_model, tiny_tokenizer
 
@@ -33,19 +33,19 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Loaded:
+def loaded() -> LoadedModel:
     """The tiny model with random weights, which writes on and on, each time something else."""
     llama = LLAMA | {"tie_word_embeddings": False, "initializer_range": 0.6}
     model, tokenizer = tiny_model(7, fusion="gated", llama=llama), tiny_tokenizer()
     tokenizer.chat_template = TEMPLATE
-    return Loaded(model, tokenizer, make_processor(model.image_spec, tokenizer, "stretch"))
+    return LoadedModel(model, tokenizer, make_processor(model.image_spec, tokenizer, "stretch"))
 
 
 def picture(seed: int) -> Any:
     return np.random.default_rng(seed).integers(0, 256, (9, 14, 3), dtype=np.uint8)
 
 
-def prompts(loaded: Loaded) -> list[Prompt]:
+def prompts(loaded: LoadedModel) -> list[Prompt]:
     """Of unlike lengths, with no image, one, and several."""
     asked = [("w7", 1), ("w8 w9 w10 w11", 2), ("w12 w13", 0), ("w20 w21 w22", 1)]
     return [
@@ -54,7 +54,7 @@ def prompts(loaded: Loaded) -> list[Prompt]:
     ]
 
 
-def test_a_prompt_holds_its_pictures_before_its_words(loaded: Loaded) -> None:
+def test_a_prompt_holds_its_pictures_before_its_words(loaded: LoadedModel) -> None:
     one, two, none, _ = prompts(loaded)
     image = loaded.processor.image_token_id
     assert [ids.count(image) // TOKENS for ids in (one.ids, two.ids, none.ids)] == [1, 2, 0]
@@ -64,7 +64,7 @@ def test_a_prompt_holds_its_pictures_before_its_words(loaded: Loaded) -> None:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_answers_at_once_are_those_one_by_one(loaded: Loaded, beams: int) -> None:
+def test_answers_at_once_are_those_one_by_one(loaded: LoadedModel, beams: int) -> None:
     asked, sampling = prompts(loaded), Sampling(max_tokens=8, beams=beams)
     together = answer(loaded, asked, sampling)
     assert together == [answer(loaded, [prompt], sampling)[0] for prompt in asked]
@@ -72,7 +72,7 @@ def test_answers_at_once_are_those_one_by_one(loaded: Loaded, beams: int) -> Non
     assert min(len(set(text.split())) for text in together) >= 3
 
 
-def test_answers_without_a_cache_are_the_same(loaded: Loaded) -> None:
+def test_answers_without_a_cache_are_the_same(loaded: LoadedModel) -> None:
     asked = prompts(loaded)
     images = torch.cat([prompt.pixel_values for prompt in asked if prompt.pixel_values is not None])
     ids = [prompt.ids for prompt in asked]
@@ -80,7 +80,7 @@ def test_answers_without_a_cache_are_the_same(loaded: Loaded) -> None:
     assert without == answer(loaded, asked, Sampling(max_tokens=8))
 
 
-def test_little_room_is_used_to_the_end_and_changes_nothing_else(loaded: Loaded) -> None:
+def test_little_room_is_used_to_the_end_and_changes_nothing_else(loaded: LoadedModel) -> None:
     """A long prompt beside a short one does not cut the answer of the short one."""
     held = positions(loaded)
     sampling = Sampling(max_tokens=12)
@@ -92,13 +92,13 @@ def test_little_room_is_used_to_the_end_and_changes_nothing_else(loaded: Loaded)
     assert len(together[1].split()) <= held - len(long.ids)
 
 
-def test_what_the_model_cannot_hold_is_refused(loaded: Loaded) -> None:
+def test_what_the_model_cannot_hold_is_refused(loaded: LoadedModel) -> None:
     held = positions(loaded)
     with pytest.raises(DataError, match=f"has {held + 2} tokens with its pictures, the model holds {held}"):
         encode(loaded, [user_message([], " ".join(["w8"] * held))])
 
 
-def test_drawn_words_follow_the_seed(loaded: Loaded) -> None:
+def test_drawn_words_follow_the_seed(loaded: LoadedModel) -> None:
     asked, sampling = prompts(loaded), Sampling(max_tokens=8, temperature=2.0, top_p=0.9)
 
     def drawn(seed: int) -> list[str]:
@@ -109,7 +109,7 @@ def test_drawn_words_follow_the_seed(loaded: Loaded) -> None:
     assert drawn(1) != drawn(2)
 
 
-def test_a_little_probability_leaves_the_likeliest_word(loaded: Loaded) -> None:
+def test_a_little_probability_leaves_the_likeliest_word(loaded: LoadedModel) -> None:
     asked = prompts(loaded)
     greedy = answer(loaded, asked, Sampling(max_tokens=8))
     assert answer(loaded, asked, Sampling(max_tokens=8, temperature=1.0, top_p=1e-6)) == greedy
@@ -118,14 +118,14 @@ def test_a_little_probability_leaves_the_likeliest_word(loaded: Loaded) -> None:
 # One answer as it is written.
 
 
-def test_a_streamed_answer_is_the_same_in_pieces(loaded: Loaded) -> None:
+def test_a_streamed_answer_is_the_same_in_pieces(loaded: LoadedModel) -> None:
     for prompt in prompts(loaded):
         pieces = list(stream(loaded, prompt, Sampling(max_tokens=8)))
         assert "".join(pieces).strip() == answer(loaded, [prompt], Sampling(max_tokens=8))[0]
     assert len(pieces) > 2
 
 
-def counted(loaded: Loaded, monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
+def counted(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
     """The steps of the model from here on; it never ends on its own, and may fail."""
     steps: list[int] = []
     original = loaded.model.language_model.logits
@@ -140,7 +140,7 @@ def counted(loaded: Loaded, monkeypatch: pytest.MonkeyPatch, fail_at: int | None
     return steps
 
 
-def test_closing_stops_the_model(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_stops_the_model(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = counted(loaded, monkeypatch)
     with closing(stream(loaded, prompts(loaded)[2], Sampling(max_tokens=50))) as pieces:
         next(pieces)
@@ -148,7 +148,7 @@ def test_closing_stops_the_model(loaded: Loaded, monkeypatch: pytest.MonkeyPatch
     assert 0 < done < 50
 
 
-def test_an_error_while_writing_comes_out(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_writing_comes_out(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     counted(loaded, monkeypatch, fail_at=3)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(stream(loaded, prompts(loaded)[2], Sampling(max_tokens=50)))
@@ -158,7 +158,7 @@ def roles(conversation: Conversation) -> Sequence[str]:
     return [message["role"] for message in conversation.messages]
 
 
-def test_a_conversation_goes_on_with_all_that_was_said(loaded: Loaded) -> None:
+def test_a_conversation_goes_on_with_all_that_was_said(loaded: LoadedModel) -> None:
     conversation = Conversation(loaded, Sampling(max_tokens=4), pictures=[picture(1)])
     first = "".join(conversation.say("w7")).strip()
     assert conversation.messages == [user_message([conversation.messages[0]["content"][0]["image"]], "w7"),
@@ -170,7 +170,7 @@ def test_a_conversation_goes_on_with_all_that_was_said(loaded: Loaded) -> None:
     assert roles(conversation) == ["user", "assistant"] * 2
 
 
-def test_a_refused_message_is_no_part_of_it(loaded: Loaded) -> None:
+def test_a_refused_message_is_no_part_of_it(loaded: LoadedModel) -> None:
     conversation = Conversation(loaded, Sampling(), pictures=[picture(1)])
     with pytest.raises(DataError, match="the model holds"):
         conversation.say("w8 " * 100)
@@ -179,7 +179,7 @@ def test_a_refused_message_is_no_part_of_it(loaded: Loaded) -> None:
 
 
 def test_a_stopped_answer_stays_as_far_as_it_came(
-    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted(loaded, monkeypatch)
     conversation = Conversation(loaded, Sampling(max_tokens=50))
@@ -188,7 +188,7 @@ def test_a_stopped_answer_stays_as_far_as_it_came(
     assert conversation.messages[-1] == {"role": "assistant", "content": said.strip()}
 
 
-def test_shares_are_those_of_each_image(loaded: Loaded) -> None:
+def test_shares_are_those_of_each_image(loaded: LoadedModel) -> None:
     both = source_shares(loaded, pixels(2))
     for image, shares in zip(pixels(2).split(1), both, strict=True):
         assert source_shares(loaded, image)[0].masses == shares.masses

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from fvl_lightning.runs.folder import RunFolder
-from fvl_lightning.tracking.metrics_log import read_journal
+from fvl_lightning.tracking.metrics_log import read_metrics
 from tests.conftest import ONE_THREAD
 
 FINETUNE = (
@@ -36,7 +36,7 @@ Straight = Callable[[tuple[str, ...]], RunFolder]
 
 def curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
     """Everything logged but timings, by name."""
-    names = {name for entry in read_journal(run.metrics) for name in entry}
+    names = {name for entry in read_metrics(run.metrics) for name in entry}
     return {name: run.curve(name) for name in names - {"step", "time", "note", *TIMINGS}}
 
 

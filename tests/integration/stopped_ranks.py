@@ -22,8 +22,8 @@ from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.runs.setup import data_context, prepare_data
 from fvl_lightning.stages import update_guard as guard
 from fvl_lightning.stages.finetune import FinetuneStage
-from fvl_lightning.tracking.metrics_log import Journal
-from fvl_lightning.training.checkpointing.callback import Checkpoints
+from fvl_lightning.tracking.metrics_log import JsonlLogger
+from fvl_lightning.training.checkpointing.callback import CheckpointCallback
 from fvl_lightning.training.checkpointing.files import CheckpointFiles
 from fvl_lightning.training.fault_tolerance.signals import StopSignals
 from tests.conftest import TINY
@@ -76,12 +76,12 @@ def main(folder: Path) -> None:
     data.connect(replace(data_context(stage.model, stage.tokenizer, experiment), rank=RANK, world_size=2))
     trouble = Trouble()
     signals = StopSignals()
-    checkpoints = Checkpoints(folder / "last.ckpt", 100, signals)
+    checkpoints = CheckpointCallback(folder / "last.ckpt", 100, signals)
     with signals:
         trainer = Trainer(
             accelerator="cpu", devices=2, strategy="ddp", use_distributed_sampler=False, max_steps=STEPS, max_epochs=-1,
             val_check_interval=100, check_val_every_n_epoch=None, limit_val_batches=0,
-            logger=[Journal(folder / f"rank{RANK}.jsonl")], enable_progress_bar=False, enable_model_summary=False,
+            logger=[JsonlLogger(folder / f"rank{RANK}.jsonl")], enable_progress_bar=False, enable_model_summary=False,
             callbacks=[trouble, checkpoints], plugins=[CheckpointFiles()],
         )  # fmt: skip
         trainer.fit(stage, data)

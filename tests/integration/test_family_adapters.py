@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from fvl_lightning.core.experiment import LoraConfig
-from fvl_lightning.inference.adapters import put_on
+from fvl_lightning.inference.adapters import attach_adapters
 from fvl_lightning.modeling.adapters.folders import base_hash, save_adapter
 from fvl_lightning.modeling.build import load_model
 from fvl_lightning.modeling.conversion.export import export_adapter, export_merged
@@ -104,7 +104,7 @@ def test_adapters_are_read_alike_by_the_run_peft_and_transformers(name: str, tmp
     second.set_adapter("second")
     check(second, asked, expected)
     given = load_model(base)
-    assert put_on(given, [f"own={adapter}"]) == ["own"]
+    assert attach_adapters(given, [f"own={adapter}"]) == ["own"]
     check(given.model, asked, expected)
 
 

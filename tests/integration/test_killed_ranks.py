@@ -8,7 +8,7 @@ import pytest
 
 from fvl_lightning.core.errors import EXIT_REQUEUE
 from fvl_lightning.runs.folder import RunFolder
-from fvl_lightning.tracking.metrics_log import read_journal
+from fvl_lightning.tracking.metrics_log import read_metrics
 from tests.conftest import Fork
 from tests.integration.killed import PLACES
 from tests.integration.runs import UNTRACKED, assert_same_run
@@ -67,7 +67,7 @@ def test_one_rank_and_then_both(ranks: Ranks) -> None:
     assert "Traceback" not in ranks.said(0) + ranks.said(1)
     assert run.info["status"] == "interrupted"
     assert run.info["error"] in line
-    (note,) = [entry["note"] for entry in read_journal(run.metrics) if "note" in entry]
+    (note,) = [entry["note"] for entry in read_metrics(run.metrics) if "note" in entry]
     assert note == {"ranks": [1], "error": run.info["error"]}
     ranks.survive([(("in the step", "7"), ("in the step", "7"))], *TWO)
     hung = ranks.train(*TWO, "name=killed", "--resume", "trainer.stall_seconds=4", kills=(NEVER, ("hangs", "8")))
@@ -76,7 +76,7 @@ def test_one_rank_and_then_both(ranks: Ranks) -> None:
     assert (
         "step 8: rank 1 has got nothing done for 4 s, and the others wait for it (waiting for its next batch)" in said
     )
-    notes = [entry["note"] for entry in read_journal(run.metrics) if "note" in entry]
+    notes = [entry["note"] for entry in read_metrics(run.metrics) if "note" in entry]
     assert [note["ranks"] for note in notes] == [[1], [1]]
     shutil.copytree(run.path, ranks.folder / "alone" / "killed")
     assert ranks.train(*TWO, "name=killed", "--resume-or-start") == [0, 0], ranks.said(0)

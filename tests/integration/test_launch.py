@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fvl_lightning.runs.folder import RunFolder
-from fvl_lightning.tracking.metrics_log import read_journal
+from fvl_lightning.tracking.metrics_log import read_metrics
 from tests.conftest import TINY_DATA, Run
 from tests.integration.runs import UNTRACKED, start, wait_for
 
@@ -42,7 +42,7 @@ def test_a_job_saves_is_requeued_and_finishes(workspace: Path, fvl: Run, monkeyp
     words = (*JOB, "trainer.max_steps=60", "trainer.validate_every=60", "--gpus-per-node", "2", "--slurm")
     submitted = start(workspace, "launch", *words)
     run = RunFolder(workspace / "runs" / "job")
-    wait_for(lambda: len(list(read_journal(run.metrics))) > 1, submitted, 300)
+    wait_for(lambda: len(list(read_metrics(run.metrics))) > 1, submitted, 300)
     for task in (workspace / "tasks").read_text().split():
         os.kill(int(task), signal.SIGUSR1)
     out, err = submitted.communicate(timeout=300)

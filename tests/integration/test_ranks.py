@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from fvl_lightning.runs.folder import RunFolder
-from fvl_lightning.tracking.metrics_log import read_journal
+from fvl_lightning.tracking.metrics_log import read_metrics
 from fvl_lightning.training.checkpointing.files import read_checkpoint
 from tests.conftest import TINY_DATA, Run, furnish
 from tests.integration.runs import UNTRACKED, assert_same_run, start, wait_for
@@ -67,7 +67,7 @@ def test_two_processes_make_one_run_that_one_process_finishes(
     two = trained(fvl, folder, *FINETUNE, *FSDP, "name=run")
     assert two.info["status"] == "finished"
     assert two.info["mlflow_run_id"]
-    assert [entry["step"] for entry in read_journal(two.metrics) if "train/loss" in entry] == [1, 2, 3, 4, 5, 6]
+    assert [entry["step"] for entry in read_metrics(two.metrics) if "train/loss" in entry] == [1, 2, 3, 4, 5, 6]
     assert two.last_checkpoint.is_dir(), "each rank writes its part"
     done = fvl_here(folder, "export", "runs/run", "out", "--checkpoint", "last")
     assert done.returncode == 0, done.stderr
@@ -100,7 +100,7 @@ def test_a_run_on_two_ranks_goes_on_to_the_bit_after_sigterm(
     whole = trained(fvl, straight, *words)
     process = start(stopped, "train", *words)
     run = RunFolder(stopped / "runs" / "run")
-    wait_for(lambda: len(list(read_journal(run.metrics))) > 1, process, 300)
+    wait_for(lambda: len(list(read_metrics(run.metrics))) > 1, process, 300)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 75, said

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from fvl_lightning.core.errors import EXIT_REQUEUE
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.tracking import tracker
-from fvl_lightning.tracking.metrics_log import read_journal
+from fvl_lightning.tracking.metrics_log import read_metrics
 from fvl_lightning.training.step_logging import LogWindow
 from tests.conftest import TINY_DATA, Run
 from tests.integration.runs import FINETUNE, STEPS
@@ -51,7 +51,7 @@ def assert_complete(run: RunFolder, server: Server) -> None:
     found = client.get_run(run.info["mlflow_run_id"])
     assert found.info.status == "FINISHED"
     assert {file.path for file in client.list_artifacts(found.info.run_id)} == {"config.yaml"}
-    names = {name for entry in read_journal(run.metrics) for name in entry} - {"step", "time", "note"}
+    names = {name for entry in read_metrics(run.metrics) for name in entry} - {"step", "time", "note"}
     assert names == found.data.metrics.keys()
     for name in names:
         stored = client.get_metric_history(found.info.run_id, name)

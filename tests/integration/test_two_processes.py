@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fvl_lightning.tracking.metrics_log import read_journal
+from fvl_lightning.tracking.metrics_log import read_metrics
 from tests.conftest import Fork, furnish
 
 PROGRAM = Path(__file__).with_name("two_ranks.py")
@@ -59,7 +59,7 @@ def test_trouble_on_one_rank_is_met_by_both_at_the_same_step(
     assert checkpoint["recent_updates"] == ranks[0]["recent"] == ranks[1]["recent"]
     assert len(ranks[0]["recent"]["loss"]) == 2
     for number in range(2):
-        lines = read_journal(tmp_path / "out" / f"rank{number}.jsonl")
+        lines = read_metrics(tmp_path / "out" / f"rank{number}.jsonl")
         spoilt, spike = (line["note"] for line in lines if "note" in line)
         assert spoilt["skipped"] == [*ranks[0]["keys"][1], *ranks[1]["keys"][1]]
         assert spoilt["reason"] == "its loss or gradient is not finite"

@@ -16,7 +16,7 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.inference.generation import Sampling, answer, encode, generate_texts, stream
 from fvl_lightning.language_models.causal import CausalLanguageModel
-from fvl_lightning.modeling.build import Built, build_model, load_model
+from fvl_lightning.modeling.build import BuiltModel, build_model, load_model
 from fvl_lightning.modeling.conversion.export import export_model
 from fvl_lightning.modeling.stopping import end_of_answer, stop_tokens
 from tests.families import END, END_TEMPLATE, build_family, family_tokenizer, save_family
@@ -73,12 +73,12 @@ def test_one_of_several_templates_is_the_default() -> None:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def built(tmp_path_factory: pytest.TempPathFactory) -> BuiltModel:
     return build_family("llama", tmp_path_factory.mktemp("built"))
 
 
 @pytest.fixture
-def folder(built: Built, tmp_path: Path) -> Path:
+def folder(built: BuiltModel, tmp_path: Path) -> Path:
     """A model folder as earlier versions wrote it: generation knows the tokenizer's eos alone."""
     save_family(built, tmp_path / "model")
     generation = {"eos_token_id": EOS, "pad_token_id": PAD, "repetition_penalty": 1.3, "do_sample": True}
@@ -171,7 +171,7 @@ def test_the_image_placeholder_needs_no_row(tmp_path: Path) -> None:
     assert build_model(whole).model.config.image_token_id == VOCABULARY
 
 
-def test_tokens_added_to_a_model_folder_are_known_when_it_is_loaded(built: Built, tmp_path: Path) -> None:
+def test_tokens_added_to_a_model_folder_are_known_when_it_is_loaded(built: BuiltModel, tmp_path: Path) -> None:
     processor = save_family(built, tmp_path / "model")
     processor.tokenizer.add_tokens(["zebra"])
     try:
@@ -183,7 +183,7 @@ def test_tokens_added_to_a_model_folder_are_known_when_it_is_loaded(built: Built
 
 
 def test_a_model_folder_is_loaded_without_a_list_of_its_weights(
-    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: BuiltModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers compares all names with its tensor-parallel plan where its logger has a level, and lists them."""
     monkeypatch.setattr("transformers.modeling_utils.verify_tp_plan", lambda *_: pytest.fail("names would be listed"))
@@ -191,7 +191,7 @@ def test_a_model_folder_is_loaded_without_a_list_of_its_weights(
     load_model(tmp_path / "model")
 
 
-def test_a_model_folder_with_weights_of_another_model(built: Built, tmp_path: Path) -> None:
+def test_a_model_folder_with_weights_of_another_model(built: BuiltModel, tmp_path: Path) -> None:
     save_family(built, tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"
     save_file(load_file(file) | {"projector.extra": torch.ones(2)}, file, {"format": "pt"})

@@ -20,7 +20,7 @@ from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import ConfigError, DataError, UserError
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import RunIdentity
-from fvl_lightning.tracking.metrics_log import Journal, read_journal
+from fvl_lightning.tracking.metrics_log import JsonlLogger, read_metrics
 from fvl_lightning.training.checkpointing.files import CheckpointFiles
 from tests.tiny_models import experiment
 
@@ -264,7 +264,7 @@ def test_a_curve_counts_a_repeated_step_once(tmp_path: Path) -> None:
     """A resumed run logs the steps since its checkpoint again; what it says last is what happened."""
     run = create(tmp_path)
     assert run.curve("train/loss") == []
-    journal = Journal(run.metrics)
+    journal = JsonlLogger(run.metrics)
     for step, loss in [(10, 3.0), (20, 2.0), (30, 1.5), (20, 2.25), (30, 1.75)]:
         journal.log_metrics({"train/loss": loss}, step)
     journal.log_metrics({"validation/loss": 9.0}, 30)
@@ -329,15 +329,15 @@ def test_the_run_to_go_on_with(tmp_path: Path) -> None:
 
 def test_a_journal_goes_on_after_a_line_that_a_kill_cut(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    Journal(path).log_metrics({"train/loss": 3.0}, 1)
+    JsonlLogger(path).log_metrics({"train/loss": 3.0}, 1)
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"step": 2, "train/lo')
-    assert [entry["step"] for entry in read_journal(path)] == [1]
-    journal = Journal(path)
+    assert [entry["step"] for entry in read_metrics(path)] == [1]
+    journal = JsonlLogger(path)
     assert path.read_bytes() == whole
     journal.log_metrics({"train/loss": 2.0}, 2)
     journal.note(2, skipped=["a"])
-    assert [entry["step"] for entry in read_journal(path)] == [1, 2, 2]
+    assert [entry["step"] for entry in read_metrics(path)] == [1, 2, 2]
 
 
 def test_a_journal_is_json_whatever_the_numbers_are(tmp_path: Path) -> None:
@@ -345,9 +345,9 @@ def test_a_journal_is_json_whatever_the_numbers_are(tmp_path: Path) -> None:
         raise AssertionError(word)
 
     path = tmp_path / "metrics.jsonl"
-    Journal(path).log_metrics({"a": float("nan"), "b": float("inf"), "c": -float("inf"), "d": 1.5, "e": 2}, 1)
+    JsonlLogger(path).log_metrics({"a": float("nan"), "b": float("inf"), "c": -float("inf"), "d": 1.5, "e": 2}, 1)
     json.loads(path.read_text(encoding="utf-8"), parse_constant=no_json)
-    (entry,) = read_journal(path)
+    (entry,) = read_metrics(path)
     assert math.isnan(entry["a"])
     assert [entry[name] for name in "bcde"] == [math.inf, -math.inf, 1.5, 2]
 
@@ -355,7 +355,7 @@ def test_a_journal_is_json_whatever_the_numbers_are(tmp_path: Path) -> None:
 def test_a_journal_waits_for_a_disk_that_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The system takes a part of a line and then no more."""
     path = tmp_path / "metrics.jsonl"
-    journal = Journal(path)
+    journal = JsonlLogger(path)
     journal.log_metrics({"train/loss": 3.0}, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
@@ -364,7 +364,7 @@ def test_a_journal_waits_for_a_disk_that_is_full(tmp_path: Path, caplog: pytest.
         journal.log_metrics({"train/loss": 1.0}, 3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [entry["step"] for entry in read_journal(path)] == [1]
+    assert [entry["step"] for entry in read_metrics(path)] == [1]
     assert len([message for message in caplog.messages if "cannot be written (File too large)" in message]) == 1
     journal.log_metrics({"train/loss": 0.5}, 4)
-    assert [entry["step"] for entry in read_journal(path)] == [1, 2, 3, 4]
+    assert [entry["step"] for entry in read_metrics(path)] == [1, 2, 3, 4]

@@ -22,10 +22,10 @@ from torch import Tensor
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.inference.generation import Sampling
 from fvl_lightning.inference.source_shares import source_shares
-from fvl_lightning.modeling.build import Loaded
+from fvl_lightning.modeling.build import LoadedModel
 from fvl_lightning.runs.references import answering_model
 from fvl_lightning.serving.page import build_page, reply
-from fvl_lightning.serving.server import launch, offline_gradio
+from fvl_lightning.serving.server import launch_page, offline_gradio
 from fvl_lightning.serving.source_shares import heat, shares_html
 from tests.conftest import ROOT, Run
 
@@ -41,7 +41,7 @@ gradio_needed = pytest.mark.skipif(find_spec("gradio") is None, reason="the extr
 
 
 @pytest.fixture(scope="module")
-def loaded(asked: Path) -> Loaded:
+def loaded(asked: Path) -> LoadedModel:
     """The tiny model with the gated fusion; it always writes ANSWER, a token in a moment, and its end if MAY_END."""
     loaded = answering_model(str(asked / "model"))
     words = loaded.tokenizer.encode(ANSWER, add_special_tokens=False)
@@ -62,13 +62,13 @@ def loaded(asked: Path) -> Loaded:
 # What the page becomes, without a browser.
 
 
-def pieces(loaded: Loaded, text: str, *files: Path, before: tuple[Any, ...] = ((), ())) -> list[tuple[Any, ...]]:
+def pieces(loaded: LoadedModel, text: str, *files: Path, before: tuple[Any, ...] = ((), ())) -> list[tuple[Any, ...]]:
     """Everything that `reply` says to a question behind (chat, messages)."""
     said = {"text": text, "files": [str(file) for file in files]}
     return list(reply(loaded, Sampling(), said, list(before[0]), list(before[1])))
 
 
-def test_the_question_is_shown_first_and_then_the_answer_grows(loaded: Loaded) -> None:
+def test_the_question_is_shown_first_and_then_the_answer_grows(loaded: LoadedModel) -> None:
     states = pieces(loaded, " how many? ", PICTURE)
     chats = [chat for chat, _, _ in states]
     assert [said["content"] for said in chats[0]] == [{"path": str(PICTURE)}, "how many?", ""]
@@ -81,7 +81,7 @@ def test_the_question_is_shown_first_and_then_the_answer_grows(loaded: Loaded) -
     assert messages[1]["content"] == answers[-1].strip()
 
 
-def test_the_second_question_stands_behind_the_first(loaded: Loaded) -> None:
+def test_the_second_question_stands_behind_the_first(loaded: LoadedModel) -> None:
     chat, messages, panel = pieces(loaded, "how many?", PICTURE)[-1]
     assert panel is not None
     again, after, unchanged = pieces(loaded, "and now?", before=(chat, messages))[-1]
@@ -90,7 +90,7 @@ def test_the_second_question_stands_behind_the_first(loaded: Loaded) -> None:
     assert unchanged is None, "no new picture, the shares stay"
 
 
-def test_nothing_changes_where_there_is_no_answer(loaded: Loaded, tmp_path: Path) -> None:
+def test_nothing_changes_where_there_is_no_answer(loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"^bad\.png: not a readable PNG"):
         pieces(loaded, "how many?", tmp_path / "bad.png")
@@ -100,7 +100,7 @@ def test_nothing_changes_where_there_is_no_answer(loaded: Loaded, tmp_path: Path
         pieces(loaded, "many " * 600, PICTURE)
 
 
-def test_shares_of_a_gated_fusion_are_bars_that_sum_to_one(loaded: Loaded) -> None:
+def test_shares_of_a_gated_fusion_are_bars_that_sum_to_one(loaded: LoadedModel) -> None:
     pixels = loaded.processor.image_processor([PICTURE, PICTURE])["pixel_values"]
     shares = source_shares(loaded, pixels)
     assert [list(one.masses) for one in shares] == [["davit", "caption", "ocr", "grounding"]] * 2
@@ -112,7 +112,7 @@ def test_shares_of_a_gated_fusion_are_bars_that_sum_to_one(loaded: Loaded) -> No
     assert re.findall(r'(?:src|href)="(?!data:)', html) == []
 
 
-def test_a_fusion_may_give_shares_per_place(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fusion_may_give_shares_per_place(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """`map/<source>` [I, N]: drawn over the picture on the fusion's grid, each value in its place."""
     values = torch.linspace(0, 1, 16).repeat(1, 1)
     embed = loaded.model.embed_images
@@ -131,7 +131,7 @@ def test_a_fusion_may_give_shares_per_place(loaded: Loaded, monkeypatch: pytest.
     assert opacity[0] == 0 < opacity[-1] < 255
 
 
-def test_a_fusion_that_does_not_weigh_says_so(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fusion_that_does_not_weigh_says_so(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     embed = loaded.model.embed_images
     monkeypatch.setattr(loaded.model, "embed_images", lambda pixels: (embed(pixels)[0], {}))
     pixels = loaded.processor.image_processor([PICTURE])["pixel_values"]
@@ -148,11 +148,11 @@ def test_without_the_extra_the_sentence_names_it(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(scope="module")
-def address(loaded: Loaded) -> Iterator[str]:
+def address(loaded: LoadedModel) -> Iterator[str]:
     """Where the page is."""
     gradio, port = offline_gradio(), free_port()
     page = build_page(gradio, loaded, Sampling(), "a tiny model")
-    launch(gradio, page, "127.0.0.1", port)
+    launch_page(gradio, page, "127.0.0.1", port)
     yield f"http://127.0.0.1:{port}"
     page.close(verbose=False)
 

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers.logger import Logger
 
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.checkpointing.callback import Checkpoints
+from fvl_lightning.training.checkpointing.callback import CheckpointCallback
 from fvl_lightning.training.fault_tolerance.signals import StopSignals
 from fvl_lightning.training.trainer import build_trainer
 from tests.tiny_models import experiment, micro_batches, prompted, rows
@@ -69,7 +69,9 @@ def fit(
 ) -> Trainer:
     """Trains as `fvl train` does, with the experiment's trainer; the last checkpoint lies at folder/last.ckpt."""
     config = stage.experiment.trainer
-    checkpoints = Checkpoints(folder / "last.ckpt", config.checkpoint_every, signals := StopSignals(), config.keep_best)
+    checkpoints = CheckpointCallback(
+        folder / "last.ckpt", config.checkpoint_every, signals := StopSignals(), config.keep_best
+    )
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.ERROR)  # it tells about its devices at every fit

@@ -17,7 +17,7 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.stages.update_guard import FEWEST, WINDOW, Step, UpdateGuard, deviations
-from fvl_lightning.tracking.metrics_log import Journal, read_journal
+from fvl_lightning.tracking.metrics_log import JsonlLogger, read_metrics
 from fvl_lightning.training.step_logging import LogWindow
 from tests.stages.fitting import batches_of, build_stage, fit
 from tests.tiny_models import snapshot
@@ -48,8 +48,8 @@ def spoil(
 def journalled(stage: Stage, batches: Sequence[Any], folder: Path) -> list[dict[str, Any]]:
     """Trains with a journal; its lines."""
     folder.mkdir(exist_ok=True)
-    fit(stage, batches, folder, [LogWindow(1)], loggers=[Journal(folder / "metrics.jsonl")])
-    return list(read_journal(folder / "metrics.jsonl"))
+    fit(stage, batches, folder, [LogWindow(1)], loggers=[JsonlLogger(folder / "metrics.jsonl")])
+    return list(read_metrics(folder / "metrics.jsonl"))
 
 
 class Killed(Callback):

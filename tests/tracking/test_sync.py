@@ -13,7 +13,7 @@ from mlflow.data.dataset_source_registry import get_dataset_source_from_json
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.tracking import tracker as tracker_module
-from fvl_lightning.tracking.sync import KEY_TAG, Delivery, Description, deliver
+from fvl_lightning.tracking.sync import KEY_TAG, RunDescription, SyncReport, send_run
 from fvl_lightning.tracking.tracker import Tracker
 
 TOLD = {
@@ -42,8 +42,8 @@ def client(tmp_path: Path, empty_store: Path) -> MlflowClient:
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Description:
-    return Description.of(f"sqlite:///{tmp_path / 'mlflow.db'}", TOLD)
+def told(tmp_path: Path) -> RunDescription:
+    return RunDescription.of(f"sqlite:///{tmp_path / 'mlflow.db'}", TOLD)
 
 
 def steps(client: MlflowClient, run_id: str, key: str) -> list[int]:
@@ -51,9 +51,9 @@ def steps(client: MlflowClient, run_id: str, key: str) -> list[int]:
     return sorted(point.step for point in client.get_metric_history(run_id, key))
 
 
-def test_everything_arrives_and_then_nothing_is_missing(client: MlflowClient, told: Description) -> None:
+def test_everything_arrives_and_then_nothing_is_missing(client: MlflowClient, told: RunDescription) -> None:
     told.results, told.tables = {"accuracy/macro": 0.5}, {"answers": [{"truth": "red", "answer": "blue"}]}
-    sent = deliver(told, None, JOURNAL, "FINISHED", 1_700_000_000_006)
+    sent = send_run(told, None, JOURNAL, "FINISHED", 1_700_000_000_006)
     run = client.get_run(sent.run_id)
     assert sent.points == 5
     assert steps(client, sent.run_id, "train/loss") == [1, 2, 3]
@@ -70,46 +70,46 @@ def test_everything_arrives_and_then_nothing_is_missing(client: MlflowClient, to
     assert {tag.key: tag.value for tag in given.tags} == {"mlflow.data.context": "training"}
     assert {file.path for file in client.list_artifacts(sent.run_id)} == {"config.yaml", "answers.json"}
     assert yaml.safe_load(Path(client.download_artifacts(sent.run_id, "config.yaml")).read_text()) == TOLD["config"]
-    assert deliver(told, sent.run_id, JOURNAL, "FINISHED", 1) == Delivery(sent.run_id)
-    assert deliver(told, None, JOURNAL, "FINISHED", 1) == Delivery(sent.run_id), "found by its key"
+    assert send_run(told, sent.run_id, JOURNAL, "FINISHED", 1) == SyncReport(sent.run_id)
+    assert send_run(told, None, JOURNAL, "FINISHED", 1) == SyncReport(sent.run_id), "found by its key"
     assert steps(client, sent.run_id, "train/loss") == [1, 2, 3]
 
 
-def test_only_what_is_missing_is_sent(client: MlflowClient, told: Description) -> None:
+def test_only_what_is_missing_is_sent(client: MlflowClient, told: RunDescription) -> None:
     run_id = client.create_run(client.create_experiment("shapes"), tags={KEY_TAG: "0123"}).info.run_id
     client.log_metric(run_id, "train/loss", 2.0, timestamp=5, step=2)
     client.log_param(run_id, "fusion", "concat")
-    sent = deliver(told, None, JOURNAL)
+    sent = send_run(told, None, JOURNAL)
     assert sent.run_id == run_id
     assert sent.points == 4
     assert steps(client, run_id, "train/loss") == [1, 2, 3]
     assert client.get_run(run_id).info.status == "RUNNING"
-    sent = deliver(told, run_id, [*JOURNAL, {"step": 4, "time": 7, "speed": 1.0}], "KILLED")
+    sent = send_run(told, run_id, [*JOURNAL, {"step": 4, "time": 7, "speed": 1.0}], "KILLED")
     assert (sent.points, sent.others) == (1, 1)
     assert client.get_run(run_id).info.status == "KILLED"
 
 
-def test_scores_and_tables_may_change(client: MlflowClient, told: Description) -> None:
+def test_scores_and_tables_may_change(client: MlflowClient, told: RunDescription) -> None:
     told.results, told.tables = {"accuracy": 0.5}, {"answers": [{"answer": "blue"}]}
-    run_id = deliver(told, None, []).run_id
+    run_id = send_run(told, None, []).run_id
     told.results, told.tables = {"accuracy": 0.25}, {"answers": [{"answer": "red", "truth": "red"}]}
-    assert deliver(told, run_id, []).others == 2
-    assert deliver(told, run_id, []).others == 0
+    assert send_run(told, run_id, []).others == 2
+    assert send_run(told, run_id, []).others == 0
     assert client.get_run(run_id).data.metrics["accuracy"] == 0.25
     assert '"red"' in Path(client.download_artifacts(run_id, "answers.json")).read_text()
 
 
 def test_the_model_is_named_and_knows_its_scores_and_their_data(
-    client: MlflowClient, told: Description, tmp_path: Path
+    client: MlflowClient, told: RunDescription, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
-    run_id = deliver(told, None, JOURNAL, "FINISHED", 1, folder).run_id
+    run_id = send_run(told, None, JOURNAL, "FINISHED", 1, folder).run_id
     told.results = {"accuracy/macro": 0.5, "accuracy/colour": 0.25, "transfer/medium/macro": 0.125}
     told.evaluated = {"name": "demo/test", "digest": "e" * 64, "source": "data"}
-    assert deliver(told, run_id, JOURNAL, "FINISHED", 1, folder).others == 4, "three results and their data"
-    assert deliver(told, run_id, JOURNAL, "FINISHED", 1, folder).others == 0
+    assert send_run(told, run_id, JOURNAL, "FINISHED", 1, folder).others == 4, "three results and their data"
+    assert send_run(told, run_id, JOURNAL, "FINISHED", 1, folder).others == 0
     run = client.get_run(run_id)
     [model] = client.search_logged_models([run.info.experiment_id])
     assert (model.name, model.model_type, model.status, model.source_run_id) == (
@@ -131,34 +131,36 @@ def test_the_model_is_named_and_knows_its_scores_and_their_data(
     }  # fmt: skip
 
 
-def test_a_model_that_was_half_told_is_not_told_twice(client: MlflowClient, told: Description, tmp_path: Path) -> None:
-    run_id = deliver(told, None, []).run_id
+def test_a_model_that_was_half_told_is_not_told_twice(
+    client: MlflowClient, told: RunDescription, tmp_path: Path
+) -> None:
+    run_id = send_run(told, None, []).run_id
     experiment_id = client.get_run(run_id).info.experiment_id
     pending = client.create_logged_model(experiment_id, name="demo-concat", source_run_id=run_id)
-    assert deliver(told, run_id, [], "FINISHED", 1, tmp_path).others == 2, "the run's output and its end"
+    assert send_run(told, run_id, [], "FINISHED", 1, tmp_path).others == 2, "the run's output and its end"
     [model] = client.search_logged_models([experiment_id])
     assert (model.model_id, model.status) == (pending.model_id, "READY")
 
 
-def test_a_journal_and_a_tracker_that_say_the_same_are_one(client: MlflowClient, told: Description) -> None:
+def test_a_journal_and_a_tracker_that_say_the_same_are_one(client: MlflowClient, told: RunDescription) -> None:
     """Someone calls `fvl sync` while the run still has points in its buffer."""
-    run_id = deliver(told, None, []).run_id
+    run_id = send_run(told, None, []).run_id
     tracker = Tracker.start(told.uri, "shapes", "ignored", {}, run_id=run_id)
     for entry in JOURNAL[:2]:
         tracker.log_metrics({"train/loss": entry["train/loss"]}, entry["step"], entry["time"])
-    assert deliver(told, run_id, JOURNAL[:2]).points == 4
+    assert send_run(told, run_id, JOURNAL[:2]).points == 4
     tracker.flush()
     assert steps(client, run_id, "train/loss") == [1, 2]
 
 
 def test_a_server_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no MLflow server answers") as raised:
-        deliver(Description.of("http://127.0.0.1:9", TOLD), None, JOURNAL)
+        send_run(RunDescription.of("http://127.0.0.1:9", TOLD), None, JOURNAL)
     assert "\n" not in str(raised.value)
 
 
 def test_a_store_that_is_away_is_asked_less_and_less_and_complained_of_once(
-    client: MlflowClient, told: Description, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    client: MlflowClient, told: RunDescription, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = Tracker.start(told.uri, "shapes", "concat", {})
     clock, asked = 1000.0, []
@@ -194,7 +196,7 @@ def log_from_a_process(uri: str, number: int) -> None:
     tracker.finish("FINISHED")
 
 
-def test_eight_processes_log_to_one_sqlite_store(client: MlflowClient, told: Description) -> None:
+def test_eight_processes_log_to_one_sqlite_store(client: MlflowClient, told: RunDescription) -> None:
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=log_from_a_process, args=(told.uri, number)) for number in range(8)]
     for process in processes:

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.inspection.statistics import MEASURES, PERCENTILES, collect_statistics
-from fvl_lightning.cli.shards.options import Paths, Processes, Tokenizer, open_encoder, open_store
-from fvl_lightning.core.atomic import replacing
+from fvl_lightning.cli.shards.options import Paths, Processes, Tokenizer, open_conversation_encoder, open_samples
+from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.terminal import bytes_in_words, counted_table, plural, progress_bar, terminal, visible
 
@@ -45,13 +45,13 @@ def info(
     """
     if json_file is not None and not json_file.parent.is_dir():
         raise ConfigError(f"--json: there is no folder {json_file.parent}")
-    store = open_store(paths)
-    encoder = None if tokenizer is None else open_encoder(tokenizer, tokens_per_image=0)
+    store = open_samples(paths)
+    encoder = None if tokenizer is None else open_conversation_encoder(tokenizer, tokens_per_image=0)
     with progress_bar("reading, samples", len(store)) as progress:
         summary = collect_statistics(store, encoder, processes, progress).summary()
     _show(summary, terminal())
     if json_file is not None:
-        with replacing(json_file) as beside:
+        with atomic_write(json_file) as beside:
             beside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 

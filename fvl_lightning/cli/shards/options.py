@@ -22,12 +22,12 @@ Processes = Annotated[int | None, typer.Option(min=1, help="Processes to work in
 Tokenizer = Annotated[str | None, typer.Option(help="Folder or hub id of a tokenizer with a chat template.")]
 
 
-def open_store(paths: list[str]) -> SampleStore:
+def open_samples(paths: list[str]) -> SampleStore:
     """The samples of all shards that are named."""
     return SampleStore(expand_shards(paths), "all", shard_cache())
 
 
-def open_encoder(tokenizer: str, tokens_per_image: int) -> ConversationEncoder:
+def open_conversation_encoder(tokenizer: str, tokens_per_image: int) -> ConversationEncoder:
     """What makes tokens of texts, as in training; ConfigError where the tokenizer can't be read or used."""
     if not Path(tokenizer).is_dir():
         try:

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.inspection.preview import Preview, contact_sheet, preview_sample, spread, supervised_runs
-from fvl_lightning.cli.shards.options import Paths, Tokenizer, open_encoder, open_store
-from fvl_lightning.core.atomic import replacing
+from fvl_lightning.cli.shards.options import Paths, Tokenizer, open_conversation_encoder, open_samples
+from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.terminal import terminal, visible
 
@@ -30,10 +30,10 @@ def preview(
     """
     if output.suffix.lower() != ".png" or not output.parent.is_dir():
         raise ConfigError(f"--output: {output} must be a .png file in a folder that exists")
-    store = open_store(paths)
-    encoder = None if tokenizer is None else open_encoder(tokenizer, tokens_per_image=1)
+    store = open_samples(paths)
+    encoder = None if tokenizer is None else open_conversation_encoder(tokenizer, tokens_per_image=1)
     previews = [preview_sample(store, i) for i in spread(len(store), number)]
-    with replacing(output) as beside:
+    with atomic_write(output) as beside:
         contact_sheet(previews).save(beside, format="PNG")
     console = terminal()
     for sample in previews:

@@ -22,7 +22,7 @@ POWER = 0.8
 FEWEST_DEGREES = 4
 """With fewer, the residual SD may be over three times the one observed (95 %), and everything hangs on it."""
 
-FEWEST_SEEDS = 3
+MIN_SEEDS = 3
 """With two, a difference of three residual SDs is missed more often than found, however many arms there are."""
 
 MANY = 10**12
@@ -65,7 +65,7 @@ class Contrasts:
 
 def fewest_seeds(arms: int) -> int:
     """Seeds from which on `arms` arms, the baseline among them, are tested at all: 5 for two, 3 for more."""
-    return max(FEWEST_SEEDS, ceil(FEWEST_DEGREES / (arms - 1)) + 1)
+    return max(MIN_SEEDS, ceil(FEWEST_DEGREES / (arms - 1)) + 1)
 
 
 def contrasts(scores: Array, baseline: int = 0, alpha: float = 0.05) -> Contrasts:

@@ -15,7 +15,7 @@ from fvl_lightning.core.config.field_docs import field_meanings
 from fvl_lightning.core.config.yaml_text import Texts, joined
 from fvl_lightning.core.errors import ConfigError, first_line, unknown_name
 
-Place = Callable[[str], str]
+Location = Callable[[str], str]
 """From a dotted key to where it was written, as messages say it; from "" to the whole."""
 NUMBERS = {"Integer": "a whole number", "Float": "a number"}
 """OmegaConf's names of types, in words."""
@@ -26,7 +26,7 @@ PathsText = Annotated[Any, _PATH]
 """A PathText, or a list of them; the class checks itself that it is either."""
 
 
-def conform(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> Any:
+def conform(expected: Any, value: Any, key: str, place: Location, texts: Texts) -> Any:
     """The value as a field of the type `expected` takes it.
 
     Args:
@@ -65,7 +65,7 @@ def conform(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> 
     return _scalar(expected, value, key, place, texts)
 
 
-def _path(value: Any, key: str, place: Place) -> Any:
+def _path(value: Any, key: str, place: Location) -> Any:
     """A path, or each of several, with the home folder for ~ and ~name; no address with a password in it."""
     if isinstance(value, list):
         return [_path(item, key, place) for item in value]
@@ -75,13 +75,13 @@ def _path(value: Any, key: str, place: Place) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
-def _optional(options: list[Any], value: Any, key: str, place: Place, texts: Texts) -> Any:
+def _optional(options: list[Any], value: Any, key: str, place: Location, texts: Texts) -> Any:
     if texts.get(key) == "None":
         raise ConfigError(f"{place(key)}: None is Python's word for null, which is what to write here")
     return conform(options[0], value, key, place, texts) if value is not None and len(options) == 1 else value
 
 
-def _fields(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> dict[str, Any]:
+def _fields(expected: Any, value: Any, key: str, place: Location, texts: Texts) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{place(key)}: expected keys and values, found {value!r}")
     hints = get_type_hints(expected, include_extras=True)
@@ -98,7 +98,7 @@ def _fields(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> 
     return taken
 
 
-def _list(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> list[Any]:
+def _list(expected: Any, value: Any, key: str, place: Location, texts: Texts) -> list[Any]:
     if value is None or isinstance(value, Mapping):
         raise ConfigError(f"{place(key)}: expected a list, found {'null' if value is None else value}")
     if not isinstance(value, list | tuple):
@@ -106,14 +106,14 @@ def _list(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> li
     return [conform(expected, item, joined(key, number), place, texts) for number, item in enumerate(value)]
 
 
-def _one_of(options: list[Any], value: Any, key: str, place: Place, texts: Texts) -> Any:
+def _one_of(options: list[Any], value: Any, key: str, place: Location, texts: Texts) -> Any:
     written = texts.get(key, value) if all(isinstance(option, str) for option in options) else value
     if written not in options:
         raise unknown_name("value", written, options, place(key))
     return written
 
 
-def _tuple(expected: Any, options: list[Any], value: Any, key: str, place: Place) -> Any:
+def _tuple(expected: Any, options: list[Any], value: Any, key: str, place: Location) -> Any:
     items = value if isinstance(value, list | tuple) else []
     kinds = [int | float if option is float else option for option in options]
     if len(items) != len(kinds) or not all(map(isinstance, items, kinds)):
@@ -121,7 +121,7 @@ def _tuple(expected: Any, options: list[Any], value: Any, key: str, place: Place
     return value
 
 
-def _scalar(expected: Any, value: Any, key: str, place: Place, texts: Texts) -> Any:
+def _scalar(expected: Any, value: Any, key: str, place: Location, texts: Texts) -> Any:
     if expected is str:
         return texts.get(key, value)
     if expected is bool and isinstance(value, int | float) and value not in (0, 1):

@@ -60,6 +60,6 @@ def layers_of(values: Mapping[str, Any], path: Path, chain: tuple[Path, ...] = (
     return [*layers, (str(path), own)]
 
 
-def at(origin: str) -> str:
+def in_file(origin: str) -> str:
     """" in a.yaml" or " on the command line", as it stands behind a key; "" for no origin."""
     return origin and f" {'on' if origin == COMMAND_LINE else 'in'} {origin}"

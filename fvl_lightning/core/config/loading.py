@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fvl_lightning.core.config.field_types import Place, conform, refusal
+from fvl_lightning.core.config.field_types import Location, conform, refusal
 from fvl_lightning.core.config.fields import check_numbers
-from fvl_lightning.core.config.files import COMMAND_LINE, Layer, at, read_layers
+from fvl_lightning.core.config.files import COMMAND_LINE, Layer, in_file, read_layers
 from fvl_lightning.core.config.merging import MergedLayers, parsed_words, slot_entry
 from fvl_lightning.core.config.variants import choose_variants
 from fvl_lightning.core.config.yaml_text import (
@@ -66,7 +66,7 @@ class Choice:
 
 
 def choose(
-    slot_name: str, entry: Any, where: str = "", place: Place | None = None, texts: Texts | None = None
+    slot_name: str, entry: Any, where: str = "", place: Location | None = None, texts: Texts | None = None
 ) -> Choice:
     """Checks one slot entry (a name, or a mapping with `name`) against the component's Config.
 
@@ -176,7 +176,7 @@ def config_hash(config: Any) -> str:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys at which two plain configurations differ, sorted."""
+    """The dotted keys in_file which two plain configurations differ, sorted."""
     keys: list[str] = []
     for key in sorted(set(one) | set(other)):
         left, right = one.get(key), other.get(key)
@@ -203,10 +203,10 @@ def _at(key: str, origins: Mapping[str, str]) -> str:
     """" in a.yaml" or " on the command line": where `key`, or else what it stands in, was written last."""
     while key and key not in origins:
         key = key.rpartition(".")[0]
-    return at(origins.get(key, ""))
+    return in_file(origins.get(key, ""))
 
 
-def _inside(outer: str, origins: Mapping[str, str]) -> Place:
+def _inside(outer: str, origins: Mapping[str, str]) -> Location:
     """The place of the keys under `outer` ("" for the whole configuration)."""
 
     def place(key: str) -> str:
@@ -216,12 +216,12 @@ def _inside(outer: str, origins: Mapping[str, str]) -> Place:
     return place
 
 
-def _under(outer: str, place: Place) -> Place:
+def _under(outer: str, place: Location) -> Location:
     """The place of the keys under `outer`, which `place` knows."""
     return lambda key: place(f"{outer}.{key}" if key else outer)
 
 
-def _to_dataclass(schema: type[Schema], values: Mapping[str, Any], place: Place, texts: Texts) -> Schema:
+def _to_dataclass(schema: type[Schema], values: Mapping[str, Any], place: Location, texts: Texts) -> Schema:
     """An instance of the dataclass `schema` with `values` over its defaults, interpolations resolved."""
     values = conform(schema, values, "", place, texts)
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from fvl_lightning.core.config.files import COMMAND_LINE, at
+from fvl_lightning.core.config.files import COMMAND_LINE, in_file
 from fvl_lightning.core.config.yaml_text import one_line, plain, read_yaml, texts_of
 from fvl_lightning.core.errors import ConfigError
 
@@ -27,12 +27,12 @@ def override(key: str, value: Any) -> str:
 def parsed_words(word: str, said: str) -> dict[str, Any]:
     key, equals, text = word.partition("=")
     if not equals or not key or any(not part for part in key.split(".")):
-        raise ConfigError(f"'{word}'{at(said)} is not key=value, such as trainer.max_steps=20")
+        raise ConfigError(f"'{word}'{in_file(said)} is not key=value, such as trainer.max_steps=20")
     try:
         value = read_yaml(text)
     except yaml.YAMLError:
         hint = "; quote a value that has brackets in it, as in \"key=['a[b]']\"" if text.count("[") > 1 else ""
-        raise ConfigError(f"the value of '{word}'{at(said)} is not valid YAML{hint}") from None
+        raise ConfigError(f"the value of '{word}'{in_file(said)} is not valid YAML{hint}") from None
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
@@ -56,7 +56,7 @@ class MergedLayers:
             if key in slots and plain(value) is not None:
                 # `fusion.hidden=3` on the command line has no name of its own: it speaks of the fusion already chosen.
                 named = not isinstance(value, Mapping) or "name" in value
-                value = slot_entry(value, key + at(origin)) if named else dict(value)
+                value = slot_entry(value, key + in_file(origin)) if named else dict(value)
                 if named and self.values.get(key) is not None and self.values[key].get("name") != value["name"]:
                     self.values.pop(key)
                     self._forget(key)

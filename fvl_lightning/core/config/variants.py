@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fvl_lightning.core.config.files import Layer, at, layers_of
+from fvl_lightning.core.config.files import Layer, in_file, layers_of
 from fvl_lightning.core.config.yaml_text import Scalar, plain
 from fvl_lightning.core.errors import ConfigError, unknown_name
 
@@ -86,12 +86,14 @@ class _Taking:
         """Moves what a layer takes out of it; every other key must be a field."""
         for key in list(values):
             if key in self.allowed:
-                self._choose(key, values.pop(key), key + at(origin))
+                self._choose(key, values.pop(key), key + in_file(origin))
             elif key == CHOSEN:
                 first = next(iter(self.allowed))
-                raise ConfigError(f"{CHOSEN}{at(origin)}: it only records what is taken, by {first}=... for instance")
+                raise ConfigError(
+                    f"{CHOSEN}{in_file(origin)}: it only records what is taken, by {first}=... for instance"
+                )
             elif key not in self.fields:
-                raise unknown_name("key", key, {*self.fields, *self.allowed}, f"{key}{at(origin)}")
+                raise unknown_name("key", key, {*self.fields, *self.allowed}, f"{key}{in_file(origin)}")
 
     def taken(self, name: str, choices: Mapping[str, Any], origin: str) -> list[Layer]:
         """The layers of what is taken of one variant; none where this file does not offer that choice."""

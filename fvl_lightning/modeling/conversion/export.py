@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from fvl_lightning.core.atomic import appearing
+from fvl_lightning.core.atomic import atomic_directory
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import COMPONENTS
-from fvl_lightning.core.weight_files import fitted, read_json, read_weights, write_weights
+from fvl_lightning.core.weight_files import match_weights, read_json, read_weights, write_weights
 from fvl_lightning.language_models.causal import as_ids
 from fvl_lightning.modeling.adapters.folders import CONFIG, base_of, merge_adapter, read_config
 from fvl_lightning.modeling.adapters.folders import WEIGHTS as ADAPTER_WEIGHTS
@@ -92,7 +92,7 @@ def export_model(folder: Path, out: Path, file_bytes: int) -> int:
     model = empty_model(config)
     _check_weights(weights, model, folder)
     parameters = parameter_count(model)
-    with appearing(out) as beside:
+    with atomic_directory(out) as beside:
         write_weights(beside, weights, file_bytes)
         left_out = {file for pattern in WEIGHTS for file in folder.glob(pattern)}
         for file in sorted(set(folder.iterdir()) - left_out):
@@ -120,7 +120,7 @@ def export_adapter(folder: Path, out: Path, file_bytes: int) -> tuple[int, Path]
     buffers = {PREFIX + name for name, _ in model.named_buffers()}
     tensors = load_file(folder / ADAPTER_WEIGHTS)
     parameters = sum(value.numel() for name, value in tensors.items() if name not in buffers)
-    with appearing(out) as beside:
+    with atomic_directory(out) as beside:
         for file in folder.iterdir():
             if file.is_file():
                 shutil.copyfile(file, beside / file.name)
@@ -148,7 +148,7 @@ def export_merged(folder: Path, base: Path | None, out: Path, file_bytes: int) -
         ConfigError: `out` exists.
         DataError: the base is not there, or is another.
     """
-    with appearing(out) as beside:
+    with atomic_directory(out) as beside:
         beneath = base_of(folder, base)
         model = merge_adapter(load_model(beneath).model, folder)
         # A folder that peft wrote has no processor: that of the base is the model's.
@@ -168,7 +168,7 @@ def _check_weights(weights: Mapping[str, Tensor], model: PreTrainedModel, folder
     """Raises DataError where the files of a folder do not hold exactly the model of its configuration."""
     tied = set(model.all_tied_weights_keys)
     wanted = {name: value for name, value in model.state_dict().items() if name not in tied}
-    fitted({name: (name, value) for name, value in weights.items() if name not in tied}, wanted, str(folder))
+    match_weights({name: (name, value) for name, value in weights.items() if name not in tied}, wanted, str(folder))
 
 
 def _list_stop_tokens(folder: Path, model: PreTrainedModel, tokenizer: Any) -> None:

@@ -17,9 +17,9 @@ from transformers import AutoTokenizer
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from datamodules.encoding.question_form import Asking
-from fvl_lightning.core.atomic import appearing
+from fvl_lightning.core.atomic import atomic_directory
 from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_line
-from fvl_lightning.core.weight_files import fitted, has_weights, read_json, read_weights, write_weights
+from fvl_lightning.core.weight_files import has_weights, match_weights, read_json, read_weights, write_weights
 from fvl_lightning.encoders.florence2_files import read_image_size
 from fvl_lightning.language_models.causal import as_ids
 from fvl_lightning.modeling.build import empty_model, parameter_count
@@ -95,8 +95,8 @@ def import_florence_vl(
     weights = read_weights(checkpoint)
     if not any(name.startswith(TOWER) for name in weights):
         weights |= tower_weights(tower_folder)
-    values, left_out = placed(weights, model, str(checkpoint))
-    with appearing(out) as beside:
+    values, left_out = match_to_model(weights, model, str(checkpoint))
+    with atomic_directory(out) as beside:
         write_weights(beside, values, file_bytes)
         ours.architectures = [type(model).__name__]
         ours.save_pretrained(beside)
@@ -112,7 +112,7 @@ def _generation_ends(checkpoint: Path) -> list[int]:
     return as_ids(read_json(path).get("eos_token_id")) if path.is_file() else []
 
 
-def placed(
+def match_to_model(
     weights: Mapping[str, Tensor], model: FlorenceVLForConditionalGeneration, where: str
 ) -> tuple[dict[str, Tensor], int]:
     """Every value of `model` out of the original's weights, and how many of those are left out on purpose.
@@ -128,7 +128,7 @@ def placed(
         raise DataError(f"{where} holds no projector of Florence-VL (model.mm_projector.encoder_mlp.*)")
     if held != depth:
         raise DataError(f"{where} has a projector of {held} linear layers, its mm_projector_type says {depth}")
-    values = fitted(renamed(weights, keep_decoder, tied=bool(tied)), wanted, where)
+    values = match_weights(renamed(weights, keep_decoder, tied=bool(tied)), wanted, where)
     return values, len(weights) - len(values)
 
 

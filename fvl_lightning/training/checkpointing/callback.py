@@ -16,7 +16,7 @@ from fvl_lightning.training.fault_tolerance.signals import Stop, StopSignals
 logger = logging.getLogger(__name__)
 
 
-class Checkpoints(Checkpoint):
+class CheckpointCallback(Checkpoint):
     """Writes `path` every `every` optimiser steps, at the last one, and when asked to stop.
 
     With `keep_best` the weights of the lowest validation loss are kept beside it, in best.ckpt.

@@ -24,28 +24,28 @@ from torch.distributed.tensor import DTensor
 MANIFEST, COMMON, PART = "manifest.json", "common.ckpt", "part-{:05d}.ckpt"
 READ_AT_ONCE = 2**24
 
-Place = tuple[str | int, ...]
+TreePath = tuple[str | int, ...]
 """Keys and numbers that lead to a value in a checkpoint."""
-Parts = dict[Place, tuple[int, Tensor]]
+Parts = dict[TreePath, tuple[int, Tensor]]
 """What one rank holds: number of its first row, and its rows."""
 Manifest = dict[str, list[int]]
 """{file: [bytes, checksum]}"""
 
 
 @dataclass(frozen=True)
-class Rows:
+class ShardedTensor:
     """A tensor of which others wrote the parts: (first row, rows), in order. Values stay in the files until asked."""
 
     parts: list[tuple[int, Tensor]]
 
     @property
     def count(self) -> int:
-        """Rows of the whole."""
+        """ShardedTensor of the whole."""
         first, rows = self.parts[-1]
         return first + len(rows)
 
     def between(self, first: int, end: int) -> Tensor:
-        """Rows `first` to before `end`."""
+        """ShardedTensor `first` to before `end`."""
         found = [
             rows[max(first - start, 0) : end - start]
             for start, rows in self.parts
@@ -54,24 +54,24 @@ class Rows:
         return torch.cat(found) if found else self.parts[0][1][:0]
 
 
-def whole(value: Tensor | Rows) -> Tensor:
+def whole(value: Tensor | ShardedTensor) -> Tensor:
     """All rows of a checkpoint's tensor."""
-    return value.between(0, value.count) if isinstance(value, Rows) else value
+    return value.between(0, value.count) if isinstance(value, ShardedTensor) else value
 
 
-def rows_between(value: Tensor | Rows, first: int, end: int) -> Tensor:
-    """Rows `first` to before `end` of a checkpoint's tensor."""
-    return value.between(first, end) if isinstance(value, Rows) else value[first:end]
+def rows_between(value: Tensor | ShardedTensor, first: int, end: int) -> Tensor:
+    """ShardedTensor `first` to before `end` of a checkpoint's tensor."""
+    return value.between(first, end) if isinstance(value, ShardedTensor) else value[first:end]
 
 
-def split(tree: Any, place: Place = ()) -> tuple[Any, dict[Place, DTensor]]:
+def split(tree: Any, place: TreePath = ()) -> tuple[Any, dict[TreePath, DTensor]]:
     """A checkpoint without its sharded tensors, and these by their places, in an order that all ranks share."""
     if isinstance(tree, DTensor):
         return None, {place: tree}
     if not isinstance(tree, dict | list):
         return tree, {}
     rest: dict[Any, Any] = {}
-    sharded: dict[Place, DTensor] = {}
+    sharded: dict[TreePath, DTensor] = {}
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
         left, found = split(value, (*place, key))
         sharded |= found
@@ -81,7 +81,7 @@ def split(tree: Any, place: Place = ()) -> tuple[Any, dict[Place, DTensor]]:
     return (rest if isinstance(tree, dict) else list(rest.values())), sharded
 
 
-def put(tree: Any, place: Place, value: Any) -> None:
+def put(tree: Any, place: TreePath, value: Any) -> None:
     """Puts back what `split` took out of a checkpoint."""
     for key in place[:-1]:
         tree = tree[key]
@@ -101,7 +101,7 @@ def copied(tree: Any) -> Any:
 
 def made_whole(tree: Any) -> Any:
     """A checkpoint with its tensors in one piece each."""
-    if isinstance(tree, Rows):
+    if isinstance(tree, ShardedTensor):
         return whole(tree)
     if isinstance(tree, dict):
         return {key: made_whole(value) for key, value in tree.items()}
@@ -139,15 +139,15 @@ def is_whole_folder(folder: Path) -> bool:
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
-    """The checkpoint, its values mapped rather than loaded, with Rows for what is split."""
+    """The checkpoint, its values mapped rather than loaded, with ShardedTensor for what is split."""
     names: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    found: dict[Place, list[tuple[int, Tensor]]] = {}
+    found: dict[TreePath, list[tuple[int, Tensor]]] = {}
     for name in sorted(set(names) - {COMMON}):
         for place, part in read_file(folder / name).items():
             found.setdefault(place, []).append(part)
     checkpoint: dict[str, Any] = read_file(folder / COMMON)
     for place, parts in found.items():
-        put(checkpoint, place, Rows(sorted(parts, key=lambda part: part[0])))
+        put(checkpoint, place, ShardedTensor(sorted(parts, key=lambda part: part[0])))
     return checkpoint
 
 

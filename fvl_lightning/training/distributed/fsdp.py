@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torchmetrics import Metric
 
-from fvl_lightning.training.checkpointing.sharded import Rows, rows_between, whole
+from fvl_lightning.training.checkpointing.sharded import ShardedTensor, rows_between, whole
 
 
 class Sharded:
@@ -81,7 +81,7 @@ def gathered_parts(part: Tensor, like: Tensor) -> Tensor:
     return split.full_tensor()
 
 
-def placed(value: Tensor, like: Tensor) -> Tensor:
+def distribute_like(value: Tensor, like: Tensor) -> Tensor:
     """`value`, which every rank has, as `like` is: its device, and sharded where it is."""
     value = value.to(like.device)
     if not isinstance(like, DTensor):
@@ -98,7 +98,7 @@ def rows_to_write(tensor: DTensor) -> tuple[int, Tensor] | None:
     return None if any(copies) or not count else (first, local(tensor).detach())
 
 
-def held_rows(value: Tensor | Rows, like: Tensor) -> Tensor:
+def held_rows(value: Tensor | ShardedTensor, like: Tensor) -> Tensor:
     """What this rank holds of a checkpoint's tensor, where it is sharded as `like` is."""
     if not isinstance(like, DTensor):
         return whole(value)
@@ -106,7 +106,7 @@ def held_rows(value: Tensor | Rows, like: Tensor) -> Tensor:
     return rows_between(value, first, first + count)
 
 
-def placed_rows(value: Tensor | Rows, like: Tensor) -> Tensor:
+def distribute_rows_like(value: Tensor | ShardedTensor, like: Tensor) -> Tensor:
     """A copy of a checkpoint's tensor as `like` is, where it has its shape: on its device, and sharded where it is."""
     if not isinstance(like, DTensor) or (isinstance(value, Tensor) and value.shape != like.shape):
         return whole(value)

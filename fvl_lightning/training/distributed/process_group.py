@@ -16,13 +16,13 @@ from torch import distributed
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import TrainerConfig
 from fvl_lightning.core.terminal import started_ranks
-from fvl_lightning.training.fault_tolerance.hang_detection import ElsewhereError, TroubleElsewhere
-from fvl_lightning.training.fault_tolerance.heartbeat import Beats, Heartbeat
+from fvl_lightning.training.fault_tolerance.hang_detection import PeerError, PeerFailedError
+from fvl_lightning.training.fault_tolerance.heartbeat import Heartbeat, HeartbeatCallback
 from fvl_lightning.training.fault_tolerance.signals import Preempted, ended_at_once
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=2)
+COLLECTIVE_TIMEOUT = timedelta(days=2)
 """How long ranks wait for each other where a heartbeat, or a person, says when it is too long."""
 
 
@@ -42,11 +42,11 @@ class Ranks:
         """Whether this one speaks, writes and tracks for all."""
         return self.rank == 0
 
-    def agree(self, do: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, do: Callable[[], T]) -> T:
         """Runs `do` on the first rank alone; all get what it returned, which must be picklable.
 
         Raises:
-            ElsewhereError: on all others, where it failed.
+            PeerFailedError: on all others, where it failed.
         """
         if self.world_size == 1:
             return do()
@@ -60,23 +60,23 @@ class Ranks:
             raise
         distributed.broadcast_object_list(told, 0, self.group)
         if not told[1]:
-            raise ElsewhereError("the first rank has failed")
+            raise PeerFailedError("the first rank has failed")
         return told[0]
 
-    def in_turn(self, do: Callable[[], T]) -> T:
+    def rank0_first(self, do: Callable[[], T]) -> T:
         """Runs `do` on the first rank, and when it is done on all others, which find the files it has left."""
         if self.world_size == 1:
             return do()
         mine: list[T] = []
-        self.agree(lambda: mine.append(do()))
+        self.broadcast_from_rank0(lambda: mine.append(do()))
         return mine[0] if self.first else do()
 
-    def beats(self) -> Beats:
+    def beats(self) -> HeartbeatCallback:
         """The trainer's callback that tells the other ranks where this one is."""
-        return Beats(self.heartbeat.at if self.heartbeat else lambda place: None)
+        return HeartbeatCallback(self.heartbeat.at if self.heartbeat else lambda place: None)
 
-    def explained(self, on_trouble: Callable[[TroubleElsewhere], None]) -> AbstractContextManager[None]:
-        """An error that only comes of another rank's end is told as that (see Heartbeat.explained).
+    def explain_errors(self, on_trouble: Callable[[PeerError], None]) -> AbstractContextManager[None]:
+        """An error that only comes of another rank's end is told as that (see Heartbeat.explain_errors).
 
         Args:
             on_trouble: on the first rank, writes down why the training ends; it may be called from another thread.
@@ -85,11 +85,11 @@ class Ranks:
             return nullcontext()
         if self.first:
             self.heartbeat.on_trouble = on_trouble
-        return self.heartbeat.explained()
+        return self.heartbeat.explain_errors()
 
 
 @contextmanager
-def joined(config: TrainerConfig) -> Iterator[Ranks]:
+def init_process_group(config: TrainerConfig) -> Iterator[Ranks]:
     """All processes of the training, once each of them has come here.
 
     Raises:
@@ -116,12 +116,12 @@ def joined(config: TrainerConfig) -> Iterator[Ranks]:
         where = {"store": store, "rank": rank, "world_size": world_size}
         if config.stall_seconds:
             heartbeat = Heartbeat(rank, world_size, distributed.PrefixStore("heartbeat", store), config.stall_seconds)
-            where["timeout"] = PATIENCE
+            where["timeout"] = COLLECTIVE_TIMEOUT
     together = False
     try:
-        with meeting, heartbeat.explained() if heartbeat else nullcontext():
+        with meeting, heartbeat.explain_errors() if heartbeat else nullcontext():
             distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **where)
-            group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+            group = distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
             meeting.close()
             yield Ranks(where["rank"], config.world_size, group, heartbeat)
         together = True

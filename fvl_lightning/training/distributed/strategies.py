@@ -12,7 +12,14 @@ from torch.optim import Optimizer
 from fvl_lightning.core.experiment import TrainerConfig
 from fvl_lightning.training.checkpointing.files import CheckpointFiles, read_checkpoint
 from fvl_lightning.training.checkpointing.sharded import copied, put, split
-from fvl_lightning.training.distributed.fsdp import gathered, held_rows, local, move_buffers, placed_rows, rows_to_write
+from fvl_lightning.training.distributed.fsdp import (
+    distribute_rows_like,
+    gathered,
+    held_rows,
+    local,
+    move_buffers,
+    rows_to_write,
+)
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -90,7 +97,7 @@ class ShardedStrategy(ModelParallelStrategy):
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             parts = {
-                number: {name: placed_rows(value, parameters[number]) for name, value in values.items()}
+                number: {name: distribute_rows_like(value, parameters[number]) for name, value in values.items()}
                 for number, values in state["state"].items()
             }
             optimizer.load_state_dict({**state, "state": parts})

@@ -13,8 +13,8 @@ from fvl_lightning.core.errors import UserError
 
 LONG = 10
 """A checkpoint and the first step of a process may take so many times as long as anything else."""
-NAMED = 8
-"""Ranks that a sentence names."""
+MAX_NAMED_RANKS = 8
+"""Ranks that a sentence rank_names."""
 
 
 class Phase(IntEnum):
@@ -45,7 +45,7 @@ class Phase(IntEnum):
 
 
 @dataclass(frozen=True)
-class Place:
+class TrainingProgress:
     """Where a rank is."""
 
     batch: int = 0
@@ -65,14 +65,14 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Line:
+class RankStatus:
     """What a rank tells the others."""
 
     tick: int = 0
     """Rises as long as its process lives."""
     beat: int = 0
     """Rises whenever it gets something done."""
-    place: Place = Place()
+    place: TrainingProgress = TrainingProgress()
     trouble: str = ""
     """The error for which it is about to end."""
 
@@ -82,15 +82,15 @@ class Line:
         return json.dumps([self.tick, self.beat, self.trouble, place.batch, place.phase, place.step, place.fresh])
 
     @classmethod
-    def read(cls, text: bytes | str) -> "Line":
+    def read(cls, text: bytes | str) -> "RankStatus":
         """The line that was told; the first one where nothing was yet."""
         if not text:
             return cls()
         tick, beat, trouble, batch, phase, step, fresh = json.loads(text)
-        return cls(tick, beat, Place(batch, Phase(phase), step, fresh), trouble)
+        return cls(tick, beat, TrainingProgress(batch, Phase(phase), step, fresh), trouble)
 
 
-class TroubleElsewhere(UserError):
+class PeerError(UserError):
     """What went wrong went wrong on other ranks than this one."""
 
     def __init__(self, words: str, ranks: Sequence[int] = (0,), step: int = 0) -> None:
@@ -98,11 +98,11 @@ class TroubleElsewhere(UserError):
         self.ranks, self.step = list(ranks), step
 
 
-class ElsewhereError(TroubleElsewhere):
+class PeerFailedError(PeerError):
     """Another rank has failed, and says why itself."""
 
 
-class LostRankError(TroubleElsewhere):
+class LostRankError(PeerError):
     """Ranks that have died or hang: the training cannot go on, and can be started again from its last checkpoint."""
 
     spoken = True
@@ -110,13 +110,13 @@ class LostRankError(TroubleElsewhere):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Diagnosis:
     """Which ranks keep the others waiting."""
 
     ranks: list[int]
     what: str
     """Such as "has not answered for 1800 s"."""
-    line: Line
+    line: RankStatus
     """The last one of the first of these ranks."""
     alive: bool = False
     """Whether they are still heard of."""
@@ -128,23 +128,23 @@ class Verdict:
         where = f"step {place.step}: " if place.step else ""
         heard = "" if self.alive else "last heard of "
         words = (
-            f"{where}{names(self.ranks)} {self.what} ({heard}{place.phase.words}); all ranks end, the last checkpoint "
-            "is kept, and the same command with `--resume` goes on from it"
+            f"{where}{rank_names(self.ranks)} {self.what} ({heard}{place.phase.words}); all ranks end, the last "
+            "checkpoint is kept, and the same command with `--resume` goes on from it"
         )
         error = LostRankError(words, self.ranks, place.step)
         error.spoken = rank == others[0]
         return error
 
 
-def names(ranks: Collection[int]) -> str:
+def rank_names(ranks: Collection[int]) -> str:
     """ "rank 1", or "ranks 1, 3 and 5 more"."""
-    told = ", ".join(map(str, sorted(ranks)[:NAMED]))
+    told = ", ".join(map(str, sorted(ranks)[:MAX_NAMED_RANKS]))
     return f"rank{'s' if len(ranks) > 1 else ''} {told}" + (
-        f" and {len(ranks) - NAMED} more" if len(ranks) > NAMED else ""
+        f" and {len(ranks) - MAX_NAMED_RANKS} more" if len(ranks) > MAX_NAMED_RANKS else ""
     )
 
 
-class Judge:
+class HangDetector:
     """Hears what ranks tell.
 
     Args:
@@ -154,11 +154,11 @@ class Judge:
 
     def __init__(self, ranks: Iterable[int], seconds: float) -> None:
         self.seconds = seconds
-        self.lines = dict.fromkeys(ranks, Line())
+        self.lines = dict.fromkeys(ranks, RankStatus())
         self._ticked = dict.fromkeys(self.lines, 0.0)
         self._moved = 0.0
 
-    def hear(self, lines: dict[int, Line], now: float) -> None:
+    def hear(self, lines: dict[int, RankStatus], now: float) -> None:
         """Takes lines; `now` are seconds on a clock that stands still while this process does."""
         for rank, line in lines.items():
             before, self.lines[rank] = self.lines[rank], line
@@ -167,15 +167,15 @@ class Judge:
             if line.beat != before.beat:
                 self._moved = now
 
-    def silent(self, now: float) -> Verdict | None:
+    def silent(self, now: float) -> Diagnosis | None:
         """The ranks that have died, or whose machine has or is frozen."""
         silent = [rank for rank, ticked in self._ticked.items() if now - ticked > self.seconds]
         if not silent:
             return None
         have = "has" if len(silent) == 1 else "have"
-        return Verdict(silent, f"{have} not answered for {self.seconds:g} s", self.lines[silent[0]])
+        return Diagnosis(silent, f"{have} not answered for {self.seconds:g} s", self.lines[silent[0]])
 
-    def stuck(self, now: float) -> Verdict | None:
+    def stuck(self, now: float) -> Diagnosis | None:
         """The ranks that have come least far, where nothing has been got done by any of them."""
         least = min((line.place.batch, line.place.phase) for line in self.lines.values())
         last = [rank for rank, line in self.lines.items() if (line.place.batch, line.place.phase) == least]
@@ -184,4 +184,4 @@ class Judge:
             return None
         have, them = ("has", "it") if len(last) == 1 else ("have", "them")
         waiting = f", and the others wait for {them}" if len(last) < len(self.lines) else ""
-        return Verdict(last, f"{have} got nothing done for {limit:g} s{waiting}", self.lines[last[0]], alive=True)
+        return Diagnosis(last, f"{have} got nothing done for {limit:g} s{waiting}", self.lines[last[0]], alive=True)

@@ -18,23 +18,23 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from fvl_lightning.core.errors import UserError, first_line
 from fvl_lightning.training.fault_tolerance.hang_detection import (
-    ElsewhereError,
-    Judge,
-    Line,
+    Diagnosis,
+    HangDetector,
     LostRankError,
+    PeerError,
+    PeerFailedError,
     Phase,
-    Place,
-    TroubleElsewhere,
-    Verdict,
+    RankStatus,
+    TrainingProgress,
 )
 
 logger = logging.getLogger(__name__)
 
-TELLING_SECONDS = 1.0
+PUBLISH_SECONDS = 1.0
 """Between two lines, at most."""
 GONE_SECONDS = 5.0
 """A process whose line stands still for as long, or whose store hangs up for as long, has ended."""
-VERDICT = "verdict"
+DIAGNOSIS_KEY = "verdict"
 
 
 class Heartbeat:
@@ -49,20 +49,20 @@ class Heartbeat:
 
     def __init__(self, rank: int, world_size: int, store: Any, seconds: float) -> None:
         self.rank, self.world_size, self.seconds = rank, world_size, seconds
-        self.on_trouble: Callable[[TroubleElsewhere], None] = lambda error: None
+        self.on_trouble: Callable[[PeerError], None] = lambda error: None
         """Writes down, on the first rank, why the training ends."""
-        self._place, self._beat, self._trouble = Place(), 0, ""
-        self._pause = min(TELLING_SECONDS, seconds / 10)
+        self._place, self._beat, self._trouble = TrainingProgress(), 0, ""
+        self._pause = min(PUBLISH_SECONDS, seconds / 10)
         self._ended = threading.Event()
         self._store = store.clone()
-        self._heard: tuple[dict[int, Line], str] = {}, ""
+        self._heard: tuple[dict[int, RankStatus], str] = {}, ""
         self._hung_up = False
         if rank == 0:
-            store.multi_set([VERDICT, *map(str, range(world_size))], [""] * (world_size + 1))
+            store.multi_set([DIAGNOSIS_KEY, *map(str, range(world_size))], [""] * (world_size + 1))
         for run in (self._tell, self._judge):
             threading.Thread(target=run, args=(store.clone(),), daemon=True, name=f"heartbeat {run.__name__}").start()
 
-    def at(self, place: Place) -> None:
+    def at(self, place: TrainingProgress) -> None:
         """This rank has got something done, and is here now."""
         self._place = place
         self._beat += 1
@@ -72,16 +72,16 @@ class Heartbeat:
         self._ended.set()
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
+    def explain_errors(self) -> Iterator[None]:
         """An error that only comes of another rank's end is told as that.
 
         Raises:
             LostRankError: another rank has gone without a word.
-            ElsewhereError: another rank has gone for an error of its own.
+            PeerFailedError: another rank has gone for an error of its own.
         """
         try:
             yield
-        except TroubleElsewhere:
+        except PeerError:
             raise
         except Exception as error:
             if self._trouble:  # it has been asked about already
@@ -92,20 +92,20 @@ class Heartbeat:
                 raise
             self._blame(gone, error)
 
-    def _blame(self, gone: dict[int, Line], error: Exception) -> None:
+    def _blame(self, gone: dict[int, RankStatus], error: Exception) -> None:
         lost = {rank: line for rank, line in gone.items() if not line.trouble}
         first = min(lost or gone)
-        told: TroubleElsewhere
+        told: PeerError
         if lost:
-            verdict = Verdict(sorted(lost), "is gone" if len(lost) == 1 else "are gone", lost[first])
+            verdict = Diagnosis(sorted(lost), "is gone" if len(lost) == 1 else "are gone", lost[first])
             told = verdict.error(self.rank, self.world_size)
         else:
             line = gone[first]
-            told = ElsewhereError(f"rank {first} has failed: {line.trouble}", [first], line.place.step)
+            told = PeerFailedError(f"rank {first} has failed: {line.trouble}", [first], line.place.step)
         self.on_trouble(told)
         raise told from error
 
-    def _gone(self, seconds: float) -> dict[int, Line]:
+    def _gone(self, seconds: float) -> dict[int, RankStatus]:
         """The last lines of the ranks that have told nothing for so long."""
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         try:
@@ -115,11 +115,11 @@ class Heartbeat:
             after = _lines(self._store, others)
         except RuntimeError:  # the store is the first rank's
             time.sleep(seconds)
-            return {0: self._heard[0].get(0, Line())}
+            return {0: self._heard[0].get(0, RankStatus())}
         return {rank: line for rank, line in after.items() if line.tick == before[rank].tick}
 
-    def _line(self, tick: int) -> Line:
-        return Line(tick, self._beat, self._place, self._trouble)
+    def _line(self, tick: int) -> RankStatus:
+        return RankStatus(tick, self._beat, self._place, self._trouble)
 
     def _tell(self, store: Any) -> None:
         """Tells, and hears, until the store hangs up; the judge does without it, since it may answer nothing."""
@@ -129,12 +129,12 @@ class Heartbeat:
             while not self._ended.wait(self._pause):
                 tick += 1
                 store.set(str(self.rank), self._line(tick).text())
-                self._heard = _lines(store, heard), store.get(VERDICT).decode()
+                self._heard = _lines(store, heard), store.get(DIAGNOSIS_KEY).decode()
         except RuntimeError:
             self._hung_up = True
 
     def _judge(self, store: Any) -> None:
-        judge = Judge(range(self.world_size) if self.rank == 0 else [0], self.seconds)
+        judge = HangDetector(range(self.world_size) if self.rank == 0 else [0], self.seconds)
         now, hung_up, before = 0.0, 0.0, time.monotonic()
         while not self._ended.wait(self._pause):
             # A process that was stopped for a while has no right to blame others for it.
@@ -146,10 +146,10 @@ class Heartbeat:
             judge.hear(lines, now)
             verdict = judge.silent(now) or (judge.stuck(now) if self.rank == 0 else None)
             if hung_up > GONE_SECONDS:
-                verdict = Verdict([0], "is gone", judge.lines[0])
+                verdict = Diagnosis([0], "is gone", judge.lines[0])
             if (judged or verdict) and not self._ended.is_set():
                 if self.rank == 0:
-                    store.set(VERDICT, "ended")
+                    store.set(DIAGNOSIS_KEY, "ended")
                 self._end(verdict.error(self.rank, self.world_size) if verdict and not judged else None)
 
     def _end(self, error: LostRankError | None) -> None:
@@ -167,10 +167,10 @@ class Heartbeat:
         os._exit(os.EX_TEMPFAIL)
 
 
-class Beats(Checkpoint):
+class HeartbeatCallback(Checkpoint):
     """Tells where the training is. A Checkpoint, so that Lightning calls it after those that save."""
 
-    def __init__(self, tell: Callable[[Place], None]) -> None:
+    def __init__(self, tell: Callable[[TrainingProgress], None]) -> None:
         self._tell = tell
         self._batch, self._first_step = 0, -1
 
@@ -218,19 +218,21 @@ class Beats(Checkpoint):
 
     def on_fit_end(self, *_: Any) -> None:
         """No more steps."""
-        self._tell(Place(self._batch + 1))
+        self._tell(TrainingProgress(self._batch + 1))
 
     def _at(self, trainer: Trainer, phase: Phase) -> None:
         step = trainer.global_step
-        self._tell(Place(self._batch, phase, step + 1, step == self._first_step))
+        self._tell(TrainingProgress(self._batch, phase, step + 1, step == self._first_step))
 
 
 def announce_save(trainer: Trainer) -> None:
     """The other ranks are told that this one is about to save a checkpoint."""
     for callback in trainer.callbacks:
-        if isinstance(callback, Beats):
+        if isinstance(callback, HeartbeatCallback):
             callback.saves(trainer)
 
 
-def _lines(store: Any, ranks: list[int]) -> dict[int, Line]:
-    return {rank: Line.read(text) for rank, text in zip(ranks, store.multi_get(list(map(str, ranks))), strict=True)}
+def _lines(store: Any, ranks: list[int]) -> dict[int, RankStatus]:
+    return {
+        rank: RankStatus.read(text) for rank, text in zip(ranks, store.multi_get(list(map(str, ranks))), strict=True)
+    }

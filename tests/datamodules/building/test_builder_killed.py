@@ -20,8 +20,8 @@ from datamodules.building import processes as build_processes
 from datamodules.building.builder import build_shards
 from datamodules.building.config import BuildConfig
 from datamodules.building.processes import prepare_all
-from datamodules.building.resume_log import Journal
-from datamodules.building.row_to_sample import Sample
+from datamodules.building.resume_log import ResumeLog
+from datamodules.building.row_to_sample import BuiltSample
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import DataError
 
@@ -134,7 +134,7 @@ def test_processes_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
 def test_a_second_build_beside_a_running_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shards" / ".building").mkdir(parents=True)
     with (
-        Journal(tmp_path / "shards" / ".building"),
+        ResumeLog(tmp_path / "shards" / ".building"),
         pytest.raises(DataError, match=r"another process is building into .*shards at this moment"),
     ):
         build(tmp_path / "shards", 40)
@@ -211,6 +211,6 @@ def test_a_large_chunk_goes_by_way_of_a_file(tmp_path: Path, monkeypatch: pytest
         filed = build_processes._prepare(3, range(30))
         assert filed.members == tmp_path / "chunk-00000003"
         assert list(filed.outcomes()) == list(piped.outcomes())
-        assert sum(isinstance(outcome, Sample) for outcome in filed.outcomes()) == 24
+        assert sum(isinstance(outcome, BuiltSample) for outcome in filed.outcomes()) == 24
         filed.remove()
         assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.building.row_to_sample import MAX_IMAGES, Sample, prepare_chunk, split_of
+from datamodules.building.row_to_sample import MAX_IMAGES, BuiltSample, prepare_chunk, split_of
 from datamodules.sources.base import Refusal, Row, Source
 
 Bytes = Callable[..., bytes]
@@ -24,7 +24,7 @@ class OneRow(Source):
         yield self.config
 
 
-def prepared(record: dict[str, Any], *images: bytes) -> Sample | Refusal:
+def prepared(record: dict[str, Any], *images: bytes) -> BuiltSample | Refusal:
     return next(prepare_chunk(OneRow(Row(record, images)), 12, None, SPLITS))
 
 
@@ -79,7 +79,7 @@ def test_a_broken_image_is_named_by_its_place_and_the_rows_id(image_bytes: Bytes
 
 def test_a_backslash_before_u0000_is_no_nul() -> None:
     for text in ("\\u0000", "\\\\u0000", "\\ \\u0000"):
-        assert isinstance(prepared({"caption": text}), Sample)
+        assert isinstance(prepared({"caption": text}), BuiltSample)
         assert prepared({"caption": f"{text}\0"}) == Refusal("bad text", "a NUL character")
 
 
@@ -95,7 +95,7 @@ def test_a_backslash_before_u0000_is_no_nul() -> None:
 )
 def test_taken(image_bytes: Bytes, record: dict[str, Any], images: int) -> None:
     found = prepared(record, *[image_bytes()] * images)
-    assert isinstance(found, Sample)
+    assert isinstance(found, BuiltSample)
     assert found.images == images
     assert found.members.startswith(b"00000012-000000.")
 

@@ -12,8 +12,8 @@ import pytest
 from datamodules.building.manifest import Manifest
 from datamodules.inspection.check import (
     EXAMPLES,
-    Finding,
     Findings,
+    ShardProblem,
     check_samples,
     check_tar,
     missing_shards,
@@ -91,7 +91,7 @@ def test_a_shard_that_is_gone(good: Path) -> None:
     first, second = expand_shards(str(good))
     Path(second).unlink()
     found = missing_shards(read_manifests([first]), [first])
-    expected = Finding("missing shard", second, "", "the manifest has it with 4 samples")
+    expected = ShardProblem("missing shard", second, "", "the manifest has it with 4 samples")
     assert found.examples == {"missing shard": [expected]}
 
 
@@ -194,8 +194,8 @@ def test_processes_change_nothing(tmp_path: Path, write_split: Write, image_byte
 def test_only_the_first_findings_are_kept() -> None:
     findings, other = Findings(), Findings()
     for number in range(5):
-        findings.add(Finding("a", "shard", str(number), ""))
-    other.add(Finding("a", "shard", "other", ""), count=7)
+        findings.add(ShardProblem("a", "shard", str(number), ""))
+    other.add(ShardProblem("a", "shard", "other", ""), count=7)
     findings.merge(other)
     assert findings.counts == {"a": 12}
     assert [finding.key for finding in findings.examples["a"]] == ["0", "1", "2"]

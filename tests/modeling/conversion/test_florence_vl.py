@@ -18,7 +18,7 @@ from transformers.initialization import no_init_weights
 from fvl_lightning.cli.import_checkpoint import florence_vl
 from fvl_lightning.encoders.florence2_files import read_image_size
 from fvl_lightning.modeling.build import load_model
-from fvl_lightning.modeling.conversion.florence_vl import import_florence_vl, placed
+from fvl_lightning.modeling.conversion.florence_vl import import_florence_vl, match_to_model
 from fvl_lightning.modeling.conversion.florence_vl_config import ImportOptions, imported_config
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.processing.processor import IMAGE_TOKEN
@@ -77,7 +77,7 @@ def test_every_key_of_the_released_sizes_has_a_place(config: dict[str, Any], pro
     with torch.device("meta"), no_init_weights():
         model = FlorenceVLForConditionalGeneration(imported_config(config, LARGE, 768, 128300, ImportOptions()))
         theirs = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes(config, LARGE).items()}
-    values, left_out = placed(theirs, model, "here")
+    values, left_out = match_to_model(theirs, model, "here")
     assert set(values) == set(model.state_dict())
     assert left_out == len(theirs) - len(values)
     assert model.image_spec.tokens_per_image == 577

@@ -18,7 +18,7 @@ from fvl_lightning.training.checkpointing import files as checkpoint_files
 from fvl_lightning.training.checkpointing.files import CheckpointFiles, is_whole, read_checkpoint, whole_checkpoint
 from fvl_lightning.training.checkpointing.sharded import (
     MANIFEST,
-    Rows,
+    ShardedTensor,
     copied,
     made_whole,
     put,
@@ -54,7 +54,7 @@ def test_any_rows_are_found_again(ranks: int, tmp_path: Path) -> None:
     assert is_whole(tmp_path / "last.ckpt")
     found = read_checkpoint(tmp_path / "last.ckpt")
     rows = found["optimizer_states"][0]["state"][3]["exp_avg"]
-    assert isinstance(rows, Rows)
+    assert isinstance(rows, ShardedTensor)
     for first in range(5):
         for end in range(first, 5):
             assert torch.equal(rows_between(rows, first, end), value[first:end])

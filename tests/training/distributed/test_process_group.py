@@ -21,5 +21,5 @@ def test_what_ended_the_first_rank_is_not_hidden_by_others_that_have_gone(monkey
 
     monkeypatch.setattr(ranks.distributed, "broadcast_object_list", gone)
     with pytest.raises(Preempted):
-        Ranks(0, 2).agree(asked)
+        Ranks(0, 2).broadcast_from_rank0(asked)
     assert told == [[None, False]]

@@ -15,8 +15,13 @@ from torch import distributed
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.training.fault_tolerance import heartbeat as module
-from fvl_lightning.training.fault_tolerance.hang_detection import ElsewhereError, LostRankError, Phase, Place
-from fvl_lightning.training.fault_tolerance.heartbeat import Beats, Heartbeat
+from fvl_lightning.training.fault_tolerance.hang_detection import (
+    LostRankError,
+    PeerFailedError,
+    Phase,
+    TrainingProgress,
+)
+from fvl_lightning.training.fault_tolerance.heartbeat import Heartbeat, HeartbeatCallback
 from tests.integration.runs import free_port
 
 SECONDS = 1.0
@@ -36,9 +41,9 @@ def be(rank: int, port: int, said: Path, life: Life, seconds: float) -> None:
     store = distributed.TCPStore("127.0.0.1", port, 2, rank == 0, timedelta(seconds=30))
     heartbeat = Heartbeat(rank, 2, store, seconds)
     try:
-        with heartbeat.explained():
+        with heartbeat.explain_errors():
             life(rank, heartbeat)
-    except (LostRankError, ElsewhereError, DataError) as error:
+    except (LostRankError, PeerFailedError, DataError) as error:
         write(f"{type(error).__name__}: {error}")
         os._exit(9)
     os._exit(0)
@@ -64,7 +69,7 @@ def live(
 
 def test_a_rank_that_hangs(tmp_path: Path) -> None:
     def life(rank: int, heartbeat: Heartbeat) -> None:
-        heartbeat.at(Place(4, Phase.LOADING if rank else Phase.BACKWARD, 5))
+        heartbeat.at(TrainingProgress(4, Phase.LOADING if rank else Phase.BACKWARD, 5))
         time.sleep(60)
 
     codes, said = live(tmp_path, life)
@@ -75,7 +80,7 @@ def test_a_rank_that_hangs(tmp_path: Path) -> None:
 
 def test_a_rank_whose_machine_is_frozen(tmp_path: Path) -> None:
     def life(rank: int, heartbeat: Heartbeat) -> None:
-        heartbeat.at(Place(4, Phase.SAVING, 5))
+        heartbeat.at(TrainingProgress(4, Phase.SAVING, 5))
         time.sleep(4 * heartbeat._pause)
         if rank == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -88,7 +93,7 @@ def test_a_rank_whose_machine_is_frozen(tmp_path: Path) -> None:
 
 def test_the_first_rank_dies_and_takes_the_store_with_it(tmp_path: Path) -> None:
     def life(rank: int, heartbeat: Heartbeat) -> None:
-        heartbeat.at(Place(4, Phase.LOADING, 5))
+        heartbeat.at(TrainingProgress(4, Phase.LOADING, 5))
         time.sleep(5 * heartbeat._pause)
         if rank == 0:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -102,9 +107,9 @@ def test_the_first_rank_dies_and_takes_the_store_with_it(tmp_path: Path) -> None
 def test_what_moves_slowly_or_is_stopped_in_time_is_left_alone(tmp_path: Path) -> None:
     def life(rank: int, heartbeat: Heartbeat) -> None:
         for phase in (Phase.VALIDATING, Phase.VALIDATING, Phase.SAVING):  # the last of which takes longer than SECONDS
-            heartbeat.at(Place(4, phase, 5))
+            heartbeat.at(TrainingProgress(4, phase, 5))
             time.sleep(0.6 * SECONDS if phase is Phase.VALIDATING else 1.5 * SECONDS)
-        heartbeat.at(Place(5, Phase.LOADING, 6))
+        heartbeat.at(TrainingProgress(5, Phase.LOADING, 6))
         heartbeat.stop()
         time.sleep(1.5 * SECONDS)
 
@@ -116,7 +121,7 @@ def test_an_error_that_comes_of_another_ranks_end(tmp_path: Path, words: bool) -
     """The other's connection breaks, as gloo's does."""
 
     def life(rank: int, heartbeat: Heartbeat) -> None:
-        heartbeat.at(Place(4, Phase.FORWARD, 5))
+        heartbeat.at(TrainingProgress(4, Phase.FORWARD, 5))
         time.sleep(3 * heartbeat._pause)
         if rank == 1 and words:
             raise DataError("no such picture")
@@ -130,15 +135,15 @@ def test_an_error_that_comes_of_another_ranks_end(tmp_path: Path, words: bool) -
     if words:
         assert codes == [9, 9]
         assert "rank 1: DataError: no such picture" in said
-        assert "rank 0: ElsewhereError: rank 1 has failed: DataError: no such picture" in said
+        assert "rank 0: PeerFailedError: rank 1 has failed: DataError: no such picture" in said
     else:
         assert codes == [9, -signal.SIGKILL]
         assert said.startswith("rank 0: LostRankError: step 5: rank 1 is gone (last heard of in the forward pass)")
 
 
 def test_where_the_training_is() -> None:
-    places: list[Place] = []
-    beats = Beats(places.append)
+    places: list[TrainingProgress] = []
+    beats = HeartbeatCallback(places.append)
     trainer: Any = SimpleNamespace(global_step=3)
     beats.on_train_start(trainer)
     beats.on_train_batch_start(trainer)
