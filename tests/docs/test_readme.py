@@ -40,7 +40,16 @@ def test_the_readme_shows_what_matters() -> None:
     assert ["fvl", "demo", "--quick"] in COMMANDS, "what the fixture has run"
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=shlex.join)
+def is_fast(words: list[str]) -> bool:
+    """Whether a command is run by `make test`: all but the trainings, of which the first is run."""
+    return words[1] != "train" or words == next(words for words in COMMANDS if words[1] == "train")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(words, marks=[] if is_fast(words) else pytest.mark.slow) for words in COMMANDS],
+    ids=map(shlex.join, COMMANDS),
+)
 def test_a_command_of_the_readme_runs(words: list[str], folder: Path, fvl_here: Run) -> None:
     if words == ["fvl", "demo", "--quick"]:
         assert "macro average" in (folder / "output.txt").read_text(encoding="utf-8")

@@ -59,6 +59,7 @@ def test_a_preset_without_the_hub_is_examined_all_the_same(tmp_path: Path) -> No
     assert "random values: fusion, projector" in found["init_from"].found
 
 
+@pytest.mark.slow
 def test_a_configuration_alone_is_enough_for_the_memory(tmp_path: Path) -> None:
     folders = [
         f"encoder.pretrained={HUB}/Florence-2-large-ft",

@@ -28,6 +28,7 @@ from tests.integration.runs import (
 )
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_weights_and_another_others(workspace: Path, fvl_here: Run, straight: Straight) -> None:
     for seed in (0, 1):
         done = fvl_here(workspace, "train", *FINETUNE, *TINY_DATA, *STEPS, UNTRACKED, f"name=run{seed}", f"seed={seed}")

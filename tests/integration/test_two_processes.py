@@ -44,6 +44,7 @@ def test_each_rank_goes_on_with_its_own_next_batches(launch: Callable[..., list[
     assert whole[0]["keys"] != whole[1]["keys"]
 
 
+@pytest.mark.slow
 def test_trouble_on_one_rank_is_met_by_both_at_the_same_step(
     tmp_path: Path, launch: Callable[..., list[dict[str, Any]]]
 ) -> None:

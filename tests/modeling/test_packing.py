@@ -290,6 +290,7 @@ def test_a_check_leaves_nothing_behind(check: Any) -> None:
     assert all(torch.equal(tensor, values[name]) for name, tensor in named_tensors(model))
 
 
+@pytest.mark.slow
 def test_a_placeholder_is_no_word_of_a_check() -> None:
     """Every id in turn as the placeholder, the last of the vocabulary and one beyond it too."""
     for image_token_id in (0, 3, 20, 39, 40):

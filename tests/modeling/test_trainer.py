@@ -52,6 +52,7 @@ def logits(model: nn.Module) -> Tensor:
     return model.eval()(input_ids=BATCH.token_ids, pixel_values=BATCH.images).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", [False, True], ids=["whole", "adapters"])
 def test_checkpointing_makes_the_same_update(adapters: bool, tmp_path: Path) -> None:
     def trained(**words: Any) -> dict[str, Tensor]:

@@ -108,6 +108,7 @@ def test_the_peak_is_the_measured_one(words: tuple[str, ...], workspace: Path, m
     assert estimate.peak > 1.2 * held, "nothing but what is held was counted"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 @pytest.mark.parametrize("reshard", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_peak_under_fsdp_is_the_measured_one(
@@ -188,6 +189,7 @@ def test_strategies_share_what_they_share(on: Callable[..., MemoryEstimate]) -> 
     assert away.peak < fsdp.peak
 
 
+@pytest.mark.slow
 def test_recomputed_blocks_keep_their_inputs(on: Callable[..., MemoryEstimate]) -> None:
     whole, recomputed = on(), on(checkpoint_activations=("language_model",))
     assert recomputed.activations["language_model"] < 0.7 * whole.activations["language_model"]

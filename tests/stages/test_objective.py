@@ -78,8 +78,9 @@ def test_the_norm_is_kept_as_it_was_before_clipping(tmp_path: Path) -> None:
 
 
 def test_the_log_is_a_mean_over_the_tokens_of_its_window(tmp_path: Path) -> None:
-    stage = build_stage("finetune", tmp_path, fusion="gated", optimizer={"learning_rate": 0.0},
-                        trainer={"max_steps": 3})
+    stage = build_stage(
+        "finetune", tmp_path, fusion="gated", optimizer={"learning_rate": 0.0}, trainer={"max_steps": 3}
+    )
     batches = batches_of("finetune", 3)
     fit(stage, batches, tmp_path)
     values = stage.logged.read()
@@ -137,7 +138,14 @@ def one_batch(name: str) -> Any:
     return dataclasses.replace(batch, token_ids=token_ids)
 
 
-@pytest.mark.parametrize("name", ["encoder_pretrain", "pretrain", "finetune"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("encoder_pretrain", marks=pytest.mark.slow),
+        pytest.param("pretrain", marks=pytest.mark.slow),
+        "finetune",
+    ],
+)
 def test_one_batch_is_learnt_by_heart(name: str, tmp_path: Path) -> None:
     """To under 0.05 nats a token, from about ln 40 = 3.7."""
     stage = build_stage(

@@ -109,6 +109,7 @@ def kill_some(folder: Path, rows: int, times: int, processes: int) -> dict[str, 
     return build(folder, rows)
 
 
+@pytest.mark.slow
 def test_killing_a_build(tmp_path: Path) -> None:
     assert kill_some(tmp_path / "killed", 300, 1, processes=2) == build(tmp_path / "whole", 300)
 

@@ -37,7 +37,15 @@ def folder(tmp_path: Path, write_split: Write, make_talk: Callable[..., dict[str
     return tmp_path
 
 
-@pytest.mark.parametrize("fields", [{"scaled_decode": True}, {"image_fit": "pad", "scaled_decode": True}, {}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"scaled_decode": True}, marks=pytest.mark.slow),
+        {"image_fit": "pad", "scaled_decode": True},
+        pytest.param({}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_pixels_are_the_same_wherever_they_are_asked_for(
     folder: Path, make_context: MakeContext, fields: dict[str, Any]
 ) -> None:

@@ -188,6 +188,7 @@ def tree(root: Path) -> dict[str, int]:
     return {str(path.relative_to(root)): path.stat().st_size for path in root.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_each_thing_is_refused_or_read_and_the_rest_delivered(torture: Path) -> None:
     before = tree(torture)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}

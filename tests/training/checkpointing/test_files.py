@@ -117,6 +117,7 @@ def test_a_full_disk_keeps_what_is_there(
     assert step_of(tmp_path / "last.ckpt") == 4
 
 
+@pytest.mark.slow
 def test_a_file_that_ends_in_the_middle_of_a_tensor(files: CheckpointFiles, tmp_path: Path) -> None:
     """A real refusal by the system, which torch reports as something else."""
     program = (
