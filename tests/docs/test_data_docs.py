@@ -91,8 +91,8 @@ def test_with_the_template_of_the_page_several_turns_are_one_row() -> None:
 
 
 def test_the_tables_have_every_reason() -> None:
-    files = [*(ROOT / "datamodules").glob("*.py"), *(ROOT / "datamodules" / "sources").glob("*.py")]
-    names = r"(?:Refusal|Refused|_Refused|RefusedEntry|refuse|Finding|self\.error|store\.error)"
+    files = (ROOT / "datamodules").rglob("*.py")
+    names = r"(?:Refusal|Refused|_Refused|RefusedEntry|refuse|ShardProblem|self\.error|store\.error)"
     calls = rf"\b{names}\(\s*(?:[\w.]+, )?\"([a-z A-Z]+)\""
     reasons = {reason for file in files for reason in re.findall(calls, file.read_text(encoding="utf-8"))}
     assert {"missing image", "broken image", "image count", "unsafe path", "duplicate key"} <= reasons

@@ -34,7 +34,7 @@ def test_commands_are_understood(words: list[str], monkeypatch: pytest.MonkeyPat
 def test_the_checks_of_the_page_are_those_of_the_code() -> None:
     table = SECTION[SECTION.index("| check |") : SECTION.index("Shards are opened")]
     named = {name for line in table.splitlines()[2:] if line for name in line.split("|")[1].strip().split(", ")}
-    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "fvl_lightning" / "commands").glob("doctor*.py")]
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "fvl_lightning" / "doctor").glob("*.py")]
     told = {name for text in sources for name in re.findall(r'Finding\(\s*"([a-z_ -]+)"', text)}
     assert named == told
 
