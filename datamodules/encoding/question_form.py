@@ -9,9 +9,8 @@ from typing import Any
 
 from datamodules.encoding.messages import Message, leading_blanks, parts_of
 from datamodules.encoding.views import messages_of
-from datamodules.inspection.preview import spread
 from datamodules.storage.remote import is_remote
-from datamodules.storage.sample import SampleError
+from datamodules.storage.sample import SampleError, spread
 from datamodules.storage.sample_store import SampleStore
 
 log = logging.getLogger(__name__)

@@ -41,12 +41,6 @@ class Preview:
     problem: str = ""
 
 
-def spread(count: int, number: int) -> list[int]:
-    """`number` of `count` samples, evenly spread from the first on; all of them where there are no more."""
-    number = min(count, number)
-    return [i * count // number for i in range(number)]
-
-
 def preview_sample(store: SampleStore, i: int) -> Preview:
     """Sample i to look at; one that can't be used has its problem in place of what could not be read."""
     key = store.key(i)

@@ -23,3 +23,9 @@ class RawSample(NamedTuple):
     record: bytes | None
     text: bytes | None
     images: list[memoryview]
+
+
+def spread(count: int, number: int) -> list[int]:
+    """Returns the numbers of `number` samples out of `count`, spread evenly from 0 on; all where there are no more."""
+    number = min(count, number)
+    return [i * count // number for i in range(number)]

@@ -11,8 +11,7 @@ from datamodules.encoding.items import Piece
 from datamodules.encoding.messages import Message, image_parts, parts_of
 from datamodules.encoding.question_form import look_at_asking
 from datamodules.encoding.views import TextView, messages_of
-from datamodules.inspection.preview import spread
-from datamodules.storage.sample import SampleError
+from datamodules.storage.sample import SampleError, spread
 from datamodules.storage.sample_store import SampleStore
 from fvl_lightning.core.chat_date import writes_the_day
 from fvl_lightning.core.errors import DataError

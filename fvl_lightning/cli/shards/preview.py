@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.text import Text
 
 from datamodules.encoding.conversation import ConversationEncoder
-from datamodules.inspection.preview import Preview, contact_sheet, preview_sample, spread, supervised_runs
+from datamodules.inspection.preview import Preview, contact_sheet, preview_sample, supervised_runs
+from datamodules.storage.sample import spread
 from fvl_lightning.cli.shards.options import Paths, Tokenizer, open_conversation_encoder, open_samples
 from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.core.errors import ConfigError, DataError

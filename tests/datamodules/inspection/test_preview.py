@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.encoding.conversation import ConversationEncoder
-from datamodules.inspection.preview import COLUMNS, Preview, contact_sheet, preview_sample, spread, supervised_runs
+from datamodules.inspection.preview import COLUMNS, Preview, contact_sheet, preview_sample, supervised_runs
+from datamodules.storage.sample import spread
 from datamodules.storage.sample_store import SampleStore
 from fvl_lightning.core.terminal import visible
 
