@@ -1,4 +1,4 @@
-"""What README.md shows, taken out of it to be run: commands, and files that its Python blocks are."""
+"""Commands and files that pages show, taken out of them to be run."""
 
 import re
 import shlex
@@ -11,14 +11,14 @@ NOT_OURS = ("make", "git", "cd", "source", "python", "python3", "pip", "conda", 
 """First words of lines that set up a clone rather than use it; make's own targets are tested with the Makefile."""
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, page: Path = README) -> list[str]:
     """The fenced blocks of a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[list[str]]:
+def commands(page: Path = README) -> list[list[str]]:
     """Every command line of the bash blocks as words, in order, without those of NOT_OURS and `make demo`'s own run."""
-    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line for block in blocks("bash", page) for line in block.replace("\\\n", " ").splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
     return [line for line in words if line and line[0] not in NOT_OURS and line != ["fvl", "demo"]]
 

@@ -1,4 +1,4 @@
-"""Every command of README.md runs, in order, where the quick demo has run; what the documents point to exists."""
+"""README.md and the index of docs/: every command runs where the quick demo has run, every link leads somewhere."""
 
 import re
 import shlex
@@ -15,9 +15,11 @@ import pytest
 
 from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import ROOT, Run
-from tests.docs.readme import commands, write_files
+from tests.docs.readme import README, commands, write_files
 
 COMMANDS = commands()
+OTHERS = [words for page in ("demo", "configuration") for words in commands(ROOT / "docs" / f"{page}.md")]
+"""Commands of pages that have no test of their own for them."""
 DOCUMENTS = sorted(
     path.relative_to(ROOT)
     for pattern in ("*.md", "docs/**/*.md", "datamodules/**/*.md", "benchmarks/**/*.md", "notebooks/**/*.md")
@@ -36,19 +38,30 @@ def folder(quick_demo: Path) -> Path:
 def test_the_readme_shows_what_matters() -> None:
     verbs = {words[1] for words in COMMANDS}
     assert {words[0] for words in COMMANDS} == {"fvl"}, "a command this test does not know"
-    assert {"demo", "train", "evaluate", "generate", "list", "describe", "show", "ui"} <= verbs
+    assert {"demo", "train", "compare", "evaluate", "generate", "export", "list", "describe", "show", "ui"} <= verbs
     assert ["fvl", "demo", "--quick"] in COMMANDS, "what the fixture has run"
 
 
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
 def is_fast(words: list[str]) -> bool:
-    """Whether a command is run by `make test`: all but the trainings, of which the first is run."""
-    return words[1] != "train" or words == next(words for words in COMMANDS if words[1] == "train")
+    """Whether a command is run by `make test`: all but comparisons and trainings, of which the first is run."""
+    return words[1] not in ("train", "compare") or words == next(words for words in COMMANDS if words[1] == "train")
+
+
+def distinct(listed: list[list[str]]) -> dict[str, list[str]]:
+    """{command line: words}, each command once and in order."""
+    return {shlex.join(words): words for words in listed}
 
 
 @pytest.mark.parametrize(
     "words",
-    [pytest.param(words, marks=[] if is_fast(words) else pytest.mark.slow) for words in COMMANDS],
-    ids=map(shlex.join, COMMANDS),
+    [
+        pytest.param(words, marks=[] if is_fast(words) else pytest.mark.slow, id=line)
+        for line, words in distinct([*COMMANDS, *OTHERS]).items()
+    ],
 )
 def test_a_command_of_the_readme_runs(words: list[str], folder: Path, fvl_here: Run) -> None:
     if words == ["fvl", "demo", "--quick"]:
@@ -97,6 +110,18 @@ def _answers(address: str, server: subprocess.Popen[bytes]) -> bool:
 
 def test_there_are_documents() -> None:
     assert {Path("README.md"), Path("docs/architecture.md")} <= set(DOCUMENTS)
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in DOCUMENTS if path.parent == Path("docs")} - {"README.md", "python.md"}
+    assert pages == set(re.findall(r"\]\(([\w.]+\.md)\)", index))
+    assert "(docs/README.md)" in README.read_text(encoding="utf-8")
+
+
+def test_every_picture_is_shown() -> None:
+    shown = " ".join((ROOT / path).read_text(encoding="utf-8") for path in DOCUMENTS)
+    assert not [path.name for path in (ROOT / "docs" / "images").iterdir() if f"images/{path.name}" not in shown]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=str)
