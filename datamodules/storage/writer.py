@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -53,17 +54,20 @@ def image_names(extensions: Sequence[str]) -> list[str]:
 
 
 def tar_members(key: str, members: Mapping[str, bytes]) -> bytes:
-    """One sample (suffix -> content) as a stretch of tar, byte for byte as webdataset's own TarWriter writes it."""
+    """Returns one sample (suffix -> content) as a stretch of tar, written by webdataset's TarWriter.
+
+    Equal samples give equal bytes: owner, mode and time are fixed. Stretches are joined to a tar by OpenShard, which
+    also writes the end mark.
+    """
+    from datamodules.storage.wds import TarWriter  # the library imports torch, which takes seconds
+
     assert "." not in key.rpartition("/")[2], f"a key ends at its first dot: {key}"
-    blocks = []
-    for suffix, content in sorted(members.items()):
-        header = tarfile.TarInfo(f"{key}.{suffix}")
-        header.size, header.mode, header.uname, header.gname = len(content), 0o444, "bigdata", "bigdata"
-        # A fixed time: the bytes, and with them the manifest's hash, depend on the samples alone. A whole number, or
-        # every member gets an extended header of 1 KiB for the fraction.
-        header.mtime = 0
-        blocks += [header.tobuf(tarfile.USTAR_FORMAT), content, bytes(-len(content) % tarfile.BLOCKSIZE)]
-    return b"".join(blocks)
+    file = BytesIO()
+    # A whole number as the time: a fraction would give every member an extended header of 1 KiB.
+    with TarWriter(file, encoder=False, mtime=0) as writer:
+        writer.write({"__key__": key, **members})
+        length = writer.tarstream.offset
+    return file.getvalue()[:length]
 
 
 def whole_size(length: int) -> int:
