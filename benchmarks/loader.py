@@ -46,7 +46,8 @@ from datamodules.shards import ShardsData
 from datamodules.storage.writer import ShardWriter
 from fvl_lightning.core.types import DataContext, ImageSpec
 
-import webdataset  # isort: skip  (after datamodules, which makes it safe)
+import datamodules.storage.wds  # noqa: F401  isort: skip
+import webdataset  # isort: skip  (after datamodules.storage.wds, which makes it safe)
 
 BATCH = 32
 LAYOUTS: tuple[Layout, ...] = ("packed", "grouped", "padded")

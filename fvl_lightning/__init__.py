@@ -1,25 +1,35 @@
 """fvl_lightning: how should a vision encoder's features enter a language model?
 
 A PyTorch Lightning kit around Florence-VL (arXiv 2412.04424) in which the encoder, the fusion, the projector and the
-language model are slots that a YAML file fills. Importing it makes its saved models known to transformers:
-AutoConfig, AutoModelForImageTextToText, AutoProcessor and pipeline("image-text-to-text").
+language model are slots that a YAML file fills. This import has no effects and takes no time: each public name is
+loaded with its module on first use (PEP 562). `import fvl_lightning.auto` registers the models with transformers.
 """
 
-import importlib
-import os
-import sys
-from itertools import pairwise
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-# webdataset's default decoder unpickles members and its `pipe:` URLs run a shell; this must be set before its import.
-os.environ.setdefault("WDS_SECURE", "1")
+if TYPE_CHECKING:
+    from fvl_lightning.auto import FlorenceVLConfig as FlorenceVLConfig
+    from fvl_lightning.auto import FlorenceVLForConditionalGeneration as FlorenceVLForConditionalGeneration
+    from fvl_lightning.auto import FlorenceVLProcessor as FlorenceVLProcessor
 
 __version__ = "0.1.0"
 
-# The imports below take seconds, in which a cluster may already want the machine back from the command line.
-_stop = importlib.import_module("fvl_lightning.training.fault_tolerance.signals")
-if any(os.path.basename(one) in ("fvl", __name__) and verb in _stop.VERBS for one, verb in pairwise(sys.orig_argv)):
-    _stop.end_at_once()
+_MODULES = {
+    "FlorenceVLConfig": "fvl_lightning.auto",
+    "FlorenceVLForConditionalGeneration": "fvl_lightning.auto",
+    "FlorenceVLProcessor": "fvl_lightning.auto",
+}
+"""Each public name and the module that is imported for it."""
 
-# The processes that write shards go without: models would cost each of them seconds and 350 MB.
-if os.environ.get("FVL_LIGHTNING_MODELS") != "off":
-    importlib.import_module("fvl_lightning.modeling.build")
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

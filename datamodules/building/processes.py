@@ -31,9 +31,6 @@ PIPED = 32 * 2**20
 CHUNK_FILES = "chunk-"
 """What the names of chunks in the work folder begin with."""
 
-MODELS = "FVL_LIGHTNING_MODELS"
-"""What fvl_lightning/__init__.py looks at: whether importing it makes its models known to transformers."""
-
 Job = tuple[int, Any]
 """A chunk with its number."""
 Outcomes = Iterator[Outcome]
@@ -89,8 +86,6 @@ def prepare_all(
     payload = pickle.dumps((type(source), source.config))
     pool = ProcessPoolExecutor(processes, context, _start, (payload, dict(splits), work, list(plugins), stop))
     jobs, pending = iter(jobs), deque[tuple[int, Future[_Prepared]]]()
-    before = os.environ.get(MODELS)
-    os.environ[MODELS] = "off"  # processes are started as work comes, and none of them needs a model
     try:
         while True:
             for number, chunk in islice(jobs, 2 * processes - len(pending)):
@@ -107,9 +102,6 @@ def prepare_all(
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
-        os.environ.pop(MODELS)
-        if before is not None:
-            os.environ[MODELS] = before
 
 
 @dataclass(frozen=True)

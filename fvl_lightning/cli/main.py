@@ -7,6 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fvl_lightning.training.fault_tolerance.signals import Preempted, end_at_once
+
+# The imports below take seconds, in which a cluster may already want the machine back.
+if {"train", "launch", "compare", "demo"} & set(sys.argv[1:2]):
+    end_at_once()
+
 import typer
 from typer.exceptions import TyperException
 
@@ -38,7 +44,6 @@ from fvl_lightning.core.errors import (
 )
 from fvl_lightning.core.terminal import own_rank, quiet_libraries, say_error, terminal
 from fvl_lightning.training.fault_tolerance.hang_detection import LostRankError, PeerFailedError
-from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 app = typer.Typer(
     help="How should a vision encoder's features enter a language model? Swap fusions in YAML and compare.\n\n"

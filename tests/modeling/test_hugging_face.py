@@ -32,7 +32,7 @@ SIDES = (PIXELS, PIXELS + 9)
 
 FRESH = """
 import sys
-import fvl_lightning
+import fvl_lightning.auto
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 

@@ -44,7 +44,7 @@ SETTINGS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 }
 FRESH = """
 import sys
-import fvl_lightning
+import fvl_lightning.auto
 import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText

@@ -34,10 +34,10 @@ tags: [florence-vl, fvl_lightning]
 # {name}
 
 {encoder} -> {fusion} -> {projector} -> {language_model}; {parameters:.1f} M parameters, {tokens} tokens per image.
-Made with fvl_lightning, whose import makes this kind of model known to transformers:
+Made with fvl_lightning; `import fvl_lightning.auto` makes this kind of model known to transformers:
 
 ```python
-import fvl_lightning
+import fvl_lightning.auto
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained("{name}")
@@ -64,7 +64,7 @@ An adapter with {parameters:.1f} M parameters, rank {rank}, for a model made wit
 the parts that were trained in full beside them. Its base is not part of it.
 
 ```python
-import fvl_lightning
+import fvl_lightning.auto
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 

@@ -5,7 +5,7 @@ While steps are made a signal is a request: the step under way is finished and s
 saving the model) there is no step to finish, and the request is answered at once: by an exception, and before there is
 anything to leave in order (imports, ranks that wait for each other) by the end of the process.
 
-The package imports this module before all else, so that it imports nothing that takes time.
+The command line imports this module before all else, so that it imports nothing that takes time.
 """
 
 import contextlib
@@ -32,8 +32,6 @@ CLUSTER = tuple(
 )  # fmt: skip
 """What a cluster sends before it takes a machine away, where SLURM's `--signal` chooses SIGUSR1; and a terminal that
 goes, unless nohup has the process ignore it."""
-VERBS = ("train", "launch", "compare", "demo")
-"""The commands that a cluster may stop."""
 NOT_BEGUN = (
     "stopped for the cluster before the first step: nothing was trained, what was saved before is kept, exit code "
     f"{EXIT_REQUEUE} asks for the same command again (`--resume-or-start` for a training)"

@@ -109,7 +109,7 @@ def ended(*code: str, rank: int | None = None) -> tuple[int, str]:
         *code,
     )
     environment = {name: value for name, value in os.environ.items() if name != "RANK"}
-    environment |= {"FVL_LIGHTNING_MODELS": "off"} | ({} if rank is None else {"RANK": str(rank)})
+    environment |= {} if rank is None else {"RANK": str(rank)}
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(lines)],
         env=environment,
@@ -186,7 +186,7 @@ def test_a_terminal_that_has_gone_is_not_written_to() -> None:
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdin=theirs, stdout=theirs, stderr=theirs, pass_fds=[reading],
-        start_new_session=True, env=os.environ | {"FVL_LIGHTNING_MODELS": "off"},
+        start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
     os.close(ours)
