@@ -203,7 +203,7 @@ def test_where_there_are_no_such_signals() -> None:
         "import importlib, os, signal, sys\nsys.modules['fcntl'] = None\n"
         "del signal.SIGUSR1, signal.SIGHUP, os.EX_TEMPFAIL\n"
         "import fvl_lightning\nfrom fvl_lightning.modeling.build import load_model\n"
-        "from fvl_lightning.core import errors\nfrom datamodules import open_files\n"
+        "from fvl_lightning.core import errors\nfrom datamodules.storage import open_files\n"
         "sys.modules['resource'] = None  # not earlier: libraries go by the platform's name\n"
         "importlib.reload(errors)\nimportlib.reload(open_files)\n"
         "print('imported', flush=True)\nimport fvl_lightning.cli.main"
