@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from lightning import LightningDataModule
@@ -72,6 +72,10 @@ class BatchConfig:
         if self.packing != "none" and (self.group_by_length or self.view == "tasks"):
             what = "group_by_length pads, it" if self.group_by_length else "view tasks has no rows, it"
             raise ValueError(f"{what} can't be with packing: {self.packing}")
+
+    def for_one_batch(self) -> Self:
+        """Returns a configuration that suffices for a trial step; a component that makes its data makes less of it."""
+        return self
 
     @property
     def layout(self) -> Layout:

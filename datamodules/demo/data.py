@@ -1,7 +1,8 @@
 """The demo set as a data module: drawn on first use, then read like any other shards."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from datamodules.base import BatchConfig, BatchData, Part
 from datamodules.demo.build import COUNTS, build_demo, demo_folder
@@ -42,6 +43,10 @@ class DemoData(BatchData):
         def __post_init__(self) -> None:
             super().__post_init__()
             level_named(self.level)
+
+        def for_one_batch(self) -> Self:
+            """Returns the same set with a few images per split, in a folder of its own."""
+            return replace(self, train_images=8, validation_images=4, test_images=4, unseen_images=4)
 
         @property
         def counts(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ from rich.text import Text
 from fvl_lightning.core.errors import EXIT_USAGE_ERROR
 from fvl_lightning.core.terminal import terminal
 from fvl_lightning.doctor.examine import examine
-from fvl_lightning.doctor.tables import LOG_WIDTH, memory_table, table_of
+from fvl_lightning.doctor.tables import LOG_WIDTH, findings_table, memory_table
 
 
 def doctor(
@@ -33,10 +33,10 @@ def doctor(
         console.width = max(console.width, LOG_WIDTH)
     with _progress() as doing:
         findings, estimate = examine(experiment, overrides or [], memory_gb, doing)
-    console.print(table_of(findings))
+    console.print(findings_table(findings))
     if estimate is not None:
         console.print(memory_table(estimate))
-    if any(finding.verdict == "failed" for finding in findings):
+    if any(finding.status == "failed" for finding in findings):
         raise typer.Exit(EXIT_USAGE_ERROR)
 
 

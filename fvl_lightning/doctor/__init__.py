@@ -1,1 +1,1 @@
-"""Checks of an experiment before a machine is asked for: configuration, model, data, memory, one batch."""
+"""Checks of an experiment before it takes a machine: configuration, model, data, memory, one batch."""

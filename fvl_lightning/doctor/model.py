@@ -1,4 +1,4 @@
-"""Checks of the model: can it be built, and are its initial weights there?"""
+"""Checks that the model can be built and that its initial weights exist."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,9 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from datamodules.demo.tokenizer import save_tokenizer
+from datamodules.encoding.byte_level_bpe import save_tokenizer
 from fvl_lightning.core.errors import UserError
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
+from fvl_lightning.core.prompts import RELEASED_PROMPTS
 from fvl_lightning.doctor.finding import ADVICE, Finding
 from fvl_lightning.modeling.adapters.folders import is_model_folder
 from fvl_lightning.runs.folder import RunFolder
@@ -18,54 +19,57 @@ from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.components import count_parameters
 
 PRETRAINED_FIELD = "pretrained"
-"""The field of a component that names its files."""
+"""Field of a component's configuration that names its weights: a hub id or a folder."""
 
 
 def unquantized(experiment: ExperimentConfig) -> ExperimentConfig:
-    """The experiment without 4 bits, which this machine need not have the GPU for."""
+    """Returns the experiment without 4-bit quantization, which needs a GPU."""
     if experiment.lora is None or experiment.lora.quantization is None:
         return experiment
     return dataclasses.replace(experiment, lora=dataclasses.replace(experiment.lora, quantization=None))
 
 
 def shaped_stage(experiment: ExperimentConfig) -> Stage:
-    """The experiment's stage on the meta device, adapters in place."""
+    """Builds the experiment's stage with its adapters on the meta device."""
     stage = build_stage(unquantized(experiment), device="meta")
     stage.adapt(Path())
     return stage
 
 
-def stage_with_demo_tokenizer(experiment: ExperimentConfig) -> Iterator[Stage]:
-    """`shaped_stage` with another tokenizer where components name files: for their sizes; none where it fails too."""
+def stage_with_stand_in_tokenizer(experiment: ExperimentConfig) -> Iterator[Stage]:
+    """Yields `shaped_stage` with a small tokenizer in place of those that cannot be read; nothing where it fails too.
+
+    The shapes are right as long as the model's configuration can be read: a vocabulary's size stands in it.
+    """
     with TemporaryDirectory() as folder, suppress(UserError):
-        save_tokenizer(Path(folder))
+        save_tokenizer(Path(folder), list(RELEASED_PROMPTS.values()))
         slots = {
             slot: dataclasses.replace(choice, config=dataclasses.replace(choice.config, tokenizer=folder))
-            for slot, choice in _held(experiment).items()
+            for slot, choice in _choices_with_files(experiment).items()
         }
         yield shaped_stage(dataclasses.replace(experiment, **slots))
 
 
 def advice_for_missing(experiment: ExperimentConfig) -> str:
-    """What to do where a model cannot be built, most often for want of its files."""
-    held = {slot: choice.config for slot, choice in _held(experiment).items()}
-    if not held:
+    """Returns advice for a model that cannot be built, most often because its files are missing."""
+    configs = {slot: choice.config for slot, choice in _choices_with_files(experiment).items()}
+    if not configs:
         return ADVICE["model"]
-    hub = [config for config in held.values() if not Path(config.pretrained).is_dir()]
+    hub = [config for config in configs.values() if not Path(config.pretrained).is_dir()]
     fetched = " and ".join(
         f"`hf download {config.pretrained}{f' --revision {config.revision}' if config.revision else ''}`"
         for config in hub
     )
     beforehand = f"{fetched} where the hub can be reached, under the HF_HOME of the training, or " if hub else ""
-    folders = " and ".join(f"{slot}.{PRETRAINED_FIELD}" for slot in held)
+    folders = " and ".join(f"{slot}.{PRETRAINED_FIELD}" for slot in configs)
     return (
         f"{ADVICE['model']}; for files: {beforehand}folders with all of them in {folders} (a config.json in each is "
-        "enough to tell the memory)"
+        "enough for the memory estimate)"
     )
 
 
-def _held(experiment: ExperimentConfig) -> dict[str, Any]:
-    """The components with a tokenizer whose sizes stand in files, by slot."""
+def _choices_with_files(experiment: ExperimentConfig) -> dict[str, Any]:
+    """Returns, by slot, the components that read a tokenizer and their sizes from files."""
     choices = {"encoder": experiment.encoder, "language_model": experiment.language_model}
     return {
         slot: choice
@@ -77,15 +81,15 @@ def _held(experiment: ExperimentConfig) -> dict[str, Any]:
 
 
 def check_model(stage: Stage) -> list[Finding]:
-    """The model that was built."""
+    """Reports the size of the model that was built."""
     counts = count_parameters(stage.model)
-    whole, learn = (sum(count[name] for count in counts.values()) for name in ("parameters", "trainable"))
+    total, trainable = (sum(count[name] for count in counts.values()) for name in ("parameters", "trainable"))
     modes = ", ".join(f"{name} {mode}" for name, mode in stage.trainable.items())
-    return [Finding("model", "ok", f"{whole:,} parameters, {learn:,} learn: {modes}")]
+    return [Finding("model", "ok", f"{total:,} parameters, {trainable:,} learn: {modes}")]
 
 
 def check_initial_weights(experiment: ExperimentConfig) -> list[Finding]:
-    """The runs and folders of `init_from` are there, and finished; DataError otherwise."""
+    """Checks that the runs and folders of `init_from` exist and that the runs have finished; DataError otherwise."""
     for reference in experiment.init_from:
         if not is_model_folder(Path(reference)):
             RunFolder.open(reference).check_finished()
@@ -95,7 +99,7 @@ def check_initial_weights(experiment: ExperimentConfig) -> list[Finding]:
     fresh = [
         slot for slot, choice in choices.items() if choice is not None and not vars(choice.config).get(PRETRAINED_FIELD)
     ]
-    said = f"starts from no earlier run{'; from random values: ' if fresh else ''}{', '.join(fresh)}"
+    message = f"starts from no earlier run{'; from random values: ' if fresh else ''}{', '.join(fresh)}"
     if experiment.stage is not None and experiment.stage.name == "finetune" and fresh:
-        return [Finding("init_from", "warning", said, "name the run that has pretrained them in init_from")]
-    return [Finding("init_from", "ok", said)]
+        return [Finding("init_from", "warning", message, "name the run that has pretrained them in init_from")]
+    return [Finding("init_from", "ok", message)]

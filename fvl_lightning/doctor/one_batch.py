@@ -5,10 +5,10 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from datamodules.base import BatchData
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig, TrainerConfig
 from fvl_lightning.doctor.finding import Finding, skipped
@@ -19,66 +19,59 @@ from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.optimizer import build_optimizer
 
 MAX_PARAMETERS_FOR_TRIAL_STEP = 50_000_000
-"""Parameters of a model that takes a step on a login node in seconds."""
+"""A model of this size takes a step on a login node in seconds."""
 
 
 SCALE = "scale"
-"""The variant by whose choice `tiny` presets shrink."""
+"""The variant whose choice `tiny` makes a preset small."""
 
 
-KEPT = ("plugins", "fusion", "projector", "normalize", "trainable", "optimizer")
-"""Keys of the command line that also hold for `scale=tiny`."""
-
-
-FEW = {"train_images": 8, "validation_images": 4, "test_images": 4, "unseen_images": 4}
-"""Of the demo set, where only one batch of it is wanted."""
+OVERRIDES_KEPT_AT_TINY_SCALE = ("plugins", "fusion", "projector", "normalize", "trainable", "optimizer")
+"""Overrides by these keys also apply at `scale=tiny`; sizes and paths of the full model would not fit the small one."""
 
 
 def check_one_batch(
-    path: Path, words: Sequence[str], experiment: ExperimentConfig, stage: Stage | None
+    path: Path, overrides: Sequence[str], experiment: ExperimentConfig, stage: Stage | None
 ) -> list[Finding]:
-    """Forward pass, backward pass and update of one batch: of the model itself, or of its preset's `scale=tiny`."""
+    """Trains one step on one batch: the model itself where it is small enough, otherwise the preset's `scale=tiny`."""
     parameters = sum(count["parameters"] for count in count_parameters(stage.model).values()) if stage else None
     if parameters is not None and parameters <= MAX_PARAMETERS_FOR_TRIAL_STEP:
-        return _tried("the model itself", experiment)
+        return _try_step("the model itself", experiment)
     if experiment.chosen.get(SCALE) is None:
         if parameters is None:
             return [skipped("one batch", "the model")]
         advice = "try `fvl train` for a few steps, with a smaller language_model"
-        said = f"not tried: {parameters:,} parameters are too many here, and no `{SCALE}=tiny` is offered"
-        return [Finding("one batch", "warning", said, advice)]
-    # Sizes and places of the real thing would not fit the small one.
-    kept = [word for word in words if word.split("=")[0].split(".")[0] in (*KEPT, *experiment.chosen)]
-    kept = [word for word in kept if not word.startswith(f"{SCALE}=")]
+        message = f"not tried: {parameters:,} parameters are too many here, and no `{SCALE}=tiny` is offered"
+        return [Finding("one batch", "warning", message, advice)]
+    keys = {*OVERRIDES_KEPT_AT_TINY_SCALE, *experiment.chosen} - {SCALE}
+    kept = [override for override in overrides if override.split("=")[0].split(".")[0] in keys]
     small = load_config(ExperimentConfig, path, [*kept, f"{SCALE}=tiny"])
-    settings = small.data.config
-    few = {name: count for name, count in FEW.items() if name in vars(settings)}
     small = dataclasses.replace(
-        small, data=dataclasses.replace(small.data, config=dataclasses.replace(settings, **few))
+        small, data=dataclasses.replace(small.data, config=small.data.config.for_one_batch())
     )
-    return _tried(f"{SCALE}=tiny, on pictures drawn into {settings.root}" if few else f"{SCALE}=tiny", small)
+    return _try_step(f"{SCALE}=tiny on {small.data.name} data", small)
 
 
-def _tried(named: str, experiment: ExperimentConfig) -> list[Finding]:
+def _try_step(name: str, experiment: ExperimentConfig) -> list[Finding]:
     began = time.monotonic()
-    loss, norm = _step(unquantized(experiment))
-    said = f"{named}: loss {loss:.4g}, gradient norm {norm:.4g}, {time.monotonic() - began:.1f} s"
+    loss, norm = _training_step(unquantized(experiment))
+    message = f"{name}: loss {loss:.4g}, gradient norm {norm:.4g}, {time.monotonic() - began:.1f} s"
     if math.isfinite(loss) and math.isfinite(norm):
-        return [Finding("one batch", "ok", said)]
+        return [Finding("one batch", "ok", message)]
     return [
-        Finding("one batch", "failed", said, "look at the samples with `fvl shards preview`, and at the components")
+        Finding("one batch", "failed", message, "look at the samples with `fvl shards preview`, and at the components")
     ]
 
 
-def _step(experiment: ExperimentConfig) -> tuple[float, float]:
-    """Loss and gradient norm of two samples, with an update after them."""
+def _training_step(experiment: ExperimentConfig) -> tuple[float, float]:
+    """Takes one optimizer step on two samples; returns the loss and the gradient norm."""
     choice = experiment.data
     experiment = dataclasses.replace(
         experiment,
         data=dataclasses.replace(choice, config=dataclasses.replace(choice.config, workers=0)),
         trainer=TrainerConfig(batch_size=2),
     )
-    data: Any = prepare_data(experiment)
+    data: BatchData = prepare_data(experiment)
     stage = build_stage(experiment)
     stage.adapt(Path())
     data.connect(data_context(stage.model, stage.tokenizer, experiment))

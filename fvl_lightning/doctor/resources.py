@@ -1,4 +1,4 @@
-"""What `fvl doctor` asks of an experiment, but for its data: start, schedule, memory, room, tracking, one batch."""
+"""Checks of the schedule, device memory, disk space and the tracking store."""
 
 import math
 import shutil
@@ -15,62 +15,63 @@ from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.store import open_store
 
 MEMORY_HEADROOM = 0.9
-"""Of a device's memory: what the estimate leaves out takes the rest."""
+"""Fraction of a device's memory that the estimate may fill; what the estimate leaves out takes the rest."""
 CHECKPOINTS = 3
-"""There are two, and a third while it is written."""
+"""Checkpoints on disk at once: a run keeps two and writes a third."""
 
 
 def check_schedule(experiment: ExperimentConfig, samples: int | None, tokens: int | None) -> list[Finding]:
-    """How batches, steps and epochs go together.
+    """Checks that batch size, number of steps, epochs and warm-up fit together.
 
     Args:
-        samples: of the split train; None where it is not known.
-        tokens: of a row, the mean of what was looked at; None where nothing was.
+        samples: number of training samples; None where it is not known.
+        tokens: mean number of tokens in the inspected rows; None where none was inspected.
     """
     trainer, warmup = experiment.trainer, experiment.optimizer.warmup_steps
     batch = trainer.batch_size * trainer.world_size * trainer.accumulate
     packed = experiment.data.config.layout == "packed"
-    said = f"{trainer.batch_size} x {plural(trainer.devices, 'device')} x {plural(trainer.nodes, 'node')}"
-    said += f" x {trainer.accumulate} accumulated = {plural(batch, 'row' if packed else 'sample')} a step"
+    message = f"{trainer.batch_size} x {plural(trainer.devices, 'device')} x {plural(trainer.nodes, 'node')}"
+    message += f" x {trainer.accumulate} accumulated = {plural(batch, 'row' if packed else 'sample')} a step"
     if tokens is not None:
         row = experiment.data.config.sequence_length if packed else tokens
-        said += f", about {batch * row:,} tokens"
+        message += f", about {batch * row:,} tokens"
     if samples is not None and not packed:
         epoch = samples / batch
-        said += (
+        message += (
             f"; {math.ceil(epoch):,} steps an epoch, {trainer.max_steps / epoch:.3g} epochs in {trainer.max_steps:,}"
         )
-    findings = [Finding("batches", "ok", said)]
+    findings = [Finding("batches", "ok", message)]
     if samples is not None and samples < batch:
         advice = "lower trainer.batch_size, devices or accumulate, or bring more data"
-        findings.append(Finding("batches", "warning", f"a step takes more than all {samples:,} samples", advice))
-    said = f"{warmup:,} of {plural(trainer.max_steps, 'step')}"
+        findings.append(Finding("batches", "warning", f"one step needs more than all {samples:,} samples", advice))
+    message = f"{warmup:,} of {plural(trainer.max_steps, 'step')}"
     if warmup >= trainer.max_steps:
         advice = "lower optimizer.warmup_steps (3 % of the steps are customary) or raise trainer.max_steps"
-        return [*findings, Finding("warm-up", "failed", f"{said}: the learning rate never comes down", advice)]
-    return [*findings, Finding("warm-up", "ok", said)]
+        return [*findings, Finding("warm-up", "failed", f"{message}: the learning rate never decays", advice)]
+    return [*findings, Finding("warm-up", "ok", message)]
 
 
 def check_memory(
     experiment: ExperimentConfig, estimate: MemoryEstimate, device_bytes: int | None, longest: int | None = None
 ) -> list[Finding]:
-    """Whether a step on the longest rows there may be fits into a device.
+    """Checks whether a step on the longest possible rows fits into a device.
 
     Args:
-        device_bytes: its memory; None where that is not known.
-        longest: tokens of the longest row that was looked at; None where none was.
+        estimate: peak memory of a rank for such a step.
+        device_bytes: memory of the device; None where it is not known.
+        longest: tokens of the longest inspected row; None where none was inspected.
     """
     trainer, tokens = experiment.trainer, estimate.shape.tokens
     packed = experiment.data.config.layout == "packed"
     shorter = longest is not None and longest < tokens and not packed
-    said = f"{bytes_in_words(estimate.peak)} on each rank for rows of {tokens:,} tokens"
-    said += " each, as they are packed" if packed else ", the longest that data.sequence_length lets through"
-    said += f" (of those looked at the longest has {longest:,})" if shorter else ""
+    message = f"{bytes_in_words(estimate.peak)} on each rank for rows of {tokens:,} tokens"
+    message += " each, as they are packed" if packed else ", the longest that data.sequence_length lets through"
+    message += f" (the longest inspected row has {longest:,})" if shorter else ""
     if device_bytes is None:
-        return [Finding("memory", "ok", f"{said}; --memory-gb compares it with a device's")]
-    said += f", the device has {bytes_in_words(device_bytes)}"
+        return [Finding("memory", "ok", f"{message}; --memory-gb compares it with a device's")]
+    message += f", the device has {bytes_in_words(device_bytes)}"
     if estimate.peak <= MEMORY_HEADROOM * device_bytes:
-        return [Finding("memory", "ok", said)]
+        return [Finding("memory", "ok", message)]
     ways = []
     if "language_model" not in trainer.checkpoint_activations:
         ways.append("trainer.checkpoint_activations=[encoder,language_model]")
@@ -83,11 +84,15 @@ def check_memory(
     if shorter:
         ways.append("a smaller data.sequence_length, where no row needs so much")
     advice = "; ".join(ways) or "more devices under fsdp, or LoRA"
-    return [Finding("memory", "failed" if estimate.peak > device_bytes else "warning", said, advice)]
+    return [Finding("memory", "failed" if estimate.peak > device_bytes else "warning", message, advice)]
 
 
 def check_disk_space(experiment: ExperimentConfig, stage: Stage | None) -> list[Finding]:
-    """The folder of runs can be written to, and has room for three checkpoints; None where their size is not known."""
+    """Checks that the output folder is writable and has room for three checkpoints.
+
+    Args:
+        stage: gives the size of a checkpoint; None where the model could not be built.
+    """
     folder = Path(experiment.output).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     try:
@@ -99,16 +104,16 @@ def check_disk_space(experiment: ExperimentConfig, stage: Stage | None) -> list[
     free = shutil.disk_usage(there).free
     if stage is None:
         return [skipped("run folder", f"the model, to compare {bytes_in_words(free)} free in {there} with")]
-    one = checkpoint_bytes(stage.experiment, stage.model)
-    said = f"{bytes_in_words(one)} a checkpoint, {bytes_in_words(free)} free in {there}"
-    if free < CHECKPOINTS * one:
+    size = checkpoint_bytes(stage.experiment, stage.model)
+    message = f"{bytes_in_words(size)} a checkpoint, {bytes_in_words(free)} free in {there}"
+    if free < CHECKPOINTS * size:
         advice = f"make room for {CHECKPOINTS} of them, or name another folder in `output`"
-        return [Finding("run folder", "failed", said, advice)]
-    return [Finding("run folder", "ok", said)]
+        return [Finding("run folder", "failed", message, advice)]
+    return [Finding("run folder", "ok", message)]
 
 
 def check_tracking(experiment: ExperimentConfig) -> list[Finding]:
-    """The MLflow store can be opened, made if it is an sqlite file that is not there; DataError otherwise."""
+    """Checks that the MLflow store can be opened, and creates a missing sqlite file; DataError otherwise."""
     if not experiment.tracking.enabled:
         return [Finding("tracking", "ok", "off (tracking.enabled=false)")]
     began = time.monotonic()

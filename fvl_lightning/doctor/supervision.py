@@ -1,16 +1,16 @@
-"""What `fvl doctor` asks of the data: shards and their indexes, and what of their rows is supervised."""
+"""Checks that exactly the answers of a row are supervised, and that the chat template suits training."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
 
+from datamodules.base import BatchConfig, BatchData
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.items import Piece
 from datamodules.encoding.messages import Message, image_parts, parts_of
 from datamodules.encoding.question_form import look_at_asking
-from datamodules.encoding.views import TextView, messages_of
+from datamodules.encoding.views import TextView, View, messages_of
 from datamodules.storage.sample import SampleError, spread
 from datamodules.storage.sample_store import SampleStore
 from fvl_lightning.core.chat_date import writes_the_day
@@ -20,11 +20,11 @@ from fvl_lightning.core.terminal import plural, visible
 from fvl_lightning.core.types import IGNORE_INDEX
 from fvl_lightning.doctor.finding import Finding
 
-ROWS = 64
-"""Samples that are looked at, over all data sets."""
-SHARDS = 4
-"""Of each data set from which they are taken."""
-MADE_UP: list[Message] = [
+MAX_ROWS = 64
+"""Samples to inspect, over all datasets."""
+SHARDS_PER_DATASET = 4
+"""Shards of each dataset that the samples are taken from."""
+EXAMPLE_CONVERSATION: list[Message] = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]},
     {"role": "assistant", "content": "A red square."},
     {"role": "user", "content": "And its colour?"},
@@ -33,28 +33,28 @@ MADE_UP: list[Message] = [
 
 
 @dataclass
-class Looked:
-    """What the rows that were looked at are like."""
+class RowStatistics:
+    """Statistics of the inspected rows."""
 
     tokens: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
     over_long: int = 0
     broken: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
-    """Rows of which something else than the answers is supervised, or with another number of image tokens."""
+    """One sentence per row whose supervised tokens are not its answers, or whose number of image tokens is wrong."""
 
     @property
     def mean_tokens(self) -> int | None:
-        """Of a row; None where none was read."""
+        """Mean number of tokens in a row; None where none was read."""
         return round(sum(self.tokens) / len(self.tokens)) if self.tokens else None
 
     @property
     def longest(self) -> int | None:
-        """Tokens of the longest row; None where none was read."""
+        """Number of tokens in the longest row; None where none was read."""
         return max(self.tokens, default=None)
 
-    def images_per_row(self, config: Any) -> int:
-        """The most that were seen in a row; of packed rows as many as a row of such samples has."""
+    def images_per_row(self, config: BatchConfig) -> int:
+        """Returns the most images seen in a row; for packed rows, the expected number in a full row."""
         if not self.tokens:
             return 1
         if config.layout == "packed":
@@ -62,103 +62,109 @@ class Looked:
         return max(self.images)
 
 
-def look_at_rows(data: Any, looked: Looked) -> None:
-    """A sample of the rows of the split train, as training makes them, into `looked`."""
+def inspect_rows(data: BatchData, stats: RowStatistics) -> None:
+    """Encodes some rows of the split train as training does, and adds them to `stats`."""
     parts = data.parts("train")
     for part in parts:
-        some = [part.shards[number] for number in spread(len(part.shards), SHARDS)]
-        store, view = SampleStore(some, "train", data.cache), data.view(part.view)
-        for i in spread(len(store), max(1, ROWS // len(parts))):
+        shards = [part.shards[number] for number in spread(len(part.shards), SHARDS_PER_DATASET)]
+        store, view = SampleStore(shards, "train", data.cache), data.view(part.view)
+        for i in spread(len(store), max(1, MAX_ROWS // len(parts))):
             try:
                 if isinstance(view, TextView):
-                    _look_at(store, i, part.view, view, looked)
+                    _inspect_text(store, i, part.view, view, stats)
                 else:
-                    _look_at_targets(store, i, view, looked)
+                    _inspect_targets(store, i, view, stats)
             except SampleError as error:
-                looked.broken.append(str(error))
+                stats.broken.append(str(error))
 
 
-def look_at_examples(encoder: ConversationEncoder, view: str, looked: Looked) -> None:
-    """The same of a row that is made up, where there are no shards yet."""
+def inspect_example(encoder: ConversationEncoder, view: str, stats: RowStatistics) -> None:
+    """Encodes an example row and adds it to `stats`, for when there are no shards yet."""
     if view == "caption":
         ids, labels = encoder.caption("A red square.")
-        _compare("made up", encoder, ids, labels, ["A red square."], 1, looked)
+        _compare("example", encoder, ids, labels, ["A red square."], 1, stats)
     else:
-        ids, labels = encoder.encode(MADE_UP)
-        _compare("made up", encoder, ids, labels, answers(MADE_UP), 1, looked)
+        ids, labels = encoder.encode(EXAMPLE_CONVERSATION)
+        _compare("example", encoder, ids, labels, assistant_texts(EXAMPLE_CONVERSATION), 1, stats)
 
 
-def check_supervision(experiment: ExperimentConfig, looked: Looked, real: bool) -> Iterator[Finding]:
-    """The verdict on what was looked at."""
-    config, count = experiment.data.config, len(looked.tokens) + len(looked.wrong)
-    if looked.wrong:
+def check_supervision(experiment: ExperimentConfig, stats: RowStatistics, real: bool) -> Iterator[Finding]:
+    """Reports wrong masks, rows that are too long and samples that cannot be used.
+
+    Args:
+        real: whether the rows come from shards rather than from the example.
+    """
+    config, count = experiment.data.config, len(stats.tokens) + len(stats.wrong)
+    if stats.wrong:
         advice = "the chat template cannot be used as it is: give another in language_model.chat_template"
-        yield Finding("supervision", "failed", f"{len(looked.wrong)} of {count} rows: {looked.wrong[0]}", advice)
-    elif looked.tokens:
-        what = f"{plural(count, 'row')} of the shards" if real else "a made-up row, since no shards can be read"
-        said = f"{what}: exactly the answers are supervised, image tokens match, {looked.mean_tokens} tokens on average"
-        yield Finding("supervision", "ok", said)
-    if looked.over_long:
-        said = f"{looked.over_long} of {count} rows have more than {config.sequence_length} tokens: over_long is "
+        yield Finding("supervision", "failed", f"{len(stats.wrong)} of {count} rows: {stats.wrong[0]}", advice)
+    elif stats.tokens:
+        rows = f"{plural(count, 'row')} of the shards" if real else "an example row, since no shards can be read"
+        message = "exactly the answers are supervised, image tokens match"
+        yield Finding("supervision", "ok", f"{rows}: {message}, {stats.mean_tokens} tokens on average")
+    if stats.over_long:
+        message = f"{stats.over_long} of {count} rows have more than {config.sequence_length} tokens: over_long is "
         advice = "raise data.sequence_length, or see docs/data.md for data.over_long"
-        yield Finding("row length", "warning", said + config.over_long, advice)
-    if looked.broken:
-        share = len(looked.broken) / (count + len(looked.broken))
-        said = f"{plural(len(looked.broken), 'row')} cannot be used, such as {looked.broken[0]}"
+        yield Finding("row length", "warning", message + config.over_long, advice)
+    if stats.broken:
+        share = len(stats.broken) / (count + len(stats.broken))
+        message = f"{plural(len(stats.broken), 'row')} cannot be used, such as {stats.broken[0]}"
         advice = "`fvl shards check` names all; training skips up to data.max_bad_fraction of them"
-        yield Finding("rows", "failed" if share > config.max_bad_fraction else "warning", said, advice)
+        yield Finding("rows", "failed" if share > config.max_bad_fraction else "warning", message, advice)
 
 
-def has_conversations(data: Any, experiment: ExperimentConfig, readable: bool) -> bool:
-    """Whether any of the data sets is trained on as conversations."""
+def has_conversations(data: BatchData, experiment: ExperimentConfig, readable: bool) -> bool:
+    """Returns whether any dataset is trained on as conversations."""
     views = {part.view for part in data.parts("train")} if readable else {experiment.data.config.view}
     return "conversation" in views
 
 
-def check_question_form(data: Any) -> Iterator[Finding]:
-    """How the data asks, which the model will be asked in, and what differs within it."""
-    found, differences = look_at_asking(data)
-    joins = f"{found.behind_image!r} stands between an image and the words behind it" if found.behind_image else ""
-    system = "all conversations have one message of the system" if found.system else ""
-    if said := " and ".join(filter(None, (joins, system))):
-        yield Finding("asking", "ok", f"{said}: the saved processor asks so too")
+def check_question_form(data: BatchData) -> Iterator[Finding]:
+    """Reports what stands around the questions in the data, and where datasets differ in it."""
+    form, differences = look_at_asking(data)
+    joins = f"{form.behind_image!r} stands between an image and the text after it" if form.behind_image else ""
+    system = "all conversations have the same system message" if form.system else ""
+    if message := " and ".join(filter(None, (joins, system))):
+        yield Finding("asking", "ok", f"{message}: the saved processor writes prompts the same way")
     for sentence in differences:
-        advice = "make the data sets alike, or give what differs where the model is asked"
+        advice = "make the datasets alike, or write the difference into your prompts when you use the model"
         yield Finding("asking", "warning", sentence, advice)
 
 
 def check_chat_template(encoder: ConversationEncoder, day: str | None) -> Iterator[Finding]:
-    """What of the chat template is other than people expect: its date, its invitation, and several turns.
+    """Reports surprises of the chat template: a date, another generation prompt than training's, refused turns.
 
     Args:
         day: `language_model.chat_date`, where the language model has one.
     """
     if day and writes_the_day(encoder.template.text):
-        said = f"it asks for the date: {day} is written on every day, in training and when the model is asked"
-        yield Finding("chat template", "ok", f"{said} (language_model.chat_date)")
-    if other := encoder.template.other_invitation():
-        theirs, ours = (visible(words)[:60] or "nothing" for words in other)
-        said = f"by itself it invites an answer with {theirs!r} where training's answers follow {ours!r}"
-        advice = (
-            "every command and the saved processor ask as training does; for other programs give a template in "
-            "language_model.chat_template whose invitation is what stands before its answers"
+        message = f"it writes a date: always {day}, in training and whenever the model is used"
+        yield Finding("chat template", "ok", f"{message} (language_model.chat_date)")
+    if prompts := encoder.template.other_invitation():
+        template_prompt, training_prompt = (visible(prompt)[:60] or "nothing" for prompt in prompts)
+        message = (
+            f"its generation prompt is {template_prompt!r}, but in training an answer follows {training_prompt!r}"
         )
-        yield Finding("chat template", "warning", said, advice)
+        advice = (
+            "every command and the saved processor use training's prompt; for other programs, set "
+            "language_model.chat_template to one whose generation prompt is what stands before its answers"
+        )
+        yield Finding("chat template", "warning", message, advice)
     try:
-        encoder.encode(MADE_UP)
+        encoder.encode(EXAMPLE_CONVERSATION)
     except DataError as error:
         advice = "docs/data.md, under \"What a row is\", shows how Qwen3's template is changed"
         yield Finding("chat template", "warning", f"conversations of several turns are refused: {error}", advice)
 
 
-def answers(messages: list[Message]) -> list[str]:
-    """The words of the assistant."""
+def assistant_texts(messages: list[Message]) -> list[str]:
+    """Returns the text of every assistant message."""
     return [
         "".join(part["text"] for part in parts_of(message)) for message in messages if message["role"] == "assistant"
     ]
 
 
-def _look_at(store: SampleStore, i: int, name: str, view: TextView, looked: Looked) -> None:
+def _inspect_text(store: SampleStore, i: int, name: str, view: TextView, stats: RowStatistics) -> None:
     encoder, images = view.encoder, store.image_count(i)
     try:
         if name == "caption":
@@ -166,21 +172,21 @@ def _look_at(store: SampleStore, i: int, name: str, view: TextView, looked: Look
             ids, labels = encoder.caption(expected[0], images)
         else:
             messages = list(messages_of(store, i))
-            images, expected = image_parts(messages), answers(messages)
+            images, expected = image_parts(messages), assistant_texts(messages)
             ids, labels = encoder.encode(messages)
     except DataError as error:
         raise error if isinstance(error, SampleError) else store.error(i, "not encodable", str(error)) from None
     except KeyError:
         raise store.error(i, "no caption") from None
-    _compare(store.key(i), encoder, ids, labels, expected, images, looked)
-    looked.over_long += len(ids) > view.sequence_length
+    _compare(store.key(i), encoder, ids, labels, expected, images, stats)
+    stats.over_long += len(ids) > view.sequence_length
 
 
-def _look_at_targets(store: SampleStore, i: int, view: Any, looked: Looked) -> None:
+def _inspect_targets(store: SampleStore, i: int, view: View, stats: RowStatistics) -> None:
     encoded = view.encode(store, Piece(i))
-    looked.tokens.append(max(len(ids) for ids, _ in encoded.rows))
-    looked.images.append(encoded.images)
-    looked.over_long += encoded.truncated
+    stats.tokens.append(max(len(ids) for ids, _ in encoded.rows))
+    stats.images.append(encoded.images)
+    stats.over_long += encoded.truncated
 
 
 def _compare(
@@ -190,27 +196,25 @@ def _compare(
     labels: list[int],
     expected: list[str],
     images: int,
-    looked: Looked,
+    stats: RowStatistics,
 ) -> None:
-    """Decodes what is supervised, and counts image tokens."""
+    """Compares the decoded supervised tokens with the expected answers, and counts image tokens."""
     groups = groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORE_INDEX)
-    spoken = [[token for token, _ in group] for supervised, group in groups if supervised]
+    runs = [[token for token, _ in group] for is_supervised, group in groups if is_supervised]
     decode = encoder.tokenizer.decode
-    said = [decode(run, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for run in spoken]
-    wanted = [answer.strip() for answer in expected]
+    texts = [decode(run, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for run in runs]
+    answers = [answer.strip() for answer in expected]
     placeholders, needed = ids.count(encoder.image_token_id), images * encoder.tokens_per_image
-    if said != wanted:
+    if texts != answers:
         found, missed = next(
-            ((one, other) for one, other in zip(said, wanted, strict=False) if one != other),
-            (f"{len(said)} runs of tokens", f"{len(wanted)} answers"),
+            ((text, answer) for text, answer in zip(texts, answers, strict=False) if text != answer),
+            (f"{len(texts)} runs of tokens", f"{len(answers)} answers"),
         )
-        looked.wrong.append(f"'{key}' has {visible(found)[:60]!r} supervised in place of {visible(missed)[:60]!r}")
-    elif any(run[-1] not in encoder.tokenizer.all_special_ids for run in spoken):
-        looked.wrong.append(f"'{key}' has an answer that ends without an end token")
+        stats.wrong.append(f"'{key}' has {visible(found)[:60]!r} supervised in place of {visible(missed)[:60]!r}")
+    elif any(run[-1] not in encoder.tokenizer.all_special_ids for run in runs):
+        stats.wrong.append(f"'{key}' has an answer that ends without an end token")
     elif placeholders != needed:
-        looked.wrong.append(f"'{key}' has {placeholders} image tokens in place of {needed}")
+        stats.wrong.append(f"'{key}' has {placeholders} image tokens in place of {needed}")
     else:
-        looked.tokens.append(len(ids))
-        looked.images.append(images)
-
-
+        stats.tokens.append(len(ids))
+        stats.images.append(images)

@@ -1,4 +1,4 @@
-"""Findings and memory printed as tables."""
+"""Tables of findings and of memory."""
 
 from collections.abc import Iterable
 
@@ -11,23 +11,23 @@ from fvl_lightning.doctor.finding import Finding
 from fvl_lightning.profiling.memory import MemoryEstimate
 
 LOG_WIDTH = 160
-"""Columns where there is no terminal, or commands to copy would be broken in two."""
+"""Columns where the output is not a terminal; narrower tables would break commands in two."""
 
 
-COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
+STATUS_COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
 
 
-def table_of(findings: Iterable[Finding]) -> Table:
-    """A line per finding."""
+def findings_table(findings: Iterable[Finding]) -> Table:
+    """Returns one row per finding."""
     table = Table("check", "", Column("found", overflow="fold"), Column("what to do", overflow="fold"))
     for finding in findings:
-        verdict = Text(finding.verdict, style=COLOURS[finding.verdict])
-        table.add_row(finding.check, verdict, finding.found, finding.advice)
+        status = Text(finding.status, style=STATUS_COLOURS[finding.status])
+        table.add_row(finding.check, status, finding.message, finding.advice)
     return table
 
 
 def memory_table(estimate: MemoryEstimate) -> Table:
-    """Bytes per rank, by component and kind."""
+    """Returns the bytes per rank, by component and kind."""
     shape = estimate.shape
     title = f"memory per rank by arithmetic: {shape.rows} rows of {shape.tokens} tokens, {shape.images} images"
     kinds = {name: getattr(estimate, name) for name in ("parameters", "gradients", "optimizer", "activations")}

@@ -24,20 +24,20 @@ from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
 from fvl_lightning.core.types import FusionOutput
 from fvl_lightning.doctor.examine import examine
-from fvl_lightning.doctor.finding import Finding, findings_of, skipped
+from fvl_lightning.doctor.finding import Finding, run_check, skipped
 from fvl_lightning.doctor.model import check_initial_weights, shaped_stage
 from fvl_lightning.doctor.one_batch import check_one_batch
 from fvl_lightning.doctor.resources import check_disk_space, check_memory, check_schedule, check_tracking
 from fvl_lightning.doctor.shards import check_shards, count_samples, prepare_data
 from fvl_lightning.doctor.supervision import (
-    ROWS,
-    Looked,
-    answers,
+    MAX_ROWS,
+    RowStatistics,
+    assistant_texts,
     check_chat_template,
     check_question_form,
     check_supervision,
-    look_at_examples,
-    look_at_rows,
+    inspect_example,
+    inspect_rows,
 )
 from fvl_lightning.fusions.concat import ConcatFusion
 from fvl_lightning.profiling.batch_shape import BatchShape
@@ -79,15 +79,15 @@ def connected(config: ExperimentConfig, stage: Stage) -> Any:
     return data
 
 
-def looked_at(config: ExperimentConfig, stage: Stage) -> Looked:
-    looked = Looked()
-    look_at_rows(connected(config, stage), looked)
+def looked_at(config: ExperimentConfig, stage: Stage) -> RowStatistics:
+    looked = RowStatistics()
+    inspect_rows(connected(config, stage), looked)
     return looked
 
 
 def worst(findings: list[Finding]) -> Finding:
     """The only finding that is not ok, which says what to do."""
-    (found,) = [finding for finding in findings if finding.verdict != "ok"]
+    (found,) = [finding for finding in findings if finding.status != "ok"]
     return found
 
 
@@ -137,34 +137,34 @@ def test_a_check_that_fails_is_exit_code_2(here: Path, fvl_here: Run) -> None:
 def test_a_configuration_that_cannot_be_resolved(here: Path, word: str, said: str) -> None:
     findings, estimate = examine(Path(FINETUNE), [*SHORT, word], None, lambda words: None)
     assert estimate is None
-    assert [finding.verdict for finding in findings] == ["failed"]
-    assert said in findings[0].found
+    assert [finding.status for finding in findings] == ["failed"]
+    assert said in findings[0].message
     assert "fvl describe" in findings[0].advice
     assert "plugin" in findings[0].advice
 
 
 def test_a_run_to_start_from_that_is_not_there(here: Path) -> None:
-    found = worst(findings_of("init_from", lambda: check_initial_weights(load("init_from=[runs/nobody]"))))
-    assert found.verdict == "failed"
-    assert "runs/nobody" in found.found
+    found = worst(run_check("init_from", lambda: check_initial_weights(load("init_from=[runs/nobody]"))))
+    assert found.status == "failed"
+    assert "runs/nobody" in found.message
     assert "has finished" in found.advice
 
 
 def test_a_finetuning_of_random_values_is_a_warning(here: Path) -> None:
     (found,) = check_initial_weights(load())
-    assert found.verdict == "warning"
-    assert found.found.endswith("from random values: encoder, fusion, projector, language_model")
+    assert found.status == "warning"
+    assert found.message.endswith("from random values: encoder, fusion, projector, language_model")
     assert "init_from" in found.advice
     (begins,) = check_initial_weights(load_config(ExperimentConfig, Path("experiments/demo/pretrain.yaml")))
-    assert begins.verdict == "ok"
+    assert begins.status == "ok"
 
 
 def test_shards_that_are_not_there(here: Path, stage: Stage, tmp_path: Path) -> None:
     config = on_shards(tmp_path / "nowhere")
     data = config.data.component(config.data.config)
-    found = worst(findings_of("shards", lambda: check_shards(config, data)))
-    assert (found.check, found.verdict) == ("shards", "failed")
-    assert "nowhere" in found.found
+    found = worst(run_check("shards", lambda: check_shards(config, data)))
+    assert (found.check, found.status) == ("shards", "failed")
+    assert "nowhere" in found.message
     assert "fvl shards build" in found.advice
 
 
@@ -173,8 +173,8 @@ def test_shards_without_an_index(here: Path, stage: Stage, tmp_path: Path) -> No
     index_path(root / "train-000000.tar").unlink()
     config = on_shards(root)
     data = connected(config, stage)
-    found = worst(findings_of("shards", lambda: check_shards(config, data)))
-    assert found.verdict == "warning"
+    found = worst(run_check("shards", lambda: check_shards(config, data)))
+    assert found.status == "warning"
     assert "fvl shards index" in found.advice
     assert count_samples(data) is None
     assert not index_path(root / "train-000000.tar").exists(), "a whole data set may take hours"
@@ -186,30 +186,30 @@ def test_shards_that_were_cut_short_or_changed(here: Path, stage: Stage, tmp_pat
     config = on_shards(root)
     tar.write_bytes(content[: len(content) // 2])
     data = config.data.component(config.data.config)
-    found = worst(findings_of("shards", lambda: check_shards(config, data)))
-    assert found.verdict == "failed"
-    assert "train-000000" in found.found
+    found = worst(run_check("shards", lambda: check_shards(config, data)))
+    assert found.status == "failed"
+    assert "train-000000" in found.message
     first = content.index(b"ustar") - 257
     tar.write_bytes(content[:first] + b"zz" + content[first + 2 :])  # another name, of the same length
     data = config.data.component(config.data.config)
-    found = worst(findings_of("shards", lambda: check_shards(config, data)))
-    assert found.verdict == "failed"
+    found = worst(run_check("shards", lambda: check_shards(config, data)))
+    assert found.status == "failed"
     assert "fvl shards check" in found.advice
 
 
 def test_fewer_samples_to_validate_on_than_ranks(here: Path, stage: Stage) -> None:
     config = load("trainer.strategy=ddp", "trainer.devices=8", "trainer.nodes=8")
-    found = worst(findings_of("shards", lambda: check_shards(config, connected(config, stage))))
-    assert found.verdict == "warning"
-    assert "64 ranks" in found.found
+    found = worst(run_check("shards", lambda: check_shards(config, connected(config, stage))))
+    assert found.status == "warning"
+    assert "64 ranks" in found.message
 
 
 def test_rows_are_compared_with_their_answers(here: Path, stage: Stage) -> None:
     looked = looked_at(load(), stage)
-    assert len(looked.tokens) == ROWS
+    assert len(looked.tokens) == MAX_ROWS
     assert not looked.wrong + looked.broken
     captions = looked_at(load("stage=pretrain", "data.view=caption"), stage)
-    assert len(captions.tokens) == ROWS
+    assert len(captions.tokens) == MAX_ROWS
     assert not captions.wrong + captions.broken
 
 
@@ -242,21 +242,21 @@ def test_a_wrong_mask_is_found(name: str, here: Path, stage: Stage, monkeypatch:
 
     encoder = data.encoder
     monkeypatch.setattr(ConversationEncoder, "encode", wrong)
-    looked = Looked()
-    look_at_examples(encoder, "conversation", looked)
+    looked = RowStatistics()
+    inspect_example(encoder, "conversation", looked)
     found = worst(list(check_supervision(config, looked, real=False)))
-    assert found.verdict == "failed"
-    assert said in found.found
+    assert found.status == "failed"
+    assert said in found.message
     assert "chat_template" in found.advice
 
 
 def test_without_shards_a_row_is_made_up(here: Path, stage: Stage) -> None:
-    looked, data = Looked(), connected(load(), stage)
+    looked, data = RowStatistics(), connected(load(), stage)
     for view in ("conversation", "caption"):
-        look_at_examples(data.encoder, view, looked)
+        inspect_example(data.encoder, view, looked)
     (found,) = check_supervision(load(), looked, real=False)
-    assert found.verdict == "ok"
-    assert "made-up" in found.found
+    assert found.status == "ok"
+    assert "an example row" in found.message
     assert looked.images == [1, 1]
 
 
@@ -265,7 +265,7 @@ def test_rows_that_are_too_long_are_counted(here: Path, stage: Stage) -> None:
     looked = looked_at(config, stage)
     assert looked.over_long == sum(tokens > 40 for tokens in looked.tokens) > 0
     found = worst(list(check_supervision(config, looked, real=True)))
-    assert f"{looked.over_long} of 64 rows" in found.found
+    assert f"{looked.over_long} of 64 rows" in found.message
     assert "sequence_length" in found.advice
 
 
@@ -276,49 +276,49 @@ def test_rows_that_cannot_be_used_are_counted(here: Path, stage: Stage, monkeypa
     monkeypatch.setattr("fvl_lightning.doctor.supervision.messages_of", refuse)
     looked = looked_at(load(), stage)
     found = worst(list(check_supervision(load(), looked, real=True)))
-    assert found.verdict == "failed"
-    assert "64 rows cannot be used" in found.found
+    assert found.status == "failed"
+    assert "64 rows cannot be used" in found.message
     assert "fvl shards check" in found.advice
     looked.tokens, looked.broken = [50] * 200, looked.broken[:1]
-    assert worst(list(check_supervision(load(), looked, real=True))).verdict == "warning"
+    assert worst(list(check_supervision(load(), looked, real=True))).status == "warning"
 
 
 def test_targets_of_the_encoder_are_looked_at(here: Path) -> None:
     words = [word for word in SHORT if not word.startswith("data.sequence")]
     config = load_config(ExperimentConfig, Path("experiments/demo/encoder_pretrain.yaml"), words)
     looked = looked_at(config, shaped_stage(config))
-    assert len(looked.tokens) == ROWS
+    assert len(looked.tokens) == MAX_ROWS
     assert not looked.broken
 
 
 def test_images_of_a_row_for_the_memory() -> None:
-    looked = Looked(tokens=[20, 30], images=[1, 2])
+    looked = RowStatistics(tokens=[20, 30], images=[1, 2])
     assert looked.images_per_row(SimpleNamespace(layout="padded", sequence_length=100)) == 2
     assert looked.images_per_row(SimpleNamespace(layout="packed", sequence_length=100)) == 6
-    assert Looked().images_per_row(SimpleNamespace(layout="packed", sequence_length=100)) == 1
+    assert RowStatistics().images_per_row(SimpleNamespace(layout="packed", sequence_length=100)) == 1
 
 
 def test_the_arithmetic_of_batches(here: Path) -> None:
     words = ("trainer.strategy=fsdp", "trainer.devices=4", "trainer.nodes=2", "trainer.accumulate=3")
     config = load(*words, "trainer.max_steps=30", "optimizer.warmup_steps=3")
     first, second = check_schedule(config, 1920, 50)
-    assert "8 x 4 devices x 2 nodes x 3 accumulated = 192 samples a step, about 9,600 tokens" in first.found
-    assert "10 steps an epoch, 3 epochs in 30" in first.found
-    assert second.found == "3 of 30 steps"
-    assert {first.verdict, second.verdict} == {"ok"}
+    assert "8 x 4 devices x 2 nodes x 3 accumulated = 192 samples a step, about 9,600 tokens" in first.message
+    assert "10 steps an epoch, 3 epochs in 30" in first.message
+    assert second.message == "3 of 30 steps"
+    assert {first.status, second.status} == {"ok"}
     packed = load(*words, "data.packing=best_fit", "data.group_by_length=false")
-    assert "192 rows a step, about 18,432 tokens" in check_schedule(packed, 1920, 50)[0].found
+    assert "192 rows a step, about 18,432 tokens" in check_schedule(packed, 1920, 50)[0].message
 
 
 def test_a_warm_up_that_never_ends(here: Path) -> None:
     found = worst(check_schedule(load("optimizer.warmup_steps=3"), None, None))
-    assert found.verdict == "failed"
+    assert found.status == "failed"
     assert "optimizer.warmup_steps" in found.advice
 
 
 def test_a_step_of_more_than_there_is(here: Path) -> None:
     found = worst(check_schedule(load("optimizer.warmup_steps=0", "trainer.accumulate=9"), 64, 50))
-    assert found.verdict == "warning"
+    assert found.status == "warning"
     assert "trainer.batch_size" in found.advice
 
 
@@ -328,24 +328,24 @@ def peak_of(size: int) -> MemoryEstimate:
 
 def test_memory_against_a_device(here: Path) -> None:
     config = load()
-    assert check_memory(config, peak_of(89), 100)[0].verdict == "ok"
-    assert worst(check_memory(config, peak_of(95), 100)).verdict == "warning"
+    assert check_memory(config, peak_of(89), 100)[0].status == "ok"
+    assert worst(check_memory(config, peak_of(95), 100)).status == "warning"
     found = worst(check_memory(config, peak_of(101), 100))
-    assert found.verdict == "failed"
+    assert found.status == "failed"
     for way in ("checkpoint_activations", "strategy=fsdp", "bf16-mixed", "batch_size"):
         assert way in found.advice
     spared = load(
         "trainer.strategy=fsdp", "trainer.checkpoint_activations=[language_model]", "trainer.precision=bf16-mixed"
     )
     assert worst(check_memory(spared, peak_of(101), 100)).advice.startswith("a smaller trainer.batch_size")
-    assert "--memory-gb" in check_memory(config, peak_of(101), None)[0].found
+    assert "--memory-gb" in check_memory(config, peak_of(101), None)[0].message
     found = worst(check_memory(config, peak_of(200), 100, longest=0))
-    assert "rows of 1 tokens, the longest that data.sequence_length lets through (of those looked at" in found.found
+    assert "rows of 1 tokens, the longest that data.sequence_length lets through (the longest ins" in found.message
     assert "a smaller data.sequence_length" in found.advice
     packed = load("data.packing=best_fit", "data.group_by_length=false")
     found = worst(check_memory(packed, peak_of(200), 100, longest=0))
-    assert "as they are packed" in found.found
-    assert "sequence_length" not in found.found + found.advice
+    assert "as they are packed" in found.message
+    assert "sequence_length" not in found.message + found.advice
     narrow = dataclasses.replace(config, lora=LoraConfig(quantization="4bit"))
     assert "fsdp" not in worst(check_memory(narrow, peak_of(101), 100)).advice
 
@@ -353,26 +353,26 @@ def test_memory_against_a_device(here: Path) -> None:
 def test_a_run_folder_without_room_or_leave(
     here: Path, stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert check_disk_space(load(), stage)[0].verdict == "ok"
+    assert check_disk_space(load(), stage)[0].status == "ok"
     (tmp_path / "file").write_text("")
     found = worst(check_disk_space(load(f"output={tmp_path}/file/runs"), stage))
-    assert found.verdict == "failed"
+    assert found.status == "failed"
     assert "`output`" in found.advice
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000_000))
     found = worst(check_disk_space(load(f"output={tmp_path}/runs"), stage))
-    assert "10.0 MB free" in found.found
+    assert "10.0 MB free" in found.message
     assert "make room for 3" in found.advice
 
 
 def test_a_store_that_cannot_be_opened(here: Path, tmp_path: Path, empty_store: Path) -> None:
     config = load("tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}")
-    found = worst(findings_of("tracking", lambda: check_tracking(config)))
-    assert found.verdict == "failed"
-    assert "is a folder" in found.found
+    found = worst(run_check("tracking", lambda: check_tracking(config)))
+    assert found.status == "failed"
+    assert "is a folder" in found.message
     assert "tracking.uri" in found.advice
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     (found,) = check_tracking(load("tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"))
-    assert "answers in" in found.found
+    assert "answers in" in found.message
 
 
 @pytest.mark.parametrize(("scale", "said"), [(float("nan"), "loss nan"), ("absent", "TypeError: ")])
@@ -383,9 +383,9 @@ def test_a_component_that_does_not_work(
     monkeypatch.setattr(ConcatFusion, "forward", lambda self, x: right(self, {k: v * scale for k, v in x.items()}))
     words = [*SHORT, "fusion=concat"]
     experiment = load("fusion=concat")
-    found = worst(findings_of("one batch", lambda: check_one_batch(Path(FINETUNE), words, experiment, stage)))
-    assert (found.check, found.verdict) == ("one batch", "failed")
-    assert said in found.found
+    found = worst(run_check("one batch", lambda: check_one_batch(Path(FINETUNE), words, experiment, stage)))
+    assert (found.check, found.status) == ("one batch", "failed")
+    assert said in found.message
     assert found.advice
 
 
@@ -400,26 +400,26 @@ def test_a_component_that_asks_for_values_leaves_the_memory_open(here: Path, mon
     findings, estimate = examine(Path(FINETUNE), [*SHORT, "fusion=concat"], None, lambda words: None)
     assert estimate is None
     (found,) = [finding for finding in findings if finding.check == "memory"]
-    assert found.verdict == "warning"
+    assert found.status == "warning"
     assert "measure it" in found.advice
 
 
 def test_a_large_model_is_tried_in_its_small_size(here: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fvl_lightning.doctor.one_batch.MAX_PARAMETERS_FOR_TRIAL_STEP", 0)
-    assert "not tried" in worst(check_one_batch(Path(FINETUNE), list(SHORT), load(), stage)).found
+    assert "not tried" in worst(check_one_batch(Path(FINETUNE), list(SHORT), load(), stage)).message
     preset = Path("experiments/florence_vl/3b/finetune.yaml")
     config = load_config(ExperimentConfig, preset, ["scale=tiny", *SHORT])
     words = ["recipe=released", "data.root=elsewhere", "fusion=gated"]
     (found,) = check_one_batch(preset, words, config, stage)
-    assert found.verdict == "ok"
-    assert found.found.startswith("scale=tiny, on pictures drawn into data/demo: loss ")
+    assert found.status == "ok"
+    assert found.message.startswith("scale=tiny on demo data: loss ")
     (found,) = check_one_batch(Path(FINETUNE), list(SHORT), load(), None)
-    assert found.verdict == "skipped"
+    assert found.status == "skipped"
 
 
 def test_a_finding_that_is_not_ok_says_what_to_do() -> None:
-    assert skipped("memory", "the model").found == "needs the model"
-    with pytest.raises(AssertionError, match="what is there to do"):
+    assert skipped("memory", "the model").message == "needs the model"
+    with pytest.raises(AssertionError, match="a failed needs advice"):
         Finding("memory", "failed", "too much")
 
 
@@ -429,8 +429,8 @@ def test_the_demo_set_is_not_drawn_in_silence(tmp_path: Path, monkeypatch: pytes
     data = DemoData(DemoData.Config(root="drawn", **few))
     told: list[str] = []
     (found,) = prepare_data(data, told.append)
-    assert told == ["drawing the demo set"]
-    assert f"drawn into {data.folder}" in found.found
+    assert told == ["making the data set"]
+    assert f"they were made in {data.folder}" in found.message
     assert not list(prepare_data(data, told.append))
 
 
@@ -439,8 +439,8 @@ def test_json_of_the_shards_is_what_is_compared(here: Path, stage: Stage) -> Non
     view = data.view("conversation")
     assert isinstance(view, ConversationView)
     record = data.store("train").record(0)
-    assert answers(record["messages"])
-    assert all(answer in json.dumps(record) for answer in answers(record["messages"]))
+    assert assistant_texts(record["messages"])
+    assert all(answer in json.dumps(record) for answer in assistant_texts(record["messages"]))
 
 
 @pytest.mark.parametrize(
@@ -448,13 +448,13 @@ def test_json_of_the_shards_is_what_is_compared(here: Path, stage: Stage) -> Non
     [
         ("qwen", []),
         ("gemma", []),
-        ("dated", [("ok", "it asks for the date: 2024-07-26 is written on every day")]),
-        ("r_1", [("warning", "by itself it invites an answer with '<think>")]),
-        ("silent", [("warning", "by itself it invites an answer with 'nothing' where training's answers follow")]),
+        ("dated", [("ok", "it writes a date: always 2024-07-26, in training and")]),
+        ("r_1", [("warning", "its generation prompt is '<think>")]),
+        ("silent", [("warning", "its generation prompt is 'nothing', but in training an answer follows")]),
         (
             "qwen_3",
             [
-                ("warning", "where training's answers follow '<think>"),
+                ("warning", "in training an answer follows '<think>"),
                 (
                     "warning",
                     "conversations of several turns are refused: the chat template writes an answer otherwise once "
@@ -469,9 +469,9 @@ def test_what_is_special_about_a_chat_template_is_said(name: str, told: list[tup
     tokenizer = tokenizer_of(name)
     encoder = ConversationEncoder(tokenizer, tokenizer.convert_tokens_to_ids("<image>"), 3)
     found = list(check_chat_template(encoder, "2024-07-26"))
-    assert [finding.verdict for finding in found] == [verdict for verdict, _ in told]
+    assert [finding.status for finding in found] == [verdict for verdict, _ in told]
     for finding, (_, words) in zip(found, told, strict=True):
-        assert words in finding.found
+        assert words in finding.message
 
 
 def test_how_the_data_asks_is_said(tmp_path: Path) -> None:
@@ -489,5 +489,5 @@ def test_how_the_data_asks_is_said(tmp_path: Path) -> None:
 
     assert found("plain") == []
     (joined,) = found("llava")
-    assert (joined.verdict, r"'\n' stands between an image" in joined.found) == ("ok", True)
-    assert [finding.verdict for finding in found("plain", "llava")] == ["ok", "warning"]
+    assert (joined.status, r"'\n' stands between an image" in joined.message) == ("ok", True)
+    assert [finding.status for finding in found("plain", "llava")] == ["ok", "warning"]

@@ -35,7 +35,7 @@ def _hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
         (florence2_files, "cached_file"),
     ):
         monkeypatch.setattr(owner, name, local_only(getattr(owner, name)))
-    monkeypatch.setattr(one_batch, "_tried", lambda named, experiment: [Finding("one batch", "ok", named)])
+    monkeypatch.setattr(one_batch, "_try_step", lambda named, experiment: [Finding("one batch", "ok", named)])
 
 
 def found_of(tmp_path: Path, *words: str) -> tuple[dict[str, Finding], MemoryEstimate | None]:
@@ -48,15 +48,15 @@ def found_of(tmp_path: Path, *words: str) -> tuple[dict[str, Finding], MemoryEst
 def test_a_preset_without_the_hub_is_examined_all_the_same(tmp_path: Path) -> None:
     found, estimate = found_of(tmp_path)
     assert estimate is None
-    assert found["model"].verdict == "failed"
-    assert "language_model.tokenizer: microsoft/Phi-3.5-mini-instruct could not be read" in found["model"].found
+    assert found["model"].status == "failed"
+    assert "language_model.tokenizer: microsoft/Phi-3.5-mini-instruct could not be read" in found["model"].message
     for word in ("hf download microsoft/Phi-3.5-mini-instruct", "Florence-2-large-ft", "HF_HOME", "or folders with"):
         assert word in found["model"].advice
-    skipped = {name for name, finding in found.items() if finding.verdict == "skipped"}
+    skipped = {name for name, finding in found.items() if finding.status == "skipped"}
     assert skipped == {"supervision", "memory", "run folder"}
-    assert "= 2,048 samples a step" in found["batches"].found
-    assert {found[name].verdict for name in ("warm-up", "tracking", "one batch")} == {"ok"}
-    assert "random values: fusion, projector" in found["init_from"].found
+    assert "= 2,048 samples a step" in found["batches"].message
+    assert {found[name].status for name in ("warm-up", "tracking", "one batch")} == {"ok"}
+    assert "random values: fusion, projector" in found["init_from"].message
 
 
 @pytest.mark.slow
@@ -66,10 +66,10 @@ def test_a_configuration_alone_is_enough_for_the_memory(tmp_path: Path) -> None:
         f"language_model.pretrained={HUB}/Phi-3.5-mini-instruct",
     ]
     found, estimate = found_of(tmp_path, *folders, "trainer.batch_size=1")
-    assert found["model"].verdict == "failed"
+    assert found["model"].status == "failed"
     assert "hf download" not in found["model"].advice
     assert estimate is not None
     assert sum(estimate.parameters.values()) > 16e9
-    assert found["memory"].verdict == "failed"
-    assert "rows of 2,048 tokens" in found["memory"].found
-    assert {name for name, finding in found.items() if finding.verdict == "skipped"} == {"supervision"}
+    assert found["memory"].status == "failed"
+    assert "rows of 2,048 tokens" in found["memory"].message
+    assert {name for name, finding in found.items() if finding.status == "skipped"} == {"supervision"}
