@@ -3,17 +3,17 @@
 import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal, Self
 
 import numpy as np
 from lightning import LightningDataModule
 from torch import Tensor
 
 from datamodules.batching.collate import Collate, prompted_collate, row_collate
+from datamodules.batching.config import BatchConfig
 from datamodules.batching.lengths import joined, measured_items, tell_counts
 from datamodules.batching.loader import (
     WORKER_TIMEOUT_SECONDS,
@@ -23,64 +23,20 @@ from datamodules.batching.loader import (
     FiniteBatchLoader,
 )
 from datamodules.batching.order import GlobalOrder
-from datamodules.batching.rows import Layout, RowOrder, TrainRows, ValidationRows, single_rows
+from datamodules.batching.rows import RowOrder, TrainRows, ValidationRows, single_rows
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.items import Items
 from datamodules.encoding.questions import Question, list_questions
-from datamodules.encoding.views import CaptionView, ConversationView, OverLong, TasksView, TextView, View
+from datamodules.encoding.views import CaptionView, ConversationView, TasksView, TextView, View
 from datamodules.images.decoding import decode_image
-from datamodules.images.transforms import Fit, ImageReader
+from datamodules.images.transforms import ImageReader
 from datamodules.storage.remote import is_remote
 from datamodules.storage.sample_store import SampleStore
 from datamodules.storage.shard_cache import ShardCache
-from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import DataContext, PromptedBatch
 
 TRAINING_SPLITS = ("train", "validation")
-
-
-@dataclass
-class BatchConfig:
-    """How samples become batches, wherever they lie."""
-
-    view: Literal["conversation", "caption", "tasks"] = "conversation"
-    """What a sample is: its conversation, its caption, or one target per prompt of the encoder."""
-    workers: int = number(0, at_least=0, changes="nothing")
-    """Processes that read ahead; 0 reads in the training process. Batches are the same for any number."""
-    sequence_length: int = number(2048, at_least=1)
-    """Tokens a row may have, image tokens included."""
-    over_long: OverLong = "truncate"
-    """A longer conversation loses its last turns (truncate), becomes several (split) or is left out (drop)."""
-    packing: Literal["none", "best_fit"] = "none"
-    """best_fit puts as many samples into a row as fit, each seeing itself alone; none pads one sample a row."""
-    group_by_length: bool = False
-    """Without packing: rows of like length meet in a batch, so that less is padded."""
-    planned_tokens_per_image: int | None = number(None, at_least=1)
-    """Tokens per image by which rows are planned; null for the model's own. A comparison sets its largest arm's, so
-    that all arms train on the same samples at every step."""
-    image_fit: Fit = "stretch"
-    """How an image becomes square: stretch it, pad it with the encoder's mean colour, or crop its middle."""
-    jpeg_decoder: Literal["pillow", "simplejpeg"] = "pillow"
-    """simplejpeg is faster and an extra (`pip install fvl-lightning[simplejpeg]`)."""
-    scaled_decode: bool = False
-    """Decode large JPEGs at a fraction of their size, not below the encoder's: about twice as fast, other pixels."""
-    max_bad_fraction: float = number(0.01, at_least=0, at_most=1, changes="nothing")
-    """Fraction of samples that may be unusable; above it the run stops and names shard and key."""
-
-    def __post_init__(self) -> None:
-        if self.packing != "none" and (self.group_by_length or self.view == "tasks"):
-            what = "group_by_length pads, it" if self.group_by_length else "view tasks has no rows, it"
-            raise ValueError(f"{what} can't be with packing: {self.packing}")
-
-    def for_one_batch(self) -> Self:
-        """Returns a configuration that suffices for a trial step; a component that makes its data makes less of it."""
-        return self
-
-    @property
-    def layout(self) -> Layout:
-        """How rows are made of samples."""
-        return "packed" if self.packing != "none" else "grouped" if self.group_by_length else "padded"
 
 
 @dataclass(frozen=True)
@@ -126,6 +82,16 @@ class BatchData(LightningDataModule):
         self.__dict__.pop("encoder", None)
         for store in self._stores.values():
             store.decode = self.reader.decode
+
+    def setup(self, stage: str) -> None:
+        """Takes the rank from the Trainer that this module was handed to as `datamodule`; Lightning calls it."""
+        if self.trainer is not None:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+            self._context = replace(self.context, rank=rank, world_size=world_size)
+
+    def start_at(self, position: int) -> None:
+        """Has the next training loader begin behind the first `position` samples of the order."""
+        self._context = replace(self.context, position=position)
 
     def attach_features(self, lookup: FeatureLookup | None) -> None:
         """From now on batches hold `lookup(split, sample number)` in place of images; None takes it back."""

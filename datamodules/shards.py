@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from datamodules.base import BatchConfig, BatchData, Part
+from datamodules.base import BatchData, Part
+from datamodules.batching.config import BatchConfig
 from datamodules.storage.remote import is_remote
 from datamodules.storage.shard_cache import default_cache
 from datamodules.storage.shard_paths import TO_VALIDATE_ON, expand_shards, split_shards

@@ -9,16 +9,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fvl_lightning.api.experiment import build as build
+    from fvl_lightning.api.experiment import load_experiment as load_experiment
+    from fvl_lightning.api.model import load_model as load_model
+    from fvl_lightning.api.run import open_run as open_run
+    from fvl_lightning.api.run import train as train
     from fvl_lightning.auto import FlorenceVLConfig as FlorenceVLConfig
     from fvl_lightning.auto import FlorenceVLForConditionalGeneration as FlorenceVLForConditionalGeneration
     from fvl_lightning.auto import FlorenceVLProcessor as FlorenceVLProcessor
+    from fvl_lightning.core.errors import ConfigError as ConfigError
+    from fvl_lightning.core.errors import DataError as DataError
+    from fvl_lightning.core.terminal import quiet_libraries as quiet_libraries
+    from fvl_lightning.inference.generation import Sampling as Sampling
+    from fvl_lightning.training.step_logging import LogWindow as LogWindow
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "ConfigError": "fvl_lightning.core.errors",
+    "DataError": "fvl_lightning.core.errors",
     "FlorenceVLConfig": "fvl_lightning.auto",
     "FlorenceVLForConditionalGeneration": "fvl_lightning.auto",
     "FlorenceVLProcessor": "fvl_lightning.auto",
+    "LogWindow": "fvl_lightning.training.step_logging",
+    "Sampling": "fvl_lightning.inference.generation",
+    "build": "fvl_lightning.api.experiment",
+    "load_experiment": "fvl_lightning.api.experiment",
+    "load_model": "fvl_lightning.api.model",
+    "open_run": "fvl_lightning.api.run",
+    "quiet_libraries": "fvl_lightning.core.terminal",
+    "train": "fvl_lightning.api.run",
 }
 """Each public name and the module that is imported for it."""
 

@@ -35,6 +35,7 @@ LAYERS = {
     "evaluation": 7,
     "serving": 7,
     "comparison": 8,
+    "api": 9,
     "cli": 9,
     "__main__": 10,
 }

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from datamodules.base import BatchConfig, BatchData, Part
+from datamodules.base import BatchData, Part
+from datamodules.batching.config import BatchConfig
 from datamodules.demo.build import COUNTS, build_demo, demo_folder
 from datamodules.demo.levels import level_named
 from datamodules.demo.scenes import UNSEEN_PAIRS, UNSEEN_WORDS

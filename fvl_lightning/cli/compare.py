@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from fvl_lightning.comparison.run import run_comparison
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.terminal import terminal
 
 
 def compare(
@@ -22,7 +24,7 @@ def compare(
 
     Example: `fvl compare experiments/demo/comparison.yaml jobs=2`
     """
-    run_comparison(comparison, overrides or [], fresh, retry_failed, report)
+    run_comparison(comparison, overrides or [], fresh, retry_failed, report, show=show)
 
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "demo"
@@ -40,4 +42,9 @@ def demo(
     path = EXPERIMENTS / ("quick/comparison.yaml" if quick else "comparison.yaml")
     if not path.is_file():
         raise ConfigError(f"demo: {path} is not there; run the demo from a clone of the repository")
-    run_comparison(path, [], fresh)
+    run_comparison(path, [], fresh, show=show)
+
+
+def show(result: Table | str) -> None:
+    """Prints a result of a comparison, a line of text unbroken."""
+    terminal().print(result, soft_wrap=isinstance(result, str))

@@ -1,10 +1,10 @@
 """Runs a whole comparison: plan, encoders, cells, results, report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.table import Table
 
 from fvl_lightning.comparison.arms import arms_of
 from fvl_lightning.comparison.cell import Cell
@@ -17,6 +17,7 @@ from fvl_lightning.comparison.size_matching import match_sizes
 from fvl_lightning.comparison.test_split_log import readings_of
 from fvl_lightning.comparison.tracking import log_report, tracked_parent
 from fvl_lightning.comparison.tuning import tune, tuning_plans
+from fvl_lightning.core.config.files import COMMAND_LINE
 from fvl_lightning.core.config.loading import check_config, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -32,17 +33,34 @@ from fvl_lightning.runs.tracking import track_results
 from fvl_lightning.training.fault_tolerance.signals import preemptible
 
 
+def show_nothing(result: Table | str) -> None:
+    """Shows no result."""
+
+
 @preemptible()
 def run_comparison(
-    path: Path, overrides: list[str], fresh: bool = False, retry_failed: bool = False, report_only: bool = False
+    path: Path,
+    overrides: list[str],
+    fresh: bool = False,
+    retry_failed: bool = False,
+    report_only: bool = False,
+    show: Callable[[Table | str], None] = show_nothing,
+    origin: str = COMMAND_LINE,
 ) -> Path:
-    """The whole comparison; returns the folder of its report.
+    """Runs the whole comparison and returns the folder of its report.
+
+    Args:
+        fresh: trains finished cells again.
+        retry_failed: tries failed cells again.
+        report_only: trains and scores nothing.
+        show: is called with each result: a line of text or a table.
+        origin: where the overrides were written, for messages.
 
     Raises:
         ConfigError: what is to be compared is not well defined, or not fair.
         DataError: cells failed (the report of the others is written), or there is nothing to report.
     """
-    config = load_config(ComparisonConfig, path, overrides)
+    config = load_config(ComparisonConfig, path, overrides, origin)
     folder = Path(config.output) / config.name
     plans = experiments(config, path, folder)
     for stages in plans[config.seeds[0]].arms.values():
@@ -58,22 +76,21 @@ def run_comparison(
     plan_alike(by_seed, config.lineage)
     if config.match != "natural":
         match_sizes(by_seed, config.baseline or next(iter(by_seed[0])), config.match)
-    console = terminal()
     with tracked_parent(config, folder, fresh) as tracker:
         parent = tracker.run_id or None
-        runs = Runner(config, launcher_of(config, folder), console, parent, fresh, retry_failed, report_only)
+        runs = Runner(config, launcher_of(config, folder), terminal(), parent, fresh, retry_failed, report_only)
         values = axis_values(arms_of(config, path), plans[config.seeds[0]].arms)
         rates = tune(runs, tuning, plans, values) if tuning else None
         cells, encoders = runs.run(plans, values, "test")
-        score_encoders(encoders, console)
+        score_encoders(encoders, show)
         report, answers = collect(config, plans, encoders, cells, parent)
         report |= {"tuning": rates, "test_readings": readings_of(folder, cells)}
         samples = sample_answers(plans[config.seeds[0]].arms, answers)
         write_report(report | {"samples": samples}, loss_curves(cells), folder)
         log_report(tracker, report, folder)
     for table in rich_table(report):
-        console.print(table)
-    console.print(f"report: {folder / 'report.md'}   (follow the runs with `fvl ui`)", soft_wrap=True)
+        show(table)
+    show(f"report: {folder / 'report.md'}   (follow the runs with `fvl ui`)")
     refuse_missing(cells)
     return folder
 
@@ -87,8 +104,8 @@ def launcher_of(config: ComparisonConfig, folder: Path) -> Launcher:
     return LocalLauncher(config.jobs)
 
 
-def score_encoders(encoders: Encoders, console: Console) -> None:
-    """What the shared encoders write about test images, where that is not known yet."""
+def score_encoders(encoders: Encoders, show: Callable[[Table | str], None]) -> None:
+    """Scores what the shared encoders write about test images, where that is not known yet, and shows it."""
     for run in encoders.values():
         if run is None:
             continue
@@ -97,7 +114,7 @@ def score_encoders(encoders: Encoders, console: Console) -> None:
         scores = run.info.get("scores") if known else None
         scores = scores or _scored(run, data, content)
         figures = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        console.print(f"encoder {run.path} on the test split: {figures}", soft_wrap=True)
+        show(f"encoder {run.path} on the test split: {figures}")
 
 
 def _scored(run: RunFolder, data: Any, content: str) -> dict[str, float]:

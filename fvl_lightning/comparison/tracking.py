@@ -11,7 +11,6 @@ from typing import Any
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.report.figures import mass_figure
 from fvl_lightning.comparison.report.report import FILES
-from fvl_lightning.comparison.worker import mass_curves
 from fvl_lightning.core.config.loading import as_plain, config_hash
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.runs.folder import RunFolder
@@ -80,7 +79,7 @@ def log_report(tracker: Tracker, report: dict[str, Any], folder: Path) -> None:
     masses = {}
     for arm, entry in report["arms"].items():
         last = list(entry["runs"].values())[-1]
-        if curves := mass_curves(RunFolder(Path(last))):
+        if curves := RunFolder(Path(last)).source_weights():
             masses[arm] = curves
     if masses:
         tracker.log_figure(mass_figure(masses), "source_mass.png")

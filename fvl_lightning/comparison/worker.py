@@ -98,7 +98,7 @@ def score_cell(runs: list[RunFolder], spec: dict[str, Any]) -> dict[str, Any]:
         "tokens_per_second": info["tokens_per_second"],
         "peak_memory_bytes": max(run.info["peak_memory_bytes"] for run in runs),
         "seconds": sum(run.info["seconds"] for run in runs),
-        "mass": {name: curve[-1][1] for name, curve in mass_curves(last).items()},
+        "mass": {name: curve[-1][1] for name, curve in last.source_weights().items()},
     }
     rows = [
         {"index": a.question.index, "kind": a.question.kind, "question": question_text(a),
@@ -137,13 +137,6 @@ def question_text(answer: Answer) -> str:
     """The words of a question, without its image part."""
     content = answer.question.prompt_messages[-1]["content"]
     return content if isinstance(content, str) else " ".join(p["text"] for p in content if p["type"] == "text")
-
-
-def mass_curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
-    """{source: [(step, mass)]} of a run whose fusion reports them."""
-    sources = run.config["encoder"]["sources"]
-    curves = {source: run.curve(f"mass/{source}") for source in sources}
-    return {source: curve for source, curve in curves.items() if curve}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Everything an experiment file can say, on one screen; the slots' own fields are beside their classes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -7,7 +8,8 @@ from fvl_lightning.core.addresses import refuse_login
 from fvl_lightning.core.atomic import check_folder_name
 from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.config.fields import MAX_SEED, changes, number
-from fvl_lightning.core.config.loading import slot
+from fvl_lightning.core.config.files import OVERRIDES
+from fvl_lightning.core.config.loading import as_overrides, as_plain, merge_layers, slot
 from fvl_lightning.core.errors import unknown_name
 
 COMPONENTS = ("encoder", "fusion", "projector", "language_model")
@@ -202,3 +204,14 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         check_folder_name(self.name, "name")
+
+    def with_overrides(self, *overrides: str | Mapping[str, Any]) -> "ExperimentConfig":
+        """Returns a checked copy with overrides applied: "key=value" words, or mappings {dotted key: value}.
+
+        A variant (`variants:` of a file) can be chosen only where the file is loaded.
+
+        Raises:
+            ConfigError: an unknown key or name, or a wrong type; one sentence with the key.
+        """
+        layer = ("the experiment", as_plain(self))
+        return merge_layers(ExperimentConfig, [layer], as_overrides(overrides), OVERRIDES)

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from datamodules.base import BatchConfig, BatchData
+from datamodules.base import BatchData
+from datamodules.batching.config import BatchConfig
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.items import Piece
 from datamodules.encoding.messages import Message, image_parts, parts_of

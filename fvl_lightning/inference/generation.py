@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from datamodules.encoding.messages import Message
-from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.modeling.build import BuiltModel, LoadedModel
 
 
@@ -28,6 +28,16 @@ class Sampling:
     """Words are drawn among the likeliest that have this probability together."""
     beams: int = 1
     """Answers that are pursued at once, of which the likeliest is given."""
+
+    def __post_init__(self) -> None:
+        for name, valid, allowed in (
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("beams", self.beams >= 1, "at least 1"),
+        ):
+            if not valid:
+                raise ConfigError(f"{name}: expected a number {allowed}, found {getattr(self, name)}")
 
     @property
     def words(self) -> dict[str, Any]:

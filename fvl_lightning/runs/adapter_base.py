@@ -1,9 +1,10 @@
-"""The base model under the adapters of a run or a folder."""
+"""The base model under the adapters of a run."""
 
 from pathlib import Path
 from typing import Any
 
 from fvl_lightning.core.atomic import atomic_directory
+from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import COMPONENTS
 from fvl_lightning.modeling.adapters.folders import is_adapter_folder, is_model_folder
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
@@ -13,17 +14,25 @@ from fvl_lightning.stages.language import LanguageStage
 from fvl_lightning.training.lora import adapted
 
 
-def attach_trainable_adapters(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) -> None:
-    """Puts adapters beside what is lora.
+def attach_trainable_adapters(stage: Stage, parents: list[dict[str, Any]], run: RunFolder | None) -> None:
+    """Attaches adapters to the components that `trainable` calls lora.
 
-    Their base is the one model folder that all weights came from; where there is none, it is kept in the run's folder
-    as `base`, or nobody could load what was trained.
+    Their base is the one model folder that all weights came from. Where there is none, the model as it is now is saved
+    as `base` in the run folder, since the adapters could not be loaded without it.
+
+    Raises:
+        ConfigError: a base must be saved, and there is no run folder.
     """
     if not adapted(stage.trainable):
         return
     assert isinstance(stage, LanguageStage)
     base = _origin(stage, parents)
     if base is None:
+        if run is None:
+            raise ConfigError(
+                "init_from: adapters without a run folder need one whole model as their base, name a model folder or "
+                "a finished run that has all components, or use `train`"
+            )
         base = run.path / "base"
         if not base.exists():
             with atomic_directory(base) as folder:
@@ -32,22 +41,22 @@ def attach_trainable_adapters(stage: Stage, run: RunFolder, parents: list[dict[s
 
 
 def _origin(stage: Stage, parents: list[dict[str, Any]]) -> Path | None:
-    """The model folder that holds the stage's model as it is now."""
+    """Returns the model folder that holds the stage's model as it is now; None if no folder does."""
     last = parents[-1] if parents else {"components": []}
     if set(last["components"]) != set(COMPONENTS):
         return None
     folder = Path(last["run"]) if is_model_folder(Path(last["run"])) else RunFolder(Path(last["run"])).model
     if is_adapter_folder(folder):
         return None
-    # The same weights may be read in another way, with other prompts for instance.
-    same = _says(FlorenceVLConfig.from_pretrained(folder)) == _says(stage.model.config)
+    # The same weights compute something else under another configuration, with other prompts for instance.
+    same = _computation(FlorenceVLConfig.from_pretrained(folder)) == _computation(stage.model.config)
     return folder if same else None
 
 
-def _says(config: FlorenceVLConfig) -> dict[str, Any]:
-    """What a configuration says of what is computed."""
-    said = {key: value for key, value in config.to_diff_dict().items() if key in FlorenceVLConfig.__annotations__}
+def _computation(config: FlorenceVLConfig) -> dict[str, Any]:
+    """Returns the fields of a configuration that decide what the model computes."""
+    fields = {key: value for key, value in config.to_diff_dict().items() if key in FlorenceVLConfig.__annotations__}
     text = config.get_text_config().to_diff_dict()
     for key in ("architectures", "dtype", "transformers_version"):
         text.pop(key, None)
-    return said | {"text_config": text}
+    return fields | {"text_config": text}

@@ -35,7 +35,7 @@ def checkpoint_model(reference: str, which: Which) -> Iterator[Path]:
     path = chosen_checkpoint(run, which)
     stage, parents = weighted_stage(check_config(ExperimentConfig, run.config), Ranks())
     stage.asking = Asking(**run.info.get("asking", {}))
-    attach_trainable_adapters(stage, run, parents)
+    attach_trainable_adapters(stage, parents, run)
     stage.take_weights(read_checkpoint(path), f"--checkpoint {which}")
     with tempfile.TemporaryDirectory(prefix=".export-", dir=run.path) as folder:  # beside the base of an adapter
         stage.save_model(Path(folder))

@@ -31,6 +31,12 @@ from fvl_lightning.training.checkpointing.files import LAST, is_whole, present_c
 
 logger = logging.getLogger(__name__)
 
+NO_METRICS = {"step", "time", "note"}
+"""The keys of a line in metrics.jsonl that are no metrics."""
+WEIGHT = "mass/"
+"""The metrics `mass/<source>` are the weights of the sources."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths and records of one run."""
@@ -211,6 +217,19 @@ class RunFolder:
             if name in entry:
                 points[entry["step"]] = entry[name]
         return sorted(points.items())
+
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        """Returns {metric: [(step, value)]} of all logged metrics, in the order in which they were first logged."""
+        points: dict[str, dict[int, float]] = {}
+        for entry in read_metrics(self.metrics):
+            for name in (name for name in entry if name not in NO_METRICS):
+                points.setdefault(name, {})[entry["step"]] = entry[name]
+        return {name: sorted(values.items()) for name, values in points.items()}
+
+    def source_weights(self) -> dict[str, list[tuple[int, float]]]:
+        """Returns {source: [(step, weight in [0, 1])]}; empty for a fusion that does not weight its sources."""
+        curves = self.curves()
+        return {name.removeprefix(WEIGHT): curve for name, curve in curves.items() if name.startswith(WEIGHT)}
 
     @property
     def _number(self) -> int:

@@ -4,13 +4,11 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from datamodules.encoding.question_form import asking_of
 from fvl_lightning.core.atomic import share_file_modes
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import own_rank
@@ -18,7 +16,7 @@ from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.runs.adapter_base import attach_trainable_adapters
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.resume import identity_of, run_folder, saved_position
-from fvl_lightning.runs.setup import attach_features, data_context, prepare_data, weighted_stage
+from fvl_lightning.runs.setup import build_training, prepare_data
 from fvl_lightning.runs.tracking import note_trouble, tracked
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.metrics_log import JsonlLogger
@@ -72,16 +70,11 @@ def run_training(
     with init_process_group(experiment.trainer) as ranks:
         stopped = ranks.broadcast_from_rank0(lambda: stopped)
         ranks.broadcast_from_rank0(lambda: begin_tracking(experiment, stopped))
-        data = ranks.rank0_first(lambda: prepare_data(experiment))
-        stage, parents = weighted_stage(experiment, ranks)
         checkpoint = ranks.broadcast_from_rank0(lambda: whole_checkpoint(stopped.checkpoints) if stopped else None)
         position = saved_position(checkpoint) if checkpoint else 0
-        context = data_context(stage.model, stage.tokenizer, experiment, position)
-        data.connect(replace(context, rank=ranks.rank, world_size=ranks.world_size))
-        stage.asking = ranks.broadcast_from_rank0(lambda: asking_of(data))
-        attach_features(stage, data, experiment, ranks)
+        stage, data, parents = build_training(experiment, ranks, position)
         run = ranks.broadcast_from_rank0(lambda: run_folder(experiment, data, stopped))
-        ranks.rank0_first(lambda: attach_trainable_adapters(stage, run, parents))
+        ranks.rank0_first(lambda: attach_trainable_adapters(stage, parents, run))
         ranks.broadcast_from_rank0(lambda: record_model(stage, run, parents))
         with ExitStack() as followed:
             tracker = None

@@ -1,9 +1,12 @@
 """Data, stage and initial weights of an experiment."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from datamodules.base import BatchData
+from datamodules.encoding.question_form import asking_of
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import DataContext, ImageSpec
@@ -37,6 +40,27 @@ def build_stage(experiment: ExperimentConfig, device: str = "cpu") -> Stage:
     if experiment.stage is None:
         raise ConfigError("stage: the experiment names no stage, write for instance `stage: finetune`")
     return experiment.stage.component.build(experiment, device)
+
+
+def build_training(
+    experiment: ExperimentConfig, ranks: Ranks, position: int = 0
+) -> tuple[Stage, BatchData, list[dict[str, Any]]]:
+    """Returns the stage with its initial weights, the data connected to it, and which component came from which run.
+
+    Args:
+        position: samples that earlier steps of a resumed run have consumed.
+
+    Raises:
+        ConfigError: components that do not fit each other, the data or the stage.
+        DataError: shards or weights that are missing or broken.
+    """
+    data = ranks.rank0_first(lambda: prepare_data(experiment))
+    stage, parents = weighted_stage(experiment, ranks)
+    context = data_context(stage.model, stage.tokenizer, experiment, position)
+    data.connect(replace(context, rank=ranks.rank, world_size=ranks.world_size))
+    stage.asking = ranks.broadcast_from_rank0(lambda: asking_of(data))
+    attach_features(stage, data, experiment, ranks)
+    return stage, data, parents
 
 
 def weighted_stage(experiment: ExperimentConfig, ranks: Ranks) -> tuple[Stage, list[dict[str, Any]]]:

@@ -11,6 +11,7 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from datamodules.base import BatchData
 from datamodules.encoding.question_form import Asking
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import REPEATED, ExperimentConfig, LoraConfig
@@ -83,7 +84,7 @@ class Stage(LightningModule, ABC):
         self._step_losses: list[Tensor] = []
         self._step_keys: list[tuple[str, ...]] = []
         self._random_states: dict[str, Tensor] = {}
-        self._saw_images, self._checked, self._configured = False, False, False
+        self._saw_images = self._checked = self._configured = False
         self.sharded: Sharded | None = None
         self.logged = StepMetrics(tokenizer.pad_token_id)
         self.guard = UpdateGuard(experiment.trainer.max_skipped, experiment.trainer.spike_threshold)
@@ -223,9 +224,8 @@ class Stage(LightningModule, ABC):
     def validation_step(self, batch: Batch | PromptedBatch, batch_index: int) -> None:
         """Adds a batch to the token-weighted validation loss and accuracy."""
         loss, _ = self.compute(batch)
-        tokens = loss.tokens.clamp(min=1)
         self.validation_loss.update(loss.mean, loss.tokens)
-        self.validation_accuracy.update(loss.correct / tokens, loss.tokens)
+        self.validation_accuracy.update(loss.correct / loss.tokens.clamp(min=1), loss.tokens)
         self.validation_datasets.add(loss, batch)
         self.validation_watch.add(loss.sum, batch.keys)
 
@@ -241,7 +241,7 @@ class Stage(LightningModule, ABC):
         values |= {f"validation/loss/{name}": loss for name, loss in losses.items()}
         self.validation_loss.reset()
         self.validation_accuracy.reset()
-        for run_logger in self.loggers:
+        for run_logger in () if self.trainer.sanity_checking else self.loggers:
             run_logger.log_metrics(values, self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -257,16 +257,16 @@ class Stage(LightningModule, ABC):
         checkpoint["threads"] = torch.get_num_threads()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes all back; the data module has been given the position before its loader was made.
+        """Restores all of it, and the position of a data module that the Trainer makes its loaders from.
 
         Raises:
             DataError: what does not learn is no longer what it was, or other things learnt.
         """
         check_checkpoint(checkpoint, self.frozen_hash, self._learning(), "--resume")
-        self.position = checkpoint["position"]
-        self.samples = checkpoint["samples"]
-        self.guard.in_a_row = checkpoint["skipped_in_a_row"]
-        self.guard.recent = checkpoint["recent_updates"]
+        self.position, self.samples = checkpoint["position"], checkpoint["samples"]
+        if isinstance(data := self.trainer.datamodule, BatchData):  # else the loaders begin at the position already
+            data.start_at(self.position)
+        self.guard.in_a_row, self.guard.recent = checkpoint["skipped_in_a_row"], checkpoint["recent_updates"]
         states = checkpoint["random_states"]
         if len(states) == self.trainer.world_size:  # else each rank has a stream of its own seed
             self._random_states = states[self.trainer.global_rank]

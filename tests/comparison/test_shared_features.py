@@ -15,7 +15,7 @@ from rich.console import Console
 
 from datamodules.storage.sample_store import SampleStore
 from datamodules.storage.writer import ShardWriter
-from fvl_lightning.cli import compare
+from fvl_lightning.comparison import run as comparison_run
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import SeedPlan
 from fvl_lightning.comparison.runner import Runner, warm_feature_cache
@@ -159,13 +159,13 @@ def test_an_encoder_is_scored_again_on_other_test_images(tmp_path: Path, monkeyp
             return self.content
 
     data, scores = Data(), iter([{"words": 0.5}, {"words": 0.75}])
-    monkeypatch.setattr(compare, "prepare_data", lambda experiment: data)
-    monkeypatch.setattr(compare, "check_config", lambda schema, config: None)
-    monkeypatch.setattr(compare, "score_encoder", lambda run: next(scores))
-    run, console = RunFolder.create(tmp_path, "encoder", {"stage": {"name": "encoder_pretrain"}}), Console(quiet=True)
+    monkeypatch.setattr(comparison_run, "prepare_data", lambda experiment: data)
+    monkeypatch.setattr(comparison_run, "check_config", lambda schema, config: None)
+    monkeypatch.setattr(comparison_run, "score_encoder", lambda run: next(scores))
+    run = RunFolder.create(tmp_path, "encoder", {"stage": {"name": "encoder_pretrain"}})
     for _ in range(2):
-        compare.score_encoders({0: run}, console)
+        comparison_run.score_encoders({0: run}, comparison_run.show_nothing)
         assert run.info["scores"] == {"words": 0.5}
     data.content = "after"
-    compare.score_encoders({0: run}, console)
+    comparison_run.score_encoders({0: run}, comparison_run.show_nothing)
     assert run.info["scores"] == {"words": 0.75}

@@ -64,7 +64,7 @@ def start(folder: Path, fvl_here: Run, *words: str, stop_after: int | None = Non
     """`fvl compare` with its cells here; what it said, and the cells it ran."""
     launcher = Here(stop_after)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fvl_lightning.cli.compare.LocalLauncher", lambda jobs: launcher)
+        patch.setattr("fvl_lightning.comparison.run.LocalLauncher", lambda jobs: launcher)
         return fvl_here(folder, "compare", "tiny.yaml", *words), launcher.ran
 
 

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 from datamodules.demo.text import KINDS
 from fvl_lightning.comparison.report.figures import mass_figure
-from fvl_lightning.comparison.worker import mass_curves
 from fvl_lightning.core.experiment import COMPONENTS
 from fvl_lightning.evaluation.metrics import normalised
 from fvl_lightning.runs.folder import RunFolder
@@ -140,7 +139,7 @@ def test_the_shares_of_the_sources_are_followed_where_a_fusion_has_them(
 
 
 def test_no_share_lies_outside_of_its_picture(report: Path) -> None:
-    curves = {arm: mass_curves(RunFolder(report / arm / "finetune")) for arm in ("attention", "gated")}
+    curves = {arm: RunFolder(report / arm / "finetune").source_weights() for arm in ("attention", "gated")}
     for panel in mass_figure(curves).axes:
         low, high = panel.get_ylim()
         shown = [float(value) for line in panel.lines for value in line.get_ydata()]

@@ -11,6 +11,8 @@ from fvl_lightning.core.config.yaml_text import plain, read_yaml
 from fvl_lightning.core.errors import ConfigError, first_line, nearest
 
 COMMAND_LINE = "the command line"
+OVERRIDES = "the overrides"
+"""The origin of overrides that are given in Python."""
 Layer = tuple[str, dict[str, Any]]
 """Where it was written, the path of a file or what messages are to say; and what it says,
 with Scalars in it."""

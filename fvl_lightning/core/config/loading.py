@@ -10,7 +10,8 @@ mistake is one sentence (ConfigError).
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fvl_lightning.core.config.field_types import Location, conform, refusal
 from fvl_lightning.core.config.fields import check_numbers
 from fvl_lightning.core.config.files import COMMAND_LINE, Layer, in_file, read_layers
-from fvl_lightning.core.config.merging import MergedLayers, parsed_words, slot_entry
+from fvl_lightning.core.config.merging import MergedLayers, override, parsed_words, slot_entry
 from fvl_lightning.core.config.variants import choose_variants
 from fvl_lightning.core.config.yaml_text import (
     Scalar,
@@ -119,6 +120,18 @@ def merge_layers(
     return check_config(schema, merged.values, merged.origins, folder.parent, merged.texts)
 
 
+def as_overrides(overrides: Iterable[str | Mapping[str, Any]]) -> list[str]:
+    """Returns `key=value` words as they are, and mappings {dotted key: value} as such words.
+
+    A value may be a scalar, a path, a list, a mapping or a dataclass such as LoraConfig.
+    """
+    return [
+        word
+        for one in overrides
+        for word in ([one] if isinstance(one, str) else [override(key, as_plain(value)) for key, value in one.items()])
+    ]
+
+
 def check_config(
     schema: type[Schema],
     values: Mapping[str, Any],
@@ -166,7 +179,7 @@ def as_plain(config: Any) -> Any:
         return {key: as_plain(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
         return [as_plain(value) for value in config]
-    return config
+    return os.fspath(config) if isinstance(config, os.PathLike) else config
 
 
 def config_hash(config: Any) -> str:
