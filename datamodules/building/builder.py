@@ -24,6 +24,7 @@ from datamodules.building.resume_log import Position, ResumeLog
 from datamodules.building.row_to_sample import BuiltSample, Outcome
 from datamodules.sources.base import PassedOver, Refusal, Source
 from datamodules.storage.writer import Length, OpenShard, Shard, whole_size
+from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.errors import ConfigError, DataError, os_error_in_words
 
 log = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ class _Build:
         shards = {split: self.state.shards.get(split, []) for split in sorted(self.config.splits)}
         manifest = Manifest(settings, shards, dict(self.state.refused), dict(self.state.passed_over))
         file = self.output.work / self.output.manifest
-        file.write_text(manifest.to_json(), encoding="utf-8")
+        write_text_atomically(file, manifest.to_json())
         self.output.publish(file)
         return manifest
 

@@ -17,6 +17,7 @@ from datamodules.building.resume_log import NAME as JOURNAL
 from datamodules.storage.index import index_path, save_index, scan_tar
 from datamodules.storage.remote import is_remote, list_names, put_file, read_bytes
 from datamodules.storage.writer import Shard
+from fvl_lightning.core.atomic import rename_into_place
 from fvl_lightning.core.config.loading import as_plain, differences
 from fvl_lightning.core.errors import DataError
 
@@ -119,7 +120,7 @@ class Output:
             file.unlink()
         else:
             file.chmod(0o644)
-            os.replace(file, self._folder / file.name)
+            rename_into_place(file, self._folder / file.name)
 
     def tidy(self, keep: Iterable[str] = ()) -> None:
         """Removes what a run that was killed left in the work folder, but for the journal and what is to be kept."""

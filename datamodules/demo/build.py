@@ -3,8 +3,6 @@
 import hashlib
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from datamodules.demo.record import make_sample
 from datamodules.demo.scenes import ALL_SPLITS, UNSEEN_PAIRS, UNSEEN_WORDS
 from datamodules.demo.tokenizer import save_tokenizer
 from datamodules.storage.writer import ShardWriter
+from fvl_lightning.core.atomic import atomic_directory
 from fvl_lightning.core.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -86,17 +85,9 @@ def _complete(folder: Path, manifest: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def _appearing(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
-    """A folder to fill, which becomes `folder` with its manifest once it is complete; on any error it is removed."""
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        beside.chmod(0o755)
-        yield beside
-        (beside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        try:
-            beside.rename(folder)
-        except OSError:
-            # Another process was faster; what it built is the same, or _complete says what is there instead.
-            if not _complete(folder, manifest):
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    """Yields a folder to fill, which becomes `folder` with its manifest at the end; on any error it is removed."""
+    with atomic_directory(folder, exist_ok=True) as tmp_path:
+        yield tmp_path
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    # Where another process was faster, this checks what it has built.
+    _complete(folder, manifest)

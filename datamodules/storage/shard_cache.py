@@ -11,7 +11,7 @@ from typing import IO
 from filelock import FileLock, Timeout
 
 from datamodules.storage.remote import _COPIED_AT_ONCE, _PATIENCE, _filesystem, _known, _told, remote_version
-from fvl_lightning.core.atomic import atomic_write
+from fvl_lightning.core.atomic import atomic_write, rename_into_place
 from fvl_lightning.core.errors import DataError
 
 
@@ -72,7 +72,7 @@ class ShardCache:
             if found is None:
                 self._fetch(url, version, part)
                 with self._changing():
-                    os.replace(part, path)
+                    rename_into_place(part, path)
                     # Before anyone else may evict it.
                     found = _open_copy(path, size)
             if found is None:

@@ -1,13 +1,13 @@
 """The cells of a comparison: an arm with a seed, its folder, what came of it, and how far it is."""
 
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import config_hash
 from fvl_lightning.runs.folder import RunFolder
 
@@ -109,8 +109,6 @@ class Cell:
             return {}
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
-        beside = self.folder / f".{name}.tmp"
-        beside.write_text(json.dumps(values, indent=2), encoding="utf-8")
-        os.replace(beside, self.folder / name)
+        write_text_atomically(self.folder / name, json.dumps(values, indent=2))
 
 

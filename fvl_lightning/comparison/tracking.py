@@ -11,6 +11,7 @@ from typing import Any
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.report.figures import mass_figure
 from fvl_lightning.comparison.report.report import FILES
+from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import as_plain, config_hash
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.runs.folder import RunFolder
@@ -67,7 +68,7 @@ def _started(config: ComparisonConfig, file: Path, tags: dict[str, str], fresh: 
                 return Tracker.start(uri, experiment, config.name, tags, run_id=earlier["run_id"])
     tracker = Tracker.start(uri, experiment, config.name, tags)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"store": [uri, experiment], "run_id": tracker.run_id}), encoding="utf-8")
+    write_text_atomically(file, json.dumps({"store": [uri, experiment], "run_id": tracker.run_id}))
     return tracker
 
 

@@ -4,13 +4,13 @@
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fvl_lightning.comparison.test_split_log import note_reading
+from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USAGE_ERROR, ConfigError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -31,6 +31,7 @@ def main(specification: Path) -> int:
     quiet_libraries()
     try:
         result = run_cell(json.loads(specification.read_text(encoding="utf-8")), specification.parent)
+        write_text_atomically(specification.with_name("result.json"), json.dumps(result, indent=2))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_USAGE_ERROR
@@ -38,9 +39,6 @@ def main(specification: Path) -> int:
         return EXIT_INTERRUPTED
     except Preempted:
         return EXIT_REQUEUE
-    beside = specification.with_name(".result.json.tmp")
-    beside.write_text(json.dumps(result, indent=2), encoding="utf-8")
-    os.replace(beside, specification.with_name("result.json"))
     return 0
 
 

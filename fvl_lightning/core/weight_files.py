@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fvl_lightning.core.atomic import atomic_write, write_text_atomically
 from fvl_lightning.core.errors import DataError, first_line
 
 LAYOUTS = ("model.safetensors", "pytorch_model.bin")
@@ -78,7 +79,7 @@ def write_weights(folder: Path, values: Mapping[str, Tensor], file_bytes: int) -
         _write_file(folder / file, names, values)
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": sum(value.nbytes for value in values.values())}, "weight_map": weight_map}
-    (folder / f"{LAYOUTS[0]}.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+    write_text_atomically(folder / f"{LAYOUTS[0]}.index.json", json.dumps(index, indent=2))
 
 
 def match_weights(
@@ -200,7 +201,7 @@ def _write_file(path: Path, names: Iterable[str], values: Mapping[str, Tensor]) 
         header[name] = {"dtype": DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % ALIGNMENT)
-    with path.open("wb") as file:
+    with atomic_write(path) as tmp_path, tmp_path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
             file.write(values[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.launchers.base import ONE_THREAD, Task
 from fvl_lightning.launchers.sbatch import check_options, job_name
@@ -30,7 +31,7 @@ class SlurmLauncher:
         for task in tasks:
             task.prepare()
             (task.folder / EXIT_CODE).unlink(missing_ok=True)
-        self.script.write_text(array_script(tasks, self.name, self.jobs, self.options), encoding="utf-8")
+        write_text_atomically(self.script, array_script(tasks, self.name, self.jobs, self.options))
         try:
             with subprocess.Popen(
                 ["sbatch", "--parsable", "--wait", str(self.script)], stdout=subprocess.PIPE, text=True

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.errors import EXIT_REQUEUE, ConfigError
 from fvl_lightning.launchers.sbatch import check_options, job_name
 
@@ -111,9 +112,7 @@ class Job:
         if shutil.which("sbatch") is None:
             raise ConfigError("--slurm: there is no sbatch on this machine; --dry-run shows what it would be given")
         self.output.mkdir(parents=True, exist_ok=True)
-        beside = self.script.with_suffix(".sh.tmp")
-        beside.write_text(self.text(), encoding="utf-8")
-        beside.replace(self.script)
+        write_text_atomically(self.script, self.text())
         done = subprocess.run(
             ["sbatch", "--parsable", str(self.script)], stdout=subprocess.PIPE, text=True, check=False
         )

@@ -14,7 +14,6 @@ import fcntl
 import itertools
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import config_hash
 from fvl_lightning.core.config.yaml_text import write_yaml
 from fvl_lightning.core.errors import ConfigError, DataError, nearest
@@ -56,7 +56,7 @@ class RunFolder:
         except OSError as error:
             where = f"output: the run folder {output / name}"
             raise DataError(f"{where} cannot be created ({error.strerror})") from None
-        run._write("config.yaml", write_yaml(config))
+        write_text_atomically(run.path / "config.yaml", write_yaml(config))
         run.record(status="running", name=name, stage=config["stage"]["name"], config_hash=config_hash(config))
         return run
 
@@ -182,7 +182,7 @@ class RunFolder:
 
     def record(self, **values: Any) -> None:
         """Adds values to run.json."""
-        self._write("run.json", json.dumps({**self.info, **values}, indent=2))
+        write_text_atomically(self.path / "run.json", json.dumps({**self.info, **values}, indent=2))
 
     @property
     def tracking(self) -> Path:
@@ -198,7 +198,7 @@ class RunFolder:
 
     def write_tracking(self, told: dict[str, Any]) -> None:
         """Writes tracking.json."""
-        self._write(self.tracking.name, json.dumps(told, indent=2))
+        write_text_atomically(self.tracking, json.dumps(told, indent=2))
 
     def is_of(self, wanted: RunIdentity) -> bool:
         """Whether the run computes what is wanted."""
@@ -235,14 +235,6 @@ class RunFolder:
     def _number(self) -> int:
         suffix = self.path.name.removeprefix(Path(self.info["name"]).name).removeprefix("-")
         return int(suffix) if suffix.isdecimal() else 1
-
-    def _write(self, name: str, text: str) -> None:
-        beside = self.path / f".{name}.tmp"
-        try:
-            beside.write_text(text, encoding="utf-8")
-            os.replace(beside, self.path / name)
-        except OSError as error:
-            raise DataError(f"{self.path / name} cannot be written ({error.strerror})") from None
 
 
 def _new_folder(path: Path) -> Path:

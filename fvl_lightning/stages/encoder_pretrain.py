@@ -13,6 +13,7 @@ from typing import ClassVar
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import Choice
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -60,5 +61,5 @@ class EncoderPretrainStage(Stage):
         save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()},
                   folder / "model.safetensors")
         text = json.dumps(dataclasses.asdict(self.model.encoder.config), indent=2)
-        (folder / ENCODER_FILE).write_text(text, encoding="utf-8")
+        write_text_atomically(folder / ENCODER_FILE, text)
         self.tokenizer.save_pretrained(folder)

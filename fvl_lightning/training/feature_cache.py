@@ -7,8 +7,6 @@ the key is the hash of identity.json beside them: what the encoder, the pixels a
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from datamodules.images import decoding as images
 from datamodules.images import transforms as pixels
+from fvl_lightning.core.atomic import atomic_directory
 from fvl_lightning.core.config.loading import as_plain
 from fvl_lightning.core.weight_files import weights_hash
 
@@ -135,13 +134,12 @@ def _write_split(
     store = data.store(split)
     counts = [store.image_count(index) for index in range(len(store))]
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    beside.mkdir(parents=True, exist_ok=True)
-    try:
+    # Where another process was faster, its folder has the same content: the key names it.
+    with atomic_directory(target, exist_ok=True) as tmp_path:
         device = next(encoder.parameters()).device
         arrays = {
             name: np.lib.format.open_memmap(
-                beside / f"{name}.npy", mode="w+", dtype=np.float32, shape=(int(offsets[-1]), spec.tokens, spec.dim)
+                tmp_path / f"{name}.npy", mode="w+", dtype=np.float32, shape=(int(offsets[-1]), spec.tokens, spec.dim)
             )
             for name, spec in encoder.specs.items()
         }
@@ -153,12 +151,5 @@ def _write_split(
             progress(split, indices[-1] + 1, len(counts))
         for array in arrays.values():
             array.flush()
-        np.save(beside / "offsets.npy", offsets, allow_pickle=False)
-        (beside / IDENTITY).write_text(identity, encoding="utf-8")
-        os.replace(beside, target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        # Another process was first, with the same content: the key names it.
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        np.save(tmp_path / "offsets.npy", offsets, allow_pickle=False)
+        (tmp_path / IDENTITY).write_text(identity, encoding="utf-8")

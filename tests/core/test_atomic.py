@@ -1,14 +1,16 @@
-"""What a run or a comparison may be called: a folder below `output`, and nothing that leads out of it."""
+"""Atomic files and folders, that nothing is written otherwise, and what a run or a comparison may be called."""
 
-from collections.abc import Callable
+import ast
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fvl_lightning.comparison.config import ComparisonConfig
-from fvl_lightning.core.atomic import check_folder_name
+from fvl_lightning.core.atomic import atomic_directory, atomic_write, check_folder_name, write_text_atomically
 from fvl_lightning.core.config.loading import load_config
-from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 
 GOOD = ["a", "lora[r=8]", "sweep/b", "a b", "a .", "-x", "...", "..x", "50%#?&'\"", "größe", "x" * 200]
@@ -50,3 +52,135 @@ def test_a_configuration_refuses_them_before_anything_is_done(schema: Callable[.
     with pytest.raises(ConfigError) as caught:
         load_config(schema, path)
     assert str(caught.value) == f"configuration in {path}: {REFUSED['../x']}"
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text("old", encoding="utf-8")
+    with atomic_write(path) as new:
+        new.write_text("new", encoding="utf-8")
+        assert list(tmp_path.glob("*.json")) == [path]
+        assert path.read_text(encoding="utf-8") == "old"
+    assert path.read_text(encoding="utf-8") == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_keeps_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_text_atomically(path, "old")
+    with pytest.raises(RuntimeError), atomic_write(path) as new:
+        new.write_text("half", encoding="utf-8")
+        raise RuntimeError
+    assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_permissions_are_those_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with atomic_write(tmp_path / "file") as new:  # as safetensors does
+            new.unlink()
+            new.touch(0o600)
+        with atomic_directory(tmp_path / "folder") as folder:
+            (folder / "open").touch(0o640)
+            (folder / "closed").touch(0o600)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"file": 0o640, "folder": 0o750, "open": 0o640, "closed": 0o640}
+
+
+def test_errors_name_the_file_and_not_its_temporary_path(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/result\.json cannot be written \(Not a directory\)"):
+        write_text_atomically(tmp_path / "file" / "result.json", "")
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(tmp_path / "none" / "result.json"):
+        pass
+    assert caught.value.filename == str(tmp_path / "none" / "result.json")
+
+
+def test_of_two_who_make_a_folder_the_faster_one_wins(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with atomic_directory(out, exist_ok=True) as second:
+        (second / "second").touch()
+        with atomic_directory(out, exist_ok=True) as first:
+            (first / "first").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "first"]
+    with pytest.raises(ConfigError, match="out exists already"), atomic_directory(out):
+        pass
+
+
+STREAMS = {
+    "datamodules/building/builder.py": "the log of refusals, cut back to a position by the resume log",
+    "datamodules/building/processes.py": "rows on their way from one process to another",
+    "datamodules/building/resume_log.py": "JSON Lines",
+    "datamodules/storage/shard_cache.py": "the place in a cache that a download fills, under a lock",
+    "datamodules/storage/writer.py": "a tar that grows, and that a build takes up again",
+    "fvl_lightning/core/atomic.py": "the place of all others",
+    "fvl_lightning/inference/answers_file.py": "JSON Lines",
+    "fvl_lightning/comparison/test_split_log.py": "JSON Lines",
+    "fvl_lightning/launchers/local.py": "the log of a process",
+    "fvl_lightning/launchers/ray.py": "the log of a process",
+    "fvl_lightning/runs/folder.py": "a lock, without content",
+    "fvl_lightning/tracking/metrics_log.py": "JSON Lines",
+}
+"""Files that open something to write it themselves, and what that is."""
+
+ROOT = Path(__file__).parents[2]
+
+
+def writes(tree: ast.AST, atomic: bool = False) -> Iterator[int]:
+    """Lines that write or rename a file, unless they lie in a `with` of atomic_write or atomic_directory."""
+    if isinstance(tree, ast.With):
+        names = {item.context_expr.func.id for item in tree.items if _is_named_call(item.context_expr)}
+        atomic = atomic or bool(names & {"atomic_write", "atomic_directory"})
+    if isinstance(tree, ast.Call) and not atomic and _writes(tree):
+        yield tree.lineno
+    for child in ast.iter_child_nodes(tree):
+        yield from writes(child, atomic)
+
+
+def _is_named_call(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+
+
+def _writes(call: ast.Call) -> bool:
+    where, name = None, getattr(call.func, "id", "")
+    if isinstance(call.func, ast.Attribute):
+        where, name = getattr(call.func.value, "id", ""), call.func.attr
+    if name in ("open", "fdopen"):
+        modes = [*call.args[0 if where not in (None, "os") else 1 :], *(one.value for one in call.keywords)]
+        parts = (node for mode in modes for node in ast.walk(mode))  # a mode may be a choice of two
+        texts = [set(str(node.value)) for node in parts if isinstance(node, ast.Constant)]
+        return any(text & set("wax+") and text <= set("wax+rbt") for text in texts)
+    if name == "replace":  # a string's takes two arguments, that of dataclasses takes keywords
+        return where == "os" or (len(call.args) == 1 and not call.keywords and where != "dataclasses")
+    return name in ("write_text", "write_bytes", "rename", "mkstemp", "mkdtemp", "NamedTemporaryFile")
+
+
+def test_all_files_are_written_through_one_module() -> None:
+    paths = [path for package in ("fvl_lightning", "datamodules") for path in (ROOT / package).rglob("*.py")]
+    found = {path.relative_to(ROOT).as_posix(): list(writes(ast.parse(path.read_text("utf-8")))) for path in paths}
+    found = {path: lines for path, lines in found.items() if lines}
+    assert {path: lines for path, lines in found.items() if path not in STREAMS} == {}
+    assert set(found) == set(STREAMS), "these write nothing any more"
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        ("path.write_text('')", 1),
+        ("open(path, 'w')", 1),
+        ("open(path, mode='ab')", 1),
+        ("path.open('r+b')", 1),
+        ("os.replace(a, b)", 1),
+        ("a.replace(b)", 1),
+        ("with closing(a):\n    a.rename(b)", 1),
+        ("path.open('rb')", 0),
+        ("open('wax')", 0),
+        ("text.replace('a', 'b'), dataclasses.replace(a, b=1)", 0),
+        ("with atomic_write(path) as new, new.open('wb') as file:\n    new.write_text('')", 0),
+    ],
+)
+def test_what_counts_as_writing(code: str, count: int) -> None:
+    assert len(list(writes(ast.parse(code)))) == count

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from fvl_lightning.comparison.report.tables import (
     statistics_grids,
     verdict_section,
 )
+from fvl_lightning.core.atomic import atomic_write
 
 FILES = (
     "report.md", "comparison.json", "comparison.png", "loss_curves.png", "samples.png", "pareto.png", "intervals.png",
@@ -55,9 +55,8 @@ def write_report(comparison: Mapping[str, Any], curves: Mapping[str, Mapping[str
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        beside = folder / f".{name}.tmp"
-        beside.write_bytes(content)
-        os.replace(beside, folder / name)
+        with atomic_write(folder / name) as tmp_path:
+            tmp_path.write_bytes(content)
 
 
 def rich_table(comparison: Mapping[str, Any]) -> list[Table]:

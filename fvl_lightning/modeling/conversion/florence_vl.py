@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from datamodules.encoding.question_form import Asking
-from fvl_lightning.core.atomic import atomic_directory
+from fvl_lightning.core.atomic import atomic_directory, write_text_atomically
 from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_line
 from fvl_lightning.core.weight_files import has_weights, match_weights, read_json, read_weights, write_weights
 from fvl_lightning.encoders.florence2_files import read_image_size
@@ -168,7 +168,7 @@ def read_tokenizer(folder: Path, model_type: str, vocabulary: int) -> Any:
             # Beside the original's config.json, whose type transformers does not know, it would not be read.
             for file in files:
                 shutil.copyfile(file, Path(apart) / file.name)
-            (Path(apart) / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+            write_text_atomically(Path(apart) / "config.json", json.dumps({"model_type": model_type}))
             tokenizer = AutoTokenizer.from_pretrained(apart)
     except Exception as error:  # each tokenizer class refuses broken files in its own way
         raise DataError(f"the tokenizer in {folder} could not be read: {first_line(error)}") from None

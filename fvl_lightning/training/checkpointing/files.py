@@ -7,7 +7,6 @@ best.ckpt       the weights of the lowest validation loss, where they are kept
 """
 
 import logging
-import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import distributed
 
+from fvl_lightning.core.atomic import durable_file, rename_into_place
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.training.checkpointing.sharded import (
     Manifest,
@@ -148,10 +148,8 @@ def _write_whole(checkpoint: dict[str, Any], path: Path) -> None:
     beside = _beside(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove(beside)
-    with beside.open("wb") as file:
+    with durable_file(beside) as file:
         torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
     _put_in_place(path)
 
 
@@ -196,8 +194,8 @@ def _put_in_place(path: Path) -> None:
     before = _aside(path)
     if path.exists():
         _remove(before)
-        os.replace(path, before)
-    os.replace(_beside(path), path)
+        rename_into_place(path, before)
+    rename_into_place(_beside(path), path)
     if path.name != LAST:
         _remove(before)
 

@@ -10,7 +10,6 @@ formats: the index of one is a pickle that is loaded as such, and the other has 
 """
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from fvl_lightning.core.atomic import durable_file
 
 MANIFEST, COMMON, PART = "manifest.json", "common.ckpt", "part-{:05d}.ckpt"
 READ_AT_ONCE = 2**24
@@ -120,10 +121,8 @@ def write_parts(folder: Path, rank: int, common: dict[str, Any] | None, parts: P
 
 def write_manifest(folder: Path, files: Manifest) -> None:
     """What makes the folder a whole checkpoint."""
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump({"files": files}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
+    with durable_file(folder / MANIFEST) as file:
+        file.write(json.dumps({"files": files}, indent=2).encode())
 
 
 def is_whole_folder(folder: Path) -> bool:
@@ -173,11 +172,9 @@ class _Counted:
 
 
 def _write(path: Path, content: Any) -> list[int]:
-    with path.open("wb") as file:
+    with durable_file(path) as file:
         counted = _Counted(file)
-        torch.save(content, counted)  # type: ignore[arg-type]  # of a file it asks for no more than this
-        file.flush()
-        os.fsync(file.fileno())
+        torch.save(content, counted)  # type: ignore[arg-type]  # it needs no more of a file than this
     return [counted.size, counted.checksum]
 
 
