@@ -29,9 +29,9 @@ ROOT = Path(__file__).parents[3]
 PLUGIN = str(Path(__file__).with_name("building_source.py"))
 SCRIPT = """
 import json, sys
-from datamodules.build_config import BuildConfig
-from datamodules.builder import build_shards
-from fvl_lightning.core.config import check_config
+from datamodules.building.config import BuildConfig
+from datamodules.building.builder import build_shards
+from fvl_lightning.core.config.loading import check_config
 config = check_config(BuildConfig, json.loads(sys.argv[1]))
 print("started", flush=True)
 build_shards(config)
@@ -126,6 +126,7 @@ def test_processes_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
         assert started.stdout is not None
         started.stdout.readline()
         while not list((tmp_path / "killed").glob("*.tar")):
+            assert started.poll() is None, "the build ended by itself"
             time.sleep(0.05)
         started.kill()
         # The pipe is at its end once every process that inherited it is gone.
