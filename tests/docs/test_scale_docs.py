@@ -41,7 +41,7 @@ def test_the_launches_of_the_page_were_found() -> None:
 
 
 def test_what_may_change_on_a_resume_is_listed() -> None:
-    paragraph = PAGE[PAGE.index("goes on with others") :].split("may be changed")[0]
+    paragraph = PAGE[PAGE.index("A resumed run may therefore use others") :].split("may be changed")[0]
     named = {f"trainer.{name}" for name in re.findall(r"`(\w+)`", paragraph)}
     assert named == keys_that_change(ExperimentConfig(), "placement")
 
