@@ -1,4 +1,4 @@
-"""The model in a training's checkpoint: of a run that ended before it saved one, or the best instead of the last."""
+"""The model inside a checkpoint: for a run that has not saved its model, or the best model instead of the last."""
 
 import tempfile
 from collections.abc import Iterator
@@ -22,13 +22,13 @@ Which = Literal["last", "best"]
 
 @contextmanager
 def checkpoint_model(reference: str, which: Which) -> Iterator[Path]:
-    """A folder with the model as the run would have saved it, while it is entered.
+    """Yields a temporary folder with the model as the run would have saved it.
 
-    One process builds it in main memory, whatever the run trained on.
+    One process builds it in main memory, on whatever devices the run was trained.
 
     Raises:
-        DataError: no run, or none of its checkpoints is whole.
-        ConfigError: a run that trains an encoder alone.
+        DataError: `reference` is no run, or none of its checkpoints is whole.
+        ConfigError: the run trains an encoder alone.
     """
     run = RunFolder.open(reference)
     check_answers(run)
@@ -37,13 +37,13 @@ def checkpoint_model(reference: str, which: Which) -> Iterator[Path]:
     stage.asking = Asking(**run.info.get("asking", {}))
     attach_trainable_adapters(stage, parents, run)
     stage.take_weights(read_checkpoint(path), f"--checkpoint {which}")
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=run.path) as folder:  # beside the base of an adapter
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=run.path) as folder:  # next to the base of an adapter
         stage.save_model(Path(folder))
         yield Path(folder)
 
 
 def chosen_checkpoint(run: RunFolder, which: Which) -> Path:
-    """Its newest whole checkpoint, or the best one; DataError where there is none."""
+    """Returns the newest whole checkpoint of a run, or the best one; DataError if there is none."""
     if which == "best":
         path = best_checkpoint(run.checkpoints)
         why = "trainer.keep_best keeps one from the first validation on"

@@ -1,11 +1,11 @@
-"""A run's folder: what it was, how far it came, its checkpoints and its model.
+"""The folder of a run: its configuration, its status, its checkpoints and its model.
 
     <output>/<name>/
         config.yaml     the resolved configuration
-        run.json        id, status, stage, hashes, the runs it started from, what was measured
+        run.json        id, status, stage, hashes, the runs it started from, measurements
         metrics.jsonl   one line per logged step
-        tracking.json   what MLflow is told besides
-        checkpoints/    last.ckpt, from which it resumes, and previous.ckpt, the one before
+        tracking.json   what is sent to MLflow besides the metrics
+        checkpoints/    last.ckpt, from which a resume starts, and previous.ckpt, the one before
         model/          safetensors, configuration and tokenizer, once finished
 """
 
@@ -45,10 +45,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, output: Path, name: str, config: dict[str, Any]) -> "RunFolder":
-        """A new folder `<output>/<name>`, numbered where one is there already; no two processes get the same.
+        """Creates the folder `<output>/<name>`, with a number if it exists already; no two processes get the same one.
 
         Raises:
-            DataError: it cannot be made.
+            DataError: the folder cannot be created.
         """
         try:
             run = cls(_new_folder(output / name))
@@ -62,7 +62,7 @@ class RunFolder:
 
     @classmethod
     def named(cls, output: Path, name: str) -> list["RunFolder"]:
-        """The runs of this very name, oldest first; a name may have folders in it, as in sweep/b."""
+        """Returns the runs of exactly this name, oldest first; a name may contain folders, as in sweep/b."""
         first = output / name
         try:
             folders = [path for path in first.parent.iterdir() if path.name.startswith(first.name)]
@@ -73,7 +73,11 @@ class RunFolder:
 
     @classmethod
     def latest(cls, output: Path, name: str, wanted: RunIdentity | None = None) -> "RunFolder":
-        """The newest run of this name, of what is wanted where one of them is that."""
+        """Returns the newest run of this name and of the identity `wanted`, or of this name alone if none has it.
+
+        Raises:
+            DataError: no run has this name.
+        """
         runs = cls.named(output, name)
         if not runs:
             raise DataError(f"--resume: no run named {name} in {output}")
@@ -81,9 +85,9 @@ class RunFolder:
 
     @classmethod
     def reusable(cls, output: Path, name: str, wanted: RunIdentity) -> "RunFolder | None":
-        """The newest run of this name, and of what is wanted, that is finished or can go on; None where there is none.
+        """Returns the newest run of this name and identity that is finished or can be resumed; None if there is none.
 
-        A warning names a run of this very configuration whose plugins or data were others.
+        Logs a warning about a run of the same configuration whose plugins or data have changed since.
         """
         for run in reversed(cls.named(output, name)):
             if wanted.changed_keys(run.config):
@@ -96,10 +100,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, reference: str, output: Path = Path("runs")) -> "RunFolder":
-        """A run by folder, or by its MLflow run id among the folders under `output`.
+        """Opens a run by its folder, or by its MLflow run id among the folders under `output`.
 
         Raises:
-            DataError: neither; the sentence names what is near.
+            DataError: `reference` is neither; the sentence names near ones.
         """
         path = Path(reference)
         if (path / "run.json").is_file():
@@ -120,7 +124,7 @@ class RunFolder:
 
     @property
     def last_checkpoint(self) -> Path:
-        """The checkpoint a resumed run starts from."""
+        """The checkpoint from which a resumed run starts."""
         return self.checkpoints / LAST
 
     @property
@@ -130,12 +134,12 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """JSON Lines of what was logged."""
+        """The metrics log, in JSON Lines."""
         return self.path / "metrics.jsonl"
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration, plain; DataError where it cannot be read."""
+        """The resolved configuration as plain values; DataError if it cannot be read."""
         try:
             return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError):
@@ -143,7 +147,7 @@ class RunFolder:
 
     @property
     def info(self) -> dict[str, Any]:
-        """run.json; DataError where it cannot be read."""
+        """The content of run.json; DataError if it cannot be read."""
         try:
             return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -153,11 +157,11 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end and saved its model."""
+        """Whether the run has ended and has saved its model."""
         return self.info.get("status") == "finished"
 
     def check_finished(self) -> None:
-        """ConfigError where the run has no model yet."""
+        """Raises ConfigError if the run has no model yet."""
         if not self.finished:
             raise ConfigError(
                 f"{self.path} is {self.info.get('status')}, it has no model yet; `--resume` finishes it, and "
@@ -166,10 +170,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other processes from training this run; a kill gives it free, its orphaned workers or not.
+        """Locks the run, so that no other process trains it; the lock ends with this process, even if workers survive.
 
         Raises:
-            DataError: another process trains it.
+            DataError: another process has the lock.
         """
         with (self.path / ".lock").open("w") as file:
             try:
@@ -186,11 +190,11 @@ class RunFolder:
 
     @property
     def tracking(self) -> Path:
-        """What MLflow is told of the run besides its curves."""
+        """The file with everything that is sent to MLflow besides the metrics."""
         return self.path / "tracking.json"
 
     def read_tracking(self) -> dict[str, Any]:
-        """tracking.json; DataError where there is none."""
+        """Returns the content of tracking.json; DataError if there is none."""
         try:
             return json.loads(self.tracking.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -201,17 +205,17 @@ class RunFolder:
         write_text_atomically(self.tracking, json.dumps(told, indent=2))
 
     def is_of(self, wanted: RunIdentity) -> bool:
-        """Whether the run computes what is wanted."""
+        """Returns whether the run has this identity."""
         return not (wanted.changed_keys(self.config) or wanted.changed_inputs(self.info))
 
     def check_resumable(self, wanted: RunIdentity) -> None:
-        """ConfigError or DataError unless the run can go on as what is wanted, and a checkpoint is there."""
+        """Raises ConfigError or DataError unless the run has this identity and a checkpoint to resume from."""
         wanted.check_resumable(self.config, self.info, str(self.path))
         if not present_checkpoints(self.checkpoints):
             raise DataError(f"--resume: {self.path} stopped before its first checkpoint; start it without --resume")
 
     def curve(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of a logged metric; a step logged twice, before and after a resume, counts once."""
+        """Returns (step, value) of a metric; a step that was logged again after a resume has its later value."""
         points: dict[int, float] = {}
         for entry in read_metrics(self.metrics):
             if name in entry:
@@ -238,7 +242,7 @@ class RunFolder:
 
 
 def _new_folder(path: Path) -> Path:
-    """Makes `path`, or the first of path-2, path-3, ... that is free; making it and finding it free are one step."""
+    """Creates `path`, or the first of path-2, path-3, ... that does not exist, in one atomic step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         folder = path if number == 1 else path.with_name(f"{path.name}-{number}")

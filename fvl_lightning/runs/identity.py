@@ -15,22 +15,22 @@ from fvl_lightning.core.plugins import plugin_hashes
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """A configuration that runs are compared with, and what of it may be another."""
+    """A configuration to compare runs with, and the keys at which they may differ."""
 
     config: Mapping[str, Any]
-    """Plain, resolved."""
+    """The resolved configuration as plain values."""
     nothing: Set[str] = frozenset()
-    """Dotted keys that change nothing of what training computes, such as data.workers."""
+    """Dotted keys that do not change what training computes, such as data.workers."""
     placement: Set[str] = frozenset()
-    """Keys that say where the same samples are computed."""
+    """Dotted keys that decide only on which devices the same samples are computed."""
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """{what is read under a name, in words: the hash of its content}."""
+    """{description of an input: the hash of its content}."""
     defaults: Mapping[str, Callable[[], bool]] = field(default_factory=dict)
-    """Keys that have their default, and whether a configuration without them, of an earlier version, meant that."""
+    """Keys at their default, and whether a configuration of an earlier version without the key meant that."""
 
     @classmethod
     def of(cls, experiment: ExperimentConfig, data: str | None = None) -> "RunIdentity":
-        """That of a checked experiment, whose plugins are imported; `data` is the hash of its data's content."""
+        """Returns the identity of a checked experiment; `data` is the hash of the content of its shards."""
         inputs = input_hashes(experiment)
         return cls(
             as_plain(experiment),
@@ -41,23 +41,25 @@ class RunIdentity:
         )
 
     def changed_keys(self, config: Mapping[str, Any]) -> set[str]:
-        """The keys at which a run's `config` differs, less those that change nothing.
+        """Returns the keys at which a run's `config` differs, without those that change nothing.
 
-        A key that was not there yet when the run started had its default, where that does what was done before.
+        A key that did not exist when the run started is taken to have its default, if the default does what was done
+        before.
         """
         changed = set(differences(config, self.config)) - self.nothing
         new = {key for key in changed & set(self.defaults) if _is_absent(config, key)}
         return changed - {key for key in new if self.defaults[key]()}
 
     def changed_inputs(self, info: Mapping[str, Any]) -> list[str]:
-        """Which inputs a run's `info` (run.json) has otherwise; one that either does not know is not compared."""
+        """Returns the inputs that differ in a run's `info` (run.json); one that only one of them has is ignored."""
         before = info.get("inputs", {})
         return [name for name, content in self.inputs.items() if before.get(name, content) != content]
 
     def check_resumable(self, config: Mapping[str, Any], info: Mapping[str, Any], run: str) -> None:
-        """ConfigError or DataError unless a run with this `config` and `info` can go on as what this is.
+        """Raises ConfigError or DataError unless a run with this `config` and `info` can be resumed with this identity.
 
-        The devices may be others, with as many rows in all of their batches: the samples of each step stay the same.
+        The devices may differ as long as all their batches together have the same number of rows, since the samples of
+        each step are then the same.
         """
         changed = self.changed_keys(config)
         if changed & self.placement and _global_rows(config) == _global_rows(self.config):
@@ -76,10 +78,10 @@ class RunIdentity:
 
 
 def input_hashes(experiment: ExperimentConfig) -> dict[str, str]:
-    """{in words: hash} of what an experiment reads under names that stay: its plugins, and folders of this machine.
+    """Returns {description: hash} of the inputs whose content can change under the same name.
 
-    Folders are those of weights and tokenizers that its slots name, and of what it starts from. Of a large file some
-    blocks are read.
+    They are the experiment's plugins and local folders: those of `init_from`, and those of weights and tokenizers that
+    its slots name. A large file is hashed by some of its blocks.
     """
     found = {f"the code of {name}": code for name, code in plugin_hashes(experiment.plugins).items()}
     for name in sorted({*_named_folders(as_plain(experiment)), *experiment.init_from}):
@@ -90,7 +92,7 @@ def input_hashes(experiment: ExperimentConfig) -> dict[str, str]:
 
 
 def _named_folders(plain: Any) -> Iterator[str]:
-    """What stands anywhere under `pretrained` and `tokenizer`, in slots inside others too."""
+    """Yields the values of all keys `pretrained` and `tokenizer`, also in nested slots."""
     for key, value in plain.items() if isinstance(plain, Mapping) else ():
         if key in ("pretrained", "tokenizer") and isinstance(value, str):
             yield value
@@ -98,7 +100,7 @@ def _named_folders(plain: Any) -> Iterator[str]:
 
 
 def _is_absent(config: Mapping[str, Any], key: str) -> bool:
-    """Whether what `key` stands in is there, and the key is not."""
+    """Returns whether the mapping that would contain `key` exists and lacks it."""
     outer, _, name = key.rpartition(".")
     for part in outer.split(".") if outer else ():
         config = config.get(part)  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What a command may call a model: a run by its folder or MLflow id, or a model folder."""
+"""References to a model: a run by its folder or MLflow id, or a model folder."""
 
 import hashlib
 import logging
@@ -20,18 +20,20 @@ MODEL_HELP = "Run (folder or MLflow id), or a model folder, as `fvl import` make
 
 
 def finished_run(reference: str) -> RunFolder:
-    """The run; ConfigError where it has no model yet."""
+    """Opens a run; ConfigError if it has no model yet."""
     run = RunFolder.open(reference)
     run.check_finished()
     return run
 
 
 def model_folder(reference: str) -> Path:
-    """The folder of a model that writes answers: `reference` itself, or that of a finished run, its plugins imported.
+    """Returns the folder of a model that writes answers: `reference` itself, or that of a finished run.
+
+    The plugins of the run are imported.
 
     Raises:
-        DataError: neither a model folder nor a run.
-        ConfigError: a run that is not finished, or that trained an encoder alone.
+        DataError: `reference` is neither a model folder nor a run.
+        ConfigError: the run is not finished, or trains an encoder alone.
     """
     folder = Path(reference)
     if is_model_folder(folder):
@@ -43,13 +45,13 @@ def model_folder(reference: str) -> Path:
 
 
 def check_answers(run: RunFolder) -> None:
-    """ConfigError where the run trains an encoder alone."""
+    """Raises ConfigError if the run trains an encoder alone."""
     if run.info["stage"] == "encoder_pretrain":
         raise ConfigError(f"{run.path} is an encoder without a language model; name a run of a later stage")
 
 
 def answering_model(reference: str) -> LoadedModel:
-    """A model that writes answers, on the GPU where there is one; errors as of model_folder."""
+    """Loads a model that writes answers, on the GPU if there is one; raises the errors of model_folder."""
     loaded = load_model(model_folder(reference))
     say_what_it_has_seen(loaded, reference)
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,13 +59,13 @@ def answering_model(reference: str) -> LoadedModel:
 
 
 def say_what_it_has_seen(loaded: LoadedModel, reference: str) -> None:
-    """Logs a warning where a model has never been asked anything."""
+    """Logs a warning if the model was trained on captions alone."""
     if loaded.processor.asking.get("captions"):
         logger.warning("%s was trained on captions alone: it has seen images and captions, but no question", reference)
 
 
 def start_drawing(seed: int | None) -> None:
-    """What is sampled from here on follows the seed; None for another one each time."""
+    """Seeds the sampling of answers; None takes another seed each time."""
     if seed is None:
         torch.seed()
     else:
@@ -71,8 +73,8 @@ def start_drawing(seed: int | None) -> None:
 
 
 def model_hash(loaded: LoadedModel) -> str:
-    """Names a model by its weights, and by how its processor makes tokens and pixels of a conversation."""
-    # The type is not in the hash of the weights, and the same weights answer otherwise in another one.
+    """Returns a hash of the weights, and of how the processor turns a conversation into tokens and pixels."""
+    # The dtype is not part of the hash of the weights, and the same weights give other answers in another dtype.
     weights = f"{weights_hash(loaded.model.state_dict())} {loaded.model.dtype}"
     tokenizer = loaded.tokenizer.backend_tokenizer.to_str()
     parts = [weights, loaded.processor.to_json_string(), loaded.tokenizer.chat_template, tokenizer]

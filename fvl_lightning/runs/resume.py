@@ -15,10 +15,11 @@ from fvl_lightning.training.checkpointing.files import read_checkpoint
 
 
 def run_folder(experiment: ExperimentConfig, data: Any, stopped: RunFolder | None) -> RunFolder:
-    """The folder of a run that starts; or `stopped`, where its data and its plugins are still what they were.
+    """Creates the folder of a new run; or returns `stopped`, after a check that its inputs have not changed.
 
     Raises:
-        DataError: they have changed.
+        ConfigError: the configuration of `stopped` has changed.
+        DataError: its data, plugins or weights have changed.
     """
     identity = identity_of(experiment, data)
     if stopped is not None:
@@ -30,12 +31,17 @@ def run_folder(experiment: ExperimentConfig, data: Any, stopped: RunFolder | Non
 
 
 def identity_of(experiment: ExperimentConfig, data: Any) -> RunIdentity:
-    """What a run of this experiment on this data, prepared, is told apart by."""
+    """Returns the identity of a run of this experiment on this data, which must be prepared."""
     return RunIdentity.of(experiment, data.content_hash())
 
 
 def stopped_run(experiment: ExperimentConfig) -> RunFolder:
-    """The newest run of this name, where it can go on."""
+    """Returns the newest run of this name.
+
+    Raises:
+        ConfigError: it is finished, or has another configuration.
+        DataError: there is none, its inputs have changed, or it has no checkpoint.
+    """
     identity = RunIdentity.of(experiment)
     run = RunFolder.latest(Path(experiment.output), experiment.name, identity)
     if run.finished:
@@ -45,7 +51,12 @@ def stopped_run(experiment: ExperimentConfig) -> RunFolder:
 
 
 def saved_position(path: Path) -> int:
-    """Samples consumed before a run stopped; refuses to go on with another number of threads on a CPU."""
+    """Returns the number of samples consumed up to a checkpoint.
+
+    Raises:
+        DataError: the file is no checkpoint of this kit.
+        ConfigError: the run used another number of CPU threads, which would give other bits.
+    """
     try:
         checkpoint = read_checkpoint(path)
         saved_threads, position = checkpoint["threads"], checkpoint["position"]

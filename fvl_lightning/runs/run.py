@@ -36,9 +36,9 @@ from fvl_lightning.training.trainer import build_trainer, check_machine
 def reuse_or_train(
     experiment: ExperimentConfig, parent_run_id: str | None = None, tags: Mapping[str, str] | None = None
 ) -> RunFolder:
-    """The newest run of this very configuration, finished where it is not yet; a new one where there is none.
+    """Returns the newest run of this configuration, and finishes it if it is not finished; or trains a new one.
 
-    A run is another one where the code of its plugins, or the content of its data, is no longer what it was.
+    A run whose plugins or data have changed since is not reused.
     """
     run, output = None, Path(experiment.output)
     if RunFolder.named(output, experiment.name):
@@ -53,16 +53,18 @@ def run_training(
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> RunFolder:
-    """Trains one stage from a checked configuration, from where `stopped` was left; returns the finished run.
+    """Trains one stage and returns the finished run.
 
     Args:
-        parent_run_id: the MLflow run above this one.
-        tags: further ones for its MLflow run.
+        experiment: a checked configuration.
+        stopped: the run to resume; None starts a new one.
+        parent_run_id: the id of the parent run in MLflow.
+        tags: further tags of the MLflow run.
 
     Raises:
-        ConfigError, DataError: what the user can mend.
-        KeyboardInterrupt: after Ctrl-C, once the step under way is finished and saved.
-        Preempted: after SIGTERM or SIGUSR1, likewise.
+        ConfigError, DataError: errors that the user can fix.
+        KeyboardInterrupt: after Ctrl-C, once the step under way is finished and a checkpoint is written.
+        Preempted: the same after SIGTERM or SIGUSR1.
     """
     check_machine(experiment.trainer)
     if experiment.trainer.threads is not None:
@@ -89,13 +91,13 @@ def run_training(
 
 
 def begin_tracking(experiment: ExperimentConfig, stopped: RunFolder | None) -> None:
-    """Opens the store of a new run, or nothing is begun."""
+    """Opens the tracking store of a new run first, so that a run never starts without one."""
     if experiment.tracking.enabled and stopped is None:
         open_store(experiment.tracking.uri, experiment.tracking.experiment)
 
 
 def record_model(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) -> None:
-    """What is about to be trained, into run.json."""
+    """Writes the model's size, origin and hash into run.json."""
     counts = count_parameters(stage.model)
     run.record(
         init_from=parents,
@@ -118,9 +120,12 @@ def fit(
     checkpoint: Path | None,
     beats: HeartbeatCallback,
 ) -> None:
-    """The training loop, from `checkpoint` where there is one; after a stop that was asked for it raises who asked.
+    """Runs the training loop, from `checkpoint` if there is one.
 
-    Without a `tracker`, on all ranks but the first, nothing is written, logged or shown.
+    Without a `tracker`, which only rank 0 has, nothing is written, logged or shown.
+
+    Raises:
+        KeyboardInterrupt, Preempted: a signal stopped the training, and a checkpoint is written.
     """
     log = LogWindow(experiment.trainer.log_every)
     signals = StopSignals()
@@ -130,11 +135,11 @@ def fit(
     loggers: list[Any] = [JsonlLogger(run.metrics, tracker)] if tracker else []
     callbacks = [log, *([StepProgress(title, run.path, log)] if tracker else []), checkpoints, beats]
     trainer = build_trainer(experiment.trainer, run.path, loggers, callbacks)
-    torch.manual_seed(experiment.seed + own_rank())  # for dropout; initial values and the data's order have their own
+    torch.manual_seed(experiment.seed + own_rank())  # for dropout; the rest has seeds of its own
     with warnings.catch_warnings(), signals:
-        # Lightning advises more loader workers and names what it does not find; both are choices here.
+        # Lightning advises more loader workers and lists missing hooks; both are choices here.
         warnings.filterwarnings("ignore", module="lightning")
-        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # none of the blocks' outputs is changed
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # no output of a block is changed
         try:
             trainer.fit(
                 stage,
@@ -143,7 +148,7 @@ def fit(
                 ckpt_path=checkpoint,
                 weights_only=True,
             )
-        except SystemExit:  # what Lightning makes of a Ctrl-C that does not wait for the step's end
+        except SystemExit:  # Lightning raises it after a Ctrl-C that does not wait for the end of the step
             (signals.requested or Stop.PERSON).raise_for()
     if tracker:
         speeds = sorted(log.tokens_per_second)
@@ -157,7 +162,7 @@ def fit(
 
 
 def finish(stage: Stage, run: RunFolder) -> None:
-    """Saves the model; a frozen encoder must be the one the run started with."""
+    """Saves the model, after a check that a frozen encoder has not changed."""
     encoder_hash = weights_hash(stage.model.encoder.feature_state())
     frozen = stage.trainable["encoder"] == "frozen"
     assert not frozen or encoder_hash == run.info["encoder_hash"], "the frozen encoder changed during training"

@@ -23,22 +23,27 @@ logger = logging.getLogger(__name__)
 
 
 TRAINING_SPLITS = ["train", "validation"]
-"""What a training run reads."""
+"""The splits that a training run reads."""
 
 
 def prepare_data(experiment: ExperimentConfig) -> Any:
-    """The data module, its shards (and the demo's tokenizer) on disk."""
+    """Returns the data module, with its shards (and the tokenizer of the demo set) on disk.
+
+    Raises:
+        ConfigError: the experiment sets no data.
+        DataError: shards are missing or broken.
+    """
     if experiment.data is None:
-        raise ConfigError("data: the experiment names no data, write for instance `data: {name: shards, root: ...}`")
+        raise ConfigError("data: the experiment sets no data, write for instance `data: {name: shards, root: ...}`")
     data = experiment.data.component(experiment.data.config)
     data.prepare_data()
     return data
 
 
 def build_stage(experiment: ExperimentConfig, device: str = "cpu") -> Stage:
-    """The stage with its initialised model."""
+    """Returns the stage with its initialised model; on the meta device it has shapes without values."""
     if experiment.stage is None:
-        raise ConfigError("stage: the experiment names no stage, write for instance `stage: finetune`")
+        raise ConfigError("stage: the experiment sets no stage, write for instance `stage: finetune`")
     return experiment.stage.component.build(experiment, device)
 
 
@@ -64,9 +69,10 @@ def build_training(
 
 
 def weighted_stage(experiment: ExperimentConfig, ranks: Ranks) -> tuple[Stage, list[dict[str, Any]]]:
-    """The stage, on the first rank with its weights, which the others take over; and what came from where.
+    """Returns the stage with its weights, and which components came from which run.
 
-    Where they are to be sharded the others build shapes alone, or a machine would hold the model once per device.
+    Rank 0 loads the weights, and the other ranks receive them later. If the model is sharded, the other ranks build
+    shapes without values, since a machine would otherwise hold the model once per device.
     """
     shapes = experiment.trainer.sharded and not ranks.first
     stage = build_stage(experiment, "meta" if shapes else "cpu")
@@ -77,7 +83,7 @@ def weighted_stage(experiment: ExperimentConfig, ranks: Ranks) -> tuple[Stage, l
 
 
 def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any]]:
-    """Loads the weights of earlier runs or of model folders into the model; returns what came from where."""
+    """Loads the weights of `init_from` into the model; returns one entry per run or folder, with its components."""
     parents: list[dict[str, Any]] = []
     for reference in experiment.init_from:
         if is_model_folder(Path(reference)):
@@ -101,7 +107,7 @@ def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any
 
 
 def data_context(model: Any, tokenizer: Any, experiment: ExperimentConfig, position: int = 0) -> DataContext:
-    """What the data module must know of the model and the run."""
+    """Returns what the data module must know about the model and the run."""
     encoder = model.encoder
     whole = isinstance(model, FlorenceVLForConditionalGeneration)
     return DataContext(
@@ -116,7 +122,11 @@ def data_context(model: Any, tokenizer: Any, experiment: ExperimentConfig, posit
 
 
 def attach_features(stage: Stage, data: Any, experiment: ExperimentConfig, ranks: Ranks) -> None:
-    """Hands the frozen encoder's cached features to the data, where the experiment asks for them."""
+    """Has the data return cached features of the frozen encoder, if the experiment sets feature_cache.
+
+    Raises:
+        ConfigError: the encoder is trained in this stage.
+    """
     if experiment.feature_cache is None:
         return
     if stage.trainable["encoder"] != "frozen":

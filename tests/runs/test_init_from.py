@@ -20,11 +20,11 @@ def test_a_model_folder_gives_the_weights_of_its_run(tmp_path: Path, tiny_data: 
     for name, start in (("by_run", "runs/first"), ("by_folder", "imported")):
         done = fvl_here(folder, "train", FINETUNE, *TINY, f"name={name}", f"init_from=[{start}]")
         assert done.returncode == 0, done.stderr
-        assert "saw its pictures" not in done.stderr
+        assert "the same images become other" not in done.stderr
     for start in ("runs/first", "imported"):
         other = fvl_here(folder, "train", FINETUNE, *TINY, "name=pad", f"init_from=[{start}]", "data.image_fit=pad")
-        (said,) = [line for line in other.stderr.splitlines() if "saw its pictures" in line]
-        assert f"init_from: {start} saw its pictures with data.image_fit stretch, and here it is pad, so" in said
+        (said,) = [line for line in other.stderr.splitlines() if "the same images become other" in line]
+        assert f"init_from: {start} was trained with data.image_fit stretch, and here it is pad, so that" in said
         assert said.rstrip().endswith("set data.image_fit=stretch to keep them")
     by_run, by_folder = (RunFolder(folder / "runs" / name) for name in ("by_run", "by_folder"))
     weights, others = (load_file(run.model / "model.safetensors") for run in (by_run, by_folder))
