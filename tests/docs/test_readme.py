@@ -1,5 +1,6 @@
 """README.md and the index of docs/: every command runs where the quick demo has run, every link leads somewhere."""
 
+import ast
 import re
 import shlex
 import signal
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+import fvl_lightning
 from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import ROOT, Run
-from tests.docs.readme import README, commands, write_files
+from tests.docs.readme import README, blocks, commands, files, write_files
 
 COMMANDS = commands()
 OTHERS = [words for page in ("demo", "configuration") for words in commands(ROOT / "docs" / f"{page}.md")]
@@ -78,6 +80,25 @@ def test_a_command_of_the_readme_runs(words: list[str], folder: Path, fvl_here: 
         finished = re.search(r"finished: (\S+)", done.stdout)
         assert finished is not None
         assert RunFolder(folder / finished[1]).finished
+
+
+def code() -> str:
+    """The Python of the README that uses the kit, rather than being a file of its own."""
+    (found,) = [block for block in blocks("python") if block not in files().values()]
+    return found
+
+
+def test_the_python_of_the_readme_names_what_there_is() -> None:
+    imported = [node for node in ast.walk(ast.parse(code())) if isinstance(node, ast.ImportFrom)]
+    assert [node.module for node in imported] == ["fvl_lightning"]
+    assert {alias.name for node in imported for alias in node.names} <= set(fvl_lightning.__all__)
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", code()], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
 
 
 def _serve(words: list[str], folder: Path) -> None:
