@@ -6,7 +6,6 @@ what was written after the last line is as if it had never been.
 """
 
 import fcntl
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any, Self
 
 from datamodules.storage.writer import Length, Shard
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.jsonl import append_rows, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +46,12 @@ class ResumeLog:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
-        self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+        self.path.touch()
+        self._lock = self.path.open("rb")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._file.close()
+            self._lock.close()
             raise DataError(f"another process is building into {folder.parent} at this moment") from None
         except OSError as error:
             log.warning("%s can't be locked (%s): start no second build of it", self.path, error.strerror)
@@ -59,9 +60,8 @@ class ResumeLog:
     def begin(self, settings: Mapping[str, Any]) -> None:
         """The first line of a journal that starts anew."""
         self.settings, self.state = settings, State()
-        self._file.seek(0)
-        self._file.truncate()
-        self._append(settings)
+        os.truncate(self.path, 0)
+        append_rows(self.path, [settings], durable=True)
 
     def add(self, split: str, shard: Shard) -> None:
         """A line for a shard that is whole, and for where `state`, which has it already, stands."""
@@ -69,11 +69,11 @@ class ResumeLog:
         lengths = {name: asdict(length) for name, length in state.open.items()}
         line = {"split": split, "shard": asdict(shard), "position": state.position, "open": lengths}
         counts = {"refused": state.refused, "passed_over": state.passed_over}
-        self._append({**line, **counts, "refused_bytes": state.refused_bytes})
+        append_rows(self.path, [{**line, **counts, "refused_bytes": state.refused_bytes}], durable=True)
 
     def close(self) -> None:
         """Lets go of the file, and with it of the lock."""
-        self._file.close()
+        self._lock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -81,27 +81,16 @@ class ResumeLog:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
-    def _append(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
     def _read(self) -> tuple[Mapping[str, Any] | None, State]:
-        content, state = self._file.read(), State()
-        # A line without its end was being written when the build was killed.
-        whole = content[: content.rfind(b"\n") + 1]
-        self._file.seek(len(whole))
-        self._file.truncate()
-        if not whole:
-            return None, state
+        state = State()
         try:
-            settings, *lines = map(json.loads, whole.splitlines())
+            settings, *lines = [*read_rows(self.path)] or [None]
             for line in lines:
                 state.shards.setdefault(line["split"], []).append(Shard(**line["shard"]))
                 state.position = (int(line["position"][0]), int(line["position"][1]))
                 state.open = {split: Length(**length) for split, length in line["open"].items()}
                 state.refused, state.refused_bytes = line["refused"], line["refused_bytes"]
                 state.passed_over = line.get("passed_over", {})
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (DataError, ValueError, KeyError, TypeError, IndexError):
             raise DataError(f"{self.path} is damaged; delete {self.path.parent} and start the build again") from None
         return settings, state

@@ -1,12 +1,12 @@
 """How often a comparison has read the test split: a line in the cell's folder before every time it is scored there."""
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fvl_lightning.comparison.cell import Cell
+from fvl_lightning.core.jsonl import append_rows, read_rows
 
 FILE = "test_readings.jsonl"
 REPORTED = "reported.jsonl"
@@ -26,7 +26,7 @@ def readings_of(folder: Path, cells: Sequence[Cell]) -> dict[str, Any]:
         scored more than once, `others`, the folders of what was scored and is no cell of this comparison any more, and
         `earlier` [{time, changed}], the reports of other cells, with those that are new, gone or configured otherwise.
     """
-    found = {file.parent: _lines(file) for file in sorted(folder.rglob(FILE))}
+    found = {file.parent: list(read_rows(file)) for file in sorted(folder.rglob(FILE))}
     mine = {cell.name: found.pop(cell.folder) for cell in cells if cell.folder in found}
     times = sorted(line["time"] for lines in mine.values() for line in lines)
     return {
@@ -45,7 +45,7 @@ def readings_of(folder: Path, cells: Sequence[Cell]) -> dict[str, Any]:
 
 def _earlier(file: Path, cells: dict[str, str]) -> list[dict[str, Any]]:
     """Reports of other cells than these {name: key}, which are noted as the newest."""
-    reports = _lines(file) if file.is_file() else []
+    reports = list(read_rows(file))
     if not reports or reports[-1]["cells"] != cells:
         _add(file, {"cells": cells})
     return [
@@ -57,9 +57,4 @@ def _earlier(file: Path, cells: dict[str, str]) -> list[dict[str, Any]]:
 
 def _add(file: Path, line: dict[str, Any]) -> None:
     timed = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **line}
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(timed) + "\n")
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    append_rows(file, [timed])

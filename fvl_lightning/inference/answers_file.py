@@ -11,6 +11,7 @@ from typing import Any
 
 from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.jsonl import append_rows, read_rows
 
 
 class AnswersFile:
@@ -27,7 +28,7 @@ class AnswersFile:
         try:
             if beside.is_file():
                 _check(path, settings, beside)
-                self._read()
+                self._count()
             elif path.exists():
                 raise DataError(f"--output: {path} exists, and no {beside.name} beside it says of what; name another")
             else:
@@ -39,31 +40,16 @@ class AnswersFile:
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Adds rows; they are in the file when this returns."""
-        # Half of a surrogate pair, which JSON may hold and UTF-8 may not, comes out as the escape it came in as.
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        with self.path.open("ab") as file:
-            file.write(lines.encode("utf-8", "backslashreplace"))
+        append_rows(self.path, rows)
 
-    def _read(self) -> None:
-        """Counts the rows; what a killed process left of a line is cut off."""
-        if not self.path.exists():
-            self.path.touch()
-        with self.path.open("r+b") as file:
-            whole = 0
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                whole += len(line)
+    def _count(self) -> None:
+        self.path.touch()
+        try:
+            for row in read_rows(self.path):
                 self.done += 1
-                self.failed += _is_error(self.path, self.done, line)
-            file.truncate(whole)
-
-
-def _is_error(path: Path, number: int, line: bytes) -> bool:
-    try:
-        return "error" in json.loads(line)
-    except ValueError:
-        raise DataError(f"--output: line {number} of {path} is not valid JSON; name another file") from None
+                self.failed += "error" in row
+        except DataError as error:
+            raise DataError(f"--output: {error}; name another file") from None
 
 
 def _check(path: Path, settings: dict[str, Any], beside: Path) -> None:

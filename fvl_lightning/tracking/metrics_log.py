@@ -4,17 +4,16 @@ A line is `{"step": 10, "time": <milliseconds since 1970>, <metric>: <value>, ..
 `{"step": 10, "time": ..., "note": {...}}`. What JSON has no number for is written as text: "NaN", "Infinity".
 """
 
-import contextlib
-import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from lightning.pytorch.loggers.logger import Logger
+
+from fvl_lightning.core.jsonl import append_rows, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +40,7 @@ class JsonlLogger(Logger):
     def __init__(self, path: Path, follower: Follower | None = None) -> None:
         super().__init__()
         self._path, self._follower = path, follower
-        self._waiting: list[str] = []
-        _drop_unfinished_line(path)
+        self._waiting: list[dict[str, Any]] = []
 
     @property
     def name(self) -> str:
@@ -79,14 +77,10 @@ class JsonlLogger(Logger):
             self._follower.finalize(status)
 
     def _append(self, entry: dict[str, Any]) -> None:
-        self._waiting.append(json.dumps(entry) + "\n")
-        size = self._path.stat().st_size if self._path.exists() else 0
+        self._waiting.append(entry)
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write("".join(self._waiting))
+            append_rows(self._path, self._waiting)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.truncate(self._path, size)
             if len(self._waiting) == 1:
                 logger.warning("%s cannot be written (%s); its lines wait", self._path, error.strerror)
             return
@@ -94,14 +88,13 @@ class JsonlLogger(Logger):
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a journal, less one that a kill has left unfinished; none where there is no journal."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                entry = json.loads(line)
-                yield {name: float(value) if value in _NO_NUMBERS else value for name, value in entry.items()}
+    """Yields the lines of a metrics log; none where there is no file.
+
+    Raises:
+        DataError: a line is not a JSON object.
+    """
+    for entry in read_rows(path):
+        yield {name: float(value) if value in _NO_NUMBERS else value for name, value in entry.items()}
 
 
 def _written(value: Any) -> Any:
@@ -109,10 +102,3 @@ def _written(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
-
-
-def _drop_unfinished_line(path: Path) -> None:
-    if path.is_file():
-        text = path.read_bytes()
-        if not text.endswith(b"\n"):
-            os.truncate(path, text.rfind(b"\n") + 1)

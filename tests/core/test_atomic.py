@@ -112,16 +112,13 @@ def test_of_two_who_make_a_folder_the_faster_one_wins(tmp_path: Path) -> None:
 STREAMS = {
     "datamodules/building/builder.py": "the log of refusals, cut back to a position by the resume log",
     "datamodules/building/processes.py": "rows on their way from one process to another",
-    "datamodules/building/resume_log.py": "JSON Lines",
     "datamodules/storage/shard_cache.py": "the place in a cache that a download fills, under a lock",
     "datamodules/storage/writer.py": "a tar that grows, and that a build takes up again",
     "fvl_lightning/core/atomic.py": "the place of all others",
-    "fvl_lightning/inference/answers_file.py": "JSON Lines",
-    "fvl_lightning/comparison/test_split_log.py": "JSON Lines",
+    "fvl_lightning/core/jsonl.py": "JSON Lines",
     "fvl_lightning/launchers/local.py": "the log of a process",
     "fvl_lightning/launchers/ray.py": "the log of a process",
     "fvl_lightning/runs/folder.py": "a lock, without content",
-    "fvl_lightning/tracking/metrics_log.py": "JSON Lines",
 }
 """Files that open something to write it themselves, and what that is."""
 
