@@ -42,7 +42,7 @@ _MODULES = {
 }
 """Each public name and the module that is imported for it."""
 
-__all__ = sorted(_MODULES)
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,15 +15,21 @@ CODE = "__fvl_code__"
 
 def import_plugin(name: str, folder: Path) -> str:
     """Imports a module, or a .py file in the YAML's `folder` or the working one; its name, or the file's whole path."""
-    file = next((path for path in (folder / name, Path(name)) if path.is_file()), None)
+    file = plugin_file(name, folder)
     if name.endswith(".py") and file is None:
         raise ConfigError(f"plugins: no file {name} in {folder} or the working directory")
     try:
-        _import_file(file) if file and name.endswith(".py") else importlib.import_module(name)
+        _import_file(file) if file else importlib.import_module(name)
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(f"plugins: {name} could not be imported: {reason}") from error
-    return str(file.resolve()) if file and name.endswith(".py") else name
+    return str(file.resolve()) if file else name
+
+
+def plugin_file(name: str, folder: Path) -> Path | None:
+    """The .py file in `folder` or in the working directory that a plugin names; None for the name of a module."""
+    paths = (folder / name, Path(name)) if name.endswith(".py") else ()
+    return next((path for path in paths if path.is_file()), None)
 
 
 def plugin_hashes(plugins: Iterable[str]) -> dict[str, str]:

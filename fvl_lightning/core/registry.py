@@ -66,16 +66,32 @@ def component(slot: str, name: str, where: str = "") -> type[Any]:
     return _components[slot][name]
 
 
+def registered(slot: str) -> dict[str, type[Any]]:
+    """{name: class} of the components of a slot that have been imported so far."""
+    return dict(_components[slot])
+
+
+def is_loaded(slot: str) -> bool:
+    """Whether every component of a slot has been imported."""
+    return slot in _loaded
+
+
+def slot_package(slot: str) -> str:
+    """The package whose files register the components of a slot; ConfigError where there is no such slot."""
+    if slot not in SLOT_PACKAGES:
+        raise unknown_name("slot", slot, SLOT_PACKAGES, "slot")
+    return SLOT_PACKAGES[slot]
+
+
 def _identity(component: type) -> tuple[str, str]:
     return component.__module__, component.__qualname__
 
 
 def _load(slot: str) -> None:
-    if slot not in SLOT_PACKAGES:
-        raise unknown_name("slot", slot, SLOT_PACKAGES, "slot")
+    package_name = slot_package(slot)
     if slot in _loaded:
         return
-    package = importlib.import_module(SLOT_PACKAGES[slot])
+    package = importlib.import_module(package_name)
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     for entry_point in entry_points(group=f"fvl_lightning.{slot}"):

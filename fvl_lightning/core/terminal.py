@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,6 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
-from transformers.utils.logging import disable_progress_bar
 
 
 def terminal(stderr: bool = False, quiet: bool = False) -> Console:
@@ -50,11 +50,23 @@ def progress_text(field: str) -> TextColumn:
     return TextColumn(f"{{task.{field}}}", markup=False)
 
 
+QUIET_LIBRARIES = ("lightning.pytorch", "lightning.fabric", "alembic", "mlflow", "huggingface_hub")
+"""Libraries of which errors alone are shown."""
+
+
 def quiet_libraries() -> None:
-    """Our own log lines in one form; libraries speak up for warnings only."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    disable_progress_bar()
+    """Shows the kit's log lines in one form, and of libraries errors or warnings only, without progress bars.
+
+    It holds for libraries that are imported before and after: those that set their levels when they are imported read
+    these variables, or write to the root logger's handler.
+    """
+    variables = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_VERBOSITY": "error"}
+    for variable, value in {**variables, "MLFLOW_LOGGING_LEVEL": "ERROR"}.items():
+        os.environ.setdefault(variable, value)
+    if (transformers_logging := sys.modules.get("transformers.utils.logging")) is not None:
+        transformers_logging.disable_progress_bar()
     handler = RichHandler(console=terminal(stderr=True), show_path=False, show_time=False, markup=False)
+    handler.addFilter(lambda record: record.levelno >= logging.ERROR or not record.name.startswith(QUIET_LIBRARIES))
     who = f"rank {own_rank()}: " if own_rank() else ""
     logging.basicConfig(level=logging.WARNING, format=f"{who}%(message)s", handlers=[handler], force=True)
     for name in ("fvl_lightning", "datamodules"):
@@ -62,7 +74,7 @@ def quiet_libraries() -> None:
     if own_rank() > 0:  # it sees what the first rank sees, but for its own samples
         logging.getLogger("fvl_lightning").setLevel(logging.ERROR)
         logging.getLogger("datamodules").setLevel(logging.WARNING)
-    for name in ("lightning.pytorch", "lightning.fabric", "alembic", "mlflow", "huggingface_hub"):
+    for name in QUIET_LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

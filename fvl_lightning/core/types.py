@@ -8,11 +8,14 @@ Shape legend, used in every docstring:
     L  tokens of a prompt or of its target
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from __future__ import annotations  # torch is imported for its types alone, and takes seconds
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 IGNORE_INDEX = -100
 """The label of a position that is not supervised (the convention of torch's cross_entropy and of transformers)."""
@@ -91,7 +94,7 @@ class Batch:
         shown = [self.images] if self.features is None else list(self.features.values())
         return any(x is not None and x.shape[0] > 0 for x in shown)
 
-    def to(self, device: torch.device | str) -> "Batch":
+    def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
         return replace(
             self,
@@ -122,7 +125,7 @@ class PromptedBatch:
         """Every prompted target has one."""
         return True
 
-    def to(self, device: torch.device | str) -> "PromptedBatch":
+    def to(self, device: torch.device | str) -> PromptedBatch:
         """The same batch with its tensors on `device`."""
         return replace(self, images=self.images.to(device), targets=self.targets.to(device))
 

@@ -19,8 +19,8 @@ def field_meanings(config: Any) -> dict[str, str]:
 
 
 def _own_meanings(owner: Any) -> dict[str, str]:
-    try:
-        definition = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    try:  # a class that core.component_files made has its definition with it
+        definition = vars(owner).get("__definition__") or ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
     except OSError:  # a class typed into an interpreter has no source to read
         return {}
     assert isinstance(definition, ast.ClassDef)

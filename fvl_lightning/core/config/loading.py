@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fvl_lightning.core.component_files import ConfigReader
 from fvl_lightning.core.config.field_types import Location, conform, refusal
 from fvl_lightning.core.config.fields import check_numbers
 from fvl_lightning.core.config.files import COMMAND_LINE, Layer, in_file, read_layers
@@ -30,11 +31,13 @@ from fvl_lightning.core.config.yaml_text import (
     texts_under,
     with_texts,
 )
-from fvl_lightning.core.errors import ConfigError, first_line
+from fvl_lightning.core.errors import ConfigError, UserError, first_line
 from fvl_lightning.core.plugins import import_plugin
-from fvl_lightning.core.registry import component, names
+from fvl_lightning.core.registry import component, is_loaded, names
 
 Schema = TypeVar("Schema")
+ConfigLookup = Callable[[str, str, str], Any]
+"""(slot, name, how messages name the place) -> the Config class of a component."""
 AS_WRITTEN = {"as_written": True}
 """The metadata of a field of any values that keeps Scalars, since they go on to fields that may be text."""
 
@@ -66,25 +69,41 @@ class Choice:
         return {"name": self.name, **dataclasses.asdict(self.config), **inner}
 
 
+def imported_config(slot_name: str, name: str, where: str) -> Any:
+    """The Config of a component, which is imported."""
+    return component(slot_name, name, where).Config
+
+
 def choose(
-    slot_name: str, entry: Any, where: str = "", place: Location | None = None, texts: Texts | None = None
+    slot_name: str,
+    entry: Any,
+    where: str = "",
+    place: Location | None = None,
+    texts: Texts | None = None,
+    config_of: ConfigLookup = imported_config,
 ) -> Choice:
     """Checks one slot entry (a name, or a mapping with `name`) against the component's Config.
 
     A Config's field of type dict[str, Any] with the metadata {"slots": <slot>} holds components by names of one's own;
     they are checked, and become Choices, in the same way.
+
+    Args:
+        where: the slot, as messages name it.
+        place: from a key of the entry to where it was written.
+        texts: the characters of the plain scalars in the entry.
+        config_of: finds the Config of a component.
     """
     where = where or slot_name
     fields = slot_entry(entry, where)
     name = fields.pop("name")
     place = place or (lambda key: f"{where}: {key}" if key else where)
     texts = texts or {}
-    config = _to_dataclass(component(slot_name, name, where).Config, fields, place, texts)
+    config = _to_dataclass(config_of(slot_name, name, where), fields, place, texts)
     for key, inner_slot in _inner_slots(config).items():
         for inner_name, inner_entry in getattr(config, key).items():
             inner = _under(f"{key}.{inner_name}", place)
             getattr(config, key)[inner_name] = choose(
-                inner_slot, inner_entry, inner(""), inner, texts_under(texts, f"{key}.{inner_name}")
+                inner_slot, inner_entry, inner(""), inner, texts_under(texts, f"{key}.{inner_name}"), config_of
             )
     return Choice(slot_name, name, config)
 
@@ -116,8 +135,27 @@ def merge_layers(
     for origin, layer in choose_variants(files, words, _field_names(schema)):
         merged.add(layer, _slot_names(schema), origin)
     listed_in = merged.origins.get("plugins", said)
-    folder = (path or Path()) if listed_in == said else Path(listed_in)
-    return check_config(schema, merged.values, merged.origins, folder.parent, merged.texts)
+    folder = ((path or Path()) if listed_in == said else Path(listed_in)).parent
+    _check_before_imports(schema, merged, folder)
+    return check_config(schema, merged.values, merged.origins, folder, merged.texts)
+
+
+def _check_before_imports(schema: type[Any], merged: MergedLayers, folder: Path) -> None:
+    """Finds mistakes with the source files of components alone: importing them takes seconds.
+
+    What this passes is checked again with the imported classes, which have the last word.
+    """
+    slots = _slot_names(schema)
+    if all(map(is_loaded, slots.values())):
+        return
+    config = _to_dataclass(schema, merged.values, _inside("", merged.origins), merged.texts)
+    reader = ConfigReader(vars(config).get("plugins", []), folder)
+    try:
+        _choose_all(config, slots, merged.origins, merged.texts, reader)
+    except UserError:
+        raise
+    except Exception:  # whatever the source files do not answer, the import does
+        return
 
 
 def as_overrides(overrides: Iterable[str | Mapping[str, Any]]) -> list[str]:
@@ -158,13 +196,20 @@ def check_config(
         names(slot_name)  # the kit's own components come first, so that a plugin that takes a name is the one to blame
     # Files by their whole path from here on: a run is opened again from another folder than it was started in.
     plugins[:] = [import_plugin(plugin, folder) for plugin in plugins]
+    _choose_all(config, slots, origins, texts, imported_config)
+    return config
+
+
+def _choose_all(
+    config: Any, slots: Mapping[str, str], origins: Mapping[str, str], texts: Texts, config_of: ConfigLookup
+) -> None:
+    """Puts a Choice in place of every slot's entry."""
     for key, slot_name in slots.items():
         entry = getattr(config, key)
         if entry is not None:
             where = key + _at(f"{key}.name", origins)
-            choice = choose(slot_name, entry, where, _inside(key, origins), texts_under(texts, key))
+            choice = choose(slot_name, entry, where, _inside(key, origins), texts_under(texts, key), config_of)
             setattr(config, key, choice)
-    return config
 
 
 def as_plain(config: Any) -> Any:
@@ -189,7 +234,7 @@ def config_hash(config: Any) -> str:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys in_file which two plain configurations differ, sorted."""
+    """Returns the dotted keys in which two plain configurations differ, sorted."""
     keys: list[str] = []
     for key in sorted(set(one) | set(other)):
         left, right = one.get(key), other.get(key)
