@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from lightning import LightningDataModule
@@ -16,9 +17,10 @@ from datamodules.batching.collate import Collate, prompted_collate, row_collate
 from datamodules.batching.config import BatchConfig
 from datamodules.batching.lengths import joined, measured_items, tell_counts
 from datamodules.batching.loader import (
-    WORKER_TIMEOUT_SECONDS,
+    MIN_SAMPLES_JUDGED,
     BatchDataset,
     BatchLoader,
+    CountingLoader,
     FeatureLookup,
     FiniteBatchLoader,
 )
@@ -57,7 +59,9 @@ class BatchData(LightningDataModule):
 
     config: BatchConfig
     cache: ShardCache | None = None
-    """Where remote shards are kept for a while."""
+    """Where copies of remote shards are kept."""
+    STREAMS: ClassVar[bool] = False
+    """Whether the split train is read as a stream, in which samples have no numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,9 +102,11 @@ class BatchData(LightningDataModule):
         assert lookup is None or self.config.view != "tasks", "prompted targets train the encoder: it needs images"
         self._lookup = lookup
 
-    def train_dataloader(self) -> BatchLoader:
+    def train_dataloader(self) -> CountingLoader:
         """Batches without end from the context's position on, in an order that is a function of seed and position."""
         context, config, parts = self.context, self.config, self.parts("train")
+        if not isinstance(context.position, int):
+            raise DataError("the position to resume from is that of a stream; resume with data: webdataset")
         items = [self._part_items("train", number) for number in range(len(parts))]
         order = GlobalOrder(
             [len(part) for part in items],
@@ -152,7 +158,7 @@ class BatchData(LightningDataModule):
             store = SampleStore(shards, split, self.cache, decode)
             refused = sum(problem.count for problem in store.problems.values())
             whole = len(store) + refused
-            if whole >= WORKER_TIMEOUT_SECONDS and refused > self.config.max_bad_fraction * whole:
+            if whole >= MIN_SAMPLES_JUDGED and refused > self.config.max_bad_fraction * whole:
                 told = ", ".join(f"{reason}: {problem.count}" for reason, problem in store.problems.items())
                 raise DataError(
                     f"{refused} of what the shards of {split} hold can't be read ({told}), more than max_bad_fraction "
@@ -187,13 +193,18 @@ class BatchData(LightningDataModule):
 
     def manifest_hash(self) -> str:
         """Names the data of a training run: the hash of what its two splits hold."""
-        hashes = [self.store(split).manifest_hash() for split in TRAINING_SPLITS]
+        hashes = [self.split_hash(split) for split in TRAINING_SPLITS]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
 
     def content_hash(self, splits: Sequence[str] = TRAINING_SPLITS) -> str:
         """Names what these splits hold, by their bytes too (SampleStore.content_hash); it needs no `connect`."""
-        hashes = [f"{split} {self.store(split).content_hash()}" for split in splits]
+        hashes = [f"{split} {self.split_hash(split, content=True)}" for split in splits]
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
+
+    def split_hash(self, split: str, content: bool = False) -> str:
+        """Names the data of one split; with `content` by its bytes too."""
+        store = self.store(split)
+        return store.content_hash() if content else store.manifest_hash()
 
     def _ends(self, split: str) -> list[int]:
         """The number of the first sample behind each data set."""

@@ -51,9 +51,10 @@ INNER_LAYERS = {
         "building": 3,
         "batching": 3,
         "inspection": 4,
+        "streaming": 4,
         "base": 5,
         "shards": 6,
-        "webdataset": 6,
+        "webdataset": 7,
         "demo": 6,
     },
 }

@@ -16,7 +16,7 @@ from filelock import FileLock
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.batching.loader import WORKER_TIMEOUT_SECONDS, as_is
+from datamodules.batching.loader import MIN_SAMPLES_JUDGED, as_is
 from datamodules.encoding.items import Items
 from datamodules.encoding.views import TOO_LONG, TextView
 from datamodules.storage.sample import SampleError
@@ -73,7 +73,7 @@ def tell_counts(
     bad = sum(count for what, count in items.counts.items() if what.startswith("bad"))
     if len(items) == 0:
         raise DataError(f"no sample of {place} can be used: {told}{_first_bad(store, samples, view) if bad else ''}")
-    if len(samples) >= WORKER_TIMEOUT_SECONDS and bad > max_bad_fraction * len(samples):
+    if len(samples) >= MIN_SAMPLES_JUDGED and bad > max_bad_fraction * len(samples):
         raise DataError(
             f"{bad} of {len(samples)} samples of {place} can't be used ({told}), more than max_bad_fraction "
             f"{max_bad_fraction}{_first_bad(store, samples, view)}; `fvl shards check` names them"

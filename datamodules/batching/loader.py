@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 FeatureLookup = Callable[[str, int], dict[str, Tensor]]
 """(split, sample number) -> {source: [I_sample, N, D]}: a frozen encoder's features of that sample's images."""
 
-WORKER_TIMEOUT_SECONDS = 100
+MIN_SAMPLES_JUDGED = 100
 """Samples seen before the fraction of bad ones is held against the limit; also how far a batch of none is refilled."""
 
 
@@ -71,7 +71,7 @@ class BatchDataset(Dataset[LoadedBatch]):
         loaded = LoadedBatch()
         try:
             samples = [kept for row in rows.rows if (kept := self._read_row(row, loaded))]
-            for step in range(1, WORKER_TIMEOUT_SECONDS + 1):
+            for step in range(1, MIN_SAMPLES_JUDGED + 1):
                 if samples:
                     break
                 loaded.refilled = True
@@ -119,18 +119,56 @@ class Tally:
     last: SampleError | None = None
 
 
-class BatchLoader:
-    """An iterable of batches that counts what its samples were; all counting is done here, not in the workers.
+class CountingLoader:
+    """Counts what the samples of its batches were; all counting is done here, not in the workers.
+
+    Args:
+        max_bad_fraction: the fraction of bad samples above which DataError is raised, with shard and key.
+    """
+
+    def __init__(self, max_bad_fraction: float) -> None:
+        self.max_bad_fraction = max_bad_fraction
+        self.tally = Tally()
+
+    def _counted(self, loaded: LoadedBatch) -> Batch | PromptedBatch:
+        """Returns the batch after counting; DataError where it has none or too many samples were bad."""
+        tally = self.tally
+        first = tally.seen == 0
+        tally.seen += loaded.seen.total()
+        tally.datasets += loaded.seen
+        tally.bad.update(error.reason for error in loaded.bad)
+        tally.truncated += len(loaded.truncated)
+        for error in loaded.bad:
+            log.warning("skipped %s", error)
+            tally.last = error
+        self._note_shortened(loaded.truncated)
+        if loaded.error is not None:
+            raise loaded.error
+        too_many = tally.seen >= MIN_SAMPLES_JUDGED and tally.bad.total() > self.max_bad_fraction * tally.seen
+        if loaded.batch is None or too_many or (first and loaded.refilled):
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in tally.bad.most_common())
+            raise DataError(
+                f"{tally.bad.total()} of {tally.seen} samples can't be used ({reasons}), more than max_bad_fraction "
+                f"{self.max_bad_fraction}; the last is {tally.last}"
+            )
+        return loaded.batch
+
+    def _note_shortened(self, samples: list[int]) -> None:
+        """Takes note of samples that were shortened."""
+
+
+class BatchLoader(CountingLoader):
+    """An iterable of batches, each a function of its rows.
 
     Args:
         rows: what each batch holds, in order.
         workers: processes that read ahead; 0 reads in this one. The batches are the same for any number.
-        max_bad_fraction: the fraction of bad samples above which iterating raises DataError with shard and key.
+        max_bad_fraction: as of CountingLoader.
     """
 
     def __init__(self, dataset: BatchDataset, rows: Iterable[Rows], workers: int, max_bad_fraction: float) -> None:
-        self.dataset, self.rows, self.workers, self.max_bad_fraction = dataset, rows, workers, max_bad_fraction
-        self.tally = Tally()
+        super().__init__(max_bad_fraction)
+        self.dataset, self.rows, self.workers = dataset, rows, workers
         self._shortened = np.zeros(len(dataset.store), dtype=bool)
 
     def __iter__(self) -> Iterator[Batch | PromptedBatch]:
@@ -145,38 +183,16 @@ class BatchLoader:
             generator=torch.Generator(),
         )
         for loaded in loader:
-            self._count(loaded)
-            yield loaded.batch
+            yield self._counted(loaded)
 
-    def _count(self, loaded: LoadedBatch) -> None:
-        tally = self.tally
-        first = tally.seen == 0
-        tally.seen += loaded.seen.total()
-        tally.datasets += loaded.seen
-        tally.bad.update(error.reason for error in loaded.bad)
-        tally.truncated += len(loaded.truncated)
-        for error in loaded.bad:
-            log.warning("skipped %s", error)
-            tally.last = error
-        for sample in loaded.truncated:
-            self._tell_shortened(sample)
-        if loaded.error is not None:
-            raise loaded.error
-        too_many = tally.seen >= WORKER_TIMEOUT_SECONDS and tally.bad.total() > self.max_bad_fraction * tally.seen
-        if loaded.batch is None or too_many or (first and loaded.refilled):
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in tally.bad.most_common())
-            raise DataError(
-                f"{tally.bad.total()} of {tally.seen} samples can't be used ({reasons}), more than max_bad_fraction "
-                f"{self.max_bad_fraction}; the last is {tally.last}"
-            )
-
-    def _tell_shortened(self, sample: int) -> None:
+    def _note_shortened(self, samples: list[int]) -> None:
         """Logs the first, second, fourth, eighth ... of the samples that are shortened, each of which counts once."""
-        if not self._shortened[sample]:
-            self._shortened[sample] = True
-            count = int(np.count_nonzero(self._shortened))
-            if count.bit_count() == 1:
-                log.info("shortened %s to fit sequence_length, %d so far", self.dataset.store.name(sample), count)
+        for sample in samples:
+            if not self._shortened[sample]:
+                self._shortened[sample] = True
+                count = int(np.count_nonzero(self._shortened))
+                if count.bit_count() == 1:
+                    log.info("shortened %s to fit sequence_length, %d so far", self.dataset.store.name(sample), count)
 
 
 class FiniteBatchLoader(BatchLoader):

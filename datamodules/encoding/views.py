@@ -10,7 +10,7 @@ from datamodules.encoding.conversation import ConversationEncoder, EncodedConver
 from datamodules.encoding.items import Piece
 from datamodules.encoding.location_tokens import boxes_as_text, location_bins
 from datamodules.encoding.messages import check_messages, image_parts, shown_again
-from datamodules.storage.sample_store import SampleStore
+from datamodules.storage.sample import Samples
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.types import IGNORE_INDEX, DataContext
 
@@ -51,7 +51,7 @@ class View(ABC):
     """How the samples of a store become tokens. A sample that can't be used raises SampleError."""
 
     @abstractmethod
-    def encode(self, store: SampleStore, piece: Piece) -> Encoded:
+    def encode(self, store: Samples, piece: Piece) -> Encoded:
         """The piece's tokens."""
 
 
@@ -79,7 +79,7 @@ class TextView(View):
         self.sequence_length, self.over_long = sequence_length, over_long
 
     @abstractmethod
-    def measure(self, store: SampleStore, sample: int) -> Measure:
+    def measure(self, store: Samples, sample: int) -> Measure:
         """The pieces a sample is trained on as, with their planned tokens."""
 
 
@@ -94,7 +94,7 @@ class ConversationView(TextView):
         super().__init__(encoder, *arguments, **named)
         encoder.check_template()
 
-    def encode(self, store: SampleStore, piece: Piece) -> Encoded:
+    def encode(self, store: Samples, piece: Piece) -> Encoded:
         """Ids and labels of a conversation, or of some of its turns."""
         i, messages = piece.sample, messages_of(store, piece.sample)
         if piece.turns is None:
@@ -103,7 +103,7 @@ class ConversationView(TextView):
         encoded = self._encoded(store, i, some_turns(messages, *piece.turns))
         return Encoded([self._row(encoded)], encoded.images)
 
-    def measure(self, store: SampleStore, sample: int) -> Measure:
+    def measure(self, store: Samples, sample: int) -> Measure:
         """Without an image decoded."""
         messages = messages_of(store, sample)
         encoded = self._encoded(store, sample, messages)
@@ -116,14 +116,14 @@ class ConversationView(TextView):
         kept_turns = sum(turns[1] - turns[0] for turns, _ in pieces)
         return Measure([*pieces], truncated=kept_turns < len(encoded.turn_ends))
 
-    def _encoded(self, store: SampleStore, i: int, messages: Messages) -> EncodedConversation:
+    def _encoded(self, store: Samples, i: int, messages: Messages) -> EncodedConversation:
         encoded = _located(store, i, self.encoder.encode_turns, messages)
         if not encoded.turn_ends:
             raise store.error(i, "no answer", "no message of the assistant")
         return encoded
 
     def _kept(
-        self, store: SampleStore, i: int, messages: Messages, encoded: EncodedConversation
+        self, store: Samples, i: int, messages: Messages, encoded: EncodedConversation
     ) -> tuple[Messages, EncodedConversation]:
         """The messages up to the last answer that fits, as tokens too; SampleError where there is none."""
         ends, limit = self._ends(encoded), self.sequence_length
@@ -137,7 +137,7 @@ class ConversationView(TextView):
         kept = messages[: _answers(messages)[fitting - 1]]
         return kept, encoded if len(kept) == len(messages) else self._encoded(store, i, kept)
 
-    def _split(self, store: SampleStore, i: int, messages: Messages) -> list[tuple[Turns, int]]:
+    def _split(self, store: Samples, i: int, messages: Messages) -> list[tuple[Turns, int]]:
         """Pieces of as many turns as fit, one after the other; a turn too long for a row of its own is left out."""
         turns = len(_answers(messages))
         pieces: list[tuple[Turns, int]] = []
@@ -176,18 +176,18 @@ class ConversationView(TextView):
 class CaptionView(TextView):
     """The record's `caption` after its images."""
 
-    def encode(self, store: SampleStore, piece: Piece) -> Encoded:
+    def encode(self, store: Samples, piece: Piece) -> Encoded:
         """Ids and labels of a caption."""
         (ids, labels), images, surplus = self._caption(store, piece.sample)
         kept = len(ids) - surplus
         return Encoded([(ids[:kept], labels[:kept])], images, truncated=surplus > 0)
 
-    def measure(self, store: SampleStore, sample: int) -> Measure:
+    def measure(self, store: Samples, sample: int) -> Measure:
         """One piece, however long the caption."""
         (ids, _), images, surplus = self._caption(store, sample)
         return Measure([(None, len(ids) + images * self._more_per_image - surplus)], truncated=surplus > 0)
 
-    def _caption(self, store: SampleStore, i: int) -> tuple[Example, int, int]:
+    def _caption(self, store: Samples, i: int) -> tuple[Example, int, int]:
         """Ids and labels of the whole caption, its images, and how many of its tokens are too many."""
         record = store.record(i)
         if "caption" not in record and "messages" in record:
@@ -214,7 +214,7 @@ class TasksView(View):
         self._tokenizer, self._eos = plain_backend(context.tokenizer, ends=True), context.tokenizer.eos_token_id
         self._bins = location_bins(context.tokenizer) if "grounding" in context.tasks else 0
 
-    def encode(self, store: SampleStore, piece: Piece) -> Encoded:
+    def encode(self, store: Samples, piece: Piece) -> Encoded:
         """The targets of all tasks, each cut where it is too long."""
         i = piece.sample
         images = store.image_count(i)
@@ -233,7 +233,7 @@ class TasksView(View):
         return Encoded(rows, 1, truncated=longest > self.sequence_length)
 
 
-def messages_of(store: SampleStore, i: int) -> Messages:
+def messages_of(store: Samples, i: int) -> Messages:
     """The messages of a sample, checked, with as many image parts as it has images; SampleError otherwise."""
     record = store.record(i)
     messages = record.get("messages")
@@ -269,21 +269,21 @@ def _answers(messages: Messages) -> list[int]:
     return [number + 1 for number, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-def _grounding(store: SampleStore, i: int, record: dict[str, Any], bins: int) -> str:
+def _grounding(store: Samples, i: int, record: dict[str, Any], bins: int) -> str:
     try:
         return boxes_as_text(record["boxes"], bins)
     except (KeyError, TypeError, ValueError):
         raise store.error(i, "no boxes", "expected `boxes` with label and box [x0, y0, x1, y1]") from None
 
 
-def _field(store: SampleStore, i: int, record: dict[str, Any], name: str) -> str:
+def _field(store: Samples, i: int, record: dict[str, Any], name: str) -> str:
     value = record.get(name)
     if not isinstance(value, str):
         raise store.error(i, f"no {name}", f"the JSON has no text '{name}'")
     return value
 
 
-def _located(store: SampleStore, i: int, encode: Callable[..., Result], *content: Any) -> Result:
+def _located(store: Samples, i: int, encode: Callable[..., Result], *content: Any) -> Result:
     """Encodes, with DataErrors turned into ones that name shard and key."""
     try:
         return encode(*content)

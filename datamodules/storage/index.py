@@ -270,5 +270,3 @@ def _check(index: ShardIndex) -> None:
 def _splits(ends: NDArray[np.uint32], length: int) -> bool:
     """Whether `ends` divide a sequence of that length into pieces, none of them empty."""
     return (int(ends[-1]) if len(ends) else 0) == length and bool((np.diff(ends.astype(np.int64), prepend=0) > 0).all())
-
-

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from fvl_lightning.core.atomic import atomic_write
-from fvl_lightning.core.errors import DataError, first_line, nearest
+from fvl_lightning.core.errors import DataError, first_line, nearest, os_error_in_words
 
 PACKAGES = {
     "s3": "s3fs",
@@ -109,6 +109,22 @@ def read_if_there(url: str) -> bytes | None:
             return bytes(files.cat_file(path))
         except (FileNotFoundError, PermissionError):
             return None
+
+
+def open_to_stream(place: str) -> BinaryIO:
+    """Opens a path or URL to be read once from front to back; a URL is read on without a copy on this machine.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+    if not is_remote(place):
+        try:
+            return open(place, "rb")
+        except OSError as error:
+            raise DataError(f"shard {place} cannot be read: {os_error_in_words(error)}") from None
+    with _told(place, "read"):
+        files, path = _filesystem(place)
+        return cast(BinaryIO, files.open(path, "rb", cache_type="readahead"))
 
 
 def put_file(local: Path, url: str) -> None:

@@ -1,23 +1,18 @@
 """Random access to the samples of one split, spread over WebDataset shards."""
 
 import hashlib
-import json
 import logging
-import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from datamodules.images.decoding import decode_image
 from datamodules.storage.content_hash import content_hash
 from datamodules.storage.index import ShardIndex, index_name, mismatch
-from datamodules.storage.sample import RawSample, SampleError
+from datamodules.storage.sample import Decode, RawSample, SampleError, Samples
 from datamodules.storage.shard_cache import ShardCache
 from datamodules.storage.shard_files import ShardFiles, open_indexes
 from datamodules.storage.shard_paths import split_shards
@@ -27,16 +22,11 @@ from fvl_lightning.core.errors import DataError
 
 log = logging.getLogger(__name__)
 
-Decode = Callable[[bytes], NDArray[np.uint8]]
-"""An encoded image -> [height, width, 3] RGB; raises DataError where it can't be decoded."""
-
 _GAP = 64 * 1024  # bytes between the members of a sample that are read over rather than sought over
 _TEXTS = tuple(f".{suffix}".encode() for suffix in TEXTS)
-_SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
-_UNSPEAKABLE = re.compile("[\0\ud800-\udfff]")
 
 
-class SampleStore:
+class SampleStore(Samples):
     """The samples of some shards, numbered through all of them; what of a shard can't be used is left out.
 
     Shards without an index are indexed on first use. Files are opened when first read, in each process for itself, and
@@ -124,29 +114,12 @@ class SampleStore:
                 images.append(content)
         return RawSample(readable(members.key), record, text, images)
 
-    def record(self, i: int) -> dict[str, Any]:
-        """The sample's JSON; for a sample with only a text member, {"caption": that text}.
-
-        Raises:
-            SampleError: no such member, not a JSON object, or a text that is not UTF-8, has a NUL or half a character.
-            DataError: as of `images`.
-        """
+    def text_member(self, i: int) -> tuple[str, bytes] | None:
+        """As of Samples; errors as of `images`, but for those of decoding."""
         members = self._members(i)
         if members.suffixes[0] not in _TEXTS:
-            raise self.error(i, "no JSON")
-        text = self._text(i, bytes(self._contents(i, members.part(0, 1))[0]))
-        if members.suffixes[0] == b".txt":
-            return {"caption": text.strip()}
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise self.error(i, "bad JSON", str(error)) from None
-        if not isinstance(record, dict):
-            raise self.error(i, "bad JSON", f"expected an object, found {type(record).__name__}")
-        # Only escapes can say what UTF-8 can't, and few records have any that could.
-        if _SUSPECT.search(text) and any(map(_UNSPEAKABLE.search, _strings(record))):
-            raise self.error(i, "bad text", "a NUL, or half of a surrogate pair")
-        return record
+            return None
+        return members.suffixes[0][1:].decode(), bytes(self._contents(i, members.part(0, 1))[0])
 
     def image_count(self, i: int) -> int:
         """How many images the sample has; nothing is read."""
@@ -154,15 +127,6 @@ class SampleStore:
         index, suffixes = self._indexes[shard], self._suffixes[shard]
         first, last = index.members(row)
         return sum(suffixes[code] not in _TEXTS for code in index.suffix_codes[first:last].tolist())
-
-    def images(self, i: int) -> list[NDArray[np.uint8]]:
-        """The sample's images in order, each [height, width, 3] RGB.
-
-        Raises:
-            SampleError: an image that can't be decoded, or a tar that has become shorter.
-            DataError: the shard can't be read, or is not the one its index was made of.
-        """
-        return [self._decode(i, suffix, encoded) for suffix, encoded in self.encoded_images(i)]
 
     def encoded_images(self, i: int) -> list[tuple[str, bytes]]:
         """(suffix, encoded image) of the sample's images in order; errors as of `read`."""
@@ -231,21 +195,6 @@ class SampleStore:
             contents.append(view[begin : begin + size])
         return contents
 
-    def _text(self, i: int, content: bytes) -> str:
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise self.error(i, "bad text", f"not UTF-8 at byte {error.start}") from None
-        if "\0" in text:
-            raise self.error(i, "bad text", f"NUL at character {text.index(chr(0))}")
-        return text
-
-    def _decode(self, i: int, suffix: str, encoded: bytes) -> NDArray[np.uint8]:
-        try:
-            return self.decode(encoded)
-        except DataError as error:
-            raise self.error(i, "broken image", f"{suffix}: {error}") from None
-
     def _count(self, shard: str, index: ShardIndex) -> None:
         """Adds what a shard has of problems, and logs it."""
         self.ignored.update(index.ignored)
@@ -274,19 +223,6 @@ class _Members(NamedTuple):
     def part(self, begin: int, end: int) -> "_Members":
         """Those from `begin` to before `end`."""
         return _Members(self.shard, self.key, self.suffixes[begin:end], self.offsets[begin:end], self.sizes[begin:end])
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """All texts in a parsed JSON, keys included."""
-    left = [value]
-    while left:
-        found = left.pop()
-        if isinstance(found, str):
-            yield found
-        elif isinstance(found, dict):
-            left += [*found, *found.values()]
-        elif isinstance(found, list):
-            left += found
 
 
 def _in_words(problems: Mapping[str, Problem]) -> str:

@@ -294,5 +294,3 @@ def _order(suffix: str) -> int:
 def readable(name: bytes) -> str:
     """A name for people; bytes that are not UTF-8 are written \\xNN."""
     return name.decode("utf-8", errors="backslashreplace")
-
-

@@ -10,6 +10,7 @@ Shape legend, used in every docstring:
 
 from __future__ import annotations  # torch is imported for its types alone, and takes seconds
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -65,14 +66,27 @@ class FusionOutput:
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
 
 
+Position = int | tuple[int, ...]
+"""Where in the order of the data a batch ends: samples consumed; of a stream, shards passed over of each data set."""
+
+
+def earliest(positions: Sequence[Position]) -> Position:
+    """Returns the position up to which all ranks have come; data set by data set for a stream."""
+    first = positions[0]
+    if isinstance(first, int):
+        return min(position for position in positions if isinstance(position, int))
+    columns = zip(*(position for position in positions if isinstance(position, tuple)), strict=True)
+    return tuple(min(column) for column in columns)
+
+
 @dataclass
 class Batch:
     """Rows of token ids with their images, in the order the image placeholders stand in the rows.
 
     token_ids [B, S] and labels [B, S] int64 (labels: IGNORE_INDEX where unsupervised), padded on the right;
     images [I, 3, P, P] float32 normalised, or features {source: [I, N, D]} of a frozen encoder, computed before;
-    keys: the key of each sample, row by row; position: where in the global order this batch ends, equal on all ranks,
-    from which a stopped run resumes.
+    keys: the key of each sample, row by row; position: where in the order of the data this batch ends, from which a
+    stopped run resumes; equal on all ranks, but for a stream.
 
     positions [B, S] int64 of packed rows: they restart at 0 with each sample, which sees itself alone; None where a
     row is one sample. dataset_ids [B, S] int64, for a mixture: the number in `datasets` of what each token came from.
@@ -83,7 +97,7 @@ class Batch:
     images: Tensor | None
     features: dict[str, Tensor] | None
     keys: tuple[str, ...]
-    position: int
+    position: Position
     positions: Tensor | None = None
     dataset_ids: Tensor | None = None
     datasets: tuple[str, ...] = ()
@@ -118,7 +132,7 @@ class PromptedBatch:
     images: Tensor
     targets: Tensor
     keys: tuple[str, ...]
-    position: int
+    position: Position
 
     @property
     def has_images(self) -> bool:
@@ -136,7 +150,7 @@ class DataContext:
 
     `tokenizer` is a transformers tokenizer: the language model's for conversations and captions, the encoder's own for
     prompted targets. `image_token_id` stands in token_ids once per image token. `tasks` are the encoder's prompts in
-    order. `batch_size` is per rank; `position` is the global count of samples already consumed.
+    order. `batch_size` is per rank; `position` is where the data goes on.
     """
 
     image: ImageSpec
@@ -145,6 +159,6 @@ class DataContext:
     tasks: tuple[str, ...]
     batch_size: int
     seed: int
-    position: int = 0
+    position: Position = 0
     rank: int = 0
     world_size: int = 1

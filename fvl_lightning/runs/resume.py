@@ -9,6 +9,7 @@ import torch
 from fvl_lightning.core.config.loading import as_plain
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.types import Position
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import RunIdentity
 from fvl_lightning.training.checkpointing.files import read_checkpoint
@@ -50,8 +51,8 @@ def stopped_run(experiment: ExperimentConfig) -> RunFolder:
     return run
 
 
-def saved_position(path: Path) -> int:
-    """Returns the number of samples consumed up to a checkpoint.
+def saved_position(path: Path) -> Position:
+    """Returns the position in the data up to which a checkpoint has trained.
 
     Raises:
         DataError: the file is no checkpoint of this kit.

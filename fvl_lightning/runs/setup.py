@@ -9,7 +9,7 @@ from datamodules.base import BatchData
 from datamodules.encoding.question_form import asking_of
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.core.types import DataContext, ImageSpec
+from fvl_lightning.core.types import DataContext, ImageSpec, Position
 from fvl_lightning.modeling.adapters.folders import is_model_folder
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.runs.folder import RunFolder
@@ -106,7 +106,7 @@ def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any
     return parents
 
 
-def data_context(model: Any, tokenizer: Any, experiment: ExperimentConfig, position: int = 0) -> DataContext:
+def data_context(model: Any, tokenizer: Any, experiment: ExperimentConfig, position: Position = 0) -> DataContext:
     """Returns what the data module must know about the model and the run."""
     encoder = model.encoder
     whole = isinstance(model, FlorenceVLForConditionalGeneration)
@@ -131,6 +131,8 @@ def attach_features(stage: Stage, data: Any, experiment: ExperimentConfig, ranks
         return
     if stage.trainable["encoder"] != "frozen":
         raise ConfigError("feature_cache: the encoder trains in this stage, its features change; freeze it or turn off")
+    if data.STREAMS:
+        raise ConfigError("feature_cache: samples of a stream have no numbers to keep features by; use data: shards")
     stage.train()
     folder = Path(experiment.feature_cache)
     cache = ranks.broadcast_from_rank0(lambda: build_feature_cache(stage.model.encoder, data, TRAINING_SPLITS, folder))

@@ -15,7 +15,7 @@ from datamodules.base import BatchData
 from datamodules.encoding.question_form import Asking
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import REPEATED, ExperimentConfig, LoraConfig
-from fvl_lightning.core.types import Batch, PromptedBatch
+from fvl_lightning.core.types import Batch, Position, PromptedBatch, earliest
 from fvl_lightning.modeling.adapters.folders import base_hash
 from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.stages.step_metrics import DatasetMetrics, StepMetrics, WeightedMean
@@ -74,12 +74,12 @@ class Stage(LightningModule, ABC):
         self.validation_loss, self.validation_accuracy = WeightedMean(), WeightedMean()
         self.validation_datasets = DatasetMetrics()
         self.validation_watch = ValidationWatch()
-        self.position = 0
+        self.position: Position = 0
         """Where in the global order the optimiser steps so far end, equal on all ranks; a resumed run goes on there."""
         self.samples: Tensor | int = 0
         """Samples that the optimiser steps so far learned from, over all ranks."""
         self.last_validation_loss: float | None = None
-        self._fetched_position = 0
+        self._fetched_position: Position = 0
         self._step_tokens: list[Tensor] = []
         self._step_losses: list[Tensor] = []
         self._step_keys: list[tuple[str, ...]] = []
@@ -248,7 +248,7 @@ class Stage(LightningModule, ABC):
         """Leaves out what does not learn, but for its hash; adds the position in the data and the random numbers."""
         checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in sorted(self._learning())}
         checkpoint["frozen_hash"] = self.frozen_hash
-        checkpoint["position"] = self.position
+        checkpoint["position"] = earliest(self._of_all_ranks(self.position))
         checkpoint["samples"] = int(self.samples)
         checkpoint["skipped_in_a_row"] = self.guard.in_a_row
         checkpoint["recent_updates"] = self.guard.recent

@@ -12,7 +12,7 @@ import torch
 from lightning import LightningModule, Trainer
 from tokenizers import processors
 
-from datamodules.batching.loader import WORKER_TIMEOUT_SECONDS
+from datamodules.batching.loader import MIN_SAMPLES_JUDGED
 from datamodules.encoding.items import Piece
 from datamodules.shards import ShardsData
 from fvl_lightning.core.config.loading import choose
@@ -351,7 +351,7 @@ def test_too_many_bad_samples_end_the_run(
     batches = iter(loader)
     with pytest.raises(DataError) as error:
         list(batches)
-    assert loader.tally.seen == 8 * -(-WORKER_TIMEOUT_SECONDS // 8)  # not before enough were seen
+    assert loader.tally.seen == 8 * -(-MIN_SAMPLES_JUDGED // 8)  # not before enough were seen
     sentence = str(error.value)
     assert sentence.startswith("5 of 104 samples can't be used (")
     assert "more than max_bad_fraction 0.04; the last is sample 's34' in" in sentence

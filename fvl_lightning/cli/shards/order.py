@@ -9,6 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from fvl_lightning.core.config.loading import load_config
+from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import terminal, visible
 from fvl_lightning.runs.setup import build_stage, data_context, prepare_data
@@ -28,6 +29,8 @@ def order(
     """
     config = load_config(ExperimentConfig, experiment, overrides or ())
     data = prepare_data(config)
+    if data.STREAMS:
+        raise ConfigError("fvl shards order: a stream has no order that is known before it is read; use data: shards")
     stage = build_stage(config, device="meta")
     data.connect(data_context(stage.model, stage.tokenizer, config))
     loader, store = data.train_dataloader(), data.store("train")

@@ -1,0 +1,143 @@
+"""The endless stream of samples of one data set: shards in order, read by their readers, shuffled within blocks."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, islice
+
+from torch.utils.data import get_worker_info
+
+from datamodules.storage.remote import open_to_stream
+from datamodules.storage.sample import Decode, SampleError
+from datamodules.storage.tar_headers import Damaged
+from datamodules.streaming.order import Passed, ShardOrder, SplitByRank, Turn
+from datamodules.streaming.sample import StreamedSample
+from datamodules.streaming.tar_stream import stream_members
+from fvl_lightning.core.errors import DataError
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One sample of a stream, or the error for what stands in its place, with the turn of its shard."""
+
+    turn: Turn
+    sample: StreamedSample | SampleError
+
+
+@dataclass(frozen=True)
+class StreamedSet:
+    """One data set of a stream, for any reader of any rank.
+
+    Attributes:
+        split_by_rank: gives this rank its shards.
+        block: samples that are shuffled together.
+    """
+
+    order: ShardOrder
+    split_by_rank: SplitByRank
+    block: int
+    decode: Decode
+
+    def draws(self) -> tuple[Iterator[Drawn], Passed]:
+        """Returns the samples of this process's shards without end, and which turns they have passed.
+
+        A reader is a worker process, or the training process where there are none.
+        """
+        from datamodules.storage.wds import DataPipeline, split_by_worker
+
+        worker = get_worker_info()
+        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        ranks = self.split_by_rank
+        first = self.order.start + ranks.rank + ranks.world_size * number
+        passed = Passed(first, ranks.world_size * workers)
+        shuffle = partial(shuffled_by_epoch, block=self.block, seed=f"{self.order.seed} {self.order.name} {first}")
+        read = partial(read_shards, passed=passed, decode=self.decode, most_empty=len(self.order.shards))
+        return iter(DataPipeline(self.order.turns, ranks, split_by_worker, read, shuffle)), passed
+
+
+def read_shards(turns: Iterator[Turn], passed: Passed, decode: Decode, most_empty: int) -> Iterator[Drawn]:
+    """Yields the samples of shards in the order of their tars, as webdataset groups them.
+
+    Of a damaged tar the samples before the damage come, but for the last one, and then an error in place of the rest.
+
+    Args:
+        passed: is told which shards are read.
+        most_empty: so many shards without a sample, one after the other, are an error.
+
+    Raises:
+        DataError: a shard cannot be read, or too many hold no sample.
+    """
+    empty = 0
+    for turn in turns:
+        passed.open(turn)
+        empty += 1
+        for found in _samples(turn, decode):
+            passed.add(turn)
+            empty = 0
+            yield Drawn(turn, found)
+        passed.finish(turn)
+        if empty >= most_empty:
+            raise DataError(f"{empty} shards hold no sample (members named <key>.json, <key>.jpg), {turn.shard} last")
+
+
+def _samples(turn: Turn, decode: Decode) -> Iterator[StreamedSample | SampleError]:
+    from datamodules.storage.wds import group_by_keys
+
+    refused: list[SampleError] = []
+
+    def refuse(error: Exception) -> bool:
+        refused.append(SampleError(turn.shard, str(error.args[0]).partition(":")[0], "duplicate member"))
+        return True
+
+    with open_to_stream(turn.shard) as file:
+        members = (
+            {"fname": name, "data": data, "__url__": turn.shard} for name, data in stream_members(file, turn.shard)
+        )
+        try:
+            for fields in group_by_keys(members, handler=refuse):
+                yield from refused
+                refused.clear()
+                content = {suffix: data for suffix, data in fields.items() if not suffix.startswith("__")}
+                yield StreamedSample(turn.shard, fields["__key__"], content, decode)
+        except Damaged as damage:
+            where = damage.detail or f"at byte {damage.place}"
+            refused.append(SampleError(turn.shard, "(the rest)", damage.reason, where))
+    yield from refused
+
+
+def shuffled_by_epoch(draws: Iterator[Drawn], block: int, seed: str) -> Iterator[Drawn]:
+    """Yields the samples shuffled within blocks; all of an epoch come before the first of the next."""
+    for epoch, of_epoch in groupby(draws, key=lambda drawn: drawn.turn.epoch):
+        yield from shuffled(of_epoch, block, random.Random(f"{seed} {epoch}"))
+
+
+def shuffled(draws: Iterator[Drawn], block: int, rng: random.Random) -> Iterator[Drawn]:
+    """Yields samples shuffled within blocks of `block`; each comes at most 2 x block draws after it was read.
+
+    For each sample handed out one is read into the next block, so that reading is even and `block` samples are held.
+    """
+    ready = list(islice(draws, block))
+    while ready:
+        rng.shuffle(ready)
+        following: list[Drawn] = []
+        while ready:
+            yield ready.pop()
+            following += islice(draws, 1)
+        ready = following
+
+
+def interleaved(sources: list[Iterator[Drawn]], shares: list[float]) -> Iterator[tuple[int, Drawn]]:
+    """Yields (number of its data set, sample) without end, so evenly that each set keeps its share of any stretch.
+
+    The set furthest behind its share is drawn from; errors are handed on and do not count.
+    """
+    total, behind = sum(shares), [0.0] * len(shares)
+    while True:
+        behind = [lag + share / total for lag, share in zip(behind, shares, strict=True)]
+        number = behind.index(max(behind))
+        for drawn in sources[number]:
+            yield number, drawn
+            if isinstance(drawn.sample, StreamedSample):
+                break
+        behind[number] -= 1
