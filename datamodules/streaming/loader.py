@@ -47,7 +47,7 @@ class StreamedPiece:
 
 @dataclass
 class StreamedBatch(LoadedBatch):
-    """As LoadedBatch, with the reader that made it and, of each data set, its first turn that is not passed."""
+    """As LoadedBatch, with the reader that made it and, of each data set, its first shard visit that is not passed."""
 
     reader: int = 0
     passed: tuple[int, ...] = ()
@@ -126,7 +126,7 @@ class _Reader:
         return [kept for row in rows if (kept := [sample for sample in row if sample is not None])]
 
     def _encoded(self, piece: StreamedPiece) -> EncodedSample | None:
-        self._passed[piece.dataset].finish(piece.drawn.turn)
+        self._passed[piece.dataset].finish(piece.drawn.visit)
         try:
             encoded = self._dataset.views[piece.dataset].encode(piece.sample, Piece(0, piece.turns))
             images = piece.sample.images(0)[: encoded.images]
@@ -150,14 +150,14 @@ class _Reader:
                 pieces = self._measured(number, drawn) if measure else [StreamedPiece(number, drawn, drawn.sample)]
             except SampleError as error:
                 self._loaded.bad.append(error)
-                self._passed[number].finish(drawn.turn)
+                self._passed[number].finish(drawn.visit)
                 bad_in_a_row += 1
                 if bad_in_a_row >= MIN_SAMPLES_JUDGED:
                     raise DataError(f"{bad_in_a_row} samples in a row can't be used, the last: {error}") from None
                 continue
             bad_in_a_row = 0
             for _ in pieces[1:]:
-                self._passed[number].add(drawn.turn)
+                self._passed[number].add(drawn.visit)
             yield from pieces
 
     def _measured(self, number: int, drawn: Drawn) -> list[StreamedPiece]:
@@ -191,7 +191,7 @@ class _Reader:
 class StreamLoader(CountingLoader):
     """An iterable of a stream's batches without end.
 
-    The position of a batch has, of each data set, how many turns of its endless order all readers of this rank have
+    The position of a batch has, of each data set, how many visits of its endless order all readers of this rank have
     passed; a run that stops after the batch reads on from there.
 
     Args:

@@ -8,7 +8,7 @@ from datamodules.batching.order import epoch_permutation
 
 
 @dataclass(frozen=True)
-class Turn:
+class ShardVisit:
     """One shard at its place in the endless order; `number` counts from 0 through all epochs."""
 
     number: int
@@ -22,7 +22,7 @@ class ShardOrder:
 
     Attributes:
         name: of the data set, "" where it is the only one; the order depends on it, not on the other sets.
-        start: the number of the first turn.
+        start: the number of the first visit.
     """
 
     shards: Sequence[str]
@@ -30,13 +30,13 @@ class ShardOrder:
     name: str = ""
     start: int = 0
 
-    def turns(self) -> Iterator[Turn]:
-        """Yields the turns from `start` on."""
+    def visits(self) -> Iterator[ShardVisit]:
+        """Yields the visits from `start` on."""
         first, skip = divmod(self.start, len(self.shards))
         for epoch in count(first):
             order = epoch_permutation(len(self.shards), self.seed, epoch, self.name).tolist()
             for place in range(skip if epoch == first else 0, len(order)):
-                yield Turn(epoch * len(order) + place, epoch, self.shards[order[place]])
+                yield ShardVisit(epoch * len(order) + place, epoch, self.shards[order[place]])
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ class SplitByRank:
     rank: int
     world_size: int
 
-    def __call__(self, turns: Iterator[Turn]) -> Iterator[Turn]:
-        """Yields every world_size-th turn."""
-        return islice(turns, self.rank, None, self.world_size)
+    def __call__(self, visits: Iterator[ShardVisit]) -> Iterator[ShardVisit]:
+        """Yields every world_size-th visit."""
+        return islice(visits, self.rank, None, self.world_size)
 
 
 class Passed:
-    """Which turns of one data set a reader has passed: those of whose samples none is left to come.
+    """Which visits of one data set a reader has passed: those of whose samples none is left to come.
 
     Args:
-        first: the number of the reader's first turn.
-        stride: how many readers there are; each takes every stride-th turn.
+        first: the number of the reader's first visit.
+        stride: how many readers there are; each takes every stride-th visit.
     """
 
     def __init__(self, first: int, stride: int) -> None:
@@ -68,20 +68,20 @@ class Passed:
 
     @property
     def first_unfinished(self) -> int:
-        """The number of the reader's first turn that is not passed."""
+        """The number of the reader's first visit that is not passed."""
         return next(iter(self._left), self._next)
 
-    def open(self, turn: Turn) -> None:
+    def open(self, visit: ShardVisit) -> None:
         """Notes that a shard is being read."""
-        self._left[turn.number] = 1
-        self._next = turn.number + self._stride
+        self._left[visit.number] = 1
+        self._next = visit.number + self._stride
 
-    def add(self, turn: Turn) -> None:
+    def add(self, visit: ShardVisit) -> None:
         """Notes one more sample of a shard."""
-        self._left[turn.number] += 1
+        self._left[visit.number] += 1
 
-    def finish(self, turn: Turn) -> None:
+    def finish(self, visit: ShardVisit) -> None:
         """Notes that one sample of a shard was handed out or refused, or that the shard was read to its end."""
-        self._left[turn.number] -= 1
-        if not self._left[turn.number]:
-            del self._left[turn.number]
+        self._left[visit.number] -= 1
+        if not self._left[visit.number]:
+            del self._left[visit.number]

@@ -11,7 +11,7 @@ from torch.utils.data import get_worker_info
 from datamodules.storage.remote import open_to_stream
 from datamodules.storage.sample import Decode, SampleError
 from datamodules.storage.tar_headers import Damaged
-from datamodules.streaming.order import Passed, ShardOrder, SplitByRank, Turn
+from datamodules.streaming.order import Passed, ShardOrder, ShardVisit, SplitByRank
 from datamodules.streaming.sample import StreamedSample
 from datamodules.streaming.tar_stream import stream_members
 from fvl_lightning.core.errors import DataError
@@ -19,9 +19,9 @@ from fvl_lightning.core.errors import DataError
 
 @dataclass(frozen=True)
 class Drawn:
-    """One sample of a stream, or the error for what stands in its place, with the turn of its shard."""
+    """One sample of a stream, or the error for what stands in its place, with the visit of its shard."""
 
-    turn: Turn
+    visit: ShardVisit
     sample: StreamedSample | SampleError
 
 
@@ -40,7 +40,7 @@ class StreamedSet:
     decode: Decode
 
     def draws(self) -> tuple[Iterator[Drawn], Passed]:
-        """Returns the samples of this process's shards without end, and which turns they have passed.
+        """Returns the samples of this process's shards without end, and which visits they have passed.
 
         A reader is a worker process, or the training process where there are none.
         """
@@ -53,10 +53,10 @@ class StreamedSet:
         passed = Passed(first, ranks.world_size * workers)
         shuffle = partial(shuffled_by_epoch, block=self.block, seed=f"{self.order.seed} {self.order.name} {first}")
         read = partial(read_shards, passed=passed, decode=self.decode, most_empty=len(self.order.shards))
-        return iter(DataPipeline(self.order.turns, ranks, split_by_worker, read, shuffle)), passed
+        return iter(DataPipeline(self.order.visits, ranks, split_by_worker, read, shuffle)), passed
 
 
-def read_shards(turns: Iterator[Turn], passed: Passed, decode: Decode, most_empty: int) -> Iterator[Drawn]:
+def read_shards(visits: Iterator[ShardVisit], passed: Passed, decode: Decode, most_empty: int) -> Iterator[Drawn]:
     """Yields the samples of shards in the order of their tars, as webdataset groups them.
 
     Of a damaged tar the samples before the damage come, but for the last one, and then an error in place of the rest.
@@ -69,46 +69,46 @@ def read_shards(turns: Iterator[Turn], passed: Passed, decode: Decode, most_empt
         DataError: a shard cannot be read, or too many hold no sample.
     """
     empty = 0
-    for turn in turns:
-        passed.open(turn)
+    for visit in visits:
+        passed.open(visit)
         empty += 1
-        for found in _samples(turn, decode):
-            passed.add(turn)
+        for found in _samples(visit, decode):
+            passed.add(visit)
             empty = 0
-            yield Drawn(turn, found)
-        passed.finish(turn)
+            yield Drawn(visit, found)
+        passed.finish(visit)
         if empty >= most_empty:
-            raise DataError(f"{empty} shards hold no sample (members named <key>.json, <key>.jpg), {turn.shard} last")
+            raise DataError(f"{empty} shards hold no sample (members named <key>.json, <key>.jpg), {visit.shard} last")
 
 
-def _samples(turn: Turn, decode: Decode) -> Iterator[StreamedSample | SampleError]:
+def _samples(visit: ShardVisit, decode: Decode) -> Iterator[StreamedSample | SampleError]:
     from datamodules.storage.wds import group_by_keys
 
     refused: list[SampleError] = []
 
     def refuse(error: Exception) -> bool:
-        refused.append(SampleError(turn.shard, str(error.args[0]).partition(":")[0], "duplicate member"))
+        refused.append(SampleError(visit.shard, str(error.args[0]).partition(":")[0], "duplicate member"))
         return True
 
-    with open_to_stream(turn.shard) as file:
+    with open_to_stream(visit.shard) as file:
         members = (
-            {"fname": name, "data": data, "__url__": turn.shard} for name, data in stream_members(file, turn.shard)
+            {"fname": name, "data": data, "__url__": visit.shard} for name, data in stream_members(file, visit.shard)
         )
         try:
             for fields in group_by_keys(members, handler=refuse):
                 yield from refused
                 refused.clear()
                 content = {suffix: data for suffix, data in fields.items() if not suffix.startswith("__")}
-                yield StreamedSample(turn.shard, fields["__key__"], content, decode)
+                yield StreamedSample(visit.shard, fields["__key__"], content, decode)
         except Damaged as damage:
             where = damage.detail or f"at byte {damage.place}"
-            refused.append(SampleError(turn.shard, "(the rest)", damage.reason, where))
+            refused.append(SampleError(visit.shard, "(the rest)", damage.reason, where))
     yield from refused
 
 
 def shuffled_by_epoch(draws: Iterator[Drawn], block: int, seed: str) -> Iterator[Drawn]:
     """Yields the samples shuffled within blocks; all of an epoch come before the first of the next."""
-    for epoch, of_epoch in groupby(draws, key=lambda drawn: drawn.turn.epoch):
+    for epoch, of_epoch in groupby(draws, key=lambda drawn: drawn.visit.epoch):
         yield from shuffled(of_epoch, block, random.Random(f"{seed} {epoch}"))
 
 
