@@ -36,7 +36,7 @@ from datamodules.storage.remote import is_remote
 from datamodules.storage.sample_store import SampleStore
 from datamodules.storage.shard_cache import ShardCache
 from fvl_lightning.core.errors import ConfigError, DataError
-from fvl_lightning.core.types import DataContext, PromptedBatch
+from fvl_lightning.core.types import DataContext, Position, PromptedBatch
 
 TRAINING_SPLITS = ("train", "validation")
 
@@ -93,8 +93,8 @@ class BatchData(LightningDataModule):
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
             self._context = replace(self.context, rank=rank, world_size=world_size)
 
-    def start_at(self, position: int) -> None:
-        """Has the next training loader begin behind the first `position` samples of the order."""
+    def start_at(self, position: Position) -> None:
+        """Makes the next training loader begin at a position, that of a batch or checkpoint."""
         self._context = replace(self.context, position=position)
 
     def attach_features(self, lookup: FeatureLookup | None) -> None:

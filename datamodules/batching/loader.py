@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -119,8 +120,8 @@ class Tally:
     last: SampleError | None = None
 
 
-class CountingLoader:
-    """Counts what the samples of its batches were; all counting is done here, not in the workers.
+class CountingLoader(ABC):
+    """An iterable of batches that counts what their samples were; it counts here, not in the workers.
 
     Args:
         max_bad_fraction: the fraction of bad samples above which DataError is raised, with shard and key.
@@ -129,6 +130,10 @@ class CountingLoader:
     def __init__(self, max_bad_fraction: float) -> None:
         self.max_bad_fraction = max_bad_fraction
         self.tally = Tally()
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Batch | PromptedBatch]:
+        """Yields the batches."""
 
     def _counted(self, loaded: LoadedBatch) -> Batch | PromptedBatch:
         """Returns the batch after counting; DataError where it has none or too many samples were bad."""
@@ -153,8 +158,9 @@ class CountingLoader:
             )
         return loaded.batch
 
+    @abstractmethod
     def _note_shortened(self, samples: list[int]) -> None:
-        """Takes note of samples that were shortened."""
+        """Logs samples that were shortened; `tally` has them already."""
 
 
 class BatchLoader(CountingLoader):

@@ -84,7 +84,8 @@ class ResumeLog:
     def _read(self) -> tuple[Mapping[str, Any] | None, State]:
         state = State()
         try:
-            settings, *lines = [*read_rows(self.path)] or [None]
+            rows: list[Any] = [*read_rows(self.path)]
+            settings, *lines = rows or [None]
             for line in lines:
                 state.shards.setdefault(line["split"], []).append(Shard(**line["shard"]))
                 state.position = (int(line["position"][0]), int(line["position"][1]))

@@ -48,12 +48,12 @@ def build_stage(experiment: ExperimentConfig, device: str = "cpu") -> Stage:
 
 
 def build_training(
-    experiment: ExperimentConfig, ranks: Ranks, position: int = 0
+    experiment: ExperimentConfig, ranks: Ranks, position: Position = 0
 ) -> tuple[Stage, BatchData, list[dict[str, Any]]]:
     """Returns the stage with its initial weights, the data connected to it, and which component came from which run.
 
     Args:
-        position: samples that earlier steps of a resumed run have consumed.
+        position: where in the data a resumed run goes on.
 
     Raises:
         ConfigError: components that do not fit each other, the data or the stage.
