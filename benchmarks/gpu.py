@@ -54,7 +54,7 @@ from fvl_lightning.profiling.memory import estimate_memory
 from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.distributed.process_group import init_process_group
-from fvl_lightning.training.lora import adapted
+from fvl_lightning.training.lora import lora_components
 from fvl_lightning.training.trainer import build_trainer
 
 ROOT = Path(__file__).parents[1]
@@ -222,7 +222,7 @@ def train(experiment: ExperimentConfig, options: argparse.Namespace, folder: Pat
     with init_process_group(experiment.trainer), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         stage = with_random_weights(experiment)
-        if adapted(stage.trainable):
+        if lora_components(stage.trainable):
             stage.adapt(folder)
         measured = Measured(torch.device(options.device))
         trainer = build_trainer(experiment.trainer, folder, [], [measured])

@@ -120,7 +120,7 @@ def run(arguments: list[str]) -> int:
     except PeerFailedError:
         return EXIT_PEER_FAILED
     except LostRankError as error:
-        if error.spoken:
+        if error.is_reporter:
             say_error(str(error))
         return EXIT_REQUEUE
     except UserError as error:

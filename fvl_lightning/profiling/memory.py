@@ -30,9 +30,9 @@ from fvl_lightning.core.experiment import COMPONENTS, REPEATED, ExperimentConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.profiling.batch_shape import BatchShape, loss_of, worst_batch
 from fvl_lightning.profiling.fake_step import Allocations, owners_told, rehearsed, without_values
-from fvl_lightning.training.components import CHILDREN, blocks, component_of, set_modes
+from fvl_lightning.training.components import COMPONENT_OF_CHILD, blocks, component_of, set_modes
 from fvl_lightning.training.distributed.block_transforms import checkpoint_activations
-from fvl_lightning.training.lora import quantized_layers
+from fvl_lightning.training.lora import quantizable_layers
 from fvl_lightning.training.muon import MAX_GATHERED_ELEMENTS
 from fvl_lightning.training.optimizer import build_optimizer
 
@@ -141,7 +141,7 @@ def _rehearse_passes(experiment: ExperimentConfig, model: nn.Module, shape: Batc
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     repeated = [block for name in trainer.checkpoint_activations for block in blocks(model, name)]
     with _recomputed(repeated), allocations:
-        with owners_told(model, allocations, otherwise, CHILDREN), _precision(experiment):
+        with owners_told(model, allocations, otherwise, COMPONENT_OF_CHILD), _precision(experiment):
             loss = loss_of(experiment, model, shape)
         activations = {name: allocations.by_owner[name] for name in COMPONENTS}
         loss.backward()
@@ -221,7 +221,7 @@ def _quantized(experiment: ExperimentConfig, model: nn.Module) -> set[Tensor]:
     """The weights that the run will hold in NF4."""
     if experiment.lora is None or experiment.lora.quantization is None:
         return set()
-    return {layer.weight for layer in quantized_layers(model).values()}
+    return {layer.weight for layer in quantizable_layers(model).values()}
 
 
 def _precision(experiment: ExperimentConfig) -> AbstractContextManager[Any]:

@@ -11,7 +11,7 @@ from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.stages.language import LanguageStage
-from fvl_lightning.training.lora import adapted
+from fvl_lightning.training.lora import lora_components
 
 
 def attach_trainable_adapters(stage: Stage, parents: list[dict[str, Any]], run: RunFolder | None) -> None:
@@ -23,7 +23,7 @@ def attach_trainable_adapters(stage: Stage, parents: list[dict[str, Any]], run: 
     Raises:
         ConfigError: a base must be saved, and there is no run folder.
     """
-    if not adapted(stage.trainable):
+    if not lora_components(stage.trainable):
         return
     assert isinstance(stage, LanguageStage)
     base = _origin(stage, parents)

@@ -36,7 +36,7 @@ def checkpoint_model(reference: str, which: Which) -> Iterator[Path]:
     stage, parents = weighted_stage(check_config(ExperimentConfig, run.config), Ranks())
     stage.asking = Asking(**run.info.get("asking", {}))
     attach_trainable_adapters(stage, parents, run)
-    stage.take_weights(read_checkpoint(path), f"--checkpoint {which}")
+    stage.load_weights(read_checkpoint(path), f"--checkpoint {which}")
     with tempfile.TemporaryDirectory(prefix=".export-", dir=run.path) as folder:  # next to the base of an adapter
         stage.save_model(Path(folder))
         yield Path(folder)

@@ -27,7 +27,7 @@ from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.distributed.process_group import init_process_group
 from fvl_lightning.training.fault_tolerance.heartbeat import HeartbeatCallback
 from fvl_lightning.training.fault_tolerance.signals import Stop, StopSignals, preemptible
-from fvl_lightning.training.lora import adapted, adapter_bytes
+from fvl_lightning.training.lora import adapter_bytes, lora_components
 from fvl_lightning.training.progress import StepProgress
 from fvl_lightning.training.step_logging import LogWindow, peak_memory_bytes
 from fvl_lightning.training.trainer import build_trainer, check_machine
@@ -84,7 +84,7 @@ def run_training(
                 followed.enter_context(run.held())
                 tracker = followed.enter_context(tracked(experiment, run, stage, data, parent_run_id, tags or {}))
             followed.enter_context(ranks.explain_errors(lambda error: note_trouble(run, error)))
-            fit(stage, data, experiment, run, tracker, checkpoint, ranks.beats())
+            fit(stage, data, experiment, run, tracker, checkpoint, ranks.heartbeat_callback())
             stage.gather()
             ranks.broadcast_from_rank0(lambda: finish(stage, run))
     return run
@@ -104,7 +104,7 @@ def record_model(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) ->
         parameters=sum(count["parameters"] for count in counts.values()),
         trainable=sum(count["trainable"] for count in counts.values()),
         components=counts,
-        adapter_bytes=adapter_bytes(stage.model, stage.trainable) if adapted(stage.trainable) else None,
+        adapter_bytes=adapter_bytes(stage.model, stage.trainable) if lora_components(stage.trainable) else None,
         encoder_hash=weights_hash(stage.model.encoder.feature_state()),
         threads=torch.get_num_threads(),
         asking=dataclasses.asdict(stage.asking),

@@ -1,4 +1,4 @@
-"""Fusion and projector learn to speak to a frozen language model about a frozen encoder (LLaVA's first stage)."""
+"""Training of fusion and projector between a frozen encoder and a frozen language model (LLaVA's first stage)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,7 @@
-"""Florence-2 itself, with its decoder, learns to write what each prompt asks for (arXiv 2311.06242, section 3).
+"""Pretraining of Florence-2 with its decoder: it learns to write what each prompt asks (arXiv 2311.06242, section 3).
 
-Caption -> a caption, ocr -> the text, grounding -> labels with boxes as location tokens. Without it the prompts of an
-encoder from random weights mean nothing; on hub weights it is Florence-2's finetuning.
+The prompt caption asks for a caption, ocr for the text, and grounding for labels with boxes as location tokens. An
+encoder with random weights needs this stage, since its prompts mean nothing yet; on hub weights it is finetuning.
 """
 
 import dataclasses
@@ -37,29 +37,35 @@ class EncoderPretrainStage(Stage):
 
     @classmethod
     def build(cls, experiment: ExperimentConfig, device: str = "cpu") -> "EncoderPretrainStage":
-        """The stage over the encoder alone, its decoder kept."""
+        """Returns the stage with a freshly initialised encoder and its decoder.
+
+        Raises:
+            ConfigError: the encoder has no decoder, or `trainable` asks for LoRA.
+        """
         if not hasattr(experiment.encoder.component, "decode"):
             raise ConfigError(f"encoder: {experiment.encoder.name} has no decoder to train, take florence2")
         if experiment.trainable.get("encoder") == "lora":
             raise ConfigError("trainable.encoder: stage encoder_pretrain trains an encoder in full")
         encoder_config = dataclasses.replace(experiment.encoder.config, decoder="keep")
-        kept = dataclasses.replace(
+        with_decoder = dataclasses.replace(
             experiment, encoder=Choice("encoder", experiment.encoder.name, encoder_config)
         )
-        tokenizer = kept.encoder.component.load_tokenizer(encoder_config)
-        model = build_encoder(kept, device)
+        tokenizer = with_decoder.encoder.component.load_tokenizer(encoder_config)
+        model = build_encoder(with_decoder, device)
         model.encoder.check_tokenizer(tokenizer)
         return cls(experiment, model, tokenizer)
 
     def compute(self, batch: PromptedBatch) -> tuple[TokenLoss, dict[str, Tensor]]:
-        """Images [I, 3, P, P] and targets [I, T, L] -> loss over all prompts' tokens."""
+        """Returns the loss over the target tokens [I, T, L] of all T prompts of the images [I, 3, P, P]."""
         return TokenLoss(*self.model(batch.images, batch.targets)), {}
 
     def save_model(self, folder: Path) -> None:
-        """The encoder's weights under their names in the whole model, its resolved Config, and its tokenizer."""
+        """Writes the weights, under their names in the whole model, the resolved Config and the tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()},
-                  folder / "model.safetensors")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()},
+            folder / "model.safetensors",
+        )
         text = json.dumps(dataclasses.asdict(self.model.encoder.config), indent=2)
         write_text_atomically(folder / ENCODER_FILE, text)
         self.tokenizer.save_pretrained(folder)

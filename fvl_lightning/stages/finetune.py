@@ -1,4 +1,4 @@
-"""Fusion, projector and language model learn from conversations (the second stage of arXiv 2412.04424)."""
+"""Training of fusion, projector and language model on conversations (the second stage of arXiv 2412.04424)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""What the stages with a language model share."""
+"""The base class of the stages that train a whole model on text with images."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -13,31 +13,31 @@ from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.modeling.packing import check_causal, check_packing
 from fvl_lightning.modeling.processing.processor import make_processor
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.components import children
-from fvl_lightning.training.lora import adapted
+from fvl_lightning.training.components import children_with_mode
+from fvl_lightning.training.lora import lora_components
 
 
 class LanguageStage(Stage):
-    """Trains on rows of text with images."""
+    """Trains a model on rows of text with images."""
 
     VIEWS: ClassVar = ("conversation", "caption")
     _packing_checked = False
 
     @classmethod
     def build(cls, experiment: ExperimentConfig, device: str = "cpu") -> "LanguageStage":
-        """The stage over a whole model."""
+        """Returns the stage with a freshly initialised model."""
         built = build_model(experiment, device)
         return cls(experiment, built.model, built.tokenizer)
 
     def on_fit_start(self) -> None:
-        """Refuses a language model that sees the tokens it is asked for."""
+        """Raises ConfigError if the language model can see the tokens that it must predict."""
         check_causal(self.model)
 
     def compute(self, batch: Batch) -> tuple[TokenLoss, dict[str, Tensor]]:
-        """Rows [B, S] and images [I, 3, P, P] (or their features) -> loss over the supervised tokens.
+        """Returns the loss over the supervised tokens of rows [B, S] with images [I, 3, P, P] or their features.
 
         Raises:
-            ConfigError: the first packed batch, where the language model lets documents of a row see each other.
+            ConfigError: the batch is packed, and the language model lets the documents of a row see each other.
         """
         if batch.positions is not None and not self._packing_checked:
             check_packing(self.model)
@@ -52,21 +52,19 @@ class LanguageStage(Stage):
             dataset_count=len(batch.datasets),
             return_logits=False,
         )
-        loss = TokenLoss(
-            output.loss_sum, output.tokens, output.correct, output.dataset_sums, output.dataset_tokens
-        )
+        loss = TokenLoss(output.loss_sum, output.tokens, output.correct, output.dataset_sums, output.dataset_tokens)
         return loss, output.diagnostics
 
     def save_model(self, folder: Path) -> None:
-        """Model (safetensors) or adapter, configuration and processor, as transformers and peft load them."""
-        if not adapted(self.trainable):
+        """Writes the model or its adapter, the configuration and the processor, as transformers and peft load them."""
+        if not lora_components(self.trainable):
             self.save_whole(folder)
             return
-        save_adapter(self.model, folder, self.base, self.frozen_hash, children(self.trainable, "full"))
+        save_adapter(self.model, folder, self.base, self.frozen_hash, children_with_mode(self.trainable, "full"))
         self._save_processor(folder)
 
     def save_whole(self, folder: Path) -> None:
-        """Model, configuration and processor; of a model without adapters."""
+        """Writes a model without adapters, its configuration and its processor."""
         self.model.save_pretrained(folder)
         self._save_processor(folder)
 

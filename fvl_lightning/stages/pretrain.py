@@ -1,4 +1,4 @@
-"""Everything learns end to end on captions (the first stage of arXiv 2412.04424, section 9)."""
+"""End-to-end training of all components on captions (the first stage of arXiv 2412.04424, section 9)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

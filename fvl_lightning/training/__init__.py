@@ -1,1 +1,1 @@
-"""Layer 3: what a run needs besides the model: optimiser, freezing, run folders, cached features."""
+"""Training: optimiser, trainable components, LoRA, cached features, checkpoints, ranks and fault tolerance."""

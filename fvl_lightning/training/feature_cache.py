@@ -1,8 +1,8 @@
-"""Features of a frozen encoder, computed once per image and read back from memory-mapped files.
+"""Cached features of a frozen encoder, computed once per image and read from memory-mapped files.
 
-A frozen encoder gives the same features in every epoch and every arm of a comparison; running it again is most of the
-time of a small training step. Files: `<folder>/<key>/<split>/<source>.npy` [I, N, D] float32 and `offsets.npy`, where
-the key is the hash of identity.json beside them: what the encoder, the pixels and the shards were.
+A frozen encoder gives the same features in every epoch and every arm of a comparison, and running it takes most of the
+time of a small training step. Files: `<folder>/<key>/<split>/<source>.npy` [I, N, D] float32 and `offsets.npy`. The key
+is the hash of identity.json in the same folder, which identifies the encoder, the pixels and the shards.
 """
 
 import hashlib
@@ -17,67 +17,73 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datamodules.base import BatchData
 from datamodules.images import decoding as images
 from datamodules.images import transforms as pixels
 from fvl_lightning.core.atomic import atomic_directory
 from fvl_lightning.core.config.loading import as_plain
 from fvl_lightning.core.weight_files import weights_hash
+from fvl_lightning.encoders.base import Encoder
 
-IMAGES_AT_ONCE = 64
+IMAGES_PER_BATCH = 64
 IDENTITY = "identity.json"
-"""What the features of a folder were made of, for people to read."""
-PIXEL_CODE = (images, pixels)
+"""The file that says from what the features of a folder were computed, for people to read."""
+PIXEL_MODULES = (images, pixels)
 PACKAGES = ("torch", "transformers", "pillow")
-"""Packages whose code decides features and pixels; another version of one may give other bits."""
+"""Packages whose code computes features and pixels; another version may give other bits."""
 
 
 class FeatureCache:
-    """Looks up the features of a sample's images: `cache(split, index)` -> {source: [I, N, D]}."""
+    """Looks up the cached features of a sample's images: `cache(split, index)` -> {source: [I, N, D]}.
+
+    Args:
+        folders: {split: folder of its files}.
+        sources: the names of the feature sources.
+    """
 
     def __init__(self, folders: dict[str, Path], sources: list[str]) -> None:
         self.folders, self.sources = folders, sources
         self._open: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]] = {}
 
     def __call__(self, split: str, index: int) -> dict[str, Tensor]:
-        """Features of the images of sample `index` of `split`, copied out of the mapped file."""
+        """Returns {source: [I, N, D]} for the I images of sample `index`, copied from the memory-mapped files."""
         offsets, arrays = self._arrays(split)
         start, stop = int(offsets[index]), int(offsets[index + 1])
         return {name: torch.from_numpy(array[start:stop].copy()) for name, array in arrays.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Workers map the files themselves."""
+        """Leaves out the open files; each loader worker maps them itself."""
         return {**self.__dict__, "_open": {}}
 
     def _arrays(self, split: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         if split not in self._open:
             folder = self.folders[split]
-            arrays = {
-                name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in self.sources
-            }
+            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in self.sources}
             self._open[split] = (np.load(folder / "offsets.npy", allow_pickle=False), arrays)
         return self._open[split]
 
 
 def build_feature_cache(
-    encoder: Any,
-    data: Any,
+    encoder: Encoder,
+    data: BatchData,
     splits: list[str],
     folder: Path,
     progress: Callable[[str, int, int], None] = lambda split, done, total: None,
 ) -> FeatureCache:
-    """The cache of `encoder` over `data`'s splits, computed where it is not there yet.
+    """Returns the cache of the features of `encoder` for the images of `splits`; computes what is missing.
 
     Args:
-        encoder: frozen, in eval mode.
+        encoder: a frozen encoder in eval mode.
         data: a connected data module.
-        folder: where caches lie.
-        progress: called with split, samples done and samples in all.
+        splits: the names of the splits.
+        folder: the folder of all caches.
+        progress: called with the split, the number of finished samples and the number of samples.
     """
     assert not encoder.training, "an encoder in train mode has no fixed features"
-    made_with = {**encoder_identity(encoder), **pixel_identity(data)}
+    identities = {**encoder_identity(encoder), **pixel_identity(data)}
     folders: dict[str, Path] = {}
     for split in splits:
-        identity = json.dumps({**made_with, "data": data.store(split).content_hash()}, sort_keys=True, indent=2)
+        identity = json.dumps({**identities, "data": data.store(split).content_hash()}, sort_keys=True, indent=2)
         target = folder / hashlib.sha256(identity.encode()).hexdigest()[:16] / split
         if not target.is_dir():
             _write_split(encoder, data, split, target, identity, progress)
@@ -85,29 +91,29 @@ def build_feature_cache(
     return FeatureCache(folders, list(encoder.specs))
 
 
-def encoder_identity(encoder: Any) -> dict[str, Any]:
-    """Everything of an encoder that its features depend on, as plain values."""
+def encoder_identity(encoder: Encoder) -> dict[str, Any]:
+    """Returns everything about an encoder that determines its features, as plain values."""
     weights = encoder.feature_state()
     return {
         "weights": weights_hash(weights),
         "dtypes": sorted({str(value.dtype) for value in weights.values()}),
         "specs": {name: str(spec) for name, spec in encoder.specs.items()},
         "config": as_plain(encoder.config),
-        "code": code_of(encoder),
+        "code": hash_code(encoder),
         "packages": {name: version(name) for name in PACKAGES},
     }
 
 
-def pixel_identity(data: Any) -> dict[str, Any]:
-    """Everything of a connected data module, but its shards, that the pixels depend on, as plain values."""
-    code = [_hash_of(Path(str(module.__file__))) for module in PIXEL_CODE]
+def pixel_identity(data: BatchData) -> dict[str, Any]:
+    """Returns everything but the shards that determines the pixels of a connected data module, as plain values."""
+    code = [_hash_file(Path(str(module.__file__))) for module in PIXEL_MODULES]
     return {"pixels": data.reader.identity(), "pixel_code": code}
 
 
-def code_of(encoder: nn.Module) -> dict[str, str]:
-    """{file: hash} of the code of an encoder: its classes and those of its parts, with the files beside them.
+def hash_code(encoder: nn.Module) -> dict[str, str]:
+    """Returns {file: hash} for the code of an encoder: the files, or packages, that define its modules' classes.
 
-    An encoder of one's own is edited under the same name; so are the kit's in a checkout. PACKAGES go by version.
+    A user may edit an encoder without renaming it. Libraries (PACKAGES) are identified by version instead.
     """
     classes = {base for module in encoder.modules() for base in type(module).__mro__}
     files: set[Path] = set()
@@ -116,25 +122,30 @@ def code_of(encoder: nn.Module) -> dict[str, str]:
         file = getattr(module, "__file__", None)
         if file is None or one.__module__.partition(".")[0] in (*PACKAGES, "abc", "typing"):
             continue
-        # A plugin's file stands alone; a package's modules import each other.
+        # A plugin is a single file; modules of a package import each other.
         package = getattr(module, "__package__", None)
         files |= set(Path(file).parent.glob("*.py")) if package else {Path(file)}
-    # By name rather than by place, since another checkout of the same code is the same.
-    return {file.name: _hash_of(file) for file in sorted(files)}
+    # By file name rather than path, since another checkout holds the same code.
+    return {file.name: _hash_file(file) for file in sorted(files)}
 
 
-def _hash_of(file: Path) -> str:
+def _hash_file(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 @torch.no_grad()
 def _write_split(
-    encoder: Any, data: Any, split: str, target: Path, identity: str, progress: Callable[[str, int, int], None]
+    encoder: Encoder,
+    data: BatchData,
+    split: str,
+    target: Path,
+    identity: str,
+    progress: Callable[[str, int, int], None],
 ) -> None:
     store = data.store(split)
     counts = [store.image_count(index) for index in range(len(store))]
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    # Where another process was faster, its folder has the same content: the key names it.
+    # If another process was faster, its folder has the same content, since the key identifies it.
     with atomic_directory(target, exist_ok=True) as tmp_path:
         device = next(encoder.parameters()).device
         arrays = {
@@ -143,8 +154,8 @@ def _write_split(
             )
             for name, spec in encoder.specs.items()
         }
-        for start in range(0, len(counts), IMAGES_AT_ONCE):
-            indices = range(start, min(start + IMAGES_AT_ONCE, len(counts)))
+        for start in range(0, len(counts), IMAGES_PER_BATCH):
+            indices = range(start, min(start + IMAGES_PER_BATCH, len(counts)))
             features = encoder(data.pixels(split, indices).to(device))
             for name, array in arrays.items():
                 array[offsets[indices[0]] : offsets[indices[-1] + 1]] = features[name].float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""LoRA through peft: which linear layers get an adapter, with what settings, and its initial values."""
+"""LoRA through peft: the layers that get adapters, their settings and their initial values."""
 
 import importlib.util
 import logging
@@ -16,24 +16,28 @@ from fvl_lightning.core.errors import ConfigError, nearest, unknown_name
 from fvl_lightning.core.experiment import LoraConfig
 from fvl_lightning.modeling.adapters.folders import ADAPTER
 from fvl_lightning.modeling.initialization import derived_seed
-from fvl_lightning.training.components import freeze, learning, learns
+from fvl_lightning.training.components import freeze, is_trainable, trainable_names
 
 logger = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
-ONLY_ADAPTERS = {"language_model": "lora"}
+LANGUAGE_MODEL_LORA = {"language_model": "lora"}
 Layers = dict[str, nn.Module]
 """{qualified name: linear layer}."""
 
 
-def adapted(trainable: Mapping[str, str]) -> list[str]:
-    """The components that are lora, in order."""
+def lora_components(trainable: Mapping[str, str]) -> list[str]:
+    """Returns the components in mode lora, in order."""
     return [name for name, mode in trainable.items() if mode == "lora"]
 
 
 def check_lora(settings: LoraConfig | None, trainable: Mapping[str, str], model: nn.Module) -> None:
-    """ConfigError for settings that nothing would take, or that model or machine cannot follow."""
-    components = adapted(trainable)
+    """Checks the LoRA settings.
+
+    Raises:
+        ConfigError: settings without effect, or that the model or the machine does not support.
+    """
+    components = lora_components(trainable)
     if components:
         adapter_config(model, trainable, settings or LoraConfig())
     if settings is None:
@@ -57,18 +61,19 @@ def check_lora(settings: LoraConfig | None, trainable: Mapping[str, str], model:
 
 
 def adapter_bytes(model: nn.Module, trainable: Mapping[str, str]) -> int:
-    """Size of what an adapter's file holds: the adapters, and what learns in full beside them."""
+    """Returns the bytes of all trained tensors: the adapters, and the components in mode full."""
     state = model.state_dict()
-    return sum(state[name].nbytes for name in learning(model, trainable))
+    return sum(state[name].nbytes for name in trainable_names(model, trainable))
 
 
 def add_adapters(model: PreTrainedModel, trainable: Mapping[str, str], settings: LoraConfig, seed: int) -> None:
-    """Puts adapters beside what is lora, where the weights are in place; the model computes what it did before.
+    """Adds adapters to the components in mode lora, after the weights are loaded.
 
-    A of each layer is drawn from hash(seed, its name), B is zero: two models of one seed start equal.
+    The random state of each matrix A is hash(seed, its name) and B is zero, so that two models with one seed start
+    equal, and the output of the model does not change.
     """
     config = adapter_config(model, trainable, settings)
-    for component, (name, smaller) in full_rank(model, trainable, settings).items():
+    for component, (name, smaller) in find_excess_ranks(model, trainable, settings).items():
         logger.warning(
             "lora.rank %d of %s is above the smaller side of %s, %d: its adapter holds more numbers than a rank of %d, "
             "and can learn nothing more",
@@ -82,15 +87,15 @@ def add_adapters(model: PreTrainedModel, trainable: Mapping[str, str], settings:
             if isinstance(module, LoraLayer):
                 torch.manual_seed(derived_seed(seed, f"{name}.lora_A"))
                 module.reset_lora_parameters(ADAPTER, init_lora_weights=True)
-    freeze(model, trainable)  # peft has left its own parameters alone with a gradient
+    freeze(model, trainable)  # peft leaves only its own parameters with a gradient
 
 
 def adapter_config(model: nn.Module, trainable: Mapping[str, str], settings: LoraConfig) -> peft.LoraConfig:
-    """peft's configuration: one expression of the layers' names, rank and alpha of the first component and others'."""
+    """Returns peft's configuration: one regular expression for all layers; rank and alpha may differ by component."""
     patterns: list[str] = []
     ranks: dict[str, int] = {}
     alphas: dict[str, int] = {}
-    for component in adapted(trainable):
+    for component in lora_components(trainable):
         own = settings.components.get(component)
         rank = _rank(settings, component)
         ranks[component], alphas[component] = rank, (own and own.alpha) or settings.alpha or 2 * rank
@@ -110,23 +115,25 @@ def adapter_config(model: nn.Module, trainable: Mapping[str, str], settings: Lor
     )
 
 
-def full_rank(model: nn.Module, trainable: Mapping[str, str], settings: LoraConfig) -> dict[str, tuple[str, int]]:
-    """Returns {component: (its adapted layer with the smallest side, that side)} where the rank is above it."""
-    found: dict[str, tuple[str, int]] = {}
-    for component in adapted(trainable):
+def find_excess_ranks(
+    model: nn.Module, trainable: Mapping[str, str], settings: LoraConfig
+) -> dict[str, tuple[str, int]]:
+    """Returns {component: (its adapted layer with the smallest side, that side)} if the rank exceeds that side."""
+    excess: dict[str, tuple[str, int]] = {}
+    for component in lora_components(trainable):
         names = linear_layers(model, component, _targets(settings, component))
         weights = {name: model.get_parameter(f"{name}.weight") for name in names}
         sides = {name: min(weight.shape) for name, weight in weights.items()}
         if sides and _rank(settings, component) > min(sides.values()):
-            found[component] = min(sides.items(), key=lambda item: item[1])
-    return found
+            excess[component] = min(sides.items(), key=lambda item: item[1])
+    return excess
 
 
 def linear_layers(model: nn.Module, component: str, targets: object) -> list[str]:
-    """The names of the layers of `component` that `targets` means (see LoraConfig).
+    """Returns the names of the linear layers of `component` that `targets` selects (see LoraConfig).
 
     Raises:
-        ConfigError: a name or an expression that fits no linear layer, or a head that shares the table's weights.
+        ConfigError: a name or an expression matches no linear layer, or a head shares its weights with the embeddings.
     """
     layers = {
         name: module
@@ -138,7 +145,7 @@ def linear_layers(model: nn.Module, component: str, targets: object) -> list[str
         return [name for name, layer in layers.items() if layer not in heads]
     tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     offered = {name.rpartition(".")[2] for name, layer in layers.items() if layer.weight not in tables}
-    found = _named(layers, targets, component, offered)
+    found = _select_layers(layers, targets, component, offered)
     for name in found:
         if layers[name].weight in tables:
             raise ConfigError(
@@ -149,7 +156,7 @@ def linear_layers(model: nn.Module, component: str, targets: object) -> list[str
 
 
 def name_pattern(component: str, names: list[str], model: nn.Module) -> str:
-    """A regular expression of exactly these modules' names: by their last parts where those tell them apart."""
+    """Returns a regular expression that matches exactly these modules, of the last parts of their names if possible."""
     parts = "|".join(sorted({re.escape(name.rpartition(".")[2]) for name in names}))
     short = rf"{re.escape(component)}\.(?:.*\.)?(?:{parts})"
     if [name for name, _ in model.named_modules() if re.fullmatch(short, name)] == names:
@@ -157,31 +164,34 @@ def name_pattern(component: str, names: list[str], model: nn.Module) -> str:
     return "|".join(re.escape(name) for name in names)
 
 
-def quantized_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers of the language model but its head, with adapters beside them or not: what `4bit` is about."""
+def quantizable_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Returns the linear layers of the language model that `4bit` quantises: all but its head and the adapters."""
     language_model = model.get_submodule("language_model")
     heads = _heads(language_model)
+    linear = {name: layer for name, layer in language_model.named_modules() if type(layer) is nn.Linear}
     return {
         name: layer
-        for name, layer in language_model.named_modules()
-        if type(layer) is nn.Linear and layer not in heads and not learns(f"language_model.{name}.", ONLY_ADAPTERS)
+        for name, layer in linear.items()
+        if layer not in heads and not is_trainable(f"language_model.{name}.", LANGUAGE_MODEL_LORA)
     }
 
 
 def quantize(model: PreTrainedModel) -> None:
-    """Linear layers of the language model but its head in NF4, once they are moved to a CUDA device (QLoRA)."""
+    """Replaces linear layers of the language model by NF4 ones, which quantise when moved to a CUDA device (QLoRA)."""
     import bitsandbytes
 
     language_model = model.get_submodule("language_model")
-    for name, layer in quantized_layers(model).items():
+    for name, layer in quantizable_layers(model).items():
         bias = layer.bias is not None
-        held = bitsandbytes.nn.Linear4bit(
+        quantized = bitsandbytes.nn.Linear4bit(
             layer.in_features, layer.out_features, bias, torch.bfloat16, quant_type="nf4", device="meta"
         )
-        held.weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=held)
-        held.bias = layer.bias
-        language_model.set_submodule(name, held)
-    model.is_loaded_in_4bit = True  # by which peft chooses its layers
+        quantized.weight = bitsandbytes.nn.Params4bit(
+            layer.weight.data, requires_grad=False, quant_type="nf4", module=quantized
+        )
+        quantized.bias = layer.bias
+        language_model.set_submodule(name, quantized)
+    model.is_loaded_in_4bit = True  # peft chooses its layer classes by this attribute
 
 
 def _rank(settings: LoraConfig, component: str) -> int:
@@ -194,11 +204,17 @@ def _targets(settings: LoraConfig, component: str) -> object:
     return settings.targets if own is None or own.targets is None else own.targets
 
 
-def _named(layers: Layers, targets: object, component: str, offered: set[str]) -> list[str]:
-    """The layers under the last parts of their names, or whose whole name an expression fits.
+def _select_layers(layers: Layers, targets: object, component: str, offered: set[str]) -> list[str]:
+    """Selects layers by the last parts of their names, or by an expression for the whole name.
 
     Args:
-        offered: the last parts that an error may suggest.
+        layers: the linear layers to select from.
+        targets: a list of names, or a regular expression.
+        component: the component of the layers, for errors.
+        offered: the last parts of names that an error may suggest.
+
+    Raises:
+        ConfigError: `targets` is of another type, or matches no layer.
     """
     if isinstance(targets, list) and all(isinstance(target, str) for target in targets) and targets:
         ends = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in targets}

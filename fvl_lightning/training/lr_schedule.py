@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:
-    """Linear over `warmup_steps`, the peak at the last of them, then a cosine down to `final_fraction` at `steps`."""
+    """Returns a linear warm-up over `warmup_steps`, then a cosine decay to `final_fraction` of the peak at `steps`."""
     if config.warmup_steps > steps:
         logger.warning(
             "optimizer.warmup_steps: the learning rate rises for %d steps and trainer.max_steps is %d, it ends at %.3g "

@@ -8,27 +8,22 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from fvl_lightning.training.distributed.fsdp import distribute_like, gathered_parts, local
+from fvl_lightning.training.distributed.fsdp import distribute_like, gather_shards, local_shard
 
 MUON_MOMENTUM = 0.95
-
-
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration (Jordan et al. 2024, "Muon"), as in torch.optim.Muon."""
-
-
 NEWTON_SCHULZ_STEPS = 5
-
-
 MAX_GATHERED_ELEMENTS = 2**26
-"""Elements of sharded matrices that are whole on a device at a time, 256 MiB in float32."""
+"""The number of elements of sharded matrices gathered at a time: 256 MiB in float32."""
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW in which groups with `muon=True` take orthogonalised momentum steps instead.
+    """AdamW, except that groups with `muon=True` take orthogonalised momentum steps.
 
-    The update of a matrix is the nearest semi-orthogonal one, scaled by 0.2 * sqrt(max(rows, columns)) so that its
-    size matches AdamW's and one learning rate serves both (arXiv 2502.16982, section 2.2); computed in its own dtype.
+    The update of a matrix is the semi-orthogonal matrix nearest to its momentum, computed in the dtype of the matrix. A
+    scale of 0.2 * sqrt(max(rows, columns)) matches its size to AdamW's, so that one learning rate serves both
+    (arXiv 2502.16982, section 2.2).
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], **defaults: Any) -> None:
@@ -38,7 +33,7 @@ class MuonAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """One update; `closure` re-evaluates the loss, as torch's optimisers have it."""
+        """Makes one update; `closure`, as in torch's optimisers, re-evaluates the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -60,12 +55,12 @@ class MuonAdamW(torch.optim.AdamW):
             if parameter.grad is not None:
                 by_shape.setdefault(parameter.shape, []).append(parameter)
         for shape, parameters in by_shape.items():
-            gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
-            momenta = [local(self._momentum(parameter)) for parameter in parameters]
+            gradients = [local_shard(parameter.grad) for parameter in parameters if parameter.grad is not None]
+            momenta = [local_shard(self._momentum(parameter)) for parameter in parameters]
             torch._foreach_lerp_(momenta, gradients, 1 - MUON_MOMENTUM)
             nesterov = torch._foreach_lerp(gradients, momenta, MUON_MOMENTUM)
             updates = orthogonal_updates(nesterov, parameters)
-            rate, values = group["lr"], [local(parameter) for parameter in parameters]
+            rate, values = group["lr"], [local_shard(parameter) for parameter in parameters]
             torch._foreach_mul_(values, 1 - rate * group["weight_decay"])
             torch._foreach_add_(values, updates, alpha=-rate * 0.2 * math.sqrt(max(shape)))
 
@@ -73,31 +68,36 @@ class MuonAdamW(torch.optim.AdamW):
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
-            state["step"] = torch.zeros(())  # AdamW looks for it in every state it loads
+            state["step"] = torch.zeros(())  # AdamW expects it in every state it loads
         return state["momentum"]
 
 
-def orthogonal_updates(parts: Sequence[Tensor], parameters: list[Tensor]) -> list[Tensor]:
-    """`orthogonalize` of matrices of one shape, of which this rank holds `parts` as it does of `parameters`.
+def orthogonal_updates(shards: Sequence[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+    """Orthogonalises matrices of one shape, and returns the shards of the results that this rank holds.
 
-    Those of a sharded parameter are gathered first, so that the update is that of one process: an orthogonal matrix is
-    not made of orthogonal parts.
+    Sharded matrices are gathered first, so that the update is that of a single process. The orthogonal factor of a
+    matrix does not consist of those of its shards.
+
+    Args:
+        shards: the local shards of the matrices.
+        parameters: the parameters of these matrices, which say how they are sharded.
     """
-    # Matrices of one shape go through the iteration together: small ones are all launch overhead otherwise.
+    # Matrices of one shape go through the iteration together, since launch overhead dominates for small ones.
     if not isinstance(parameters[0], DTensor):
-        return list(orthogonalize(torch.stack(list(parts))).unbind(0))
+        return list(orthogonalize(torch.stack(list(shards))).unbind(0))
     updates: list[Tensor] = []
     at_once = max(1, MAX_GATHERED_ELEMENTS // parameters[0].numel())
-    for start in range(0, len(parts), at_once):
+    for start in range(0, len(shards), at_once):
         likes = parameters[start : start + at_once]
-        whole = [gathered_parts(part, like) for part, like in zip(parts[start : start + at_once], likes, strict=True)]
+        local = shards[start : start + at_once]
+        whole = [gather_shards(shard, like) for shard, like in zip(local, likes, strict=True)]
         orthogonal = orthogonalize(torch.stack(whole)).unbind(0)
-        updates += [local(distribute_like(update, like)) for update, like in zip(orthogonal, likes, strict=True)]
+        updates += [local_shard(distribute_like(update, like)) for update, like in zip(orthogonal, likes, strict=True)]
     return updates
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """[M, R, C] -> [M, R, C] with singular values near 1, by Newton-Schulz iteration."""
+    """Returns [M, R, C] matrices with singular values near 1, by Newton-Schulz iteration on [M, R, C]."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices

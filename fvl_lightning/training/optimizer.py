@@ -1,7 +1,7 @@
-"""One optimiser for every trainable parameter, and the schedule of its learning rate.
+"""One optimiser for all trainable parameters.
 
-Lightning's automatic optimisation takes one optimiser; a parameter left out of it would never be zeroed and would spoil
-the clipping norm. So AdamW's and Muon's groups live in one.
+Lightning's automatic optimisation takes one optimiser. The gradient of a parameter that is not in it would never be
+zeroed, and would distort the clipping norm. Therefore one optimiser holds the groups of both AdamW and Muon.
 """
 
 import logging
@@ -19,16 +19,20 @@ logger = logging.getLogger(__name__)
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW, or Muon beside it, over the trainable parameters; a group per component and kind of update."""
+    """Returns AdamW, or AdamW with Muon, over the trainable parameters: a group per component and kind of update.
+
+    Raises:
+        ConfigError: `learning_rates` names an unknown component.
+    """
     for name in config.learning_rates:
         if name not in COMPONENTS:
             raise unknown_name("component", name, COMPONENTS, "optimizer.learning_rates")
-    orthogonal = _hidden_matrices(model) if config.name == "muon" else set()
+    hidden_matrices = _hidden_matrices(model) if config.name == "muon" else set()
     groups: dict[tuple[str, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        component, muon, matrix = component_of(name), parameter in orthogonal, parameter.ndim > 1
+        component, muon, matrix = component_of(name), parameter in hidden_matrices, parameter.ndim > 1
         group = groups.setdefault(
             (component, muon, matrix),
             {
@@ -45,7 +49,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def _hidden_matrices(model: nn.Module) -> set[Tensor]:
-    """Weights of linear layers, without token tables and heads, whose rows are words rather than directions."""
+    """Returns the weights of linear layers except token embeddings and output heads, whose rows stand for tokens."""
     tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     heads = {module.weight for name, module in model.named_modules() if name.endswith("lm_head")}
     linear = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}

@@ -1,4 +1,4 @@
-"""Progress of a training: a bar on a terminal, lines elsewhere."""
+"""Progress output of a training: a bar on a terminal, log lines elsewhere."""
 
 import logging
 import time
@@ -6,76 +6,85 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fvl_lightning.core.terminal import progress, progress_text
+from fvl_lightning.training.logged_module import LoggedModule
 from fvl_lightning.training.step_logging import LogWindow
 
 logger = logging.getLogger(__name__)
 
-
 SECONDS_BETWEEN_LINES = 60.0
-"""Of a training that nobody watches, such as a job's."""
+"""Between two log lines, if the output is not a terminal."""
 
 
 class StepProgress(Callback):
-    """Step, losses and time left: a bar on a terminal; in a log, where nobody watches, a line now and then."""
+    """Shows the step, the losses and the time left.
+
+    Args:
+        title: the name of the training.
+        folder: the run folder, as the first log line names it.
+        window: the source of the training loss.
+    """
 
     def __init__(self, title: str, folder: Path, window: LogWindow) -> None:
         columns = (BarColumn(), MofNCompleteColumn(), progress_text("fields[losses]"))
         self._progress = progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), stderr=False)
         self._title, self._folder, self._window = title, folder, window
         self._losses: dict[str, float] = {}
-        self._said = 0.0
+        self._logged_at = 0.0
 
-    def on_train_start(self, trainer: Trainer, stage: Any) -> None:
-        """Shows the bar, or a line, at the step a resumed run starts from."""
+    def on_train_start(self, trainer: Trainer, stage: LightningModule) -> None:
+        """Shows the bar, or logs a line, at the step from which the run starts or resumes."""
         step, steps = trainer.global_step, trainer.max_steps
         self._task = self._progress.add_task(self._title, total=steps, completed=step, losses="")
-        if self._watched:
+        if self._on_terminal:
             self._progress.start()
             return
-        self._said = time.monotonic()
-        learning = sum(parameter.numel() for parameter in stage.parameters() if parameter.requires_grad)
+        self._logged_at = time.monotonic()
+        trainable = sum(parameter.numel() for parameter in stage.parameters() if parameter.requires_grad)
         where = f"{self._folder}: step {step} of {steps}"
-        logger.info("%s, %s parameters learn on %s", where, f"{learning:,}", trainer.strategy.root_device)
+        logger.info("%s, %s parameters learn on %s", where, f"{trainable:,}", trainer.strategy.root_device)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Moves the bar, or writes a line where there has been none for a while."""
+        """Updates the bar, or logs a line if the last one is a minute old."""
         if self._window.loss is not None:
             self._losses["loss"] = self._window.loss
-        self._move(trainer)
-        if not self._watched and time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
-            self._say(trainer)
+        self._update(trainer)
+        if not self._on_terminal and time.monotonic() - self._logged_at > SECONDS_BETWEEN_LINES:
+            self._log(trainer)
 
-    def on_validation_end(self, trainer: Trainer, stage: Any) -> None:
-        """Tells the loss of the pass."""
+    def on_validation_end(  # type: ignore[override]  # this kit's Trainer trains no other modules
+        self, trainer: Trainer, stage: LoggedModule
+    ) -> None:
+        """Shows the validation loss."""
+        assert stage.last_validation_loss is not None
         self._losses["validation"] = stage.last_validation_loss
-        self._move(trainer)
-        if not self._watched:
-            self._say(trainer)
+        self._update(trainer)
+        if not self._on_terminal:
+            self._log(trainer)
 
     @property
-    def _watched(self) -> bool:
+    def _on_terminal(self) -> bool:
         return self._progress.console.is_terminal
 
-    def _move(self, trainer: Trainer) -> None:
+    def _update(self, trainer: Trainer) -> None:
         losses = ", ".join(f"{name} {value:.3f}" for name, value in self._losses.items())
         self._progress.update(self._task, completed=trainer.global_step, losses=losses)
 
-    def _say(self, trainer: Trainer) -> None:
-        self._said = time.monotonic()
+    def _log(self, trainer: Trainer) -> None:
+        self._logged_at = time.monotonic()
         task = self._progress.tasks[self._task]
-        words = [f"{task.description}: step {trainer.global_step} of {trainer.max_steps}", task.fields["losses"]]
+        parts = [f"{task.description}: step {trainer.global_step} of {trainer.max_steps}", task.fields["losses"]]
         if task.time_remaining:
-            words.append(f"{timedelta(seconds=task.time_remaining)} left")
-        logger.info("%s", ", ".join(word for word in words if word))
+            parts.append(f"{timedelta(seconds=task.time_remaining)} left")
+        logger.info("%s", ", ".join(part for part in parts if part))
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
-        """Takes the bar down."""
+        """Removes the bar."""
         self._progress.stop()
 
     def on_exception(self, trainer: Trainer, *_: Any) -> None:
-        """Takes the bar down, so that the error is readable."""
+        """Removes the bar, so that the error is readable."""
         self._progress.stop()

@@ -1,4 +1,4 @@
-"""What is told of the optimiser steps: logged values, and a progress bar or lines."""
+"""Logging of the training metrics of the optimiser steps."""
 
 import logging
 import resource
@@ -8,32 +8,36 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 
+from fvl_lightning.training.logged_module import LoggedModule
+
 logger = logging.getLogger(__name__)
 
 
 class LogWindow(Callback):
-    """Logs the window's means, the learning rates, speed and memory every `every` optimiser steps."""
+    """Logs mean losses, learning rates, speed and memory every `every` optimiser steps."""
 
     def __init__(self, every: int) -> None:
         self.every = every
         self.loss: float | None = None
-        """Mean of the last window."""
+        """The mean training loss of the last window; None before the first one."""
         self.tokens_per_second: list[float] = []
-        """One figure per window, validation and checkpoints left out."""
+        """The speed of each window, without validation and checkpoints."""
         self.total_seconds = 0.0
-        """Time in optimiser steps, validation and checkpoints left out."""
+        """The time of all optimiser steps, without validation and checkpoints."""
         self._seconds, self._started, self._last_step = 0.0, 0.0, -1
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """Counts from here, so that the first batches of an accumulated step are no window of their own."""
+        """Starts to count, so that the first batches of an accumulated step do not form a window."""
         self._last_step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Starts the clock of a step; loading is part of it only where it makes the step wait."""
+        """Starts the clock of a batch."""
         self._started = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Trainer, stage: Any, *_: Any) -> None:
-        """Logs at every `every`th optimiser step, and at the last."""
+    def on_train_batch_end(  # type: ignore[override]  # this kit's Trainer trains no other modules
+        self, trainer: Trainer, stage: LoggedModule, *_: Any
+    ) -> None:
+        """Logs every `every` optimiser steps, and at the last step."""
         seconds = time.perf_counter() - self._started
         self._seconds += seconds
         self.total_seconds += seconds
@@ -41,10 +45,10 @@ class LogWindow(Callback):
         if step == self._last_step or (step % self.every and step != trainer.max_steps):
             return
         self._last_step = step
-        speed = stage.logged.row_tokens / max(self._seconds, 1e-9)
+        speed = stage.window_tokens / max(self._seconds, 1e-9)
         self.tokens_per_second.append(speed)
         means = stage.read_log()
-        self.loss = means.get("train/loss", self.loss)  # none where every step of the window was skipped
+        self.loss = means.get("train/loss", self.loss)  # missing if every step of the window was skipped
         values = means | {
             "train/tokens_per_second": speed,
             "train/step_seconds": self._seconds / self.every,
@@ -60,7 +64,7 @@ class LogWindow(Callback):
 
 
 def peak_memory_bytes() -> int:
-    """Most memory this process has held: of the GPU where it trains on one, else resident."""
+    """Returns the peak memory of this process: on the GPU if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

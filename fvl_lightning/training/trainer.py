@@ -1,4 +1,4 @@
-"""Lightning's Trainer, set up the one way this kit uses it."""
+"""Lightning's Trainer as this kit configures it."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from fvl_lightning.training.distributed.strategies import build_strategy
 
 
 def check_machine(config: TrainerConfig) -> None:
-    """ConfigError where the experiment asks for what this machine does not have."""
+    """Raises ConfigError if this machine lacks a device or a compiler that the experiment needs."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not present.get(config.accelerator, True):
         raise ConfigError(f"trainer.accelerator: this machine has no {config.accelerator} device; take auto or cpu")
@@ -29,7 +29,7 @@ def check_machine(config: TrainerConfig) -> None:
 
 
 def build_trainer(config: TrainerConfig, folder: Path, loggers: list[Logger], callbacks: list[Callback]) -> Trainer:
-    """Steps, not epochs; logging, progress and checkpoints through our callbacks."""
+    """Returns a Trainer that counts steps rather than epochs; `callbacks` log, show progress and save checkpoints."""
     plugins: list[Any] = [CheckpointFiles(config.checkpoint_in_background)]
     if config.world_size > 1:
         plugins.append(TorchElasticEnvironment())
@@ -38,7 +38,7 @@ def build_trainer(config: TrainerConfig, folder: Path, loggers: list[Logger], ca
         strategy=build_strategy(config),
         devices=config.devices,
         num_nodes=config.nodes,
-        inference_mode=not config.sharded,  # what a rank gathers in it could not be trained on afterwards
+        inference_mode=not config.sharded,  # parameters gathered in inference mode could not be trained afterwards
         precision=config.precision,
         max_steps=config.max_steps,
         max_epochs=-1,

@@ -69,7 +69,7 @@ class SpoiltStage(FinetuneStage):
 def main(folder: Path) -> None:
     """Trains this rank's part."""
     torch.set_num_threads(1)
-    guard.FEWEST = 1
+    guard.MIN_UPDATES = 1
     words = (*TINY, "trainer.batch_size=4", "trainer.spike_threshold=50")
     experiment = load_config(ExperimentConfig, Path("experiments/demo/finetune.yaml"), words)
     data, stage = prepare_data(experiment), SpoiltStage.build(experiment)

@@ -17,7 +17,7 @@ from fvl_lightning.modeling.build import load_model
 from fvl_lightning.modeling.conversion.export import export_adapter, export_merged
 from fvl_lightning.modeling.processing.processor import FlorenceVLProcessor
 from fvl_lightning.stages.finetune import FinetuneStage
-from fvl_lightning.training.components import children, resolve_trainable
+from fvl_lightning.training.components import children_with_mode, resolve_trainable
 from fvl_lightning.training.lora import add_adapters
 from tests.families import END, END_TEMPLATE, FAMILIES, build_family, inputs, learn_answer, save_family
 from tests.tiny_models import EOS
@@ -56,14 +56,14 @@ def trained_adapter(name: str, folder: Path, dtype: torch.dtype) -> tuple[dict[s
     assert model.generation_config.eos_token_id == [EOS]
     model.generation_config = ends
     trainable = resolve_trainable(FinetuneStage.TRAINABLE, {"language_model": "lora"}, "finetune")
-    name_of_base = base_hash(model.float().state_dict(), children(trainable, "full"))
+    name_of_base = base_hash(model.float().state_dict(), children_with_mode(trainable, "full"))
     add_adapters(model, trainable, LoraConfig(rank=2), seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += NOISE * torch.randn(parameter.shape, generator=generator)
-    save_adapter(model, folder / "adapter", folder / "base", name_of_base, children(trainable, "full"))
+    save_adapter(model, folder / "adapter", folder / "base", name_of_base, children_with_mode(trainable, "full"))
     save_family_processor(folder)
     return asked, logits(model, asked)
 

@@ -23,7 +23,7 @@ from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.components import blocks, count_parameters
 from fvl_lightning.training.distributed.block_transforms import checkpoint_activations
-from fvl_lightning.training.distributed.fsdp import local
+from fvl_lightning.training.distributed.fsdp import local_shard
 from fvl_lightning.training.optimizer import build_optimizer
 from tests.conftest import ROOT
 from tests.stages.fitting import build_stage as build_tiny_stage
@@ -76,7 +76,7 @@ def measured(stage: Stage, shape: BatchShape) -> tuple[int, int]:
 
     step()
     states = [value for state in optimizer.state.values() for value in state.values()]
-    held = sum(local(tensor).nbytes for tensor in [*model.parameters(), *model.buffers(), *states])
+    held = sum(local_shard(tensor).nbytes for tensor in [*model.parameters(), *model.buffers(), *states])
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
     allocated = peak = 0

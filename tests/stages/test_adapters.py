@@ -29,7 +29,7 @@ from fvl_lightning.modeling.adapters.folders import (
 from fvl_lightning.modeling.build import load_model
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.stages.language import LanguageStage
-from fvl_lightning.training.components import component_of, learns
+from fvl_lightning.training.components import component_of, is_trainable
 from fvl_lightning.training.weights import load_components
 from tests.stages.fitting import batches_of, build_stage, fit
 from tests.tiny_models import named_tensors, rows, snapshot, tiny_model
@@ -145,7 +145,7 @@ def test_the_folder_holds_what_learnt_and_nothing_else(name: str, tmp_path: Path
     learnt = {
         key.replace(".default", "").removesuffix(".weight" if "magnitude" in key else "")
         for key, _ in model.named_parameters(remove_duplicate=False)
-        if learns(key, stage.trainable)
+        if is_trainable(key, stage.trainable)
     }
     state = model.state_dict()
     learnt |= {key for key, _ in model.named_buffers() if key in state and stage.trainable[component_of(key)] == "full"}
@@ -265,7 +265,7 @@ def test_resuming_what_learns_otherwise_is_refused(tmp_path: Path) -> None:
     del checkpoint["state_dict"]["model.projector.layers.0.weight"]
     torch.save(checkpoint, tmp_path / "last.ckpt")
     stage = build_stage("finetune", tmp_path, trainer={"max_steps": 2})
-    with pytest.raises(DataError, match=r"does not hold what learns here, see model\.projector\.layers\.0\.weight$"):
+    with pytest.raises(DataError, match=r"trainable parameters differ, e\.g\. model\.projector\.layers\.0\.weight$"):
         fit(stage, batches_of("finetune", 1, first=1), tmp_path, resume=tmp_path / "last.ckpt")
 
 

@@ -13,7 +13,7 @@ from fvl_lightning.core.types import IGNORE_INDEX, Batch
 from fvl_lightning.language_models.causal import CausalLanguageModel
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.stages.finetune import FinetuneStage
-from fvl_lightning.stages.step_metrics import pads
+from fvl_lightning.stages.step_metrics import count_padding
 from tests.modeling.architectures import CONTAMINATED, EXACT
 from tests.stages.fitting import batches_of, build_stage, experiment_of, fit
 from tests.tiny_models import EOS, PAD, prompted, rows, snapshot
@@ -70,7 +70,7 @@ def test_packed_rows_make_the_same_update(tmp_path: Path) -> None:
         batches = [pack(dataclasses.replace(b, images=b.images.double())) for b in batches_of("finetune", 2)]
         fit(stage, batches, tmp_path)
         found.append(snapshot(stage.model))
-        logged.append(stage.logged.read()["train/loss"])
+        logged.append(stage.step_metrics.read()["train/loss"])
     for other in found[1:]:
         for key, tensor in found[0].items():
             torch.testing.assert_close(other[key], tensor, atol=1e-9, rtol=0, msg=key)
@@ -97,19 +97,19 @@ def test_the_log_has_a_loss_per_dataset(pack: bool, tmp_path: Path) -> None:
     stage = build_stage("finetune", tmp_path, optimizer={"learning_rate": 0.0}, trainer={"max_steps": 3})
     batches = [mixture(seed=seed) for seed in range(3)]
     fit(stage, [packed(batch) for batch in batches] if pack else batches, tmp_path)
-    values = stage.logged.read()
+    values = stage.step_metrics.read()
     for name, (loss, tokens) in wanted_losses(stage, batches).items():
         assert values[f"train/loss/{name}"] == pytest.approx(loss, abs=1e-4)
         assert values[f"train/tokens/{name}"] == tokens
     assert values["train/tokens/unused"] == 0
     assert "train/loss/unused" not in values, "a mean of nothing is not 0"
-    assert stage.logged.read().keys() & {f"train/loss/{name}" for name in NAMES} == set(), "a new window"
+    assert stage.step_metrics.read().keys() & {f"train/loss/{name}" for name in NAMES} == set(), "a new window"
 
 
 def test_a_single_dataset_logs_what_it_did(tmp_path: Path) -> None:
     stage = build_stage("finetune", tmp_path, trainer={"max_steps": 1})
     fit(stage, batches_of("finetune", 1), tmp_path)
-    assert [name for name in stage.logged.read() if name.count("/") > 1] == []
+    assert [name for name in stage.step_metrics.read() if name.count("/") > 1] == []
 
 
 def test_validation_has_a_loss_per_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,8 +144,8 @@ def test_fill_is_the_share_without_pads(tmp_path: Path) -> None:
     fit(stage, batches, tmp_path)
     real = sum(int((batch.token_ids != PAD).sum()) for batch in batches)
     total = sum(batch.token_ids.numel() for batch in batches)
-    assert stage.logged.row_tokens == total
-    assert stage.logged.read()["train/fill"] == pytest.approx(real / total, abs=1e-6)
+    assert stage.step_metrics.row_tokens == total
+    assert stage.step_metrics.read()["train/fill"] == pytest.approx(real / total, abs=1e-6)
     assert 0 < real < total
 
 
@@ -155,12 +155,12 @@ def test_pads_that_look_like_the_end_of_a_turn() -> None:
     labels = torch.full_like(ids, IGNORE_INDEX)
     labels[0, 3] = labels[1, 5] = EOS
     batch = Batch(ids, labels, None, None, ("a", "b"), 2)
-    assert int(pads(batch, EOS)) == 2
+    assert int(count_padding(batch, EOS)) == 2
 
 
 def test_pads_of_prompted_targets() -> None:
     batch = prompted(3)
-    assert int(pads(batch, PAD)) == int((batch.targets == IGNORE_INDEX).sum()) > 0
+    assert int(count_padding(batch, PAD)) == int((batch.targets == IGNORE_INDEX).sum()) > 0
 
 
 # What a stage refuses.

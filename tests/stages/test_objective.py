@@ -74,7 +74,7 @@ def test_the_norm_is_kept_as_it_was_before_clipping(tmp_path: Path) -> None:
     fit(stage, batches_of("finetune", 1), tmp_path)
     squares = [float((p.grad.double() ** 2).sum()) for p in stage.model.parameters() if p.grad is not None]
     assert sum(squares) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
-    assert float(stage.logged.gradient_norm) > 1e-2
+    assert float(stage.step_metrics.gradient_norm) > 1e-2
 
 
 def test_the_log_is_a_mean_over_the_tokens_of_its_window(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_log_is_a_mean_over_the_tokens_of_its_window(tmp_path: Path) -> None
     )
     batches = batches_of("finetune", 3)
     fit(stage, batches, tmp_path)
-    values = stage.logged.read()
+    values = stage.step_metrics.read()
     with torch.no_grad():
         losses = [stage.compute(batch)[0] for batch in batches]
     tokens = sum(int(loss.tokens) for loss in losses)
@@ -91,7 +91,7 @@ def test_the_log_is_a_mean_over_the_tokens_of_its_window(tmp_path: Path) -> None
     correct = sum(int(loss.correct) for loss in losses)
     assert values["train/token_accuracy"] == pytest.approx(correct / tokens, abs=1e-6)
     assert sum(value for key, value in values.items() if key.startswith("mass/")) == pytest.approx(1, abs=1e-5)
-    assert "train/loss" not in stage.logged.read(), "read() starts a new window"
+    assert "train/loss" not in stage.step_metrics.read(), "read() starts a new window"
 
 
 def test_the_validation_loss_is_a_mean_over_all_tokens(tmp_path: Path) -> None:

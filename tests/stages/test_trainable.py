@@ -11,7 +11,7 @@ from fvl_lightning.core import registry
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import COMPONENTS
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.components import CHILDREN, component_of
+from fvl_lightning.training.components import COMPONENT_OF_CHILD, component_of
 from tests.stages.fitting import STAGES, batches_of, build_stage, experiment_of, fit
 from tests.tiny_models import named_tensors, pixels, snapshot, tiny_model
 
@@ -64,7 +64,7 @@ def test_frozen_parts_stay_bit_for_bit(
             assert not torch.equal(tensor, before[key]), f"{key} stayed"
     assert len(modes.seen) == 3
     for seen in modes.seen:
-        wrong = [key for key, training in seen.items() if training != (CHILDREN[key.split(".")[0]] in trains)]
+        wrong = [key for key, training in seen.items() if training != (COMPONENT_OF_CHILD[key.split(".")[0]] in trains)]
         assert not wrong, f"wrong mode: {wrong[:3]}"
 
 

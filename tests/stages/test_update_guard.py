@@ -16,7 +16,7 @@ from lightning import Callback, Trainer
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.stages.update_guard import FEWEST, WINDOW, Step, UpdateGuard, deviations
+from fvl_lightning.stages.update_guard import MIN_UPDATES, WINDOW_UPDATES, SkippedStep, UpdateGuard, deviations_above
 from fvl_lightning.tracking.metrics_log import JsonlLogger, read_metrics
 from fvl_lightning.training.step_logging import LogWindow
 from tests.stages.fitting import batches_of, build_stage, fit
@@ -141,36 +141,36 @@ def test_without_any_skip_it_stops_at_the_first(tmp_path: Path, monkeypatch: pyt
 
 def test_how_far_a_value_lies_above_the_last_ones() -> None:
     draw = random.Random(0)
-    recent = [draw.gauss(1.0, 0.2) for _ in range(WINDOW)]
-    assert deviations(math.exp(1.0 + 4 * 0.2), recent) == pytest.approx(4, abs=0.8)
-    assert deviations(math.exp(1.0), recent) == pytest.approx(0, abs=0.4)
-    outliers = [*recent[: WINDOW - 10], *[50.0] * 10]
-    assert deviations(math.exp(1.8), outliers) == pytest.approx(deviations(math.exp(1.8), recent), abs=1)
-    assert deviations(math.exp(9.0), recent[: FEWEST - 1]) == 0.0
-    assert deviations(1.05, [0.0] * FEWEST) == pytest.approx(1, abs=0.05)
-    assert deviations(0.0, recent) == 0.0
+    recent = [draw.gauss(1.0, 0.2) for _ in range(WINDOW_UPDATES)]
+    assert deviations_above(math.exp(1.0 + 4 * 0.2), recent) == pytest.approx(4, abs=0.8)
+    assert deviations_above(math.exp(1.0), recent) == pytest.approx(0, abs=0.4)
+    outliers = [*recent[: WINDOW_UPDATES - 10], *[50.0] * 10]
+    assert deviations_above(math.exp(1.8), outliers) == pytest.approx(deviations_above(math.exp(1.8), recent), abs=1)
+    assert deviations_above(math.exp(9.0), recent[: MIN_UPDATES - 1]) == 0.0
+    assert deviations_above(1.05, [0.0] * MIN_UPDATES) == pytest.approx(1, abs=0.05)
+    assert deviations_above(0.0, recent) == 0.0
 
 
 def test_what_is_a_spike() -> None:
     guard = UpdateGuard(3, 6.0)
-    for number in range(2 * WINDOW):
-        assert guard.objection(2.0, 1.0 + 0.1 * (number % 3)) is None
-        guard.updated(2.0, 1.0 + 0.1 * (number % 3))
-    assert [len(values) for values in guard.recent.values()] == [WINDOW, WINDOW]
-    assert guard.objection(2.0, 0.001) is None
-    assert guard.objection(0.0, 0.0) is None
-    assert str(guard.objection(4.0, 1.0)).startswith("its loss is 13.9 robust standard deviations above those of the")
-    assert str(guard.objection(2.0, 9.0)).startswith("its gradient norm is ")
-    assert "not finite" in str(guard.objection(2.0, float("inf")))
-    guard.updated(0.0, 0.0)
+    for number in range(2 * WINDOW_UPDATES):
+        assert guard.reason_to_skip(2.0, 1.0 + 0.1 * (number % 3)) is None
+        guard.record_update(2.0, 1.0 + 0.1 * (number % 3))
+    assert [len(values) for values in guard.recent.values()] == [WINDOW_UPDATES, WINDOW_UPDATES]
+    assert guard.reason_to_skip(2.0, 0.001) is None
+    assert guard.reason_to_skip(0.0, 0.0) is None
+    assert str(guard.reason_to_skip(4.0, 1.0)).startswith("its loss is 13.9 robust standard deviations above those of")
+    assert str(guard.reason_to_skip(2.0, 9.0)).startswith("its gradient norm is ")
+    assert "not finite" in str(guard.reason_to_skip(2.0, float("inf")))
+    guard.record_update(0.0, 0.0)
     assert guard.recent["loss"][-1] == math.log(2.0)
-    assert UpdateGuard(3).objection(1e30, 1e30) is None
+    assert UpdateGuard(3).reason_to_skip(1e30, 1e30) is None
 
 
 def test_a_spike_makes_no_update_and_is_found_again_after_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps, spike = FEWEST + 4, FEWEST + 2
+    steps, spike = MIN_UPDATES + 4, MIN_UPDATES + 2
     trainer = {"max_steps": steps, "spike_threshold": 20.0}
     batches = batches_of("finetune", steps)
     whole, first, second = (build_stage("finetune", tmp_path, trainer=trainer) for _ in range(3))
@@ -181,11 +181,11 @@ def test_a_spike_makes_no_update_and_is_found_again_after_a_resume(
     assert "robust standard deviations above those of the last 22 updates" in note["reason"]
     assert [line["step"] for line in lines if "train/skipped_in_a_row" in line] == [spike + 1]
     spoil(first, monkeypatch, [spike], factor=1e3)
-    first.experiment.trainer.checkpoint_every = FEWEST + 1
+    first.experiment.trainer.checkpoint_every = MIN_UPDATES + 1
     with pytest.raises(RuntimeError, match="killed"):
-        fit(first, [*batches[: FEWEST + 1], None], tmp_path, [Killed(FEWEST + 1)])
+        fit(first, [*batches[: MIN_UPDATES + 1], None], tmp_path, [Killed(MIN_UPDATES + 1)])
     spoil(second, monkeypatch, [1], factor=1e3)
-    fit(second, batches[FEWEST + 1 :], tmp_path, resume=tmp_path / "last.ckpt")
+    fit(second, batches[MIN_UPDATES + 1 :], tmp_path, resume=tmp_path / "last.ckpt")
     assert second.guard.recent == whole.guard.recent
     wanted, found = snapshot(whole.model), snapshot(second.model)
     assert all(torch.equal(wanted[key], found[key]) for key in wanted)
@@ -193,10 +193,11 @@ def test_a_spike_makes_no_update_and_is_found_again_after_a_resume(
 
 def test_too_many_spikes_end_the_run() -> None:
     guard = UpdateGuard(1, 6.0)
-    step = Step(7, "its gradient norm is 9.0 robust standard deviations above", 2.0, 50.0, ["a"], [2.0, float("nan")])
-    guard.skipped(step, [])
+    reason = "its gradient norm is 9.0 robust standard deviations above"
+    step = SkippedStep(7, reason, 2.0, 50.0, ["a"], [2.0, float("nan")])
+    guard.record_skip(step, [])
     with pytest.raises(ConfigError) as raised:
-        guard.skipped(dataclasses.replace(step, number=8), [])
+        guard.record_skip(dataclasses.replace(step, number=8), [])
     assert str(raised.value) == (
         "step 8: no update for 2 steps in a row, and trainer.max_skipped is 1 (loss 2 on rank 1, gradient norm 50, "
         "samples a; its gradient norm is 9.0 robust standard deviations above): lower optimizer.learning_rate, raise "

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import COMPONENTS
 from fvl_lightning.training.components import (
-    CHILDREN,
+    COMPONENT_OF_CHILD,
     blocks,
     component_of,
     count_parameters,
@@ -27,8 +27,8 @@ FULL = dict.fromkeys(COMPONENTS, "full")
 
 def test_every_child_of_the_model_belongs_to_a_component() -> None:
     model = tiny_model(normalize=True)
-    assert {name for name, _ in model.named_children()} == set(CHILDREN)
-    assert set(CHILDREN.values()) == set(COMPONENTS)
+    assert {name for name, _ in model.named_children()} == set(COMPONENT_OF_CHILD)
+    assert set(COMPONENT_OF_CHILD.values()) == set(COMPONENTS)
     assert component_of("output_norm.weight") == component_of("alignment.norms.davit.weight") == "fusion"
     assert component_of("language_model.model.lm_head.weight") == "language_model"
 
@@ -47,7 +47,7 @@ def test_frozen_components_are_in_eval_mode_to_the_last_module() -> None:
     model = tiny_model(fusion="gated", normalize=True).train()
     set_modes(model, FULL | {"encoder": "frozen", "fusion": "frozen"})
     for name, child in model.named_children():
-        expected = CHILDREN[name] not in ("encoder", "fusion")
+        expected = COMPONENT_OF_CHILD[name] not in ("encoder", "fusion")
         assert {module.training for module in child.modules()} == {expected}, name
 
 

@@ -91,7 +91,7 @@ Build = Callable[..., FeatureCache]
 
 @pytest.fixture
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
-    monkeypatch.setattr(feature_cache, "IMAGES_AT_ONCE", 4)
+    monkeypatch.setattr(feature_cache, "IMAGES_PER_BATCH", 4)
 
     def call(encoder: nn.Module, data: StubData | None = None, splits: Sequence[str] = ("train",)) -> FeatureCache:
         return build_feature_cache(encoder, data or StubData(), list(splits), tmp_path / "cache")
@@ -177,7 +177,7 @@ def test_edited_code_of_an_encoder_of_ones_own_is_another_pass(tmp_path: Path) -
         assert spec.loader is not None
         module = sys.modules["plugin_of_this_test"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        found.append(feature_cache.code_of(module.Mine()))
+        found.append(feature_cache.hash_code(module.Mine()))
     assert [list(code) for code in found] == [["mine.py"]] * 2, "torch goes by its version"
     assert found[0] != found[1]
 

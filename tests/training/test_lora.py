@@ -13,7 +13,7 @@ from torch import Tensor
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig, LoraComponentConfig, LoraConfig
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.components import component_of, count_parameters, freeze, learns
+from fvl_lightning.training.components import component_of, count_parameters, freeze, is_trainable
 from fvl_lightning.training.lora import add_adapters, check_lora, linear_layers
 from tests.stages.fitting import batches_of, build_stage, experiment_of, fit
 from tests.tiny_models import LLAMA, named_tensors, rows, snapshot, tiny_model
@@ -48,7 +48,7 @@ def test_only_adapters_and_what_is_full_move(trainable: dict[str, str], dora: bo
     buffers = {name for name, _ in stage.model.named_buffers()}
     adapters = 0
     for name, tensor in named_tensors(stage.model):
-        if name in buffers or not learns(name, stage.trainable):
+        if name in buffers or not is_trainable(name, stage.trainable):
             assert torch.equal(tensor, before[name]), f"{name} moved"
         elif tensor.ndim > 1:
             assert not torch.equal(tensor, before[name]), f"{name} stayed"

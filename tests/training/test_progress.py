@@ -1,4 +1,4 @@
-"""What is told of a training where there is no terminal: it starts, goes on, and with which losses."""
+"""The log lines of a training without a terminal: its start, its progress and its losses."""
 
 import re
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from fvl_lightning.runs.folder import RunFolder
-from fvl_lightning.training import step_logging as callbacks
+from fvl_lightning.training import progress
 from tests.conftest import TINY, Run
 
 WORDS = ("experiments/demo/finetune.yaml", *TINY, "trainer.log_every=1", "trainer.validate_every=2")
 
 
-def lines(said: str) -> list[str]:
-    return re.findall(r"finetune(?: \(concat\))?: (.+?) *$", said, flags=re.MULTILINE)
+def lines(output: str) -> list[str]:
+    return re.findall(r"finetune(?: \(concat\))?: (.+?) *$", output, flags=re.MULTILINE)
 
 
 def test_a_log_has_the_start_and_the_validations(workspace: Path, fvl_here: Run) -> None:
@@ -29,7 +29,7 @@ def test_a_log_has_the_start_and_the_validations(workspace: Path, fvl_here: Run)
 
 
 def test_and_a_line_now_and_then(workspace: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callbacks, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     done = fvl_here(workspace, "train", *WORDS)
     losses = dict(RunFolder(workspace / "runs" / "finetune").curve("train/loss"))
     for step in (1, 2, 3):

@@ -13,7 +13,7 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import terminal, visible
 from fvl_lightning.runs.setup import build_stage, data_context, prepare_data
-from fvl_lightning.stages.step_metrics import digest
+from fvl_lightning.stages.step_metrics import hash_keys
 
 
 def order(
@@ -45,5 +45,5 @@ def order(
         table.add_row(*map(visible, cells))
     console = terminal()
     console.print(table)
-    number = int(digest([store.key(sample) for sample in samples]))
+    number = int(hash_keys([store.key(sample) for sample in samples]))
     console.print(f"data/step_keys: {number}, if none of them is left out as bad", soft_wrap=True)

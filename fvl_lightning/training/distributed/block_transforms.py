@@ -1,4 +1,4 @@
-"""Transformer blocks wrapped: activation checkpointing and torch.compile."""
+"""Activation checkpointing and torch.compile for transformer blocks."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -10,9 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_activations(modules: Iterable[nn.Module]) -> None:
-    """Has each module keep its input alone for the backward pass, and compute the rest again (arXiv 1604.06174).
+    """Makes each module save only its input, and recompute the rest in the backward pass (arXiv 1604.06174).
 
-    Its `forward` is replaced rather than the module wrapped, which would change the names of parameters.
+    This replaces its `forward`; a wrapper would change the names of parameters.
     """
     for module in modules:
         module.forward = partial(checkpoint, module.forward, use_reentrant=False)
@@ -21,13 +21,15 @@ def checkpoint_activations(modules: Iterable[nn.Module]) -> None:
 def compile_blocks(
     modules: Iterable[nn.Module], dynamic: bool | None = None, backend: str | Callable[..., Any] = "inductor"
 ) -> None:
-    """Has each module compute through torch.compile, from its first step on.
+    """Compiles the forward pass of each module at its first call.
 
-    Its `forward` is replaced, as above, so that names stay and FSDP2's hooks run around what is compiled. Activations
-    that are computed again are so inside of it, and the compiler knows.
+    Replacing its `forward` keeps the names of parameters, and FSDP2's hooks run outside the compiled code.
+    A checkpointed module recomputes its activations inside the compiled code.
 
     Args:
-        dynamic: false compiles for every shape anew; None for sizes in general from the second one on.
+        modules: the modules to compile.
+        dynamic: False compiles for every shape anew; None compiles for general sizes from the second shape on.
+        backend: the backend of torch.compile.
     """
     for module in modules:
         module.forward = torch.compile(module.forward, dynamic=dynamic, backend=backend)

@@ -1,4 +1,4 @@
-"""Sharding with FSDP2: each rank holds a part of every parameter, and gathers a block while it computes with it."""
+"""Sharding with FSDP2: each rank holds a shard of every parameter, and gathers one block at a time to compute."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -16,12 +16,19 @@ from torchmetrics import Metric
 from fvl_lightning.training.checkpointing.sharded import ShardedTensor, rows_between, whole
 
 
-class Sharded:
-    """A model whose parameters have been split over the ranks of `mesh`.
+class ShardedModel:
+    """A model whose parameters are sharded over the ranks of `mesh`.
 
-    Rank 0 comes with the whole model, all others with one on the meta device; each block is made on every rank as the
-    part that it will hold, so that no device ever holds a whole model. With `offload` the parts and what the optimiser
-    keeps of them are in main memory; a block's are copied to the device while it computes.
+    Rank 0 brings the whole model, all other ranks one on the meta device. No device ever holds the whole model, since
+    each rank allocates only its own shards.
+
+    Args:
+        model: the model, which is sharded in place.
+        blocks: modules of it that are gathered one at a time; the rest is one more unit.
+        mesh: the device mesh; parameters are sharded over its last dimension.
+        device: the device that computes.
+        reshard: whether to free a block after its forward pass and gather it again for the backward pass.
+        offload: whether shards and optimiser state stay in main memory; a block is copied to the device to compute.
     """
 
     def __init__(
@@ -39,7 +46,7 @@ class Sharded:
         computed = _computed_buffers(model)
         _replace(model, model, lambda tensor: torch.empty_like(tensor, device="meta"))
         self._plain = copy.deepcopy(model)
-        """The whole model without values, for the end."""
+        """The whole model on the meta device, to gather into."""
         policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
         for block in blocks:
             fully_shard(block, mesh=mesh, reshard_after_forward=reshard, offload_policy=policy)
@@ -55,34 +62,34 @@ class Sharded:
             move_buffers(model, device)
 
     def gather(self) -> nn.Module | None:
-        """The whole model as it is now, on rank 0's CPU; None on the others, which take part."""
+        """Returns the whole model on the CPU of rank 0, and None on the other ranks; all ranks must call it."""
         first = distributed.get_rank() == 0
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # what the last forward pass has left gathered
-        _replace(self.model, self._plain, _kept if first else _dropped)
+                module.reshard()  # the last forward pass may have left it gathered
+        _replace(self.model, self._plain, _gather_to_cpu if first else _gather_to_meta)
         return self._plain if first else None
 
 
-def gathered(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor on the CPU; any other as it is. All ranks must ask."""
+def gather_tensor(tensor: Tensor) -> Tensor:
+    """Returns the whole of a sharded tensor on the CPU, any other tensor as it is; all ranks must call it."""
     return tensor.full_tensor().detach().cpu() if isinstance(tensor, DTensor) else tensor
 
 
-def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, in the same memory."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """Returns the shard that this rank holds, without a copy; a tensor that is not sharded as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered_parts(part: Tensor, like: Tensor) -> Tensor:
-    """The whole tensor of which each rank holds a part, split as `like` is. All ranks must ask."""
+def gather_shards(shard: Tensor, like: Tensor) -> Tensor:
+    """Returns the whole of a tensor whose shards lie on the ranks as those of `like` do; all ranks must call it."""
     assert isinstance(like, DTensor)
-    split = DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
-    return split.full_tensor()
+    sharded = DTensor.from_local(shard, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    return sharded.full_tensor()
 
 
 def distribute_like(value: Tensor, like: Tensor) -> Tensor:
-    """`value`, which every rank has, as `like` is: its device, and sharded where it is."""
+    """Returns `value`, which all ranks have, on the device of `like`, and sharded as `like` is."""
     value = value.to(like.device)
     if not isinstance(like, DTensor):
         return value
@@ -90,32 +97,35 @@ def distribute_like(value: Tensor, like: Tensor) -> Tensor:
 
 
 def rows_to_write(tensor: DTensor) -> tuple[int, Tensor] | None:
-    """The first row and the rows that this rank holds; None where there are none, or another rank has the same."""
+    """Returns the index of the first local row and the local rows; None if there are none, or a replica has them."""
     coordinate = tensor.device_mesh.get_coordinate()
     assert coordinate is not None
-    copies = (at for at, placement in zip(coordinate, tensor.placements, strict=True) if placement == Replicate())
-    first, count = _held(tensor)
-    return None if any(copies) or not count else (first, local(tensor).detach())
+    replica = (at for at, placement in zip(coordinate, tensor.placements, strict=True) if placement == Replicate())
+    first, count = _local_rows(tensor)
+    return None if any(replica) or not count else (first, local_shard(tensor).detach())
 
 
-def held_rows(value: Tensor | ShardedTensor, like: Tensor) -> Tensor:
-    """What this rank holds of a checkpoint's tensor, where it is sharded as `like` is."""
+def local_rows(value: Tensor | ShardedTensor, like: Tensor) -> Tensor:
+    """Returns the rows of a checkpoint's tensor that this rank holds if it is sharded as `like` is."""
     if not isinstance(like, DTensor):
         return whole(value)
-    first, count = _held(like)
+    first, count = _local_rows(like)
     return rows_between(value, first, first + count)
 
 
 def distribute_rows_like(value: Tensor | ShardedTensor, like: Tensor) -> Tensor:
-    """A copy of a checkpoint's tensor as `like` is, where it has its shape: on its device, and sharded where it is."""
+    """Returns a copy of a checkpoint's tensor on the device of `like`, and sharded as `like` is.
+
+    A tensor of another shape, such as a step count, is returned whole.
+    """
     if not isinstance(like, DTensor) or (isinstance(value, Tensor) and value.shape != like.shape):
         return whole(value)
-    rows = held_rows(value, like).to(local(like).device, copy=True)
+    rows = local_rows(value, like).to(local_shard(like).device, copy=True)
     return DTensor.from_local(rows, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
 
 
 def move_buffers(module: nn.Module, device: torch.device) -> None:
-    """Buffers, and the state of metrics, to `device`; parameters stay where they are."""
+    """Moves buffers, and the state of metrics, to `device`; parameters stay where they are."""
     for child in module.modules():
         if isinstance(child, Metric):
             child.to(device)
@@ -124,37 +134,37 @@ def move_buffers(module: nn.Module, device: torch.device) -> None:
                 child._buffers[name] = buffer.to(device)
 
 
-def _held(tensor: DTensor) -> tuple[int, int]:
-    """First row and number of rows of this rank's part."""
-    assert all(placement in (Replicate(), Shard(0)) for placement in tensor.placements), "split by other than rows"
+def _local_rows(tensor: DTensor) -> tuple[int, int]:
+    """Returns the index of the first local row and the number of local rows."""
+    assert all(placement in (Replicate(), Shard(0)) for placement in tensor.placements), "not sharded by rows"
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return offset[0], shape[0]
 
 
-def _kept(tensor: Tensor) -> Tensor:
-    return gathered(tensor).cpu()
+def _gather_to_cpu(tensor: Tensor) -> Tensor:
+    return gather_tensor(tensor).cpu()
 
 
-def _dropped(tensor: Tensor) -> Tensor:
-    return gathered(tensor).to("meta")
+def _gather_to_meta(tensor: Tensor) -> Tensor:
+    return gather_tensor(tensor).to("meta")
 
 
 def _computed_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers that no state holds."""
+    """Returns the buffers that are in no state dict."""
     saved = model.state_dict().keys()
     return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
 
 
 @torch.no_grad()
 def _replace(source: nn.Module, target: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
-    """Gives `target`, built like `source`, the changed parameters and buffers of it; what is tied stays tied."""
+    """Gives `target` the changed parameters and buffers of `source`, which is built alike; tied tensors stay tied."""
     made: dict[Tensor, Any] = {}
-    for ours, theirs in zip(source.modules(), target.modules(), strict=True):
-        for name, parameter in list(ours._parameters.items()):
+    for old, new in zip(source.modules(), target.modules(), strict=True):
+        for name, parameter in list(old._parameters.items()):
             if parameter is not None:
                 if parameter not in made:
                     made[parameter] = nn.Parameter(change(parameter), requires_grad=parameter.requires_grad)
-                theirs._parameters[name] = made[parameter]
-        for name, buffer in list(ours._buffers.items()):
+                new._parameters[name] = made[parameter]
+        for name, buffer in list(old._buffers.items()):
             if buffer is not None:
-                theirs._buffers[name] = made.setdefault(buffer, change(buffer))
+                new._buffers[name] = made.setdefault(buffer, change(buffer))

@@ -1,6 +1,6 @@
-"""The processes of one training: who they are, and how the first of them speaks for all.
+"""The process group of a training, and what rank 0 does for all ranks.
 
-Each is started by torchrun, or by anything that sets the same variables; a single process needs none of them.
+torchrun starts the processes, or anything that sets the same environment variables; a single process needs none.
 """
 
 import os
@@ -23,77 +23,78 @@ from fvl_lightning.training.fault_tolerance.signals import Preempted, ended_at_o
 T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(days=2)
-"""How long ranks wait for each other where a heartbeat, or a person, says when it is too long."""
+"""The timeout of torch's collectives; the heartbeat ends a hang much earlier."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of the training."""
+    """The rank of this process, and what ranks do together."""
 
     rank: int = 0
     world_size: int = 1
     group: Any = None
-    """Of torch.distributed, for the waiting before and after the steps."""
+    """A torch.distributed group for the objects that ranks exchange outside of the steps; None for one process."""
     heartbeat: Heartbeat | None = None
-    """Where there are others, unless the experiment wants none."""
+    """None for one process, and if `trainer.stall_seconds` is 0."""
 
     @property
     def first(self) -> bool:
-        """Whether this one speaks, writes and tracks for all."""
+        """Whether this is rank 0, which prints, writes and tracks for all."""
         return self.rank == 0
 
     def broadcast_from_rank0(self, do: Callable[[], T]) -> T:
-        """Runs `do` on the first rank alone; all get what it returned, which must be picklable.
+        """Runs `do` on rank 0 and returns its result, which must be picklable, on all ranks.
 
         Raises:
-            PeerFailedError: on all others, where it failed.
+            PeerFailedError: `do` failed; raised on all ranks but rank 0, which raises the error of `do`.
         """
         if self.world_size == 1:
             return do()
-        told: list[Any] = [None, False]
+        payload: list[Any] = [None, False]
         try:
             if self.first:
-                told = [do(), True]
+                payload = [do(), True]
         except BaseException:
-            with suppress(RuntimeError):  # the others may be gone; what has happened here says more
-                distributed.broadcast_object_list(told, 0, self.group)
+            with suppress(RuntimeError):  # the others may be gone; the error of rank 0 matters more
+                distributed.broadcast_object_list(payload, 0, self.group)
             raise
-        distributed.broadcast_object_list(told, 0, self.group)
-        if not told[1]:
+        distributed.broadcast_object_list(payload, 0, self.group)
+        if not payload[1]:
             raise PeerFailedError("the first rank has failed")
-        return told[0]
+        return payload[0]
 
     def rank0_first(self, do: Callable[[], T]) -> T:
-        """Runs `do` on the first rank, and when it is done on all others, which find the files it has left."""
+        """Runs `do` on rank 0 and then on all other ranks, which find the files that rank 0 wrote."""
         if self.world_size == 1:
             return do()
-        mine: list[T] = []
-        self.broadcast_from_rank0(lambda: mine.append(do()))
-        return mine[0] if self.first else do()
+        results: list[T] = []
+        self.broadcast_from_rank0(lambda: results.append(do()))
+        return results[0] if self.first else do()
 
-    def beats(self) -> HeartbeatCallback:
-        """The trainer's callback that tells the other ranks where this one is."""
-        return HeartbeatCallback(self.heartbeat.at if self.heartbeat else lambda place: None)
+    def heartbeat_callback(self) -> HeartbeatCallback:
+        """Returns the callback that publishes the progress of this rank."""
+        return HeartbeatCallback(self.heartbeat.report if self.heartbeat else lambda progress: None)
 
-    def explain_errors(self, on_trouble: Callable[[PeerError], None]) -> AbstractContextManager[None]:
-        """An error that only comes of another rank's end is told as that (see Heartbeat.explain_errors).
+    def explain_errors(self, on_peer_error: Callable[[PeerError], None]) -> AbstractContextManager[None]:
+        """Re-raises an error caused by a failed peer as a peer error (see Heartbeat.explain_errors).
 
         Args:
-            on_trouble: on the first rank, writes down why the training ends; it may be called from another thread.
+            on_peer_error: records, on rank 0, why the training ended; it may be called from another thread.
         """
         if self.heartbeat is None:
             return nullcontext()
         if self.first:
-            self.heartbeat.on_trouble = on_trouble
+            self.heartbeat.on_peer_error = on_peer_error
         return self.heartbeat.explain_errors()
 
 
 @contextmanager
 def init_process_group(config: TrainerConfig) -> Iterator[Ranks]:
-    """All processes of the training, once each of them has come here.
+    """Joins the process group of the training, once all of its processes have started, and leaves it at the end.
 
     Raises:
-        ConfigError: as many were started as the experiment does not speak of.
+        ConfigError: the number of processes differs from trainer.devices x trainer.nodes.
+        LostRankError, PeerFailedError: see `Heartbeat.explain_errors`.
     """
     if started_ranks() != config.world_size:
         raise ConfigError(
@@ -107,31 +108,31 @@ def init_process_group(config: TrainerConfig) -> Iterator[Ranks]:
     cuda = config.accelerator in ("auto", "cuda") and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    where: dict[str, Any] = {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
+    arguments: dict[str, Any] = {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
     heartbeat = None
-    meeting = ExitStack()
+    rendezvous = ExitStack()
     if config.world_size > 1:
-        meeting.enter_context(ended_at_once())
+        rendezvous.enter_context(ended_at_once())
         store, rank, world_size = next(distributed.rendezvous("env://"))
-        where = {"store": store, "rank": rank, "world_size": world_size}
+        arguments = {"store": store, "rank": rank, "world_size": world_size}
         if config.stall_seconds:
             heartbeat = Heartbeat(rank, world_size, distributed.PrefixStore("heartbeat", store), config.stall_seconds)
-            where["timeout"] = COLLECTIVE_TIMEOUT
-    together = False
+            arguments["timeout"] = COLLECTIVE_TIMEOUT
+    ended_together = False
     try:
-        with meeting, heartbeat.explain_errors() if heartbeat else nullcontext():
-            distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **where)
+        with rendezvous, heartbeat.explain_errors() if heartbeat else nullcontext():
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **arguments)
             group = distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
-            meeting.close()
-            yield Ranks(where["rank"], config.world_size, group, heartbeat)
-        together = True
+            rendezvous.close()
+            yield Ranks(arguments["rank"], config.world_size, group, heartbeat)
+        ended_together = True
     except (KeyboardInterrupt, Preempted):
-        together = True
+        ended_together = True
         raise
     finally:
         if heartbeat:
             heartbeat.stop()
-        # After an error other ranks may be waiting, and on GPUs leaving the group would wait for them; with gloo it
-        # does not, and a process that ends without leaving may abort.
-        if distributed.is_initialized() and (together or not cuda):
+        # After an error, other ranks may still be in a collective: NCCL would wait for them. Gloo does not, and a
+        # process that exits without destroying its group may abort.
+        if distributed.is_initialized() and (ended_together or not cuda):
             distributed.destroy_process_group()

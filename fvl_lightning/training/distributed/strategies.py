@@ -1,4 +1,4 @@
-"""Lightning's strategies behind `trainer.strategy`, and checkpoints that go on under each of them."""
+"""The Lightning strategies of `trainer.strategy`; each of them resumes the checkpoints of the others."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,20 +14,25 @@ from fvl_lightning.training.checkpointing.files import CheckpointFiles, read_che
 from fvl_lightning.training.checkpointing.sharded import copied, put, split
 from fvl_lightning.training.distributed.fsdp import (
     distribute_rows_like,
-    gathered,
-    held_rows,
-    local,
+    gather_tensor,
+    local_rows,
+    local_shard,
     move_buffers,
     rows_to_write,
 )
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2, over all ranks or over those of each of `replicas` groups.
+    """FSDP2 over all ranks, or within each of several groups of ranks that are replicas of each other (HSDP).
 
-    A checkpoint is written in parts, each rank its own, or gathered tensor by tensor on rank 0, into one file. Either
-    goes on under any strategy and on any number of ranks: each rank takes its rows out of the files, which are mapped
-    rather than loaded.
+    Either every rank writes its own part of a checkpoint, or rank 0 gathers it tensor by tensor into one file. Both
+    resume under any strategy and on any number of ranks: each rank reads its rows from the memory-mapped files.
+
+    Args:
+        world_size: the number of ranks.
+        replicas: the number of groups, each of which holds the whole model.
+        in_parts: whether every rank writes its own part of a checkpoint.
+        offload: whether shards and optimiser state stay in main memory.
     """
 
     def __init__(self, world_size: int, replicas: int = 1, in_parts: bool = True, offload: bool = False) -> None:
@@ -36,7 +41,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @property
     def mesh(self) -> DeviceMesh:
-        """Over whose last dimension parameters are split."""
+        """The device mesh; parameters are sharded over its last dimension."""
         if self.replicas == 1:
             return self.device_mesh["data_parallel"]
         shape = (self.replicas, self.world_size // self.replicas)
@@ -44,11 +49,11 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Lightning hands over the optimiser's state, as it does without sharding."""
+        """True: Lightning restores the optimiser state, as it does without sharding."""
         return True
 
     def model_to_device(self) -> None:
-        """Parameters that are offloaded stay where they are."""
+        """Moves the module to the device; offloaded parameters stay in main memory."""
         if not self.offload:
             super().model_to_device()
             return
@@ -56,59 +61,59 @@ class ShardedStrategy(ModelParallelStrategy):
         move_buffers(self.lightning_module, self.root_device)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """In parts; the stage chooses what is kept."""
+        """Returns the local state; the stage selects which tensors are saved."""
         assert self.lightning_module is not None
         return self.lightning_module.state_dict()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """In parts."""
+        """Returns the local state of an optimiser."""
         return optimizer.state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        """Every rank writes its part, or rank 0 all."""
+        """Writes the part of this rank, or all of it on rank 0."""
         path, files = Path(self.broadcast(filepath)), self.checkpoint_io
         assert isinstance(files, CheckpointFiles)
         common, sharded = split(checkpoint)
         common = copied(common) if files.background else common
         if self.in_parts:
-            rows = {place: found for place, tensor in sharded.items() if (found := rows_to_write(tensor))}
+            rows = {place: part for place, tensor in sharded.items() if (part := rows_to_write(tensor))}
             files.save_parts(common, copied(rows) if files.background else rows, path)
             return
         for place, tensor in sharded.items():
-            whole = gathered(tensor)
+            whole = gather_tensor(tensor)
             if self.is_global_zero:
                 put(common, place, whole)
         if self.is_global_zero:
             files.save_whole(common, path)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """The file or the folder, mapped."""
+        """Reads a checkpoint file or folder, memory-mapped."""
         return read_checkpoint(Path(checkpoint_path))
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Copies this rank's parts; the stage has checked the names."""
-        ours = self.lightning_module_state_dict()
+        """Copies the rows of this rank; the stage has checked the names."""
+        state = self.lightning_module_state_dict()
         for name, value in checkpoint["state_dict"].items():
-            local(ours[name]).copy_(held_rows(value, ours[name]))
+            local_shard(state[name]).copy_(local_rows(value, state[name]))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Gives each optimiser this rank's parts of its state."""
+        """Loads the rows of this rank into each optimiser."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            parts = {
+            local_state = {
                 number: {name: distribute_rows_like(value, parameters[number]) for name, value in values.items()}
                 for number, values in state["state"].items()
             }
-            optimizer.load_state_dict({**state, "state": parts})
+            optimizer.load_state_dict({**state, "state": local_state})
 
 
 def build_strategy(config: TrainerConfig) -> Strategy | str:
-    """What Lightning's Trainer takes for `config.strategy`."""
+    """Returns the argument for Lightning's Trainer that stands for `config.strategy`."""
     if config.sharded:
         replicas = config.nodes if config.strategy == "hsdp" else 1
         return ShardedStrategy(config.world_size, replicas, config.checkpoint != "whole", config.cpu_offload)
     if config.strategy == "ddp":
-        # A source that no loss reads leaves its parameters without a gradient; all buffers are constants.
+        # A source that contributes to no loss leaves its parameters without a gradient; all buffers are constants.
         return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     return "auto"

@@ -1,7 +1,7 @@
-"""What the ranks of a training tell each other of where they are, and who of them keeps the others waiting.
+"""Hang detection: the status that each rank publishes, and which rank keeps the others waiting.
 
-Ranks make the same steps and wait for each other in each of them. So a rank that has gone, is frozen or hangs keeps all
-others waiting, in a call that nothing interrupts; who it is can only be told by comparing how far each has come.
+Ranks make the same steps and wait for each other in each of them. A rank that died, is frozen or hangs therefore blocks
+all others in a call that nothing interrupts. Only a comparison of how far each rank has come shows which one it is.
 """
 
 import json
@@ -11,14 +11,14 @@ from enum import IntEnum
 
 from fvl_lightning.core.errors import UserError
 
-LONG = 10
-"""A checkpoint and the first step of a process may take so many times as long as anything else."""
+SLOW_PHASE_FACTOR = 10
+"""A checkpoint, and the first step of a process, may take this many times the usual timeout."""
 MAX_NAMED_RANKS = 8
-"""Ranks that a sentence rank_names."""
+"""The number of ranks that a message lists by name."""
 
 
 class Phase(IntEnum):
-    """Where in the course of a batch a rank is; the validation after a batch counts to the next one."""
+    """The phase of a batch; a validation pass after a batch belongs to the next batch."""
 
     OUTSIDE = -1
     VALIDATING = 0
@@ -30,8 +30,8 @@ class Phase(IntEnum):
     SAVING = 6
 
     @property
-    def words(self) -> str:
-        """What the rank is doing."""
+    def description(self) -> str:
+        """The phase as a message says it."""
         return {
             Phase.OUTSIDE: "before the first step or after the last",
             Phase.VALIDATING: "validating",
@@ -46,142 +46,149 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where a rank is."""
+    """The progress of a rank through the training."""
 
     batch: int = 0
-    """Batches that it is done with."""
+    """Number of finished batches."""
     phase: Phase = Phase.OUTSIDE
     step: int = 0
-    """The optimiser step under way, counted from 1; 0 outside of them."""
+    """The current optimiser step, counted from 1; 0 outside of the steps."""
     fresh: bool = False
-    """Whether its process has yet to end a step."""
+    """Whether the process has not finished its first step."""
 
     @property
-    def patience(self) -> float:
-        """How many times as long as usual it may take from here to what comes next."""
+    def timeout_factor(self) -> float:
+        """The factor by which the timeout is longer in this phase."""
         if self.phase is Phase.OUTSIDE:
             return float("inf")  # shards, features and models may be of any size
-        return LONG if self.fresh or self.phase is Phase.SAVING else 1
+        return SLOW_PHASE_FACTOR if self.fresh or self.phase is Phase.SAVING else 1
 
 
 @dataclass(frozen=True)
 class RankStatus:
-    """What a rank tells the others."""
+    """The status that a rank publishes to the others."""
 
     tick: int = 0
-    """Rises as long as its process lives."""
+    """Rises as long as the process lives."""
     beat: int = 0
-    """Rises whenever it gets something done."""
-    place: TrainingProgress = TrainingProgress()
-    trouble: str = ""
-    """The error for which it is about to end."""
+    """Rises whenever the rank makes progress."""
+    progress: TrainingProgress = TrainingProgress()
+    error: str = ""
+    """The error that is about to end the rank."""
 
-    def text(self) -> str:
-        """As it is told."""
-        place = self.place
-        return json.dumps([self.tick, self.beat, self.trouble, place.batch, place.phase, place.step, place.fresh])
+    def to_json(self) -> str:
+        """The status as a JSON list."""
+        at = self.progress
+        return json.dumps([self.tick, self.beat, self.error, at.batch, at.phase, at.step, at.fresh])
 
     @classmethod
-    def read(cls, text: bytes | str) -> "RankStatus":
-        """The line that was told; the first one where nothing was yet."""
+    def from_json(cls, text: bytes | str) -> "RankStatus":
+        """Reads a published status; an empty text, before the first one, gives the initial status."""
         if not text:
             return cls()
-        tick, beat, trouble, batch, phase, step, fresh = json.loads(text)
-        return cls(tick, beat, TrainingProgress(batch, Phase(phase), step, fresh), trouble)
+        tick, beat, error, batch, phase, step, fresh = json.loads(text)
+        return cls(tick, beat, TrainingProgress(batch, Phase(phase), step, fresh), error)
 
 
 class PeerError(UserError):
-    """What went wrong went wrong on other ranks than this one."""
+    """A failure of other ranks than this one.
 
-    def __init__(self, words: str, ranks: Sequence[int] = (0,), step: int = 0) -> None:
-        super().__init__(words)
+    Args:
+        message: the sentence that is shown.
+        ranks: the ranks that failed.
+        step: the optimiser step at which they failed; 0 outside of the steps.
+    """
+
+    def __init__(self, message: str, ranks: Sequence[int] = (0,), step: int = 0) -> None:
+        super().__init__(message)
         self.ranks, self.step = list(ranks), step
 
 
 class PeerFailedError(PeerError):
-    """Another rank has failed, and says why itself."""
+    """Another rank failed with an error that it reports itself."""
 
 
 class LostRankError(PeerError):
-    """Ranks that have died or hang: the training cannot go on, and can be started again from its last checkpoint."""
+    """Ranks died or hang: the training cannot continue, and can be resumed from its last checkpoint."""
 
-    spoken = True
-    """Whether this rank is the one that says so for all."""
+    is_reporter = True
+    """Whether this rank reports the error for all ranks."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Which ranks keep the others waiting."""
+    """The ranks that keep the others waiting."""
 
     ranks: list[int]
-    what: str
+    symptom: str
     """Such as "has not answered for 1800 s"."""
-    line: RankStatus
-    """The last one of the first of these ranks."""
+    status: RankStatus
+    """The last status of the first of these ranks."""
     alive: bool = False
-    """Whether they are still heard of."""
+    """Whether the ranks still publish their status."""
 
     def error(self, rank: int, world_size: int) -> LostRankError:
-        """It as an error of `rank`; the first one that is not to blame speaks."""
+        """The diagnosis as an error on `rank`; the first rank that is not to blame reports it."""
         others = [other for other in range(world_size) if other not in self.ranks] or [0]
-        place = self.line.place
-        where = f"step {place.step}: " if place.step else ""
+        progress = self.status.progress
+        where = f"step {progress.step}: " if progress.step else ""
         heard = "" if self.alive else "last heard of "
-        words = (
-            f"{where}{rank_names(self.ranks)} {self.what} ({heard}{place.phase.words}); all ranks end, the last "
-            "checkpoint is kept, and the same command with `--resume` goes on from it"
+        message = (
+            f"{where}{rank_names(self.ranks)} {self.symptom} ({heard}{progress.phase.description}); all ranks end, the "
+            "last checkpoint is kept, and the same command with `--resume` goes on from it"
         )
-        error = LostRankError(words, self.ranks, place.step)
-        error.spoken = rank == others[0]
+        error = LostRankError(message, self.ranks, progress.step)
+        error.is_reporter = rank == others[0]
         return error
 
 
 def rank_names(ranks: Collection[int]) -> str:
-    """ "rank 1", or "ranks 1, 3 and 5 more"."""
-    told = ", ".join(map(str, sorted(ranks)[:MAX_NAMED_RANKS]))
-    return f"rank{'s' if len(ranks) > 1 else ''} {told}" + (
+    """Returns "rank 1", or "ranks 1, 3 and 5 more"."""
+    names = ", ".join(map(str, sorted(ranks)[:MAX_NAMED_RANKS]))
+    return f"rank{'s' if len(ranks) > 1 else ''} {names}" + (
         f" and {len(ranks) - MAX_NAMED_RANKS} more" if len(ranks) > MAX_NAMED_RANKS else ""
     )
 
 
 class HangDetector:
-    """Hears what ranks tell.
+    """Finds ranks that are silent or stuck.
 
     Args:
-        ranks: those it hears.
-        seconds: how long nothing may be got done, and how long a rank may be silent.
+        ranks: the ranks to monitor.
+        seconds: the timeout, both for progress by any rank and for a sign of life from each.
     """
 
     def __init__(self, ranks: Iterable[int], seconds: float) -> None:
         self.seconds = seconds
-        self.lines = dict.fromkeys(ranks, RankStatus())
-        self._ticked = dict.fromkeys(self.lines, 0.0)
-        self._moved = 0.0
+        self.statuses = dict.fromkeys(ranks, RankStatus())
+        self._last_tick = dict.fromkeys(self.statuses, 0.0)
+        self._last_progress = 0.0
 
-    def hear(self, lines: dict[int, RankStatus], now: float) -> None:
-        """Takes lines; `now` are seconds on a clock that stands still while this process does."""
-        for rank, line in lines.items():
-            before, self.lines[rank] = self.lines[rank], line
-            if line.tick != before.tick:
-                self._ticked[rank] = now
-            if line.beat != before.beat:
-                self._moved = now
+    def update(self, statuses: dict[int, RankStatus], now: float) -> None:
+        """Takes new statuses; `now` is in seconds, on a clock that stops while this process is stopped."""
+        for rank, status in statuses.items():
+            before, self.statuses[rank] = self.statuses[rank], status
+            if status.tick != before.tick:
+                self._last_tick[rank] = now
+            if status.beat != before.beat:
+                self._last_progress = now
 
-    def silent(self, now: float) -> Diagnosis | None:
-        """The ranks that have died, or whose machine has or is frozen."""
-        silent = [rank for rank, ticked in self._ticked.items() if now - ticked > self.seconds]
+    def find_silent(self, now: float) -> Diagnosis | None:
+        """Returns the ranks whose process or machine died or is frozen."""
+        silent = [rank for rank, ticked in self._last_tick.items() if now - ticked > self.seconds]
         if not silent:
             return None
         have = "has" if len(silent) == 1 else "have"
-        return Diagnosis(silent, f"{have} not answered for {self.seconds:g} s", self.lines[silent[0]])
+        return Diagnosis(silent, f"{have} not answered for {self.seconds:g} s", self.statuses[silent[0]])
 
-    def stuck(self, now: float) -> Diagnosis | None:
-        """The ranks that have come least far, where nothing has been got done by any of them."""
-        least = min((line.place.batch, line.place.phase) for line in self.lines.values())
-        last = [rank for rank, line in self.lines.items() if (line.place.batch, line.place.phase) == least]
-        limit = self.seconds * max(self.lines[rank].place.patience for rank in last)
-        if now - self._moved <= limit:
+    def find_stuck(self, now: float) -> Diagnosis | None:
+        """Returns the ranks furthest behind, if no rank made progress within the timeout."""
+        least = min((status.progress.batch, status.progress.phase) for status in self.statuses.values())
+        last = [rank for rank, at in self.statuses.items() if (at.progress.batch, at.progress.phase) == least]
+        limit = self.seconds * max(self.statuses[rank].progress.timeout_factor for rank in last)
+        if now - self._last_progress <= limit:
             return None
         have, them = ("has", "it") if len(last) == 1 else ("have", "them")
-        waiting = f", and the others wait for {them}" if len(last) < len(self.lines) else ""
-        return Diagnosis(last, f"{have} got nothing done for {limit:g} s{waiting}", self.lines[last[0]], alive=True)
+        waiting = f", and the others wait for {them}" if len(last) < len(self.statuses) else ""
+        symptom = f"{have} got nothing done for {limit:g} s{waiting}"
+        return Diagnosis(last, symptom, self.statuses[last[0]], alive=True)

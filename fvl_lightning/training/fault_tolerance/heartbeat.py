@@ -1,7 +1,7 @@
-"""The threads of a rank that tell the others where it is and end it where one of them keeps all waiting.
+"""Per-rank threads that publish progress and stop the process when a peer hangs.
 
-They go through the store in which the ranks have found each other. The first rank hears all others and judges them; the
-others hear its judgement, and whether it is still there.
+They communicate through the store of the process group. Rank 0 monitors all ranks and publishes a diagnosis; the other
+ranks read the diagnosis, and monitor rank 0.
 """
 
 import logging
@@ -15,6 +15,7 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch import distributed
 
 from fvl_lightning.core.errors import UserError, first_line
 from fvl_lightning.training.fault_tolerance.hang_detection import (
@@ -31,136 +32,137 @@ from fvl_lightning.training.fault_tolerance.hang_detection import (
 logger = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 1.0
-"""Between two lines, at most."""
+"""The longest pause between two statuses of a rank."""
 GONE_SECONDS = 5.0
-"""A process whose line stands still for as long, or whose store hangs up for as long, has ended."""
+"""A process has ended if its status does not change, or its store does not answer, for this long."""
 DIAGNOSIS_KEY = "verdict"
 
 
 class Heartbeat:
-    """One rank's part of the watch, from its making to `stop`.
+    """Publishes this rank's progress and monitors its peers, from its creation until `stop`.
 
     Args:
-        rank: of this process.
-        world_size: of all.
-        store: of torch.distributed, common to all; it is cloned for every thread.
-        seconds: see `trainer.stall_seconds`.
+        rank: the rank of this process.
+        world_size: the number of ranks.
+        store: the torch.distributed store that all ranks share; each thread uses a clone of it.
+        seconds: the timeout, see `trainer.stall_seconds`.
     """
 
-    def __init__(self, rank: int, world_size: int, store: Any, seconds: float) -> None:
+    def __init__(self, rank: int, world_size: int, store: distributed.Store, seconds: float) -> None:
         self.rank, self.world_size, self.seconds = rank, world_size, seconds
-        self.on_trouble: Callable[[PeerError], None] = lambda error: None
-        """Writes down, on the first rank, why the training ends."""
-        self._place, self._beat, self._trouble = TrainingProgress(), 0, ""
+        self.on_peer_error: Callable[[PeerError], None] = lambda error: None
+        """Called on every rank that ends because of a peer; rank 0 records with it why the training ended."""
+        self._progress, self._beat, self._error = TrainingProgress(), 0, ""
         self._pause = min(PUBLISH_SECONDS, seconds / 10)
-        self._ended = threading.Event()
+        self._stopped = threading.Event()
         self._store = store.clone()
-        self._heard: tuple[dict[int, RankStatus], str] = {}, ""
-        self._hung_up = False
+        self._received: tuple[dict[int, RankStatus], str] = {}, ""
+        self._store_gone = False
         if rank == 0:
             store.multi_set([DIAGNOSIS_KEY, *map(str, range(world_size))], [""] * (world_size + 1))
-        for run in (self._tell, self._judge):
-            threading.Thread(target=run, args=(store.clone(),), daemon=True, name=f"heartbeat {run.__name__}").start()
+        for loop in (self._publish, self._monitor):
+            threading.Thread(target=loop, args=(store.clone(),), daemon=True, name=f"heartbeat {loop.__name__}").start()
 
-    def at(self, place: TrainingProgress) -> None:
-        """This rank has got something done, and is here now."""
-        self._place = place
+    def report(self, progress: TrainingProgress) -> None:
+        """Records that this rank made progress, for the next status it publishes."""
+        self._progress = progress
         self._beat += 1
 
     def stop(self) -> None:
-        """Nobody is watched from here on."""
-        self._ended.set()
+        """Stops monitoring."""
+        self._stopped.set()
 
     @contextmanager
     def explain_errors(self) -> Iterator[None]:
-        """An error that only comes of another rank's end is told as that.
+        """Re-raises an error caused by a failed peer as a peer error.
 
         Raises:
-            LostRankError: another rank has gone without a word.
-            PeerFailedError: another rank has gone for an error of its own.
+            LostRankError: another rank died or was killed.
+            PeerFailedError: another rank ended with an error of its own.
         """
         try:
             yield
         except PeerError:
             raise
         except Exception as error:
-            if self._trouble:  # it has been asked about already
+            if self._error:  # an outer context: the inner one has explained the error
                 raise
-            self._trouble = f"{type(error).__name__}: {first_line(error)}"
-            gone = self._gone(2 * self._pause if isinstance(error, UserError) else GONE_SECONDS)
+            self._error = f"{type(error).__name__}: {first_line(error)}"
+            gone = self._find_gone(2 * self._pause if isinstance(error, UserError) else GONE_SECONDS)
             if isinstance(error, UserError) or not gone:
                 raise
-            self._blame(gone, error)
+            peer_error = self._peer_error(gone)
+            self.on_peer_error(peer_error)
+            raise peer_error from error
 
-    def _blame(self, gone: dict[int, RankStatus], error: Exception) -> None:
-        lost = {rank: line for rank, line in gone.items() if not line.trouble}
+    def _peer_error(self, gone: dict[int, RankStatus]) -> PeerError:
+        lost = {rank: status for rank, status in gone.items() if not status.error}
         first = min(lost or gone)
-        told: PeerError
         if lost:
-            verdict = Diagnosis(sorted(lost), "is gone" if len(lost) == 1 else "are gone", lost[first])
-            told = verdict.error(self.rank, self.world_size)
-        else:
-            line = gone[first]
-            told = PeerFailedError(f"rank {first} has failed: {line.trouble}", [first], line.place.step)
-        self.on_trouble(told)
-        raise told from error
+            diagnosis = Diagnosis(sorted(lost), "is gone" if len(lost) == 1 else "are gone", lost[first])
+            return diagnosis.error(self.rank, self.world_size)
+        status = gone[first]
+        return PeerFailedError(f"rank {first} has failed: {status.error}", [first], status.progress.step)
 
-    def _gone(self, seconds: float) -> dict[int, RankStatus]:
-        """The last lines of the ranks that have told nothing for so long."""
+    def _find_gone(self, seconds: float) -> dict[int, RankStatus]:
+        """Returns the last statuses of the ranks that publish nothing for `seconds`."""
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         try:
-            self._store.set(str(self.rank), self._line(-1).text())
-            before = _lines(self._store, others)
+            self._store.set(str(self.rank), self._status(-1).to_json())
+            before = _read_statuses(self._store, others)
             time.sleep(seconds)
-            after = _lines(self._store, others)
-        except RuntimeError:  # the store is the first rank's
+            after = _read_statuses(self._store, others)
+        except RuntimeError:  # rank 0 holds the store
             time.sleep(seconds)
-            return {0: self._heard[0].get(0, RankStatus())}
-        return {rank: line for rank, line in after.items() if line.tick == before[rank].tick}
+            return {0: self._received[0].get(0, RankStatus())}
+        return {rank: status for rank, status in after.items() if status.tick == before[rank].tick}
 
-    def _line(self, tick: int) -> RankStatus:
-        return RankStatus(tick, self._beat, self._place, self._trouble)
+    def _status(self, tick: int) -> RankStatus:
+        return RankStatus(tick, self._beat, self._progress, self._error)
 
-    def _tell(self, store: Any) -> None:
-        """Tells, and hears, until the store hangs up; the judge does without it, since it may answer nothing."""
-        heard = list(range(self.world_size)) if self.rank == 0 else [0]
+    def _publish(self, store: distributed.Store) -> None:
+        """Publishes and reads statuses until the store is gone.
+
+        `_monitor` has a thread of its own, since a call to the store may never return.
+        """
+        monitored = list(range(self.world_size)) if self.rank == 0 else [0]
         tick = 0
         try:
-            while not self._ended.wait(self._pause):
+            while not self._stopped.wait(self._pause):
                 tick += 1
-                store.set(str(self.rank), self._line(tick).text())
-                self._heard = _lines(store, heard), store.get(DIAGNOSIS_KEY).decode()
+                store.set(str(self.rank), self._status(tick).to_json())
+                self._received = _read_statuses(store, monitored), store.get(DIAGNOSIS_KEY).decode()
         except RuntimeError:
-            self._hung_up = True
+            self._store_gone = True
 
-    def _judge(self, store: Any) -> None:
-        judge = HangDetector(range(self.world_size) if self.rank == 0 else [0], self.seconds)
-        now, hung_up, before = 0.0, 0.0, time.monotonic()
-        while not self._ended.wait(self._pause):
-            # A process that was stopped for a while has no right to blame others for it.
+    def _monitor(self, store: distributed.Store) -> None:
+        detector = HangDetector(range(self.world_size) if self.rank == 0 else [0], self.seconds)
+        now, store_gone, before = 0.0, 0.0, time.monotonic()
+        while not self._stopped.wait(self._pause):
+            # The clock leaves out the time in which this process was stopped: the others are not to blame for it.
             passed, before = time.monotonic() - before, time.monotonic()
             passed = min(passed, 2 * self._pause)
             now += passed
-            hung_up += passed * self._hung_up
-            lines, judged = self._heard
-            judge.hear(lines, now)
-            verdict = judge.silent(now) or (judge.stuck(now) if self.rank == 0 else None)
-            if hung_up > GONE_SECONDS:
-                verdict = Diagnosis([0], "is gone", judge.lines[0])
-            if (judged or verdict) and not self._ended.is_set():
+            store_gone += passed * self._store_gone
+            statuses, published = self._received
+            detector.update(statuses, now)
+            diagnosis = detector.find_silent(now) or (detector.find_stuck(now) if self.rank == 0 else None)
+            if store_gone > GONE_SECONDS:
+                diagnosis = Diagnosis([0], "is gone", detector.statuses[0])
+            if (published or diagnosis) and not self._stopped.is_set():
                 if self.rank == 0:
                     store.set(DIAGNOSIS_KEY, "ended")
-                self._end(verdict.error(self.rank, self.world_size) if verdict and not judged else None)
+                self._exit(diagnosis.error(self.rank, self.world_size) if diagnosis and not published else None)
 
-    def _end(self, error: LostRankError | None) -> None:
-        """Ends this process under its main thread, which waits where nothing reaches it."""
+    def _exit(self, error: LostRankError | None) -> None:
+        """Ends the process from this thread, since the main thread waits in a call that nothing interrupts."""
         if error:
-            if error.spoken:
+            if error.is_reporter:
                 logger.error("%s", error)
             with suppress(Exception):
-                self.on_trouble(error)
+                self.on_peer_error(error)
         if self.rank == 0:
-            time.sleep(3 * self._pause)  # the others read the judgement in the store, which ends with this process
+            time.sleep(3 * self._pause)  # the others read the diagnosis in the store, which ends with this process
         for worker in multiprocessing.active_children():
             worker.kill()
         logging.shutdown()
@@ -168,71 +170,73 @@ class Heartbeat:
 
 
 class HeartbeatCallback(Checkpoint):
-    """Tells where the training is. A Checkpoint, so that Lightning calls it after those that save."""
+    """Reports the progress of training.
 
-    def __init__(self, tell: Callable[[TrainingProgress], None]) -> None:
-        self._tell = tell
+    It is a Checkpoint, so that Lightning calls it after the callbacks that save.
+    """
+
+    def __init__(self, report: Callable[[TrainingProgress], None]) -> None:
+        self._report_progress = report
         self._batch, self._first_step = 0, -1
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """The first batch may take long."""
+        """Reports that the first batch is being loaded."""
         self._first_step = trainer.global_step
-        self._at(trainer, Phase.LOADING)
+        self._report(trainer, Phase.LOADING)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """A batch has come."""
-        self._at(trainer, Phase.FORWARD)
+        """Reports the forward pass."""
+        self._report(trainer, Phase.FORWARD)
 
     def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
-        """Its loss is there."""
-        self._at(trainer, Phase.BACKWARD)
+        """Reports the backward pass."""
+        self._report(trainer, Phase.BACKWARD)
 
     def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
-        """The step's gradients are there."""
-        self._at(trainer, Phase.UPDATING)
+        """Reports the optimiser step."""
+        self._report(trainer, Phase.UPDATING)
 
-    def saves(self, trainer: Trainer) -> None:
-        """A checkpoint is about to be saved."""
-        self._at(trainer, Phase.SAVING)
+    def report_save(self, trainer: Trainer) -> None:
+        """Reports that a checkpoint is about to be saved."""
+        self._report(trainer, Phase.SAVING)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """The batch is done with, the checkpoint that was due included."""
+        """Counts the batch, whose checkpoint has been saved if one was due."""
         self._batch += 1
-        self._at(trainer, Phase.LOADING)
+        self._report(trainer, Phase.LOADING)
 
     def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
-        """A pass over the validation split begins."""
-        self._at(trainer, Phase.VALIDATING)
+        """Reports the start of a validation pass."""
+        self._report(trainer, Phase.VALIDATING)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """One of its batches is done with."""
-        self._at(trainer, Phase.VALIDATING)
+        """Reports a finished validation batch."""
+        self._report(trainer, Phase.VALIDATING)
 
     def on_validation_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        """All of them are."""
-        self._at(trainer, Phase.SUMMING_UP)
+        """Reports the reduction of the validation loss over ranks."""
+        self._report(trainer, Phase.SUMMING_UP)
 
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
-        """The training goes on."""
-        self._at(trainer, Phase.LOADING)
+        """Reports that training continues."""
+        self._report(trainer, Phase.LOADING)
 
     def on_fit_end(self, *_: Any) -> None:
-        """No more steps."""
-        self._tell(TrainingProgress(self._batch + 1))
+        """Reports the end of the steps."""
+        self._report_progress(TrainingProgress(self._batch + 1))
 
-    def _at(self, trainer: Trainer, phase: Phase) -> None:
+    def _report(self, trainer: Trainer, phase: Phase) -> None:
         step = trainer.global_step
-        self._tell(TrainingProgress(self._batch, phase, step + 1, step == self._first_step))
+        self._report_progress(TrainingProgress(self._batch, phase, step + 1, step == self._first_step))
 
 
 def announce_save(trainer: Trainer) -> None:
-    """The other ranks are told that this one is about to save a checkpoint."""
+    """Reports to the other ranks that this one is about to save a checkpoint."""
     for callback in trainer.callbacks:
         if isinstance(callback, HeartbeatCallback):
-            callback.saves(trainer)
+            callback.report_save(trainer)
 
 
-def _lines(store: Any, ranks: list[int]) -> dict[int, RankStatus]:
-    return {
-        rank: RankStatus.read(text) for rank, text in zip(ranks, store.multi_get(list(map(str, ranks))), strict=True)
-    }
+def _read_statuses(store: distributed.Store, ranks: list[int]) -> dict[int, RankStatus]:
+    texts = store.multi_get(list(map(str, ranks)))
+    return {rank: RankStatus.from_json(text) for rank, text in zip(ranks, texts, strict=True)}

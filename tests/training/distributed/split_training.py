@@ -16,7 +16,7 @@ from lightning import Callback
 
 from fvl_lightning.core.types import Batch
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.distributed.fsdp import local
+from fvl_lightning.training.distributed.fsdp import local_shard
 from tests.stages.fitting import STAGES, batches_of, build_stage, fit, split
 from tests.tiny_models import IMAGE
 
@@ -128,7 +128,7 @@ def train(case: Case, strategy: str, steps: int, folder: Path, rank: int = 0) ->
     recorder = Recorder()
     fit(stage, batches, folder, [recorder], validation=validation)
     held = list(stage.model.state_dict().values())
-    share = sum(local(tensor).numel() for tensor in held) / sum(map(torch.numel, held))
+    share = sum(local_shard(tensor).numel() for tensor in held) / sum(map(torch.numel, held))
     stage.gather()
     if rank:
         return None

@@ -1,4 +1,4 @@
-"""What ranks tell each other of what only the first of them does."""
+"""What rank 0 does for all ranks."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 
 def test_what_ended_the_first_rank_is_not_hidden_by_others_that_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[Any] = []
+    payloads: list[Any] = []
 
-    def gone(words: list[Any], *_: Any) -> None:
-        told.append(words)
+    def gone(payload: list[Any], *_: Any) -> None:
+        payloads.append(payload)
         raise RuntimeError("Connection closed by peer")
 
     def asked() -> None:
@@ -22,4 +22,4 @@ def test_what_ended_the_first_rank_is_not_hidden_by_others_that_have_gone(monkey
     monkeypatch.setattr(ranks.distributed, "broadcast_object_list", gone)
     with pytest.raises(Preempted):
         Ranks(0, 2).broadcast_from_rank0(asked)
-    assert told == [[None, False]]
+    assert payloads == [[None, False]]

@@ -69,7 +69,7 @@ def live(
 
 def test_a_rank_that_hangs(tmp_path: Path) -> None:
     def life(rank: int, heartbeat: Heartbeat) -> None:
-        heartbeat.at(TrainingProgress(4, Phase.LOADING if rank else Phase.BACKWARD, 5))
+        heartbeat.report(TrainingProgress(4, Phase.LOADING if rank else Phase.BACKWARD, 5))
         time.sleep(60)
 
     codes, said = live(tmp_path, life)
@@ -80,7 +80,7 @@ def test_a_rank_that_hangs(tmp_path: Path) -> None:
 
 def test_a_rank_whose_machine_is_frozen(tmp_path: Path) -> None:
     def life(rank: int, heartbeat: Heartbeat) -> None:
-        heartbeat.at(TrainingProgress(4, Phase.SAVING, 5))
+        heartbeat.report(TrainingProgress(4, Phase.SAVING, 5))
         time.sleep(4 * heartbeat._pause)
         if rank == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -93,7 +93,7 @@ def test_a_rank_whose_machine_is_frozen(tmp_path: Path) -> None:
 
 def test_the_first_rank_dies_and_takes_the_store_with_it(tmp_path: Path) -> None:
     def life(rank: int, heartbeat: Heartbeat) -> None:
-        heartbeat.at(TrainingProgress(4, Phase.LOADING, 5))
+        heartbeat.report(TrainingProgress(4, Phase.LOADING, 5))
         time.sleep(5 * heartbeat._pause)
         if rank == 0:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -107,9 +107,9 @@ def test_the_first_rank_dies_and_takes_the_store_with_it(tmp_path: Path) -> None
 def test_what_moves_slowly_or_is_stopped_in_time_is_left_alone(tmp_path: Path) -> None:
     def life(rank: int, heartbeat: Heartbeat) -> None:
         for phase in (Phase.VALIDATING, Phase.VALIDATING, Phase.SAVING):  # the last of which takes longer than SECONDS
-            heartbeat.at(TrainingProgress(4, phase, 5))
+            heartbeat.report(TrainingProgress(4, phase, 5))
             time.sleep(0.6 * SECONDS if phase is Phase.VALIDATING else 1.5 * SECONDS)
-        heartbeat.at(TrainingProgress(5, Phase.LOADING, 6))
+        heartbeat.report(TrainingProgress(5, Phase.LOADING, 6))
         heartbeat.stop()
         time.sleep(1.5 * SECONDS)
 
@@ -121,13 +121,13 @@ def test_an_error_that_comes_of_another_ranks_end(tmp_path: Path, words: bool) -
     """The other's connection breaks, as gloo's does."""
 
     def life(rank: int, heartbeat: Heartbeat) -> None:
-        heartbeat.at(TrainingProgress(4, Phase.FORWARD, 5))
+        heartbeat.report(TrainingProgress(4, Phase.FORWARD, 5))
         time.sleep(3 * heartbeat._pause)
         if rank == 1 and words:
             raise DataError("no such picture")
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        while not heartbeat._gone(0.7):
+        while not heartbeat._find_gone(0.7):
             pass
         raise RuntimeError("connection closed by peer")
 
@@ -150,7 +150,7 @@ def test_where_the_training_is() -> None:
     beats.on_before_backward(trainer)
     beats.on_before_optimizer_step(trainer)
     trainer.global_step = 4
-    beats.saves(trainer)
+    beats.report_save(trainer)
     beats.on_train_batch_end(trainer)
     beats.on_validation_start(trainer)
     beats.on_validation_batch_end(trainer)
