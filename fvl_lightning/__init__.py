@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fvl_lightning.auto import FlorenceVLProcessor as FlorenceVLProcessor
     from fvl_lightning.core.errors import ConfigError as ConfigError
     from fvl_lightning.core.errors import DataError as DataError
+    from fvl_lightning.core.experiment import LoraConfig as LoraConfig
     from fvl_lightning.core.terminal import quiet_libraries as quiet_libraries
     from fvl_lightning.inference.generation import Sampling as Sampling
     from fvl_lightning.training.step_logging import LogWindow as LogWindow
@@ -31,6 +32,7 @@ _MODULES = {
     "FlorenceVLConfig": "fvl_lightning.auto",
     "FlorenceVLForConditionalGeneration": "fvl_lightning.auto",
     "FlorenceVLProcessor": "fvl_lightning.auto",
+    "LoraConfig": "fvl_lightning.core.experiment",
     "LogWindow": "fvl_lightning.training.step_logging",
     "Sampling": "fvl_lightning.inference.generation",
     "build": "fvl_lightning.api.experiment",
