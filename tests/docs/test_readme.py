@@ -171,3 +171,10 @@ def test_files_named_in_a_document_exist(path: Path) -> None:
     text = (ROOT / path).read_text(encoding="utf-8")
     named = re.findall(r"`((?:fvl_lightning|datamodules|experiments|tests|docs|notebooks|benchmarks)/[\w./-]+)`", text)
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_files_named_on_the_developers_page_exist() -> None:
+    there = {path.name for path in (ROOT / "datamodules").rglob("*.py")}
+    named = re.findall(r"\b\w+\.py\b", (ROOT / "datamodules" / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    assert not set(named) - there
