@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fvl_lightning.comparison.statistics import image_bootstrap
-from fvl_lightning.comparison.statistics.contrasts import contrasts, fewest_seeds
+from fvl_lightning.comparison.statistics.contrasts import contrasts, min_seeds
 
 Array = NDArray[np.float64]
 
@@ -66,7 +66,7 @@ def measure_tests(arms: int, seeds: int, tables: int) -> dict[str, float | bool]
     alike = residuals(arms, seeds, tables)
     result = contrasts(alike)
     found: dict[str, float | bool] = {
-        "testable": seeds >= fewest_seeds(arms),
+        "testable": seeds >= min_seeds(arms),
         "false_claim": any_claim(result.p_holm),
         "false_claim_paired_t": any_claim(result.p_paired),
         "coverage": percent((result.interval[..., 0] <= 0) & (result.interval[..., 1] >= 0)),

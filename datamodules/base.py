@@ -62,6 +62,11 @@ class BatchData(LightningDataModule):
     """Where copies of remote shards are kept."""
     STREAMS: ClassVar[bool] = False
     """Whether the split train is read as a stream, in which samples have no numbers."""
+    levels: ClassVar[tuple[str, ...]] = ()
+    """Names that the field `level` of Config takes, where the data set comes in several levels of difficulty.
+
+    `fvl evaluate --level` and `transfer_levels` of a comparison score a model on another level than its own.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -190,6 +195,10 @@ class BatchData(LightningDataModule):
     def read_image(self, path: Path) -> Tensor:
         """A picture of one's own as the encoder wants it, [3, P, P] float32 normalised; DataError where it can't be."""
         return self.reader.pixels([self.reader.decode(path)])[0]
+
+    def limits(self) -> str:
+        """Returns what a score on this data set cannot show, as a paragraph for a report; empty by default."""
+        return ""
 
     def manifest_hash(self) -> str:
         """Names the data of a training run: the hash of what its two splits hold."""

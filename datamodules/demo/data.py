@@ -7,7 +7,7 @@ from typing import Self
 from datamodules.base import BatchData, Part
 from datamodules.batching.config import BatchConfig
 from datamodules.demo.build import COUNTS, build_demo, demo_folder
-from datamodules.demo.levels import level_named
+from datamodules.demo.levels import HELD_OUT_PAIRS, LEVELS, level_named
 from datamodules.demo.scenes import UNSEEN_PAIRS, UNSEEN_WORDS
 from datamodules.storage.shard_paths import split_shards
 from fvl_lightning.core.config.field_types import PathText
@@ -61,6 +61,7 @@ class DemoData(BatchData):
             }
 
     config: Config
+    levels = tuple(LEVELS)
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -79,6 +80,21 @@ class DemoData(BatchData):
     def tokenizer_path(self) -> Path:
         """The tokenizer made for the demo's texts, a folder; the same for every level, count and seed."""
         return Path(self.config.root) / "tokenizer"
+
+    def limits(self) -> str:
+        """Returns how small the set is: what is drawn at this level, and what training never shows."""
+        level = level_named(self.config.level)
+        pairs = ", ".join(f"{colour} {shape}" for colour, shape in HELD_OUT_PAIRS)
+        digits = f"{level.digit_count} digit{'s' if level.digit_count > 1 else ''}"
+        return (
+            f"The images are drawn: {len(level.words)} words, {len(level.colours)} colours x {len(level.shapes)} "
+            f"shapes, up to {level.bar_count[1]} bars, and handwritten numbers of {digits} composed from real scans, "
+            "other scans for testing than for training. Questions come from templates and answers from a short list. "
+            "No description of a test scene occurs in training, but its words and objects do, so a good score here is "
+            f"not reading or counting in general. Training never shows {len(level.unseen_words)} further words "
+            f"({', '.join(level.unseen_words)}) and {len(HELD_OUT_PAIRS)} of the colour-shape pairs ({pairs}): rows "
+            "named *unseen*, where they were asked for, step outside the set."
+        )
 
     def prepare_data(self) -> None:
         """Draws the set and trains its tokenizer, unless they are there; ConfigError without scikit-learn."""

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.terminal import progress, terminal
-from fvl_lightning.evaluation.scoring import RESULTS, open_model, open_with_data, score, score_encoder
+from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC, build_metric
+from fvl_lightning.evaluation.scoring import open_model, open_with_data, score, score_controls, score_encoder
 from fvl_lightning.inference.adapters import ADAPTER_HELP, attach_adapters
 from fvl_lightning.modeling.adapters.folders import is_model_folder
 from fvl_lightning.runs.references import MODEL_HELP, finished_run, say_what_it_has_seen
@@ -18,7 +19,7 @@ from fvl_lightning.runs.references import MODEL_HELP, finished_run, say_what_it_
 def evaluate(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     split: Annotated[str, typer.Option(help="Split to answer.")] = "test",
-    level: Annotated[str | None, typer.Option(help="Another level of the demo set than its own.")] = None,
+    level: Annotated[str | None, typer.Option(help="Another level of its data set, if it has levels.")] = None,
     data: Annotated[Path | None, typer.Option(help="Experiment file with the data, in place of the run's.")] = None,
     adapter: Annotated[str | None, typer.Option(help=ADAPTER_HELP)] = None,
 ) -> None:
@@ -49,12 +50,16 @@ def evaluate(
         def show(what: str, done: int, total: int) -> None:
             bar.update(task, description=f"answering, {what}", completed=done, total=total)
 
-        result, _ = score(built, connected, split, progress=show)
+        answered, _ = score(built, connected, split, show)
+        controls = score_controls(built, connected, split, show)
     named = f"{folder.path if folder else model}{f' with {adapter}' if adapter else ''}"
-    table = Table("kind", *RESULTS.values(), title=f"{named} on {split}: accuracy")
-    for kind in [*result["accuracy"]["by_kind"], "macro", "overall"]:
-        cells = [result[name]["by_kind"].get(kind, result[name].get(kind)) for name in RESULTS]
+    columns = {"answers": answered} | {name.replace("_", " "): column for name, column in vars(controls).items()}
+    table = Table("kind", *columns, title=f"{named} on {split}: {DEFAULT_METRIC}")
+    for kind in answered.by_kind:
+        cells = [column.by_kind.get(kind) for column in columns.values()]
         table.add_row(kind, *("-" if cell is None else f"{cell:.3f}" for cell in cells))
+    for average in build_metric(DEFAULT_METRIC).averages:
+        table.add_row(average, *(f"{column.average(average):.3f}" for column in columns.values()))
     terminal().print(table)
 
 

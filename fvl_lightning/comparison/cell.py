@@ -1,4 +1,4 @@
-"""The cells of a comparison: an arm with a seed, its folder, what came of it, and how far it is."""
+"""The cells of a comparison: an arm with one seed, its folder, its state and its result."""
 
 import json
 import sys
@@ -7,90 +7,97 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fvl_lightning.comparison.schema.cell import CellResult, CellSpec, Failure, TrialResult
 from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import config_hash
 from fvl_lightning.runs.folder import RunFolder
 
 NOT_HASHED = ("parent_run_id", "tags", "fresh", "split")
-"""Parts of a specification that make no other result; what is scored on another split lies in another folder."""
+"""Parts of a specification that do not change the result; another split is scored in another folder."""
 
 
 class CellProgress(NamedTuple):
-    """How far a cell is, over all its stages; `doing` is a word for the stage, and a loss is there while it trains."""
+    """Progress of a cell over all its stages."""
 
-    doing: str
+    activity: str
+    """The stage that trains, or "starting" or "answering"."""
     step: int
     steps: int
     loss: float | None = None
+    """The last training loss; None while nothing trains."""
 
 
 @dataclass
 class Cell:
-    """An arm with a seed, in a folder of its own with cell.json, then cell.log, and result.json or failure.json."""
+    """An arm with one seed, in a folder of its own: cell.json, then cell.log, and result.json or failure.json."""
 
     arm: str
     seed: int
     folder: Path
-    specification: dict[str, Any]
-    """As comparison/worker.py reads it."""
+    spec: CellSpec
     code: int | None = None
-    """The exit code of this session's process, once it has ended."""
+    """Exit code of this session's process, once it has ended."""
     started: tuple[float, int] | None = None
-    """When this session's process was started (monotonic clock), and with how many steps done."""
+    """(monotonic clock, steps done) when this session's process was started."""
     key: str = field(init=False)
-    """Names what makes the result."""
+    """Names everything that makes the result."""
 
     def __post_init__(self) -> None:
-        self.key = config_hash({name: part for name, part in self.specification.items() if name not in NOT_HASHED})
+        parts = self.spec.plain()
+        self.key = config_hash({name: part for name, part in parts.items() if name not in NOT_HASHED})
 
     @property
     def name(self) -> str:
-        """As messages say it."""
+        """Name in messages."""
         return f"{self.arm} with seed {self.seed}"
 
     @property
     def command(self) -> list[str]:
-        """What runs it."""
+        """Command line of its process."""
         return [sys.executable, "-m", "fvl_lightning.comparison.worker", str(self.folder / "cell.json")]
 
     @property
     def log(self) -> Path:
-        """What its process says."""
+        """Output of its process."""
         return self.folder / "cell.log"
 
     @property
     def finished(self) -> bool:
-        """Whether there is a result of this very configuration."""
+        """Whether there is a result of exactly this specification."""
         return self._read("result.json").get("cell") == self.key
 
     @property
     def failure(self) -> str | None:
-        """The last words of an earlier process with this very configuration that failed."""
+        """Last log line of an earlier process with exactly this specification, if it failed."""
         failure = self._read("failure.json")
-        return failure["words"] if failure.get("cell") == self.key else None
+        return Failure.read(failure).words if failure.get("cell") == self.key else None
 
     def prepare(self) -> None:
-        """Writes the specification where the process will find it; forgets an earlier result or failure."""
+        """Writes the specification for the process, and removes an earlier result or failure."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("result.json", "failure.json"):
             (self.folder / name).unlink(missing_ok=True)
-        self._write("cell.json", {**self.specification, "cell": self.key})
+        self._write("cell.json", {**self.spec.plain(), "cell": self.key})
         self.code, self.started = None, (time.monotonic(), self.progress().step)
 
     def record_failure(self) -> None:
-        """Keeps why it failed, so that it is not tried again unless somebody asks."""
-        said = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.is_file() else []
-        words = [line.strip() for line in said if line.strip()]
+        """Writes why the process failed, so that it is not tried again unless the user asks."""
+        log = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.is_file() else []
+        lines = [line.strip() for line in log if line.strip()]
         ended = f"ended by signal {-self.code}" if self.code is not None and self.code < 0 else f"exit code {self.code}"
-        self._write("failure.json", {"cell": self.key, "words": words[-1] if words else ended, "code": self.code})
+        self._write("failure.json", Failure(self.key, lines[-1] if lines else ended, self.code).plain())
 
-    def result(self) -> dict[str, Any]:
-        """What the cell measured."""
-        return self._read("result.json")
+    def result(self) -> CellResult:
+        """Returns what a finished cell measured on the test split."""
+        return CellResult.read(self._read("result.json"))
+
+    def trial(self) -> TrialResult:
+        """Returns what a finished cell measured on another split, to choose learning rates by."""
+        return TrialResult.read(self._read("result.json"))
 
     def progress(self) -> CellProgress:
-        """How far it is, from its runs' journals."""
-        stages = [(stage["name"], stage["trainer"]["max_steps"]) for stage in self.specification["stages"]]
+        """Returns the progress, read from the metrics logs of its runs."""
+        stages = [(stage["name"], stage["trainer"]["max_steps"]) for stage in self.spec.stages]
         total, done = sum(steps for _, steps in stages), 0
         for name, steps in stages:
             runs = [run for run in RunFolder.named(self.folder, name) if run.metrics.is_file()]
@@ -110,5 +117,3 @@ class Cell:
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
         write_text_atomically(self.folder / name, json.dumps(values, indent=2))
-
-

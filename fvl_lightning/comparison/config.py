@@ -1,4 +1,4 @@
-"""What a comparison file can say, and the arms that it speaks of."""
+"""Schema of a comparison file."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -8,31 +8,32 @@ from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.config.fields import MAX_SEED, number
 from fvl_lightning.core.config.loading import AS_WRITTEN
 from fvl_lightning.core.experiment import TrackingConfig
+from fvl_lightning.evaluation.metrics.names import DEFAULT_SCORE
 from fvl_lightning.launchers.ray import RayConfig
 
 
 @dataclass
 class ArmConfig:
-    """One arm of a comparison: the words it adds to every stage's experiment."""
+    """One arm of a comparison."""
 
     set: list[str] = field(default_factory=list)
-    """`key=value` words, such as fusion=gated."""
+    """`key=value` overrides for the experiment of every stage, such as fusion=gated."""
 
 
 @dataclass
 class TuneConfig:
-    """The learning rates that every arm tries before it is compared, on the validation split alone."""
+    """The learning rates that every arm tries before it is compared, scored on the validation split."""
 
     learning_rate_factors: list[float] = number(default_factory=list, above=0)
-    """Every stage's learning rates times each of these, such as [0.3, 1, 3]."""
+    """Factors of every stage's learning rates, such as [0.3, 1, 3]."""
     seeds: list[int] = number(default_factory=list, at_least=0, at_most=MAX_SEED)
-    """Seeds to try them with, none of them among those that are reported."""
+    """Seeds to try them with; none may be among the reported seeds."""
 
     def __post_init__(self) -> None:
-        named: dict[str, list[Any]] = {"learning_rate_factors": self.learning_rate_factors, "seeds": self.seeds}
-        for name, values in named.items():
+        lists: dict[str, list[Any]] = {"learning_rate_factors": self.learning_rate_factors, "seeds": self.seeds}
+        for name, values in lists.items():
             if not values or len(set(values)) < len(values):
-                raise ValueError(f"tune.{name}: name some, each once, not {values}")
+                raise ValueError(f"tune.{name}: name at least one value, each once, not {values}")
 
 
 @dataclass
@@ -41,51 +42,52 @@ class ComparisonConfig:
 
     name: str = "comparison"
     lineage: Literal["frozen_encoder", "end_to_end"] = "frozen_encoder"
-    """frozen_encoder: all arms of a seed stand on one encoder, trained without any of them; end_to_end: every arm
+    """frozen_encoder: all arms of a seed use one frozen encoder, trained without any of them; end_to_end: every arm
     trains its own."""
     encoder_stage: PathText = ""
-    """Experiment file that trains the encoder of a seed for all its arms, relative to this file; none where the stages'
-    own encoder is `pretrained`."""
+    """Experiment file that trains the encoder of a seed for all its arms, relative to this file; empty where the
+    encoder of the stages is `pretrained`."""
     stages: list[PathText] = field(default_factory=list)
-    """Experiment files each arm goes through, in order, relative to this file."""
+    """Experiment files that each arm trains, in order, relative to this file."""
     arms: dict[str, ArmConfig] = field(default_factory=dict)
-    """The arms by name; or give `axes`."""
+    """The arms by name; alternatively `axes`."""
     axes: dict[str, Any] = field(default_factory=dict, metadata=AS_WRITTEN)
     """Keys of the experiments with the values to compare, such as {fusion: [concat, gated]}."""
     combine: Literal["grid", "zip"] = "grid"
-    """grid: every combination of the axes' values is an arm; zip: their first values are one, their second, ..."""
+    """grid: every combination of the axes' values is an arm; zip: their first values are one arm, their second ..."""
     swept: list[str] = field(default_factory=list)
-    """The keys in which the arms may differ, such as fusion; empty for the axes' keys, or all that `arms` set."""
+    """Keys in which the arms may differ, such as fusion; empty for the axes' keys, or all keys that `arms` set."""
     match: Literal["natural", "parameters", "flops"] = "natural"
-    """natural: every arm has the size it has; else the hidden width of its projector is solved, to 1 %: parameters, so
-    that fusion and projector together have as many as the baseline's; flops, so that a training sample takes as many
-    operations of the whole model."""
+    """natural: every arm keeps its size. Otherwise the hidden width of its projector is solved, to 1 %. parameters:
+    fusion and projector together have as many as the baseline's; flops: a training sample takes as many operations of
+    the whole model."""
     tune: TuneConfig | None = None
-    """Chooses every arm's learning rates first; null takes those of the experiment files."""
+    """Choice of every arm's learning rates before the comparison; null takes those of the experiment files."""
     baseline: str | None = None
     """The arm that the others are compared to; null for the first."""
-    metric: Literal["accuracy/macro", "accuracy/overall"] = "accuracy/macro"
-    """What is compared, on the split `test`: the average over kinds of question, or over questions."""
+    metric: str = DEFAULT_SCORE
+    """Score that the arms are compared by, on the split `test`: a metric (`fvl list metric`) and its average, macro
+    over kinds of question, or overall over questions."""
     smallest_effect: float = number(0.02, above=0, at_most=1)
-    """The smallest difference of the metric that matters; smaller ones count as equivalence."""
+    """Smallest difference of the metric that matters; smaller ones count as equivalent."""
     set: list[str] = field(default_factory=list)
-    """`key=value` words for every stage of every arm, the encoder's too."""
+    """`key=value` overrides for every stage of every arm, and for the encoder's."""
     unseen_splits: list[str] = field(default_factory=list)
-    """Further test splits of the same data, scored beside `test`."""
+    """Further test splits of the same data, scored in addition to `test`."""
     transfer_levels: list[str] = field(default_factory=list)
-    """Further demo levels whose test split is scored beside the one trained on, without training on them."""
+    """Further levels of the data set whose test split is scored, without training on them."""
     jobs: int = number(1, at_least=1)
-    """Cells (an arm with a seed) trained at a time, each in a process of its own with one thread."""
+    """Cells (an arm with a seed) that are trained at a time, each in a process of its own with one thread."""
     launcher: Literal["local", "slurm", "ray"] = "local"
-    """local: on this machine; slurm: as a job array, submitted with sbatch and waited for; ray: as tasks of Ray."""
+    """local: on this machine; slurm: as a job array, submitted with sbatch; ray: as tasks of Ray."""
     slurm: list[str] = field(default_factory=list)
-    """Options of sbatch for the array, such as --partition=long."""
+    """sbatch options of the array, such as --partition=long."""
     ray: RayConfig = field(default_factory=RayConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = number(0, at_least=0, at_most=MAX_SEED)
-    """The one seed, where `seeds` names none."""
+    """The only seed, where `seeds` is empty."""
     seeds: list[int] = number(default_factory=list, at_least=0, at_most=MAX_SEED)
-    """Every arm is trained with each of these; nothing is tested with fewer than three."""
+    """Every arm is trained with each of these; nothing is tested with fewer than three seeds."""
     output: PathText = "runs"
     plugins: list[PathText] = field(default_factory=list)
 

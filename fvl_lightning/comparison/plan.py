@@ -1,4 +1,4 @@
-"""The experiments of a comparison: every arm's stages for every seed, planned alike and differing as declared."""
+"""Plans the experiments of a comparison: every arm's stages for every seed, which differ only as declared."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,11 +12,13 @@ from fvl_lightning.core.config.loading import as_plain, differences, load_config
 from fvl_lightning.core.config.merging import override
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.evaluation.metrics.names import metric_of
+from fvl_lightning.evaluation.scoring import levels_of
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.runs.setup import build_stage
 
-OWN = ("output", "init_from")
-"""Keys in which arms always differ: where they lie and what they start from."""
+ALWAYS_DIFFERENT = ("output", "init_from")
+"""Keys in which arms always differ: their folder, and the run that they start from."""
 
 Arms = dict[str, list[ExperimentConfig]]
 """The stages of every arm, in order."""
@@ -24,22 +26,31 @@ Arms = dict[str, list[ExperimentConfig]]
 
 @dataclass
 class SeedPlan:
-    """What is trained with one seed: the encoder for all arms, where there is one, and each arm's stages."""
+    """The experiments of one seed."""
 
     encoder: ExperimentConfig | None
+    """Trains the encoder that all arms share; None where there is none."""
     arms: Arms
     folders: dict[str, Path]
-    """Where each arm's runs of this seed lie."""
+    """{arm: folder of its runs with this seed}."""
 
 
 def experiments(
     config: ComparisonConfig, path: Path, folder: Path, seeds: Sequence[int] | None = None
 ) -> dict[int, SeedPlan]:
-    """{seed: its experiments} with the words of the comparison at `path` and of the arms, all of them checked.
+    """Returns {seed: its experiments}, with the overrides of the comparison and of the arms, all of them checked.
 
-    `seeds` are others than those of the comparison; each of them has a folder even where it is the only one.
+    Args:
+        config: the comparison.
+        path: its file.
+        folder: of the comparison's runs.
+        seeds: seeds to plan instead of the comparison's; each of them has a folder even if it is the only one.
+
+    Raises:
+        ConfigError: the comparison, an arm, or an experiment with its overrides is not valid.
     """
     arms = arms_of(config, path)
+    metric_of(config.metric, f"metric in {path}")
     if not config.stages:
         raise ConfigError(f"stages in {path}: a comparison needs some; see experiments/demo/comparison.yaml")
     if config.lineage == "end_to_end" and config.encoder_stage:
@@ -59,34 +70,35 @@ def experiments(
         encoder = None
         if config.encoder_stage:
             output = folder / "encoders" / str(seed) if several else folder
-            words = [*common, override("output", str(output))]
-            encoder = load_config(ExperimentConfig, base / config.encoder_stage, words, f"set in {path}")
+            overrides = [*common, override("output", str(output))]
+            encoder = load_config(ExperimentConfig, base / config.encoder_stage, overrides, f"set in {path}")
         plans[seed] = SeedPlan(encoder, {}, {})
         for name, arm in arms.items():
             own = folder / name / str(seed) if several else folder / name
-            words = [*common, override("output", str(own)), "trainer.threads=1", *arm.words]
+            overrides = [*common, override("output", str(own)), "trainer.threads=1", *arm.overrides]
             if config.lineage == "frozen_encoder":
-                words.append(override("feature_cache", str(folder / "feature_cache")))
+                overrides.append(override("feature_cache", str(folder / "feature_cache")))
             plans[seed].folders[name] = own
             plans[seed].arms[name] = [
-                load_config(ExperimentConfig, base / stage, words, arm.said) for stage in config.stages
+                load_config(ExperimentConfig, base / stage, overrides, arm.origin) for stage in config.stages
             ]
             for level in config.transfer_levels if seed == config.seeds[0] else ():
-                elsewhere = [*words, override("data.level", level)]
-                load_config(ExperimentConfig, base / config.stages[-1], elsewhere, f"transfer_levels in {path}")
+                _check_levels(plans[seed].arms[name][-1], path)
+                at_level = [*overrides, override("data.level", level)]
+                load_config(ExperimentConfig, base / config.stages[-1], at_level, f"transfer_levels in {path}")
     _check_swept(config, path, next(iter(plans.values())).arms, [key for arm in arms.values() for key in arm.values])
     return plans
 
 
 def plan_alike(plans: Sequence[Arms], lineage: str = "frozen_encoder") -> None:
-    """Has every arm plan its rows by the tokens per image of the largest: the same samples at every step in all.
+    """Makes all arms train on the same samples at every step, by planning rows for the largest number of image tokens.
 
     Args:
         plans: the arms of each seed; they are changed in place.
-        lineage: as declared, checked here because the stages are built here.
+        lineage: as declared; it is checked here because the stages are built here.
 
     Raises:
-        ConfigError: a stage trains the encoder that all arms share, or none of an arm's trains its own.
+        ConfigError: a stage trains the encoder that all arms share, or no stage of an arm trains the arm's own.
     """
     built = {arm: [build_stage(stage, "meta") for stage in stages] for arm, stages in plans[0].items()}
     _check_lineage(lineage, {arm: [stage.trainable["encoder"] for stage in stages] for arm, stages in built.items()})
@@ -101,17 +113,17 @@ def plan_alike(plans: Sequence[Arms], lineage: str = "frozen_encoder") -> None:
 
 
 def arm_differences(arms: Arms, baseline: str) -> dict[str, dict[str, list[Any]]]:
-    """{arm: {dotted key: [the baseline's value, the arm's]}}, of the last stage in which they differ."""
-    found: dict[str, dict[str, list[Any]]] = {arm: {} for arm in arms}
-    for arm, key, theirs, ours in _differing(arms, baseline):
-        found[arm] |= _leaves(key, theirs, ours)
-    return found
+    """Returns {arm: {dotted key: [the baseline's value, the arm's]}}, for the last stage in which they differ."""
+    differing: dict[str, dict[str, list[Any]]] = {arm: {} for arm in arms}
+    for arm, key, base, value in _differing(arms, baseline):
+        differing[arm] |= _leaves(key, base, value)
+    return differing
 
 
 def axis_values(arms: Mapping[str, Arm], stages: Arms) -> dict[str, dict[str, str]]:
-    """{arm: {key: value}} for every key that any arm sets: what the arm sets, or else what its last stage has there.
+    """Returns {arm: {key: value}} for every key that any arm sets: the arm's value, or else that of its last stage.
 
-    Each arm has a value for each key, since MLflow's parallel coordinates leave out a run that lacks one.
+    Each arm has a value for each key, because MLflow's parallel coordinates leave out a run that lacks one.
     """
     keys = list(dict.fromkeys(key for arm in arms.values() for key in arm.values))
     last = {name: as_plain(of_arm[-1]) for name, of_arm in stages.items()}
@@ -122,50 +134,56 @@ def axis_values(arms: Mapping[str, Arm], stages: Arms) -> dict[str, dict[str, st
 
 
 def _shown(value: Any) -> str:
-    """Short, and different from the first letter on where it can be: davit+ocr, attention heads=2."""
+    """Returns a short text of a value that starts with what differs: davit+ocr, attention heads=2."""
     if isinstance(value, Mapping):
-        facts = [f"{key}={_shown(fact)}" for key, fact in value.items() if key != "name"]
-        return " ".join([str(value["name"]), *facts] if "name" in value else facts)
+        entries = [f"{key}={_shown(entry)}" for key, entry in value.items() if key != "name"]
+        return " ".join([str(value["name"]), *entries] if "name" in value else entries)
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _differing(arms: Arms, baseline: str) -> Iterator[tuple[str, str, Any, Any]]:
-    """(arm, key, the baseline's value, the arm's) of every stage."""
+    """Yields (arm, key, the baseline's value, the arm's) for every stage."""
     for arm, stages in arms.items():
-        for theirs, ours in zip(map(as_plain, arms[baseline]), map(as_plain, stages), strict=True):
-            for key in differences(theirs, ours):
-                if key.partition(".")[0] not in OWN:
-                    yield arm, key, _value(theirs, key), _value(ours, key)
+        for base, own in zip(map(as_plain, arms[baseline]), map(as_plain, stages), strict=True):
+            for key in differences(base, own):
+                if key.partition(".")[0] not in ALWAYS_DIFFERENT:
+                    yield arm, key, _value(base, key), _value(own, key)
 
 
 def _leaves(key: str, one: Any, other: Any) -> dict[str, list[Any]]:
-    """{dotted key: [one, other]}; of a mapping that only one of them has, what it says."""
+    """Returns {dotted key: [one, other]}; a mapping that only one of them has is split into its keys."""
     if not isinstance(one, Mapping) and not isinstance(other, Mapping):
         return {key: [one, other]}
     one, other = one or {}, other or {}
     return {f"{key}.{inner}": [_value(one, inner), _value(other, inner)] for inner in differences(one, other)}
 
 
-def _check_swept(config: ComparisonConfig, path: Path, arms: Arms, told: Iterable[str]) -> None:
-    """ConfigError where two arms differ in more than what is compared."""
-    swept = config.swept or list(dict.fromkeys(told))
+def _check_swept(config: ComparisonConfig, path: Path, arms: Arms, set_keys: Iterable[str]) -> None:
+    """Raises ConfigError where an arm differs from the baseline in more than the swept keys."""
+    swept = config.swept or list(dict.fromkeys(set_keys))
     variants = {name for stages in arms.values() for stage in stages for name in stage.chosen}
     if variants & set(swept):
-        return  # a choice of a file's stands for any number of keys
+        return  # a variant that a file offers stands for any number of keys
     baseline = config.baseline or next(iter(arms))
-    for arm, key, theirs, ours in _differing(arms, baseline):
+    for arm, key, base, value in _differing(arms, baseline):
         if not any(key == one or key.startswith(f"{one}.") or one.startswith(f"{key}.") for one in swept):
             raise ConfigError(
-                f"arms in {path}: {arm} differs from {baseline} in {key} too ({ours!r}, not {theirs!r}), and only "
+                f"arms in {path}: {arm} differs from {baseline} in {key} too ({value!r}, not {base!r}), and only "
                 f"{', '.join(swept) or 'nothing'} is compared; make it equal, or add it to `swept`"
             )
+
+
+def _check_levels(experiment: ExperimentConfig, path: Path) -> None:
+    if experiment.data is None or not levels_of(experiment.data.name):
+        name = "none" if experiment.data is None else experiment.data.name
+        raise ConfigError(f"transfer_levels in {path}: the data of the last stage is {name}, which has no levels")
 
 
 def _check_lineage(lineage: str, modes: Mapping[str, Sequence[str]]) -> None:
     for arm, stages in modes.items():
         if lineage == "frozen_encoder" and set(stages) != {"frozen"}:
             raise ConfigError(
-                f"lineage: all arms are to share one frozen encoder, and {arm} trains it; write `trainable: {{encoder: "
+                f"lineage: all arms must share one frozen encoder, and {arm} trains it; write `trainable: {{encoder: "
                 "frozen}` in the stage, or choose lineage: end_to_end"
             )
         if lineage == "end_to_end" and set(stages) == {"frozen"}:
@@ -173,7 +191,7 @@ def _check_lineage(lineage: str, modes: Mapping[str, Sequence[str]]) -> None:
 
 
 def _value(plain: Any, key: str) -> Any:
-    """What stands at a dotted key; None where nothing does."""
+    """Returns the value at a dotted key; None where there is none."""
     for part in key.split("."):
         plain = plain.get(part) if isinstance(plain, Mapping) else None
     return plain

@@ -1,4 +1,4 @@
-"""The live table of a comparison's cells, and a line for each that ends."""
+"""Live table of a comparison's cells, and a line for each cell that ends."""
 
 import time
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ from fvl_lightning.comparison.cell import Cell, CellProgress
 
 
 def cells_table(cells: Sequence[Cell]) -> Table:
-    """Arms down, seeds across: what each cell is doing, its steps, loss and the time it has left."""
+    """Returns a table with arms as rows and seeds as columns: activity, step, loss and time left of each cell."""
     seeds = list(dict.fromkeys(cell.seed for cell in cells))
     table = Table("arm", *(f"seed {seed}" for seed in seeds), title=_title(cells), title_justify="left")
     for arm in dict.fromkeys(cell.arm for cell in cells):
-        places = {cell.seed: cell for cell in cells if cell.arm == arm}
-        table.add_row(arm, *(_state(places[seed]) for seed in seeds))
+        by_seed = {cell.seed: cell for cell in cells if cell.arm == arm}
+        table.add_row(arm, *(_state(by_seed[seed]) for seed in seeds))
     return table
 
 
 def ended_lines(cells: Sequence[Cell], running: list[Cell]) -> list[str]:
-    """A line for each of `running` that has ended; it is taken off that list."""
+    """Returns a line for each cell of `running` that has ended, and removes these cells from the list."""
     ended = [cell for cell in running if cell.code is not None]
     running[:] = [cell for cell in running if cell.code is None]
     return [f"{cell.name}: {_state(cell)}, {_title(cells)}" for cell in ended]
@@ -31,7 +31,7 @@ def _state(cell: Cell) -> str:
     if cell.started is None:
         return "finished" if cell.finished else "failed before" if cell.failure else "waiting"
     now = cell.progress()
-    parts = [now.doing, f"{now.step}/{now.steps}"]
+    parts = [now.activity, f"{now.step}/{now.steps}"]
     parts += [] if now.loss is None else [f"loss {now.loss:.3f}"]
     seconds = _seconds_left(cell, now)
     return ", ".join(parts + ([] if seconds is None else [_duration(seconds)]))
@@ -43,7 +43,7 @@ def _title(cells: Sequence[Cell]) -> str:
 
 
 def _seconds_left(cell: Cell, now: CellProgress) -> float | None:
-    """By the speed of this session; None while there is none, and while it answers."""
+    """Estimates the time left by the speed of this session; None before the first step and while the cell answers."""
     if cell.started is None or now.step <= cell.started[1] or now.step == now.steps:
         return None
     since, first = cell.started

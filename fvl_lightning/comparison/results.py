@@ -1,18 +1,21 @@
-"""What the cells of a comparison measured, brought together; what could make it unfair is looked for first."""
+"""Merges the results of a comparison's cells, once it is clear that they were compared fairly."""
 
 import os
 import platform
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.fairness import check_same_encoder, check_same_samples, check_same_start
 from fvl_lightning.comparison.plan import Arms, SeedPlan, arm_differences
-from fvl_lightning.comparison.statistics.summary import averaged, conclusions
+from fvl_lightning.comparison.report.figures import SampleAnswers
+from fvl_lightning.comparison.schema.cell import AnswerRow, ArmResult, CellResult
+from fvl_lightning.comparison.schema.comparison import Comparison, EncoderEntry, MlflowEntry, SeedResult
+from fvl_lightning.comparison.statistics.summary import averaged, summarize
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.evaluation.scoring import levels_of
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.setup import prepare_data
 from fvl_lightning.tracking.links import cells_search
@@ -20,8 +23,8 @@ from fvl_lightning.tracking.links import cells_search
 SAMPLES = 12
 """Questions on the sheet of sample answers."""
 
-Results = dict[int, dict[str, dict[str, Any]]]
-"""{seed: {arm: what its cell measured}}, of the cells that are finished."""
+Results = dict[int, dict[str, CellResult]]
+"""{seed: {arm: result}} of the finished cells."""
 
 
 def collect(
@@ -30,12 +33,59 @@ def collect(
     encoders: Mapping[int, RunFolder | None],
     cells: Sequence[Cell],
     parent: str | None,
-) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """The comparison as it is written to comparison.json, and {arm: its answers with its first seed}.
+) -> tuple[Comparison, dict[str, list[AnswerRow]]]:
+    """Returns the results of a comparison, and {arm: its answers with its first seed}.
+
+    Args:
+        config: the comparison.
+        plans: {seed: its experiments}.
+        encoders: {seed: the encoder that the arms share}.
+        cells: every arm with every seed; those that are not finished are left out.
+        parent: the MLflow run of the comparison; None where nothing is tracked.
 
     Raises:
         DataError: nothing is finished, or the arms of a seed differ in more than they should.
     """
+    results = _finished(cells)
+    first_plan = next(iter(plans.values()))
+    baseline = config.baseline or next(iter(first_plan.arms))
+    differing = arm_differences(first_plan.arms, baseline)
+    reported: dict[int, dict[str, ArmResult]] = {}
+    for seed, by_arm in results.items():
+        if config.lineage == "frozen_encoder":
+            check_same_encoder(seed, encoders[seed], by_arm)
+        for stage in next(iter(by_arm.values())).runs:
+            check_same_samples(stage, {arm: RunFolder(Path(result.runs[stage])) for arm, result in by_arm.items()})
+        same_start = check_same_start(seed, baseline, by_arm, differing)
+        reported[seed] = {arm: result.for_report(same_start[arm]) for arm, result in by_arm.items()}
+    answers = {arm: {seed: by[arm].answers for seed, by in results.items() if arm in by} for arm in differing}
+    present = [arm for arm in differing if answers[arm]]
+    data = first_plan.arms[baseline][-1].data
+    encoder = averaged([encoder_entry(run).plain() for run in encoders.values() if run is not None])
+    comparison = Comparison(
+        name=config.name,
+        level=data.config.level if levels_of(data.name) else None,
+        seed=config.seeds[0],
+        seeds=config.seeds,
+        lineage=config.lineage,
+        metric=config.metric,
+        mlflow=mlflow_entry(config, parent),
+        encoder=None if encoder is None else EncoderEntry.read(encoder),
+        machine={
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        },
+        arms={arm: mean_result([by[arm] for by in reported.values() if arm in by]) for arm in present},
+        cells=[SeedResult(arm, seed, reported[seed][arm]) for arm in present for seed in answers[arm]],
+        differences=differing,
+        statistics=summarize(config.metric, baseline, config.smallest_effect, results, answers),
+    )
+    return comparison, {arm: next(iter(answers[arm].values())) for arm in present}
+
+
+def _finished(cells: Sequence[Cell]) -> Results:
+    """Returns the results of the finished cells; DataError where there are none."""
     results: Results = defaultdict(dict)
     for cell in cells:
         if cell.finished:
@@ -43,94 +93,65 @@ def collect(
     if not results:
         failed = [f"{cell.name}: {cell.failure}" for cell in cells if cell.failure is not None]
         raise DataError(f"no cell is finished{'; ' if failed else ''}{'; '.join(failed)}")
-    first_plan = next(iter(plans.values()))
-    baseline = config.baseline or next(iter(first_plan.arms))
-    differing = arm_differences(first_plan.arms, baseline)
-    for seed, by_arm in results.items():
-        if config.lineage == "frozen_encoder":
-            check_same_encoder(seed, encoders[seed], by_arm)
-        for stage in next(iter(by_arm.values()))["runs"]:
-            check_same_samples(stage, {arm: RunFolder(Path(r["runs"][stage])) for arm, r in by_arm.items()})
-        check_same_start(seed, baseline, by_arm, differing)
-    answers = {arm: {seed: r.pop("answers") for seed, by in results.items() if (r := by.get(arm))} for arm in differing}
-    for by_arm in results.values():
-        for result in by_arm.values():
-            del result["initial"], result["cell"]
-    present = [arm for arm in differing if answers[arm]]
-    level = getattr(first_plan.arms[baseline][-1].data.config, "level", None)
-    report = {
-        "name": config.name,
-        "level": level,
-        "seed": config.seeds[0],
-        "seeds": config.seeds,
-        "lineage": config.lineage,
-        "metric": config.metric,
-        "mlflow": mlflow_entry(config, parent),
-        "encoder": averaged([encoder_entry(run) for run in encoders.values() if run is not None]),
-        "machine": {
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-        },
-        "arms": {arm: averaged([by[arm] for by in results.values() if arm in by]) for arm in present},
-        "cells": [{"arm": arm, "seed": seed, **results[seed][arm]} for arm in present for seed in answers[arm]],
-        "differences": differing,
-        "statistics": conclusions(config.metric, baseline, config.smallest_effect, results, answers),
-    }
-    return report, {arm: next(iter(answers[arm].values())) for arm in present}
+    return results
 
 
-def mlflow_entry(config: ComparisonConfig, parent: str | None) -> dict[str, Any]:
-    """Where a report says that its runs are; no run where nothing is tracked."""
-    return {
-        "run_id": parent,
-        "experiment": config.tracking.experiment,
-        "folder": str(Path(config.output) / config.name),
-        "search": cells_search(parent or ""),
-    }
+def mean_result(seeds: Sequence[ArmResult]) -> ArmResult:
+    """Returns the results of an arm averaged over its seeds; texts are those of the first seed."""
+    return ArmResult.read(averaged([result.plain() for result in seeds]))
 
 
-def encoder_entry(run: RunFolder) -> dict[str, Any]:
-    """What a report says of a shared encoder."""
+def mlflow_entry(config: ComparisonConfig, parent: str | None) -> MlflowEntry:
+    """Returns where the runs of a comparison are tracked."""
+    search = cells_search(parent or "", config.metric)
+    return MlflowEntry(parent, config.tracking.experiment, str(Path(config.output) / config.name), search)
+
+
+def encoder_entry(run: RunFolder) -> EncoderEntry:
+    """Returns what a report shows of a shared encoder."""
     info = run.info
-    return {
-        "run": str(run.path), "hash": info["encoder_hash"], "scores": info["scores"], "seconds": info["seconds"]
-    }  # fmt: skip
+    return EncoderEntry(str(run.path), info["encoder_hash"], info["scores"], info["seconds"])
 
 
-def sample_answers(arms: Arms, answers: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Questions spread over the kinds, each with its image and every arm's answer."""
+def sample_answers(arms: Arms, answers: Mapping[str, Sequence[AnswerRow]]) -> list[SampleAnswers]:
+    """Chooses questions spread over the kinds, each with its image and every arm's answer.
+
+    Args:
+        arms: the stages of every arm.
+        answers: {arm: its answers}, in one order for all arms.
+    """
     store = prepare_data(next(iter(arms.values()))[-1]).store("test")
     first = next(iter(answers.values()))
-    kinds = sorted({answer["kind"] for answer in first})
+    kinds = sorted({answer.kind for answer in first})
     chosen: list[int] = []
     while len(chosen) < min(SAMPLES, len(first)):
-        # One kind after the other, each time a question of an image that is not on the sheet yet.
-        kind, used = kinds[len(chosen) % len(kinds)], {first[number]["index"] for number in chosen}
-        fitting = [n for n, a in enumerate(first) if a["kind"] == kind and a["index"] not in used]
+        # One kind after the other, each time a question on an image that is not on the sheet yet.
+        kind, used = kinds[len(chosen) % len(kinds)], {first[number].index for number in chosen}
+        fitting = [n for n, answer in enumerate(first) if answer.kind == kind and answer.index not in used]
         chosen.append(fitting[0] if fitting else next(n for n in range(len(first)) if n not in chosen))
     return [
         {
-            "image": store.images(first[number]["index"])[0],
-            "question": first[number]["question"],
-            "truth": first[number]["truth"],
-            "answers": {arm: texts[number]["answer"] for arm, texts in answers.items()},
+            "image": store.images(first[number].index)[0],
+            "question": first[number].question,
+            "truth": first[number].truth,
+            "answers": {arm: rows[number].answer for arm, rows in answers.items()},
         }
         for number in chosen
     ]
 
 
 def loss_curves(cells: Sequence[Cell]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """{arm: {stage: [(step, training loss averaged over seeds)]}}, of the steps that all its seeds logged."""
+    """Returns {arm: {stage: [(step, training loss averaged over seeds)]}}, for steps that all seeds of it logged."""
     curves: dict[str, dict[str, list[dict[int, float]]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
         if cell.finished:
-            for stage, path in cell.result()["runs"].items():
+            for stage, path in cell.result().runs.items():
                 curves[cell.arm][stage].append(dict(RunFolder(Path(path)).curve("train/loss")))
     return {
-        arm: {
-            stage: [(step, sum(c[step] for c in of) / len(of)) for step in sorted(set.intersection(*map(set, of)))]
-            for stage, of in by_stage.items()
-        }
-        for arm, by_stage in curves.items()
+        arm: {stage: _mean_curve(by_seed) for stage, by_seed in by_stage.items()} for arm, by_stage in curves.items()
     }
+
+
+def _mean_curve(curves: Sequence[Mapping[int, float]]) -> list[tuple[int, float]]:
+    shared = sorted(set.intersection(*map(set, curves)))
+    return [(step, sum(curve[step] for curve in curves) / len(curves)) for step in shared]

@@ -1,20 +1,20 @@
 """Runs a whole comparison: plan, encoders, cells, results, report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
+from datamodules.base import BatchData
 from fvl_lightning.comparison.arms import arms_of
 from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.comparison.config import ComparisonConfig
-from fvl_lightning.comparison.plan import axis_values, experiments, plan_alike
+from fvl_lightning.comparison.plan import SeedPlan, axis_values, experiments, plan_alike
 from fvl_lightning.comparison.report.report import rich_table, write_report
 from fvl_lightning.comparison.results import collect, loss_curves, sample_answers
 from fvl_lightning.comparison.runner import Encoders, Runner
 from fvl_lightning.comparison.size_matching import match_sizes
-from fvl_lightning.comparison.test_split_log import readings_of
+from fvl_lightning.comparison.test_split_log import read_test_access
 from fvl_lightning.comparison.tracking import log_report, tracked_parent
 from fvl_lightning.comparison.tuning import tune, tuning_plans
 from fvl_lightning.core.config.files import COMMAND_LINE
@@ -32,6 +32,9 @@ from fvl_lightning.runs.setup import prepare_data
 from fvl_lightning.runs.tracking import track_results
 from fvl_lightning.training.fault_tolerance.signals import preemptible
 
+Show = Callable[[Table | str], None]
+"""Called with each result: a line of text or a table."""
+
 
 def show_nothing(result: Table | str) -> None:
     """Shows no result."""
@@ -44,25 +47,64 @@ def run_comparison(
     fresh: bool = False,
     retry_failed: bool = False,
     report_only: bool = False,
-    show: Callable[[Table | str], None] = show_nothing,
+    show: Show = show_nothing,
     origin: str = COMMAND_LINE,
 ) -> Path:
-    """Runs the whole comparison and returns the folder of its report.
+    """Runs a whole comparison and writes its report.
 
     Args:
-        fresh: trains finished cells again.
-        retry_failed: tries failed cells again.
-        report_only: trains and scores nothing.
-        show: is called with each result: a line of text or a table.
+        path: the comparison file.
+        overrides: `key=value` for it.
+        fresh: whether to train again what was trained before.
+        retry_failed: whether to run cells again that failed.
+        report_only: whether to train nothing and report what is finished.
+        show: see Show.
         origin: where the overrides were written, for messages.
 
+    Returns:
+        The folder of the report.
+
     Raises:
-        ConfigError: what is to be compared is not well defined, or not fair.
+        ConfigError: the arms are not well defined, or the comparison would not be fair.
         DataError: cells failed (the report of the others is written), or there is nothing to report.
     """
     config = load_config(ComparisonConfig, path, overrides, origin)
     folder = Path(config.output) / config.name
     plans = experiments(config, path, folder)
+    check_data(config, path, plans)
+    trials = tuning_plans(config, path, folder)
+    by_seed = [plan.arms for plan in (*plans.values(), *trials.values())]
+    baseline = config.baseline or next(iter(by_seed[0]))
+    plan_alike(by_seed, config.lineage)
+    if config.match != "natural":
+        match_sizes(by_seed, baseline, config.match)
+    with tracked_parent(config, folder, fresh) as tracker:
+        parent = tracker.run_id or None
+        runner = Runner(config, launcher_of(config, folder), terminal(), parent, fresh, retry_failed, report_only)
+        arms = plans[config.seeds[0]].arms
+        values = axis_values(arms_of(config, path), arms)
+        tuning = tune(runner, trials, plans, values)
+        cells, encoders = runner.run(plans, values, "test")
+        score_encoders(encoders, show)
+        comparison, answers = collect(config, plans, encoders, cells, parent)
+        comparison.tuning, comparison.test_readings = tuning, read_test_access(folder, cells)
+        limits = prepare_data(arms[baseline][-1]).limits()
+        write_report(comparison, sample_answers(arms, answers), loss_curves(cells), folder, limits)
+        log_report(tracker, comparison, folder)
+    for table in rich_table(comparison):
+        show(table)
+    show(f"report: {folder / 'report.md'}   (follow the runs with `fvl ui`)")
+    refuse_missing(cells)
+    return folder
+
+
+def check_data(config: ComparisonConfig, path: Path, plans: Mapping[int, SeedPlan]) -> None:
+    """Prepares the data of every arm, and checks that it has what the comparison scores.
+
+    Raises:
+        ConfigError: learning rates are to be chosen on a validation split without questions.
+        DataError: a split is missing or broken.
+    """
     for stages in plans[config.seeds[0]].arms.values():
         data = prepare_data(stages[-1])
         for split in config.unseen_splits:
@@ -71,32 +113,10 @@ def run_comparison(
             raise ConfigError(
                 f"tune in {path}: the validation split has no questions, and by them learning rates are chosen"
             )
-    tuning = tuning_plans(config, path, folder)
-    by_seed = [plan.arms for plan in (*plans.values(), *tuning.values())]
-    plan_alike(by_seed, config.lineage)
-    if config.match != "natural":
-        match_sizes(by_seed, config.baseline or next(iter(by_seed[0])), config.match)
-    with tracked_parent(config, folder, fresh) as tracker:
-        parent = tracker.run_id or None
-        runs = Runner(config, launcher_of(config, folder), terminal(), parent, fresh, retry_failed, report_only)
-        values = axis_values(arms_of(config, path), plans[config.seeds[0]].arms)
-        rates = tune(runs, tuning, plans, values) if tuning else None
-        cells, encoders = runs.run(plans, values, "test")
-        score_encoders(encoders, show)
-        report, answers = collect(config, plans, encoders, cells, parent)
-        report |= {"tuning": rates, "test_readings": readings_of(folder, cells)}
-        samples = sample_answers(plans[config.seeds[0]].arms, answers)
-        write_report(report | {"samples": samples}, loss_curves(cells), folder)
-        log_report(tracker, report, folder)
-    for table in rich_table(report):
-        show(table)
-    show(f"report: {folder / 'report.md'}   (follow the runs with `fvl ui`)")
-    refuse_missing(cells)
-    return folder
 
 
 def launcher_of(config: ComparisonConfig, folder: Path) -> Launcher:
-    """Who runs the cells."""
+    """Returns the launcher that the comparison names."""
     if config.launcher == "slurm":
         return SlurmLauncher(folder, config.name, config.jobs, config.slurm)
     if config.launcher == "ray":
@@ -104,21 +124,21 @@ def launcher_of(config: ComparisonConfig, folder: Path) -> Launcher:
     return LocalLauncher(config.jobs)
 
 
-def score_encoders(encoders: Encoders, show: Callable[[Table | str], None]) -> None:
-    """Scores what the shared encoders write about test images, where that is not known yet, and shows it."""
+def score_encoders(encoders: Encoders, show: Show) -> None:
+    """Scores what the shared encoders write about test images, unless these scores are known, and shows the scores."""
     for run in encoders.values():
         if run is None:
             continue
         data = prepare_data(check_config(ExperimentConfig, run.config))
         known = run.info.get("scored", content := data.content_hash(["test"])) == content
         scores = run.info.get("scores") if known else None
-        scores = scores or _scored(run, data, content)
-        figures = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        show(f"encoder {run.path} on the test split: {figures}")
+        scores = scores or _score_encoder(run, data, content)
+        texts = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        show(f"encoder {run.path} on the test split: {texts}")
 
 
-def _scored(run: RunFolder, data: Any, content: str) -> dict[str, float]:
-    """What the encoder writes, kept with its run, and with the content of the test split that it wrote about."""
+def _score_encoder(run: RunFolder, data: BatchData, content: str) -> dict[str, float]:
+    """Scores an encoder, and records the scores in its run with the content hash of the test split."""
     scores = score_encoder(run)
     run.record(scores=scores, scored=content)
     if run.tracking.is_file():
@@ -128,11 +148,11 @@ def _scored(run: RunFolder, data: Any, content: str) -> dict[str, float]:
 
 
 def refuse_missing(cells: Sequence[Cell]) -> None:
-    """DataError with the last words of the cells that failed, and those that were not run."""
+    """Raises DataError where cells failed, with the last log line of each, or where cells were not run."""
     failed = [f"{cell.name}: {cell.failure}" for cell in cells if cell.failure is not None]
     absent = [cell.name for cell in cells if cell.failure is None and not cell.finished]
-    said = [f"{len(failed)} of {len(cells)} cells failed ({'; '.join(failed)})"] if failed else []
-    said += [f"not trained yet: {', '.join(absent)}"] if absent else []
-    if said:
+    problems = [f"{len(failed)} of {len(cells)} cells failed ({'; '.join(failed)})"] if failed else []
+    problems += [f"not trained yet: {', '.join(absent)}"] if absent else []
+    if problems:
         retry = "; `--retry-failed` tries again" if failed else ""
-        raise DataError(f"the report is incomplete, {' and '.join(said)}{retry}")
+        raise DataError(f"the report is incomplete, {' and '.join(problems)}{retry}")

@@ -1,23 +1,24 @@
-"""The cells of a comparison brought to their end: shared encoders and their features first, then every cell."""
+"""Runs the cells of a comparison: trains shared encoders, caches their features, then runs every cell."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TimeRemainingColumn
 
 from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import SeedPlan
 from fvl_lightning.comparison.progress import cells_table, ended_lines
+from fvl_lightning.comparison.schema.cell import CellInputs, CellSpec
 from fvl_lightning.core.config.loading import as_plain, config_hash
 from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import progress
+from fvl_lightning.evaluation.metrics.names import split_score
 from fvl_lightning.launchers.base import Launcher
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import input_hashes
@@ -30,33 +31,38 @@ from fvl_lightning.training.weights import load_components
 logger = logging.getLogger(__name__)
 
 Encoders = dict[int, RunFolder | None]
-"""The encoder that the arms of a seed share; None where the stages' own is taken."""
+"""{seed: the encoder run that its arms share}; None where the stages' own encoder is taken."""
 
 
 @dataclass
 class Runner:
-    """How a comparison's cells are run this time."""
+    """Runs the cells of a comparison."""
 
     config: ComparisonConfig
     launcher: Launcher
     console: Console
     parent: str | None
-    """The MLflow run above them."""
+    """MLflow run of the comparison; None where nothing is tracked."""
     fresh: bool
+    """Whether to train again what was trained before."""
     retry_failed: bool
+    """Whether to run cells again that failed."""
     report_only: bool
-    """Nothing is trained; what is not finished stays so."""
+    """Whether to train nothing, and leave unfinished cells as they are."""
     _contents: dict[str, str] = field(default_factory=dict)
 
     def run(
-        self, plans: Mapping[int, SeedPlan], values: Mapping[str, Mapping[str, Any]], split: str
+        self, plans: Mapping[int, SeedPlan], values: Mapping[str, Mapping[str, str]], split: str
     ) -> tuple[list[Cell], Encoders]:
-        """Every arm with every seed.
+        """Runs every arm with every seed.
 
         Args:
             plans: {seed: its experiments}.
-            values: {arm: what it sets}, for tags.
-            split: what the cells are scored on.
+            values: {arm: values that it sets}, for tags.
+            split: the split to score on.
+
+        Returns:
+            The cells, and the encoders that they share.
 
         Raises:
             DataError: an encoder that `report_only` needs is not trained.
@@ -75,7 +81,7 @@ class Runner:
         return cells, encoders
 
     def _encoder(self, seed: int, plan: SeedPlan) -> RunFolder | None:
-        """The one that all arms of the seed share, trained where it is not yet."""
+        """Returns the encoder that all arms of the seed share, and trains it if needed."""
         if plan.encoder is None:
             return None
         if self.report_only:
@@ -88,38 +94,33 @@ class Runner:
         return train(plan.encoder, parent_run_id=self.parent)
 
     def _specification(
-        self, plan: SeedPlan, arm: str, values: Mapping[str, Any], encoder_run: RunFolder | None, split: str
-    ) -> dict[str, Any]:
-        """What the process of a cell is told; see comparison/worker.py."""
-        config = self.config
+        self, plan: SeedPlan, arm: str, values: Mapping[str, str], encoder_run: RunFolder | None, split: str
+    ) -> CellSpec:
+        config, stages = self.config, plan.arms[arm]
         comparison = config.name if split == "test" else f"{config.name}, {split}"
         tags = {"fvl.comparison": comparison, "fvl.lineage": config.lineage, "fvl.arm": arm}
-        return {
-            "stages": [as_plain(stage) for stage in plan.arms[arm]],
-            "encoder_run": None if encoder_run is None else str(encoder_run.path),
-            "encoder_hash": None if encoder_run is None else encoder_run.info["encoder_hash"],
-            "unseen_splits": config.unseen_splits if split == "test" else [],
-            "transfer_levels": config.transfer_levels if split == "test" else [],
-            "parent_run_id": self.parent,
-            "tags": tags | {f"fvl.axis.{key}": str(value) for key, value in values.items()},
-            "fresh": self.fresh,
-            "split": split,
-            "made_of": self._made_of(plan.arms[arm], split),
-        }
+        return CellSpec(
+            stages=[as_plain(stage) for stage in stages],
+            encoder_run=None if encoder_run is None else str(encoder_run.path),
+            encoder_hash=None if encoder_run is None else encoder_run.info["encoder_hash"],
+            unseen_splits=config.unseen_splits if split == "test" else [],
+            transfer_levels=config.transfer_levels if split == "test" else [],
+            parent_run_id=self.parent,
+            tags=tags | {f"fvl.axis.{key}": value for key, value in values.items()},
+            fresh=self.fresh,
+            split=split,
+            made_of=CellInputs([input_hashes(stage) for stage in stages], self._contents_of(stages, split)),
+            metric=split_score(config.metric)[0],
+        )
 
-    def _made_of(self, stages: Sequence[ExperimentConfig], split: str) -> dict[str, Any]:
-        """The code and the data that a result comes from: with others under the same names a cell is run again."""
+    def _contents_of(self, stages: Sequence[ExperimentConfig], split: str) -> list[str]:
+        """Returns for every stage the hash of the data that it trains on; for the last one also of what is scored."""
         scored = [split, *(self.config.unseen_splits if split == "test" else [])]
         splits = [TRAINING_SPLITS] * (len(stages) - 1) + [[*TRAINING_SPLITS, *scored]]
-        return {
-            "inputs": [input_hashes(stage) for stage in stages],
-            "data": [
-                self._content(stage, tuple(dict.fromkeys(names))) for stage, names in zip(stages, splits, strict=True)
-            ],
-        }
+        return [self._content(stage, tuple(dict.fromkeys(names))) for stage, names in zip(stages, splits, strict=True)]
 
     def _content(self, stage: ExperimentConfig, splits: tuple[str, ...]) -> str:
-        """The content of the data of a stage, which many stages share."""
+        """Returns the hash of a stage's data, which many stages share."""
         key = config_hash([stage.data, splits])
         if key not in self._contents:
             self._contents[key] = prepare_data(stage).content_hash(splits)
@@ -127,7 +128,7 @@ class Runner:
 
 
 def warm_feature_cache(encoder_run: RunFolder | None, plan: SeedPlan, console: Console) -> None:
-    """Computes the frozen encoder's features once, before the arms start, for every set of sources among them."""
+    """Computes the frozen encoder's features before the arms start, once for every set of sources among them."""
     seen: set[str] = set()
     with progress(BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=console) as bar:
         for stages in plan.arms.values():
@@ -144,7 +145,7 @@ def warm_feature_cache(encoder_run: RunFolder | None, plan: SeedPlan, console: C
             data.connect(data_context(stage.model, stage.tokenizer, experiment))
             task = bar.add_task("features of the frozen encoder", total=None)
 
-            def show(split: str, done: int, total: int, task: Any = task) -> None:
+            def show(split: str, done: int, total: int, task: TaskID = task) -> None:
                 bar.update(task, description=f"features of {split}", completed=done, total=total)
 
             build_feature_cache(stage.model.encoder, data, TRAINING_SPLITS, Path(experiment.feature_cache), show)
@@ -152,7 +153,17 @@ def warm_feature_cache(encoder_run: RunFolder | None, plan: SeedPlan, console: C
 
 
 def run_cells(cells: Sequence[Cell], launcher: Launcher, console: Console, fresh: bool, retry_failed: bool) -> None:
-    """Runs what is not finished, with a live table, or lines where there is no terminal; keeps why a cell failed."""
+    """Runs the cells that are not finished, and records why cells fail.
+
+    Progress is shown as a live table, or as log lines where there is no terminal.
+
+    Args:
+        cells: all cells of the comparison.
+        launcher: starts their processes.
+        console: for the table.
+        fresh: whether to run finished cells again.
+        retry_failed: whether to run cells again that failed.
+    """
     wanted = [cell for cell in cells if fresh or not cell.finished]
     todo = [cell for cell in wanted if fresh or retry_failed or cell.failure is None]
     if not todo:
@@ -165,11 +176,11 @@ def run_cells(cells: Sequence[Cell], launcher: Launcher, console: Console, fresh
             running = list(todo)
             logger.info("%d cells to run, %d of %d finished before", len(todo), len(cells) - len(wanted), len(cells))
 
-            def tell() -> None:
+            def log_ended() -> None:
                 for line in ended_lines(cells, running):
                     logger.info("%s", line)
 
-            launcher.run(todo, tell)
+            launcher.run(todo, log_ended)
     finally:
         for cell in todo:
             if cell.code not in (None, 0, EXIT_INTERRUPTED, EXIT_REQUEUE):

@@ -1,10 +1,9 @@
-"""Arms of one size: the hidden widths of their projectors are solved so that all come to the baseline's."""
+"""Matches the sizes of arms to the baseline's by solving for the hidden widths of their projectors."""
 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from math import floor, sqrt
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,56 +18,65 @@ from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.components import count_parameters
 
 TOLERANCE = 0.01
+"""Largest relative difference to the size of the baseline."""
 
 
 class Size(ABC):
-    """How large an arm is: what its projector takes, which depends on its hidden width, and all else."""
+    """Size of an arm: that of its projector, which depends on the hidden width, and of all other parts."""
 
     elsewhere: float
-    """What all but the projector takes."""
+    """Size of all other parts."""
 
     def __init__(self, experiment: ExperimentConfig, stage: Stage) -> None:
         self.choice: Choice = experiment.projector
         self.features, self.dim = stage.model.fusion.output, stage.model.language_model.dim
 
     def at(self, hidden: int) -> float:
-        """With this hidden width."""
+        """Returns the size with this hidden width."""
         return self._with(_wide(self.choice, hidden))
 
     def own(self) -> float:
-        """As it is."""
+        """Returns the size as configured."""
         return self._with(self.choice)
 
     @abstractmethod
-    def words(self, size: float) -> str:
-        """`size` behind the name of an arm."""
+    def number(self, size: float) -> str:
+        """Returns the size as text."""
 
-    def beyond(self, baseline: Any) -> str:
-        """What sets it apart from the baseline, of its own class, beside the projector; for the end of a sentence."""
+    @abstractmethod
+    def describe(self, size: float) -> str:
+        """Returns a predicate with this size, for a sentence that begins with the name of an arm."""
+
+    def difference_elsewhere(self, baseline: "Size") -> str:
+        """Returns how the other parts differ in size from the baseline's, for the end of a sentence."""
         return ""
 
     @abstractmethod
-    def share(self, projector: nn.Module) -> float:
-        """What a projector, on the meta device, takes."""
+    def of_projector(self, projector: nn.Module) -> float:
+        """Returns the size of a projector on the meta device."""
 
     def _with(self, choice: Choice) -> float:
         with torch.device("meta"):
-            return self.elsewhere + self.share(choice.component(choice.config, self.features, self.dim))
+            return self.elsewhere + self.of_projector(choice.component(choice.config, self.features, self.dim))
 
 
 class Parameters(Size):
-    """Those of fusion, with the norms around it, and projector."""
+    """Parameters of the fusion, with the norms around it, and the projector."""
 
     def __init__(self, experiment: ExperimentConfig) -> None:
         stage = build_stage(experiment, "meta")
         super().__init__(experiment, stage)
         self.elsewhere = count_parameters(stage.model)["fusion"]["parameters"]
 
-    def words(self, size: float) -> str:
+    def number(self, size: float) -> str:
         """See Size."""
-        return f"has {size:,.0f} parameters between encoder and language model"
+        return f"{size:,.0f}"
 
-    def share(self, projector: nn.Module) -> float:
+    def describe(self, size: float) -> str:
+        """See Size."""
+        return f"has {self.number(size)} parameters between encoder and language model"
+
+    def of_projector(self, projector: nn.Module) -> float:
         """See Size."""
         return sum(parameter.numel() for parameter in projector.parameters())
 
@@ -84,29 +92,33 @@ class Operations(Size):
         seen: list[Tensor] = []
         with stage.model.projector.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
             total = training_flops(stage, batch)
-        self.shape, self.sends_back = seen[0].shape, seen[0].requires_grad
-        self.learns = stage.trainable["projector"] == "full"
+        self.shape, self.needs_gradient = seen[0].shape, seen[0].requires_grad
+        self.trained = stage.trainable["projector"] == "full"
         self.samples = len(batch.keys)
         self.image_tokens = stage.model.image_spec.tokens_per_image
         self.elsewhere = 0.0
         self.elsewhere = total / self.samples - self.own()
 
-    def words(self, size: float) -> str:
+    def number(self, size: float) -> str:
         """See Size."""
-        return f"takes {_mega(size)} MFLOPs per training sample"
+        return f"{size / 1e6:,.1f}"
 
-    def beyond(self, baseline: "Operations") -> str:
+    def describe(self, size: float) -> str:
+        """See Size."""
+        return f"takes {self.number(size)} MFLOPs per training sample"
+
+    def difference_elsewhere(self, baseline: Size) -> str:
         """See Size."""
         more = self.elsewhere - baseline.elsewhere
-        found = f", with {_mega(abs(more))} {'more' if more > 0 else 'fewer'} outside the projector"
-        if self.image_tokens != baseline.image_tokens:
-            found += f" ({self.image_tokens} image tokens in the language model, not {baseline.image_tokens})"
-        return found
+        text = f", with {self.number(abs(more))} {'more' if more > 0 else 'fewer'} outside the projector"
+        if isinstance(baseline, Operations) and self.image_tokens != baseline.image_tokens:
+            text += f" ({self.image_tokens} image tokens in the language model, not {baseline.image_tokens})"
+        return text
 
-    def share(self, projector: nn.Module) -> float:
+    def of_projector(self, projector: nn.Module) -> float:
         """See Size."""
-        features = torch.empty(self.shape, device="meta", requires_grad=self.sends_back)
-        projector.requires_grad_(self.learns)
+        features = torch.empty(self.shape, device="meta", requires_grad=self.needs_gradient)
+        projector.requires_grad_(self.trained)
 
         def work() -> None:
             images = projector(features)
@@ -117,7 +129,7 @@ class Operations(Size):
 
 
 SIZES: dict[str, Callable[[ExperimentConfig], Size]] = {"parameters": Parameters, "flops": Operations}
-"""What `match` may ask for."""
+"""{value of `match`: class}."""
 
 
 def match_sizes(plans: Sequence[Arms], baseline: str, match: str) -> None:
@@ -129,21 +141,21 @@ def match_sizes(plans: Sequence[Arms], baseline: str, match: str) -> None:
         match: a key of SIZES.
 
     Raises:
-        ConfigError: a projector without a hidden width, or an arm that no width brings to that size.
+        ConfigError: a projector has no hidden width, or no width brings an arm to that size.
     """
     target = SIZES[match](plans[0][baseline][-1])
     for arm, stages in plans[0].items():
         if arm == baseline:
             continue
-        hidden = _solved(arm, stages[-1], target, match)
+        hidden = _solve(arm, stages[-1], target, match)
         for arms in plans:
             for number, stage in enumerate(arms[arm]):
                 if stage.projector is not None:
                     arms[arm][number] = _with_hidden(stage, hidden)
 
 
-def _solved(arm: str, experiment: ExperimentConfig, target: Size, match: str) -> int:
-    """The hidden width at which `experiment` comes closest to `target`."""
+def _solve(arm: str, experiment: ExperimentConfig, target: Size, match: str) -> int:
+    """Returns the hidden width at which `experiment` comes closest to `target`; ConfigError where none is close."""
     if experiment.projector.name != "mlp" or experiment.projector.config.depth < 2:
         raise ConfigError(f"match: {match} needs a projector with a hidden width, mlp of depth 2 or more, in {arm}")
     size, wanted = SIZES[match](experiment), target.own()
@@ -155,11 +167,11 @@ def _solved(arm: str, experiment: ExperimentConfig, target: Size, match: str) ->
     root = 2 * missing / (slope + sqrt(slope**2 + 4 * square * missing))
     low = max(1, floor(root))
     hidden = min((low, low + 1), key=lambda width: abs(size.at(width) - wanted))
-    found = size.at(hidden)
-    if abs(found - wanted) > TOLERANCE * wanted:
+    closest = size.at(hidden)
+    if abs(closest - wanted) > TOLERANCE * wanted:
         raise ConfigError(
-            f"match: {match}: {arm} {size.words(found)} with a hidden width of {hidden}, which is as near as it comes "
-            f"to the baseline's {target.words(wanted).split()[1]}{size.beyond(target)}; take match: natural"
+            f"match: {match}: {arm} {size.describe(closest)} with a hidden width of {hidden}, which is as near as it "
+            f"comes to the baseline's {target.number(wanted)}{size.difference_elsewhere(target)}; take match: natural"
         )
     return hidden
 
@@ -170,7 +182,3 @@ def _with_hidden(experiment: ExperimentConfig, hidden: int) -> ExperimentConfig:
 
 def _wide(projector: Choice, hidden: int) -> Choice:
     return dataclasses.replace(projector, config=dataclasses.replace(projector.config, hidden=hidden))
-
-
-def _mega(operations: float) -> str:
-    return f"{operations / 1e6:,.1f}"

@@ -1,4 +1,4 @@
-"""How often a comparison has read the test split: a line in the cell's folder before every time it is scored there."""
+"""Test-split access log: a line in the cell's folder before every time the cell is scored on the test split."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -6,50 +6,56 @@ from pathlib import Path
 from typing import Any
 
 from fvl_lightning.comparison.cell import Cell
+from fvl_lightning.comparison.schema.comparison import EarlierReport, RepeatedAccess, SplitAccess
 from fvl_lightning.core.jsonl import append_rows, read_rows
 
-FILE = "test_readings.jsonl"
-REPORTED = "reported.jsonl"
+ACCESS_LOG = "test_readings.jsonl"
+"""In a cell's folder: a line for every time it was scored on the test split."""
+REPORT_LOG = "reported.jsonl"
 """In the comparison's folder: a line for every set of cells that a report was made of."""
 
 
-def note_reading(folder: Path, cell: str) -> None:
-    """Adds a line for the cell of this folder, `cell` naming what makes its result; nothing takes it away again."""
-    _add(folder / FILE, {"cell": cell})
+def log_test_access(folder: Path, key: str) -> None:
+    """Adds a line to the log of a cell's folder; nothing removes it again.
 
-
-def readings_of(folder: Path, cells: Sequence[Cell]) -> dict[str, Any]:
-    """What the report of the comparison in `folder` says of them; notes that a report of these cells is made.
-
-    Returns:
-        `first` and `last` (UTC), `readings` of the cells, `again` {cell: {readings, configurations}} of those that were
-        scored more than once, `others`, the folders of what was scored and is no cell of this comparison any more, and
-        `earlier` [{time, changed}], the reports of other cells, with those that are new, gone or configured otherwise.
+    Args:
+        folder: the cell's folder.
+        key: names everything that makes the cell's result.
     """
-    found = {file.parent: list(read_rows(file)) for file in sorted(folder.rglob(FILE))}
-    mine = {cell.name: found.pop(cell.folder) for cell in cells if cell.folder in found}
-    times = sorted(line["time"] for lines in mine.values() for line in lines)
-    return {
-        "first": times[0] if times else None,
-        "last": times[-1] if times else None,
-        "readings": len(times),
-        "again": {
-            name: {"readings": len(lines), "configurations": len({line["cell"] for line in lines})}
-            for name, lines in mine.items()
+    _add(folder / ACCESS_LOG, {"cell": key})
+
+
+def read_test_access(folder: Path, cells: Sequence[Cell]) -> SplitAccess:
+    """Returns how often the test split was scored, and logs that a report of these cells is made.
+
+    Args:
+        folder: of the comparison.
+        cells: of the report.
+    """
+    logs = {file.parent: list(read_rows(file)) for file in sorted(folder.rglob(ACCESS_LOG))}
+    by_cell = {cell.name: logs.pop(cell.folder) for cell in cells if cell.folder in logs}
+    times = sorted(line["time"] for lines in by_cell.values() for line in lines)
+    return SplitAccess(
+        first=times[0] if times else None,
+        last=times[-1] if times else None,
+        readings=len(times),
+        again={
+            name: RepeatedAccess(len(lines), len({line["cell"] for line in lines}))
+            for name, lines in by_cell.items()
             if len(lines) > 1
         },
-        "others": [str(other.relative_to(folder)) for other in found],
-        "earlier": _earlier(folder / REPORTED, {cell.name: cell.key for cell in cells}),
-    }
+        others=[str(other.relative_to(folder)) for other in logs],
+        earlier=_earlier(folder / REPORT_LOG, {cell.name: cell.key for cell in cells}),
+    )
 
 
-def _earlier(file: Path, cells: dict[str, str]) -> list[dict[str, Any]]:
-    """Reports of other cells than these {name: key}, which are noted as the newest."""
+def _earlier(file: Path, cells: dict[str, str]) -> list[EarlierReport]:
+    """Returns the reports of other cells than these {name: key}, which are logged as the newest report."""
     reports = list(read_rows(file))
     if not reports or reports[-1]["cells"] != cells:
         _add(file, {"cells": cells})
     return [
-        {"time": report["time"], "changed": sorted(dict(cells.items() ^ report["cells"].items()))}
+        EarlierReport(report["time"], sorted(dict(cells.items() ^ report["cells"].items())))
         for report in reports
         if report["cells"] != cells
     ]

@@ -1,87 +1,92 @@
-"""The learning rates of a comparison: every arm tries the same ones, with other seeds, on the validation split."""
+"""Tuning of learning rates: every arm tries the same factors, with other seeds, on the validation split."""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from fvl_lightning.comparison.arms import TUNING
+from fvl_lightning.comparison.arms import TUNING_FOLDER
 from fvl_lightning.comparison.cell import Cell
-from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.comparison.config import ComparisonConfig, TuneConfig
 from fvl_lightning.comparison.plan import SeedPlan, experiments
 from fvl_lightning.comparison.runner import Runner
+from fvl_lightning.comparison.schema.comparison import ArmTuning, Tuning
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.evaluation.metrics.names import metric_of
 
-DIGITS = 12
-"""Significant digits of a rate: 0.003 times 0.3 is 0.0009."""
-FACTOR = "learning_rate_factor"
-"""The tag behind `fvl.axis.` of what is only tried."""
-ROUNDING = 1e-9
-"""Scores that differ by less are equal."""
+RATE_DIGITS = 12
+"""Significant digits of a learning rate, so that 0.003 times 0.3 is 0.0009."""
+FACTOR_AXIS = "learning_rate_factor"
+"""Name of the factor among the axes of a trial, in its MLflow tags."""
+SCORE_TOLERANCE = 1e-9
+"""Scores that differ by less count as equal."""
 
 
 def tuning_plans(config: ComparisonConfig, path: Path, folder: Path) -> dict[int, SeedPlan]:
-    """{tuning seed: the arms as the reported seeds train them}; empty where nothing is tuned."""
-    return experiments(config, path, folder / TUNING, config.tune.seeds) if config.tune else {}
+    """Returns {tuning seed: the arms as the reported seeds train them}; empty where nothing is tuned."""
+    return experiments(config, path, folder / TUNING_FOLDER, config.tune.seeds) if config.tune else {}
 
 
 def tune(
-    runs: Runner,
+    runner: Runner,
     plans: Mapping[int, SeedPlan],
     reported: Mapping[int, SeedPlan],
-    values: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """Trains every arm with every rate and gives the `reported` arms the best; returns what chosen_rates does.
+    values: Mapping[str, Mapping[str, str]],
+) -> Tuning | None:
+    """Trains every arm with every factor, and gives the `reported` arms the best learning rates.
 
     Args:
-        runs: how cells are run.
+        runner: runs the cells.
         plans: those of tuning_plans.
         reported: {seed: the arms that are compared}, changed in place.
-        values: {arm: what it sets}.
+        values: {arm: values that it sets}.
+
+    Returns:
+        What chosen_rates returns; None where nothing is tuned.
 
     Raises:
-        DataError: cells that have not run, or an arm none of whose rates could be trained.
+        DataError: cells have not run, or an arm could not be trained with any factor.
     """
-    settings = runs.config.tune
-    assert settings is not None
+    settings = runner.config.tune
+    if settings is None:
+        return None
     factors = settings.learning_rate_factors
-    told = {tried_name(arm, factor): {**values[arm], FACTOR: factor} for arm in values for factor in factors}
-    cells, _ = runs.run(tried(plans, factors), told, "validation")
-    chosen = chosen_rates(runs.config, plans, cells)
+    axes = {trial_name(arm, f): {**values[arm], FACTOR_AXIS: str(f)} for arm in values for f in factors}
+    cells, _ = runner.run(trials(plans, factors), axes, "validation")
+    tuning = chosen_rates(settings, runner.config.metric, plans, cells)
     for plan in reported.values():
         for arm, stages in plan.arms.items():
-            plan.arms[arm] = [with_rates(stage, chosen["arms"][arm]["chosen"]) for stage in stages]
-    for arm, found in chosen["arms"].items():
-        chose = f"{arm}: learning rates x {found['chosen']:g}, chosen on the validation split"
-        runs.console.print(chose, soft_wrap=True)
-    return chosen
+            plan.arms[arm] = [scale_rates(stage, tuning.arms[arm].chosen) for stage in stages]
+    for arm, tried in tuning.arms.items():
+        line = f"{arm}: learning rates x {tried.chosen:g}, chosen on the validation split"
+        runner.console.print(line, soft_wrap=True)
+    return tuning
 
 
-def tried(plans: Mapping[int, SeedPlan], factors: Sequence[float]) -> dict[int, SeedPlan]:
-    """{tuning seed: every arm with every factor, as an arm of its own}."""
-    every: dict[int, SeedPlan] = {}
+def trials(plans: Mapping[int, SeedPlan], factors: Sequence[float]) -> dict[int, SeedPlan]:
+    """Returns {tuning seed: every arm with every factor, as an arm of its own}."""
+    by_seed: dict[int, SeedPlan] = {}
     for seed, plan in plans.items():
-        every[seed] = SeedPlan(plan.encoder, {}, {})
+        by_seed[seed] = SeedPlan(plan.encoder, {}, {})
         for arm, stages in plan.arms.items():
             for factor in factors:
-                label, folder = tried_name(arm, factor), plan.folders[arm]
+                label, folder = trial_name(arm, factor), plan.folders[arm]
                 folder = folder.parent.with_name(f"{arm}-x{factor:g}") / folder.name
-                every[seed].folders[label] = folder
-                every[seed].arms[label] = [
-                    dataclasses.replace(with_rates(stage, factor), output=str(folder)) for stage in stages
+                by_seed[seed].folders[label] = folder
+                by_seed[seed].arms[label] = [
+                    dataclasses.replace(scale_rates(stage, factor), output=str(folder)) for stage in stages
                 ]
-    return every
+    return by_seed
 
 
-def tried_name(arm: str, factor: float) -> str:
-    """As tables and messages say it."""
+def trial_name(arm: str, factor: float) -> str:
+    """Returns the name of a trial in tables and messages."""
     return f"{arm}, learning rates x {factor:g}"
 
 
-def with_rates(experiment: ExperimentConfig, factor: float) -> ExperimentConfig:
-    """The experiment with all its learning rates times `factor`."""
+def scale_rates(experiment: ExperimentConfig, factor: float) -> ExperimentConfig:
+    """Returns the experiment with all its learning rates times `factor`."""
     optimizer = experiment.optimizer
     scaled = dataclasses.replace(
         optimizer,
@@ -91,57 +96,60 @@ def with_rates(experiment: ExperimentConfig, factor: float) -> ExperimentConfig:
     return dataclasses.replace(experiment, optimizer=scaled)
 
 
-def chosen_rates(config: ComparisonConfig, plans: Mapping[int, SeedPlan], cells: Sequence[Cell]) -> dict[str, Any]:
-    """The factor of every arm: the one with the highest score, averaged over the tuning seeds; of equals the smallest.
+def chosen_rates(
+    settings: TuneConfig, metric: str, plans: Mapping[int, SeedPlan], cells: Sequence[Cell]
+) -> Tuning:
+    """Chooses the factor of every arm: the one with the best score, averaged over the tuning seeds.
+
+    Among equal scores the smallest factor is chosen.
 
     Args:
-        config: of the comparison, with `tune`.
-        plans: of tuning_plans.
+        settings: seeds and factors.
+        metric: the score to choose by.
+        plans: those of tuning_plans.
         cells: every arm with every factor and tuning seed, finished or failed.
 
-    Returns:
-        What the report says of it: seeds, factors, metric, and per arm `scores` {factor: score, None where a cell
-        failed}, `failed` {factor: its words}, `chosen`, `edge` and `learning_rates` {stage: rate}.
-
     Raises:
-        DataError: cells that have not run, or an arm none of whose rates could be trained.
+        DataError: cells have not run, or an arm could not be trained with any factor.
     """
-    assert config.tune is not None
     absent = [cell.name for cell in cells if not cell.finished and cell.failure is None]
     if absent:
         raise DataError(f"the learning rates are not chosen yet, not trained: {', '.join(absent)}")
-    factors, average = sorted(config.tune.learning_rate_factors), config.metric.rpartition("/")[2]
-    arms: dict[str, Any] = {}
+    factors, better = sorted(settings.learning_rate_factors), metric_of(metric).higher_is_better
+    arms: dict[str, ArmTuning] = {}
     for arm, stages in next(iter(plans.values())).arms.items():
         scores: dict[float, float | None] = {}
         failed: dict[str, str] = {}
         for factor in factors:
-            of = [cell for cell in cells if cell.arm == tried_name(arm, factor)]
-            failed |= {f"{factor:g}": cell.failure for cell in of if cell.failure is not None}
-            measured = [cell.result()["accuracy"][average] for cell in of if cell.finished]
-            scores[factor] = sum(measured) / len(of) if len(measured) == len(of) else None
-        chosen = best_factor(scores)
+            tried = [cell for cell in cells if cell.arm == trial_name(arm, factor)]
+            failed |= {f"{factor:g}": cell.failure for cell in tried if cell.failure is not None}
+            measured = [cell.trial().score(metric) for cell in tried if cell.finished]
+            scores[factor] = sum(measured) / len(tried) if len(measured) == len(tried) else None
+        chosen = best_factor(scores, better)
         if chosen is None:
-            words = "; ".join(f"x {factor}: {said}" for factor, said in failed.items())
-            raise DataError(f"tune: {arm} could be trained with none of its learning rates ({words})")
-        arms[arm] = {
-            "scores": {f"{factor:g}": score for factor, score in scores.items()},
-            "failed": failed,
-            "chosen": chosen,
-            "edge": chosen in (factors[0], factors[-1]),
-            "learning_rates": {s.name: with_rates(s, chosen).optimizer.learning_rate for s in stages},
-        }
-    return {"seeds": config.tune.seeds, "factors": factors, "metric": config.metric, "arms": arms}
+            reasons = "; ".join(f"x {factor}: {reason}" for factor, reason in failed.items())
+            raise DataError(f"tune: {arm} could be trained with none of its learning rates ({reasons})")
+        arms[arm] = ArmTuning(
+            scores={f"{factor:g}": score for factor, score in scores.items()},
+            failed=failed,
+            chosen=chosen,
+            edge=chosen in (factors[0], factors[-1]),
+            learning_rates={stage.name: scale_rates(stage, chosen).optimizer.learning_rate for stage in stages},
+        )
+    return Tuning(settings.seeds, factors, metric, arms)
 
 
-def best_factor(scores: Mapping[float, float | None]) -> float | None:
-    """The factor of the highest score, of equals the smallest; None where no score is a finite number."""
+def best_factor(scores: Mapping[float, float | None], higher_is_better: bool = True) -> float | None:
+    """Returns the factor with the best score, among equals the smallest; None where no score is a finite number."""
     best: tuple[float, float] | None = None
     for factor, score in sorted(scores.items()):
-        if score is not None and math.isfinite(score) and (best is None or score > best[1] + ROUNDING):
-            best = factor, score
+        if score is None or not math.isfinite(score):
+            continue
+        gain = score if higher_is_better else -score
+        if best is None or gain > best[1] + SCORE_TOLERANCE:
+            best = factor, gain
     return None if best is None else best[0]
 
 
 def _times(rate: float, factor: float) -> float:
-    return float(f"{rate * factor:.{DIGITS}g}")
+    return float(f"{rate * factor:.{RATE_DIGITS}g}")

@@ -1,15 +1,16 @@
-"""One arm of a comparison with one seed, in a process of its own: its stages one after the other, then its answers.
+"""Trains the stages of one cell in a process of its own, one after the other, and scores the last one.
 
-`python -m fvl_lightning.comparison.worker SPEC.json` writes result.json beside the specification.
+`python -m fvl_lightning.comparison.worker CELL.json` writes result.json into the folder of the specification.
 """
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fvl_lightning.comparison.test_split_log import note_reading
+from fvl_lightning.comparison.schema.cell import AnswerRow, CellResult, CellSpec, Measurements, TrialResult
+from fvl_lightning.comparison.test_split_log import log_test_access
 from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USAGE_ERROR, ConfigError, UserError
@@ -18,7 +19,7 @@ from fvl_lightning.core.terminal import quiet_libraries
 from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.evaluation.answers import Answer
 from fvl_lightning.evaluation.cost import count_cost
-from fvl_lightning.evaluation.scoring import open_model, score, score_run
+from fvl_lightning.evaluation.scoring import open_model, score, score_controls, score_run
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.run import reuse_or_train, run_training
 from fvl_lightning.runs.setup import build_stage
@@ -27,11 +28,12 @@ from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 
 def main(specification: Path) -> int:
-    """Runs the cell; 0, or 2 with a sentence on standard error, 130 after Ctrl-C, or 75 after SIGTERM."""
+    """Runs the cell. Returns 0, or 2 after a message on standard error, 130 after Ctrl-C, or 75 after SIGTERM."""
     quiet_libraries()
     try:
-        result = run_cell(json.loads(specification.read_text(encoding="utf-8")), specification.parent)
-        write_text_atomically(specification.with_name("result.json"), json.dumps(result, indent=2))
+        values = json.loads(specification.read_text(encoding="utf-8"))
+        result = run_cell(CellSpec.read(values), values["cell"], specification.parent)
+        write_text_atomically(specification.with_name("result.json"), json.dumps(result.plain(), indent=2))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_USAGE_ERROR
@@ -42,55 +44,59 @@ def main(specification: Path) -> int:
     return 0
 
 
-def run_cell(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Trains the stages of `spec` and scores the last one; a reading of the test split is noted in `folder`.
+def run_cell(spec: CellSpec, key: str, folder: Path) -> CellResult | TrialResult:
+    """Trains the stages of `spec` and scores the last one; scoring on the test split is logged in `folder`.
 
     Args:
-        spec: `stages` (plain experiments, in order), `encoder_run` (folder) and `encoder_hash`, both None where the
-            arms' own encoder is taken, `split` to score on, `transfer_levels`, `unseen_splits`, `parent_run_id`,
-            `tags`, `fresh`, and `cell`, which names all that makes the result.
+        spec: what to train and score.
+        key: names everything that makes the result.
+        folder: the cell's folder.
+
+    Raises:
+        ConfigError: a stage was trained with another encoder than the one that the arms share.
     """
     runs: list[RunFolder] = []
-    for stage in spec["stages"]:
-        previous = str(runs[-1].path) if runs else spec["encoder_run"]
+    for stage in spec.stages:
+        previous = str(runs[-1].path) if runs else spec.encoder_run
         started = stage if previous is None else {**stage, "init_from": [previous]}
         experiment = check_config(ExperimentConfig, started)
-        train = run_training if spec["fresh"] else reuse_or_train
-        run = train(experiment, parent_run_id=spec["parent_run_id"], tags=spec["tags"])
-        shared, own = spec["encoder_hash"], run.info["encoder_hash"]
-        if shared not in (None, own):
+        train = run_training if spec.fresh else reuse_or_train
+        run = train(experiment, parent_run_id=spec.parent_run_id, tags=spec.tags)
+        own = run.info["encoder_hash"]
+        if spec.encoder_hash not in (None, own):
             raise ConfigError(
-                f"{run.path}: its encoder is not the one all arms share ({own}, not {shared}); the comparison would be "
-                "unfair"
+                f"{run.path}: its encoder is not the one all arms share ({own}, not {spec.encoder_hash}); the "
+                "comparison would be unfair"
             )
         runs.append(run)
-    if spec["split"] != "test":
-        return tried_cell(runs, spec)
-    note_reading(folder, spec["cell"])
-    return score_cell(runs, spec)
+    if spec.split != "test":
+        return score_trial(runs[-1], spec, key)
+    log_test_access(folder, key)
+    return score_cell(runs, spec, key)
 
 
-def tried_cell(runs: list[RunFolder], spec: dict[str, Any]) -> dict[str, Any]:
-    """What a choice is made by, of another split than the one that is reported."""
-    result, _ = score_run(runs[-1], spec["split"], controls=False)
-    if runs[-1].tracking.is_file():
-        track_results(runs[-1], dict(numbers(result, f"{spec['split']}/")), {})
-    return result | {"cell": spec["cell"]}
+def score_trial(run: RunFolder, spec: CellSpec, key: str) -> TrialResult:
+    """Scores a run on a split that no report shows, to choose learning rates by."""
+    scores, _ = score_run(run, spec.split, metric=spec.metric)
+    result = TrialResult({spec.metric: scores}, key)
+    if run.tracking.is_file():
+        measured = {name: value for name, value in result.plain().items() if name != "cell"}
+        track_results(run, dict(numbers(measured, f"{spec.split}/")), {})
+    return result
 
 
-def score_cell(runs: list[RunFolder], spec: dict[str, Any]) -> dict[str, Any]:
-    """What the cell measured, with all its answers; it goes to the last stage's MLflow run too."""
+def score_cell(runs: list[RunFolder], spec: CellSpec, key: str) -> CellResult:
+    """Scores the run of the last stage on the test split, and adds scores and answers to its MLflow run."""
     last = runs[-1]
     built, data = open_model(last)
-    result, answers = score(built, data, "test")
-    result["unseen"] = {
-        split: score(built, data, split, controls=False)[0]["accuracy"] for split in spec["unseen_splits"]
-    }
-    result["transfer"] = {
-        level: score_run(last, level=level, controls=False)[0]["accuracy"] for level in spec["transfer_levels"]
-    }
+    scores, answers = score(built, data, "test", metric=spec.metric)
     info = last.info
-    result |= count_cost(last, built, data) | {
+    measured: dict[str, Any] = {
+        "scores": {spec.metric: scores},
+        **vars(score_controls(built, data, "test", metric=spec.metric)),
+        "unseen": {split: score(built, data, split, metric=spec.metric)[0] for split in spec.unseen_splits},
+        "transfer": {level: score_run(last, level=level, metric=spec.metric)[0] for level in spec.transfer_levels},
+        **count_cost(last, built, data),
         "parameters": info["parameters"],
         "trainable": info["trainable"],
         "tokens_per_second": info["tokens_per_second"],
@@ -98,43 +104,48 @@ def score_cell(runs: list[RunFolder], spec: dict[str, Any]) -> dict[str, Any]:
         "seconds": sum(run.info["seconds"] for run in runs),
         "mass": {name: curve[-1][1] for name, curve in last.source_weights().items()},
     }
-    rows = [
-        {"index": a.question.index, "kind": a.question.kind, "question": question_text(a),
-         "truth": a.question.answer, "answer": a.text}
-        for a in answers
-    ]  # fmt: skip
+    rows = [answer_row(answer) for answer in answers]
     if last.tracking.is_file():
-        track_results(last, dict(numbers(result)), {"answers": rows}, data)
-    return result | {
-        "cell": spec["cell"],
-        "encoder_hash": info["encoder_hash"],
-        "initial": initial_weights(spec["stages"][-1]),
-        "runs": {run.info["stage"]: str(run.path) for run in runs},
-        "answers": rows,
-    }
+        results = dict(numbers(Measurements(**measured).plain()))
+        track_results(last, results, {"answers": [row.plain() for row in rows]}, data, spec.metric)
+    return CellResult(
+        **measured,
+        cell=key,
+        encoder_hash=info["encoder_hash"],
+        initial=initial_weights(spec.stages[-1]),
+        runs={run.info["stage"]: str(run.path) for run in runs},
+        answers=rows,
+    )
 
 
-def numbers(result: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """(name, value) of every number in a result, such as accuracy/macro, accuracy/colour and transfer/medium/macro."""
-    for key, value in result.items():
-        if isinstance(value, dict):
+def answer_row(answer: Answer) -> AnswerRow:
+    """Returns an answer as it is written, with the text of its question but without the question's image part."""
+    question = answer.question
+    content = question.prompt_messages[-1]["content"]
+    text = content if isinstance(content, str) else " ".join(p["text"] for p in content if p["type"] == "text")
+    return AnswerRow(index=question.index, kind=question.kind, question=text, truth=question.answer, answer=answer.text)
+
+
+def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yields (name, value) of every number, such as accuracy/macro, accuracy/colour and transfer/medium/macro.
+
+    Args:
+        values: nested numbers by name; what lies under `by_kind` is named without it.
+        prefix: begins every name.
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping):
             yield from numbers(value, prefix if key == "by_kind" else f"{prefix}{key}/")
         elif value is not None:
             yield f"{prefix}{key.replace(' ', '_')}", float(value)
 
 
-def initial_weights(stage: dict[str, Any]) -> dict[str, list[Any]]:
-    """{parameter: [its shape, the hash of its initial values]} of an experiment, before any run is loaded into it."""
+def initial_weights(stage: dict[str, Any]) -> dict[str, tuple[list[int], str]]:
+    """Returns {parameter: (shape, hash of its initial values)} of an experiment, before any run is loaded into it."""
     model = build_stage(check_config(ExperimentConfig, stage)).model
     return {
-        name: [list(parameter.shape), weights_hash({"": parameter})] for name, parameter in model.named_parameters()
+        name: (list(parameter.shape), weights_hash({"": parameter})) for name, parameter in model.named_parameters()
     }
-
-
-def question_text(answer: Answer) -> str:
-    """The words of a question, without its image part."""
-    content = answer.question.prompt_messages[-1]["content"]
-    return content if isinstance(content, str) else " ".join(p["text"] for p in content if p["type"] == "text")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ SLOT_PACKAGES = {
     "projector": "fvl_lightning.projectors",
     "language_model": "fvl_lightning.language_models",
     "stage": "fvl_lightning.stages",
+    "metric": "fvl_lightning.evaluation.metrics",
     "data": "datamodules",
     "source": "datamodules.sources",
 }

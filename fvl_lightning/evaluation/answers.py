@@ -1,50 +1,49 @@
-"""Answers generated to questions about images, scored by kind, with two controls: the image zeroed, another image."""
+"""Answers generated to questions about images, with two controls: the image zeroed, another sample's image."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
+from datamodules.base import BatchData
+from datamodules.encoding.questions import Question
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.evaluation.metrics import KindAccuracy, normalised
+from fvl_lightning.evaluation.metrics.base import KindScores
+from fvl_lightning.evaluation.metrics.names import build_metric
 from fvl_lightning.inference.generation import generate_texts
 from fvl_lightning.modeling.build import BuiltModel
 
-QUESTIONS_AT_ONCE = 128
+QUESTIONS_PER_BATCH = 128
+"""Questions answered in one batch."""
 
 Images = Literal["real", "zeroed", "shuffled"]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said to a question (a `datamodules` Question)."""
+    """A question with the answer that was generated to it."""
 
-    question: Any
+    question: Question
     text: str
 
-    @property
-    def right(self) -> bool:
-        """Exact match after folding case and white space."""
-        return normalised(self.text) == normalised(self.question.answer)
 
-
-def accuracy(answers: Iterable[Answer]) -> dict[str, Any]:
-    """{"macro", "overall", "by_kind"} of the answers."""
+def score_answers(answers: Iterable[Answer], metric: str) -> KindScores:
+    """Returns the scores of the answers by a registered metric."""
     answers = list(answers)
-    metric = KindAccuracy({answer.question.kind for answer in answers})
+    computed = build_metric(metric, {answer.question.kind for answer in answers})
     for answer in answers:
-        metric.update(answer.question.kind, answer.right)
-    return metric.compute()
+        computed.update(answer.question.kind, answer.text, answer.question.answer)
+    return computed.compute()
 
 
-def prior_answers(asked: Sequence[Any], seen: Sequence[Any]) -> list[Answer]:
-    """What the most frequent answer of each kind among the questions `seen` in training says to those `asked`."""
+def prior_answers(asked: Sequence[Question], seen: Sequence[Question]) -> list[Answer]:
+    """Answers each question of `asked` with the most frequent answer of its kind among the questions `seen`."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for question in seen:
         counts[question.kind][question.answer] += 1
-    # Ties go to the answer first in the alphabet, so that the prior is a number and not a draw.
+    # Ties go to the answer that is first in the alphabet, so that the prior does not depend on an order.
     prior = {kind: min(counter, key=lambda text: (-counter[text], text)) for kind, counter in counts.items()}
     return [Answer(question, prior.get(question.kind, "")) for question in asked]
 
@@ -52,29 +51,32 @@ def prior_answers(asked: Sequence[Any], seen: Sequence[Any]) -> list[Answer]:
 @torch.no_grad()
 def answer_questions(
     built: BuiltModel,
-    data: Any,
+    data: BatchData,
     split: str,
     images: Images = "real",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Answer]:
-    """Greedy answers to every question of a split.
+    """Generates greedy answers to every question of a split.
 
     Args:
         built: model and tokenizer.
-        data: a connected data module with `questions`, `pixels` and `encoder`.
+        data: a connected data module.
         images: the real ones, all pixels zero, or each question with the image of another sample.
-        progress: called with questions done and questions in all.
+        progress: called with the number of questions answered and the number of all questions.
+
+    Raises:
+        DataError: the split has no questions, or samples with several images.
     """
     questions = data.questions(split)
     if not questions:
         where = f"split {split} ({data.store(split).shards[0]} ...)"
         raise DataError(f"{where} has no questions to score: its records name no `kinds`")
     samples = sorted({question.index for question in questions})
-    # Half a turn: everybody gets an image of somebody else, always the same one.
+    # Shifted by half the samples: each sample gets the image of another one, always the same.
     other = dict(zip(samples, samples[len(samples) // 2 :] + samples[: len(samples) // 2], strict=True))
     answers: list[Answer] = []
-    for start in range(0, len(questions), QUESTIONS_AT_ONCE):
-        batch = questions[start : start + QUESTIONS_AT_ONCE]
+    for start in range(0, len(questions), QUESTIONS_PER_BATCH):
+        batch = questions[start : start + QUESTIONS_PER_BATCH]
         shown = [other[question.index] if images == "shuffled" else question.index for question in batch]
         distinct = sorted(set(shown))
         pixels = data.pixels(split, distinct).to(built.model.device)

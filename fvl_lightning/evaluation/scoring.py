@@ -1,27 +1,49 @@
-"""A run, a model folder or an encoder scored on a split."""
+"""Scores a run, a model folder or an encoder on a split."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datamodules.base import BatchData
+from fvl_lightning.core import registry
 from fvl_lightning.core.config.loading import as_plain, check_config, load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.evaluation.answers import Answer, accuracy, answer_questions, prior_answers
+from fvl_lightning.evaluation.answers import Answer, answer_questions, prior_answers, score_answers
 from fvl_lightning.evaluation.encoder_scores import encoder_scores
+from fvl_lightning.evaluation.metrics.base import KindScores
+from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC
 from fvl_lightning.modeling.build import BuiltModel, LoadedModel, load_model
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.references import answering_model
 from fvl_lightning.runs.setup import build_stage, data_context, prepare_data
 from fvl_lightning.training.weights import load_components
 
-RESULTS = {"accuracy": "answers", "image_zeroed": "image zeroed", "image_shuffled": "image shuffled", "prior": "prior"}
-"""The results of `score_run` and how a table calls them."""
+
+@dataclass
+class ControlScores:
+    """Scores of answers that the images cannot have helped."""
+
+    image_zeroed: KindScores
+    """Answers without an image: all its pixels are zero."""
+    image_shuffled: KindScores
+    """Answers to the image of another sample."""
+    prior: KindScores
+    """The most frequent answer of each kind in training, given without looking."""
 
 
-def open_model(run: RunFolder, level: str | None = None) -> tuple[LoadedModel, Any]:
-    """A finished run's model, and its data connected to it (at another level of the demo set, where one is named)."""
+def open_model(run: RunFolder, level: str | None = None) -> tuple[LoadedModel, BatchData]:
+    """Opens the model of a finished run, and its data connected to it.
+
+    Args:
+        run: the run.
+        level: another level of its data set than the one it was trained on.
+
+    Raises:
+        ConfigError: the data set has no levels, or none of that name.
+    """
     experiment = check_config(ExperimentConfig, _at_level(run.config, level, str(run.path)))
     data = prepare_data(experiment)
     built = load_model(run.model)
@@ -29,8 +51,8 @@ def open_model(run: RunFolder, level: str | None = None) -> tuple[LoadedModel, A
     return built, data
 
 
-def open_with_data(reference: str, file: Path | None, level: str | None = None) -> tuple[LoadedModel, Any]:
-    """Any model, and the data of an experiment file connected to it, its pictures fitted as the model knows them."""
+def open_with_data(reference: str, file: Path | None, level: str | None = None) -> tuple[LoadedModel, BatchData]:
+    """Opens any model, and the data of an experiment file connected to it, with images fitted as the model expects."""
     if file is None:
         raise ConfigError(f"--data: {reference} is a model without data; name an experiment file whose data it answers")
     config = as_plain(load_config(ExperimentConfig, file))
@@ -45,48 +67,68 @@ def open_with_data(reference: str, file: Path | None, level: str | None = None) 
     return loaded, data
 
 
+def levels_of(name: str) -> tuple[str, ...]:
+    """Returns the levels of the data component of that name; see BatchData.levels."""
+    component = registry.component("data", name)
+    return component.levels if issubclass(component, BatchData) else ()
+
+
 def _at_level(config: dict[str, Any], level: str | None, where: str) -> dict[str, Any]:
     if level is not None:
-        if config["data"]["name"] != "demo":
-            raise ConfigError(f"--level: the data of {where} is {config['data']['name']}, only the demo set has levels")
+        name = config["data"]["name"]
+        if not levels_of(name):
+            raise ConfigError(f"--level: the data of {where} is {name}, which has no levels")
         config["data"]["level"] = level
     return config
 
 
+Progress = Callable[[str, int, int], None]
+"""Called with which images are shown, the number of questions answered, and the number of all questions."""
+
+
+def _silent(images: str, done: int, total: int) -> None:
+    pass
+
+
 def score_run(
-    run: RunFolder, split: str = "test", level: str | None = None, controls: bool = True
-) -> tuple[dict[str, Any], list[Answer]]:
-    """`score` of a finished run on its own data, or on another level of it."""
-    return score(*open_model(run, level), split, controls)
+    run: RunFolder, split: str = "test", level: str | None = None, metric: str = DEFAULT_METRIC
+) -> tuple[KindScores, list[Answer]]:
+    """Scores a finished run on its own data, or on another level of it; see `score`."""
+    return score(*open_model(run, level), split, metric=metric)
 
 
 def score(
-    built: BuiltModel,
-    data: Any,
-    split: str,
-    controls: bool = True,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> tuple[dict[str, Any], list[Answer]]:
-    """{"accuracy", and with controls "image_zeroed", "image_shuffled", "prior"}, and the answers themselves.
+    built: BuiltModel, data: BatchData, split: str, progress: Progress = _silent, metric: str = DEFAULT_METRIC
+) -> tuple[KindScores, list[Answer]]:
+    """Answers the questions of a split and scores the answers.
 
-    `progress` is called with what is being answered, the questions done, and the questions in all.
+    Args:
+        built: model and tokenizer.
+        data: a connected data module.
+        split: the name of the split.
+        progress: see Progress.
+        metric: the registered name of the metric.
     """
     answers = answer_questions(built, data, split, progress=partial(progress, "images as they are"))
-    result = {"accuracy": accuracy(answers)}
-    if controls:
-        result["image_zeroed"] = accuracy(
-            answer_questions(built, data, split, "zeroed", partial(progress, "images zeroed"))
-        )
-        result["image_shuffled"] = accuracy(
-            answer_questions(built, data, split, "shuffled", partial(progress, "images shuffled"))
-        )
-        asked = [answer.question for answer in answers]
-        result["prior"] = accuracy(prior_answers(asked, data.questions("train")))
-    return result, answers
+    return score_answers(answers, metric), answers
+
+
+def score_controls(
+    built: BuiltModel, data: BatchData, split: str, progress: Progress = _silent, metric: str = DEFAULT_METRIC
+) -> ControlScores:
+    """Answers the same questions without the image and with another one, and scores that and the prior; see `score`."""
+    zeroed = answer_questions(built, data, split, "zeroed", partial(progress, "images zeroed"))
+    shuffled = answer_questions(built, data, split, "shuffled", partial(progress, "images shuffled"))
+    prior = prior_answers(data.questions(split), data.questions("train"))
+    return ControlScores(
+        image_zeroed=score_answers(zeroed, metric),
+        image_shuffled=score_answers(shuffled, metric),
+        prior=score_answers(prior, metric),
+    )
 
 
 def score_encoder(run: RunFolder, split: str = "test") -> dict[str, float]:
-    """What the encoder of an encoder_pretrain run writes: caption_tokens, words, boxes."""
+    """Scores what the encoder of an encoder_pretrain run writes; see `encoder_scores`."""
     experiment = check_config(ExperimentConfig, run.config)
     data = prepare_data(experiment)
     stage = build_stage(experiment)

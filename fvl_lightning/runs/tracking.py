@@ -134,17 +134,22 @@ def sync_run(run: RunFolder) -> SyncReport:
 
 
 def track_results(
-    run: RunFolder, results: dict[str, float], tables: dict[str, list[dict[str, Any]]], data: Any = None
+    run: RunFolder,
+    results: dict[str, float],
+    tables: dict[str, list[dict[str, Any]]],
+    data: Any = None,
+    metric: str | None = None,
 ) -> None:
     """Adds results and tables to a run that was tracked; a store out of reach gets them by `fvl sync`.
 
     Args:
         data: the data module whose test split the model was asked about, to be named as what the scores are of.
+        metric: the results called `<metric>/...` are the scores on that split; None where no result is.
     """
     told = run.read_tracking() | {"results": results, "tables": tables}
     if data is not None:
         asked = {"name": f"{told['dataset']['name']}/test", "digest": data.store("test").manifest_hash()}
-        told["evaluated"] = told["dataset"] | asked
+        told["evaluated"] = told["dataset"] | asked | ({} if metric is None else {"metric": metric})
     run.write_tracking(told)
     try:
         sync_run(run)

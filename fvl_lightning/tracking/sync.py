@@ -22,8 +22,6 @@ from fvl_lightning.tracking.limits import (
 from fvl_lightning.tracking.logged_model import send_model
 from fvl_lightning.tracking.store import open_store, resolve_uri, store_client, store_errors
 
-SCORES = "accuracy/"
-"""Results that begin like this are scores on the data that was asked about."""
 KEY_TAG = "fvl.key"
 """By this tag a run is found again whose creation was not heard of, since the server or this process went away."""
 
@@ -45,7 +43,8 @@ class RunDescription:
     dataset: dict[str, str]
     """What it trains on: `name`, `digest` and `source`, a folder or URL."""
     evaluated: dict[str, str] = field(default_factory=dict)
-    """Likewise, what its model was asked about; empty where it was asked nothing."""
+    """Likewise, what its model was asked about; empty where it was asked nothing. `metric` names the scores on it:
+    results called `<metric>/...`."""
     results: dict[str, float] = field(default_factory=dict)
     """Metrics without a step, such as scores."""
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -158,8 +157,9 @@ def _send_results(client: Any, found: Any, told: RunDescription, model_id: str |
     scored = {"dataset_name": inputs[-1][0].name, "dataset_digest": inputs[-1][0].digest} if told.evaluated else {}
     results = {clean_key(key): value for key, value in told.results.items()}
     now = time.time_ns() // 1_000_000  # the store shows the newest value
+    scores = f"{told.evaluated['metric']}/" if "metric" in told.evaluated else None
     metrics = [
-        Metric(key, value, now, 0, **of, **(scored if key.startswith(SCORES) else {}))
+        Metric(key, value, now, 0, **of, **(scored if scores and key.startswith(scores) else {}))
         for key, value in results.items()
         if found.data.metrics.get(key) != value
     ]

@@ -182,7 +182,7 @@ def test_another_model_is_no_start(refused: Refused) -> None:
             ("no shard test_unseen_word-<number>.tar", "mean 'test_unseen_words'?"),
         ),
         (("compare", COMPARISON, "arms={a: {sett: []}}"), ("arms.a.sett", "did you mean 'set'?")),
-        (("compare", COMPARISON, "arms={}"), ("arms and axes", "a comparison has one of the two")),
+        (("compare", COMPARISON, "arms={}"), ("arms and axes", "a comparison needs exactly one of the two")),
         (("compare", COMPARISON, "stages=[pretrian.yaml]"), ("pretrian.yaml", "did you mean 'pretrain.yaml'?")),
         (("show", FINETUNE, "fusion=gate"), ("'gate'", "did you mean 'gated'?")),
         (("list", "fusions"), ("'fusions'", "data, encoder, fusion", "did you mean 'fusion'?")),
@@ -323,7 +323,7 @@ def test_good_shards_are_trained_on_but_need_questions_to_be_scored(
     write_shards(shards, "test", 4, lambda index, record, images: record.pop("kinds"))
     sentence = spoken(fvl_here(folder, "evaluate", "runs/finetune"))
     assert f"split test ({shards / 'test-000000.tar'} ...) has no questions to score" in sentence
-    assert "only the demo set has levels" in spoken(fvl_here(folder, "evaluate", "runs/finetune", "--level", "hard"))
+    assert "which has no levels" in spoken(fvl_here(folder, "evaluate", "runs/finetune", "--level", "hard"))
 
 
 def test_shards_that_are_missing(shards: Path, refused: Refused) -> None:

@@ -17,6 +17,7 @@ from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.comparison.progress import cells_table
 from fvl_lightning.comparison.run import refuse_missing
 from fvl_lightning.comparison.runner import run_cells
+from fvl_lightning.comparison.schema.cell import CellSpec
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.launchers.local import LocalLauncher
 from fvl_lightning.runs.folder import RunFolder
@@ -41,21 +42,26 @@ class Scripted(Cell):
 
 
 def cell(folder: Path, arm: str = "gated", seed: int = 0, script: str = FINISHES, **changes: Any) -> Scripted:
-    return Scripted(arm, seed, folder / arm / str(seed), SPECIFICATION | changes, script=script)
+    return Scripted(arm, seed, folder / arm / str(seed), CellSpec(**SPECIFICATION | changes), script=script)
 
 
 def run(cells: list[Scripted], jobs: int = 2, fresh: bool = False, retry_failed: bool = False) -> None:
     run_cells(cells, LocalLauncher(jobs), Console(file=io.StringIO()), fresh, retry_failed)
 
 
+def result(one: Cell) -> dict[str, Any]:
+    """result.json as the scripts above write it."""
+    return json.loads((one.folder / "result.json").read_text(encoding="utf-8"))
+
+
 def test_a_finished_cell_stays_finished_until_its_configuration_changes(tmp_path: Path) -> None:
     run([cell(tmp_path)])
-    before = cell(tmp_path).result()
+    before = result(cell(tmp_path))
     run([cell(tmp_path, parent_run_id="another", fresh=True)])
-    assert cell(tmp_path).result() == before
+    assert result(cell(tmp_path)) == before
     assert not cell(tmp_path, encoder_hash="bb").finished
     run([cell(tmp_path)], fresh=True)
-    assert cell(tmp_path).result()["of"] > before["of"]
+    assert result(cell(tmp_path))["of"] > before["of"]
 
 
 def test_a_failure_stops_nobody_and_is_left_until_asked_for(tmp_path: Path) -> None:

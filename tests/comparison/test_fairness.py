@@ -12,11 +12,13 @@ from fvl_lightning.comparison import worker as cell
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.fairness import check_same_encoder, check_same_samples, check_same_start
 from fvl_lightning.comparison.plan import arm_differences, experiments, plan_alike
+from fvl_lightning.comparison.schema.cell import CellResult, CellSpec
 from fvl_lightning.comparison.size_matching import match_sizes
-from fvl_lightning.comparison.test_split_log import readings_of
+from fvl_lightning.comparison.test_split_log import read_test_access
 from fvl_lightning.core.config.loading import as_plain, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.evaluation.metrics.base import KindScores
 from fvl_lightning.profiling.flops import training_flops
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.setup import build_stage, data_context, prepare_data
@@ -129,31 +131,42 @@ def test_every_arm_trains_its_own_encoder_end_to_end(workspace: Path, here: None
         assert last.data.config.planned_tokens_per_image == 64
 
 
-RESULT: dict[str, Any] = {"projector.layers.0.weight": [[2, 3], "aa"], "projector.layers.0.bias": [[2], "bb"]}
+INITIAL: dict[str, Any] = {"projector.layers.0.weight": ([2, 3], "aa"), "projector.layers.0.bias": ([2], "bb")}
 
 
-def started(**changes: Any) -> dict[str, dict[str, Any]]:
-    return {"concat": {"initial": RESULT}, "gated": {"initial": RESULT | changes}}
+def result(encoder_hash: str = "aa", initial: dict[str, Any] | None = None) -> CellResult:
+    """Measured numbers do not matter here."""
+    score = KindScores(0, 0)
+    numbers = dict.fromkeys(
+        ("image_tokens", "inference_flops", "training_flops", "parameters", "trainable", "tokens_per_second",
+         "peak_memory_bytes", "seconds"), 0.0,
+    )  # fmt: skip
+    return CellResult(
+        scores={}, image_zeroed=score, image_shuffled=score, prior=score, cell="", encoder_hash=encoder_hash,
+        initial=initial or {}, runs={}, answers=[], **numbers,
+    )  # fmt: skip
+
+
+def started(**changes: Any) -> dict[str, CellResult]:
+    return {"concat": result(initial=INITIAL), "gated": result(initial=INITIAL | changes)}
 
 
 def test_other_initial_weights_are_found() -> None:
     fusion = {"concat": {}, "gated": {"fusion.name": ["concat", "gated"]}}
-    check_same_start(0, "concat", by_arm := started(), fusion)
-    assert by_arm["gated"]["same_start"] == 1
+    assert check_same_start(0, "concat", started(), fusion)["gated"] == 1
     with pytest.raises(DataError, match=r"gated of seed 0 started from other weights at projector\.layers\.0\.bias"):
-        check_same_start(0, "concat", started(**{"projector.layers.0.bias": [[2], "cc"]}), fusion)
+        check_same_start(0, "concat", started(**{"projector.layers.0.bias": ([2], "cc")}), fusion)
     # A module of another size has other initial values throughout, and a component that is compared may have any.
-    wider = {"projector.layers.0.weight": [[2, 4], "dd"], "projector.layers.0.bias": [[2], "cc"]}
-    check_same_start(0, "concat", by_arm := started(**wider), fusion)
-    assert by_arm["gated"]["same_start"] == 0
-    check_same_start(0, "concat", started(**{"projector.layers.0.bias": [[2], "cc"]}), {"concat": {}, "gated": {
+    wider = {"projector.layers.0.weight": ([2, 4], "dd"), "projector.layers.0.bias": ([2], "cc")}
+    assert check_same_start(0, "concat", started(**wider), fusion)["gated"] == 0
+    check_same_start(0, "concat", started(**{"projector.layers.0.bias": ([2], "cc")}), {"concat": {}, "gated": {
         "projector.depth": [2, 3]
     }})  # fmt: skip
 
 
 def test_another_encoder_is_found() -> None:
     with pytest.raises(DataError, match="arms of seed 4 do not share one encoder: gated has bb, not aa"):
-        check_same_encoder(4, None, {"concat": {"encoder_hash": "aa"}, "gated": {"encoder_hash": "bb"}})
+        check_same_encoder(4, None, {"concat": result("aa"), "gated": result("bb")})
 
 
 def test_a_cell_on_another_encoder_is_refused_before_it_is_scored(
@@ -163,10 +176,10 @@ def test_a_cell_on_another_encoder_is_refused_before_it_is_scored(
     trained.record(encoder_hash="bb")
     monkeypatch.setattr(cell, "reuse_or_train", lambda *_, **__: trained)
     stage = as_plain(experiment(tmp_path, "finetune", "conversation"))
-    told = {"stages": [stage], "encoder_run": None, "encoder_hash": "aa", "parent_run_id": None, "tags": {}}
+    spec = CellSpec(stages=[stage], encoder_hash="aa")
     with pytest.raises(ConfigError, match=r"finetune: its encoder is not the one all arms share \(bb, not aa\)"):
-        cell.run_cell(told | {"fresh": False, "split": "test", "cell": "cc"}, tmp_path)
-    assert readings_of(tmp_path, [])["others"] == []
+        cell.run_cell(spec, "cc", tmp_path)
+    assert read_test_access(tmp_path, []).others == []
 
 
 @pytest.fixture

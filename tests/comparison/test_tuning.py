@@ -8,10 +8,12 @@ import pytest
 import yaml
 
 from fvl_lightning.comparison.cell import Cell
-from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.comparison.config import ComparisonConfig, TuneConfig
 from fvl_lightning.comparison.plan import SeedPlan
-from fvl_lightning.comparison.test_split_log import note_reading, readings_of
-from fvl_lightning.comparison.tuning import best_factor, chosen_rates, tried, tried_name
+from fvl_lightning.comparison.schema.cell import CellSpec
+from fvl_lightning.comparison.schema.comparison import ArmTuning, RepeatedAccess
+from fvl_lightning.comparison.test_split_log import log_test_access, read_test_access
+from fvl_lightning.comparison.tuning import best_factor, chosen_rates, trial_name, trials
 from fvl_lightning.core.config.loading import as_plain, differences, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
 from tests.tiny_models import experiment
@@ -37,9 +39,9 @@ def test_seeds_that_are_reported_choose_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seeds": []}, "tune.seeds: name some, each once"),
-        ({"learning_rate_factors": []}, "tune.learning_rate_factors: name some, each once"),
-        ({"learning_rate_factors": [1, 1]}, "tune.learning_rate_factors: name some, each once"),
+        ({"seeds": []}, "tune.seeds: name at least one value, each once"),
+        ({"learning_rate_factors": []}, "tune.learning_rate_factors: name at least one value, each once"),
+        ({"learning_rate_factors": [1, 1]}, "tune.learning_rate_factors: name at least one value, each once"),
         ({"learning_rate_factors": [0, 1]}, "must be above 0, not 0"),
         ({"learning_rates": [1]}, "unknown key 'learning_rates'"),
     ],
@@ -62,12 +64,12 @@ def plans(tmp_path: Path) -> dict[int, SeedPlan]:
 
 
 def test_every_arm_tries_the_same_rates_and_nothing_else_changes(plans: dict[int, SeedPlan], tmp_path: Path) -> None:
-    (plan,) = tried(plans, FACTORS).values()
-    assert list(plan.arms) == [tried_name(arm, factor) for arm in ("concat", "gated") for factor in FACTORS]
+    (plan,) = trials(plans, FACTORS).values()
+    assert list(plan.arms) == [trial_name(arm, factor) for arm in ("concat", "gated") for factor in FACTORS]
     assert len(set(plan.folders.values())) == len(plan.arms)
     for arm in ("concat", "gated"):
         for factor, rates in {3.0: (0.009, 0.003), 0.3: (0.0009, 0.0003), 1.0: (0.003, 0.001)}.items():
-            (stage,) = plan.arms[tried_name(arm, factor)]
+            (stage,) = plan.arms[trial_name(arm, factor)]
             optimizer = stage.optimizer
             assert (optimizer.learning_rate, optimizer.learning_rates["language_model"]) == rates
             assert stage.output == str(tmp_path / "tuning" / f"{arm}-x{factor:g}" / "100")
@@ -78,13 +80,13 @@ def test_every_arm_tries_the_same_rates_and_nothing_else_changes(plans: dict[int
 
 def measured(plans: dict[int, SeedPlan], scores: dict[str, dict[float, float | str]]) -> list[Cell]:
     """Cells that have come to these scores, or failed with these words."""
-    every = tried(plans, FACTORS)
+    every = trials(plans, FACTORS)
     cells = []
     for arm, by_factor in scores.items():
         for factor, score in by_factor.items():
-            name = tried_name(arm, factor)
+            name = trial_name(arm, factor)
             folder = every[100].folders[name]
-            cell = Cell(name, 100, folder, {"stages": [as_plain(stage) for stage in every[100].arms[name]]})
+            cell = Cell(name, 100, folder, CellSpec(stages=[as_plain(stage) for stage in every[100].arms[name]]))
             folder.mkdir(parents=True)
             if isinstance(score, str):
                 cell.log.write_text(score, encoding="utf-8")
@@ -98,61 +100,62 @@ def measured(plans: dict[int, SeedPlan], scores: dict[str, dict[float, float | s
 
 
 def test_the_best_on_validation_is_taken_and_of_equals_the_smallest(plans: dict[int, SeedPlan], tmp_path: Path) -> None:
-    config = comparison(tmp_path, tune={"learning_rate_factors": FACTORS, "seeds": [100]})
+    tune = TuneConfig(learning_rate_factors=FACTORS, seeds=[100])
     cells = measured(plans, {"concat": {3.0: 0.5, 1.0: 0.5, 0.3: 0.25}, "gated": {3.0: "no", 1.0: 0.5, 0.3: 0.625}})
-    found = chosen_rates(config, plans, cells)
-    assert found["factors"] == [0.3, 1.0, 3.0]
-    assert found["arms"]["concat"] == {
-        "scores": {"0.3": 0.25, "1": 0.5, "3": 0.5},
-        "failed": {},
-        "chosen": 1.0,
-        "edge": False,
-        "learning_rates": {"experiment": 0.003},
-    }
-    assert found["arms"]["gated"] == {
-        "scores": {"0.3": 0.625, "1": 0.5, "3": None},
-        "failed": {"3": "no"},
-        "chosen": 0.3,
-        "edge": True,
-        "learning_rates": {"experiment": 0.0009},
-    }
+    found = chosen_rates(tune, "accuracy/macro", plans, cells)
+    assert found.factors == [0.3, 1.0, 3.0]
+    assert found.arms["concat"] == ArmTuning(
+        scores={"0.3": 0.25, "1": 0.5, "3": 0.5},
+        failed={},
+        chosen=1.0,
+        edge=False,
+        learning_rates={"experiment": 0.003},
+    )
+    assert found.arms["gated"] == ArmTuning(
+        scores={"0.3": 0.625, "1": 0.5, "3": None},
+        failed={"3": "no"},
+        chosen=0.3,
+        edge=True,
+        learning_rates={"experiment": 0.0009},
+    )
 
 
 def test_what_is_no_number_is_never_the_best() -> None:
     assert best_factor({0.3: float("nan"), 1.0: 0.5, 3.0: float("inf")}) == 1.0
     assert best_factor({0.3: float("nan"), 1.0: None}) is None
+    assert best_factor({0.3: 0.25, 1.0: 0.25, 3.0: float("nan"), 9.0: 0.5}, higher_is_better=False) == 0.3
 
 
 def test_nothing_is_chosen_among_what_has_not_run(plans: dict[int, SeedPlan], tmp_path: Path) -> None:
-    config = comparison(tmp_path, tune={"learning_rate_factors": FACTORS, "seeds": [100]})
+    tune = TuneConfig(learning_rate_factors=FACTORS, seeds=[100])
     cells = measured(plans, {"concat": {3.0: 0.5, 1.0: 0.5, 0.3: 0.25}, "gated": dict.fromkeys(FACTORS, "no")})
     with pytest.raises(DataError, match=r"gated could be trained with none of its learning rates \(x 0.3: no; x 1: no"):
-        chosen_rates(config, plans, cells)
+        chosen_rates(tune, "accuracy/macro", plans, cells)
     (cells[0].folder / "result.json").unlink()
     with pytest.raises(DataError, match="not chosen yet, not trained: concat, learning rates x 3 with seed 100"):
-        chosen_rates(config, plans, cells)
+        chosen_rates(tune, "accuracy/macro", plans, cells)
 
 
 def test_every_reading_of_the_test_split_is_counted(tmp_path: Path) -> None:
-    cells = [Cell(arm, 0, tmp_path / arm / "0", {"stages": []}) for arm in ("concat", "gated")]
+    cells = [Cell(arm, 0, tmp_path / arm / "0", CellSpec(stages=[])) for arm in ("concat", "gated")]
     for folder in (*(cell.folder for cell in cells), tmp_path / "mean" / "0"):
         folder.mkdir(parents=True)
-    assert readings_of(tmp_path, cells)["readings"] == 0
+    assert read_test_access(tmp_path, cells).readings == 0
     for key in ("aa", "aa", "bb"):
-        note_reading(cells[1].folder, key)
-    note_reading(cells[0].folder, "cc")
-    note_reading(tmp_path / "mean" / "0", "dd")
-    found = readings_of(tmp_path, cells)
-    assert (found["readings"], found["others"]) == (4, ["mean/0"])
-    assert found["again"] == {"gated with seed 0": {"readings": 3, "configurations": 2}}
-    assert found["first"] <= found["last"]
+        log_test_access(cells[1].folder, key)
+    log_test_access(cells[0].folder, "cc")
+    log_test_access(tmp_path / "mean" / "0", "dd")
+    found = read_test_access(tmp_path, cells)
+    assert (found.readings, found.others) == (4, ["mean/0"])
+    assert found.again == {"gated with seed 0": RepeatedAccess(readings=3, configurations=2)}
+    assert found.first <= found.last
 
 
 def test_a_report_of_other_cells_is_remembered(tmp_path: Path) -> None:
     def reported(*arms: str, seeds: int = 1, **changes: Any) -> list[list[str]]:
-        specification = {"stages": [], **changes}
-        cells = [Cell(arm, seed, tmp_path / arm / str(seed), specification) for arm in arms for seed in range(seeds)]
-        return [report["changed"] for report in readings_of(tmp_path, cells)["earlier"]]
+        spec = CellSpec(stages=[], **changes)
+        cells = [Cell(arm, seed, tmp_path / arm / str(seed), spec) for arm in arms for seed in range(seeds)]
+        return [report.changed for report in read_test_access(tmp_path, cells).earlier]
 
     assert reported("concat", "gated") == []
     assert reported("concat", "gated") == []

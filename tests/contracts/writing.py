@@ -15,6 +15,7 @@ CLASS_ENDINGS = {
     "projector": "Projector",
     "language_model": "LanguageModel",
     "stage": "Stage",
+    "metric": "Metric",
     "data": "Data",
     "source": "Source",
 }

@@ -7,6 +7,7 @@ import pytest
 
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.report.report import markdown
+from fvl_lightning.comparison.schema.comparison import Comparison
 from fvl_lightning.comparison.statistics.verdicts import compare_arms
 from fvl_lightning.core.config.loading import load_config
 from tests.conftest import ROOT
@@ -14,7 +15,7 @@ from tests.conftest import ROOT
 PAGE = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SAVED = json.loads((ROOT / "benchmarks" / "results" / "fusions.json").read_text(encoding="utf-8"))
-REPORT = markdown(SAVED)
+REPORT = markdown(Comparison.read(SAVED))
 
 
 def rows(text: str) -> list[list[str]]:

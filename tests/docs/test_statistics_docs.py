@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from fvl_lightning.comparison.statistics.contrasts import detectable_difference, fewest_seeds, sd_interval
+from fvl_lightning.comparison.statistics.contrasts import detectable_difference, min_seeds, sd_interval
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def test_the_table_of_assumptions_is_the_one_that_was_simulated() -> None:
 def test_the_table_of_detectable_differences_is_the_one_of_the_code() -> None:
     for arms, *cells in table("arms | 3 seeds"):
         for seeds, cell in zip((3, 5, 10, 20), cells, strict=True):
-            testable = seeds >= fewest_seeds(int(arms))
+            testable = seeds >= min_seeds(int(arms))
             found = float(detectable_difference(np.array(1.0), int(arms), seeds))
             assert cell == (f"{found:.2f}" if testable else "not testable")
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fvl_lightning.evaluation import answers as module
-from fvl_lightning.evaluation.answers import Answer, accuracy, answer_questions, prior_answers
-from fvl_lightning.evaluation.metrics import KindAccuracy, normalised
+from fvl_lightning.evaluation.answers import Answer, answer_questions, prior_answers, score_answers
+from fvl_lightning.evaluation.metrics.base import KindScores
 from fvl_lightning.inference.generation import generate_texts, left_padded
 from fvl_lightning.modeling.build import BuiltModel
 from tests.tiny_models import BOS, EOS, IMAGE, PAD, TOKENS, pixels, tiny_model, tiny_tokenizer
@@ -26,69 +26,8 @@ class Question:
     prompt_messages: tuple[str, ...] = ()
 
 
-@pytest.mark.parametrize(
-    ("text", "folded"),
-    [
-        ("red", "red"),
-        ("  Red\n circle ", "red circle"),
-        ("Red.", "red"),
-        ("Red .", "red"),
-        ("3.5", "3.5"),
-        ("a. b", "a. b"),
-        (".", ""),
-        ("", ""),
-    ],
-)
-def test_normalised(text: str, folded: str) -> None:
-    assert normalised(text) == folded
-    assert Answer(Question("colour", folded), text).right
-
-
-def test_near_is_not_right() -> None:
-    assert not Answer(Question("colour", "red"), "reds").right
-    assert not Answer(Question("colour", "red"), "").right
-
-
-# Accuracy.
-
-SAID = [("colour", True), ("colour", False), ("colour", True), ("count", False), ("word", True), ("word", True)]
-WANTED = {
-    "macro": pytest.approx((2 / 3 + 0 + 1) / 3),
-    "overall": pytest.approx(4 / 6),
-    "by_kind": {"colour": pytest.approx(2 / 3), "count": 0.0, "word": 1.0},
-}
-
-
-def test_accuracy_is_per_kind_and_macro_over_kinds() -> None:
-    metric = KindAccuracy(["word", "count", "colour", "never asked"])
-    for kind, right in SAID:
-        metric.update(kind, right)
-    assert metric.compute() == WANTED
-    asked = [Answer(Question(kind, "yes"), "yes" if right else "no") for kind, right in SAID]
-    assert accuracy(asked) == WANTED
-
-
-def test_two_halves_are_the_whole() -> None:
-    """As on two processes, whose states torchmetrics adds."""
-    whole, halves = KindAccuracy(["colour", "count", "word"]), [KindAccuracy(["word", "colour", "count"])]
-    halves.append(KindAccuracy(["count", "word", "colour"]))
-    for number, (kind, right) in enumerate(SAID):
-        whole.update(kind, right)
-        halves[number % 2].update(kind, right)
-    assert halves[0]._reductions.keys() == {"right", "asked"}
-    assert {reduction.__name__ for reduction in halves[0]._reductions.values()} == {"dim_zero_sum"}
-    halves[0].right += halves[1].right
-    halves[0].asked += halves[1].asked
-    assert halves[0].compute() == whole.compute() == WANTED
-
-
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_a_metric_starts_again() -> None:
-    metric = KindAccuracy(["colour"])
-    metric.update("colour", True)
-    metric.reset()
-    assert metric.compute() == {"macro": 0.0, "overall": 0.0, "by_kind": {}}
-    assert accuracy([]) == {"macro": 0.0, "overall": 0.0, "by_kind": {}}
+def scores(answers: list[Answer]) -> KindScores:
+    return score_answers(answers, "accuracy")
 
 
 # The prior.
@@ -100,7 +39,7 @@ def test_the_prior_says_the_most_frequent_answer_of_the_kind() -> None:
     found = prior_answers(asked, seen)
     assert [answer.text for answer in found] == ["blue", "blue", "2", ""]
     assert [answer.question for answer in found] == asked
-    assert accuracy(found)["by_kind"] == {"colour": 0.5, "count": 1.0, "word": 0.0}
+    assert scores(found).by_kind == {"colour": 0.5, "count": 1.0, "word": 0.0}
 
 
 @pytest.mark.parametrize("order", [("red", "blue", "green"), ("green", "red", "blue"), ("blue", "green", "red")])
@@ -159,7 +98,7 @@ def seeing(monkeypatch: pytest.MonkeyPatch) -> BuiltModel:
         return [str(int(value)) for value in image_sources["davit"]]
 
     monkeypatch.setattr(module, "generate_texts", say)
-    monkeypatch.setattr(module, "QUESTIONS_AT_ONCE", 2)
+    monkeypatch.setattr(module, "QUESTIONS_PER_BATCH", 2)
     model = SimpleNamespace(
         device=torch.device("cpu"), encoder=lambda images: {"davit": images.mean((1, 2, 3))}
     )
@@ -181,4 +120,4 @@ def test_what_each_question_is_shown(seeing: BuiltModel, images: Any, said: list
     assert [answer.question for answer in found] == StubData.questions_asked
     assert [answer.text for answer in found] == said
     assert seen == [(2, 5), (4, 5), (5, 5)]
-    assert accuracy(found)["overall"] == (1.0 if images == "real" else 0.0)
+    assert scores(found).overall == (1.0 if images == "real" else 0.0)

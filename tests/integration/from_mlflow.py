@@ -10,7 +10,11 @@ from mlflow.entities import Run
 
 from fvl_lightning.comparison.report.report import grids
 from fvl_lightning.comparison.report.tables import Grid
-from fvl_lightning.comparison.statistics.summary import averaged, conclusions
+from fvl_lightning.comparison.results import mean_result
+from fvl_lightning.comparison.schema.cell import AnswerRow, ArmResult
+from fvl_lightning.comparison.schema.comparison import Comparison, MlflowEntry
+from fvl_lightning.comparison.schema.statistics import ComparisonStatistics
+from fvl_lightning.comparison.statistics.summary import summarize
 
 SCORES = ("accuracy", "image_zeroed", "image_shuffled", "prior")
 NUMBERS = (
@@ -40,10 +44,10 @@ class FromMlflow:
         """The text of one."""
         return Path(self._client.download_artifacts(run.info.run_id, name, str(self._folder))).read_text("utf-8")
 
-    def answers(self, run: Run) -> list[dict[str, Any]]:
+    def answers(self, run: Run) -> list[AnswerRow]:
         """The rows of a cell's table."""
         table = json.loads(self.artifact(run, "answers.json"))
-        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+        return [AnswerRow.read(dict(zip(table["columns"], row, strict=True))) for row in table["data"]]
 
     def statistics(self) -> dict[str, Any]:
         """As comparison.json has them."""
@@ -51,8 +55,8 @@ class FromMlflow:
         for (arm, seed), run in self.cells.items():
             answers[arm][seed] = self.answers(run)
             results.setdefault(seed, {})[arm] = self._result(run, answers[arm][seed])
-        found = conclusions(tags["fvl.metric"], tags["fvl.baseline"], self.config["smallest_effect"], results, answers)
-        return json.loads(json.dumps(found).replace("NaN", "null"))
+        found = summarize(tags["fvl.metric"], tags["fvl.baseline"], self.config["smallest_effect"], results, answers)
+        return json.loads(json.dumps(found.plain()).replace("NaN", "null"))
 
     def tables(self, statistics: dict[str, Any]) -> list[Grid]:
         """The report's tables.
@@ -60,29 +64,39 @@ class FromMlflow:
         Args:
             statistics: as `statistics` has them, its nulls as numbers.
         """
-        by_arm: dict[str, list[Any]] = {}
+        by_arm: dict[str, list[ArmResult]] = {}
         for (arm, _), run in self.cells.items():
             by_arm.setdefault(arm, []).append(self._result(run, self.answers(run)))
         some = next(iter(self.cells.values()))
-        return grids({
-            "arms": {arm: averaged(results) for arm, results in by_arm.items()},
-            "seeds": sorted({seed for _, seed in self.cells}),
-            "metric": self.parent.data.tags["fvl.metric"],
-            "level": yaml.safe_load(self.artifact(some, "config.yaml"))["data"]["level"],
-            "statistics": statistics,
-        })  # fmt: skip
+        return grids(
+            Comparison(
+                name="",
+                seed=0,
+                lineage="",
+                mlflow=MlflowEntry(None, "", "", ""),
+                encoder=None,
+                machine={},
+                cells=[],
+                differences={},
+                arms={arm: mean_result(results) for arm, results in by_arm.items()},
+                seeds=sorted({seed for _, seed in self.cells}),
+                metric=self.parent.data.tags["fvl.metric"],
+                level=yaml.safe_load(self.artifact(some, "config.yaml"))["data"]["level"],
+                statistics=ComparisonStatistics.read(statistics),
+            )
+        )
 
-    def _result(self, run: Run, answers: list[dict[str, Any]]) -> dict[str, Any]:
+    def _result(self, run: Run, answers: list[AnswerRow]) -> ArmResult:
         """A cell's result as it was before its numbers became metrics."""
         metrics = run.data.metrics
-        kinds = sorted({row["kind"] for row in answers})
+        kinds = sorted({row.kind for row in answers})
         result: dict[str, Any] = {name: self._score(metrics, f"{name}/", kinds) for name in SCORES}
         for group in ("unseen", "transfer"):
             names = {key.split("/")[1] for key in metrics if key.startswith(f"{group}/")}
             result[group] = {name: self._score(metrics, f"{group}/{name}/", kinds) for name in sorted(names)}
         sources = run.data.params["sources"].split(", ")
         result["mass"] = {name: metrics[f"mass/{name}"] for name in sources if f"mass/{name}" in metrics}
-        return result | {name: metrics[name] for name in NUMBERS}
+        return ArmResult.read(result | {name: metrics[name] for name in NUMBERS})
 
     @staticmethod
     def _score(metrics: dict[str, float], prefix: str, kinds: list[str]) -> dict[str, Any]:

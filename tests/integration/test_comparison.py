@@ -219,7 +219,7 @@ def test_the_pages_of_the_comparison_are_named(
     assert served == [("sqlite:///mlflow.db", "127.0.0.1", 5001)]
     said = (folder / "runs" / "tiny" / "report.md").read_text(encoding="utf-8")
     assert "`fvl ui runs/tiny`" in said
-    assert f"```\n{cells_search(comparison['mlflow']['run_id'])}\n```" in said
+    assert f"```\n{cells_search(comparison['mlflow']['run_id'], 'accuracy/macro')}\n```" in said
     assert fvl_here(folder, "ui", "runs").returncode == 2
 
 
@@ -326,7 +326,7 @@ def test_learning_rates_are_chosen_without_the_test_split(
     done, ran = start(work, fvl_here, *words, "--report")
     assert (done.returncode, ran) == (0, []), done.stderr
     text = (work / "runs" / "tiny" / "report.md").read_text(encoding="utf-8")
-    assert "Read before by what is no longer compared: dropped." in text
+    assert "It was also read by runs that are no longer compared: dropped." in text
     assert "changed after its test scores could be seen" in text
 
 

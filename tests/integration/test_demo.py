@@ -12,9 +12,9 @@ from mlflow.entities import Run as MlflowRun
 from safetensors.torch import load_file
 
 from datamodules.demo.text import KINDS
-from fvl_lightning.comparison.report.figures import mass_figure
+from fvl_lightning.comparison.report.figures import source_weight_figure
 from fvl_lightning.core.experiment import COMPONENTS
-from fvl_lightning.evaluation.metrics import normalised
+from fvl_lightning.evaluation.metrics.accuracy import normalised
 from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import Run
 
@@ -140,7 +140,7 @@ def test_the_shares_of_the_sources_are_followed_where_a_fusion_has_them(
 
 def test_no_share_lies_outside_of_its_picture(report: Path) -> None:
     curves = {arm: RunFolder(report / arm / "finetune").source_weights() for arm in ("attention", "gated")}
-    for panel in mass_figure(curves).axes:
+    for panel in source_weight_figure(curves).axes:
         low, high = panel.get_ylim()
         shown = [float(value) for line in panel.lines for value in line.get_ydata()]
         assert low <= min(shown)

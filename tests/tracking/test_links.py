@@ -8,14 +8,14 @@ import pytest
 from mlflow import MlflowClient
 
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.tracking.links import comparison_pages
+from fvl_lightning.tracking.links import METRIC_TAG, comparison_pages
 from fvl_lightning.tracking.tracker import Tracker
 
 
 def test_the_address_searches_for_the_cells(tmp_path: Path, empty_store: Path) -> None:
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    parent = Tracker.start(uri, "shapes", "demo", {})
+    parent = Tracker.start(uri, "shapes", "demo", {METRIC_TAG: "accuracy/macro"})
     children = [Tracker.start(uri, "shapes", name, {}, parent_run_id=parent.run_id) for name in ("encoder", "cell")]
     children.append(Tracker.start(uri, "shapes", "another's", {}))
     for child in children[1:]:

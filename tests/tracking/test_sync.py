@@ -107,7 +107,7 @@ def test_the_model_is_named_and_knows_its_scores_and_their_data(
     (folder / "model.safetensors").write_bytes(b"weights")
     run_id = send_run(told, None, JOURNAL, "FINISHED", 1, folder).run_id
     told.results = {"accuracy/macro": 0.5, "accuracy/colour": 0.25, "transfer/medium/macro": 0.125}
-    told.evaluated = {"name": "demo/test", "digest": "e" * 64, "source": "data"}
+    told.evaluated = {"name": "demo/test", "digest": "e" * 64, "source": "data", "metric": "accuracy"}
     assert send_run(told, run_id, JOURNAL, "FINISHED", 1, folder).others == 4, "three results and their data"
     assert send_run(told, run_id, JOURNAL, "FINISHED", 1, folder).others == 0
     run = client.get_run(run_id)

@@ -1,83 +1,68 @@
-"""The part of a comparison's report that says what was chosen before it, and how often the test split was read."""
+"""Sections of a report about what was chosen before the comparison, and how often the test split was used."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from fvl_lightning.comparison.report.tables import ABSENT, Grid, metric_words
+from fvl_lightning.comparison.report.tables import ABSENT, Grid, metric_title
+from fvl_lightning.comparison.schema.comparison import RepeatedAccess, SplitAccess, Tuning
 
 
-def readings_words(readings: Mapping[str, Any]) -> str:
-    """When and how often the cells read the test split.
-
-    Args:
-        readings: `first` and `last` (ISO, UTC; None where no reading was noted), `readings`, `again`
-            {cell: {readings, configurations}}, `others`, the folders of what is no cell any more, and `earlier`
-            [{time, changed}], the reports of other cells.
-    """
-    if not readings["readings"]:
+def access_text(access: SplitAccess) -> str:
+    """Returns when and how often the cells were scored on the test split; empty where that was not logged."""
+    if access.first is None or access.last is None:
         return ""
-    first, last = _shown(readings["first"]), _shown(readings["last"])
+    first, last = _time(access.first), _time(access.last)
     when = f"at {first}" if first == last else f"between {first} and {last}"
-    count = readings["readings"]
-    times = f"{count} time{'s' if count > 1 else ''} {when} (UTC)"
+    times = f"{access.readings} time{'s' if access.readings > 1 else ''} {when} (UTC)"
     parts = [
-        f"The test split was read {times}, by each cell after its training, and nothing that is trained was chosen by "
+        f"The test split was read {times}, by each cell after its training; no trained weight or setting was chosen by "
         "it."
     ]
-    if readings["again"]:
-        again = ", ".join(_again(cell, found) for cell, found in readings["again"].items())
-        parts.append(f"Read more than once by {again}.")
-    if readings["others"]:
-        parts.append(f"Read before by what is no longer compared: {', '.join(readings['others'])}.")
-    for report in readings["earlier"]:
-        parts.append(f"A report was made at {_shown(report['time'])}; changed since: {', '.join(report['changed'])}.")
-    reconfigured = any(found["configurations"] > 1 for found in readings["again"].values())
-    if readings["others"] or readings["earlier"] or reconfigured:
+    if access.again:
+        again = ", ".join(_again(cell, repeated) for cell, repeated in access.again.items())
+        parts.append(f"It was read more than once by {again}.")
+    if access.others:
+        parts.append(f"It was also read by runs that are no longer compared: {', '.join(access.others)}.")
+    for report in access.earlier:
+        parts.append(f"A report was made at {_time(report.time)}; changed since: {', '.join(report.changed)}.")
+    reconfigured = any(repeated.configurations > 1 for repeated in access.again.values())
+    if access.others or access.earlier or reconfigured:
         parts.append(
-            "**The comparison was changed after its test scores could be seen.** Where they led to the change, the "
-            "verdicts claim too much; new seeds and other test images would tell."
+            "**The comparison was changed after its test scores could be seen.** If they led to the change, the "
+            "verdicts claim too much; new seeds and other test images would give a fair test."
         )
     return " ".join(parts)
 
 
-def tuning_grids(comparison: Mapping[str, Any]) -> list[Grid]:
-    """Every arm's score with every learning rate, and which was taken; none where the rates were given.
-
-    `comparison["tuning"]` has `seeds`, `factors`, `metric` and `arms` {arm: scores {factor: score or None}, failed
-    {factor: words}, chosen, edge, learning_rates {stage: rate}}, or is None.
-    """
-    tuning = comparison["tuning"]
+def tuning_grids(tuning: Tuning | None) -> list[Grid]:
+    """Returns a table of every arm's scores with every learning rate; none where the rates were given."""
     if tuning is None:
         return []
-    arms = tuning["arms"]
     rows = [
         [
             arm,
-            *(ABSENT if score is None else f"{score:.3f}" for score in found["scores"].values()),
-            f"x {found['chosen']:g}",
-            ", ".join(f"{stage} {rate:g}" for stage, rate in found["learning_rates"].items()),
+            *(ABSENT if score is None else f"{score:.3f}" for score in tried.scores.values()),
+            f"x {tried.chosen:g}",
+            ", ".join(f"{stage} {rate:g}" for stage, rate in tried.learning_rates.items()),
         ]
-        for arm, found in arms.items()
+        for arm, tried in tuning.arms.items()
     ]
-    seeds = tuning["seeds"]
+    seeds = tuning.seeds
     note = (
-        f"{metric_words(tuning['metric'])}, on the validation split, with seed{'s' if len(seeds) > 1 else ''} "
+        f"{metric_title(tuning.metric)}, on the validation split, with seed{'s' if len(seeds) > 1 else ''} "
         f"{', '.join(map(str, seeds))}, which no verdict uses. Every arm tried its stages' own learning rates times "
-        "each of these, and was then trained with the best; of equal ones with the smallest."
+        "each of these factors, and was then trained with the best one; of equal ones with the smallest."
     )
-    if edge := [arm for arm, found in arms.items() if found["edge"]]:
+    if edge := [arm for arm, tried in tuning.arms.items() if tried.edge]:
         note += f" At the edge of the grid, so that a better one may lie beyond it: {', '.join(edge)}."
-    for arm, found in arms.items():
-        note += "".join(f" {arm} failed with x {factor}: {words}." for factor, words in found["failed"].items())
-    header = ["arm", *(f"x {factor:g}" for factor in tuning["factors"]), "taken", "learning rates"]
+    for arm, tried in tuning.arms.items():
+        note += "".join(f" {arm} failed with x {factor}: {reason}." for factor, reason in tried.failed.items())
+    header = ["arm", *(f"x {factor:g}" for factor in tuning.factors), "taken", "learning rates"]
     return [Grid("Learning rates", header, rows, note)]
 
 
-def _shown(moment: str) -> str:
+def _time(moment: str) -> str:
     return moment.replace("T", " ").removesuffix("+00:00")
 
 
-def _again(cell: str, found: Mapping[str, int]) -> str:
-    configurations = found["configurations"]
-    of = f", of {configurations} configurations" if configurations > 1 else ""
-    return f"{cell} ({found['readings']} times{of})"
+def _again(cell: str, repeated: RepeatedAccess) -> str:
+    configurations = repeated.configurations
+    several = f", of {configurations} configurations" if configurations > 1 else ""
+    return f"{cell} ({repeated.readings} times{several})"

@@ -1,47 +1,48 @@
-"""Figures of how sure the differences of a comparison are, and of score against price."""
+"""Figures of the uncertainty of differences, and of score against cost."""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fvl_lightning.comparison.report.figures import DPI, GRID, INK, MUTED, clean_axes, colors
+from fvl_lightning.comparison.schema.comparison import Comparison
+from fvl_lightning.comparison.schema.statistics import ComparisonStatistics
+from fvl_lightning.evaluation.metrics.names import metric_of, split_score
 
-PRICES = {
+COSTS = {
     "training_flops": "training, MFLOPs per sample",
     "inference_flops": "inference, MFLOPs per question",
     "parameters": "parameters, millions",
 }
-"""What a Pareto panel has on its axis; all of them in millions."""
+"""{field of Measurements: label of the axis of its Pareto panel}; all of them in millions."""
 
 
-def interval_figure(statistics: Mapping[str, Any]) -> Figure:
-    """Every arm's difference to the baseline with its interval, and the band of differences that do not matter.
+def interval_figure(statistics: ComparisonStatistics) -> Figure:
+    """Draws every arm's difference to the baseline with its intervals, and the band of differences too small to matter.
 
     Args:
-        statistics: as conclusions.conclusions returns them.
+        statistics: of a comparison.
     """
-    contrasts = [contrast for contrast in statistics["contrasts"] if isfinite(contrast["estimate"])]
+    contrasts = [contrast for contrast in statistics.contrasts if isfinite(contrast.estimate)]
     figure = Figure(figsize=(9, 1.5 + 0.5 * max(1, len(contrasts))), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    effect = statistics["smallest_effect"]
+    effect = statistics.smallest_effect
     axes.axvspan(-effect, effect, color=GRID, zorder=0, label=f"smaller than {effect:g}: does not matter")
     axes.axvline(0, color=MUTED, linewidth=1, zorder=1)
-    for place, contrast in enumerate(reversed(contrasts)):
-        for name, width in (("simultaneous", 1.4), ("interval", 4.0)):
-            low, high = contrast[name]
+    for row, contrast in enumerate(reversed(contrasts)):
+        for (low, high), width in ((contrast.simultaneous, 1.4), (contrast.interval, 4.0)):
             if isfinite(low):
-                axes.plot([low, high], [place, place], color=colors([""])[0], linewidth=width, zorder=2)
-        axes.plot(contrast["estimate"], place, "o", color=INK, markersize=6, zorder=3)
+                axes.plot([low, high], [row, row], color=colors([""])[0], linewidth=width, zorder=2)
+        axes.plot(contrast.estimate, row, "o", color=INK, markersize=6, zorder=3)
         axes.annotate(
-            contrast["verdict"], (1.01, place), xycoords=("axes fraction", "data"), va="center", color=INK, fontsize=10
+            contrast.verdict, (1.01, row), xycoords=("axes fraction", "data"), va="center", color=INK, fontsize=10
         )
-    axes.set_yticks(range(len(contrasts)), [contrast["arm"] for contrast in reversed(contrasts)], color=INK)
+    axes.set_yticks(range(len(contrasts)), [contrast.arm for contrast in reversed(contrasts)], color=INK)
     axes.set_ylim(-0.6, len(contrasts) - 0.4)
     axes.set_xlabel(
-        f"difference to {statistics['baseline']}; thick: 95 % interval, thin: for all arms at once", color=INK
+        f"difference to {statistics.baseline}; thick: 95 % interval, thin: for all arms at once", color=INK
     )
     clean_axes(axes)
     axes.grid(visible=False, axis="y")
@@ -49,46 +50,51 @@ def interval_figure(statistics: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def pareto_figure(comparison: Mapping[str, Any]) -> Figure:
-    """Score against operations and parameters, one panel per price; a line joins what nothing beats in both.
-
-    Args:
-        comparison: as written to comparison.json (see report.write_report).
-    """
-    average = comparison["metric"].rpartition("/")[2]
-    arms = comparison["arms"]
-    scores = {arm: entry["accuracy"][average] for arm, entry in arms.items()}
-    spread = {arm["arm"]: arm["sd"] for arm in comparison["statistics"]["arms"]}
+def pareto_figure(comparison: Comparison) -> Figure:
+    """Draws score against operations and parameters, one panel for each; a line joins the Pareto front."""
+    metric, average = metric_of(comparison.metric), split_score(comparison.metric)[1]
+    arms = comparison.arms
+    scores = {arm: result.score(comparison.metric) for arm, result in arms.items()}
+    spread = {arm.arm: arm.sd for arm in comparison.statistics.arms}
     figure = Figure(figsize=(13.5, 4.2), dpi=DPI, layout="constrained")
-    panels: Sequence[Axes] = figure.subplots(1, len(PRICES), sharey=True)
-    for axes, (field, words) in zip(panels, PRICES.items(), strict=True):
-        prices = {arm: entry[field] / 1e6 for arm, entry in arms.items()}
-        front = sorted((prices[arm], scores[arm]) for arm in pareto_front(prices, scores))
+    panels: Sequence[Axes] = figure.subplots(1, len(COSTS), sharey=True)
+    for axes, (field, label) in zip(panels, COSTS.items(), strict=True):
+        costs = {arm: getattr(result, field) / 1e6 for arm, result in arms.items()}
+        front = sorted((costs[arm], scores[arm]) for arm in pareto_front(costs, scores, metric.higher_is_better))
         axes.plot(*zip(*front, strict=True), color=MUTED, linewidth=1, zorder=1, drawstyle="steps-post")
         for color, arm in zip(colors(arms), arms, strict=True):
             error = spread.get(arm, float("nan"))
             axes.errorbar(
-                prices[arm], scores[arm], yerr=error if isfinite(error) else None, fmt="o", color=color, markersize=8,
+                costs[arm], scores[arm], yerr=error if isfinite(error) else None, fmt="o", color=color, markersize=8,
                 capsize=3, label=arm, zorder=2,
             )  # fmt: skip
-        axes.set_xlabel(words, color=INK)
+        axes.set_xlabel(label, color=INK)
         axes.margins(0.12)
         clean_axes(axes)
-    seeds = "mean and SD over seeds" if len(comparison["seeds"]) > 1 else "one seed"
-    panels[0].set_ylabel(f"accuracy, {average} ({seeds})", color=INK)
+    seeds = "mean and SD over seeds" if len(comparison.seeds) > 1 else "one seed"
+    panels[0].set_ylabel(f"{metric.title.lower()}, {average} ({seeds})", color=INK)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=10)
     return figure
 
 
-def pareto_front(prices: Mapping[str, float], scores: Mapping[str, float]) -> list[str]:
-    """The arms that no other beats: none scores as much for less, or more for as little."""
+def pareto_front(
+    costs: Mapping[str, float], scores: Mapping[str, float], higher_is_better: bool = True
+) -> list[str]:
+    """Returns the arms that no other one beats: with at least as good a score and at most the cost, and not both equal.
+
+    Args:
+        costs: {arm: cost}.
+        scores: {arm: score}.
+        higher_is_better: the direction of the score.
+    """
+    gains = {arm: score if higher_is_better else -score for arm, score in scores.items()}
     return [
         arm
-        for arm in prices
+        for arm in costs
         if not any(
-            prices[other] <= prices[arm] and scores[other] >= scores[arm]
-            and (prices[other], scores[other]) != (prices[arm], scores[arm])
-            for other in prices
+            costs[other] <= costs[arm] and gains[other] >= gains[arm]
+            and (costs[other], gains[other]) != (costs[arm], gains[arm])
+            for other in costs
         )
     ]  # fmt: skip

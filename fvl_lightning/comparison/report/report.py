@@ -1,57 +1,62 @@
-"""A comparison written down: tables for the terminal, a report in Markdown, figures, and the numbers as JSON."""
+"""Writes the report of a comparison: Markdown, figures, the numbers as JSON, and tables for the terminal."""
 
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from datamodules.demo.levels import HELD_OUT_PAIRS, LEVELS
-from fvl_lightning.comparison.report.choices import readings_words, tuning_grids
-from fvl_lightning.comparison.report.figures import Curve, accuracy_figure, answer_sheet, loss_figure
+from fvl_lightning.comparison.report.choices import access_text, tuning_grids
+from fvl_lightning.comparison.report.figures import Curve, SampleAnswers, accuracy_figure, answer_sheet, loss_figure
 from fvl_lightning.comparison.report.interval_figures import interval_figure, pareto_figure
 from fvl_lightning.comparison.report.tables import (
-    ABSENT,
     Grid,
+    cost_grid,
     differences_grid,
-    price_grid,
+    format_score,
     statistics_grids,
     verdict_section,
 )
+from fvl_lightning.comparison.schema.cell import Measurements
+from fvl_lightning.comparison.schema.comparison import Comparison, EncoderEntry, MlflowEntry
 from fvl_lightning.core.atomic import atomic_write
+from fvl_lightning.evaluation.metrics.base import KindScores
+from fvl_lightning.evaluation.metrics.names import metric_of, split_score
 
 FILES = (
     "report.md", "comparison.json", "comparison.png", "loss_curves.png", "samples.png", "pareto.png", "intervals.png",
 )  # fmt: skip
-"""What write_report may leave; intervals need more seeds than one."""
+"""Files of a report; there are no intervals for a single seed."""
 
 
-def write_report(comparison: Mapping[str, Any], curves: Mapping[str, Mapping[str, Curve]], folder: Path) -> None:
+def write_report(
+    comparison: Comparison,
+    samples: Sequence[SampleAnswers],
+    curves: Mapping[str, Mapping[str, Curve]],
+    folder: Path,
+    limits: str = "",
+) -> None:
     """Writes FILES, comparison.json last.
 
     Args:
-        comparison: what was compared and what came of it: name, level, seeds, lineage, metric, encoder, machine, arms
-            in the order of the tables, averaged over seeds (accuracy, image_zeroed, image_shuffled, prior, unseen,
-            transfer, parameters, trainable, image_tokens, training_flops, inference_flops, tokens_per_second,
-            peak_memory_bytes, seconds, mass, same_start, runs), the same of every cell, differences, statistics (see
-            conclusions.py), tuning and test_readings (see report_choices.py), mlflow, and samples for the sheet of
-            answers (see figures.answer_sheet; left out of comparison.json).
+        comparison: the results.
+        samples: questions for the sheet of answers.
         curves: {arm: {stage: [(step, training loss)]}}.
-        folder: created where needed; every file is replaced as a whole.
+        folder: created if missing; every file is replaced as a whole.
+        limits: what a score on this data cannot show; see BatchData.limits.
     """
-    kept = {key: value for key, value in comparison.items() if key != "samples"}
     files = {
         "comparison.png": _png(accuracy_figure(comparison)),
         "loss_curves.png": _png(loss_figure(curves)),
-        "samples.png": _png(answer_sheet(comparison["samples"])),
+        "samples.png": _png(answer_sheet(samples, split_score(comparison.metric)[0])),
         "pareto.png": _png(pareto_figure(comparison)),
-        **({"intervals.png": _png(interval_figure(comparison["statistics"]))} if _several(comparison) else {}),
-        "report.md": markdown(comparison).encode(),
-        "comparison.json": json.dumps(_finite(kept), indent=2, allow_nan=False, default=str).encode(),
+        **({"intervals.png": _png(interval_figure(comparison.statistics))} if _several(comparison) else {}),
+        "report.md": markdown(comparison, limits).encode(),
+        "comparison.json": json.dumps(_finite(comparison.plain()), indent=2, allow_nan=False, default=str).encode(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -59,8 +64,8 @@ def write_report(comparison: Mapping[str, Any], curves: Mapping[str, Mapping[str
             tmp_path.write_bytes(content)
 
 
-def rich_table(comparison: Mapping[str, Any]) -> list[Table]:
-    """The report's tables for a terminal; no arm is set apart, since one seed ranks nothing."""
+def rich_table(comparison: Comparison) -> list[Table]:
+    """Returns the report's tables for a terminal; no arm is highlighted, since one seed shows no ranking."""
     tables = []
     for grid in grids(comparison):
         table = Table(title=grid.title, title_justify="left", title_style="bold", caption=grid.note or None)
@@ -75,91 +80,102 @@ def rich_table(comparison: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
-def markdown(comparison: Mapping[str, Any]) -> str:
-    """The report as Markdown; its pictures are those that write_report puts beside it."""
+def markdown(comparison: Comparison, limits: str = "") -> str:
+    """Returns the report as Markdown; its pictures are those that write_report writes into the same folder.
+
+    Args:
+        comparison: the results.
+        limits: what a score on this data cannot show; see BatchData.limits.
+    """
     over_seeds = statistics_grids(comparison)
-    accuracy, *others = grids(comparison)[len(over_seeds) :]
+    by_kind, *others = grids(comparison)[len(over_seeds) :]
+    name = metric_of(comparison.metric).title.lower()
     parts = [
-        f"# {comparison['name']}: {', '.join(comparison['arms'])}",
+        f"# {comparison.name}: {', '.join(comparison.arms)}",
         _introduction(comparison),
         verdict_section(comparison),
-        readings_words(comparison["test_readings"]),
+        access_text(comparison.test_readings),
         "![differences to the baseline with their intervals](intervals.png)" if _several(comparison) else "",
         *(_markdown_table(grid) for grid in over_seeds),
-        _markdown_table(accuracy),
-        "![accuracy of every arm by kind of question, with controls](comparison.png)",
+        _markdown_table(by_kind),
+        f"![{name} of every arm by kind of question, with controls](comparison.png)",
         *(_markdown_table(grid) for grid in others),
-        "![score against operations and parameters](pareto.png)\n\nA line joins the arms that no other beats in "
-        "score and price at once, where there are several; it knows nothing of chance.",
-        *(_markdown_table(grid) for grid in tuning_grids(comparison)),
+        "![score against operations and parameters](pareto.png)\n\nA line joins the arms that no other one beats in "
+        "both score and cost, where there are several; it does not take chance into account.",
+        *(_markdown_table(grid) for grid in tuning_grids(comparison.tuning)),
         _markdown_table(differences_grid(comparison)),
-        _encoder_section(comparison["encoder"], len(comparison["seeds"])),
+        _encoder_section(comparison.encoder, len(comparison.seeds)),
         "## Losses\n\n![training loss of every arm and stage](loss_curves.png)",
         "## Sample answers\n\n![images with question, truth and every arm's answer](samples.png)",
-        _closed_section(comparison),
+        f"## What is closed about this set\n\n{limits}" if limits else "",
         _again_section(comparison),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def grids(comparison: Mapping[str, Any]) -> list[Grid]:
-    """The tables of a comparison: seeds, accuracy by kind, the same on other levels, controls, mass, price."""
-    arms = comparison["arms"]
+def grids(comparison: Comparison) -> list[Grid]:
+    """Returns the tables: seeds, scores by kind, the same on other levels, controls, source weights, cost."""
+    arms = comparison.arms
     first = next(iter(arms.values()))
-    level = f", level {comparison['level']}" if comparison["level"] else ""
-    scores = {arm: entry["accuracy"] for arm, entry in arms.items()}
-    # The prior knows neither image nor arm, so that any arm's is everyone's.
+    metric, title = split_score(comparison.metric)[0], metric_of(comparison.metric).title
+    level = f", level {comparison.level}" if comparison.level else ""
+    scores = {arm: result.scores[metric] for arm, result in arms.items()}
     tables = statistics_grids(comparison)
-    tables += [_accuracy_grid(f"Accuracy on the test split{level}", scores | {"prior": first["prior"]})]
-    for other in first.get("transfer", {}):
-        transferred = {arm: entry["transfer"][other] for arm, entry in arms.items()}
-        tables.append(_accuracy_grid(f"Accuracy on level {other}, never trained on", transferred))
-    tables += [_controls_grid(arms)]
-    sources = list(dict.fromkeys(source for entry in arms.values() for source in entry["mass"]))
+    # The prior depends on neither image nor arm, so it is the same for all arms.
+    tables += [_scores_grid(f"{title} on the test split{level}", scores | {"prior": first.prior})]
+    for other in first.transfer:
+        transferred = {arm: result.transfer[other] for arm, result in arms.items()}
+        tables.append(_scores_grid(f"{title} on level {other}, never trained on", transferred))
+    tables += [_controls_grid(metric, arms)]
+    sources = list(dict.fromkeys(source for result in arms.values() for source in result.mass))
     if sources:
-        rows = [[source, *(_number(entry["mass"].get(source)) for entry in arms.values())] for source in sources]
-        tables.append(Grid("Share of each source in the fused features", ["source", *arms], rows))
-    return [*tables, price_grid(arms)]
+        rows = [[source, *(format_score(result.mass.get(source)) for result in arms.values())] for source in sources]
+        tables.append(Grid("Source weights in the fused features", ["source", *arms], rows))
+    return [*tables, cost_grid(arms)]
 
 
-def _accuracy_grid(title: str, scores: Mapping[str, Mapping[str, Any]]) -> Grid:
-    """Kinds down, `scores` {column: {"macro", "overall", "by_kind"}} across."""
-    kinds = dict.fromkeys(kind for score in scores.values() for kind in score["by_kind"])
-    rows = [[kind, *(_number(score["by_kind"].get(kind)) for score in scores.values())] for kind in kinds]
-    rows.append(["macro average", *(_number(score["macro"]) for score in scores.values())])
-    rows.append(["all questions", *(_number(score["overall"]) for score in scores.values())])
+def _scores_grid(title: str, scores: Mapping[str, KindScores]) -> Grid:
+    """Returns a table with kinds as rows and `scores` {column: scores} as columns."""
+    kinds = dict.fromkeys(kind for column in scores.values() for kind in column.by_kind)
+    rows = [[kind, *(format_score(column.by_kind.get(kind)) for column in scores.values())] for kind in kinds]
+    rows.append(["macro average", *(format_score(column.macro) for column in scores.values())])
+    rows.append(["all questions", *(format_score(column.overall) for column in scores.values())])
     return Grid(title, ["kind", *scores], rows)
 
 
-def _controls_grid(arms: Mapping[str, Mapping[str, Any]]) -> Grid:
-    """Macro averages on the real images, without them, and on what training held back."""
-    fields = {"real images": "accuracy", "another sample's image": "image_shuffled", "image zeroed": "image_zeroed"}
-    rows = [[label, *(_number(entry[field]["macro"]) for entry in arms.values())] for label, field in fields.items()]
-    for split in next(iter(arms.values())).get("unseen", {}):
-        scores = [_number(entry["unseen"][split]["macro"]) for entry in arms.values()]
-        rows.append([split.removeprefix("test_").replace("_", " "), *scores])
+def _controls_grid(metric: str, arms: Mapping[str, Measurements]) -> Grid:
+    """Returns the macro averages on the real images, without them, and on further test splits."""
+    results = arms.values()
+    rows = [
+        ["real images", *(format_score(result.scores[metric].macro) for result in results)],
+        ["another sample's image", *(format_score(result.image_shuffled.macro) for result in results)],
+        ["image zeroed", *(format_score(result.image_zeroed.macro) for result in results)],
+    ]
+    for split in next(iter(results)).unseen:
+        label = split.removeprefix("test_").replace("_", " ")
+        rows.append([label, *(format_score(result.unseen[split].macro) for result in results)])
     return Grid("Controls, macro average", ["shown", *arms], rows)
 
 
-def _introduction(comparison: Mapping[str, Any]) -> str:
-    described = ", ".join(f"{key} {value}" for key, value in comparison["machine"].items())
-    seeds = comparison["seeds"]
+def _introduction(comparison: Comparison) -> str:
+    described = ", ".join(f"{key} {value}" for key, value in comparison.machine.items())
+    seeds = comparison.seeds
     trained = f"seeds {', '.join(map(str, seeds))}" if _several(comparison) else f"seed {seeds[0]}"
-    averages = " Accuracies, times and shares are averages over seeds." if _several(comparison) else ""
+    averages = " Scores, times and source weights are averages over seeds." if _several(comparison) else ""
     return (
-        f"{len(comparison['arms'])} arms, {trained}, on one machine ({described}). Lineage `{comparison['lineage']}`: "
+        f"{len(comparison.arms)} arms, {trained}, on one machine ({described}). Lineage `{comparison.lineage}`: "
         f"{_lineage(comparison)} Answers are generated greedily for questions on images of the test split, which "
-        "training never saw, and count as right when they equal the truth. The prior answers every question with the "
-        f"most frequent answer of its kind in training, without looking.{averages}"
+        f"training never saw, and {metric_of(comparison.metric).explanation}. The prior answers every question with "
+        f"the most frequent answer of its kind in training, without looking.{averages}"
     )
 
 
-def _lineage(comparison: Mapping[str, Any]) -> str:
-    encoder = comparison["encoder"]
-    if comparison["lineage"] == "end_to_end":
+def _lineage(comparison: Comparison) -> str:
+    encoder = comparison.encoder
+    if comparison.lineage == "end_to_end":
         return "every arm trained an encoder of its own, and nothing is shared."
     if encoder is None:
-        return "all arms stand on one frozen encoder that was trained elsewhere (equal hashes, checked)."
+        return "all arms use one frozen encoder that was trained elsewhere (equal hashes, checked)."
     if _several(comparison):
         return (
             "for every seed the encoder was trained once, without any arm's fusion, and is the same in all arms of "
@@ -167,51 +183,32 @@ def _lineage(comparison: Mapping[str, Any]) -> str:
         )
     return (
         "the encoder was trained once, without any arm's fusion, and is the same in all of them (hash "
-        f"`{encoder['hash']}`, checked)."
+        f"`{encoder.hash}`, checked)."
     )
 
 
-def _several(comparison: Mapping[str, Any]) -> bool:
-    return len(comparison["seeds"]) > 1
+def _several(comparison: Comparison) -> bool:
+    return len(comparison.seeds) > 1
 
 
-def _encoder_section(encoder: Mapping[str, Any] | None, seeds: int) -> str:
+def _encoder_section(encoder: EncoderEntry | None, seeds: int) -> str:
     if encoder is None:
         return ""
-    scores = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in encoder["scores"].items())
+    scores = ", ".join(f"{name.replace('_', ' ')} {format_score(value)}" for name, value in encoder.scores.items())
     return (
-        f"## The encoder\n\nTrained on its own prompts in {encoder['seconds']:,.0f} s (`{encoder['run']}`"
+        f"## The encoder\n\nTrained on its own prompts in {encoder.seconds:,.0f} s (`{encoder.run}`"
         f"{f'; numbers are means over {seeds} seeds' if seeds > 1 else ''}). "
-        f"Its own test scores: {scores}. Caption tokens are predicted with the true ones before them, words and boxes "
+        f"Its own test scores: {scores}. Caption tokens are predicted with the true ones before them; words and boxes "
         "are written greedily."
     )
 
 
-def _closed_section(comparison: Mapping[str, Any]) -> str:
-    """What the demo set cannot show, from the level's own definition; nothing for other data."""
-    if comparison["level"] not in LEVELS:
-        return ""
-    level = LEVELS[comparison["level"]]
-    pairs = ", ".join(f"{colour} {shape}" for colour, shape in HELD_OUT_PAIRS)
-    digits = f"{level.digit_count} digit{'s' if level.digit_count > 1 else ''}"
-    return (
-        "## What is closed about this set\n\n"
-        f"The images are drawn: {len(level.words)} words, {len(level.colours)} colours x {len(level.shapes)} shapes, "
-        f"up to {level.bar_count[1]} bars, and handwritten numbers of {digits} composed from real scans, other scans "
-        "for testing than for training. Questions come from templates and answers from a short list. No description of "
-        "a test scene occurs in training, but its words and objects do, so a good score here is not reading or "
-        f"counting in general. Training never shows {len(level.unseen_words)} further words "
-        f"({', '.join(level.unseen_words)}) and {len(HELD_OUT_PAIRS)} of the colour-shape pairs ({pairs}): rows named "
-        "*unseen*, where they were asked for, step outside the set."
-    )
-
-
-def _again_section(comparison: Mapping[str, Any]) -> str:
+def _again_section(comparison: Comparison) -> str:
     runs = [
-        f"- {cell['arm']}, seed {cell['seed']}: " + ", ".join(f"`{run}`" for run in cell["runs"].values())
-        for cell in comparison["cells"]
+        f"- {cell.arm}, seed {cell.seed}: " + ", ".join(f"`{run}`" for run in cell.result.runs.values())
+        for cell in comparison.cells
     ]
-    run = list(comparison["cells"][0]["runs"].values())[-1]
+    run = list(comparison.cells[0].result.runs.values())[-1]
     return (
         "## Look closer, do it again\n\n"
         "```\n"
@@ -220,21 +217,21 @@ def _again_section(comparison: Mapping[str, Any]) -> str:
         f'fvl generate {run} --image IMAGE --prompt "what colour is the circle?"\n'
         "fvl demo                  # or: fvl compare COMPARISON.yaml, for arms of your own\n"
         "```\n\n"
-        f"{_mlflow_words(comparison['mlflow'])}"
+        f"{_mlflow_text(comparison.mlflow)}"
         "Each run's folder holds its resolved configuration, its metrics and its weights:\n\n" + "\n".join(runs)
     )
 
 
-def _mlflow_words(parent: Mapping[str, Any]) -> str:
-    if parent["run_id"] is None:
+def _mlflow_text(parent: MlflowEntry) -> str:
+    if parent.run_id is None:
         return ""
     return (
-        f"To see just this comparison in MLflow, open what `fvl ui {parent['folder']}` prints, or the experiment "
-        f"`{parent['experiment']}`, and search there for\n\n"
-        f"```\n{parent['search']}\n```\n\n"
-        "This is one run for each arm and seed; the first half alone shows their earlier stages and the encoders too. "
-        "Group them by the parameter `arm`; the values of the axes are parameters `axis.<key>`. The parent run holds "
-        "this report.\n\n"
+        f"To see only this comparison in MLflow, open what `fvl ui {parent.folder}` prints, or the experiment "
+        f"`{parent.experiment}`, and search there for\n\n"
+        f"```\n{parent.search}\n```\n\n"
+        "This finds one run for each arm and seed; the first half alone also finds their earlier stages and the "
+        "encoders. Group them by the parameter `arm`; the values of the axes are parameters `axis.<key>`. The parent "
+        "run holds this report.\n\n"
     )
 
 
@@ -245,15 +242,11 @@ def _markdown_table(grid: Grid) -> str:
     return "\n".join([f"## {grid.title}", "", *([grid.note, ""] if grid.note else []), header, rule, *rows])
 
 
-def _number(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.3f}"
-
-
 def _finite(value: Any) -> Any:
-    """The same containers with null for numbers that JSON does not have."""
+    """Returns the same containers with null for numbers that JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -1,1 +1,1 @@
-"""Statistics of a comparison: contrasts, intervals and verdicts."""
+"""ComparisonStatistics of a comparison: contrasts, intervals and verdicts."""

@@ -1,6 +1,6 @@
-"""The part of a comparison that can be tested: arms and seeds without a missing cell, and why the rest was left out.
+"""Complete cases of a comparison: the arms and seeds without a missing cell, which can be tested.
 
-Only what is missing decides what is left out, never a score: a choice that looked at scores would make claims too many.
+What is left out depends on missing cells alone, never on a score: a choice by scores would lead to false claims.
 """
 
 from collections.abc import Mapping
@@ -9,33 +9,34 @@ from math import isfinite
 
 import numpy as np
 
-from fvl_lightning.comparison.statistics.contrasts import Contrasts, contrasts, fewest_seeds
+from fvl_lightning.comparison.statistics.contrasts import Contrasts, contrasts, min_seeds
 
-Scores = Mapping[str, Mapping[int, float]]
-"""{arm: {seed: score}}, higher is better; a seed that is absent, or whose score is not finite, is a missing cell."""
+ArmScores = Mapping[str, Mapping[int, float]]
+"""{arm: {seed: score}}; a seed that is absent, or whose score is not finite, is a missing cell."""
 
 
 @dataclass(frozen=True)
-class Block:
-    """Arms, the baseline first, that all have a score for all of the seeds."""
+class CompleteCases:
+    """Arms and seeds without a missing cell."""
 
     arms: tuple[str, ...]
+    """The baseline first."""
     seeds: tuple[int, ...]
     tested: Contrasts | None
-    """Of `arms` without the baseline, in order; None where nothing can be tested."""
+    """The contrasts of `arms` without the baseline, in order; None where nothing can be tested."""
     reasons: Mapping[str, str]
     """{arm: why it is not tested}."""
     notes: tuple[str, ...]
     """A sentence for every seed that was left out."""
 
 
-def finite_scores(scores: Scores) -> dict[str, dict[int, float]]:
-    """The cells that are there."""
+def finite_scores(scores: ArmScores) -> dict[str, dict[int, float]]:
+    """Returns the scores without those that are not finite."""
     return {arm: {seed: score for seed, score in cells.items() if isfinite(score)} for arm, cells in scores.items()}
 
 
-def complete_block(scores: Scores, baseline: str, alpha: float = 0.05) -> Block:
-    """The baseline and as many arms as keep the most cells without a gap, tested if there are enough of them.
+def complete_cases(scores: ArmScores, baseline: str, alpha: float = 0.05) -> CompleteCases:
+    """Chooses the arms that keep the most cells without a gap, and tests them if there are enough.
 
     Args:
         scores: finite (see finite_scores), with `baseline` among the arms.
@@ -57,11 +58,11 @@ def complete_block(scores: Scores, baseline: str, alpha: float = 0.05) -> Block:
         tested, obstacle = None, "the arms differ by the same amount for every seed, so chance has no size"
     if obstacle is not None:
         reasons = dict.fromkeys(arms[1:], obstacle) | reasons
-    return Block(arms, seeds, tested, reasons, notes)
+    return CompleteCases(arms, seeds, tested, reasons, notes)
 
 
-def _largest(scores: Scores, baseline: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Arms and shared seeds with the most cells; of two with equally many the one with more arms."""
+def _largest(scores: ArmScores, baseline: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Returns arms and shared seeds with the most cells; of two sets with equally many, the one with more arms."""
     fullest = sorted((arm for arm in scores if arm != baseline), key=lambda arm: -len(scores[arm]))
     best: tuple[tuple[str, ...], tuple[int, ...]] = (baseline,), ()
     for number in range(1, len(fullest) + 1):
@@ -73,7 +74,7 @@ def _largest(scores: Scores, baseline: str) -> tuple[tuple[str, ...], tuple[int,
 
 
 def _lack(arm: str, cells: Mapping[int, float], seeds: list[int], baseline: str) -> str:
-    """Why an arm is left out of the block."""
+    """Returns why an arm is left out."""
     missing = [str(seed) for seed in seeds if seed not in cells]
     if not missing:
         return f"{baseline} has no score"
@@ -81,9 +82,9 @@ def _lack(arm: str, cells: Mapping[int, float], seeds: list[int], baseline: str)
 
 
 def _too_few(arms: int, seeds: int) -> str | None:
-    """Why so many arms and seeds are not enough; None where they are."""
+    """Returns why so many arms and seeds are not enough; None where they are."""
     if arms < 2:
         return "no arm shares a seed with the baseline"
-    if seeds >= fewest_seeds(arms):
+    if seeds >= min_seeds(arms):
         return None
-    return f"{arms} arms need at least {fewest_seeds(arms)} seeds in common and have {seeds}"
+    return f"{arms} arms need at least {min_seeds(arms)} seeds in common and have {seeds}"

@@ -1,10 +1,11 @@
-"""How sure a difference between arms is: contrasts to a baseline over seeds, and what the seeds at hand could show.
+"""Contrasts to a baseline over seeds, with their uncertainty, and the differences that so many seeds can show.
 
 A score is arm + seed + residual: every arm is trained with the same seeds, so what a seed does to all arms alike
 cancels in a difference. The unit is one whole lineage per (arm, seed); never a question, an image or a step.
 
-Arrays only, and any number of tables at once: A arms, S seeds, leading axes `...` for separate tables. What a person
-reads is made of this in verdicts.py. docs/statistics.md has the method, its simulated error rates, and its limits.
+Everything here works on arrays, for any number of tables at once: A arms, S seeds, leading axes `...` for separate
+tables; verdicts.py turns it into sentences. docs/statistics.md describes the method, its simulated error rates, and
+its limits.
 """
 
 from dataclasses import dataclass
@@ -14,22 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from fvl_lightning.core.errors import DataError
+
 Array = NDArray[np.float64]
 
 POWER = 0.8
 """The probability with which a difference that is called detectable is found, with its right sign."""
 
-FEWEST_DEGREES = 4
-"""With fewer, the residual SD may be over three times the one observed (95 %), and everything hangs on it."""
+MIN_DEGREES = 4
+"""Degrees of freedom; with fewer, the true residual SD may be over three times the observed one (at 95 %)."""
 
 MIN_SEEDS = 3
-"""With two, a difference of three residual SDs is missed more often than found, however many arms there are."""
+"""With two seeds, a difference of three residual SDs is missed more often than found, however many arms there are."""
 
-MANY = 10**12
-"""More seeds than this are not told apart."""
+MAX_SEEDS = 10**12
+"""Upper bound of a number of seeds."""
 
 ROUNDING = 1e-12
-"""Residuals below this fraction of the scores are what rounding leaves of no variation at all."""
+"""Residuals below this fraction of the scores are rounding errors: the scores do not vary."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,13 @@ class Contrasts:
         return holm(special.stdtr(self.degrees, -above))
 
 
-def fewest_seeds(arms: int) -> int:
-    """Seeds from which on `arms` arms, the baseline among them, are tested at all: 5 for two, 3 for more."""
-    return max(MIN_SEEDS, ceil(FEWEST_DEGREES / (arms - 1)) + 1)
+def min_seeds(arms: int) -> int:
+    """Returns how many seeds a test of `arms` arms, the baseline among them, needs: 5 for two arms, 3 for more."""
+    return max(MIN_SEEDS, ceil(MIN_DEGREES / (arms - 1)) + 1)
 
 
 def contrasts(scores: Array, baseline: int = 0, alpha: float = 0.05) -> Contrasts:
-    """Every arm against one of them.
+    """Computes the contrasts of all arms to one of them.
 
     The residual is pooled over all arms, with (A-1)(S-1) degrees of freedom; for two arms this is the paired t test.
     Pooling assumes that the differences between any two arms vary equally over seeds (compound symmetry). A baseline
@@ -78,12 +81,16 @@ def contrasts(scores: Array, baseline: int = 0, alpha: float = 0.05) -> Contrast
 
     Args:
         scores: `[..., A, S]`, all finite, at least two arms and two seeds.
-        baseline: the place of the arm that the others are compared to.
+        baseline: the index of the arm that the others are compared to.
         alpha: one minus the level of the intervals.
+
+    Raises:
+        DataError: fewer than two arms or two seeds.
     """
     scores = np.asarray(scores, dtype=np.float64)
     arms, seeds = scores.shape[-2:]
-    assert arms > 1 and seeds > 1, f"{arms} arms x {seeds} seeds"
+    if arms < 2 or seeds < 2:
+        raise DataError(f"a contrast needs two arms and two seeds or more, not {arms} arms with {seeds} seeds")
     degrees = (arms - 1) * (seeds - 1)
     differences = np.delete(scores, baseline, -2) - scores[..., [baseline], :]
     estimate = differences.mean(-1)
@@ -113,7 +120,7 @@ def contrasts(scores: Array, baseline: int = 0, alpha: float = 0.05) -> Contrast
 
 
 def holm(p: Array) -> Array:
-    """Holm's step-down adjustment over the last axis (Holm 1979); NaN counts as a member that is never rejected."""
+    """Adjusts p values by Holm's step-down method over the last axis (Holm 1979); NaN is never rejected but counted."""
     order = np.argsort(p, -1)
     steps = np.arange(p.shape[-1], 0, -1)
     stepped = np.minimum(np.maximum.accumulate(np.take_along_axis(p, order, -1) * steps, -1), 1)
@@ -123,19 +130,19 @@ def holm(p: Array) -> Array:
 
 
 def detectable_difference(residual_sd: Array, arms: int, seeds: int, alpha: float = 0.05) -> Array:
-    """The true difference `[...]` of one arm that is found with probability `POWER`.
+    """Returns the true difference `[...]` of one arm that is found with probability `POWER`.
 
-    At alpha / (A-1), the level at which Holm tests the largest contrast; `residual_sd` is taken for the true one.
+    The test is at alpha / (A-1), where Holm tests the largest contrast; `residual_sd` is taken for the true one.
     """
     return _noncentrality(arms, np.asarray(seeds), alpha) * residual_sd * np.sqrt(2 / seeds)
 
 
 def seeds_needed(residual_sd: Array, difference: float, arms: int, alpha: float = 0.05) -> NDArray[np.int64]:
-    """The fewest seeds `[...]`, up to MANY, with which a true `difference` is detectable."""
-    ratio = np.minimum(np.asarray(residual_sd, dtype=np.float64) / difference, MANY)
-    low = np.full(ratio.shape, fewest_seeds(arms))
-    # More seeds make the critical value smaller, so that what the fewest would need is enough.
-    high = np.clip(np.ceil(_square_sum(arms, low, ratio, alpha)), low, MANY).astype(np.int64)
+    """Returns the smallest number of seeds `[...]`, up to MAX_SEEDS, with which a true `difference` is detectable."""
+    ratio = np.minimum(np.asarray(residual_sd, dtype=np.float64) / difference, MAX_SEEDS)
+    low = np.full(ratio.shape, min_seeds(arms))
+    # More seeds make the critical value smaller, so the number for the fewest seeds is an upper bound.
+    high = np.clip(np.ceil(_square_sum(arms, low, ratio, alpha)), low, MAX_SEEDS).astype(np.int64)
     while np.any(low < high):
         middle = (low + high) // 2
         enough = middle >= _square_sum(arms, middle, ratio, alpha)
@@ -144,13 +151,13 @@ def seeds_needed(residual_sd: Array, difference: float, arms: int, alpha: float 
 
 
 def sd_interval(residual_sd: Array, degrees: int, alpha: float = 0.05) -> Array:
-    """The interval of the residual SD `[..., 2]` at 1 - alpha (chi-square)."""
+    """Returns the interval of the residual SD `[..., 2]` at 1 - alpha (chi-square)."""
     quantiles = special.chdtri(degrees, np.array([alpha / 2, 1 - alpha / 2]))
     return np.asarray(residual_sd)[..., None] * np.sqrt(degrees / quantiles)
 
 
 def _varying(sd: Array, smallest: Array) -> Array:
-    """NaN in place of an SD that is nothing but rounding: a t of infinity would look like certainty."""
+    """Returns NaN in place of an SD that is only rounding error: an infinite t would look like certainty."""
     return np.where(sd > smallest, sd, np.nan)
 
 
@@ -159,12 +166,12 @@ def _two_sided(t: Array, degrees: int) -> Array:
 
 
 def _noncentrality(arms: int, seeds: NDArray[np.int64], alpha: float) -> Array:
-    """What a true difference has to be, in standard errors, for the power `POWER`."""
+    """Returns the true difference, in standard errors, that the test finds with probability `POWER`."""
     degrees = (arms - 1) * (seeds - 1)
     critical = special.stdtrit(degrees, 1 - alpha / (arms - 1) / 2)
     return special.nctdtrinc(degrees, 1 - POWER, critical)
 
 
 def _square_sum(arms: int, seeds: NDArray[np.int64], ratio: Array, alpha: float) -> Array:
-    """Seeds at which the standard error is small enough, were the critical value that of `seeds`."""
+    """Returns how many seeds make the standard error small enough, with the critical value for `seeds`."""
     return 2 * (_noncentrality(arms, seeds, alpha) * ratio) ** 2

@@ -1,54 +1,50 @@
-"""What the scores of a comparison's cells show: verdicts over seeds, hints by kind, intervals over images."""
+"""Summary of a comparison's scores: verdicts over seeds, hints by kind of question, intervals over images."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from functools import reduce
-from operator import getitem
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from fvl_lightning.comparison.schema.cell import AnswerRow, Measurements
+from fvl_lightning.comparison.schema.statistics import ComparisonStatistics, Exploratory, ImageInterval, ImageIntervals
 from fvl_lightning.comparison.statistics.image_bootstrap import LABEL, image_intervals
 from fvl_lightning.comparison.statistics.verdicts import EXPLORATORY, compare_arms, explore
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.evaluation.metrics import normalised
+from fvl_lightning.evaluation.metrics.names import OVER_KINDS, build_metric, metric_of, split_score
 
-Results = Mapping[int, Mapping[str, Mapping[str, Any]]]
+Results = Mapping[int, Mapping[str, Measurements]]
 """{seed: {arm: what was measured}}."""
-Answers = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]
-"""{arm: {seed: its answers, each with index (of the image), kind, truth and answer}}, in one order everywhere."""
+Answers = Mapping[str, Mapping[int, Sequence[AnswerRow]]]
+"""{arm: {seed: its answers}}, in one order everywhere; an arm without results has no seeds."""
 
 
-def conclusions(
+def summarize(
     metric: str, baseline: str, smallest_effect: float, results: Results, answers: Answers
-) -> dict[str, Any]:
-    """The statistics of a comparison as plain containers.
+) -> ComparisonStatistics:
+    """Returns the statistics of a comparison.
 
     Args:
-        metric: accuracy/macro or accuracy/overall.
+        metric: the score that arms are compared by, such as accuracy/macro.
         baseline: the arm that the others are compared to.
         smallest_effect: see verdicts.compare_arms.
         results: of the finished cells.
         answers: of the same cells, arms without any included.
 
-    Returns:
-        The fields of verdicts.ArmComparison, and `exploratory` (label, contrasts: those of verdicts.explore) and
-        `images` (label, arms: {arm: {estimate, interval}}).
+    Raises:
+        DataError: two cells answered different questions.
     """
-    average = metric.rpartition("/")[2]
-    scores = _scores(results, answers, ("accuracy", average))
-    compared = asdict(compare_arms(scores, baseline, smallest_effect))
-    groups = {name: _scores(results, answers, path) for name, path in _groups(results).items()}
-    hints = [asdict(contrast) for contrast in explore(groups, baseline)]
-    return compared | {
-        "exploratory": {"label": EXPLORATORY, "contrasts": hints},
-        "images": {
-            "label": LABEL,
-            "arms": _image_intervals(answers, baseline, average, compared["tested_seeds"] or answers[baseline]),
-        },
-    }
+    better = metric_of(metric).higher_is_better
+    scores = _scores(results, answers, lambda result: result.score(metric))
+    compared = compare_arms(scores, baseline, smallest_effect, higher_is_better=better)
+    groups = {name: _scores(results, answers, score_of) for name, score_of in _groups(metric, results).items()}
+    seeds = compared.tested_seeds or answers[baseline]
+    return ComparisonStatistics(
+        **vars(compared),
+        exploratory=Exploratory(EXPLORATORY, explore(groups, baseline)),
+        images=ImageIntervals(LABEL, _image_intervals(answers, baseline, metric, seeds)),
+    )
 
 
 def averaged(entries: Sequence[Any]) -> Any:
-    """Entries of one form as one: numbers as their mean, everything else as in the first."""
+    """Returns entries of one form as one: numbers as their mean, everything else as in the first; None for none."""
     if not entries:
         return None
     first = entries[0]
@@ -59,41 +55,55 @@ def averaged(entries: Sequence[Any]) -> Any:
     return first
 
 
-def _scores(results: Results, answers: Answers, path: Sequence[str]) -> dict[str, dict[int, float]]:
-    """{arm: {seed: what stands at `path` of its result}}."""
-    return {
-        arm: {seed: _at(results[seed][arm], path) for seed in by_seed} for arm, by_seed in answers.items()
-    }
+ScoreOf = Callable[[Measurements], float]
 
 
-def _at(result: Any, path: Sequence[str]) -> float:
-    return float(reduce(getitem, path, result))
+def _scores(results: Results, answers: Answers, score_of: ScoreOf) -> dict[str, dict[int, float]]:
+    """Returns {arm: {seed: a number of its result}}."""
+    return {arm: {seed: float(score_of(results[seed][arm])) for seed in by_seed} for arm, by_seed in answers.items()}
 
 
-def _groups(results: Results) -> dict[str, tuple[str, ...]]:
-    """Kinds of question, splits of what training held back, and other levels, each with where its score stands."""
+def _groups(metric: str, results: Results) -> dict[str, ScoreOf]:
+    """Returns {kind of question, further split or further level: its score in a result}."""
+    name, _ = split_score(metric)
+    primary = next(iter(metric_of(metric).averages))
     first = next(iter(next(iter(results.values())).values()))
-    paths: dict[str, tuple[str, ...]] = {kind: ("accuracy", "by_kind", kind) for kind in first["accuracy"]["by_kind"]}
-    paths |= {name: (field, name, "macro") for field in ("unseen", "transfer") for name in first[field]}
-    return paths
+    groups = {kind: _kind_score(name, kind) for kind in first.scores[name].by_kind}
+    groups |= {split: _unseen_score(split, primary) for split in first.unseen}
+    return groups | {level: _transfer_score(level, primary) for level in first.transfer}
 
 
-def _image_intervals(answers: Answers, baseline: str, average: str, seeds: Iterable[int]) -> dict[str, Any]:
-    """Of the arms that were trained with all of `seeds`, averaged over them; nothing without a baseline."""
+def _kind_score(metric: str, kind: str) -> ScoreOf:
+    return lambda result: result.scores[metric].by_kind[kind]
+
+
+def _unseen_score(split: str, average: str) -> ScoreOf:
+    return lambda result: result.unseen[split].average(average)
+
+
+def _transfer_score(level: str, average: str) -> ScoreOf:
+    return lambda result: result.transfer[level].average(average)
+
+
+def _image_intervals(
+    answers: Answers, baseline: str, metric: str, seeds: Iterable[int]
+) -> dict[str, ImageInterval]:
+    """Returns the intervals of the arms that were trained with all of `seeds`; none without a baseline."""
     seeds = set(seeds)
     shared = {arm: by_seed for arm, by_seed in answers.items() if seeds and set(by_seed) >= seeds}
     if len(shared) < 2:
         return {}
     asked = next(iter(shared[baseline].values()))
-    order = [(row["index"], row["kind"], row["truth"]) for row in asked]
-    right: dict[str, list[list[bool]]] = {}
+    order = [(row.index, row.kind, row.truth) for row in asked]
+    name, average = split_score(metric)
+    scorer = build_metric(name)
+    scores: dict[str, list[list[float]]] = {}
     for arm, by_seed in shared.items():
-        right[arm] = []
+        scores[arm] = []
         for seed in sorted(seeds):
             rows = by_seed[seed]
-            if [(row["index"], row["kind"], row["truth"]) for row in rows] != order:
+            if [(row.index, row.kind, row.truth) for row in rows] != order:
                 raise DataError(f"arm {arm} with seed {seed} was asked other questions than {baseline}")
-            right[arm].append([normalised(row["answer"]) == normalised(row["truth"]) for row in rows])
-    kinds = [row["kind"] for row in asked] if average == "macro" else None
-    intervals = image_intervals(right, [row["index"] for row in asked], baseline, kinds)
-    return {arm: asdict(interval) for arm, interval in intervals.items()}
+            scores[arm].append([scorer.score(row.answer, row.truth) for row in rows])
+    kinds = [row.kind for row in asked] if average == OVER_KINDS else None
+    return image_intervals(scores, [row.index for row in asked], baseline, kinds)

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from fvl_lightning.comparison.report.choices import readings_words, tuning_grids
+from fvl_lightning.comparison.report.choices import access_text, tuning_grids
+from fvl_lightning.comparison.schema.comparison import SplitAccess, Tuning
 
 ONCE: dict[str, Any] = {
     "first": "2026-03-01T10:00:00+00:00",
@@ -14,35 +15,40 @@ ONCE: dict[str, Any] = {
 }
 
 
+def text_of(**changes: Any) -> str:
+    """The sentences about an access log, read as comparison.json has it."""
+    return access_text(SplitAccess.read(ONCE | changes))
+
+
 def test_a_test_split_that_every_cell_read_once() -> None:
-    said = readings_words(ONCE)
+    said = text_of()
     assert "read 9 times between 2026-03-01 10:00:00 and 2026-03-01 11:30:00 (UTC)" in said
     assert "more than once" not in said
     assert "changed after" not in said
 
 
 def test_a_second_reading_of_the_same_configuration_is_no_change() -> None:
-    said = readings_words(ONCE | {"again": {"gated with seed 0": {"readings": 2, "configurations": 1}}})
-    assert "Read more than once by gated with seed 0 (2 times)." in said
+    said = text_of(again={"gated with seed 0": {"readings": 2, "configurations": 1}})
+    assert "It was read more than once by gated with seed 0 (2 times)." in said
     assert "changed after" not in said
 
 
 def test_a_change_after_the_test_scores_could_be_seen_is_said() -> None:
     changed = {"again": {"gated with seed 0": {"readings": 3, "configurations": 2}}}
-    said = readings_words(ONCE | changed)
+    said = text_of(**changed)
     assert "gated with seed 0 (3 times, of 2 configurations)" in said
     assert "changed after its test scores could be seen" in said
     report = {"time": "2026-02-01T09:00:00+00:00", "changed": ["mean with seed 0"]}
-    said = readings_words(ONCE | {"earlier": [report]})
+    said = text_of(earlier=[report])
     assert "A report was made at 2026-02-01 09:00:00; changed since: mean with seed 0." in said
     assert "changed after its test scores could be seen" in said
-    said = readings_words(ONCE | {"others": ["mean/0"]})
-    assert "by what is no longer compared: mean/0." in said
+    said = text_of(others=["mean/0"])
+    assert "by runs that are no longer compared: mean/0." in said
     assert "changed after its test scores could be seen" in said
 
 
 def test_nothing_is_said_of_readings_that_nobody_noted() -> None:
-    assert readings_words({"first": None, "last": None, "readings": 0, "again": {}, "others": [], "earlier": []}) == ""
+    assert access_text(SplitAccess()) == ""
 
 
 TUNED: dict[str, Any] = {
@@ -69,7 +75,7 @@ TUNED: dict[str, Any] = {
 
 
 def test_the_rates_are_a_table() -> None:
-    (grid,) = tuning_grids({"tuning": TUNED})
+    (grid,) = tuning_grids(Tuning.read(TUNED))
     assert grid.header == ["arm", "x 0.3", "x 1", "x 3", "taken", "learning rates"]
     assert grid.rows == [
         ["concat", "0.500", "0.625", "0.250", "x 1", "pretrain 0.004, finetune 0.003"],
@@ -78,4 +84,4 @@ def test_the_rates_are_a_table() -> None:
     assert "with seeds 100, 101, which no verdict uses" in grid.note
     assert "At the edge of the grid, so that a better one may lie beyond it: gated." in grid.note
     assert "gated failed with x 3: the loss is not finite." in grid.note
-    assert tuning_grids({"tuning": None}) == []
+    assert tuning_grids(None) == []

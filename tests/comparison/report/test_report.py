@@ -12,9 +12,12 @@ from matplotlib.text import Text
 from PIL import Image
 from rich.console import Console
 
-from fvl_lightning.comparison.report.figures import accuracy_figure, answer_sheet, loss_figure, mass_figure
+from datamodules.demo.data import DemoData
+from fvl_lightning.comparison.report.figures import accuracy_figure, answer_sheet, loss_figure, source_weight_figure
 from fvl_lightning.comparison.report.report import markdown, rich_table, write_report
-from fvl_lightning.comparison.statistics.summary import conclusions
+from fvl_lightning.comparison.schema.cell import AnswerRow, Measurements
+from fvl_lightning.comparison.schema.comparison import Comparison, read_comparison
+from fvl_lightning.comparison.statistics.summary import summarize
 
 KINDS = ("bars", "colour", "count", "handwritten digits", "word colour")
 ARMS = ("gated", "concat", "attention")
@@ -55,8 +58,8 @@ def comparison() -> dict[str, Any]:
         }
         for number, arm in enumerate(ARMS)
     }
-    results = {3: arms}
-    answers: dict[str, Any] = {arm: {3: [{"index": 0, "kind": "bars", "truth": "a", "answer": "a"}]} for arm in ARMS}
+    results = {3: {arm: Measurements.read(values) for arm, values in arms.items()}}
+    answers = {arm: {3: [AnswerRow(index=0, kind="bars", question="?", truth="a", answer="a")]} for arm in ARMS}
     return {
         "name": "demo",
         "level": "easy",
@@ -68,7 +71,7 @@ def comparison() -> dict[str, Any]:
         },
         "cells": [{"arm": arm, "seed": 3, **arms[arm]} for arm in ARMS],
         "differences": {arm: {} if arm == "gated" else {"fusion.name": ["gated", arm]} for arm in ARMS},
-        "statistics": conclusions("accuracy/macro", "gated", 0.02, results, answers),
+        "statistics": summarize("accuracy/macro", "gated", 0.02, results, answers).plain(),
         "lineage": "frozen_encoder",
         "encoder": {
             "run": "runs/demo/encoder_pretrain",
@@ -81,6 +84,14 @@ def comparison() -> dict[str, Any]:
         "tuning": None,
         "test_readings": {"first": None, "last": None, "readings": 0, "again": {}, "others": [], "earlier": []},
     }
+
+
+LIMITS = DemoData(DemoData.Config()).limits()
+
+
+def text_of(comparison: dict[str, Any]) -> str:
+    """The report of what comparison.json has."""
+    return markdown(Comparison.read(comparison), LIMITS)
 
 
 @pytest.fixture
@@ -103,11 +114,12 @@ def cells(text: str, title: str) -> dict[str, list[str]]:
 def test_files_are_whole(comparison: dict[str, Any], samples: list[dict[str, Any]], tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "demo"
     for _ in range(2):
-        write_report(comparison | {"samples": samples}, CURVES, folder)
+        write_report(Comparison.read(comparison), samples, CURVES, folder)
     names = ["comparison.json", "comparison.png", "loss_curves.png", "pareto.png", "report.md", "samples.png"]
     assert sorted(path.name for path in folder.iterdir()) == names
     kept = json.loads((folder / "comparison.json").read_text())
-    assert kept["arms"] == comparison["arms"]
+    assert kept["arms"] == {arm: {"encoder_hash": "", **entry} for arm, entry in comparison["arms"].items()}
+    assert read_comparison(folder).plain()["arms"] == kept["arms"]
     assert kept["statistics"]["contrasts"][0]["p_holm"] is None, "a single seed tests nothing"
     for link in re.findall(r"\]\(([^)]+)\)", (folder / "report.md").read_text()):
         assert (folder / link).is_file()
@@ -119,7 +131,7 @@ def test_files_are_whole(comparison: dict[str, Any], samples: list[dict[str, Any
 
 
 def test_numbers_of_the_report_are_those_of_the_json(comparison: dict[str, Any]) -> None:
-    text = markdown(comparison)
+    text = text_of(comparison)
     table = cells(text, "Accuracy on the test split, level easy")
     assert table.pop("kind") == [*ARMS, "prior"]
     columns = [*(comparison["arms"][arm]["accuracy"] for arm in ARMS), comparison["arms"]["gated"]["prior"]]
@@ -136,14 +148,14 @@ def test_numbers_of_the_report_are_those_of_the_json(comparison: dict[str, Any])
     assert controls["unseen words"] == [
         f"{comparison['arms'][arm]['unseen']['test_unseen_words']['macro']:.3f}" for arm in ARMS
     ]
-    price = cells(text, "Price")
-    assert price["parameters"] == ["1,234,567", "1,234,568", "1,234,569"]
-    assert price["peak memory (MiB)"] == ["800"] * 3
-    assert cells(text, "Share of each source")["davit"] == ["0.750", "-", "0.750"]
+    cost = cells(text, "Cost")
+    assert cost["parameters"] == ["1,234,567", "1,234,568", "1,234,569"]
+    assert cost["peak memory (MiB)"] == ["800"] * 3
+    assert cells(text, "Source weights")["davit"] == ["0.750", "-", "0.750"]
 
 
 def test_the_report_says_what_it_must(comparison: dict[str, Any]) -> None:
-    text = markdown(comparison)
+    text = text_of(comparison)
     for words in (
         "One seed ranks nothing",
         "no winner is named",
@@ -163,8 +175,8 @@ def test_what_is_optional_may_be_missing(comparison: dict[str, Any]) -> None:
         entry.pop("transfer")
         entry.pop("unseen")
         entry["mass"] = {}
-    text = markdown(comparison)
-    for words in ("medium", "unseen", "closed", "Share of", "None"):
+    text = markdown(Comparison.read(comparison))
+    for words in ("medium", "unseen", "closed", "Source weights", "None"):
         assert words not in text
 
 
@@ -172,14 +184,14 @@ def test_numbers_that_json_does_not_have(
     comparison: dict[str, Any], samples: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     comparison["arms"]["gated"]["mass"]["davit"] = float("nan")
-    write_report(comparison | {"samples": samples}, CURVES, tmp_path)
+    write_report(Comparison.read(comparison), samples, CURVES, tmp_path)
     kept = json.loads((tmp_path / "comparison.json").read_text(), parse_constant=pytest.fail)
     assert kept["arms"]["gated"]["mass"]["davit"] is None
 
 
 def test_tables_fit_a_terminal_and_keep_the_order(comparison: dict[str, Any]) -> None:
     stream = io.StringIO()
-    for table in rich_table(comparison):
+    for table in rich_table(Comparison.read(comparison)):
         Console(file=stream, width=80).print(table)
     text = stream.getvalue()
     assert "…" not in text
@@ -198,7 +210,7 @@ def test_answers_are_marked(samples: list[dict[str, Any]]) -> None:
 def test_figures_of_many_arms(comparison: dict[str, Any]) -> None:
     first = comparison["arms"]["gated"]
     many = comparison | {"arms": {f"arm {number}": first for number in range(9)}}
-    [by_kind, controls] = accuracy_figure(many).axes
+    [by_kind, controls] = accuracy_figure(Comparison.read(many)).axes
     assert len(by_kind.patches) == 9 * len(KINDS)
     assert [patch.get_height() for patch in controls.patches[:3]] == [
         first[field]["macro"] for field in ("accuracy", "image_shuffled", "image_zeroed")
@@ -211,5 +223,5 @@ def test_curves() -> None:
     [*_, last] = figure.axes[0].lines
     assert list(last.get_xdata()) == [10, 20, 30, 40, 50]
     masses = {arm: {"davit": [(10, 0.7), (20, 0.6)], "caption": [(10, 0.3), (20, 0.4)]} for arm in ARMS[:2]}
-    assert [axes.get_title(loc="left") for axes in mass_figure(masses).axes] == list(ARMS[:2])
+    assert [axes.get_title(loc="left") for axes in source_weight_figure(masses).axes] == list(ARMS[:2])
     assert loss_figure({}).texts[0].get_text() == "nothing was logged"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fvl_lightning.comparison.statistics.complete_cases import Block, complete_block, finite_scores
+from fvl_lightning.comparison.statistics.complete_cases import CompleteCases, complete_cases, finite_scores
 from fvl_lightning.comparison.statistics.contrasts import contrasts
 
 
@@ -13,19 +13,19 @@ def scores_of(**seeds: str) -> dict[str, dict[int, float]]:
     return {arm: {int(seed): float(generator.random()) for seed in word} for arm, word in seeds.items()}
 
 
-def what_is_tested(block: Block) -> tuple[str, str]:
-    return " ".join(block.arms), "".join(map(str, block.seeds))
+def what_is_tested(cases: CompleteCases) -> tuple[str, str]:
+    return " ".join(cases.arms), "".join(map(str, cases.seeds))
 
 
 def test_a_complete_table_is_tested_as_it_is() -> None:
     scores = scores_of(b="01234", a="43210", c="01234")
-    block = complete_block(scores, "a")
-    assert what_is_tested(block) == ("a b c", "01234")
-    assert not block.reasons
-    assert not block.notes
+    cases = complete_cases(scores, "a")
+    assert what_is_tested(cases) == ("a b c", "01234")
+    assert not cases.reasons
+    assert not cases.notes
     table = np.array([[scores[arm][seed] for seed in range(5)] for arm in "abc"])
-    assert block.tested is not None
-    np.testing.assert_array_equal(block.tested.p_holm, contrasts(table).p_holm)
+    assert cases.tested is not None
+    np.testing.assert_array_equal(cases.tested.p_holm, contrasts(table).p_holm)
 
 
 @pytest.mark.parametrize(
@@ -40,17 +40,17 @@ def test_a_complete_table_is_tested_as_it_is() -> None:
     ],
 )
 def test_the_largest_part_without_a_gap_is_tested(scores: dict[str, dict[int, float]], tested: tuple[str, str]) -> None:
-    block = complete_block(scores, "a")
-    assert what_is_tested(block) == tested
-    assert block.tested is not None
-    assert set(block.reasons) == set(scores) - set(block.arms)
+    cases = complete_cases(scores, "a")
+    assert what_is_tested(cases) == tested
+    assert cases.tested is not None
+    assert set(cases.reasons) == set(scores) - set(cases.arms)
 
 
 def test_what_is_left_out_is_said() -> None:
-    block = complete_block(scores_of(a="0123", b="01234", c="04", d="01234", e="1234"), "a")
-    assert what_is_tested(block) == ("a b d e", "123")
-    assert block.reasons == {"c": "c has no score for seeds 1, 2, 3"}
-    assert block.notes == ("seed 0 is left out: no score from e", "seed 4 is left out: no score from a")
+    cases = complete_cases(scores_of(a="0123", b="01234", c="04", d="01234", e="1234"), "a")
+    assert what_is_tested(cases) == ("a b d e", "123")
+    assert cases.reasons == {"c": "c has no score for seeds 1, 2, 3"}
+    assert cases.notes == ("seed 0 is left out: no score from e", "seed 4 is left out: no score from a")
 
 
 @pytest.mark.parametrize(
@@ -65,22 +65,22 @@ def test_what_is_left_out_is_said() -> None:
     ],
 )
 def test_what_is_not_testable_is_said(scores: dict[str, dict[int, float]], reasons: dict[str, str]) -> None:
-    block = complete_block(scores, "a")
-    assert block.tested is None
-    assert block.reasons == reasons
-    assert not block.notes
+    cases = complete_cases(scores, "a")
+    assert cases.tested is None
+    assert cases.reasons == reasons
+    assert not cases.notes
 
 
 def test_scores_that_never_vary_are_not_testable() -> None:
-    block = complete_block({"a": dict.fromkeys(range(5), 0.7), "b": dict.fromkeys(range(5), 0.9)}, "a")
-    assert block.tested is None
-    assert "the same amount for every seed" in block.reasons["b"]
+    cases = complete_cases({"a": dict.fromkeys(range(5), 0.7), "b": dict.fromkeys(range(5), 0.9)}, "a")
+    assert cases.tested is None
+    assert "the same amount for every seed" in cases.reasons["b"]
 
 
 def test_only_what_is_missing_decides() -> None:
     few = scores_of(a="01234", b="01234", c="0123")
     other = {arm: {seed: 100 * score**3 for seed, score in cells.items()} for arm, cells in few.items()}
-    assert what_is_tested(complete_block(few, "a")) == what_is_tested(complete_block(other, "a"))
+    assert what_is_tested(complete_cases(few, "a")) == what_is_tested(complete_cases(other, "a"))
 
 
 def test_a_score_that_is_no_number_is_missing() -> None:

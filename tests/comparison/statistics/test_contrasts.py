@@ -19,12 +19,12 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
 from fvl_lightning.comparison.statistics.contrasts import (
-    MANY,
+    MAX_SEEDS,
     Contrasts,
     contrasts,
     detectable_difference,
-    fewest_seeds,
     holm,
+    min_seeds,
     sd_interval,
     seeds_needed,
 )
@@ -204,7 +204,7 @@ def test_the_seeds_needed_are_the_fewest_that_do(arms: int, difference: float) -
 
     needed = int(seeds_needed(np.array(1.0), difference, arms))
     assert power(needed) >= 0.8 - 1e-6
-    assert needed == fewest_seeds(arms) or power(needed - 1) < 0.8
+    assert needed == min_seeds(arms) or power(needed - 1) < 0.8
 
 
 @pytest.mark.parametrize(("arms", "seeds"), [(2, 5), (3, 3), (6, 5)])
@@ -217,8 +217,8 @@ def test_the_range_of_seeds_needed_holds_the_true_number(arms: int, seeds: int) 
 
 
 def test_a_difference_that_no_one_could_find_needs_very_many_seeds() -> None:
-    assert int(seeds_needed(np.array(1.0), 1e-300, 6)) == MANY
-    assert 10**9 < int(seeds_needed(np.array(1.0), 1e-5, 6)) < MANY
+    assert int(seeds_needed(np.array(1.0), 1e-300, 6)) == MAX_SEEDS
+    assert 10**9 < int(seeds_needed(np.array(1.0), 1e-5, 6)) < MAX_SEEDS
 
 
 def test_the_range_of_seeds_does_not_look_at_the_differences() -> None:
@@ -227,7 +227,7 @@ def test_the_range_of_seeds_does_not_look_at_the_differences() -> None:
 
 
 def test_from_which_sizes_on_there_is_a_test() -> None:
-    assert [fewest_seeds(arms) for arms in (2, 3, 4, 6, 7, 20)] == [5, 3, 3, 3, 3, 3]
+    assert [min_seeds(arms) for arms in (2, 3, 4, 6, 7, 20)] == [5, 3, 3, 3, 3, 3]
 
 
 def test_below_four_degrees_of_freedom_the_sd_is_not_known_to_a_factor_of_three() -> None:

@@ -10,10 +10,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fvl_lightning.comparison.report.interval_figures import interval_figure, pareto_figure, pareto_front
 from fvl_lightning.comparison.report.tables import differences_grid, statistics_grids, verdict_section
+from fvl_lightning.comparison.results import mean_result
+from fvl_lightning.comparison.schema.cell import AnswerRow, ArmResult
+from fvl_lightning.comparison.schema.comparison import Comparison, MlflowEntry
 from fvl_lightning.comparison.statistics.image_bootstrap import LABEL
-from fvl_lightning.comparison.statistics.summary import averaged, conclusions
+from fvl_lightning.comparison.statistics.summary import averaged, summarize
 from fvl_lightning.comparison.statistics.verdicts import EXPLORATORY
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.evaluation.metrics.base import KindScores
 from fvl_lightning.profiling.flops import count_flops
 
 KINDS = ("colour", "count")
@@ -31,44 +35,53 @@ def cells(seeds: int, means: dict[str, float] | None = None) -> tuple[dict[int, 
         for seed in range(seeds):
             right = random.uniform(size=QUESTIONS) < chance
             rows = [
-                {"index": n // 2, "kind": KINDS[n % 2], "truth": "red", "answer": "Red." if right[n] else "blue"}
+                AnswerRow(n // 2, KINDS[n % 2], "?", "red", "Red." if right[n] else "blue")
                 for n in range(QUESTIONS)
             ]
             by_kind = {kind: float(right[k::2].mean()) for k, kind in enumerate(KINDS)}
-            accuracy = {"macro": float(right.mean()), "overall": float(right.mean()), "by_kind": by_kind}
-            results[seed][arm] = {
-                "accuracy": accuracy, "unseen": {"test_unseen_words": accuracy}, "transfer": {},
-                "parameters": 10**6, "training_flops": 10**7, "inference_flops": 10**6, "same_start": 1.0,
-            }  # fmt: skip
+            accuracy = KindScores(float(right.mean()), float(right.mean()), by_kind)
+            results[seed][arm] = ArmResult(
+                scores={"accuracy": accuracy}, image_zeroed=accuracy, image_shuffled=accuracy, prior=accuracy,
+                unseen={"test_unseen_words": accuracy}, image_tokens=16, tokens_per_second=1, peak_memory_bytes=1,
+                parameters=10**6, training_flops=10**7, inference_flops=10**6, trainable=1, seconds=1, same_start=1.0,
+            )  # fmt: skip
             answers[arm][seed] = rows
     return results, answers
 
 
-def shown(results: dict[int, Any], answers: dict[str, Any]) -> dict[str, Any]:
-    """A report's part about them."""
-    return {
-        "metric": "accuracy/macro",
-        "seeds": list(results),
-        "arms": {arm: averaged([by_arm[arm] for by_arm in results.values()]) for arm in answers},
-        "differences": {arm: {} if arm == "concat" else {"fusion.name": ["concat", arm]} for arm in answers},
-        "statistics": conclusions("accuracy/macro", "concat", 0.02, results, answers),
-    }
+def shown(results: dict[int, Any], answers: dict[str, Any]) -> Comparison:
+    """Their comparison."""
+    return Comparison(
+        name="made up",
+        level=None,
+        seed=0,
+        lineage="end_to_end",
+        mlflow=MlflowEntry(None, "", "", ""),
+        encoder=None,
+        machine={},
+        cells=[],
+        metric="accuracy/macro",
+        seeds=list(results),
+        arms={arm: mean_result([by_arm[arm] for by_arm in results.values()]) for arm in answers},
+        differences={arm: {} if arm == "concat" else {"fusion.name": ["concat", arm]} for arm in answers},
+        statistics=summarize("accuracy/macro", "concat", 0.02, results, answers),
+    )
 
 
 def test_seeds_give_verdicts_images_an_interval_and_kinds_a_hint() -> None:
     results, answers = cells(seeds=5)
-    found = conclusions("accuracy/macro", "concat", 0.02, results, answers)
-    gated = found["contrasts"][0]
-    difference = np.mean([results[s]["gated"]["accuracy"]["macro"] - results[s]["concat"]["accuracy"]["macro"]
+    found = summarize("accuracy/macro", "concat", 0.02, results, answers)
+    gated = found.contrasts[0]
+    difference = np.mean([results[s]["gated"].score("accuracy/macro") - results[s]["concat"].score("accuracy/macro")
                           for s in range(5)])  # fmt: skip
-    assert gated["verdict"] == "better"
-    assert gated["estimate"] == pytest.approx(difference)
-    assert found["images"]["label"] == LABEL
-    image = found["images"]["arms"]["gated"]
-    assert image["estimate"] == pytest.approx(difference)
-    assert image["interval"][0] < difference < image["interval"][1]
-    assert found["exploratory"]["label"] == EXPLORATORY
-    assert {(hint["group"], hint["arm"]) for hint in found["exploratory"]["contrasts"]} == {
+    assert gated.verdict == "better"
+    assert gated.estimate == pytest.approx(difference)
+    assert found.images.label == LABEL
+    image = found.images.arms["gated"]
+    assert image.estimate == pytest.approx(difference)
+    assert image.interval[0] < difference < image.interval[1]
+    assert found.exploratory.label == EXPLORATORY
+    assert {(hint.group, hint.arm) for hint in found.exploratory.contrasts} == {
         (group, arm) for group in (*KINDS, "test_unseen_words") for arm in ("gated", "mean")
     }
 
@@ -76,17 +89,17 @@ def test_seeds_give_verdicts_images_an_interval_and_kinds_a_hint() -> None:
 def test_a_missing_cell_leaves_its_seed_out_and_is_named() -> None:
     results, answers = cells(seeds=5)
     del results[3]["mean"], answers["mean"][3]
-    found = conclusions("accuracy/macro", "concat", 0.02, results, answers)
-    assert found["notes"] == ("seed 3 is left out: no score from mean",)
-    assert found["tested_seeds"] == (0, 1, 2, 4)
-    assert list(found["images"]["arms"]) == ["gated", "mean"]
+    found = summarize("accuracy/macro", "concat", 0.02, results, answers)
+    assert found.notes == ("seed 3 is left out: no score from mean",)
+    assert found.tested_seeds == (0, 1, 2, 4)
+    assert list(found.images.arms) == ["gated", "mean"]
 
 
 def test_other_questions_are_found() -> None:
     results, answers = cells(seeds=3)
     answers["gated"][1] = answers["gated"][1][::-1]
     with pytest.raises(DataError, match="arm gated with seed 1 was asked other questions than concat"):
-        conclusions("accuracy/macro", "concat", 0.02, results, answers)
+        summarize("accuracy/macro", "concat", 0.02, results, answers)
 
 
 def test_the_report_speaks_of_seeds_and_never_of_a_winner_with_one() -> None:
@@ -103,8 +116,8 @@ def test_the_report_speaks_of_seeds_and_never_of_a_winner_with_one() -> None:
         "Difference to concat by kind",
     ]
     arms, contrasts, images, hints = statistics_grids(several)
-    scores = several["statistics"]["arms"][0]
-    assert arms.rows[0] == ["concat", f"{scores['mean']:.3f}", f"{scores['sd']:.3f}", "5"]
+    scores = several.statistics.arms[0]
+    assert arms.rows[0] == ["concat", f"{scores.mean:.3f}", f"{scores.sd:.3f}", "5"]
     assert contrasts.rows[0][-1] == "better"
     assert images.note.startswith("These trained models, new images")
     assert hints.note.startswith("Exploratory, adjusted by Benjamini-Hochberg")
@@ -112,12 +125,12 @@ def test_the_report_speaks_of_seeds_and_never_of_a_winner_with_one() -> None:
     one = shown(*cells(seeds=1))
     assert statistics_grids(one) == []
     assert "no winner is named" in verdict_section(one)
-    assert {contrast["verdict"] for contrast in one["statistics"]["contrasts"]} == {"not testable"}
+    assert {contrast.verdict for contrast in one.statistics.contrasts} == {"not testable"}
 
 
 def test_figures_show_every_arm() -> None:
     several = shown(*cells(seeds=5))
-    [axes] = interval_figure(several["statistics"]).axes
+    [axes] = interval_figure(several.statistics).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["mean", "gated"]
     panels = pareto_figure(several).axes
     assert len(panels) == 3
@@ -125,9 +138,11 @@ def test_figures_show_every_arm() -> None:
 
 
 def test_the_front_is_what_nothing_beats() -> None:
-    prices = {"cheap": 1.0, "dear": 3.0, "worse": 3.0, "middle": 2.0, "twin": 2.0}
+    costs = {"cheap": 1.0, "dear": 3.0, "worse": 3.0, "middle": 2.0, "twin": 2.0}
     scores = {"cheap": 0.5, "dear": 0.9, "worse": 0.8, "middle": 0.7, "twin": 0.7}
-    assert pareto_front(prices, scores) == ["cheap", "dear", "middle", "twin"]
+    assert pareto_front(costs, scores) == ["cheap", "dear", "middle", "twin"]
+    losses = {arm: 1 - score for arm, score in scores.items()}
+    assert pareto_front(costs, losses, higher_is_better=False) == ["cheap", "dear", "middle", "twin"]
 
 
 def test_averages() -> None:

@@ -1,0 +1,152 @@
+"""Types of comparison.json, the results of a whole comparison."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fvl_lightning.comparison.schema.cell import ArmResult
+from fvl_lightning.comparison.schema.record import FLAT, Record
+from fvl_lightning.comparison.schema.statistics import ComparisonStatistics
+from fvl_lightning.core.errors import DataError
+
+
+@dataclass
+class SeedResult(Record):
+    """An arm with one seed."""
+
+    arm: str
+    seed: int
+    result: ArmResult = field(metadata=FLAT)
+
+
+@dataclass
+class EncoderEntry(Record):
+    """The encoder that the arms share, averaged over seeds."""
+
+    run: str
+    """Run folder of the first seed's."""
+    hash: str
+    """Hash of the first seed's weights."""
+    scores: dict[str, float]
+    """{caption_tokens, words, boxes: score on the test split, from 0 to 1}."""
+    seconds: float
+    """Training time."""
+
+
+@dataclass
+class MlflowEntry(Record):
+    """Where the runs of a comparison are tracked."""
+
+    run_id: str | None
+    """The parent run; None where nothing is tracked."""
+    experiment: str
+    folder: str
+    """The comparison's folder."""
+    search: str
+    """What MLflow's search box finds the cells by."""
+
+
+@dataclass
+class ArmTuning(Record):
+    """The learning rates that one arm tried."""
+
+    scores: dict[str, float | None]
+    """{factor: score on the validation split, averaged over tuning seeds}; None where a cell failed."""
+    failed: dict[str, str]
+    """{factor: why a cell failed}."""
+    chosen: float
+    """The factor with the best score."""
+    edge: bool
+    """Whether it is the smallest or the largest factor, so that a better one may lie beyond."""
+    learning_rates: dict[str, float]
+    """{stage: chosen learning rate}."""
+
+
+@dataclass
+class Tuning(Record):
+    """How the learning rates were chosen."""
+
+    seeds: list[int]
+    factors: list[float]
+    metric: str
+    """Full name of the score."""
+    arms: dict[str, ArmTuning]
+
+
+@dataclass
+class RepeatedAccess(Record):
+    """A cell that was scored on the test split more than once."""
+
+    readings: int
+    configurations: int
+    """Different configurations among them."""
+
+
+@dataclass
+class EarlierReport(Record):
+    """An earlier report of other cells."""
+
+    time: str
+    """ISO, UTC."""
+    changed: list[str]
+    """Cells that are new, gone or configured otherwise."""
+
+
+@dataclass
+class SplitAccess(Record):
+    """How often the test split was scored; see test_split_log.py."""
+
+    first: str | None = None
+    """ISO, UTC; None where nothing was scored, as below."""
+    last: str | None = None
+    readings: int = 0
+    """Of all cells together."""
+    again: dict[str, RepeatedAccess] = field(default_factory=dict)
+    """{cell: how often}, of cells that were scored more than once."""
+    others: list[str] = field(default_factory=list)
+    """Folders of what was scored and does not belong to the comparison any more."""
+    earlier: list[EarlierReport] = field(default_factory=list)
+
+
+@dataclass
+class Comparison(Record):
+    """comparison.json."""
+
+    name: str
+    level: str | None
+    """Level of the data set; None where it has no levels."""
+    seed: int
+    """The first seed."""
+    seeds: list[int]
+    lineage: str
+    """frozen_encoder or end_to_end."""
+    metric: str
+    """Full name of the score that arms are compared by, such as accuracy/macro."""
+    mlflow: MlflowEntry
+    encoder: EncoderEntry | None
+    """None where the arms share no encoder that was trained for the comparison."""
+    machine: dict[str, Any]
+    """processor, cores, python."""
+    arms: dict[str, ArmResult]
+    """Averages over seeds, in the order of the tables."""
+    cells: list[SeedResult]
+    differences: dict[str, dict[str, list[Any]]]
+    """{arm: {key of the configuration: [value of the baseline, value of the arm]}}."""
+    statistics: ComparisonStatistics
+    tuning: Tuning | None = None
+    """None where the learning rates were given."""
+    test_readings: SplitAccess = field(default_factory=SplitAccess)
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """Reads the results of a comparison from its folder.
+
+    Raises:
+        DataError: there is no comparison.json, or it is not one.
+    """
+    file = folder / "comparison.json"
+    try:
+        return Comparison.read(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read ({error})") from None

@@ -1,0 +1,127 @@
+"""Types of the statistics in comparison.json."""
+
+from dataclasses import dataclass
+from math import nan
+from typing import Literal
+
+from fvl_lightning.comparison.schema.record import Record
+
+Verdict = Literal["better", "worse", "equivalent", "not separated", "not testable"]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ArmSummary(Record):
+    """An arm over its seeds. The SD contains what a seed does to every arm alike, and is NaN for a single seed."""
+
+    arm: str
+    mean: float
+    sd: float
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Contrast(Record):
+    """Arm minus baseline; see contrasts.Contrasts. One that is "not testable" has only an estimate."""
+
+    arm: str
+    estimate: float
+    """In the unit of the score, on the seeds that arm and baseline share."""
+    verdict: Verdict
+    sentence: str
+    """The verdict with its numbers, for a report."""
+    standard_error: float = nan
+    interval: Interval = (nan, nan)
+    """This contrast alone, at 1 - alpha."""
+    simultaneous: Interval = (nan, nan)
+    """All contrasts together, at 1 - alpha (Bonferroni)."""
+    p: float = nan
+    """Two-sided, unadjusted."""
+    p_holm: float = nan
+    """Adjusted over all contrasts by Holm's method."""
+    p_paired: float = nan
+    """Holm over paired t tests, which do not assume equal variances."""
+    p_equivalent: float = nan
+    """Holm-adjusted p of a difference of at least the smallest effect, in either direction."""
+
+
+@dataclass(frozen=True)
+class Sensitivity(Record):
+    """What these seeds could show, and how many would show the smallest effect; see contrasts.py."""
+
+    residual_sd: float
+    """SD of a single cell, in the unit of the score."""
+    degrees: int
+    """Its degrees of freedom."""
+    detectable: float
+    """True difference of one arm that is found with probability POWER, if the residual SD is the true one."""
+    seeds_needed: tuple[int, int]
+    """For the smallest effect, from the 1 - alpha interval of the residual SD; never from the observed differences."""
+
+
+@dataclass(frozen=True)
+class ArmComparison(Record):
+    """Every arm against the baseline."""
+
+    baseline: str
+    smallest_effect: float
+    """Smallest difference that matters, in the unit of the score."""
+    alpha: float
+    """Probability of claiming any difference where there is none."""
+    arms: tuple[ArmSummary, ...]
+    contrasts: tuple[Contrast, ...]
+    tested_seeds: tuple[int, ...]
+    """Seeds that all tested arms share; empty where nothing is testable."""
+    sensitivity: Sensitivity | None
+    """None where nothing is testable."""
+    notes: tuple[str, ...]
+    """What was left out, and why."""
+
+
+@dataclass(frozen=True)
+class ExploratoryContrast(Record):
+    """Arm minus baseline in one group of questions: a hint, which decides nothing."""
+
+    group: str
+    """A kind of question, a further split, or a further level."""
+    arm: str
+    estimate: float
+    interval: Interval
+    """Not adjusted."""
+    p: float
+    q: float
+    """Benjamini-Hochberg over all contrasts of all groups: of those with q up to 0.05, about 5 % are by chance."""
+
+
+@dataclass(frozen=True)
+class Exploratory(Record):
+    """All exploratory contrasts."""
+
+    label: str
+    """What a report says of them."""
+    contrasts: tuple[ExploratoryContrast, ...]
+
+
+@dataclass(frozen=True)
+class ImageInterval(Record):
+    """Arm minus baseline on the images at hand, averaged over seeds, and its percentile interval over new images."""
+
+    estimate: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class ImageIntervals(Record):
+    """Intervals over new images; empty where no arm shares all tested seeds with the baseline."""
+
+    label: str
+    """What a report says of them."""
+    arms: dict[str, ImageInterval]
+
+
+@dataclass(frozen=True)
+class ComparisonStatistics(ArmComparison):
+    """All statistics of a comparison."""
+
+    exploratory: Exploratory
+    images: ImageIntervals

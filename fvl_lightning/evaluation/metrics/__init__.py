@@ -1,0 +1,1 @@
+"""Metrics of answers, one file a family; the registry slot `metric` holds them by name."""

@@ -1,0 +1,109 @@
+"""Base class of the metrics of answers, and the scores they return.
+
+A metric of your own is one file, named in `plugins:` of a YAML file:
+
+    @register("metric", "contains")
+    class ContainsMetric(AnswerMetric):
+        \"\"\"Whether the answer contains the true one.\"\"\"
+
+        title = "Containment"
+        criterion = "truth contained"
+        explanation = "count as right when they contain the truth"
+
+        @dataclass
+        class Config:
+            \"\"\"Nothing to set.\"\"\"
+
+        def score(self, text: str, truth: str) -> float:
+            return float(truth in text)
+
+A comparison names it as `metric: contains/macro`. Its tables, figures, tests and MLflow names follow from the class.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torchmetrics import Metric
+
+from fvl_lightning.evaluation.metrics.names import OVER_KINDS, OVER_QUESTIONS
+
+
+@dataclass
+class KindScores:
+    """Scores of one metric on one set of questions."""
+
+    macro: float
+    """Average over the kinds of question."""
+    overall: float
+    """Average over the questions."""
+    by_kind: dict[str, float] = field(default_factory=dict)
+    """{kind of question: average over its questions}, of the kinds that were asked."""
+
+    def average(self, name: str) -> float:
+        """Returns the average of that name, macro or overall."""
+        return float(getattr(self, name))
+
+
+class AnswerMetric(Metric, ABC):
+    """Scores generated answers: one by one with `score`, and all of them with `update` and `compute`.
+
+    Here an aggregate is the mean of the scores: per kind of question, over kinds, and over questions. A metric whose
+    aggregate is no mean overrides `update` and `compute`.
+    """
+
+    title: ClassVar[str]
+    """Name in tables and figures, such as "Accuracy"."""
+    criterion: ClassVar[str]
+    """How an answer is judged, for the label of an axis, such as "exact match"."""
+    explanation: ClassVar[str]
+    """How an answer is judged, in a sentence that begins with "Answers ..."."""
+    averages: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {OVER_KINDS: "{title}, macro average over kinds", OVER_QUESTIONS: "{title} over all questions"}
+    )
+    """{average, a field of KindScores: how a report calls it}; the first one is the primary average."""
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    """Lowest and highest score."""
+    higher_is_better = True
+    full_state_update = False
+
+    def __init__(self, config: Any, kinds: Iterable[str]) -> None:
+        """Builds a metric over these kinds of question, with the component's Config."""
+        super().__init__()
+        self.config, self.kinds = config, sorted(kinds)
+        self.add_state("total", torch.zeros(len(self.kinds), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("asked", torch.zeros(len(self.kinds), dtype=torch.long), dist_reduce_fx="sum")
+
+    @classmethod
+    def describe(cls, average: str) -> str:
+        """Returns what a report calls an average, such as "Accuracy over all questions"."""
+        return cls.averages[average].format(title=cls.title)
+
+    @abstractmethod
+    def score(self, text: str, truth: str) -> float:
+        """Returns the score of one answer, within `bounds`.
+
+        Args:
+            text: the generated answer.
+            truth: the true answer.
+        """
+
+    def is_best(self, text: str, truth: str) -> bool:
+        """Returns whether the answer has the best score there is; figures then mark it as right."""
+        return self.score(text, truth) == self.bounds[1 if self.higher_is_better else 0]
+
+    def update(self, kind: str, text: str, truth: str) -> None:
+        """Adds one answer to a question of this kind."""
+        index = self.kinds.index(kind)
+        self.total[index] += self.score(text, truth)
+        self.asked[index] += 1
+
+    def compute(self) -> KindScores:
+        """Returns the averages over all answers; 0 where there are none."""
+        counts = {kind: int(number) for kind, number in zip(self.kinds, self.asked, strict=True) if number > 0}
+        by_kind = {kind: float(self.total[self.kinds.index(kind)]) / number for kind, number in counts.items()}
+        overall = float(self.total.sum()) / max(1, int(self.asked.sum()))
+        return KindScores(sum(by_kind.values()) / max(1, len(by_kind)), overall, by_kind)
