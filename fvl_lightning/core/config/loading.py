@@ -218,13 +218,15 @@ def as_plain(config: Any) -> Any:
         return as_plain(config.as_dict())
     if isinstance(config, Scalar):
         return config.value
+    if isinstance(config, os.PathLike):
+        return os.fspath(config)
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: as_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Mapping):
         return {key: as_plain(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
         return [as_plain(value) for value in config]
-    return os.fspath(config) if isinstance(config, os.PathLike) else config
+    return config
 
 
 def config_hash(config: Any) -> str:

@@ -1,0 +1,83 @@
+"""load_experiment and with_overrides: words and Python values are one thing, and mistakes name the overrides."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fvl_lightning.api.experiment import build, load_experiment
+from fvl_lightning.api.run import Run, open_run, train
+from fvl_lightning.core.config.loading import as_plain
+from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
+from fvl_lightning.runs.folder import RunFolder
+from tests.conftest import ROOT, TINY
+
+FILE = ROOT / "experiments" / "demo" / "finetune.yaml"
+
+
+@pytest.fixture(scope="module")
+def experiment() -> ExperimentConfig:
+    return load_experiment(FILE)
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["fusion={name: gated, gate: sigmoid}"], {"fusion": {"name": "gated", "gate": "sigmoid"}}),
+        (["trainer.max_steps=20", "seed=3"], {"trainer.max_steps": 20, "seed": 3}),
+        (["optimizer.betas=[0.9, 0.99]"], {"optimizer": {"betas": (0.9, 0.99)}}),
+        (["init_from=[runs/a, runs/b]"], {"init_from": [Path("runs/a"), Run(RunFolder(Path("runs/b")))]}),
+        (["lora={rank: 4}"], {"lora": LoraConfig(rank=4)}),
+        (["lora=null", "name='07'"], {"lora": None, "name": "07"}),
+    ],
+)
+def test_words_and_values_are_one_thing(experiment: ExperimentConfig, words: list[str], values: Any) -> None:
+    changed = experiment.with_overrides(values)
+    assert as_plain(changed) == as_plain(load_experiment(FILE, *words))
+    assert as_plain(changed.with_overrides()) == as_plain(changed)
+
+
+def test_the_experiment_itself_stays_as_it_was(experiment: ExperimentConfig) -> None:
+    before = as_plain(experiment)
+    experiment.with_overrides("fusion=gated", {"data.workers": 2})
+    assert as_plain(experiment) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("fusion=gate", "fusion in the overrides: unknown fusion 'gate'"),
+        ({"trainer": {"max_stps": 1}}, "trainer.max_stps in the overrides: unknown key 'max_stps'"),
+        ({"trainer.max_steps": "x"}, "trainer.max_steps in the overrides: expected a whole number, found 'x'"),
+        ("trainer", "'trainer' in the overrides is not key=value"),
+    ],
+)
+def test_a_mistake_names_the_overrides(experiment: ExperimentConfig, override: Any, sentence: str) -> None:
+    for change in (experiment.with_overrides, lambda one: load_experiment(FILE, one)):
+        with pytest.raises(ConfigError) as error:
+            change(override)
+        assert str(error.value).startswith(sentence)
+
+
+def test_adapters_need_a_base_that_is_kept(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    experiment = load_experiment("experiments/demo/finetune.yaml", *TINY, "trainable.language_model=lora")
+    with pytest.raises(ConfigError, match="init_from: adapters without a run folder need one whole model"):
+        build(experiment)
+
+
+def test_a_run_that_is_finished(asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(asked)
+    run = open_run("runs/tiny")
+    assert (run.status, run.mlflow_run_id, run.scores()) == ("finished", None, {})
+    assert run.components["encoder"].trainable == 0 < run.components["fusion"].trainable
+    assert run.curves()["train/loss"] == run.curve("train/loss")
+    assert sum(curve[-1][1] for curve in run.source_weights().values()) == pytest.approx(1)
+    assert train(run.experiment, resume_or_start=True) == run
+    with pytest.raises(ConfigError, match="runs/tiny is finished"):
+        train(run.experiment, resume=True)
+    with pytest.raises(ConfigError, match="resume, resume_or_start: pass only one"):
+        train(run.experiment, resume=True, resume_or_start=True)
+    with pytest.raises(DataError, match="did you mean runs/tiny"):
+        open_run("runs/tyni")
