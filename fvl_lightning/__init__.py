@@ -9,6 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fvl_lightning.api.comparison import compare as compare
+    from fvl_lightning.api.comparison import open_comparison as open_comparison
+    from fvl_lightning.api.evaluation import evaluate as evaluate
     from fvl_lightning.api.experiment import build as build
     from fvl_lightning.api.experiment import load_experiment as load_experiment
     from fvl_lightning.api.model import load_model as load_model
@@ -36,8 +39,11 @@ _MODULES = {
     "LogWindow": "fvl_lightning.training.step_logging",
     "Sampling": "fvl_lightning.inference.generation",
     "build": "fvl_lightning.api.experiment",
+    "compare": "fvl_lightning.api.comparison",
+    "evaluate": "fvl_lightning.api.evaluation",
     "load_experiment": "fvl_lightning.api.experiment",
     "load_model": "fvl_lightning.api.model",
+    "open_comparison": "fvl_lightning.api.comparison",
     "open_run": "fvl_lightning.api.run",
     "quiet_libraries": "fvl_lightning.core.terminal",
     "train": "fvl_lightning.api.run",

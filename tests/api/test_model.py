@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fvl_lightning.api.evaluation import evaluate
 from fvl_lightning.api.model import Model, load_model
 from fvl_lightning.api.run import open_run
 from fvl_lightning.core.errors import ConfigError, DataError
@@ -62,6 +63,22 @@ def test_mistakes_are_errors_of_the_kit(model: Model) -> None:
         model.answer("blue.png", QUESTION)
     with pytest.raises(DataError, match="is no run folder and no run id"):
         load_model("runs/none")
+
+
+def test_a_score_is_that_of_fvl_evaluate(model: Model, asked: Path, fvl_here: Run) -> None:
+    evaluation = evaluate(model, "validation")
+    done = fvl_here(asked, "evaluate", "runs/tiny", "--split", "validation")
+    (macro,) = [line for line in done.stdout.splitlines() if "macro" in line]
+    controls = evaluation.controls
+    assert controls is not None
+    scores = [evaluation.scores, controls.image_zeroed, controls.image_shuffled, controls.prior]
+    assert [f"{score.macro:.3f}" for score in scores] == [cell for cell in macro.split() if "." in cell]
+
+    with pytest.raises(ConfigError, match="data: model is a model without data; pass an experiment"):
+        evaluate("model", "validation")
+    again = evaluate("model", "validation", data=open_run("runs/tiny").experiment, controls=False)
+    assert (again.scores, again.controls) == (evaluation.scores, None)
+    assert again.answers == evaluation.answers
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
-"""docs/python.md: every block of code runs, in order, on the tiny data and in as many steps as the page names."""
+"""docs/python.md: every block of code runs, in order, on the tiny data and in as many steps as the page names.
+
+Its comparison is one that was run before; tests/api/test_comparison.py runs a small one.
+"""
 
 import logging
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,8 @@ import torch
 import yaml
 
 import fvl_lightning
+from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.core.config.loading import load_config
 from tests.conftest import ROOT, TINY_DATA
 
 TEXT = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
@@ -32,9 +38,21 @@ def folder(tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "tracking": {"enabled": False},
     }
     (tmp_path / "experiments" / "demo" / "finetune.yaml").write_text(yaml.safe_dump(experiment), encoding="utf-8")
+    (tmp_path / "experiments" / "demo" / "quick").symlink_to(ROOT / "experiments" / "demo" / "quick")
+    monkeypatch.setattr("fvl_lightning.api.comparison.run_comparison", compared_before)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "level", logging.ERROR)
     return tmp_path
+
+
+def compared_before(path: Path, overrides: list[str], *_: Any, origin: str) -> Path:
+    """Checks the configuration of a comparison, and leaves the results of docs/findings.md in its folder."""
+    config = load_config(ComparisonConfig, path, overrides, origin)
+    assert (config.jobs, config.seeds) == (2, [0, 1, 2])
+    folder = Path(config.output) / config.name
+    folder.mkdir()
+    shutil.copy(ROOT / "benchmarks" / "results" / "fusions.json", folder / "comparison.json")
+    return folder
 
 
 def test_the_page_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,6 +77,8 @@ def test_the_page_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert list(names["weights"].masses) == list(names["shapes"]) == names["model"].sources == sources
     assert len(names["answers"]) == 2
     assert all(isinstance(names[text], str) for text in ("answer", "first", "second"))
+    assert names["evaluation"].scores.by_kind.keys() == {kind for kind, _, _ in names["rows"]}
+    assert len(names["table"]) == 7 * 5
     assert (folder / "models" / "python" / "model.safetensors").is_file()
     assert (folder / "logs" / "python" / "version_0" / "metrics.csv").is_file()
 

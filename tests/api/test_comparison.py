@@ -1,0 +1,33 @@
+"""compare: the results of a small comparison, run in this process, are those on disk; nothing is printed."""
+
+from pathlib import Path
+
+import pytest
+
+from fvl_lightning.api.comparison import compare, open_comparison
+from fvl_lightning.api.run import open_run
+from fvl_lightning.core.errors import ConfigError, DataError
+from tests.conftest import ROOT
+from tests.integration.test_comparison import Here, workplace
+
+
+@pytest.mark.slow
+def test_a_comparison_returns_what_it_has_written(
+    tmp_path: Path, tiny_data: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(workplace(tmp_path, tiny_data, empty_store))
+    monkeypatch.setattr("fvl_lightning.comparison.run.LocalLauncher", lambda jobs: Here())
+    comparison = compare("tiny.yaml", {"seeds": [0]})
+    assert capsys.readouterr().out == ""
+    assert open_comparison("runs/tiny").plain() == comparison.plain()
+    for arm in comparison.arms.values():
+        run = open_run(arm.runs["finetune"])
+        assert run.scores()["accuracy/macro"] == arm.scores["accuracy"].macro
+
+
+def test_a_mistake_is_an_error_of_the_kit(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="jobs in the overrides: expected a whole number"):
+        compare(ROOT / "experiments" / "demo" / "comparison.yaml", {"jobs": "many"})
+    with pytest.raises(DataError, match=r"comparison\.json cannot be read"):
+        open_comparison(tmp_path)
