@@ -138,10 +138,10 @@ def any_violations(root: Path) -> list[str]:
             if node.name.startswith("_") and node.name != "__init__":
                 continue
             for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
-                names = {inner.id for inner in ast.walk(argument.annotation or node) if isinstance(inner, ast.Name)}
-                if argument.arg in CLASSES_OF_THE_KIT and argument.annotation and "Any" in names:
+                annotation = ast.unparse(argument.annotation) if argument.annotation else ""
+                if argument.arg in CLASSES_OF_THE_KIT and "Any" in annotation.split(" | "):
                     where = f"{relative}:{argument.lineno}: {node.name}"
-                    found.append(f"{where}({argument.arg}: {ast.unparse(argument.annotation)})")
+                    found.append(f"{where}({argument.arg}: {annotation})")
     return found
 
 
@@ -194,17 +194,11 @@ def demo_violations(root: Path) -> list[str]:
 
 
 PENDING: dict[Rule, tuple[str, ...]] = {
-    style_violations: ("fvl_lightning/modeling/processing/processor.py: ", "datamodules/base.py: "),
-    init_violations: (
-        "fvl_lightning/__init__.py:",
-        "fvl_lightning/cli/__init__.py:",
-        "fvl_lightning/tracking/__init__.py:",
-    ),
+    style_violations: ("fvl_lightning/modeling/processing/processor.py: ",),
+    init_violations: ("fvl_lightning/cli/__init__.py:", "fvl_lightning/tracking/__init__.py:"),
     cli_violations: ("notebooks/",),
     any_violations: ("fvl_lightning/", "datamodules/"),
-    metric_violations: ("fvl_lightning/",),
     word_violations: ("fvl_lightning/", "datamodules/"),
-    demo_violations: ("fvl_lightning/comparison/report/report.py:", "fvl_lightning/doctor/model.py:"),
 }
 """For each rule the beginnings of sentences about what is not mended yet; the table shrinks and is then removed."""
 
@@ -302,7 +296,7 @@ def test_a_full_folder_is_found(tmp_path: Path) -> None:
 LAWFUL = {
     A: "x = 1\n" * (MAX_FILE_LINES - 70) + "def f():\n" + "    console.print()\n" * (MAX_FUNCTION_LINES - 1),
     "fvl_lightning/core/b.py": "class A:\n    class Config:\n        pass\nclass B:\n    class Config:\n        pass\n",
-    "fvl_lightning/core/c.py": "def f(data: Data, options: Any) -> Any:\n    '''Returns the saved words.'''\n",
+    "fvl_lightning/core/c.py": "def f(data: Data, stage: dict[str, Any], x: Any) -> Any:\n    '''Saves words.'''\n",
     "fvl_lightning/__init__.py": "'''Kit.'''\nfrom typing import TYPE_CHECKING\n"
     "__version__ = '1'\nNAMES = {'a': 'b'}\n"
     "if TYPE_CHECKING:\n    import x\n\n\ndef __getattr__(name):\n    return name\n",

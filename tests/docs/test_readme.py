@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import fvl_lightning
+from fvl_lightning.core.registry import SLOT_PACKAGES
 from fvl_lightning.runs.folder import RunFolder
 from tests.conftest import ROOT, Run
 from tests.docs.readme import README, blocks, commands, files, write_files
@@ -178,3 +179,8 @@ def test_files_named_on_the_developers_page_exist() -> None:
     named = re.findall(r"\b\w+\.py\b", (ROOT / "datamodules" / "README.md").read_text(encoding="utf-8"))
     assert len(named) > 20
     assert not set(named) - there
+
+
+def test_the_page_about_components_has_every_slot() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| (\w+) \| `", page, re.MULTILINE)) == sorted(SLOT_PACKAGES)
