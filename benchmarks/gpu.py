@@ -48,7 +48,7 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import IGNORE_INDEX, Batch
 from fvl_lightning.modeling.initialization import initialize
 from fvl_lightning.profiling.batch_shape import BatchShape
-from fvl_lightning.profiling.fake_step import rehearsed, without_values
+from fvl_lightning.profiling.fake_step import fake_tensors, without_values
 from fvl_lightning.profiling.flops import training_flops
 from fvl_lightning.profiling.memory import estimate_memory
 from fvl_lightning.runs.setup import build_stage
@@ -211,7 +211,7 @@ def count(experiment: ExperimentConfig, rows: int) -> tuple[int, int]:
     stage.adapt(Path())
     batch = synthetic_batch(stage, 1, 0)
     assert batch.images is not None
-    with rehearsed(), without_values(stage.model):
+    with fake_tensors(), without_values(stage.model):
         flops = rows * training_flops(stage, replace(batch, images=torch.empty(batch.images.shape)))
     shape = BatchShape(rows, batch.token_ids.shape[1], rows)
     return flops, estimate_memory(experiment, stage.model, stage.trainable, shape).peak

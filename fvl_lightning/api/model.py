@@ -14,7 +14,7 @@ from fvl_lightning.inference.generation import Prompt, Sampling, answer, encode,
 from fvl_lightning.inference.source_shares import SourceShares, source_shares
 from fvl_lightning.modeling.adapters.folders import use_adapter
 from fvl_lightning.modeling.build import LoadedModel
-from fvl_lightning.modeling.processing.image_processor import Picture, flat
+from fvl_lightning.modeling.processing.image_processor import Picture, flatten
 from fvl_lightning.runs.references import answering_model
 
 Pictures = Picture | Sequence[Picture]
@@ -65,11 +65,11 @@ class Model:
 
     def conversation(self, images: Pictures = (), sampling: Sampling = GREEDY) -> Conversation:
         """Begins a dialogue with history about `images`; `say(text)` yields the answer piece by piece."""
-        return Conversation(self.loaded, sampling, pictures=flat(images))
+        return Conversation(self.loaded, sampling, pictures=flatten(images))
 
     def pixels(self, images: Pictures) -> Tensor:
         """Returns images as in training, [I, 3, P, P] normalised, on the model's device."""
-        values: Tensor = self.loaded.processor.image_processor(flat(images))["pixel_values"]
+        values: Tensor = self.loaded.processor.image_processor(flatten(images))["pixel_values"]
         return values.to(self.loaded.model.device, self.loaded.model.dtype)
 
     @torch.no_grad()
@@ -92,7 +92,7 @@ class Model:
         use_adapter(self.loaded.model, name)
 
     def _prompt(self, images: Pictures, question: str) -> Prompt:
-        return encode(self.loaded, [user_message(flat(images), question)])
+        return encode(self.loaded, [user_message(flatten(images), question)])
 
 
 def load_model(

@@ -1,4 +1,4 @@
-"""What a vision encoder must be."""
+"""The base class of encoders."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -11,19 +11,20 @@ from fvl_lightning.core.types import FeatureSpec
 class Encoder(nn.Module, ABC):
     """Turns images into named feature sources, in a fixed order.
 
-    A subclass is built from a *resolved* Config (see `resolve`), so that building needs no file, and sets the fields
+    A subclass is built from a *resolved* Config (see `resolve`), so that building reads no file, and sets the fields
     below before any weight is loaded.
     """
 
     specs: dict[str, FeatureSpec]
-    """Shape of each source, in order."""
+    """{source: its shape}, in order."""
     image_size: int
     """Pixels per side."""
     mean: tuple[float, float, float]
-    """Per channel, for values in [0, 1]."""
+    """The mean per channel, for values in [0, 1]."""
     std: tuple[float, float, float]
+    """The standard deviation per channel."""
     tasks: tuple[str, ...]
-    """The prompts under which the encoder reads an image, in order; empty for an encoder without prompts."""
+    """The names of the encoder's prompts, in order; empty for an encoder without prompts."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -31,26 +32,35 @@ class Encoder(nn.Module, ABC):
 
     @classmethod
     def resolve(cls, config: Any) -> Any:
-        """A Config that holds everything `__init__` needs: what files and hub ids say is read here, and only here."""
+        """Returns a Config with everything that `__init__` needs; only this method reads files and hub ids for it."""
         return config
 
     def load_pretrained(self) -> None:
-        """Fills the weights from `config.pretrained`, if there is one; call once, after initialisation."""
+        """Loads the weights of `config.pretrained`, if it is set; call it once, after initialisation."""
 
     def feature_state(self) -> dict[str, Tensor]:
-        """The tensors that decide the features, by their names in `state_dict()`; hashes and caches go by them.
+        """Returns the tensors on which the features depend, by name in `state_dict()`, for hashes and caches.
 
-        All of them, unless a subclass has some that no feature depends on, such as a decoder's.
+        These are all tensors, unless a subclass has some without influence on the features, such as a decoder's.
         """
         return self.state_dict()
 
     def check_tokenizer(self, tokenizer: Any) -> None:
-        """Raises ConfigError where an encoder that writes text cannot write that tokenizer's."""
+        """Raises ConfigError if an encoder with a decoder cannot write this tokenizer's texts."""
+
+    @classmethod
+    def can_decode(cls) -> bool:
+        """Returns whether the encoder can have a decoder, which the stage encoder_pretrain trains."""
+        return cls.decode is not Encoder.decode
+
+    def decode(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Returns the decoder's hidden states [I, T, L, D] for images [I, 3, P, P] and target tokens [I, T, L]."""
+        raise NotImplementedError(f"{type(self).__name__} has no decoder")
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
-        """The repeated blocks, the units of sharding and of activation checkpointing."""
+        """Returns the repeated blocks, which are the units of sharding and of activation checkpointing."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """[I, 3, P, P] -> {source: [I, N, D]} as `specs` says."""
+        """Returns {source: [I, N, D]}, with the shapes of `specs`, for images [I, 3, P, P]."""

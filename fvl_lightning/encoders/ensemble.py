@@ -1,4 +1,4 @@
-"""Several encoders on the same images, each with its own size, normalisation, grid and sources.
+"""An ensemble of encoders on the same images, each with its own size, normalisation, grid and sources.
 
     encoder:
       name: ensemble
@@ -6,9 +6,9 @@
         florence: {name: florence2, pretrained: ..., sources: [davit, ocr]}
         clip: {name: hf_vision, pretrained: ..., sources: [layer_23]}
 
-The sources are the members' in order, as `<member>_<source>`: florence_davit, florence_ocr, clip_layer_23. Images come
-as the largest member wants them (the first of several as large), which gets them as they are; the others get them
-resized (bicubic, antialiased) and normalised anew.
+The sources are those of the members in order, named `<member>_<source>`: florence_davit, florence_ocr, clip_layer_23.
+Images have the size and normalisation of the largest member (the first of several); the other members get them resized
+(bicubic, antialiased) and normalised again.
 """
 
 import dataclasses
@@ -27,31 +27,31 @@ from fvl_lightning.core.registry import register
 from fvl_lightning.encoders.base import Encoder
 
 MEMBER = re.compile(r"[A-Za-z]\w*", re.ASCII)
-"""The name of a member: a part of parameter, file and metric names."""
+"""The name of a member, which is part of the names of parameters, files and metrics."""
 
 
 @register("encoder", "ensemble")
 class EnsembleEncoder(Encoder):
-    """Several encoders side by side; their sources together, resampled to one grid as any others are."""
+    """Several encoders in parallel, with the sources of all; the model resamples these to one grid."""
 
     @dataclass
     class Config:
         """Fields of the encoder."""
 
         members: dict[str, Any] = field(default_factory=dict, metadata={"slots": "encoder"})
-        """By names of one's own, each written as the slot is: {name: <registered>, <fields>}."""
+        """{name of the member: its encoder, written as in the slot: {name: <registered>, <fields>}}."""
         order: list[str] = field(default_factory=list)
-        """Every member, in the order they are fused; as they are written when left empty."""
+        """All members, in the order of fusion; empty for the order in which they are written."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.members = nn.ModuleDict()
         for name in config.order:
-            with _blaming(name):
+            with _name_member_in_errors(name):
                 self.members[name] = config.members[name].component(config.members[name].config)
         largest = max(self._members(), key=lambda member: member.image_size)
         self.image_size, self.mean, self.std = largest.image_size, largest.mean, largest.std
-        # A prompt that two members have is one prompt.
+        # Two members may have the same prompt.
         self.tasks = tuple(dict.fromkeys(task for member in self._members() for task in member.tasks))
         named = [
             (f"{name}_{source}", spec)
@@ -65,7 +65,7 @@ class EnsembleEncoder(Encoder):
 
     @classmethod
     def resolve(cls, config: Config) -> Config:
-        """Resolves each member; ConfigErrors say which."""
+        """Resolves each member; a ConfigError names the member."""
         if not config.members:
             raise ConfigError("encoder.members: there is none, name at least one encoder")
         order = config.order or list(config.members)  # a saved model's configuration is a JSON with its keys sorted
@@ -82,18 +82,18 @@ class EnsembleEncoder(Encoder):
                 )
             where = f"encoder.members.{name}"
             choice = entry if isinstance(entry, Choice) else choose("encoder", entry, where)
-            with _blaming(name):
+            with _name_member_in_errors(name):
                 resolved[name] = dataclasses.replace(choice, config=choice.component.resolve(choice.config))
         return dataclasses.replace(config, members=resolved, order=order)
 
     def load_pretrained(self) -> None:
-        """Fills each member's weights."""
+        """Loads the weights of each member."""
         for name, member in zip(self.members, self._members(), strict=True):
-            with _blaming(name):
+            with _name_member_in_errors(name):
                 member.load_pretrained()
 
     def feature_state(self) -> dict[str, Tensor]:
-        """Those of the members."""
+        """Returns the tensors of all members."""
         return {
             f"members.{name}.{key}": value
             for name, member in zip(self.members, self._members(), strict=True)
@@ -101,22 +101,22 @@ class EnsembleEncoder(Encoder):
         }
 
     def blocks(self) -> list[nn.Module]:
-        """Those of the members, in order."""
+        """Returns the blocks of all members, in order."""
         return [block for member in self._members() for block in member.blocks()]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """[I, 3, P, P] -> {source: [I, N, D]}, in the order of the members and of their sources."""
+        """Returns {source: [I, N, D]}, in the order of the members and their sources, for images [I, 3, P, P]."""
         return {
             f"{name}_{source}": feature
             for name, member in zip(self.members, self._members(), strict=True)
-            for source, feature in member(self._seen_by(member, images)).items()
+            for source, feature in member(self._adapt_images(member, images)).items()
         }
 
     def _members(self) -> Iterator[Any]:
         return iter(self.members.values())
 
-    def _seen_by(self, member: Any, images: Tensor) -> Tensor:
-        """Images [I, 3, P, P] in the size and normalisation of `member`; the very same tensor where both are ours."""
+    def _adapt_images(self, member: Any, images: Tensor) -> Tensor:
+        """Returns images [I, 3, P, P] with the size and normalisation of `member`; the same tensor if both agree."""
         same_size = member.image_size == self.image_size
         if same_size and (member.mean, member.std) == (self.mean, self.std):
             return images
@@ -126,22 +126,23 @@ class EnsembleEncoder(Encoder):
         if not same_size:
             side = (member.image_size, member.image_size)
             pixels = nn.functional.interpolate(pixels, side, mode="bicubic", align_corners=False, antialias=True)
-            pixels = pixels.clamp(0, 1)  # bicubic goes beyond what a pixel can be; image libraries cut there too
+            pixels = pixels.clamp(0, 1)  # bicubic interpolation overshoots; image libraries clamp too
         pixels = (pixels - _per_channel(member.mean, pixels)) / _per_channel(member.std, pixels)
         return pixels.to(images.dtype)
 
 
 def _per_channel(values: tuple[float, float, float], like: Tensor) -> Tensor:
-    """[3, 1, 1]."""
+    """Returns values per channel as [3, 1, 1]."""
     return like.new_tensor(values).view(3, 1, 1)
 
 
 @contextmanager
-def _blaming(member: str) -> Iterator[None]:
-    """An encoder speaks of itself as `encoder`; here it is one of the members."""
+def _name_member_in_errors(member: str) -> Iterator[None]:
+    """Replaces `encoder` in the errors of a member by the member's name."""
     try:
         yield
     except ConfigError as error:
-        said = str(error)
-        inside = said.removeprefix("encoder") if said.startswith(("encoder.", "encoder:")) else f": {said}"
+        message = str(error)
+        own = message.startswith(("encoder.", "encoder:"))
+        inside = message.removeprefix("encoder") if own else f": {message}"
         raise ConfigError(f"encoder.members.{member}{inside}") from None

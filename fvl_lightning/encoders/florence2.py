@@ -1,9 +1,9 @@
-"""Florence-2 (arXiv 2311.06242) as a bank of features at several depths and under several prompts.
+"""Florence-2 (arXiv 2311.06242) as an encoder with features from several depths and for several prompts.
 
-Depth: `davit` is the projected and normalised last stage of the DaViT tower (the paper's V), `davit_stage_1`... are the
-stages themselves. Breadth: any other source is a prompt; its feature is the image part of the text encoder's last
-hidden state for the input [V, prompt] (arXiv 2412.04424, section 3.2). The tower runs once per image and all prompts go
-through the text encoder in one pass.
+Depth: `davit` is the projected and normalised last stage of the DaViT tower (V in the paper), and `davit_stage_1`...
+are the outputs of the stages. Breadth: any other source is a prompt; its feature is the image part of the text
+encoder's last hidden state for the input [V, prompt] (arXiv 2412.04424, section 3.2). The tower runs once per image,
+and all prompts go through the text encoder in one pass.
 """
 
 import dataclasses
@@ -45,38 +45,38 @@ from fvl_lightning.encoders.florence2_sources import (
 
 @register("encoder", "florence2")
 class Florence2Encoder(Encoder):
-    """Florence-2's tower, projector and text encoder, and on request its decoder, from transformers' native classes."""
+    """Florence-2's tower, projector, text encoder and optional decoder, from transformers' native classes."""
 
     @dataclass
     class Config:
-        """Fields of the encoder. From the hub or a folder with `pretrained`, from scratch with `model`."""
+        """Fields of the encoder. `pretrained` loads it from the hub or a folder, `model` builds it from scratch."""
 
         pretrained: PathText | None = None
         """Hub id or folder in either layout: florence-community/Florence-2-large-ft, microsoft/Florence-2-large-ft."""
         revision: str | None = None
         """Hub revision; null for the newest."""
         model: dict[str, Any] = field(default_factory=dict)
-        """Florence2Config's fields (vision_config, text_config); read from `pretrained` where that is given."""
+        """Florence2Config's fields (vision_config, text_config); read from `pretrained` if that is given."""
         tokenizer: PathText | None = None
         """Hub id or folder of the tokenizer of the prompts; null for `pretrained`'s."""
         image_size: int = number(768, at_least=1)
         """Pixels per side."""
         sources: list[str] = field(default_factory=lambda: ["davit", *RELEASED_PROMPTS])
-        """In the order they are fused: davit, davit_stage_<k>, or the name of a prompt."""
+        """Feature sources, in the order of fusion: davit, davit_stage_<k>, or the name of a prompt."""
         prompts: dict[str, str] = field(default_factory=dict)
-        """Text of each prompt, over the released ones of caption, ocr and grounding."""
+        """Texts of prompts, which add to or replace the released ones (caption, ocr, grounding)."""
         pooled_token: Literal["keep", "drop"] = "drop"
-        """The spatial mean before the map: 577 tokens at 768 px, or the paper's 576."""
+        """Whether to keep the spatial mean before the map: 577 tokens at 768 px, or the paper's 576."""
         prompt_pads: Literal["attend", "mask"] = "mask"
-        """Whether the pads of shorter prompts are attended to, as the original does."""
+        """Whether attention includes the padding of shorter prompts, as in the original, or masks it."""
         decoder: Literal["drop", "keep"] = "drop"
-        """The features need no decoder; encoder_pretrain does."""
+        """Whether to keep the decoder, which encoder_pretrain needs; the features do not."""
         temporal_embedding: bool = True
-        """False zeroes the constant embedding of video frames, which swamps a tower that starts from random weights."""
+        """False zeroes the constant embedding of video frames, which dominates the features of a random tower."""
         position_std: float | None = number(None, at_least=0)
         """Standard deviation of the initial row and column embeddings; null for the model's initializer_range."""
         prompt_ids: dict[str, list[int]] = number(default_factory=dict, at_least=0)
-        """Token ids of each prompt; found from the texts when left empty."""
+        """Token ids of each prompt; empty to compute them from the texts."""
 
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
@@ -85,7 +85,7 @@ class Florence2Encoder(Encoder):
         super().__init__(config)
         self.model_config = model_config(config.model)
         vision, text = self.model_config.vision_config, self.model_config.text_config
-        # Held one by one: a Florence2Model without its decoder loses the tied prompt table when it is loaded again.
+        # Separate attributes: a Florence2Model without its decoder would lose the tied token embeddings when loaded.
         vision._attn_implementation = text._attn_implementation = "sdpa"
         try:
             self.vision_tower = Florence2VisionBackbone(vision)
@@ -95,7 +95,7 @@ class Florence2Encoder(Encoder):
         except ValueError as error:
             raise ConfigError(f"encoder.model: it cannot be built: {' '.join(str(error).split())}") from None
         if self.decoder is not None:
-            self.decoder.embed_tokens = None  # the encoder's table serves both, handed over as embeddings
+            self.decoder.embed_tokens = None  # the decoder gets embeddings from the text encoder's table
         self.image_size = config.image_size
         self.tasks = tuple(name for name in config.sources if not is_depth(name))
         self.specs = feature_specs(config, vision, text)
@@ -112,7 +112,7 @@ class Florence2Encoder(Encoder):
 
     @classmethod
     def resolve(cls, config: Config) -> Config:
-        """Reads the model's configuration and the prompts' token ids from hub or folder."""
+        """Reads the model's configuration and the token ids of the prompts from the hub or a folder."""
         check_sources(config)
         if not config.pretrained:
             check_model(config.model)
@@ -134,7 +134,7 @@ class Florence2Encoder(Encoder):
 
     @classmethod
     def load_tokenizer(cls, config: Config) -> Any:
-        """The tokenizer of the prompts and of what the decoder writes; ConfigError where it can't be read."""
+        """Returns the tokenizer of the prompts and of the decoder; raises ConfigError if it cannot be read."""
         if config.tokenizer is not None:
             return read_tokenizer(config.tokenizer, None)
         if config.pretrained is None:
@@ -142,7 +142,7 @@ class Florence2Encoder(Encoder):
         return read_tokenizer(config.pretrained, config.revision)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
-        """Raises ConfigError for tokens without a row in the table, or texts that end where the decoder does not."""
+        """Raises ConfigError if a token has no row in the token embeddings, or the end tokens differ."""
         rows = self.model_config.text_config.vocab_size
         beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
         if beyond:
@@ -155,18 +155,18 @@ class Florence2Encoder(Encoder):
             )
 
     def load_pretrained(self) -> None:
-        """Copies tower, projector and text encoder (and decoder where kept) out of a checkpoint of either layout."""
+        """Loads tower, projector, text encoder and, if kept, decoder from a checkpoint of either layout."""
         pretrained = self.config.pretrained
         if pretrained is not None:
             values = read_values(pretrained, self.config.revision, keep_decoder=self.decoder is not None)
             self.load_state_dict(match_weights(values, self.state_dict(), pretrained))
 
     def feature_state(self) -> dict[str, Tensor]:
-        """All but the decoder's: it reads features and makes none, and only encoder_pretrain has it."""
+        """Returns all tensors but the decoder's, which do not influence the features."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("decoder.")}
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialises a module that no transformers model beneath this one owns (the projector and what it holds)."""
+        """Initialises modules outside of transformers' models: the projector and its submodules."""
         PreTrainedModel._init_weights(self.vision_tower, module)
         position: Any = self.image_projector.image_position_embed
         if self.config.position_std is not None and module in (position.row_embeddings, position.column_embeddings):
@@ -177,12 +177,12 @@ class Florence2Encoder(Encoder):
             init.copy_(module.pos_idx_to_embed, table if self.config.temporal_embedding else torch.zeros_like(table))
 
     def blocks(self) -> list[nn.Module]:
-        """DaViT's blocks, then the layers of the text encoder and of the decoder."""
+        """Returns DaViT's blocks, and then the layers of the text encoder and of the decoder."""
         towers = [block for stage in self.vision_tower.blocks for block in stage]
         return [*towers, *self.text_encoder.layers, *(self.decoder.layers if self.decoder is not None else [])]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """[I, 3, P, P] -> {source: [I, N, D]}, in the order of `config.sources`."""
+        """Returns {source: [I, N, D]}, in the order of `config.sources`, for images [I, 3, P, P]."""
         stages = [name for name in self.specs if STAGE.fullmatch(name)]
         tower = self.vision_tower(images, output_hidden_states=bool(stages))
         projected = self.image_projector(tower.last_hidden_state)  # [I, 1 + H*W, D], the pooled token first
@@ -193,14 +193,19 @@ class Florence2Encoder(Encoder):
             states, _ = self._read(projected)  # [I, T, 1 + H*W + L, D]
             prompted = states[:, :, : projected.shape[1]].unbind(1)
             features |= dict(zip(self.tasks, prompted, strict=True))
-        # Dropped at the very end: the text encoder has always read it, as the original does in both cases.
+        # The pooled token is dropped last, since the text encoder reads it in both cases, as in the original.
         first = 1 if self.config.pooled_token == "drop" else 0
         return {name: features[name][:, first:] for name in self.specs}
 
     def decode(self, images: Tensor, targets: Tensor) -> Tensor:
-        """The decoder's hidden states under teacher forcing: [I, 3, P, P], [I, T, L] -> [I, T, L, D].
+        """Returns the decoder's hidden states [I, T, L, D] under teacher forcing.
 
-        Each task is decoded to its own longest target, 0 behind it: a word is a tenth of a list of boxes.
+        Each prompt is decoded up to its own longest target, with zeros after it, since their lengths differ up to
+        tenfold.
+
+        Args:
+            images: [I, 3, P, P].
+            targets: token ids [I, T, L] for T prompts, IGNORE_INDEX after the end.
         """
         states, mask = self._read(self.image_projector(self.vision_tower(images).last_hidden_state))
         masks = [None] * len(self.tasks) if mask is None else mask.unflatten(0, states.shape[:2]).unbind(1)
@@ -217,9 +222,12 @@ class Florence2Encoder(Encoder):
 
     @torch.no_grad()
     def write(self, images: Tensor, max_tokens: int, tasks: Sequence[str] | None = None) -> Tensor:
-        """What the decoder writes under each prompt, greedily: [I, 3, P, P] -> ids [I, T, L], pads after the end.
+        """Generates text greedily for each prompt, and returns token ids [I, T, L], padded after the end.
 
-        With `tasks` under these prompts only, in their order.
+        Args:
+            images: [I, 3, P, P].
+            max_tokens: the largest number of tokens of a text.
+            tasks: the names of the prompts, in order; None for all.
         """
         states, mask = self._read(self.image_projector(self.vision_tower(images).last_hidden_state), tasks)
         count = states.shape[1]
@@ -239,7 +247,7 @@ class Florence2Encoder(Encoder):
         return torch.cat(written, dim=1).unflatten(0, (images.shape[0], count))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The decoder's hidden states [..., D] -> [..., V]; the head is tied to the token table."""
+        """Returns logits [..., V] of the decoder's hidden states [..., D]; the head is tied to the token embeddings."""
         return nn.functional.linear(hidden, self.text_encoder.embed_tokens.weight)
 
     @property
@@ -247,16 +255,19 @@ class Florence2Encoder(Encoder):
         return self.model_config.text_config.decoder_start_token_id
 
     def _stage(self, hidden_states: tuple[Tensor, ...], stage: int) -> Tensor:
-        """DaViT's stage `stage` (from 1) as tokens [I, 1 + H*W, D], its mean first."""
+        """Returns the output of DaViT's stage `stage` (from 1) as tokens [I, 1 + H*W, D], with their mean first."""
         # hidden_states[0] is the input of the first block, hidden_states[k] the output of block k.
         tokens = hidden_states[sum(self.vision_tower.config.depths[:stage])].flatten(2).transpose(1, 2)
         return torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1)
 
     def _read(self, projected: Tensor, tasks: Sequence[str] | None = None) -> tuple[Tensor, Tensor | None]:
-        """The text encoder over [V, prompt] for every image and prompt: [I, N, D] -> [I, T, N + L, D], row mask."""
+        """Returns hidden states [I, T, N + L, D] of [V, prompt] for image tokens V [I, N, D], and a mask [I*T, N + L].
+
+        The mask is None if no prompt is padded.
+        """
         images, tokens, _ = projected.shape
         chosen = [self.tasks.index(task) for task in (self.tasks if tasks is None else tasks)]
-        # A prompt alone keeps the pads it has beside the others: with prompt_pads `attend` they are part of it.
+        # A single prompt keeps the padding of the whole batch, which is part of it with prompt_pads `attend`.
         prompt_ids = torch.tensor([self.prompt_rows[task] for task in chosen], device=projected.device)
         prompt_lengths = [self.prompt_lengths[task] for task in chosen]
         prompts = self.text_encoder.embed_tokens(prompt_ids)  # [T, L, D]
@@ -278,7 +289,7 @@ class Florence2Encoder(Encoder):
     def _decoder(
         self, token_ids: Tensor, states: Tensor, mask: Tensor | None, cache: EncoderDecoderCache | None = None
     ) -> Tensor:
-        """[I*T, L] token ids over encoder states [I*T, N + L', D] -> hidden states [I*T, L, D]."""
+        """Returns hidden states [I*T, L, D] for token ids [I*T, L] and encoder states [I*T, N + L', D]."""
         assert self.decoder is not None, "built with decoder: drop"
         return self.decoder(
             inputs_embeds=self.text_encoder.embed_tokens(token_ids),

@@ -1,4 +1,4 @@
-"""Florence-2's files, in a folder or on the hub, in transformers' native layout or Microsoft's own; no code is run."""
+"""Florence-2's files, from a folder or the hub, in transformers' native layout or Microsoft's; no code is run."""
 
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,23 @@ from transformers.utils.hub import cached_file
 from fvl_lightning.core.errors import ConfigError, DataError, first_line
 from fvl_lightning.core.pretrained import check_number_types, loading_problem, quiet_loading
 from fvl_lightning.core.weight_files import LAYOUTS, indexed_names, read_json, read_weights
-from fvl_lightning.encoders.florence2_original import Renamed, add_tokens, check_original, is_original, original_sizes
-from fvl_lightning.encoders.florence2_original import renamed as renamed_original
+from fvl_lightning.encoders.florence2_original import (
+    RenamedWeights,
+    add_tokens,
+    check_original,
+    is_original,
+    original_sizes,
+)
+from fvl_lightning.encoders.florence2_original import rename_weights as renamed_original
 
 MODEL_TYPE = "florence2"
 IMAGE_SIZE = 768
-"""Where no preprocessor_config.json says otherwise."""
+"""The image size without a preprocessor_config.json."""
 EXAMPLES = "florence-community/Florence-2-large-ft or microsoft/Florence-2-large-ft"
 
 
 def read_config(source: str, revision: str | None) -> dict[str, Any]:
-    """The config.json of a Florence-2 in either layout; ConfigError where there is none or it is another model's."""
+    """Returns the config.json of a Florence-2; raises ConfigError if there is none, or it is of another model."""
     try:
         config = _model_config(source, revision)
     except (OSError, ValueError) as error:
@@ -38,21 +44,29 @@ def read_config(source: str, revision: str | None) -> dict[str, Any]:
 
 
 def read_sizes(source: str, revision: str | None) -> dict[str, Any]:
-    """Florence2Config's fields, whichever the layout; errors as of read_config, DataError where fields are missing."""
+    """Returns the fields of Florence2Config for either layout.
+
+    Raises:
+        ConfigError: see `read_config`.
+        DataError: fields are missing.
+    """
     config = read_config(source, revision)
     if is_original(config):
         check_original(config, f"the config.json of {source}")
         return original_sizes(config)
     try:
         return Florence2Config.from_pretrained(source, revision=revision).to_dict()
-    except Exception as error:  # each configuration class refuses values in its own way
+    except Exception as error:  # each configuration class raises errors of its own
         raise _unreadable(source, error) from None
 
 
 def read_tokenizer(source: str, revision: str | None) -> Any:
-    """A tokenizer, with its location tokens where it is an original Florence-2's; ConfigError where it can't be read.
+    """Returns a tokenizer; that of an original Florence-2 gets its location tokens.
 
-    The original's folder leaves it to its processor to add them, and names no class that transformers has.
+    The original's processor, whose class transformers does not have, adds these tokens.
+
+    Raises:
+        ConfigError: the tokenizer cannot be read.
     """
     try:
         config = _model_config(source, revision) or {}
@@ -61,7 +75,7 @@ def read_tokenizer(source: str, revision: str | None) -> Any:
     options = {"config": BartConfig()} if is_original(config) else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **options)
-    except Exception as error:  # each tokenizer class refuses broken files in its own way
+    except Exception as error:  # each tokenizer class raises errors of its own
         raise _unreadable(source, error) from None
     if is_original(config):
         check_original(config, f"the config.json of {source}")
@@ -69,12 +83,12 @@ def read_tokenizer(source: str, revision: str | None) -> Any:
     return tokenizer
 
 
-def read_values(source: str, revision: str | None, keep_decoder: bool) -> Renamed:
-    """The weights under Florence2Encoder's names, whichever the layout.
+def read_values(source: str, revision: str | None, keep_decoder: bool) -> RenamedWeights:
+    """Returns the weights under the names of Florence2Encoder, for either layout.
 
     Raises:
-        ConfigError: no weights, or a native checkpoint that lacks values, or has others than its model.
-        DataError: broken files.
+        ConfigError: there are no weights, or a native checkpoint lacks values or has unknown ones.
+        DataError: files are broken.
     """
     if is_original(read_config(source, revision)):
         return renamed_original(read_weights(_weights_folder(source, revision)), keep_decoder)
@@ -85,7 +99,7 @@ def read_values(source: str, revision: str | None, keep_decoder: bool) -> Rename
         "text_encoder": whole.language_model.encoder,
     }
     if keep_decoder:
-        whole.language_model.decoder.embed_tokens = None  # the encoder's table serves both
+        whole.language_model.decoder.embed_tokens = None  # both share the encoder's token embeddings
         parts["decoder"] = whole.language_model.decoder
     values: dict[str, Tensor] = {
         f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()
@@ -93,18 +107,18 @@ def read_values(source: str, revision: str | None, keep_decoder: bool) -> Rename
     return {name: (name, value) for name, value in values.items()}
 
 
-def image_size_of(source: str, revision: str | None = None) -> int:
-    """Pixels per side of a Florence-2's images; errors as of read_config and read_image_size."""
+def find_image_size(source: str, revision: str | None = None) -> int:
+    """Returns the pixels per side of a Florence-2's images; its errors are those of read_config and read_image_size."""
     read_config(source, revision)
     try:
-        path = _found(source, "preprocessor_config.json", revision)
+        path = _find_file(source, "preprocessor_config.json", revision)
     except (OSError, ValueError) as error:
         raise _unreadable(source, error) from None
     return IMAGE_SIZE if path is None else read_image_size(path.parent)
 
 
 def read_image_size(folder: Path) -> int:
-    """Pixels per side, from preprocessor_config.json where there is one; DataError for images that are not square."""
+    """Returns the pixels per side in preprocessor_config.json; raises DataError for images that are not square."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return IMAGE_SIZE
@@ -140,11 +154,11 @@ def _native_model(source: str, revision: str | None, keep_decoder: bool) -> Flor
 
 
 def _check_one_table(whole: Florence2ForConditionalGeneration, source: str) -> None:
-    """ConfigError where encoder, decoder and head do not share their table, as transformers allows; ours is one."""
-    words = whole.model.language_model
-    table = words.encoder.embed_tokens.weight
-    for name, held in (("decoder.embed_tokens", words.decoder.embed_tokens), ("lm_head", whole.lm_head)):
-        if not torch.equal(held.weight, table):
+    """Raises ConfigError unless encoder, decoder and head share their token embeddings, as they must in this kit."""
+    text_model = whole.model.language_model
+    table = text_model.encoder.embed_tokens.weight
+    for name, module in (("decoder.embed_tokens", text_model.decoder.embed_tokens), ("lm_head", whole.lm_head)):
+        if not torch.equal(module.weight, table):
             raise ConfigError(
                 f"encoder.pretrained: {source} holds other values in {name}.weight than in the table of the prompts' "
                 "tokens, but a Florence-2 has one table for both; take a file without them, or write decoder=drop"
@@ -152,17 +166,17 @@ def _check_one_table(whole: Florence2ForConditionalGeneration, source: str) -> N
 
 
 def _weights_folder(source: str, revision: str | None) -> Path:
-    """The folder of the weights, fetched where `source` is a hub id."""
+    """Returns the folder of the weights; downloads them from the hub if `source` is a hub id."""
     if Path(source).is_dir():
         return Path(source)
     try:
         for file in LAYOUTS:
-            index = _found(source, f"{file}.index.json", revision)
+            index = _find_file(source, f"{file}.index.json", revision)
             if index is not None:
                 for name in indexed_names(index):
-                    _found(source, name, revision)
+                    _find_file(source, name, revision)
                 return index.parent
-            whole = _found(source, file, revision)
+            whole = _find_file(source, file, revision)
             if whole is not None:
                 return whole.parent
     except (OSError, ValueError) as error:
@@ -170,8 +184,8 @@ def _weights_folder(source: str, revision: str | None) -> Path:
     raise ConfigError(f"encoder: {source} could not be read: it has no weights, expected {' or '.join(LAYOUTS)}")
 
 
-def _found(source: str, name: str, revision: str | None) -> Path | None:
-    """A file of a model that is known to be there, None where it has none of that name."""
+def _find_file(source: str, name: str, revision: str | None) -> Path | None:
+    """Returns a file of an existing model, or None if the model has no file of that name."""
     path = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
     return None if path is None else Path(path)
 

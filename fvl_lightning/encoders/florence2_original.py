@@ -1,7 +1,7 @@
-"""Florence-2 in Microsoft's own layout: its config.json, the names of its parameters, its tokenizer.
+"""Florence-2 in Microsoft's layout: its config.json, the names of its parameters, and its tokenizer.
 
-transformers' native classes name the same parts otherwise and keep one matrix transposed. The layout is told from the
-files: only the original's vision_config has `dim_embed`.
+transformers' native classes use other names and transpose one matrix. The files show their layout: only the original's
+vision_config has `dim_embed`.
 """
 
 import re
@@ -12,30 +12,30 @@ from torch import Tensor
 
 from fvl_lightning.core.errors import DataError
 
-Renamed = dict[str, tuple[str | None, Tensor]]
-"""{the original's name: (ours, None where it has none; the value in our layout)}"""
+RenamedWeights = dict[str, tuple[str | None, Tensor]]
+"""{the original's name: (the kit's name or None, the tensor in the kit's layout)}"""
 
-POOLED = ["spatial_avg_pool", "temporal_avg_pool"]
+POOLING = ["spatial_avg_pool", "temporal_avg_pool"]
 VISION_FIELDS = (
     "depths", "num_heads", "num_groups", "patch_size", "patch_stride", "patch_padding", "patch_prenorm", "window_size",
     "projection_dim",
-)
+)  # fmt: skip
 TEXT_FIELDS = (
     "vocab_size", "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads",
     "encoder_ffn_dim", "decoder_ffn_dim", "max_position_embeddings",
-)
+)  # fmt: skip
 TEXT_FIELDS_WITH_DEFAULTS = (
     "activation_function", "scale_embedding", "dropout", "attention_dropout", "activation_dropout", "init_std",
     "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id",
-)
+)  # fmt: skip
 
 DECODER = "language_model.model.decoder."
-TABLES = tuple(f"language_model.model.{name}.weight" for name in (
-    "shared", "encoder.embed_tokens", "decoder.embed_tokens"
-))
-"""Copies of the prompts' token table, of which any may be left out; the original embeds prompts with the first."""
-UNUSED = ("language_model.lm_head.weight", "language_model.final_logits_bias")
-"""The decoder's head, which is tied to the table here, and its constant bias."""
+TABLES = tuple(
+    f"language_model.model.{name}.weight" for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
+)
+"""Copies of the token embeddings, any of which may be missing; the original embeds prompts with the first."""
+IGNORED_KEYS = ("language_model.lm_head.weight", "language_model.final_logits_bias")
+"""The decoder's head, which this kit ties to the token embeddings, and its constant bias."""
 IMAGE_PROJECTION = "image_projection"
 TOWER_RULES = (
     (re.compile(r"^(convs\.\d+)\.proj\."), r"\1.conv."),
@@ -44,32 +44,32 @@ TOWER_RULES = (
     (re.compile(r"\.ffn\.norm\."), ".norm2."),
     (re.compile(r"\.(?:fn|net)(?=\.)"), ""),
 )
-BEGINNINGS = {
+PREFIX_RULES = {
     "image_pos_embed.": "image_projector.image_position_embed.",
     "image_proj_norm.": "image_projector.image_proj_norm.",
     "visual_temporal_embed.": "image_projector.visual_temporal_embed.",
     "language_model.model.encoder.": "text_encoder.",
     DECODER: "decoder.",
 }
-PAIRS = ("cap", "ncap", "dcap", "grounding", "seg")
-MORE_PAIRS = ("region_cap", "region_to_desciption", "proposal", "poly")
+TAGS = ("cap", "ncap", "dcap", "grounding", "seg")
+MORE_TAGS = ("region_cap", "region_to_desciption", "proposal", "poly")
 ADDED_TOKENS = (
     "<od>", "</od>", "<ocr>", "</ocr>",
     *(f"<loc_{k}>" for k in range(1000)),
-    *(token for name in PAIRS for token in (f"<{name}>", f"</{name}>")), "<sep>",
-    *(token for name in MORE_PAIRS for token in (f"<{name}>", f"</{name}>")), "<and>",
-)
-"""What the original's processor adds to the tokenizer in its folder, in its order (and its spelling)."""
+    *(token for name in TAGS for token in (f"<{name}>", f"</{name}>")), "<sep>",
+    *(token for name in MORE_TAGS for token in (f"<{name}>", f"</{name}>")), "<and>",
+)  # fmt: skip
+"""The tokens that the original's processor adds to the tokenizer, in its order and spelling."""
 
 
 def is_original(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of Microsoft's layout."""
+    """Returns whether a config.json has Microsoft's layout."""
     vision = config.get("vision_config")
     return isinstance(vision, Mapping) and "dim_embed" in vision
 
 
 def check_original(config: Mapping[str, Any], where: str) -> None:
-    """DataError for a config.json that lacks fields, or describes a tower that was never released."""
+    """Raises DataError for a config.json that lacks fields, or describes a tower that was never released."""
     require(config, ("vision_config", "text_config"), where)
     for part, fields in (
         ("vision_config", ("dim_embed", *VISION_FIELDS, "image_pos_embed", "visual_temporal_embedding")),
@@ -84,13 +84,13 @@ def check_original(config: Mapping[str, Any], where: str) -> None:
         require(vision[part], (field,), f"vision_config.{part} in {where}")
         if vision[part].get("type") != kind:
             raise DataError(f"{where} has a {part} of type '{vision[part].get('type')}', expected '{kind}'")
-    if vision.get("image_feature_source", POOLED) != POOLED:
-        said = ", ".join(map(str, vision["image_feature_source"]))
-        raise DataError(f"{where} pools its images by {said}, expected {', '.join(POOLED)}")
+    if vision.get("image_feature_source", POOLING) != POOLING:
+        found = ", ".join(map(str, vision["image_feature_source"]))
+        raise DataError(f"{where} pools its images by {found}, expected {', '.join(POOLING)}")
 
 
 def original_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A checked config.json under the names of transformers' native classes."""
+    """Returns a checked config.json with the names of transformers' native classes."""
     vision, text = config["vision_config"], config["text_config"]
     optional = {name: text[name] for name in TEXT_FIELDS_WITH_DEFAULTS if name in text}
     return {
@@ -105,35 +105,35 @@ def original_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def renamed(weights: Mapping[str, Tensor], keep_decoder: bool) -> Renamed:
-    """The original's values under the names they have in Florence2Encoder; views of `weights`.
+def rename_weights(weights: Mapping[str, Tensor], keep_decoder: bool) -> RenamedWeights:
+    """Returns views of the original's weights under the names of Florence2Encoder.
 
-    Left out are the head and its bias, copies of the token table beyond the first, and the decoder unless it is kept.
+    It leaves out the head and its bias, copies of the token embeddings, and the decoder unless it is kept.
     """
     table = next((name for name in TABLES if name in weights), None)
-    left_out = {*UNUSED, *TABLES} - {table}
+    left_out = {*IGNORED_KEYS, *TABLES} - {table}
     return {
-        name: (_our_name(name), tensor.T if name == IMAGE_PROJECTION else tensor)
+        name: (_kit_name(name), tensor.T if name == IMAGE_PROJECTION else tensor)
         for name, tensor in weights.items()
         if name == table or not (name in left_out or (name.startswith(DECODER) and not keep_decoder))
     }
 
 
 def add_tokens(tokenizer: Any, vocabulary: int) -> None:
-    """Adds what the original's processor adds, where it is missing and the model has rows for it."""
+    """Adds the tokens that the original's processor adds, if they are missing and the model has rows for them."""
     if ADDED_TOKENS[0] not in tokenizer.get_vocab() and len(tokenizer) + len(ADDED_TOKENS) <= vocabulary:
         tokenizer.add_tokens(list(ADDED_TOKENS), special_tokens=True)
 
 
 def require(content: Any, fields: tuple[str, ...], where: str) -> None:
-    """DataError for a configuration that lacks fields."""
+    """Raises DataError for a configuration that lacks fields."""
     lacking = [name for name in fields if not isinstance(content, Mapping) or name not in content]
     if lacking:
         raise DataError(f"{where} lacks {', '.join(lacking)}, which the model cannot be built without")
 
 
-def _our_name(name: str) -> str | None:
-    """The parameter's name in Florence2Encoder; None for a name that no rule speaks of."""
+def _kit_name(name: str) -> str | None:
+    """Returns a parameter's name in Florence2Encoder; None if no rule matches."""
     if name in TABLES:
         return "text_encoder.embed_tokens.weight"
     if name == IMAGE_PROJECTION:
@@ -143,5 +143,7 @@ def _our_name(name: str) -> str | None:
         for pattern, native in TOWER_RULES:
             inner = pattern.sub(native, inner)
         return f"vision_tower.{inner}"
-    return next((ours + name.removeprefix(theirs) for theirs, ours in BEGINNINGS.items() if name.startswith(theirs)),
-                None)
+    for original, kit in PREFIX_RULES.items():
+        if name.startswith(original):
+            return kit + name.removeprefix(original)
+    return None

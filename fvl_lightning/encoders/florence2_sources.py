@@ -1,4 +1,4 @@
-"""Florence-2's sizes checked, the names of its feature sources, and their shapes from the sizes alone."""
+"""Checks of Florence-2's configuration, and the names and shapes of its feature sources."""
 
 import copy
 import re
@@ -17,12 +17,12 @@ STAGE = re.compile(r"davit_stage_(\d+)")
 
 
 def is_depth(source: str) -> bool:
-    """Whether a source is a depth of the tower rather than a prompt."""
+    """Returns whether a source is a depth of the tower rather than a prompt."""
     return source == "davit" or STAGE.fullmatch(source) is not None
 
 
 def check_sources(config: Any) -> None:
-    """ConfigError for a source that is neither a depth nor a prompt with a text, or is named twice."""
+    """Raises ConfigError for a source that is neither a depth nor a prompt with a text, or is named twice."""
     known = ["davit", "davit_stage_<k>", *(RELEASED_PROMPTS | config.prompts)]
     if not config.sources:
         raise ConfigError(f"encoder.sources: there is none, name at least one of {', '.join(known)}")
@@ -37,7 +37,7 @@ def check_sources(config: Any) -> None:
 
 
 def check_model(model: Mapping[str, Any]) -> None:
-    """ConfigError for a key of `encoder.model` that Florence-2's configuration has no field for."""
+    """Raises ConfigError for a key of `encoder.model` that is no field of Florence-2's configuration."""
     refuse_unknown_fields(model, Florence2Config, "encoder.model")
     for part, config_class in (("vision_config", Florence2VisionConfig), ("text_config", BartConfig)):
         given = model.get(part, {})
@@ -47,15 +47,15 @@ def check_model(model: Mapping[str, Any]) -> None:
 
 
 def model_config(model: Mapping[str, Any]) -> Florence2Config:
-    """transformers' configuration of the sizes; ConfigError for values it refuses."""
+    """Returns transformers' configuration; raises ConfigError for values that it refuses."""
     try:
         return Florence2Config(**copy.deepcopy(dict(model)))
-    except Exception as error:  # each configuration class refuses values in its own way
+    except Exception as error:  # each configuration class raises errors of its own
         raise ConfigError(f"encoder.model: it cannot be built: {' '.join(str(error).split())}") from None
 
 
 def with_vocabulary(model: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """The sizes of a model from scratch, with the tokenizer's vocabulary and special tokens."""
+    """Adds the tokenizer's vocabulary and special tokens to the configuration of a model from scratch."""
     text = {
         "model_type": "bart",
         "vocab_size": len(tokenizer),
@@ -68,7 +68,11 @@ def with_vocabulary(model: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
 
 
 def feature_specs(config: Any, vision: Any, text: Any) -> dict[str, FeatureSpec]:
-    """Shape of every source, from the sizes alone."""
+    """Returns {source: its shape}, computed from the configuration.
+
+    Raises:
+        ConfigError: the image size, the prompts or the stages do not fit the model.
+    """
     side, sides = config.image_size, []
     for kernel, stride, padding in zip(vision.patch_size, vision.patch_stride, vision.patch_padding, strict=True):
         side = (side + 2 * padding - kernel) // stride + 1

@@ -1,4 +1,4 @@
-"""The families of vision transformers that `hf_vision` takes from transformers, and where each keeps what it needs."""
+"""The families of vision transformers that `hf_vision` supports: their checks, shapes and names of submodules."""
 
 import copy
 import re
@@ -22,27 +22,27 @@ from fvl_lightning.core.errors import ConfigError, first_line, nearest, refuse_u
 from fvl_lightning.core.types import FeatureSpec
 
 LAST = "last"
-"""The tower's own output."""
+"""The source that is the output of the tower."""
 LAYER = re.compile(r"layer_([1-9]\d*)")
-"""The output of a layer, counted from 1."""
-WITH_TEXT = ("clip", "siglip")
-"""Model types of checkpoints that hold a text tower too; their vision tower is a configuration inside theirs."""
+"""A source that is the output of a layer, counted from 1."""
+TYPES_WITH_TEXT_TOWER = ("clip", "siglip")
+"""Model types with a text tower; their configuration contains that of the vision tower."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """What the towers of one model type have in common."""
+    """The properties of the towers of one model type."""
 
     layers: str
-    """Dotted name of the list of layers in the tower."""
+    """The qualified name of the list of layers."""
     norm: str
-    """Name of the norm behind the layers."""
+    """The name of the norm after the layers."""
     normalises_last: bool
-    """Whether the tower's output has gone through that norm; CLIP has it for the pooled CLS token alone."""
+    """Whether the norm applies to the tower's output; CLIP applies it only to the pooled CLS token."""
     any_size: bool
-    """Whether positions reach beyond the size trained at: interpolated (DINOv2) or rotary (DINOv3)."""
+    """Whether the tower accepts other image sizes, by interpolated (DINOv2) or rotary (DINOv3) positions."""
     prefix: Callable[[Any], int]
-    """From the tower's configuration to the tokens before the map: CLS, then registers."""
+    """Returns the number of tokens before the map (CLS and registers) for a configuration."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -60,11 +60,11 @@ FAMILIES = {
     ),
     "dinov3_vit": Family("model.layer", "norm", True, True, lambda config: 1 + config.num_register_tokens, **_DINO),
 }
-"""By transformers' model type. SigLIP 2 at a fixed resolution is `siglip_vision_model`, as its checkpoints say."""
+"""{model type of transformers: family}. SigLIP 2 at a fixed resolution is a `siglip_vision_model`."""
 
 
 def check_model(model: Mapping[str, Any]) -> None:
-    """ConfigError for a model type that is no tower of these families, or a key that its configuration lacks."""
+    """Raises ConfigError for a model type that is not supported, or a key that is no field of its configuration."""
     model_type = model.get("model_type")
     if model_type not in FAMILIES:
         raise unknown_name("vision tower", model_type, FAMILIES, "encoder.model.model_type")
@@ -72,20 +72,20 @@ def check_model(model: Mapping[str, Any]) -> None:
 
 
 def read_model(pretrained: str, revision: str | None) -> dict[str, Any]:
-    """The vision tower's part of the configuration of a hub id or folder."""
+    """Returns the configuration of the vision tower of a hub id or folder; raises ConfigError if it cannot be read."""
     try:
         config = AutoConfig.from_pretrained(pretrained, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"encoder: {pretrained} could not be read: {first_line(error)}") from None
-    tower = config.vision_config if config.model_type in WITH_TEXT else config
+    tower = config.vision_config if config.model_type in TYPES_WITH_TEXT_TOWER else config
     if tower.model_type not in FAMILIES:
         raise unknown_name("vision tower", tower.model_type, FAMILIES, f"encoder.pretrained: {pretrained}")
-    # The precision it was stored in says nothing of the one it is to run in.
+    # The dtype of the files does not determine the dtype of training.
     return {key: value for key, value in tower.to_dict().items() if key != "dtype"}
 
 
 def read_normalisation(pretrained: str, revision: str | None, family: Family) -> tuple[list[float], list[float]]:
-    """Mean and std per channel out of the configuration of the checkpoint's image processor."""
+    """Returns mean and std per channel of the checkpoint's image processor; raises ConfigError without them."""
     try:
         fields, _ = ImageProcessingMixin.get_image_processor_dict(pretrained, revision=revision)
         return list(fields["image_mean"]), list(fields["image_std"])
@@ -97,11 +97,11 @@ def read_normalisation(pretrained: str, revision: str | None, family: Family) ->
 
 
 def tower_config(model: Mapping[str, Any]) -> PreTrainedConfig:
-    """transformers' configuration of a tower without pooling head; ConfigError for values it refuses."""
+    """Returns transformers' configuration of a tower without pooling head; raises ConfigError for wrong values."""
     fields = copy.deepcopy(dict(model))
     try:
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    except Exception as error:  # each configuration class refuses values in its own way
+    except Exception as error:  # each configuration class raises errors of its own
         raise ConfigError(f"encoder.model: it cannot be built: {' '.join(str(error).split())}") from None
     if config.num_channels != 3:
         raise ConfigError(f"encoder.model.num_channels: images have 3 channels, found {config.num_channels}")
@@ -114,12 +114,12 @@ def tower_config(model: Mapping[str, Any]) -> PreTrainedConfig:
     if heads < 1 or width % heads:
         raise ConfigError(f"encoder.model.num_attention_heads: {heads} heads do not divide a width of {width}")
     if config.model_type == "siglip_vision_model":
-        config.vision_use_head = False  # it pools what the sources are
+        config.vision_use_head = False  # the head pools the tokens, which are the sources
     return config
 
 
 def check_sources(sources: list[str], layers: int) -> None:
-    """ConfigError for a source that the tower of so many layers does not have, or that is named twice."""
+    """Raises ConfigError for a source that a tower with `layers` layers does not have, or that is named twice."""
     known = [LAST, *(f"layer_{number}" for number in range(1, layers + 1))]
     if not sources:
         raise ConfigError(f"encoder.sources: there is none, name at least one of last, layer_1 to layer_{layers}")
@@ -133,16 +133,16 @@ def check_sources(sources: list[str], layers: int) -> None:
 
 
 def check_size(image_size: int, config: PreTrainedConfig) -> None:
-    """ConfigError for an image size that the tower has no positions for."""
-    own, patch = square(config, "image_size"), square(config, "patch_size")
+    """Raises ConfigError for an image size for which the tower has no positions."""
+    own, patch = side_length(config, "image_size"), side_length(config, "patch_size")
     if not FAMILIES[config.model_type].any_size and image_size != own:
         raise ConfigError(f"encoder.image_size: {image_size} px, but this tower has positions for {own} px only")
     if image_size < patch:
         raise ConfigError(f"encoder.image_size: {image_size} px are less than one patch of {patch} px")
 
 
-def square(config: PreTrainedConfig, name: str) -> int:
-    """The side of a square that a configuration writes as one number or as two equal ones."""
+def side_length(config: PreTrainedConfig, name: str) -> int:
+    """Returns the side of a square, which a configuration gives as one number or as two equal ones."""
     value = config.to_dict()[name]
     sides = set(value) if isinstance(value, list | tuple) else {value}
     if len(sides) != 1 or not all(isinstance(side, int) and side > 0 for side in sides):
@@ -151,7 +151,7 @@ def square(config: PreTrainedConfig, name: str) -> int:
 
 
 def layer_number(source: str) -> int | None:
-    """k of `layer_<k>`; None for `last`."""
+    """Returns k of `layer_<k>`; None for `last`."""
     match = LAYER.fullmatch(source)
     return int(match[1]) if match else None
 
@@ -159,16 +159,16 @@ def layer_number(source: str) -> int | None:
 def feature_specs(
     sources: list[str], image_size: int, config: PreTrainedConfig, keep_prefix: bool
 ) -> dict[str, FeatureSpec]:
-    """Shape of every source; pixels behind the last whole patch are cut off, as the towers do."""
-    side = image_size // square(config, "patch_size")
+    """Returns {source: its shape}; as in the towers, pixels after the last whole patch do not count."""
+    side = image_size // side_length(config, "patch_size")
     prefix = FAMILIES[config.model_type].prefix(config) if keep_prefix else 0
     return {name: FeatureSpec(side * side + prefix, config.hidden_size, (side, side)) for name in sources}
 
 
-def keep_only_what_is_read(tower: nn.Module, family: Family, sources: list[str]) -> None:
-    """Takes out of `tower` what none of the sources reads: layers behind the deepest, the last norm, the mask token.
+def remove_unused(tower: nn.Module, family: Family, sources: list[str]) -> None:
+    """Removes unused modules of `tower`: layers after the deepest source, the final norm and the mask token.
 
-    A parameter without a part in the output would get no gradient, and a sharded run would still carry it.
+    Their parameters would get no gradient, but would still take memory in a sharded run.
     """
     name, _, leaf = family.layers.rpartition(".")
     layers: Any = tower.get_submodule(family.layers)
@@ -180,5 +180,5 @@ def keep_only_what_is_read(tower: nn.Module, family: Family, sources: list[str])
     if "mask_token" in dict(embeddings.named_parameters(recurse=False)):
         mask = embeddings.mask_token.detach()
         del embeddings.mask_token
-        # Not None: the towers' initialisation writes to it.
+        # A buffer rather than None, since the towers' initialisation writes to it.
         embeddings.register_buffer("mask_token", mask, persistent=False)

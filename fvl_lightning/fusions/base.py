@@ -1,4 +1,4 @@
-"""What a fusion must be, and the one step that most of them share."""
+"""The base class of fusions, and the projection to a common width that most of them share."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -10,14 +10,14 @@ from fvl_lightning.core.types import FeatureSpec, FusionOutput
 
 
 class Fusion(nn.Module, ABC):
-    """Joins feature sources that lie on one grid.
+    """Fuses feature sources that share one grid.
 
-    A subclass is built from its Config and the sources' specs, sets `output`, and keeps all its randomness in modules
-    with `reset_parameters()` (its own raw parameters included), since models are built without memory first.
+    A subclass is built from its Config and the specs of the sources, and sets `output`. All its parameters must be in
+    modules with `reset_parameters()`, or it defines that method itself, since models are first built without memory.
     """
 
     output: FeatureSpec
-    """What `forward` returns per image."""
+    """The shape of the output for an image."""
 
     def __init__(self, config: Any, sources: dict[str, FeatureSpec]) -> None:
         super().__init__()
@@ -28,11 +28,11 @@ class Fusion(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, sources: dict[str, Tensor]) -> FusionOutput:
-        """{source: [I, N, D_source]} -> features [I, N_out, D_out] and diagnostics."""
+        """Returns features [I, N_out, D_out] and diagnostics for {source: [I, N, D_source]}."""
 
 
 class CommonWidth(nn.Module):
-    """Brings every source to width `dim`: a Linear where its own width differs, nothing where it is the same."""
+    """Projects every source to width `dim` with a Linear layer, unless it has this width already."""
 
     def __init__(self, sources: dict[str, FeatureSpec], dim: int | None) -> None:
         super().__init__()
@@ -42,19 +42,19 @@ class CommonWidth(nn.Module):
         )
 
     def forward(self, sources: dict[str, Tensor]) -> list[Tensor]:
-        """{source: [I, N, D_source]} -> a list of [I, N, D] in the order of the sources."""
+        """Returns a list of [I, N, D], in the order of the sources, for {source: [I, N, D_source]}."""
         return [self.projections[name](x) if name in self.projections else x for name, x in sources.items()]
 
 
-def source_masses(weights: Tensor, sources: dict[str, FeatureSpec]) -> dict[str, Tensor]:
-    """Weights over sources [..., K] -> {"mass/<source>": scalar}, the mean share of each, detached.
+def source_weights(weights: Tensor, sources: dict[str, FeatureSpec]) -> dict[str, Tensor]:
+    """Returns the diagnostics of weights over K sources: {"mass/<source>": scalar}, the mean weight of each, detached.
 
-    Of weights per place, [I, N, K] or [I, N, heads, K], also {"map/<source>": [I, N]}, the share of each there.
+    Weights per position, [I, N, K] or [I, N, heads, K], also give {"map/<source>": [I, N]}, the weight at each.
     """
     weights = weights.detach().float()
-    shares = weights.flatten(0, -2).mean(0)
-    masses = {f"mass/{name}": share for name, share in zip(sources, shares, strict=True)}
+    means = weights.flatten(0, -2).mean(0)
+    diagnostics = {f"mass/{name}": mean for name, mean in zip(sources, means, strict=True)}
     if weights.ndim < 3:
-        return masses
-    places = weights.flatten(2, -2).mean(2) if weights.ndim > 3 else weights
-    return masses | {f"map/{name}": share for name, share in zip(sources, places.unbind(-1), strict=True)}
+        return diagnostics
+    per_position = weights.flatten(2, -2).mean(2) if weights.ndim > 3 else weights
+    return diagnostics | {f"map/{name}": values for name, values in zip(sources, per_position.unbind(-1), strict=True)}

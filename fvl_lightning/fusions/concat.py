@@ -1,4 +1,4 @@
-"""Depth-Breadth Fusion, the paper's choice (arXiv 2412.04424, section 3.3, "channel integration")."""
+"""Depth-Breadth Fusion by concatenation of channels, the paper's choice (arXiv 2412.04424, section 3.3)."""
 
 from dataclasses import dataclass
 
@@ -13,15 +13,15 @@ from fvl_lightning.fusions.base import Fusion
 
 @register("fusion", "concat")
 class ConcatFusion(Fusion):
-    """Concatenates the sources on channels, position by position; no parameters."""
+    """Concatenates the channels of the sources at each position; it has no parameters."""
 
     @dataclass
     class Config:
         """Fields of the fusion."""
 
         repeat: int = number(1, at_least=1)
-        """All sources so many times: with fewer of them the width, and so the projector, of more. What more sources
-        gain over this is not capacity."""
+        """Number of copies of all sources. With copies, few sources give the projector as wide an input as many sources
+        do, which is a control for capacity."""
 
     def __init__(self, config: Config, sources: dict[str, FeatureSpec]) -> None:
         super().__init__(config, sources)
@@ -30,5 +30,5 @@ class ConcatFusion(Fusion):
         self.output = FeatureSpec(first.tokens, width, first.grid)
 
     def forward(self, sources: dict[str, Tensor]) -> FusionOutput:
-        """{source: [I, N, D_source]} -> [I, N, repeat * sum of D_source]."""
+        """Returns [I, N, repeat * sum of D_source] for {source: [I, N, D_source]}."""
         return FusionOutput(torch.cat(list(sources.values()) * self.config.repeat, dim=-1))

@@ -1,5 +1,8 @@
-"""Gates over sources, per position. No result of it on Florence-2 features is published; MoVA (arXiv 2404.13046) and
-IGVA (arXiv 2501.08443) gate other encoders."""
+"""Gates over sources at each position.
+
+No results with Florence-2 features are published; MoVA (arXiv 2404.13046) and IGVA (arXiv 2501.08443) gate other
+encoders.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,19 +13,19 @@ from torch import Tensor, nn
 from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import FeatureSpec, FusionOutput
-from fvl_lightning.fusions.base import Fusion, source_masses
+from fvl_lightning.fusions.base import Fusion, source_weights
 
 
 @register("fusion", "gated")
 class GatedFusion(Fusion):
-    """sum_k gate_k(x_1..x_K) * W_k x_k: each source projected, then weighed by gates that see all sources."""
+    """sum_k gate_k(x_1..x_K) * W_k x_k: projects each source, and weights it by gates that depend on all sources."""
 
     @dataclass
     class Config:
         """Fields of the fusion."""
 
         gate: Literal["softmax", "sigmoid"] = "softmax"
-        """softmax: the gates of a position sum to one; sigmoid: each opens on its own."""
+        """softmax: the gates of a position sum to one; sigmoid: they are independent."""
         dim: int | None = number(None, at_least=1)
         """Width of the output; null for the first source's."""
 
@@ -35,9 +38,9 @@ class GatedFusion(Fusion):
         self.output = FeatureSpec(first.tokens, dim, first.grid)
 
     def forward(self, sources: dict[str, Tensor]) -> FusionOutput:
-        """{source: [I, N, D_source]} -> [I, N, D], with the mass of each source."""
+        """Returns [I, N, D] and the weight of each source for {source: [I, N, D_source]}."""
         logits = self.gates(torch.cat(list(sources.values()), dim=-1))
         gates = logits.softmax(-1) if self.config.gate == "softmax" else logits.sigmoid()
         values = torch.stack([self.values[name](x) for name, x in sources.items()], dim=-1)
         features = (values * gates.unsqueeze(-2)).sum(-1)
-        return FusionOutput(features, source_masses(gates / gates.sum(-1, keepdim=True), self.sources))
+        return FusionOutput(features, source_weights(gates / gates.sum(-1, keepdim=True), self.sources))

@@ -13,14 +13,14 @@ from fvl_lightning.fusions.base import CommonWidth, Fusion
 
 @register("fusion", "mean")
 class MeanFusion(Fusion):
-    """The mean of the sources, position by position."""
+    """The mean of the sources at each position."""
 
     @dataclass
     class Config:
         """Fields of the fusion."""
 
         dim: int | None = number(None, at_least=1)
-        """Width the sources are brought to; null for the first source's."""
+        """Width to which the sources are projected; null for the first source's."""
 
     def __init__(self, config: Config, sources: dict[str, FeatureSpec]) -> None:
         super().__init__(config, sources)
@@ -29,5 +29,5 @@ class MeanFusion(Fusion):
         self.output = FeatureSpec(first.tokens, self.common_width.dim, first.grid)
 
     def forward(self, sources: dict[str, Tensor]) -> FusionOutput:
-        """{source: [I, N, D_source]} -> [I, N, D]."""
+        """Returns [I, N, D] for {source: [I, N, D_source]}."""
         return FusionOutput(torch.stack(self.common_width(sources)).mean(0))

@@ -1,4 +1,4 @@
-"""Token integration (arXiv 2412.04424, section 3.3): every source keeps its tokens, the language model sees all."""
+"""Token integration (arXiv 2412.04424, section 3.3): the language model gets the tokens of all sources."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ from fvl_lightning.fusions.base import CommonWidth, Fusion
 
 @register("fusion", "token_concat")
 class TokenConcatFusion(Fusion):
-    """Puts the sources one after the other on the token axis, at K times the tokens per image."""
+    """Concatenates the sources on the token axis, which gives K times the tokens per image."""
 
     @dataclass
     class Config:
         """Fields of the fusion."""
 
         dim: int | None = number(None, at_least=1)
-        """Width the sources are brought to; null for the first source's."""
+        """Width to which the sources are projected; null for the first source's."""
 
     def __init__(self, config: Config, sources: dict[str, FeatureSpec]) -> None:
         super().__init__(config, sources)
@@ -29,5 +29,5 @@ class TokenConcatFusion(Fusion):
         self.output = FeatureSpec(sum(spec.tokens for spec in sources.values()), self.common_width.dim, None)
 
     def forward(self, sources: dict[str, Tensor]) -> FusionOutput:
-        """{source: [I, N, D_source]} -> [I, K*N, D]."""
+        """Returns [I, K*N, D] for {source: [I, N, D_source]}."""
         return FusionOutput(torch.cat(self.common_width(sources), dim=1))

@@ -18,7 +18,7 @@ from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import ImageSpec
 from fvl_lightning.core.weight_files import read_json
-from fvl_lightning.encoders.florence2_files import image_size_of
+from fvl_lightning.encoders.florence2_files import find_image_size
 from fvl_lightning.inference.boxes import PixelBox, in_pixels, parse_boxes, written_text
 from fvl_lightning.modeling.build import ENCODER_FILE, build_encoder, load_encoder, load_model
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
@@ -161,7 +161,7 @@ def _refuse_without_decoder(config: Mapping[str, Any], folder: Path, remedy: str
 
 def _pretrained(reference: str) -> SeeingEncoder:
     """A Florence-2 of a folder or the hub, in either layout, with the released prompts."""
-    entry = {"name": "florence2", "pretrained": reference, "decoder": "keep", "image_size": image_size_of(reference)}
+    entry = {"name": "florence2", "pretrained": reference, "decoder": "keep", "image_size": find_image_size(reference)}
     found = build_encoder(ExperimentConfig(encoder=choose("encoder", entry))).encoder
     return SeeingEncoder(found, found.load_tokenizer(found.config))
 

@@ -1,4 +1,4 @@
-"""What a language model must be."""
+"""The base class of language models."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class LanguageModel(nn.Module, ABC):
     """Embeds token ids, turns embeddings into hidden states, and hidden states into logits.
 
-    Hidden states, not logits, are what `forward` returns: the loss asks for the logits of supervised positions only.
+    `forward` returns hidden states rather than logits, since the loss needs the logits of supervised positions only.
     A subclass is built from a *resolved* Config (see `resolve`).
     """
 
@@ -22,27 +22,27 @@ class LanguageModel(nn.Module, ABC):
 
     @classmethod
     def resolve(cls, config: Any) -> Any:
-        """A Config that holds everything `__init__` needs: what files and hub ids say is read here, and only here."""
+        """Returns a Config with everything that `__init__` needs; only this method reads files and hub ids for it."""
         return config
 
     def load_pretrained(self) -> None:
-        """Fills the weights from `config.pretrained`, if there is one; call once, after initialisation."""
+        """Loads the weights of `config.pretrained`, if it is set; call it once, after initialisation."""
 
     def check(self) -> None:
-        """Raises ConfigError where `embed`, `forward` and `logits` are not the model itself; needs its weights."""
+        """Raises ConfigError if `embed`, `forward` and `logits` do not give the model's logits; needs its weights."""
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
-        """The repeated blocks, the units of sharding and of activation checkpointing."""
+        """Returns the repeated blocks, which are the units of sharding and of activation checkpointing."""
 
     @abstractmethod
     def embed(self, token_ids: Tensor) -> Tensor:
-        """[B, S] -> [B, S, D]."""
+        """Returns embeddings [B, S, D] of token ids [B, S]."""
 
     @abstractmethod
     def forward(self, embeddings: Tensor, **inputs: Any) -> Any:
-        """[B, S, D] -> an output with `last_hidden_state` [B, S, D] and, where a cache is used, `past_key_values`."""
+        """Returns an output with `last_hidden_state` [B, S, D], and with a cache also `past_key_values`."""
 
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] -> [..., V]."""
+        """Returns logits [..., V] of hidden states [..., D]."""

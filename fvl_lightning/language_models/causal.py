@@ -1,4 +1,4 @@
-"""Any causal language model of transformers: Phi-3.5, Llama 3, Vicuna, Qwen, ..."""
+"""Causal language models of transformers: Phi-3.5, Llama 3, Vicuna, Qwen, ..."""
 
 import dataclasses
 import datetime
@@ -22,17 +22,20 @@ from fvl_lightning.core.registry import register
 from fvl_lightning.core.weight_files import check_finite, read_json
 from fvl_lightning.language_models.base import LanguageModel
 
-RESCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "embedding_multiplier")
-"""Configuration fields with which a model changes its logits after the head, or its embeddings before the layers.
+RESCALING_FIELDS = (
+    "final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "embedding_multiplier",
+)  # fmt: skip
+"""Configuration fields that make a model rescale its logits after the head, or its embeddings before the layers.
 
-The head alone would be wrong for it, and image tokens would be scaled as words are."""
-SAME = 1e-3
-"""Largest relative difference (Euclidean) of logits that is rounding."""
+For such a model the output of the head is not the logits, and image tokens would be scaled like text.
+"""
+LOGIT_TOLERANCE = 1e-3
+"""The largest relative difference (Euclidean) of logits that counts as rounding."""
 
 
 @register("language_model", "causal")
 class CausalLanguageModel(LanguageModel):
-    """A transformers causal model, from the hub or a folder with `pretrained`, from scratch with `model`."""
+    """A causal language model of transformers: `pretrained` loads one, `model` builds one from scratch."""
 
     @dataclass
     class Config:
@@ -43,8 +46,8 @@ class CausalLanguageModel(LanguageModel):
         revision: str | None = None
         """Hub revision; null for the newest."""
         model: dict[str, Any] = field(default_factory=dict)
-        """The model's configuration, with `model_type`; read from `pretrained` where that is given: a layer that names
-        `pretrained` over one with `model` replaces it, and its tokenizer."""
+        """The model's configuration, with `model_type`; read from `pretrained` if that is given. A YAML file that sets
+        `pretrained` over one that sets `model` replaces `model` and the tokenizer."""
         tokenizer: PathText | None = None
         """Hub id or folder of the tokenizer; null for `pretrained`'s."""
         chat_template: str | None = None
@@ -52,9 +55,9 @@ class CausalLanguageModel(LanguageModel):
         chat_date: str = field(
             default=CHAT_DATE, metadata={"before": lambda config: not has_a_day(load_tokenizer(config))}
         )
-        """The day (YYYY-MM-DD) that a chat template writes which asks for today's (Llama 3.2's does). It is a part of
-        the run, so that the model is asked, and a stopped run goes on, with the tokens of training on any day. A run
-        from before there was this field had the day of the clock."""
+        """The day (YYYY-MM-DD) for chat templates that write today's date (Llama 3.2's does). It belongs to the run, so
+        that prompts and a resumed run have the tokens of training on any day. Runs older than this field used the
+        current date."""
 
         def __post_init__(self) -> None:
             try:
@@ -71,11 +74,17 @@ class CausalLanguageModel(LanguageModel):
         except ValueError as error:
             first = str(error).splitlines()[0]
             raise ConfigError(f"language_model.model: no causal model can be built of it: {first}") from None
-        self.dim = self.model.get_input_embeddings().weight.shape[1]  # some have wider layers than their token table
+        self.dim = self.model.get_input_embeddings().weight.shape[
+            1
+        ]  # some models have layers wider than their embeddings
 
     @classmethod
     def resolve(cls, config: Config) -> Config:
-        """Reads the configuration from hub or folder; a model from scratch takes its vocabulary from the tokenizer."""
+        """Reads the configuration from the hub or a folder; a model from scratch gets the tokenizer's vocabulary.
+
+        Raises:
+            ConfigError: neither is given, the configuration cannot be read, or the model is not supported.
+        """
         if config.pretrained is None and not config.model:
             raise ConfigError("language_model: give `pretrained` (hub id or folder) or `model` (sizes, from scratch)")
         try:
@@ -92,7 +101,7 @@ class CausalLanguageModel(LanguageModel):
                 model = config.model
                 _check_model(model)
                 if "vocab_size" not in model:
-                    model = {**model, **_vocabulary(load_tokenizer(config))}
+                    model = {**model, **_vocabulary_fields(load_tokenizer(config))}
         except (OSError, ValueError) as error:
             raise ConfigError(f"language_model: {config.pretrained} could not be read: {first_line(error)}") from None
         resolved = dataclasses.replace(config, model=model)
@@ -100,10 +109,10 @@ class CausalLanguageModel(LanguageModel):
         return resolved
 
     def load_pretrained(self) -> None:
-        """Copies the weights of a hub id or folder; safetensors only.
+        """Loads the weights of a hub id or folder, from safetensors files only.
 
         Raises:
-            ConfigError: it cannot be read, or its weights are not exactly those of its configuration.
+            ConfigError: they cannot be read, or are not exactly those of the configuration.
             DataError: a weight holds NaN or inf.
         """
         source = self.config.pretrained
@@ -111,7 +120,7 @@ class CausalLanguageModel(LanguageModel):
             return
         try:
             with quiet_loading():
-                theirs, report = type(self.model).from_pretrained(
+                pretrained, report = type(self.model).from_pretrained(
                     source,
                     config=build_config(self.config),
                     revision=self.config.revision,
@@ -123,21 +132,24 @@ class CausalLanguageModel(LanguageModel):
             raise ConfigError(f"language_model: {source} could not be read: {first_line(error)}") from None
         if problem := loading_problem(report):
             raise ConfigError(f"language_model: {source} {problem}")
-        if untied := sorted(self.model.all_tied_weights_keys.keys() - theirs.all_tied_weights_keys.keys()):
+        if untied := sorted(self.model.all_tied_weights_keys.keys() - pretrained.all_tied_weights_keys.keys()):
             raise ConfigError(
                 f"language_model: the configuration of {source} ties {untied[0]} to the token table, but its files "
                 "hold other values for it; set tie_word_embeddings to false there, or leave the values out"
             )
-        values = theirs.state_dict()
+        values = pretrained.state_dict()
         check_number_types(source, self.config.revision, values, "language_model")
-        check_finite(dict(theirs.named_parameters()), f"language_model: {source}")
+        check_finite(dict(pretrained.named_parameters()), f"language_model: {source}")
         self.model.load_state_dict(values)
 
     @torch.no_grad()
     def check(self) -> None:
-        """Compares the model's own logits for three tokens with those of embeddings, layers and head one by one.
+        """Compares the model's logits for three tokens with those of `embed`, `forward` and `logits`.
 
-        Models that change their logits or embeddings in ways that RESCALED does not name would be trained wrongly.
+        This finds models that change logits or embeddings in ways that RESCALING_FIELDS does not name.
+
+        Raises:
+            ConfigError: the logits differ by more than rounding.
         """
         training = self.model.training
         self.model.eval()
@@ -145,7 +157,7 @@ class CausalLanguageModel(LanguageModel):
         wanted = self.model(input_ids=ids, use_cache=False).logits
         found = self.logits(self(self.embed(ids), use_cache=False).last_hidden_state)
         self.model.train(training)
-        if not (wanted - found).norm() <= SAME * wanted.norm():
+        if not (wanted - found).norm() <= LOGIT_TOLERANCE * wanted.norm():
             raise ConfigError(
                 f"language_model: {self.model.config.model_type} computes more than its layers and its head between "
                 "embeddings and logits and is not supported; take a model such as llama, phi3 or qwen2"
@@ -153,11 +165,15 @@ class CausalLanguageModel(LanguageModel):
 
     @property
     def all_tied_weights_keys(self) -> dict[str, str]:
-        """{target: source} of tied weights, where the root model's own look-up among its children finds it."""
+        """{target: source} of tied weights; the root model reads it from its children."""
         return {f"model.{target}": f"model.{source}" for target, source in self.model.all_tied_weights_keys.items()}
 
     def blocks(self) -> list[nn.Module]:
-        """The decoder layers: the one list of as many modules as the configuration counts layers."""
+        """Returns the decoder layers: the outermost list with as many modules as the configuration has layers.
+
+        Raises:
+            ConfigError: there is no such list.
+        """
         count = self.model.config.num_hidden_layers
         lists = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
         outermost = next((modules for modules in lists if len(modules) == count), None)
@@ -169,38 +185,38 @@ class CausalLanguageModel(LanguageModel):
         return list(outermost)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """[B, S] -> [B, S, D]."""
+        """Returns embeddings [B, S, D] of token ids [B, S]."""
         return self.model.get_input_embeddings()(token_ids)
 
     def forward(self, embeddings: Tensor, **inputs: Any) -> Any:
-        """[B, S, D] -> output with `last_hidden_state` [B, S, D]; `inputs` as transformers' models take them."""
+        """Returns an output with `last_hidden_state` [B, S, D]; `inputs` are arguments of transformers' models."""
         return self.model.base_model(inputs_embeds=embeddings, **inputs)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] -> [..., V]."""
+        """Returns logits [..., V] of hidden states [..., D]."""
         return self.model.get_output_embeddings()(hidden)
 
 
 def build_config(config: CausalLanguageModel.Config) -> PreTrainedConfig:
-    """transformers' configuration of a resolved Config; ConfigError for a model type it does not know."""
+    """Returns transformers' configuration of a resolved Config; raises ConfigError for an unknown model type."""
     fields = dict(config.model)
     model_type = fields.pop("model_type", None)
     try:
         return AutoConfig.for_model(model_type, **fields)
-    except Exception as error:  # each configuration class refuses values in its own way
+    except Exception as error:  # each configuration class raises errors of its own
         reason = " ".join(str(error).split())
         raise ConfigError(f"language_model.model: model_type '{model_type}' cannot be built: {reason}") from None
 
 
 def read_model(pretrained: str, revision: str | None) -> dict[str, Any]:
-    """The configuration of a hub id or folder; its eos_token_id also has what its generation_config lists.
+    """Returns the configuration of a hub id or folder; eos_token_id includes the ids of its generation config.
 
     Raises:
         OSError, ValueError: it cannot be read.
         ConfigError: its weights are quantised.
     """
     model = AutoConfig.from_pretrained(pretrained, revision=revision).to_dict()
-    # That of the files. What trains is float32: steps of 1e-5 are lost in rounding to bfloat16.
+    # The dtype of the files. Training uses float32, since bfloat16 would round away steps of 1e-5.
     model.pop("dtype", None)
     if quantization := model.get("quantization_config"):
         method = quantization.get("quant_method", "an unknown method")
@@ -208,8 +224,9 @@ def read_model(pretrained: str, revision: str | None) -> dict[str, Any]:
             f"language_model.pretrained: the weights of {pretrained} are quantised ({method}); name the model that "
             "they were made of (lora.quantization holds it in 4 bits)"
         )
-    file = cached_file(pretrained, GENERATION_CONFIG_NAME, revision=revision,
-                       _raise_exceptions_for_missing_entries=False)
+    file = cached_file(
+        pretrained, GENERATION_CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
+    )
     listed = read_json(Path(file)).get("eos_token_id") if file else None
     ids = list(dict.fromkeys([*as_ids(model.get("eos_token_id")), *as_ids(listed)]))
     if ids:
@@ -218,18 +235,18 @@ def read_model(pretrained: str, revision: str | None) -> dict[str, Any]:
 
 
 def as_ids(value: int | list[int] | None) -> list[int]:
-    """The ids of a configuration's eos_token_id, which is one, several or none."""
+    """Returns the ids of an eos_token_id, which is one, several or None, as a list."""
     return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
 def _check_supported(config: PreTrainedConfig) -> None:
-    """ConfigError for a model that is more than a language model, or does more than embed, compute and apply a head."""
+    """Raises ConfigError for a model with more than a language model, or with rescaled logits or embeddings."""
     if "text_config" in config.sub_configs:
         raise ConfigError(
             f"language_model: {config.model_type} is a model of several parts, take a causal language model alone, "
             "such as llama, phi3 or qwen2"
         )
-    rescaled = [name for name in RESCALED if getattr(config, name, None) not in (None, 1, 1.0)]
+    rescaled = [name for name in RESCALING_FIELDS if getattr(config, name, None) not in (None, 1, 1.0)]
     if rescaled:
         raise ConfigError(
             f"language_model: {config.model_type} models with {rescaled[0]} rescale their logits or embeddings and are "
@@ -248,7 +265,7 @@ def _check_model(model: dict[str, Any]) -> None:
 
 
 def load_tokenizer(config: CausalLanguageModel.Config) -> Any:
-    """The transformers tokenizer of the language model, with its chat template; ConfigError where it cannot be read."""
+    """Returns the tokenizer with its chat template; raises ConfigError if it cannot be read."""
     source = config.tokenizer or config.pretrained
     if source is None:
         raise ConfigError("language_model.tokenizer: name the tokenizer's hub id or folder")
@@ -263,7 +280,7 @@ def load_tokenizer(config: CausalLanguageModel.Config) -> Any:
     return dated_tokenizer(tokenizer, config.chat_date)
 
 
-def _vocabulary(tokenizer: Any) -> dict[str, Any]:
+def _vocabulary_fields(tokenizer: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,

@@ -1,1 +1,1 @@
-"""Layer 2: the model that joins the slots, its loss, initialisation and building."""
+"""The model that joins the slots: its loss, initialisation and building, its processor, adapters and conversions."""

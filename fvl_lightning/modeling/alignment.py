@@ -1,4 +1,4 @@
-"""Sources on one grid, so that a plain fusion never thinks of geometry."""
+"""Alignment of the feature sources to one grid, so that a fusion need not know about geometry."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,17 @@ from fvl_lightning.core.types import FeatureSpec
 
 
 class SourceAlignment(nn.Module):
-    """Brings every source to the grid of the first one, and normalises each where asked.
+    """Resamples every source to the grid of the first one, and optionally normalises it.
 
-    Larger grids are averaged down (adaptive mean), smaller ones interpolated up (bilinear); tokens before the map, such
-    as a pooled token, pass unchanged, so all sources must have the same number of them.
+    Larger grids are averaged (adaptive mean), smaller ones interpolated (bilinear). Tokens before the map, such as a
+    pooled token, pass unchanged, so that all sources must have the same number of them.
+
+    Args:
+        sources: {source: its shape}.
+        normalize: whether to apply a LayerNorm to each source.
+
+    Raises:
+        ConfigError: a source cannot be resampled to the first one's grid.
     """
 
     def __init__(self, sources: dict[str, FeatureSpec], normalize: bool) -> None:
@@ -31,7 +38,7 @@ class SourceAlignment(nn.Module):
         self.norms = nn.ModuleDict(norms if normalize else {})
 
     def forward(self, sources: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{source: [I, N_source, D_source]} -> {source: [I, N, D_source]}."""
+        """Returns {source: [I, N, D_source]} for {source: [I, N_source, D_source]}."""
         aligned = {name: self._resample(x, self.sources[name]) for name, x in sources.items()}
         return {name: self.norms[name](x) if name in self.norms else x for name, x in aligned.items()}
 

@@ -1,4 +1,4 @@
-"""From an experiment's slots to a model with weights, and back from a saved folder."""
+"""Builds a model from an experiment, and loads one from a saved folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_l
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
 from fvl_lightning.core.pretrained import loading_problem, quiet_loading
 from fvl_lightning.core.weight_files import check_finite, match_weights, read_json, read_weights, some_names
+from fvl_lightning.encoders.base import Encoder
 from fvl_lightning.language_models.causal import load_tokenizer
 from fvl_lightning.modeling.adapters.folders import attach_adapter, base_of, is_adapter_folder
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
@@ -25,12 +26,12 @@ from fvl_lightning.modeling.stopping import set_stop_tokens
 
 PROCESSOR_FILE = "processor_config.json"
 ENCODER_FILE = "encoder.json"
-"""The resolved Config of an encoder that was saved alone."""
+"""The resolved Config of an encoder that was saved by itself."""
 
 
 @dataclass
 class BuiltModel:
-    """A model and the tokenizer its rows are made with."""
+    """A model and its tokenizer."""
 
     model: FlorenceVLForConditionalGeneration
     tokenizer: Any
@@ -38,22 +39,26 @@ class BuiltModel:
 
 @dataclass
 class LoadedModel(BuiltModel):
-    """A saved model in eval mode, with the processor that was saved beside it."""
+    """A saved model in eval mode, with its processor."""
 
     processor: FlorenceVLProcessor
 
 
 class EncoderModel(nn.Module):
-    """An encoder alone, under the name it has in the whole model: same parameter names, so same initial values."""
+    """An encoder without the rest of the model; names of parameters, and so initial values, stay those of the model."""
 
-    def __init__(self, encoder: Any) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.encoder: Any = encoder
+        self.encoder: Any = encoder  # plugins may have methods of their own
 
     def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images [I, 3, P, P] and targets [I, T, L] -> sum of cross entropies, tokens and correct ones.
+        """Returns the sum of cross entropies, and the numbers of target tokens and of correct ones.
 
-        Training enters here, where parameters that are sharded are gathered and where that sees its tensors.
+        Training calls this forward, in which FSDP gathers sharded parameters.
+
+        Args:
+            images: [I, 3, P, P].
+            targets: token ids [I, T, L] for T prompts, IGNORE_INDEX after the end.
         """
         encoder = self.encoder
         vocabulary = encoder.model_config.text_config.vocab_size
@@ -62,10 +67,10 @@ class EncoderModel(nn.Module):
 
 
 def build_model(experiment: ExperimentConfig, device: str = "cpu") -> BuiltModel:
-    """The experiment's model with its initial (or hub) weights; `device="meta"` for shapes alone.
+    """Returns the experiment's model with its initial or pretrained weights; on device "meta" it has no values.
 
     Raises:
-        ConfigError: a slot that is not filled, a file or hub id that cannot be read, components that do not fit.
+        ConfigError: a slot is empty, a file or hub id cannot be read, or components do not fit.
     """
     tokenizer = image_tokenizer(load_tokenizer(_choice(experiment, "language_model").config))
     with torch.device(device), no_init_weights():
@@ -83,7 +88,7 @@ def build_model(experiment: ExperimentConfig, device: str = "cpu") -> BuiltModel
 
 
 def model_config(experiment: ExperimentConfig, tokenizer: Any) -> FlorenceVLConfig:
-    """The self-contained configuration of the experiment's model."""
+    """Returns the self-contained configuration of the experiment's model."""
     entries = {slot: _resolved(_choice(experiment, slot)).as_dict() for slot in COMPONENTS}
     return FlorenceVLConfig(
         **entries | {"language_model": {**entries["language_model"], "model": {}}},
@@ -95,7 +100,7 @@ def model_config(experiment: ExperimentConfig, tokenizer: Any) -> FlorenceVLConf
 
 
 def build_encoder(experiment: ExperimentConfig, device: str = "cpu") -> EncoderModel:
-    """The experiment's encoder alone, with the values it has inside the whole model of the same seed."""
+    """Returns the experiment's encoder by itself, with the values that it has in the whole model of the same seed."""
     choice = _resolved(_choice(experiment, "encoder"))
     with torch.device(device), no_init_weights():
         model = EncoderModel(choice.component(choice.config))
@@ -106,11 +111,15 @@ def build_encoder(experiment: ExperimentConfig, device: str = "cpu") -> EncoderM
 
 
 def load_encoder(folder: Path, name: str = "florence2") -> EncoderModel:
-    """An encoder that encoder_pretrain saved, in eval mode; `name` is the one it is registered under.
+    """Loads an encoder that the stage encoder_pretrain saved, in eval mode.
+
+    Args:
+        folder: its folder.
+        name: the registered name of the encoder.
 
     Raises:
-        ConfigError: its configuration has fields that the encoder does not know.
-        DataError: files that are missing or broken, or weights that do not fit the configuration.
+        ConfigError: the configuration has fields that the encoder does not have.
+        DataError: files are missing or broken, or weights do not fit the configuration.
     """
     fields = read_json(folder / ENCODER_FILE)
     choice = choose("encoder", {**fields, "name": name}, f"encoder in {folder / ENCODER_FILE}")
@@ -122,32 +131,33 @@ def load_encoder(folder: Path, name: str = "florence2") -> EncoderModel:
 
 
 def load_model(folder: Path, base: Path | None = None) -> LoadedModel:
-    """A model folder, as a run, an import or an export makes it: safetensors, configuration and processor.
+    """Loads the model folder of a run, an import or an export: safetensors, configuration and processor.
 
     Args:
-        base: for an adapter's folder that of the model under it, where it is not the one it was trained on.
+        folder: the folder of a model or of an adapter.
+        base: the folder of an adapter's base, if it is not the one that the adapter names.
 
     Raises:
-        ConfigError: its configuration has fields that a component does not know.
-        DataError: files that are missing or broken, or that lack weights.
+        ConfigError: the configuration has fields that a component does not have.
+        DataError: files are missing or broken, or lack weights.
     """
-    own = is_adapter_folder(folder)
-    for name in () if own else ("config.json", PROCESSOR_FILE):
+    adapter = is_adapter_folder(folder)
+    for name in () if adapter else ("config.json", PROCESSOR_FILE):
         if not (folder / name).is_file():
             raise DataError(f"{folder} holds no saved model ({name} is missing)")
-    beneath = base_of(folder, base) if own else folder
-    model = load_model(beneath).model if own else _whole_model(folder)
-    if own:
+    model_folder = base_of(folder, base) if adapter else folder
+    model = load_model(model_folder).model if adapter else _whole_model(folder)
+    if adapter:
         attach_adapter(model, folder)
-    # A folder that peft wrote holds nothing but the adapter.
-    processor = FlorenceVLProcessor.from_pretrained(folder if (folder / PROCESSOR_FILE).is_file() else beneath)
+    # A folder that peft wrote holds only the adapter.
+    processor = FlorenceVLProcessor.from_pretrained(folder if (folder / PROCESSOR_FILE).is_file() else model_folder)
     check_vocabulary(processor.tokenizer, model, f"the tokenizer in {folder}")
-    set_stop_tokens(model, processor.tokenizer)  # folders of earlier versions list the tokenizer's eos alone
+    set_stop_tokens(model, processor.tokenizer)  # folders of earlier versions list only the tokenizer's eos
     return LoadedModel(model.eval(), processor.tokenizer, processor)
 
 
 def empty_model(config: FlorenceVLConfig) -> FlorenceVLForConditionalGeneration:
-    """The model of a configuration on the meta device: names, shapes and ties without values."""
+    """Returns the model of a configuration on the meta device: names, shapes and ties without values."""
     with torch.device("meta"), no_init_weights():
         model = FlorenceVLForConditionalGeneration(config)
     model.tie_weights()
@@ -155,14 +165,15 @@ def empty_model(config: FlorenceVLConfig) -> FlorenceVLForConditionalGeneration:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Parameters of a model, tied ones once, buffers left out: the number that runs, cards and transformers give."""
+    """Returns the number of parameters, as transformers counts them: tied ones once, without buffers."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def check_vocabulary(tokenizer: Any, model: FlorenceVLForConditionalGeneration, where: str) -> None:
-    """Raises ConfigError for tokens without a row in the token table, the image placeholder's left out.
+    """Checks that the token embeddings have a row for every token but the image placeholder, which is never embedded.
 
-    The placeholder is never looked up in the table. A pad is, though nothing is learnt of it.
+    Raises:
+        ConfigError: a token has no row, or the tokenizer has no padding token.
     """
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"{where}: it has neither a pad_token nor an eos_token, write one into tokenizer_config.json")

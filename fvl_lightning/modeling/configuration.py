@@ -1,4 +1,4 @@
-"""The configuration that is saved with a model and from which it is built again, without any other file."""
+"""The configuration that is saved with a model, and from which the model is rebuilt without any other file."""
 
 from typing import Any
 
@@ -15,7 +15,13 @@ class FlorenceVLConfig(PreTrainedConfig):
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}  # noqa: RUF012
 
     keys_to_ignore_at_inference = [  # noqa: RUF012 - transformers' Trainer adds a list to it; logits are predictions
-        "past_key_values", "loss_sum", "tokens", "correct", "dataset_sums", "dataset_tokens", "diagnostics",
+        "past_key_values",
+        "loss_sum",
+        "tokens",
+        "correct",
+        "dataset_sums",
+        "dataset_tokens",
+        "diagnostics",
     ]
 
     encoder: dict[str, Any] | None = None
@@ -29,7 +35,7 @@ class FlorenceVLConfig(PreTrainedConfig):
 
     @property
     def tie_word_embeddings(self) -> bool:
-        """Whether the head shares the weights of the token table; held once, in `text_config`."""
+        """Whether the head shares the weights of the token embeddings, as `text_config` says."""
         return bool(getattr(self.get_text_config(), "tie_word_embeddings", False))
 
     @tie_word_embeddings.setter
@@ -38,27 +44,27 @@ class FlorenceVLConfig(PreTrainedConfig):
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the token table; held once, in `text_config`, where resizing changes it and peft compares it."""
+        """The rows of the token embeddings, as `text_config` says, which resizing changes and peft compares."""
         return self.get_text_config().vocab_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all fields, and `tie_word_embeddings`, which peft looks for here."""
+        """Returns all fields, and `tie_word_embeddings`, which peft expects here."""
         return super().to_dict() | {"tie_word_embeddings": self.tie_word_embeddings}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Returns what is saved: `text_config` alone says whether the head is tied."""
+        """Returns the fields that are saved; only `text_config` says whether the head is tied."""
         fields = super().to_diff_dict()
         del fields["tie_word_embeddings"]
         return fields
 
     def choice(self, slot: str) -> Choice:
-        """What fills `slot`, checked."""
+        """Returns the component of `slot` with its checked Config."""
         entry = dict(getattr(self, slot))
         if slot == "language_model":
-            # Held once, as text_config, where transformers' generation looks for it.
+            # transformers' generation expects it in text_config, so that it is held only there.
             text = self.get_text_config()
             entry["model"] = text.to_diff_dict()
-            if text._attn_implementation not in (None, "sdpa"):  # some models take another only when they are built
+            if text._attn_implementation not in (None, "sdpa"):  # some models accept it only when built
                 entry["model"]["attn_implementation"] = text._attn_implementation
         return choose(slot, entry, f"{slot} in the model's configuration")
 

@@ -1,6 +1,6 @@
-"""The model: images -> encoder -> fusion -> projector -> rows of the language model -> loss, or words.
+"""The model: images -> encoder -> fusion -> projector -> rows of the language model -> loss, or text.
 
-One class for everything: it trains in the stages, saves and loads as a Hugging Face model, and generates.
+The same class trains in the stages, saves and loads as a Hugging Face model, and generates.
 """
 
 from typing import Any
@@ -44,27 +44,35 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
 
     @property
     def image_spec(self) -> ImageSpec:
-        """How an image must look, and how many tokens it becomes."""
+        """The size and normalisation of the model's images, and the number of tokens per image."""
         return ImageSpec(self.encoder.image_size, self.encoder.mean, self.encoder.std, self.projector.tokens)
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
-        """[I, 3, P, P] -> what the language model sees of them, [I, N, D]."""
+        """Returns the image embeddings [I, N, D] of [I, 3, P, P], as the language model gets them."""
         return self.embed_images(pixel_values)[0]
 
     def embed_images(
         self, pixel_values: Tensor | None = None, sources: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """[I, 3, P, P], or the encoder's sources {source: [I, N_source, D_source]} -> [I, N, D] and diagnostics.
+        """Returns the image embeddings [I, N, D] and the fusion's diagnostics.
 
-        No images (I = 0) go through it as one blank, of which nothing is returned: with several ranks each must take
-        part in every parameter's gradient, whatever its rows are.
+        Without images (I = 0) one blank image is computed and dropped: with several ranks each of them must contribute
+        to the gradient of every parameter, whatever its rows are.
+
+        Args:
+            pixel_values: [I, 3, P, P].
+            sources: the encoder's output {source: [I, N_source, D_source]}, in place of `pixel_values`.
+
+        Raises:
+            ValueError: neither is given.
         """
         if sources is None:
-            assert pixel_values is not None
-            images, sources = len(pixel_values), self.encoder(_one_at_least(pixel_values))
+            if pixel_values is None:
+                raise ValueError("give pixel_values, or image_sources, which are the encoder's output for them")
+            images, sources = len(pixel_values), self.encoder(_or_blank(pixel_values))
         else:
             images = len(next(iter(sources.values())))
-            sources = {name: _one_at_least(source) for name, source in sources.items()}
+            sources = {name: _or_blank(source) for name, source in sources.items()}
         fused = self.fusion(self.alignment(sources))
         features = self.projector(self.output_norm(fused.features))
         return features[:images], fused.diagnostics if images else {}
@@ -88,23 +96,24 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
         return_logits: bool | None = None,
         **kwargs: Any,
     ) -> FlorenceVLOutput:
-        """Token ids with expanded image placeholders -> loss (with labels), logits, or both.
+        """Returns the loss (with labels), the logits, or both; other arguments and errors are those of `run`.
 
         Args:
-            input_ids: this and what is not named here as for `run`, and so are the errors.
-            labels: [B, S], -100 where unsupervised.
-            logits_to_keep: only the last so many positions' logits, or those at these places; 0 for all.
-            dataset_ids: [B, S], below `dataset_count`, for losses per data set.
-            num_items_in_batch: what transformers' Trainer divides the sum of the losses by: the supervised tokens of
-                all batches of its step.
-            return_logits: whether logits come beside a loss; None: in eval mode, where metrics are computed.
+            input_ids: [B, S], with expanded image placeholders.
+            labels: [B, S], -100 for unsupervised tokens.
+            logits_to_keep: the number of last positions to compute logits for, or their indices; 0 for all.
+            dataset_ids: [B, S], below `dataset_count`, for the loss of each dataset.
+            dataset_count: the number of datasets.
+            num_items_in_batch: the divisor of the sum of the losses: in transformers' Trainer the supervised tokens of
+                all batches of a step.
+            return_logits: whether to compute logits in addition to a loss; None: in eval mode only, for metrics.
         """
         use_cache = False if labels is not None else use_cache
         prompt = (input_ids, pixel_values, attention_mask, image_sources, position_ids)
         output, diagnostics = self.run(*prompt, past_key_values, use_cache, inputs_embeds, **kwargs)
         hidden, logits = output.last_hidden_state, None
         if labels is None or (not self.training if return_logits is None else return_logits):
-            logits = self.language_model.logits(_kept(hidden, logits_to_keep))
+            logits = self.language_model.logits(_select_positions(hidden, logits_to_keep))
         losses: dict[str, Any] = {}
         if labels is not None:
             losses = self._losses(hidden, labels, position_ids, dataset_ids, dataset_count, num_items_in_batch)
@@ -129,23 +138,23 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Any, dict[str, Tensor]]:
-        """The model up to its head.
+        """Runs the model up to its head.
 
         Args:
-            input_ids: [B, S]; `config.image_token_id` stands once per image token.
+            input_ids: [B, S]; with `config.image_token_id` once per image token.
             pixel_values: [I, 3, P, P] in the order of the placeholders, or None.
-            attention_mask: [B, S], 0 at pads; None where only the end of a row is padded, as in training.
-            image_sources: the encoder's output, where it is at hand already, in place of pixel_values.
-            position_ids: [B, S]; they restart with each document of a packed row, which then sees itself alone.
-            inputs_embeds: [B, S, D] in place of input_ids and images.
-            kwargs: `output_attentions`, `output_hidden_states` and what else transformers' causal models take.
+            attention_mask: [B, S], 0 for padding; None if only the ends of rows are padded, as in training.
+            image_sources: the encoder's output {source: [I, N_source, D_source]}, in place of pixel_values.
+            position_ids: [B, S]; they restart with each document of a packed row, which then sees only itself.
+            inputs_embeds: [B, S, D], in place of input_ids and images.
+            kwargs: `output_attentions`, `output_hidden_states` and other arguments of transformers' causal models.
 
         Returns:
             The language model's output, with `last_hidden_state` [B, S, D], and the fusion's diagnostics.
 
         Raises:
-            TypeError: a keyword that nobody would use.
-            ValueError: placeholders and images do not match (the message has the counts), or packed rows come with an
+            TypeError: an unknown keyword argument.
+            ValueError: placeholders and images do not match (the message gives the counts), or packed rows come with an
                 attention mask or a cache.
         """
         if self.training and past_key_values is not None and self.is_activation_checkpointing:
@@ -180,9 +189,9 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
         image_sources: dict[str, Tensor] | None,
         first_pass: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Embeddings [B, S, D] with the images in their places, and the fusion's diagnostics."""
+        """Returns the embeddings [B, S, D] with the images in their places, and the fusion's diagnostics."""
         is_image = input_ids == self.config.image_token_id
-        # The placeholder may lie beyond the table of a model whose vocabulary was not grown for it.
+        # The id of the placeholder may lie beyond the token embeddings.
         embeddings = self.language_model.embed(input_ids.masked_fill(is_image, 0))
         if pixel_values is not None or image_sources is not None:
             images, diagnostics = self.embed_images(pixel_values, image_sources)
@@ -200,12 +209,12 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
         dataset_count: int,
         items: Tensor | int | None,
     ) -> dict[str, Any]:
-        """Hidden states [B, S, D] and the labels at their own places [B, S] -> the losses among the outputs.
+        """Returns the losses among the outputs, given hidden states [B, S, D] and labels [B, S] that are not shifted.
 
         Args:
-            items: what the sum is divided by; None for the supervised tokens of these rows.
+            items: the divisor of the sum of losses; None for the number of supervised tokens of these rows.
         """
-        if position_ids is not None:  # the last token of a document is not asked for the first of the next
+        if position_ids is not None:  # the last token of a document does not predict the next document
             labels = labels.masked_fill(position_ids == 0, IGNORE_INDEX)
         loss = token_loss(
             hidden[:, :-1],
@@ -220,23 +229,23 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """transformers' hook for modules that a checkpoint did not fill."""
+        """Initialises a module that a checkpoint did not fill; transformers calls it."""
         reset_module(module, initializers(self).get(module))
 
 
-def _kept(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """The last so many positions of [B, S, D], or those at these places; 0 for all."""
+def _select_positions(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """Returns the last `logits_to_keep` positions of [B, S, D], or those at these indices; 0 for all."""
     if isinstance(logits_to_keep, Tensor):
         return hidden[:, logits_to_keep]
     return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
 
 
-def _one_at_least(images: Tensor) -> Tensor:
-    """The images or features [I, ...] themselves, or one blank in place of none."""
+def _or_blank(images: Tensor) -> Tensor:
+    """Returns the images or features [I, ...], or one blank if I = 0."""
     return images if len(images) else images.new_zeros(1, *images.shape[1:])
 
 
 AutoModelForImageTextToText.register(FlorenceVLConfig, FlorenceVLForConditionalGeneration)
 AutoModelForMultimodalLM.register(FlorenceVLConfig, FlorenceVLForConditionalGeneration)
-# Label smoothing of transformers' Trainer: for the classes of this table labels are those of the next token.
+# Label smoothing of transformers' Trainer shifts the labels of the classes in this table.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[FlorenceVLConfig.model_type] = FlorenceVLForConditionalGeneration.__name__

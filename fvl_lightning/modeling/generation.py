@@ -1,4 +1,4 @@
-"""Images in transformers' generate: they enter at the first step, and are repeated with their rows."""
+"""Images in transformers' generate: they enter at the first step and are repeated with their rows."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from transformers import GenerationMixin
 
 
 class ImageGenerationMixin(GenerationMixin):
-    """Generation of a model whose prompts hold images: `encoder`, `projector` and `config.image_token_id` are its."""
+    """Generation for a model with `encoder`, `projector` and `config.image_token_id`, whose prompts hold images."""
 
     def prepare_inputs_for_generation(
         self,
@@ -19,7 +19,7 @@ class ImageGenerationMixin(GenerationMixin):
         is_first_iteration: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The inputs of one step; images go in with the prompt only, since the cache holds them afterwards."""
+        """Returns the inputs of one step; only the first has images, since the cache holds them afterwards."""
         inputs = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
@@ -34,7 +34,7 @@ class ImageGenerationMixin(GenerationMixin):
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Every row `expand_size` times, for beams and for several answers; the encoder still runs once per image."""
+        """Repeats every row `expand_size` times, for beams and for several answers; the encoder runs once per image."""
         pixel_values, sources = model_kwargs.pop("pixel_values", None), model_kwargs.pop("image_sources", None)
         expanded, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
@@ -43,8 +43,8 @@ class ImageGenerationMixin(GenerationMixin):
             sources, pixel_values = self.encoder(pixel_values) if sources is None else sources, None
             per_row = (input_ids == self.config.image_token_id).sum(1) // self.projector.tokens
             images = torch.arange(len(next(iter(sources.values()))), device=input_ids.device)
-            if per_row.sum() == len(images):  # or the forward pass will say what does not match
-                # Not each image as often, one after the other: the images of a row stay together.
+            if per_row.sum() == len(images):  # otherwise the forward pass raises an error
+                # Repeats the images of a row together, rather than each image by itself.
                 images = torch.cat([row.repeat(expand_size) for row in images.split(per_row.tolist())])
             sources = {name: source[images] for name, source in sources.items()}
         return expanded, model_kwargs | {"pixel_values": pixel_values, "image_sources": sources}

@@ -1,7 +1,7 @@
-"""Every module's initial values from (seed, its name), so that parts two models share start equal in both.
+"""Initial values of each module from (seed, its name), so that modules that two models share start equal.
 
-One random stream over a whole model would shift with the size of each part: two arms of a comparison would then differ
-in their language models too.
+A single random stream would shift with the size of each module, so that two arms of a comparison would also differ in
+their language models.
 """
 
 import hashlib
@@ -9,16 +9,18 @@ import hashlib
 import torch
 from torch import nn
 
+from fvl_lightning.core.errors import ConfigError
+
 
 def derived_seed(*parts: object) -> int:
-    """A 63-bit seed from any parts, the same on every machine (sha256)."""
+    """Returns a 63-bit seed from any parts, the same on every machine (sha256)."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 @torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
-    """Sets every parameter and computed buffer of `model`, each module's from hash(seed, qualified name)."""
+    """Sets all parameters and computed buffers of `model`; the seed of a module is hash(seed, its qualified name)."""
     owners = initializers(model)
     with torch.random.fork_rng(devices=[]):
         for name, module in model.named_modules():
@@ -27,7 +29,7 @@ def initialize(model: nn.Module, seed: int) -> None:
 
 
 def initializers(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    """For each module the nearest one above or at it (`model` itself left out) that has a rule `_init_weights`."""
+    """Returns {module: itself or its nearest ancestor with a method `_init_weights`}, leaving out `model` itself."""
     owners: dict[nn.Module, nn.Module] = {}
 
     def walk(module: nn.Module, owner: nn.Module | None) -> None:
@@ -43,11 +45,19 @@ def initializers(model: nn.Module) -> dict[nn.Module, nn.Module]:
 
 
 def reset_module(module: nn.Module, owner: nn.Module | None) -> None:
-    """Initialises one module: by its owner's rule, else by its own `reset_parameters()`; a container has neither."""
+    """Initialises one module by its owner's `_init_weights`, or by its own `reset_parameters()`.
+
+    Raises:
+        ConfigError: a module with parameters has neither.
+    """
     if owner is not None:
         owner._init_weights(module)  # type: ignore[operator]
     elif hasattr(module, "reset_parameters"):
         module.reset_parameters()  # type: ignore[operator]
     else:
         own = [name for name, _ in module.named_parameters(recurse=False)]
-        assert not own, f"{type(module).__name__} has parameters {own} of its own and no reset_parameters()"
+        if own:
+            raise ConfigError(
+                f"{type(module).__name__} has parameters of its own ({', '.join(own)}) and no reset_parameters(), "
+                "which must give them initial values"
+            )

@@ -1,4 +1,4 @@
-"""Cross entropy over supervised positions only: never a logit that nobody needs."""
+"""Cross entropy over supervised positions; logits of other positions are not computed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from torch.utils.checkpoint import checkpoint
 
 from fvl_lightning.core.types import IGNORE_INDEX
 
-LOGITS_AT_ONCE = 2**25
-"""Elements of logits held at a time, 128 MiB in float32; beyond, rows go in chunks that are recomputed backwards."""
+MAX_LOGIT_ELEMENTS = 2**25
+"""The most logits held at a time, 128 MiB in float32; more rows go in chunks, recomputed in the backward pass."""
 
 
 @dataclass
 class TokenLoss:
-    """`sum` of the cross entropies (float32 scalar with gradient), supervised `tokens` and `correct` ones (int64).
+    """The `sum` of cross entropies (float32 scalar with gradient), and the supervised and `correct` `tokens` (int64).
 
-    For a mixture also `dataset_sums` (float32, no gradient) and `dataset_tokens` (int64), one number per data set.
+    A mixture adds `dataset_sums` (float32, no gradient) and `dataset_tokens` (int64), one number per dataset.
     """
 
     sum: Tensor
@@ -28,7 +28,7 @@ class TokenLoss:
 
     @property
     def mean(self) -> Tensor:
-        """Cross entropy per supervised token, in nats; 0 where there is none."""
+        """The cross entropy per supervised token, in nats; 0 without supervised tokens."""
         return self.sum / self.tokens.clamp(min=1)
 
 
@@ -40,12 +40,15 @@ def token_loss(
     dataset_ids: Tensor | None = None,
     dataset_count: int = 0,
 ) -> TokenLoss:
-    """Sum of cross entropies of aligned `hidden` [..., D] and `labels` [...] (IGNORE_INDEX: unsupervised).
+    """Returns the sum of the cross entropies of aligned hidden states and labels.
 
     Args:
-        logits: hidden rows [R, D] -> [R, V].
-        vocabulary: V, which sizes the chunks.
-        dataset_ids: [...], below `dataset_count` wherever a label is supervised; None for no sums per data set.
+        hidden: hidden states [..., D].
+        labels: [...], IGNORE_INDEX where unsupervised.
+        logits: computes the logits [R, V] of hidden rows [R, D].
+        vocabulary: V, which determines the size of the chunks.
+        dataset_ids: [...], below `dataset_count` where a label is supervised; None for no sums per dataset.
+        dataset_count: the number of datasets.
     """
     supervised = labels != IGNORE_INDEX
     rows, targets = hidden[supervised], labels[supervised]
@@ -58,7 +61,7 @@ def token_loss(
         correct = (scores.detach().argmax(-1) == chunk_targets).sum()
         return torch.nn.functional.cross_entropy(scores, chunk_targets, reduction=reduction), correct
 
-    size = max(1, LOGITS_AT_ONCE // vocabulary)
+    size = max(1, MAX_LOGIT_ELEMENTS // vocabulary)
     if rows.shape[0] <= size:
         losses, correct = chunk_loss(rows, targets)
     else:

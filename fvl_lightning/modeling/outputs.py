@@ -1,4 +1,4 @@
-"""The model's output class, and the output switches of transformers that it supports."""
+"""The output class of the model, and the keyword arguments of transformers that it supports."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,17 +8,18 @@ from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import TransformersKwargs
 
-RECORDED = ("output_attentions", "output_hidden_states")
-"""Switches whose outputs are the language model's; None stands for the configuration's."""
+OUTPUT_SWITCHES = ("output_attentions", "output_hidden_states")
+"""Switches for outputs of the language model; None stands for the value of the configuration."""
 
 
 @dataclass
 class FlorenceVLOutput(ModelOutput):
-    """With labels: `loss` (mean over supervised tokens), `loss_sum`, `tokens`, `correct`; `logits` [B, S, V] if wanted.
+    """The outputs of a forward pass; what was not asked for is None.
 
-    hidden_states, attentions: of the language model, on demand: [B, S, D] per layer, [B, heads, S, S] per layer.
-    diagnostics: what the fusion says of itself, such as {"mass/<source>": scalar}; dataset_sums and dataset_tokens: as
-    in TokenLoss, with dataset_ids.
+    With labels: `loss` (mean over supervised tokens), `loss_sum`, `tokens` and `correct`; with dataset_ids also
+    `dataset_sums` and `dataset_tokens`, as in TokenLoss. On demand: `logits` [B, S, V], and the language model's
+    `hidden_states` [B, S, D] and `attentions` [B, heads, S, S] of each layer. `diagnostics` are those of the fusion,
+    such as {"mass/<source>": scalar}.
     """
 
     loss: Tensor | None = None
@@ -35,20 +36,20 @@ class FlorenceVLOutput(ModelOutput):
 
 
 def language_model_inputs(kwargs: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """Keywords that `forward` does not name itself -> those for the language model.
+    """Returns the keyword arguments for the language model.
 
     Args:
-        kwargs: those of transformers' models; None stands for nothing.
-        config: the model's, for switches that are not among `kwargs`.
+        kwargs: keyword arguments of transformers' models that `forward` does not name; None counts as absent.
+        config: the model's configuration, for switches that are not in `kwargs`.
 
     Raises:
-        TypeError: a keyword that nobody would use.
-        ValueError: attentions of an implementation that has none.
+        TypeError: an unknown keyword argument.
+        ValueError: attentions are asked of an implementation that does not return them.
     """
     inputs = {name: value for name, value in kwargs.items() if value is not None}
     if unknown := sorted(set(inputs) - TransformersKwargs.__optional_keys__ - {"cache_position"}):
         raise TypeError(f"forward() has no use for {', '.join(unknown)}")
-    for name in RECORDED:
+    for name in OUTPUT_SWITCHES:
         if inputs.setdefault(name, getattr(config, name)) in (None, False):
             del inputs[name]
     text = config.get_text_config()

@@ -1,4 +1,4 @@
-"""Reading and writing by transformers and peft: tensors keep their names, an adapter loads completely or raises."""
+"""Loading and saving through transformers and peft: tensors keep their names, and adapters load completely or fail."""
 
 import dataclasses
 import warnings
@@ -17,7 +17,7 @@ from fvl_lightning.modeling.adapters.folders import (
     ADAPTER,
     CONFIG,
     WEIGHTS,
-    adapter_ends,
+    adapter_stop_tokens,
     base_of,
     check_adapter,
     is_adapter_folder,
@@ -25,35 +25,35 @@ from fvl_lightning.modeling.adapters.folders import (
     namesakes,
     read_config,
 )
-from fvl_lightning.modeling.adapters.layers import put_in, refuse_partial_adapters
+from fvl_lightning.modeling.adapters.layers import insert_adapter, refuse_partial_adapters
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.stopping import add_stop_tokens
 
 
 class FlorenceVLPreTrainedModel(PreTrainedModel):
-    """Reading and writing of whole models and adapters."""
+    """Loads and saves whole models and adapters."""
 
     config_class = FlorenceVLConfig
     base_model_prefix = ""
-    # Empty but not None: peft then looks for ties in the parts, where the language model names its tied head.
+    # Empty but not None: peft then looks for tied weights in the submodules, where the language model names its head.
     _tied_weights_keys: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self, config: FlorenceVLConfig) -> None:
         super().__init__(config)
-        # transformers renames tensors for older files of the models that are parts of this one; a file of this model
-        # has its own names, for reading (see _load_pretrained_model) as for writing.
+        # transformers renames tensors in older files of the models that are submodules of this one. Files of this model
+        # keep their names, both when loading (see _load_pretrained_model) and when saving.
         self._weight_conversions: list[Any] = []
         self.register_load_state_dict_post_hook(refuse_partial_adapters)
-        self.register_load_state_dict_post_hook(_take_ends)
+        self.register_load_state_dict_post_hook(_add_adapter_stop_tokens)
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, adapter_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> Any:
-        """Loads a model as transformers does, and a folder that holds an adapter alone on the adapter's base.
+        """Loads a model as transformers does; a folder with only an adapter is loaded onto its base.
 
         Raises:
-            DataError: the base of an adapter is not there or is another, or the adapter does not fit it.
+            DataError: the base of an adapter is missing or differs, or the adapter does not fit it.
         """
         folder = Path(str(pretrained_model_name_or_path))
         if is_adapter_folder(folder) and not has_weights(folder):
@@ -63,10 +63,11 @@ class FlorenceVLPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def _load_pretrained_model(model: Any, state_dict: Any, files: Any, load_config: Any, *args: Any) -> Any:
-        """Loads tensors under the names they have in the files; renaming that a user or a quantiser asks for stays."""
-        table = {_patterns(conversion) for conversion in get_model_conversion_mapping(model)}
-        wanted = [conversion for conversion in load_config.weight_mapping or () if _patterns(conversion) not in table]
-        load_config = dataclasses.replace(load_config, weight_mapping=wanted)
+        """Loads tensors under their names in the files; only a user or a quantiser may rename them."""
+        table = {_conversion_key(conversion) for conversion in get_model_conversion_mapping(model)}
+        mapping = load_config.weight_mapping or ()
+        kept = [conversion for conversion in mapping if _conversion_key(conversion) not in table]
+        load_config = dataclasses.replace(load_config, weight_mapping=kept)
         return PreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, *args)
 
     def load_adapter(
@@ -81,16 +82,22 @@ class FlorenceVLPreTrainedModel(PreTrainedModel):
         load_config: Any = None,
         **download: Any,
     ) -> LoadStateDictInfo:
-        """Puts an adapter of a folder or a hub id into the model, with peft's own code and the checks of this kit.
+        """Adds an adapter from a folder or a hub id to the model, with peft's code and the checks of this kit.
 
         Args:
-            peft_model_id: folder or hub id; or None with `peft_config` and `adapter_state_dict`.
-            adapter_name: a name of its own for each adapter of a model.
-            download: revision, token and the like, for a hub id.
+            peft_model_id: a folder or hub id; None with `peft_config` and `adapter_state_dict`.
+            adapter_name: a name that no other adapter of the model has.
+            peft_config: the adapter's configuration; None for that of the folder.
+            adapter_state_dict: the adapter's tensors, in place of a folder.
+            is_trainable: whether the adapter is to be trained.
+            hotswap: not supported.
+            adapter_kwargs: more keyword arguments for the download.
+            load_config: the loading options of transformers.
+            download: revision, token and other keyword arguments for a hub id.
 
         Raises:
-            ValueError: neither a place nor tensors, a name that is taken, or a hot swap, which is not supported.
-            DataError: another base than the adapter's, a tensor without a place, or one that is missing.
+            ValueError: neither a folder nor tensors, a name that is taken, or a hot swap.
+            DataError: the model is not the adapter's base, a tensor has no place in it, or a tensor is missing.
         """
         name = adapter_name or ADAPTER
         if hotswap is True:
@@ -109,29 +116,29 @@ class FlorenceVLPreTrainedModel(PreTrainedModel):
         if isinstance(peft_config, dict):
             peft_config = peft.get_peft_config(peft_config)
         peft_config.inference_mode = not is_trainable
-        put_in(self, peft_config, state, name, where)
+        insert_adapter(self, peft_config, state, name, where)
         if not is_trainable:
             self.eval()
         return LoadStateDictInfo(set(), set(), set(), [], {}, set())
 
     def modules_to_save(self, *children: str) -> list[str]:
-        """Returns what peft's `modules_to_save` must name for exactly these children, such as fusion and projector.
+        """Returns the `modules_to_save` with which peft selects exactly these children, such as fusion and projector.
 
-        peft takes every module whose name ends with one it is given, so that `projector` alone is the encoder's
-        `image_projector` too.
+        peft selects every module whose name ends with a given name: `projector` selects the encoder's
+        `image_projector` as well.
         """
         return modules_to_save(self, children)
 
     @property
     def peft_config(self) -> dict[str, Any]:
-        """The configurations of the adapters by name, which peft leaves here."""
+        """{adapter: its configuration}, which peft sets."""
         if "_peft_config" not in self.__dict__:
             raise AttributeError("the model has no adapter")
         return self.__dict__["_peft_config"]
 
     @peft_config.setter
     def peft_config(self, configs: dict[str, Any]) -> None:
-        # Every way to put in an adapter ends here: get_peft_model, add_adapter, inject_adapter_in_model and loading.
+        # Every way to add an adapter ends here: get_peft_model, add_adapter, inject_adapter_in_model and loading.
         for config in configs.values():
             for name, others in namesakes(self, config).items():
                 warnings.warn(
@@ -146,19 +153,19 @@ class FlorenceVLPreTrainedModel(PreTrainedModel):
         del self.__dict__["_peft_config"]
 
 
-def _take_ends(model: Any, incompatible: Any) -> None:
-    """Adds the end tokens of adapters whose values have just been loaded; a hook, so that it holds for peft's too."""
+def _add_adapter_stop_tokens(model: Any, incompatible: Any) -> None:
+    """Adds the stop tokens of loaded adapters; a load_state_dict hook, so that it also runs when peft loads."""
     for config in model.__dict__.get("_peft_config", {}).values():
-        add_stop_tokens(model, adapter_ends(config))
+        add_stop_tokens(model, adapter_stop_tokens(config))
 
 
-def _patterns(conversion: Any) -> tuple[Any, ...]:
-    """By what an entry of transformers' tables is known."""
+def _conversion_key(conversion: Any) -> tuple[Any, ...]:
+    """Returns the key that identifies an entry of transformers' conversion tables."""
     return type(conversion), tuple(conversion.source_patterns), tuple(conversion.target_patterns)
 
 
 def _adapter_folder(place: str, download: dict[str, Any]) -> Path:
-    """The folder of an adapter, downloaded where it is a hub id."""
+    """Returns the folder of an adapter; downloads a hub id."""
     if Path(place).is_dir():
         return Path(place, download.get("subfolder") or "")
     cached_file(place, CONFIG, **download)

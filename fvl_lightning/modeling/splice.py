@@ -1,4 +1,4 @@
-"""Image embeddings into the rows of a batch, at the placeholders that stand there already."""
+"""Image embeddings in the rows of a batch, at the positions of the placeholders."""
 
 from torch import Tensor
 
@@ -8,21 +8,22 @@ def splice_images(embeddings: Tensor, token_ids: Tensor, images: Tensor, image_t
 
     Args:
         embeddings: text embeddings [B, S, D].
-        token_ids: [B, S]; `image_token_id` stands once per image token, images in reading order over the rows.
+        token_ids: [B, S], with `image_token_id` once per image token; images are in reading order over the rows.
         images: image embeddings [I, N, D].
+        image_token_id: the id of the placeholder.
 
     Returns:
-        [B, S, D].
+        The embeddings [B, S, D].
 
     Raises:
-        ValueError: the number of placeholders is not I * N (the message has the counts of every row), or images are of
-            another width than the embeddings.
+        ValueError: the number of placeholders is not I * N (the message gives the counts of every row), or the images
+            and the embeddings differ in width.
     """
-    if images.shape[-1] != embeddings.shape[-1]:  # masked_scatter would pour one into the other, whatever the widths
+    if images.shape[-1] != embeddings.shape[-1]:  # masked_scatter accepts any widths
         raise ValueError(f"image tokens are {images.shape[-1]} wide, the token table {embeddings.shape[-1]}")
     places = token_ids == image_token_id
     expected = images.shape[0] * images.shape[1]
-    # Counting makes the host wait for the device once a step; misplaced images would train a wrong model in silence.
+    # Counting makes the host wait for the device once a step; without it, misplaced images would silently train.
     found = int(places.sum())
     if found != expected:
         raise ValueError(

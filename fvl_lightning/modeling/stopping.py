@@ -1,4 +1,4 @@
-"""The tokens at which generation ends: one rule for runs, imports, exports, adapters and loaded folders."""
+"""Stop tokens of generation: one rule for runs, imports, exports, adapters and loaded folders."""
 
 import copy
 from collections.abc import Collection
@@ -12,13 +12,15 @@ from fvl_lightning.language_models.causal import as_ids
 
 
 def set_stop_tokens(model: PreTrainedModel, tokenizer: Any, listed: Collection[int] = ()) -> None:
-    """Gives the model a generation config of token ids alone: `stop_tokens`, pad and first token.
+    """Gives the model a generation config with token ids only: the stop tokens, the padding and the first token.
 
-    What else a generation config can hold (sampling, temperature, penalties, lengths) is left out: a pretrained
-    language model's choices would turn greedy answers into others without a word.
+    Sampling, temperature, penalties and lengths are left out: those of a pretrained language model would silently
+    change greedy answers.
 
     Args:
-        listed: end tokens beside those of the model's configurations.
+        model: the model, whose configurations may list stop tokens.
+        tokenizer: its tokenizer.
+        listed: more stop tokens.
     """
     listed = [*listed, *as_ids(model.generation_config.eos_token_id)]
     listed += as_ids(model.config.get_text_config().eos_token_id)
@@ -30,7 +32,7 @@ def set_stop_tokens(model: PreTrainedModel, tokenizer: Any, listed: Collection[i
 
 
 def add_stop_tokens(model: PreTrainedModel, listed: Collection[int]) -> None:
-    """Adds end tokens, such as an adapter's, to those of the model."""
+    """Adds stop tokens, such as those of an adapter, to the model's."""
     known = as_ids(model.generation_config.eos_token_id)
     if set(listed) - set(known):
         config = copy.deepcopy(model.generation_config)
@@ -39,11 +41,11 @@ def add_stop_tokens(model: PreTrainedModel, listed: Collection[int]) -> None:
 
 
 def stop_tokens(tokenizer: Any, image_token_id: int, listed: Collection[int] = ()) -> list[int]:
-    """Ids that end an answer: the tokenizer's eos, what training ends an answer with, and those `listed`.
+    """Returns the ids that end an answer: the tokenizer's eos, the end token of training, and those `listed`.
 
-    Captions are trained to end with eos, answers with what the chat template writes behind them (Phi-3.5's is another
-    token). `listed` is what the language model's own files name; of these only special tokens of the tokenizer count,
-    since with another tokenizer the same ids are words.
+    In training, captions end with eos, and answers with the token that the chat template writes after them, which may
+    differ (Phi-3.5). `listed` comes from the language model's own files. Only special tokens of the tokenizer count,
+    since other ids may be words of another tokenizer.
     """
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     found = [tokenizer.eos_token_id, end_of_answer(tokenizer, image_token_id), *(i for i in listed if i in special)]
@@ -51,8 +53,8 @@ def stop_tokens(tokenizer: Any, image_token_id: int, listed: Collection[int] = (
 
 
 def end_of_answer(tokenizer: Any, image_token_id: int) -> int | None:
-    """The token that training ends an answer with; None where the chat template cannot be trained with."""
+    """Returns the token that ends an answer in training; None if the chat template does not support training."""
     try:
         return ConversationEncoder(tokenizer, image_token_id, tokens_per_image=1).end_token_id
-    except UserError:  # it is raised again, with its place, where conversations are needed
+    except UserError:  # raised again, with more context, when conversations are needed
         return None

@@ -1,1 +1,1 @@
-"""Memory, FLOPs and batch sizes of a step, found without a device and without values."""
+"""Memory, FLOPs and batch sizes of a training step, computed without a device."""

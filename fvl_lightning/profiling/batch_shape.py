@@ -1,4 +1,4 @@
-"""The largest batch that an experiment allows, and its loss, for a rehearsal on shapes."""
+"""The largest batch that an experiment allows, and its loss for a fake step."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,9 @@ from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneratio
 
 @dataclass(frozen=True)
 class BatchShape:
-    """What a rank gets at a time: `rows` of `tokens` (image tokens included), and `images` over all of them.
+    """The shape of one rank's batch: `rows` of `tokens`, including image tokens, with `images` in total.
 
-    For encoder_pretrain `rows` are images and `tokens` those of each prompt's target.
+    For encoder_pretrain `rows` are images, and `tokens` are those of each prompt's target.
     """
 
     rows: int
@@ -24,7 +24,7 @@ class BatchShape:
 
 
 def worst_batch(experiment: ExperimentConfig, model: nn.Module, images_per_row: int = 1) -> BatchShape:
-    """The largest batch that the experiment allows: every row as long as `data.sequence_length`."""
+    """Returns the largest batch that the experiment allows: every row has `data.sequence_length` tokens."""
     rows, tokens = experiment.trainer.batch_size, experiment.data.config.sequence_length
     if not isinstance(model, FlorenceVLForConditionalGeneration):
         encoder: Any = model.get_submodule("encoder")
@@ -33,8 +33,8 @@ def worst_batch(experiment: ExperimentConfig, model: nn.Module, images_per_row: 
     return BatchShape(rows, tokens, rows * min(images_per_row, fitting))
 
 
-def loss_of(experiment: ExperimentConfig, model: nn.Module, shape: BatchShape) -> Tensor:
-    """The forward pass of a batch of this shape in which all but image tokens is supervised: the sum of its losses."""
+def compute_loss(experiment: ExperimentConfig, model: nn.Module, shape: BatchShape) -> Tensor:
+    """Returns the sum of the losses of a batch of this shape, in which all but image tokens are supervised."""
     encoder: Any = model.get_submodule("encoder")
     dtype = next(encoder.parameters()).dtype
     pixels = torch.empty(shape.images, 3, encoder.image_size, encoder.image_size, dtype=dtype)
@@ -43,7 +43,7 @@ def loss_of(experiment: ExperimentConfig, model: nn.Module, shape: BatchShape) -
     image = model.config.image_token_id
     token_ids = torch.full((shape.rows * shape.tokens,), int(image == 0))
     token_ids[: shape.images * model.image_spec.tokens_per_image] = image
-    token_ids = token_ids.view(shape.tokens, shape.rows).T.contiguous()  # every row has its share
+    token_ids = token_ids.view(shape.tokens, shape.rows).T.contiguous()  # every row has its share of images
     labels = token_ids.masked_fill(token_ids == image, IGNORE_INDEX)
     images: dict[str, Any] = {"pixel_values": pixels}
     if experiment.feature_cache is not None:

@@ -1,7 +1,7 @@
-"""A training step on tensors without values, in which every byte that would be allocated is counted.
+"""A fake training step: it runs on torch's fake tensors, and counts every byte that a real step would allocate.
 
-Everything with a weight in it is a shape (torch's fake tensors); the whole numbers of a batch, which say where images
-stand and what is supervised, are real, so that the model takes the branches that it takes in training.
+Floating-point tensors have shapes but no values. Integer tensors of a batch, which hold the positions of images and the
+supervised tokens, are real, so that the model takes the same branches as in training.
 """
 
 import weakref
@@ -20,13 +20,13 @@ T = TypeVar("T")
 
 
 class Allocations(TorchDispatchMode):
-    """The bytes of all storages that are made and not yet freed in its context, and the most there were at once."""
+    """Counts the live bytes of all storages that are created in its context, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
         self.by_owner: Counter[str] = Counter()
-        """Live bytes by what `owner` was when they were allocated."""
+        """Live bytes by the value of `owner` at their allocation."""
         self.owner = ""
         self._known: set[int] = set()
 
@@ -36,18 +36,18 @@ class Allocations(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_flatten(result)[0]:
             if isinstance(leaf, Tensor):
-                self._hold(leaf.untyped_storage())
+                self._add(leaf.untyped_storage())
         return result
 
     def ignore(self, tensors: Iterable[Tensor]) -> None:
-        """Leaves out what was there before."""
+        """Does not count the storages of existing tensors."""
         self._known |= {tensor.untyped_storage()._cdata for tensor in tensors}
 
     def restart(self) -> None:
-        """Measures the peak from now on."""
+        """Starts a new measurement of the peak."""
         self.peak = self.live
 
-    def _hold(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage) -> None:
         key, size, owner = storage._cdata, storage.nbytes(), self.owner
         if key in self._known:
             return
@@ -63,8 +63,8 @@ class Allocations(TorchDispatchMode):
         self.by_owner[owner] -= size
 
 
-class WholeNumbersAreReal(TorchDispatchMode):
-    """Beneath it fake tensors; on top of them this computes whole numbers and truth values for real."""
+class RealIntegers(TorchDispatchMode):
+    """Computes integer and boolean tensors for real, on top of a mode with fake tensors."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -73,56 +73,67 @@ class WholeNumbersAreReal(TorchDispatchMode):
         tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         fakes = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 1.0 if fakes else _for_real(func, args, kwargs)  # an optimiser's count of its steps
+            return 1.0 if fakes else _run_for_real(func, args, kwargs)  # the step count of an optimiser
         if fakes:
             if func is torch.ops.aten.index.Tensor:
-                args = (args[0], _places(args[1]))
+                args = (args[0], _nonzero_indices(args[1]))
             return func(*args, **kwargs)
-        if tensors and not any(tensor.is_floating_point() for tensor in tensors) and not _makes_fractions(kwargs):
-            result = _for_real(func, args, kwargs)
-            return result if not _floating(result) else func(*args, **kwargs)
+        if tensors and not any(tensor.is_floating_point() for tensor in tensors) and not _is_floating_dtype(kwargs):
+            result = _run_for_real(func, args, kwargs)
+            return result if not _has_floating(result) else func(*args, **kwargs)
         result = func(*args, **kwargs)
-        return result if tensors or _floating(result) else _for_real(func, args, kwargs)
+        return result if tensors or _has_floating(result) else _run_for_real(func, args, kwargs)
 
 
 @contextmanager
-def rehearsed() -> Iterator[None]:
-    """Within it every new tensor is a shape, but for whole numbers."""
-    with FakeTensorMode(allow_non_fake_inputs=True), WholeNumbersAreReal():
+def fake_tensors() -> Iterator[None]:
+    """Makes all new tensors fake, except integer and boolean tensors."""
+    with FakeTensorMode(allow_non_fake_inputs=True), RealIntegers():
         yield
 
 
 @contextmanager
 def without_values(model: nn.Module, in_bfloat16: Set[Tensor] = frozenset()) -> Iterator[None]:
-    """Within `rehearsed`: `model` with shapes in place of its parameters and buffers, on whatever device they are.
+    """Replaces the parameters and buffers of `model`, on any device, by fake tensors; use it within `fake_tensors`.
 
-    Those of `in_bfloat16` have that type within.
+    Args:
+        model: the model, restored at the end.
+        in_bfloat16: the parameters whose fake tensors are bfloat16.
     """
-    kept = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
-    made: dict[Tensor, Any] = {}
+    originals = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+    fakes: dict[Tensor, Any] = {}
 
-    def shape_of(tensor: Tensor) -> Any:
-        if tensor not in made:
+    def fake_of(tensor: Tensor) -> Any:
+        if tensor not in fakes:
             dtype = torch.bfloat16 if tensor in in_bfloat16 else tensor.dtype
             fake = torch.empty(tensor.shape, dtype=dtype, device="cpu")
             is_parameter = isinstance(tensor, nn.Parameter)
-            made[tensor] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_parameter else fake
-        return made[tensor]
+            fakes[tensor] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_parameter else fake
+        return fakes[tensor]
 
     try:
-        for module, parameters, buffers in kept:
-            for held, before in ((module._parameters, parameters), (module._buffers, buffers)):
-                held.update({name: shape_of(tensor) for name, tensor in before.items() if tensor is not None})
+        for module, parameters, buffers in originals:
+            for current, before in ((module._parameters, parameters), (module._buffers, buffers)):
+                current.update({name: fake_of(tensor) for name, tensor in before.items() if tensor is not None})
         yield
     finally:
-        for module, parameters, buffers in kept:
+        for module, parameters, buffers in originals:
             module._parameters.update(parameters)
             module._buffers.update(buffers)
 
 
 @contextmanager
-def owners_told(model: nn.Module, allocations: Allocations, otherwise: str, names: Mapping[str, str]) -> Iterator[None]:
-    """Has `allocations` know whose forward pass it is: `names` of the model's children, `otherwise` outside of them."""
+def track_owners(
+    model: nn.Module, allocations: Allocations, otherwise: str, names: Mapping[str, str]
+) -> Iterator[None]:
+    """Sets the owner of `allocations` during forward passes.
+
+    Args:
+        model: the model.
+        allocations: the counter.
+        otherwise: the owner outside of the children's forward passes.
+        names: {child of the model: owner during its forward pass}.
+    """
     allocations.owner = otherwise
     handles: list[Any] = []
 
@@ -139,28 +150,28 @@ def owners_told(model: nn.Module, allocations: Allocations, otherwise: str, name
             handle.remove()
 
 
-def _for_real(func: Callable[..., T], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T:
+def _run_for_real(func: Callable[..., T], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T:
     kwargs = {**kwargs, "device": torch.device("cpu")} if kwargs.get("device") is not None else kwargs
     with unset_fake_temporarily():
         return func(*args, **kwargs)
 
 
-def _floating(result: Any) -> bool:
+def _has_floating(result: Any) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_flatten(result)[0])
 
 
-def _makes_fractions(kwargs: Mapping[str, Any]) -> bool:
+def _is_floating_dtype(kwargs: Mapping[str, Any]) -> bool:
     dtype = kwargs.get("dtype")
     return dtype is not None and dtype.is_floating_point
 
 
-def _places(indices: Any) -> list[Any]:
-    """Indices without masks: how many places a mask leaves is known where it is real."""
-    found: list[Any] = []
+def _nonzero_indices(indices: Any) -> list[Any]:
+    """Replaces boolean masks by the indices of their nonzero elements, whose number is known since masks are real."""
+    converted: list[Any] = []
     for index in indices:
         if isinstance(index, Tensor) and index.dtype == torch.bool:
             with unset_fake_temporarily():
-                found += list(index.nonzero(as_tuple=True))
+                converted += list(index.nonzero(as_tuple=True))
         else:
-            found.append(index)
-    return found
+            converted.append(index)
+    return converted

@@ -1,4 +1,4 @@
-"""What a projector must be."""
+"""The base class of projectors."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -9,10 +9,16 @@ from fvl_lightning.core.types import FeatureSpec
 
 
 class Projector(nn.Module, ABC):
-    """Carries fused features into the language model's embedding space; built from its Config, input and width."""
+    """Maps fused features to the embedding space of the language model.
+
+    Args:
+        config: the Config of the projector.
+        features: the shape of the fused features.
+        dim: the width of the language model's embeddings.
+    """
 
     tokens: int
-    """Image tokens per image that the language model sees."""
+    """The number of tokens per image that the language model gets."""
 
     def __init__(self, config: Any, features: FeatureSpec, dim: int) -> None:
         super().__init__()
@@ -21,4 +27,4 @@ class Projector(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
-        """[I, N, D_in] -> [I, N, D]."""
+        """Returns [I, N, D] for [I, N, D_in]."""

@@ -22,5 +22,5 @@ class LinearProjector(Projector):
         self.layer = nn.Linear(features.dim, dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[I, N, D_in] -> [I, N, D]."""
+        """Returns [I, N, D] for [I, N, D_in]."""
         return self.layer(features)

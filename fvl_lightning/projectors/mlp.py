@@ -13,16 +13,16 @@ from fvl_lightning.projectors.base import Projector
 
 @register("projector", "mlp")
 class MLPProjector(Projector):
-    """Linear(D_in, H), then GELU and Linear(H, .) until `depth` linear layers stand, the last one of width D."""
+    """`depth` linear layers with GELU between them: from D_in to the width H, and from H to D."""
 
     @dataclass
     class Config:
         """Fields of the projector."""
 
         depth: int = number(3, at_least=1)
-        """Linear layers."""
+        """Number of linear layers."""
         hidden: int | None = number(None, at_least=1)
-        """Width between them; null for the language model's."""
+        """Width between the layers; null for the language model's."""
 
     def __init__(self, config: Config, features: FeatureSpec, dim: int) -> None:
         super().__init__(config, features, dim)
@@ -33,5 +33,5 @@ class MLPProjector(Projector):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[I, N, D_in] -> [I, N, D]."""
+        """Returns [I, N, D] for [I, N, D_in]."""
         return self.layers(features)

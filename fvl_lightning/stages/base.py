@@ -16,7 +16,6 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import REPEATED, ExperimentConfig, LoraConfig
 from fvl_lightning.core.types import Batch, Position, PromptedBatch, earliest
 from fvl_lightning.modeling.adapters.folders import base_hash
-from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.stages.step_metrics import DatasetMetrics, StepMetrics, WeightedMean
 from fvl_lightning.stages.update_guard import SkippedStep, UpdateGuard, ValidationWatch
 from fvl_lightning.training.checkpointing.rng_state import random_states, restore_random_states
@@ -32,16 +31,16 @@ from fvl_lightning.training.components import (
 from fvl_lightning.training.distributed.block_transforms import checkpoint_activations, compile_blocks
 from fvl_lightning.training.distributed.fsdp import ShardedModel, gather_tensor, local_shard
 from fvl_lightning.training.distributed.strategies import ShardedStrategy
-from fvl_lightning.training.logged_module import LoggedModule
 from fvl_lightning.training.lora import add_adapters, check_lora, lora_components
 from fvl_lightning.training.lr_schedule import warmup_cosine
 from fvl_lightning.training.optimizer import build_optimizer
+from fvl_lightning.training.stage_interface import StageInterface
 from fvl_lightning.training.weights import check_checkpoint, load_trainable
 
 T = TypeVar("T")
 
 
-class Stage(LoggedModule, ABC):
+class Stage(StageInterface, ABC):
     """Trains components of `model` on batches of one of its views.
 
     The loss is the SUM over supervised tokens. The gradients are divided once, by the tokens of all ranks and all
@@ -90,10 +89,6 @@ class Stage(LoggedModule, ABC):
     @abstractmethod
     def build(cls, experiment: ExperimentConfig, device: str = "cpu") -> "Stage":
         """Returns the stage with a freshly initialised model; on the meta device it has shapes, but no values."""
-
-    @abstractmethod
-    def compute(self, batch: Any) -> tuple[TokenLoss, dict[str, Tensor]]:
-        """Returns the loss of a batch, and the diagnostics of the fusion by name."""
 
     @abstractmethod
     def save_model(self, folder: Path) -> None:

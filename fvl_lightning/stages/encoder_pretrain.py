@@ -42,7 +42,7 @@ class EncoderPretrainStage(Stage):
         Raises:
             ConfigError: the encoder has no decoder, or `trainable` asks for LoRA.
         """
-        if not hasattr(experiment.encoder.component, "decode"):
+        if not experiment.encoder.component.can_decode():
             raise ConfigError(f"encoder: {experiment.encoder.name} has no decoder to train, take florence2")
         if experiment.trainable.get("encoder") == "lora":
             raise ConfigError("trainable.encoder: stage encoder_pretrain trains an encoder in full")

@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fvl_lightning.core.terminal import progress, progress_text
-from fvl_lightning.training.logged_module import LoggedModule
+from fvl_lightning.training.stage_interface import StageInterface
 from fvl_lightning.training.step_logging import LogWindow
 
 logger = logging.getLogger(__name__)
@@ -55,9 +55,7 @@ class StepProgress(Callback):
         if not self._on_terminal and time.monotonic() - self._logged_at > SECONDS_BETWEEN_LINES:
             self._log(trainer)
 
-    def on_validation_end(  # type: ignore[override]  # this kit's Trainer trains no other modules
-        self, trainer: Trainer, stage: LoggedModule
-    ) -> None:
+    def on_validation_end(self, trainer: Trainer, stage: StageInterface) -> None:
         """Shows the validation loss."""
         assert stage.last_validation_loss is not None
         self._losses["validation"] = stage.last_validation_loss

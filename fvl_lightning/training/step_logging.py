@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 
-from fvl_lightning.training.logged_module import LoggedModule
+from fvl_lightning.training.stage_interface import StageInterface
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +34,7 @@ class LogWindow(Callback):
         """Starts the clock of a batch."""
         self._started = time.perf_counter()
 
-    def on_train_batch_end(  # type: ignore[override]  # this kit's Trainer trains no other modules
-        self, trainer: Trainer, stage: LoggedModule, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, stage: StageInterface, *_: Any) -> None:
         """Logs every `every` optimiser steps, and at the last step."""
         seconds = time.perf_counter() - self._started
         self._seconds += seconds

@@ -15,7 +15,7 @@ from transformers import BertConfig, Florence2Config, Florence2ForConditionalGen
 
 from fvl_lightning.core.errors import UserError
 from fvl_lightning.encoders.florence2 import Florence2Encoder
-from fvl_lightning.encoders.florence2_files import image_size_of
+from fvl_lightning.encoders.florence2_files import find_image_size
 from fvl_lightning.encoders.florence2_original import ADDED_TOKENS, original_sizes
 from fvl_lightning.modeling.conversion.florence_vl_config import PROMPT_IDS
 from tests.encoders import original
@@ -215,10 +215,10 @@ def test_a_hub_repository_without_weights(hub: dict[str, Path]) -> None:
 
 
 def test_images_have_the_size_that_the_repository_says(hub: dict[str, Path], tmp_path: Path) -> None:
-    assert image_size_of("someone/florence") == 768
+    assert find_image_size("someone/florence") == 768
     (hub["main"] / "preprocessor_config.json").write_text('{"size": {"height": 96, "width": 96}}', encoding="utf-8")
-    assert image_size_of("someone/florence") == image_size_of(str(hub["main"])) == 96
-    assert image_size_of("someone/florence", "old") == 768
+    assert find_image_size("someone/florence") == find_image_size(str(hub["main"])) == 96
+    assert find_image_size("someone/florence", "old") == 768
 
 
 @pytest.mark.usefixtures("hub")

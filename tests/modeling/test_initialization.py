@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fvl_lightning.core import registry
+from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.modeling.build import EncoderModel
 from fvl_lightning.modeling.initialization import derived_seed, initialize
 from tests.tiny_models import Holder, encoder_config, named_tensors, snapshot, tiny_encoder, tiny_model
@@ -88,7 +89,7 @@ class Homeless(nn.Module):
 
 
 def test_a_parameter_without_a_rule_is_refused() -> None:
-    with pytest.raises(AssertionError, match=r"Homeless has parameters \['raw'\] of its own and no reset_parameters"):
+    with pytest.raises(ConfigError, match=r"Homeless has parameters of its own \(raw\) and no reset_parameters\(\)"):
         initialize(Holder("fusion", Homeless()), seed=0)
 
 

@@ -61,7 +61,7 @@ def test_in_chunks_it_is_the_same(supervised: int, chunks: list[int], monkeypatc
     hidden, labels = inputs(supervised)
     plain_head, head = CountingHead(), CountingHead()
     plain = token_loss(hidden, labels, plain_head, V)
-    monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", 4 * V + 1)
+    monkeypatch.setattr(loss_module, "MAX_LOGIT_ELEMENTS", 4 * V + 1)
     chunked = token_loss(hidden, labels, head, V)
     assert head.rows == chunks
     torch.testing.assert_close(chunked.sum, plain.sum, atol=SUM, rtol=0)
@@ -83,7 +83,7 @@ def test_unsupervised_positions_get_no_logits(supervised: int) -> None:
 @pytest.mark.parametrize("at_once", [2**25, 1])
 def test_nothing_supervised(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zero, not nan, and gradients of zero: a batch of questions alone moves nothing."""
-    monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(loss_module, "MAX_LOGIT_ELEMENTS", at_once)
     hidden, labels = inputs(0)
     head = CountingHead()
     loss = token_loss(hidden, labels, head, V)
@@ -92,7 +92,7 @@ def test_nothing_supervised(at_once: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_vocabulary_larger_than_the_limit_goes_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", V - 1)
+    monkeypatch.setattr(loss_module, "MAX_LOGIT_ELEMENTS", V - 1)
     hidden, labels = inputs(3)
     head = CountingHead()
     token_loss(hidden, labels, head, V)
@@ -122,7 +122,7 @@ def test_losses_per_dataset_are_shares_of_the_sum(
     at_once: int, supervised: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is the cross entropy of its own tokens; the third data set has none; ids where unsupervised are unread."""
-    monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(loss_module, "MAX_LOGIT_ELEMENTS", at_once)
     hidden, labels = inputs(supervised)
     ids = torch.arange(labels.numel()).view_as(labels) % 2
     ids = ids.masked_fill(labels == IGNORE_INDEX, -1)

@@ -17,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import REPEATED, ExperimentConfig
-from fvl_lightning.profiling.batch_shape import BatchShape, loss_of
+from fvl_lightning.profiling.batch_shape import BatchShape, compute_loss
 from fvl_lightning.profiling.memory import NF4_BYTES, MemoryEstimate, checkpoint_bytes, estimate_memory
 from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.stages.base import Stage
@@ -69,7 +69,7 @@ def measured(stage: Stage, shape: BatchShape) -> tuple[int, int]:
         for _ in range(trainer.accumulate):
             narrow = trainer.precision == "bf16-mixed"
             with torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if narrow else contextlib.nullcontext():
-                loss = loss_of(stage.experiment, model, shape)
+                loss = compute_loss(stage.experiment, model, shape)
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,1 +1,1 @@
-"""Adapters: their folders, and their layers inside a model."""
+"""Adapters: their folders, and their layers in a model."""

@@ -1,8 +1,8 @@
-"""Adapter folders as peft writes and reads them: LoRA's tensors and the modules trained in full, never their base.
+"""Adapter folders in peft's format: LoRA's tensors and the modules trained in full, without their base.
 
-    adapter_config.json         peft's, with the base's folder and the tokens that end an answer
-    adapter_model.safetensors   the tensors; in its header the hash of the base's weights
-    config.json                 that of the whole model, and the processor's files
+adapter_config.json         peft's configuration, with the folder of the base and the stop tokens
+adapter_model.safetensors   the tensors; its header has the hash of the base's weights
+config.json                 the configuration of the whole model, next to the processor's files
 """
 
 import logging
@@ -24,36 +24,39 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from fvl_lightning.core.errors import DataError, first_line
 from fvl_lightning.core.weight_files import check_finite, read_json, weights_hash
 from fvl_lightning.language_models.causal import as_ids
-from fvl_lightning.modeling.adapters.layers import PREFIX, fold, put_in
+from fvl_lightning.modeling.adapters.layers import PREFIX, insert_adapter, merge_into_base
 
 logger = logging.getLogger(__name__)
 
 ADAPTER = "default"
-"""peft's name for an adapter that is the only one."""
+"""peft's name for a single adapter."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WRAPPERS = ("base_layer", "original_module", "token_adapter")
-"""What peft inserts into the names of the base's own tensors."""
-ADDED = tuple(PEFT_TYPE_TO_PREFIX_MAPPING.values())
-"""How the names of the tensors begin that peft adds."""
+"""Parts that peft inserts into the names of the base's tensors."""
+ADAPTER_PREFIXES = tuple(PEFT_TYPE_TO_PREFIX_MAPPING.values())
+"""Prefixes of the parts of names that peft adds, such as lora_."""
 AUTO_MAPPING = {"base_model_class": "AutoModelForImageTextToText", "parent_library": "transformers"}
-"""With this AutoPeftModel finds the base's class; peft imports from few libraries, and from this one not."""
+"""Lets AutoPeftModel find the class of the base; peft does not import classes from this library."""
 STOP_TOKENS = "stop_tokens"
-"""Key of `auto_mapping` with the tokens that end an answer: plain peft reads no other file that could hold them."""
-LISTS = nn.ModuleDict | nn.ModuleList
-"""What peft cannot take as a module trained in full: it has no forward."""
+"""The key of `auto_mapping` for the stop tokens: peft reads no other file that could hold them."""
+CONTAINERS = nn.ModuleDict | nn.ModuleList
+"""Modules without a forward, which peft cannot train in full."""
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    """Whether `folder` holds an adapter rather than a whole model."""
+    """Returns whether `folder` holds an adapter rather than a whole model."""
     return (folder / CONFIG).is_file()
 
 
 def save_adapter(model: PreTrainedModel, folder: Path, base: Path, base_hash: str, full: Collection[str]) -> None:
-    """Writes the adapter that was put into `model`, and its children `full`, which were trained beside it.
+    """Writes the adapter of `model`, and the children that were trained in full.
 
     Args:
-        base: the folder of the whole model under the adapter.
-        base_hash: weights_hash of the base without `full`, whose values in the base do not count.
+        model: the base with its adapter.
+        folder: the folder to write.
+        base: the folder of the base.
+        base_hash: the weights_hash of the base without `full`.
+        full: the direct children of the model that were trained in full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = model.peft_config[ADAPTER]
@@ -63,8 +66,8 @@ def save_adapter(model: PreTrainedModel, folder: Path, base: Path, base_hash: st
     config.auto_mapping = AUTO_MAPPING | {STOP_TOKENS: as_ids(model.generation_config.eos_token_id)}
     state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     assert len(state) == sum(".lora_" in name for name, _ in model.named_parameters()), "adapters would be lost"
-    saved = _matching(model, config.modules_to_save or ())
-    state |= {name: value for name, value in model.state_dict().items() if _inside(name, saved)}
+    saved = _modules_ending_with(model, config.modules_to_save or ())
+    state |= {name: value for name, value in model.state_dict().items() if _is_inside(name, saved)}
     tensors = {PREFIX + name: value.contiguous().clone() for name, value in state.items()}
     header = {"format": "pt", "base_hash": base_hash, "full": ",".join(sorted(full))}
     save_file(tensors, folder / WEIGHTS, metadata=header)
@@ -74,10 +77,10 @@ def save_adapter(model: PreTrainedModel, folder: Path, base: Path, base_hash: st
 
 
 def modules_to_save(model: nn.Module, children: Collection[str]) -> list[str]:
-    """Names under which peft finds the children, and nothing else where that can be had.
+    """Returns names by which peft selects the children, and no other modules if possible.
 
-    peft takes every module whose name ENDS with one of them: `projector` would be `encoder.image_projector` too, so
-    that the parts of a projector are named instead.
+    peft selects every module whose name ENDS with a given one: `projector` would select `encoder.image_projector` too,
+    so that the submodules of the projector are named instead.
     """
     names: list[str] = []
     for child in children:
@@ -85,7 +88,7 @@ def modules_to_save(model: nn.Module, children: Collection[str]) -> list[str]:
         if not module.state_dict():
             continue
         own = any(True for _ in module.parameters(recurse=False))
-        if (isinstance(module, LISTS) or _matching(model, [child]) != {child}) and not own:
+        if (isinstance(module, CONTAINERS) or _modules_ending_with(model, [child]) != {child}) and not own:
             names += modules_to_save(model, [f"{child}.{name}" for name, _ in module.named_children()])
         else:
             names.append(child)
@@ -93,20 +96,20 @@ def modules_to_save(model: nn.Module, children: Collection[str]) -> list[str]:
 
 
 def namesakes(model: nn.Module, config: PeftConfig) -> dict[str, list[str]]:
-    """Returns {module that a training names in full in `modules_to_save`: others that end like it, which learn too}."""
+    """Returns {module in `modules_to_save`: other modules with the same ending, which peft trains too}."""
     named = () if config.inference_mode else getattr(config, "modules_to_save", None) or ()
     split = [key.split(".") for key, _ in model.named_modules()]
     plain = [parts for parts in split if "modules_to_save" not in parts]
     keys = {".".join(part for part in parts if part not in WRAPPERS) for parts in plain}
-    outside = {name: _others(keys, name) for name in named if name in keys}
+    outside = {name: _outermost_namesakes(keys, name) for name in named if name in keys}
     return {name: others for name, others in outside.items() if others}
 
 
 def base_of(folder: Path, given: Path | None = None) -> Path:
-    """The folder of the model under an adapter: `given`, or the one it was trained on, or `base` in or beside it.
+    """Returns the folder of an adapter's base: `given`, or the one that the adapter names, or `base` in or next to it.
 
     Raises:
-        DataError: none of them is there, or it is an adapter itself.
+        DataError: none of them exists, or the base is an adapter itself.
     """
     named = read_json(folder / CONFIG).get("base_model_name_or_path")
     places = [given] if given else [Path(str(named)), folder / "base", folder.parent / "base"]
@@ -122,22 +125,22 @@ def base_of(folder: Path, given: Path | None = None) -> Path:
 
 
 def attach_adapter(model: PreTrainedModel, folder: Path, name: str = ADAPTER) -> None:
-    """Puts the adapter of a folder into a model without one, or beside others, and has it used.
+    """Inserts the adapter of a folder into a model, which may have other adapters, and activates it.
 
     Raises:
-        DataError: files that cannot be read, or another base than the adapter's.
+        DataError: files cannot be read, or the model is not the adapter's base.
     """
     state = check_adapter(model, folder)
-    put_in(model, read_config(folder), state, _inside_peft(name), f"the adapter {folder}")
+    insert_adapter(model, read_config(folder), state, _peft_name(name), f"the adapter {folder}")
     use_adapter(model, name)
     model.eval()
 
 
 def check_adapter(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
-    """Returns the adapter's tensors by their names in peft's file.
+    """Returns {name in peft's file: tensor} of an adapter, after a check of its base.
 
     Raises:
-        DataError: a file that cannot be read or holds NaN, or `model` is not the base that the adapter was trained on.
+        DataError: a file cannot be read or holds NaN, or `model` is not the base of the adapter.
     """
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -167,13 +170,13 @@ def read_config(folder: Path) -> PeftConfig:
         raise DataError(f"{folder / CONFIG} is no configuration of peft: {first_line(error)}") from None
     path = folder / GENERATION_CONFIG_NAME
     listed = as_ids(read_json(path).get("eos_token_id")) if path.is_file() else []
-    ends = list(dict.fromkeys([*adapter_ends(config), *listed]))
-    config.auto_mapping = (config.auto_mapping or AUTO_MAPPING) | {STOP_TOKENS: ends}
+    stop_tokens = list(dict.fromkeys([*adapter_stop_tokens(config), *listed]))
+    config.auto_mapping = (config.auto_mapping or AUTO_MAPPING) | {STOP_TOKENS: stop_tokens}
     return config
 
 
-def adapter_ends(config: PeftConfig) -> list[int]:
-    """Returns the tokens that end an adapter's answers; none where its configuration does not name them."""
+def adapter_stop_tokens(config: PeftConfig) -> list[int]:
+    """Returns the stop tokens of an adapter; an empty list if its configuration has none."""
     return as_ids((config.auto_mapping or {}).get(STOP_TOKENS))
 
 
@@ -196,61 +199,61 @@ def _check_base(model: PreTrainedModel, folder: Path, header: Mapping[str, str])
 
 
 def base_hash(state: Mapping[str, Tensor], full: Collection[str]) -> str:
-    """Returns the weights_hash of a model without its children `full`, whatever adapters have been put into it."""
+    """Returns the weights_hash of a model without its children `full` and without adapters."""
     plain: dict[str, Tensor] = {}
     for name, value in state.items():
         parts = [part for part in name.split(".") if part not in WRAPPERS]
-        added = any(part == "modules_to_save" or part.startswith(ADDED) for part in parts)
+        added = any(part == "modules_to_save" or part.startswith(ADAPTER_PREFIXES) for part in parts)
         if parts[0] not in full and not added:
             plain[".".join(parts)] = value
     return weights_hash(plain)
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether an adapter has been put into the model."""
+    """Returns whether the model has an adapter."""
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def use_adapter(model: nn.Module, name: str | None) -> None:
-    """Has the model compute with this one of its adapters, or with none."""
+    """Activates one of the adapters of the model, or none."""
     for module in model.modules():
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
             module.enable_adapters(name is not None)
     if name is not None:
-        set_adapter(model, _inside_peft(name), inference_mode=True)
+        set_adapter(model, _peft_name(name), inference_mode=True)
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Returns a whole model of the base `model` and an adapter, without any trace of peft; `model` is used up.
+    """Merges an adapter into its base `model`, which is changed, and returns a whole model without layers of peft.
 
     Raises:
-        DataError: as for `attach_adapter`, or the adapter changes weights that another part of the model shares.
+        DataError: as for `attach_adapter`, or an adapted layer shares its weights with another module.
     """
     attach_adapter(model, folder)
-    return fold(model, f"the adapter {folder}")
+    return merge_into_base(model, f"the adapter {folder}")
 
 
-def _inside_peft(name: str) -> str:
-    # A name of its own: peft looks for names among those of modules, and torch has no module called `keys`.
+def _peft_name(name: str) -> str:
+    # A prefix: peft compares names of adapters with names of modules, and torch refuses a submodule named `keys`.
     return f"adapter-{name}"
 
 
-def _others(keys: Collection[str], name: str) -> list[str]:
-    """The outermost of the modules `keys` that end like `name` and are neither it nor inside it."""
-    ends = [key for key in keys if key.endswith(name) and not _inside(f"{key}.", [name])]
-    return sorted(key for key in ends if not _inside(key, ends))
+def _outermost_namesakes(keys: Collection[str], name: str) -> list[str]:
+    """Returns the outermost modules of `keys` that end with `name`, without that module and its submodules."""
+    ends = [key for key in keys if key.endswith(name) and not _is_inside(f"{key}.", [name])]
+    return sorted(key for key in ends if not _is_inside(key, ends))
 
 
-def _matching(model: nn.Module, names: Collection[str]) -> set[str]:
-    """The modules that peft takes for these names."""
+def _modules_ending_with(model: nn.Module, names: Collection[str]) -> set[str]:
+    """Returns the modules that peft selects by these names."""
     return {key for key, _ in model.named_modules() if any(key.endswith(name) for name in names)}
 
 
-def _inside(name: str, modules: Collection[str]) -> bool:
+def _is_inside(name: str, modules: Collection[str]) -> bool:
     return any(name.startswith(f"{module}.") for module in modules)
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether this is a saved model or adapter on its own, as an import, an export or peft makes it, and no run."""
+    """Returns whether this is the folder of a model or an adapter, from an import, an export or peft, but not a run."""
     saved = (path / "config.json").is_file() or is_adapter_folder(path)
     return saved and not (path / "run.json").is_file()

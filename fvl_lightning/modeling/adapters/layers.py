@@ -1,4 +1,4 @@
-"""Adapters inside a model: put in, checked for completeness whoever loads them, and folded into the weights."""
+"""Adapters in a model: they are inserted, checked for completeness, and merged into the weights."""
 
 import warnings
 from collections.abc import Iterable, Mapping
@@ -14,71 +14,84 @@ from transformers import PreTrainedModel
 from fvl_lightning.core.errors import DataError, first_line
 
 PREFIX = "base_model.model."
-"""What stands before the names in peft's files."""
+"""The prefix of all names in peft's files."""
 SUBJECT = "the adapter"
-"""How sentences of the hook begin, which does not know the adapter's folder."""
+"""The beginning of messages of the load_state_dict hook, which does not know the adapter's folder."""
 REMEDY = "its file was cut or put together by hand, copy the folder again"
 
 
-def put_in(model: PreTrainedModel, config: PeftConfig, state: Mapping[str, Tensor], name: str, where: str) -> None:
-    """Puts an adapter under the name `name` into a model, with the values `state` {name in peft's file: tensor}.
+def insert_adapter(
+    model: PreTrainedModel, config: PeftConfig, state: Mapping[str, Tensor], name: str, where: str
+) -> None:
+    """Inserts an adapter into a model.
+
+    Args:
+        model: the base.
+        config: the adapter's configuration.
+        state: {name in peft's file: tensor}.
+        name: the name of the adapter in the model.
+        where: the adapter, as errors name it.
 
     Raises:
-        DataError: the adapter does not fit the model, a tensor has no place, or one is missing; names `where`.
+        DataError: the adapter does not fit the model, or a tensor is missing or has no place in it.
     """
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are what is wanted
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are intended
             inject_adapter_in_model(config, model, name)
-        cast_adapter_dtype(model, name)  # as peft does: a base in half precision does not round its adapters
+        cast_adapter_dtype(model, name)  # as peft does, so that a base in half precision does not round its adapters
         plain = {key.removeprefix(PREFIX): value for key, value in state.items()}
         result = set_peft_model_state_dict(model, plain, adapter_name=name)
     except DataError as error:
         raise DataError(f"{where}{str(error).removeprefix(SUBJECT)}") from None
-    except KeyError as error:  # a module trained in full
+    except KeyError as error:  # raised for a module trained in full
         raise DataError(f"{where} lacks {first_line(error)}; {REMEDY}") from None
     except (ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{where} does not fit its base: {first_line(error)}") from None
     if result.unexpected_keys:
         raise DataError(f"{where} has tensors without a place in its base, such as {result.unexpected_keys[0]}")
-    if lacking := _lost(model, result.missing_keys).get(name):
+    if lacking := _missing_tensors(model, result.missing_keys).get(name):
         raise DataError(f"{where} lacks {len(lacking)} of its tensors, such as {lacking[0]}; {REMEDY}")
-    model._hf_peft_config_loaded = True  # by which save_pretrained writes an adapter and not a base with layers
+    model._hf_peft_config_loaded = True  # makes save_pretrained write an adapter rather than a whole model
 
 
 def refuse_partial_adapters(model: nn.Module, incompatible: Any) -> None:
-    """Refuses, after any load_state_dict, adapters that were loaded in part; a hook, so that it holds for peft's too.
+    """Refuses adapters that were loaded in part; a load_state_dict hook, so that it also runs when peft loads.
 
     Raises:
-        DataError: a tensor of an adapter without a place, or an adapter of which only some tensors came.
+        DataError: a tensor of an adapter has no place in the model, or an adapter lacks some of its tensors.
     """
-    kinds = _kinds(model)
-    astray = [key for key in incompatible.unexpected_keys if kinds & set(key.split("."))]
+    layer_names = _adapter_layer_names(model)
+    astray = [key for key in incompatible.unexpected_keys if layer_names & set(key.split("."))]
     if astray:
         raise DataError(f"{SUBJECT} has {len(astray)} tensors without a place in its base, such as {astray[0]}")
     wanted = adapter_keys(model, dict(model.named_parameters(remove_duplicate=False)))
-    for name, keys in _lost(model, incompatible.missing_keys).items():
+    for name, keys in _missing_tensors(model, incompatible.missing_keys).items():
         if len(keys) < len(wanted[name]):
             raise DataError(f"{SUBJECT} lacks {len(keys)} of its tensors, such as {keys[0]}; {REMEDY}")
 
 
 def adapter_keys(model: nn.Module, keys: Iterable[str]) -> dict[str, list[str]]:
-    """Returns {adapter: those of `keys`, names in the model, that are tensors of it}."""
-    kinds = _kinds(model)
+    """Returns {adapter: the `keys` of the model that are its tensors}."""
+    layer_names = _adapter_layer_names(model)
     found: dict[str, list[str]] = {}
     for key in keys:
         parts = key.split(".")
-        at = next((index for index, part in enumerate(parts[:-1]) if part in kinds), None)
+        at = next((index for index, part in enumerate(parts[:-1]) if part in layer_names), None)
         if at is not None:
             found.setdefault(parts[at + 1], []).append(key)
     return found
 
 
-def fold(model: PreTrainedModel, where: str) -> PreTrainedModel:
-    """Folds the adapter in use into the weights of `model` and removes every layer of peft.
+def merge_into_base(model: PreTrainedModel, where: str) -> PreTrainedModel:
+    """Merges the active adapter into the weights of `model`, and removes all layers of peft.
+
+    Args:
+        model: the base with its adapter, changed in place.
+        where: the adapter, as errors name it.
 
     Raises:
-        DataError: an adapter beside weights that are those of another part too, which it would change; names `where`.
+        DataError: an adapted layer shares its weights with another module, which the merge would change too.
     """
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -103,23 +116,23 @@ def fold(model: PreTrainedModel, where: str) -> PreTrainedModel:
         model.set_submodule(name, whole)
     del model.peft_config
     model._hf_peft_config_loaded = False
-    model.config.tie_word_embeddings = _tied(model)
+    model.config.tie_word_embeddings = _has_tied_head(model)
     return model
 
 
-def _lost(model: nn.Module, missing: Iterable[str]) -> dict[str, list[str]]:
-    """{adapter: its tensors that a file did not hold}; one that is tied to another comes under one name."""
+def _missing_tensors(model: nn.Module, missing: Iterable[str]) -> dict[str, list[str]]:
+    """Returns {adapter: its tensors that a file lacks}; a tensor tied to one in the file does not count."""
     absent = {key.removeprefix(PREFIX) for key in missing}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     held = {id(parameter) for key, parameter in parameters.items() if key not in absent}
     return adapter_keys(model, [key for key in parameters if key in absent and id(parameters[key]) not in held])
 
 
-def _tied(model: PreTrainedModel) -> bool:
+def _has_tied_head(model: PreTrainedModel) -> bool:
     return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def _kinds(model: nn.Module) -> set[str]:
-    """The names under which peft's layers hold what they add, such as lora_A."""
+def _adapter_layer_names(model: nn.Module) -> set[str]:
+    """Returns the names of the submodules that peft adds to layers, such as lora_A."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     return {name for layer in layers for name in layer.adapter_layer_names}

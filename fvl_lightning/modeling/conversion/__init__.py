@@ -1,1 +1,1 @@
-"""Checkpoints converted from the original Florence-VL, and model folders exported for the hub."""
+"""Import of original Florence-VL checkpoints, and export of model folders for the hub."""

@@ -1,4 +1,4 @@
-"""A model folder for the hub, without a bit of it changed: weights in files of a size, and a card beside them."""
+"""Exports a model folder for the hub: the same weights in files of a given size, and a model card."""
 
 import json
 import shutil
@@ -74,15 +74,16 @@ model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained("{
 
 
 def export_model(folder: Path, out: Path, file_bytes: int) -> int:
-    """Copies a model folder to `out`, whole or not at all, and returns its number of parameters.
+    """Copies a model folder to `out` atomically, and returns the number of parameters.
 
     Args:
-        folder: as a run or an import makes it.
-        file_bytes: largest size of a weight file, unless one tensor is larger.
+        folder: the model folder of a run or an import.
+        out: the folder to write, which must not exist.
+        file_bytes: the largest size of a weight file, unless a single tensor is larger.
 
     Raises:
         ConfigError: `out` exists.
-        DataError: `folder` holds no model, or it cannot be read.
+        DataError: `folder` has no model, or the model cannot be read.
     """
     for name in ("config.json", "processor_config.json"):
         if not (folder / name).is_file():
@@ -92,89 +93,92 @@ def export_model(folder: Path, out: Path, file_bytes: int) -> int:
     model = empty_model(config)
     _check_weights(weights, model, folder)
     parameters = parameter_count(model)
-    with atomic_directory(out) as beside:
-        write_weights(beside, weights, file_bytes)
+    with atomic_directory(out) as tmp_path:
+        write_weights(tmp_path, weights, file_bytes)
         left_out = {file for pattern in WEIGHTS for file in folder.glob(pattern)}
         for file in sorted(set(folder.iterdir()) - left_out):
             if file.is_file():
-                shutil.copyfile(file, beside / file.name)
-        _list_stop_tokens(beside, model, processor.tokenizer)
-        (beside / "README.md").write_text(card(folder, out.name, parameters), encoding="utf-8")
+                shutil.copyfile(file, tmp_path / file.name)
+        _list_stop_tokens(tmp_path, model, processor.tokenizer)
+        (tmp_path / "README.md").write_text(card(folder, out.name, parameters), encoding="utf-8")
     return parameters
 
 
 def export_adapter(folder: Path, out: Path, file_bytes: int) -> tuple[int, Path]:
-    """Copies an adapter's folder to `out`, with its base as `out`/base where that lies in the run's own folder.
+    """Copies an adapter's folder to `out` atomically; a base in the run's own folder becomes `out`/base.
 
     Returns:
-        Its number of parameters and the folder of its base.
+        The adapter's number of parameters and the folder of its base.
 
     Raises:
         ConfigError: `out` exists.
-        DataError: the base is not there.
+        DataError: the base is missing.
     """
     base = base_of(folder)
-    own = base.resolve() == (folder.parent / "base").resolve()
-    described = folder if (folder / "config.json").is_file() else base
-    model = empty_model(FlorenceVLConfig.from_pretrained(described))
+    has_own_base = base.resolve() == (folder.parent / "base").resolve()
+    config_folder = folder if (folder / "config.json").is_file() else base
+    model = empty_model(FlorenceVLConfig.from_pretrained(config_folder))
     buffers = {PREFIX + name for name, _ in model.named_buffers()}
     tensors = load_file(folder / ADAPTER_WEIGHTS)
     parameters = sum(value.numel() for name, value in tensors.items() if name not in buffers)
-    with atomic_directory(out) as beside:
+    with atomic_directory(out) as tmp_path:
         for file in folder.iterdir():
             if file.is_file():
-                shutil.copyfile(file, beside / file.name)
+                shutil.copyfile(file, tmp_path / file.name)
         config = read_json(folder / CONFIG)
-        if (beside / PROCESSOR_FILE).is_file():
-            _list_stop_tokens(beside, model, FlorenceVLProcessor.from_pretrained(beside).tokenizer)
-            config["auto_mapping"] = read_config(beside).auto_mapping
-        if own:
-            export_model(base, beside / "base", file_bytes)
+        if (tmp_path / PROCESSOR_FILE).is_file():
+            _list_stop_tokens(tmp_path, model, FlorenceVLProcessor.from_pretrained(tmp_path).tokenizer)
+            config["auto_mapping"] = read_config(tmp_path).auto_mapping
+        if has_own_base:
+            export_model(base, tmp_path / "base", file_bytes)
             base = out / "base"
             config["base_model_name_or_path"] = str(base.resolve())
-        (beside / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+        (tmp_path / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         text = ADAPTER_CARD.format(name=out.name, parameters=parameters / 1e6, rank=config.get("r"), base=base)
-        (beside / "README.md").write_text(text, encoding="utf-8")
+        (tmp_path / "README.md").write_text(text, encoding="utf-8")
     return parameters, base
 
 
 def export_merged(folder: Path, base: Path | None, out: Path, file_bytes: int) -> int:
-    """Writes the whole model that an adapter and its base make together; returns its number of parameters.
+    """Merges an adapter into its base, writes the model to `out` atomically, and returns its number of parameters.
 
     Args:
-        base: its folder, where it is not the one that the adapter names.
+        folder: the folder of the adapter.
+        base: the folder of the base; None for the one that the adapter names.
+        out: the folder to write, which must not exist.
+        file_bytes: the largest size of a weight file, unless a single tensor is larger.
 
     Raises:
         ConfigError: `out` exists.
-        DataError: the base is not there, or is another.
+        DataError: the base is missing or differs.
     """
-    with atomic_directory(out) as beside:
-        beneath = base_of(folder, base)
-        model = merge_adapter(load_model(beneath).model, folder)
-        # A folder that peft wrote has no processor: that of the base is the model's.
-        source = folder if (folder / PROCESSOR_FILE).is_file() else beneath
+    with atomic_directory(out) as tmp_path:
+        model_folder = base_of(folder, base)
+        model = merge_adapter(load_model(model_folder).model, folder)
+        # A folder that peft wrote has no processor, so that the base's is used.
+        source = folder if (folder / PROCESSOR_FILE).is_file() else model_folder
         set_stop_tokens(model, FlorenceVLProcessor.from_pretrained(source).tokenizer)
-        model.save_pretrained(beside, max_shard_size=file_bytes)
+        model.save_pretrained(tmp_path, max_shard_size=file_bytes)
         weights = {file for pattern in WEIGHTS for file in source.glob(pattern)}
         for file in sorted(set(source.iterdir()) - weights):
             if file.is_file() and file.name not in (CONFIG, "config.json", GENERATION_CONFIG_NAME):
-                shutil.copyfile(file, beside / file.name)
+                shutil.copyfile(file, tmp_path / file.name)
         parameters = parameter_count(model)
-        (beside / "README.md").write_text(card(beside, out.name, parameters), encoding="utf-8")
+        (tmp_path / "README.md").write_text(card(tmp_path, out.name, parameters), encoding="utf-8")
     return parameters
 
 
 def _check_weights(weights: Mapping[str, Tensor], model: PreTrainedModel, folder: Path) -> None:
-    """Raises DataError where the files of a folder do not hold exactly the model of its configuration."""
+    """Raises DataError unless the weights of a folder are exactly those of its configuration's model."""
     tied = set(model.all_tied_weights_keys)
     wanted = {name: value for name, value in model.state_dict().items() if name not in tied}
     match_weights({name: (name, value) for name, value in weights.items() if name not in tied}, wanted, str(folder))
 
 
 def _list_stop_tokens(folder: Path, model: PreTrainedModel, tokenizer: Any) -> None:
-    """Adds what training ends answers with to a folder's generation config, of which the rest may be its user's.
+    """Adds the stop tokens to the generation config of a folder, and keeps its other fields, which a user may have set.
 
-    Folders of earlier versions list the tokenizer's eos alone.
+    Folders of earlier versions list only the tokenizer's eos.
     """
     path = folder / GENERATION_CONFIG_NAME
     content = read_json(path) if path.is_file() else {}
@@ -187,7 +191,7 @@ def _list_stop_tokens(folder: Path, model: PreTrainedModel, tokenizer: Any) -> N
 
 
 def card(folder: Path, name: str, parameters: int) -> str:
-    """The README of a model folder on the hub."""
+    """Returns the model card of a model folder."""
     config = FlorenceVLConfig.from_pretrained(folder)
     slots = {slot: config.choice(slot) for slot in COMPONENTS}
     return CARD.format(

@@ -1,7 +1,7 @@
-"""A checkpoint in the layout of the released Florence-VL (llava_llama, llava_phi) becomes this kit's model folder.
+"""Converts a checkpoint in the layout of the released Florence-VL (llava_llama, llava_phi) to a model folder.
 
-The values go from the checkpoint's files to the new ones one tensor at a time and keep their number type; the model
-itself is only built on the meta device, for the names and shapes that must be filled.
+Tensors are copied from file to file one at a time and keep their dtype. The model itself is built on the meta device,
+for the names and shapes of its tensors.
 """
 
 import json
@@ -31,30 +31,30 @@ from fvl_lightning.modeling.conversion.florence_vl_config import (
     read_config,
     read_tower_config,
 )
-from fvl_lightning.modeling.conversion.florence_vl_names import TOWER, projector_depth, renamed
+from fvl_lightning.modeling.conversion.florence_vl_names import TOWER, projector_depth, rename_weights
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.processing.processor import IMAGE_TOKEN, image_tokenizer, make_processor
 from fvl_lightning.modeling.stopping import set_stop_tokens
 
 FILE_BYTES = 2 * 1024**3
-"""Largest size of a written file, unless one tensor is larger."""
+"""The largest size of a written file, unless a single tensor is larger."""
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-)
+)  # fmt: skip
 
 ASKING = Asking(behind_image="\n", between_images="\n")
-"""The original puts a line break behind every image, in training and where it is asked."""
+"""The original puts a line break after every image, in training and in prompts."""
 
 
 @dataclass
-class Imported:
-    """What an import made."""
+class ImportSummary:
+    """The result of an import."""
 
     parameters: int
     tokens_per_image: int
     ignored: int
-    """Keys of the checkpoint that have no use here."""
+    """The number of keys of the checkpoint without a use here."""
 
 
 def import_florence_vl(
@@ -64,50 +64,55 @@ def import_florence_vl(
     tokenizer: Path | None = None,
     options: ImportOptions | None = None,
     file_bytes: int = FILE_BYTES,
-) -> Imported:
-    """Writes the model folder `out`, whole or not at all.
+) -> ImportSummary:
+    """Writes the model folder `out` atomically.
 
     Args:
-        checkpoint: folder with config.json and safetensors or .bin files, single or with an index.
-        out: folder to make.
-        vision_tower: folder with the tower's config.json, and its weights where the checkpoint holds none; otherwise
-            `vision_tower` in the checkpoint's folder or a folder that its configuration names.
-        tokenizer: folder of the tokenizer; otherwise the checkpoint's.
+        checkpoint: the folder with config.json and safetensors or .bin files, single or with an index.
+        out: the folder to write, which must not exist.
+        vision_tower: the folder with the tower's config.json, and its weights if the checkpoint has none; None for
+            `vision_tower` in the checkpoint's folder or the folder that its configuration names.
+        tokenizer: the folder of the tokenizer; None for the checkpoint's folder.
+        options: the choices of the import; None for the defaults.
+        file_bytes: the largest size of a written file, unless a single tensor is larger.
 
     Raises:
-        ConfigError: `out` exists, or there is no tower or tokenizer where one was looked for.
-        DataError: a checkpoint that is broken, of another model, or does not fit its own configuration.
+        ConfigError: `out` exists, or the tower or the tokenizer was not found.
+        DataError: the checkpoint is broken, of another model, or does not fit its own configuration.
     """
     options = options or ImportOptions()
     config = read_config(checkpoint)
     tower_folder = find_tower(checkpoint, config, vision_tower)
-    words = read_tokenizer(tokenizer or checkpoint, LANGUAGE_MODELS[config["model_type"]], config["vocab_size"])
+    model_type = LANGUAGE_MODELS[config["model_type"]]
+    text_tokenizer = read_tokenizer(tokenizer or checkpoint, model_type, config["vocab_size"])
     tower = read_tower_config(tower_folder)
     image_size = read_image_size(tower_folder)
     try:
-        ours = imported_config(config, tower, image_size, words.convert_tokens_to_ids(IMAGE_TOKEN), options)
-        model = empty_model(ours)
+        image_token_id = text_tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        kit_config = imported_config(config, tower, image_size, image_token_id, options)
+        model = empty_model(kit_config)
     except UserError:
         raise
-    except Exception as error:  # each configuration class refuses values in its own way
+    except Exception as error:  # each configuration class raises errors of its own
         reason = " ".join(str(error).split())
         raise DataError(f"no model can be built of the configuration of {checkpoint} and its tower: {reason}") from None
     weights = read_weights(checkpoint)
     if not any(name.startswith(TOWER) for name in weights):
         weights |= tower_weights(tower_folder)
     values, left_out = match_to_model(weights, model, str(checkpoint))
-    with atomic_directory(out) as beside:
-        write_weights(beside, values, file_bytes)
-        ours.architectures = [type(model).__name__]
-        ours.save_pretrained(beside)
-        make_processor(model.image_spec, words, image_fit(config), asking=ASKING).save_pretrained(beside)
-        set_stop_tokens(model, words, _generation_ends(checkpoint))
-        model.generation_config.save_pretrained(beside)
-    return Imported(parameter_count(model), model.image_spec.tokens_per_image, left_out)
+    with atomic_directory(out) as tmp_path:
+        write_weights(tmp_path, values, file_bytes)
+        kit_config.architectures = [type(model).__name__]
+        kit_config.save_pretrained(tmp_path)
+        processor = make_processor(model.image_spec, text_tokenizer, image_fit(config), asking=ASKING)
+        processor.save_pretrained(tmp_path)
+        set_stop_tokens(model, text_tokenizer, _generation_stop_tokens(checkpoint))
+        model.generation_config.save_pretrained(tmp_path)
+    return ImportSummary(parameter_count(model), model.image_spec.tokens_per_image, left_out)
 
 
-def _generation_ends(checkpoint: Path) -> list[int]:
-    """The end tokens that the checkpoint's own generation config lists; none where it has no such file."""
+def _generation_stop_tokens(checkpoint: Path) -> list[int]:
+    """Returns the stop tokens of the checkpoint's generation config; an empty list without such a file."""
     path = checkpoint / GENERATION_CONFIG_NAME
     return as_ids(read_json(path).get("eos_token_id")) if path.is_file() else []
 
@@ -115,10 +120,15 @@ def _generation_ends(checkpoint: Path) -> list[int]:
 def match_to_model(
     weights: Mapping[str, Tensor], model: FlorenceVLForConditionalGeneration, where: str
 ) -> tuple[dict[str, Tensor], int]:
-    """Every value of `model` out of the original's weights, and how many of those are left out on purpose.
+    """Returns the values of all tensors of `model`, and the number of the original's keys that are not used.
+
+    Args:
+        weights: the original's weights.
+        model: the model on the meta device.
+        where: the checkpoint, as errors name it.
 
     Raises:
-        DataError: a key without a place, a value that is not filled, or shapes that differ; with first names, counts.
+        DataError: unknown keys, missing values, or shapes that differ; the message gives first names and counts.
     """
     tied = set(model.all_tied_weights_keys)
     wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
@@ -128,12 +138,12 @@ def match_to_model(
         raise DataError(f"{where} holds no projector of Florence-VL (model.mm_projector.encoder_mlp.*)")
     if held != depth:
         raise DataError(f"{where} has a projector of {held} linear layers, its mm_projector_type says {depth}")
-    values = match_weights(renamed(weights, keep_decoder, tied=bool(tied)), wanted, where)
+    values = match_weights(rename_weights(weights, keep_decoder, tied=bool(tied)), wanted, where)
     return values, len(weights) - len(values)
 
 
 def find_tower(checkpoint: Path, config: Mapping[str, Any], given: Path | None) -> Path:
-    """The folder with the tower's config.json."""
+    """Returns the folder with the tower's config.json; raises ConfigError if there is none."""
     if given is not None:
         folders = [given]
     else:
@@ -148,29 +158,32 @@ def find_tower(checkpoint: Path, config: Mapping[str, Any], given: Path | None) 
 
 
 def tower_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a tower in a folder of its own, under their names inside a checkpoint."""
+    """Returns the weights in a tower's own folder, under their names in a checkpoint."""
     if not has_weights(folder):
         raise DataError(f"neither the checkpoint nor {folder} holds the vision tower's weights")
     return {TOWER + name: tensor for name, tensor in read_weights(folder).items()}
 
 
 def read_tokenizer(folder: Path, model_type: str, vocabulary: int) -> Any:
-    """The tokenizer of a language model of `model_type`, with the image placeholder.
+    """Returns the tokenizer of a language model of `model_type`, with the image placeholder.
 
-    The original marks an image by -200, which is no row of the token table. Neither is the placeholder's id read from
-    it, so that the table needs no row more for it.
+    The token embeddings need no row for the placeholder, which is never embedded; the original uses the id -200 for it.
+
+    Raises:
+        ConfigError: the folder has no tokenizer.
+        DataError: the tokenizer cannot be read, or has more tokens than `vocabulary`.
     """
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if not files:
         raise ConfigError(f"{folder} holds no tokenizer, name the folder of one with --tokenizer")
     try:
-        with tempfile.TemporaryDirectory() as apart:
-            # Beside the original's config.json, whose type transformers does not know, it would not be read.
+        with tempfile.TemporaryDirectory() as copy:
+            # In the original's folder transformers would refuse config.json, whose model type it does not know.
             for file in files:
-                shutil.copyfile(file, Path(apart) / file.name)
-            write_text_atomically(Path(apart) / "config.json", json.dumps({"model_type": model_type}))
-            tokenizer = AutoTokenizer.from_pretrained(apart)
-    except Exception as error:  # each tokenizer class refuses broken files in its own way
+                shutil.copyfile(file, Path(copy) / file.name)
+            write_text_atomically(Path(copy) / "config.json", json.dumps({"model_type": model_type}))
+            tokenizer = AutoTokenizer.from_pretrained(copy)
+    except Exception as error:  # each tokenizer class raises errors of its own
         raise DataError(f"the tokenizer in {folder} could not be read: {first_line(error)}") from None
     if len(tokenizer) > vocabulary and not (len(tokenizer) == vocabulary + 1 and IMAGE_TOKEN in tokenizer.get_vocab()):
         raise DataError(f"the tokenizer in {folder} has {len(tokenizer)} tokens, the checkpoint's table {vocabulary}")

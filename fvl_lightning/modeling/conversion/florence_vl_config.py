@@ -1,4 +1,4 @@
-"""The configuration of this kit's model from the configuration files of an original Florence-VL checkpoint."""
+"""Converts the configuration files of an original Florence-VL checkpoint to the configuration of this kit."""
 
 import dataclasses
 import re
@@ -17,26 +17,26 @@ from fvl_lightning.encoders.florence2_original import check_original, original_s
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 
 LANGUAGE_MODELS = {"llava_llama": "llama", "llava_phi": "phi3"}
-"""The original's model types, and what transformers calls the language model inside."""
+"""{model type of the original: model type of its language model in transformers}"""
 PROMPT_IDS = {
     "caption": [0, 47066, 21700, 11, 4617, 99, 16, 2343, 11, 5, 2274, 4, 2],
     "ocr": [0, 2264, 16, 5, 2788, 11, 5, 2274, 116, 2],
     "grounding": [0, 574, 22486, 5, 8720, 11, 5, 2274, 6, 19, 49, 24173, 4, 2],
 }
-"""The released prompts as the original's code writes them, their pads left out; the encoder adds those again."""
+"""Token ids of the released prompts in the original's code, without padding, which the encoder adds."""
 ROPE_TYPES = ("default", "su", *ROPE_INIT_FUNCTIONS)
-"""Kinds of rotary positions; su is longrope's older name."""
-FITS: dict[Any, Fit] = {"pad": "pad", "square": "stretch", None: "stretch"}
-"""The original's image_aspect_ratio, and how our images are brought to a square."""
-HOUSEKEEPING = {"model_type", "architectures", "auto_map", "_name_or_path", "transformers_version", "torch_dtype"}
-SIZES = (
+"""Types of rotary position embeddings; su is the older name of longrope."""
+IMAGE_FITS: dict[Any, Fit] = {"pad": "pad", "square": "stretch", None: "stretch"}
+"""{image_aspect_ratio of the original: the fit of images to a square in this kit}"""
+IGNORED_FIELDS = {"model_type", "architectures", "auto_map", "_name_or_path", "transformers_version", "torch_dtype"}
+SIZE_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "mm_hidden_size",
-)
+)  # fmt: skip
 
 
 @dataclasses.dataclass
 class ImportOptions:
-    """What public material on the original leaves open, or a user may want otherwise."""
+    """Choices that public material on the original leaves open, or that a user may want to change."""
 
     pooled_token: Literal["keep", "drop"] = "keep"
     prompt_pads: Literal["attend", "mask"] = "attend"
@@ -44,7 +44,7 @@ class ImportOptions:
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
-    """The checkpoint's config.json, checked to be a Florence-VL's; DataError where it is not, or lacks fields."""
+    """Returns the config.json of a checkpoint; raises DataError if it is not a Florence-VL's, or lacks fields."""
     if not checkpoint.is_dir():
         raise DataError(f"there is no folder {checkpoint}")
     path = checkpoint / "config.json"
@@ -52,8 +52,8 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     if str(config.get("model_type")) not in LANGUAGE_MODELS:
         allowed = " and ".join(LANGUAGE_MODELS)
         raise DataError(f"{path} is of a model of type '{config.get('model_type')}', Florence-VL's are {allowed}")
-    require(config, (*SIZES, "mm_projector_type"), str(path))
-    for name in SIZES:
+    require(config, (*SIZE_FIELDS, "mm_projector_type"), str(path))
+    for name in SIZE_FIELDS:
         if not isinstance(config[name], int) or config[name] < 1:
             raise DataError(f"{path} says {name}: {config[name]!r}, expected a whole number from 1 up")
     scaling = config.get("rope_scaling") or {}
@@ -64,7 +64,7 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_tower_config(folder: Path) -> dict[str, Any]:
-    """The config.json of the tower's folder in Microsoft's layout; DataError where it is none, or lacks fields."""
+    """Returns the config.json of a tower in Microsoft's layout; raises DataError if it is another, or lacks fields."""
     path = folder / "config.json"
     config = read_json(path)
     check_original(config, str(path))
@@ -74,10 +74,17 @@ def read_tower_config(folder: Path) -> dict[str, Any]:
 def imported_config(
     config: Mapping[str, Any], tower: Mapping[str, Any], image_size: int, image_token_id: int, options: ImportOptions
 ) -> FlorenceVLConfig:
-    """The kit's configuration of a checkpoint with these checked config.json files.
+    """Returns the kit's configuration of a checkpoint.
+
+    Args:
+        config: the checked config.json of the checkpoint.
+        tower: the checked config.json of its vision tower.
+        image_size: pixels per side.
+        image_token_id: the id of the image placeholder.
+        options: the choices of the import.
 
     Raises:
-        DataError: the two do not fit each other, or a projector other than mlp<N>x_gelu.
+        DataError: the two do not fit each other, or the projector is not mlp<N>x_gelu.
     """
     depth = re.fullmatch(r"mlp([1-9]\d?)x_gelu", str(config["mm_projector_type"]))
     if depth is None:
@@ -98,7 +105,7 @@ def imported_config(
         prompt_ids=PROMPT_IDS,
     )
     model_type = LANGUAGE_MODELS[config["model_type"]]
-    known = {*CONFIG_MAPPING[model_type]().to_dict(), "rope_theta", "rope_scaling"} - HOUSEKEEPING
+    known = {*CONFIG_MAPPING[model_type]().to_dict(), "rope_theta", "rope_scaling"} - IGNORED_FIELDS
     text = {name: value for name, value in config.items() if name in known}
     return FlorenceVLConfig(
         encoder={"name": "florence2", **dataclasses.asdict(encoder)},
@@ -112,8 +119,8 @@ def imported_config(
 
 
 def image_fit(config: Mapping[str, Any]) -> Fit:
-    """How the checkpoint was shown images that are no squares; DataError for a way that is not ours."""
+    """Returns how images that are not square were fitted; raises DataError if this kit does not support it."""
     kind = config.get("image_aspect_ratio")
-    if kind not in FITS:
-        raise DataError(f"image_aspect_ratio is '{kind}', expected one of {', '.join(map(str, FITS))}")
-    return FITS[kind]
+    if kind not in IMAGE_FITS:
+        raise DataError(f"image_aspect_ratio is '{kind}', expected one of {', '.join(map(str, IMAGE_FITS))}")
+    return IMAGE_FITS[kind]

@@ -1,4 +1,4 @@
-"""Pictures from wherever people have them -> the encoder's pixels, brought to its square as in training."""
+"""The image processor: images in many forms become the encoder's pixels, as in training."""
 
 import base64
 import urllib.request
@@ -22,14 +22,23 @@ from fvl_lightning.modeling.configuration import FlorenceVLConfig
 
 DOWNLOAD_SECONDS = 30
 IMAGE_KEYS = ("image", "url", "path", "base64")
-"""Where a message part of type image may have its picture, as transformers' chat templates have it."""
+"""The keys for the image of a message part, as in transformers' chat templates."""
 
 Picture = Image.Image | NDArray[np.uint8] | Tensor | Path | str | bytes
-"""A Pillow image, a uint8 array or tensor of three channels, a file, an http(s) address, or encoded bytes."""
+"""A Pillow image, a uint8 array or tensor with three channels, a file, an http(s) URL, or encoded bytes."""
 
 
 class FlorenceVLImageProcessor(BaseImageProcessor):
-    """Pictures -> pixel_values [I, 3, P, P] float32, brought to the encoder's square as the training's were."""
+    """Turns images into pixel_values [I, 3, P, P] float32, fitted to the encoder's square as in training.
+
+    Args:
+        size: {"height": P, "width": P}.
+        image_mean: the mean per channel, for values in [0, 1].
+        image_std: the standard deviation per channel.
+        fit: how an image that is not square is fitted to the square.
+        scaled_decode: whether large JPEG files are decoded at a reduced size.
+        kwargs: fields of transformers' base class.
+    """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 - transformers' own form
 
@@ -49,35 +58,37 @@ class FlorenceVLImageProcessor(BaseImageProcessor):
     def preprocess(
         self, images: Picture | Sequence[Any], return_tensors: str | None = "pt", **kwargs: Any
     ) -> BatchFeature:
-        """One picture, a list, or a list per row of a batch -> pixel_values in that order.
+        """Returns the pixel_values of one image, a list of images, or a list per row of a batch, in their order.
 
         Raises:
-            DataError: a picture that cannot be read, or is larger than what is read.
+            ConfigError: an unknown option.
+            DataError: an image cannot be read, or is too large.
         """
-        refuse_unused(kwargs)
+        refuse_unknown_options(kwargs)
         reader = self.reader
-        values: Tensor = reader.pixels([load_picture(picture, reader) for picture in flat(images)])
+        values: Tensor = reader.pixels([load_picture(picture, reader) for picture in flatten(images)])
         return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
 
     @property
     def reader(self) -> ImageReader:
-        """How images become pixels; the decoder is Pillow, of which simplejpeg is at most 2 of 255 levels away."""
+        """The reader that turns images into pixels with Pillow; simplejpeg differs by at most 2 of 255 levels."""
         mean, std = (tuple(map(float, values)) for values in (self.image_mean, self.image_std))
-        assert len(mean) == 3 and len(std) == 3
+        if len(mean) != 3 or len(std) != 3:
+            raise ConfigError(f"image_mean and image_std: expected 3 numbers each, found {len(mean)} and {len(std)}")
         spec = ImageSpec(self.size["height"], mean, std, tokens_per_image=0)
         return ImageReader(spec, self.fit, scaled=self.scaled_decode)
 
 
 def load_picture(picture: Picture, reader: ImageReader) -> NDArray[np.uint8]:
-    """[height, width, 3] RGB, upright; DataError for what cannot be read, or is too large to be."""
+    """Returns an upright RGB image [height, width, 3]; raises DataError if it cannot be read or is too large."""
     if isinstance(picture, Image.Image):
         return reader.take(picture)
     if isinstance(picture, np.ndarray | Tensor):
         return _checked_array(picture)
     if isinstance(picture, str) and picture.startswith(("http://", "https://")):
-        return reader.decode(_downloaded(picture))
+        return reader.decode(_download(picture))
     if isinstance(picture, str) and picture.startswith("data:"):
-        return reader.decode(_from_base64(picture))
+        return reader.decode(_decode_base64(picture))
     if isinstance(picture, str | Path):
         return reader.decode(Path(picture))
     if isinstance(picture, bytes):
@@ -86,31 +97,31 @@ def load_picture(picture: Picture, reader: ImageReader) -> NDArray[np.uint8]:
 
 
 def pictures_of(messages: Sequence[Message]) -> list[Picture]:
-    """The pictures of a conversation in their order; DataError for an image part that has none."""
+    """Returns the images of a conversation in their order; raises DataError for an image part without one."""
     pictures: list[Picture] = []
     for part in (part for message in messages for part in parts_of(message) if part["type"] == "image"):
         key = next((key for key in IMAGE_KEYS if key in part), None)
         if key is None:
             raise DataError(f"an image part has no picture, expected it under one of {', '.join(IMAGE_KEYS)}")
-        pictures.append(_from_base64(part[key]) if key == "base64" else part[key])
+        pictures.append(_decode_base64(part[key]) if key == "base64" else part[key])
     return pictures
 
 
-def flat(images: Any) -> list[Picture]:
-    """One picture, several, or several per row, as one list."""
+def flatten(images: Any) -> list[Picture]:
+    """Returns one image, several, or several per row as one list."""
     if isinstance(images, list | tuple):
-        return [picture for inner in images for picture in flat(inner)]
+        return [picture for inner in images for picture in flatten(inner)]
     return [images]
 
 
-def refuse_unused(words: dict[str, Any]) -> None:
-    """ConfigError for words of other processors that would have no effect here."""
-    if unknown := sorted(name for name, value in words.items() if value is not None):
+def refuse_unknown_options(options: dict[str, Any]) -> None:
+    """Raises ConfigError for options of other processors, which would have no effect here."""
+    if unknown := sorted(name for name, value in options.items() if value is not None):
         raise ConfigError(f"the processor has no use for {', '.join(unknown)}")
 
 
 def _checked_array(picture: NDArray[Any] | Tensor) -> NDArray[np.uint8]:
-    """[height, width, 3] of an array or a tensor, whose channels may come first; DataError for anything else."""
+    """Returns [height, width, 3] of an array or a tensor, whose channels may come first; otherwise raises DataError."""
     array = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture
     if array.ndim == 3 and array.shape[2] != 3 and array.shape[0] == 3:
         array = array.transpose(1, 2, 0)
@@ -120,14 +131,14 @@ def _checked_array(picture: NDArray[Any] | Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array)
 
 
-def _from_base64(text: str) -> bytes:
+def _decode_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except ValueError as error:
         raise DataError(f"an image is no base64: {first_line(error)}") from None
 
 
-def _downloaded(address: str) -> bytes:
+def _download(address: str) -> bytes:
     try:
         with urllib.request.urlopen(address, timeout=DOWNLOAD_SECONDS) as answer:
             return answer.read(MAX_BYTES + 1)

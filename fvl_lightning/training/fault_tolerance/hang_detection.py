@@ -77,7 +77,7 @@ class RankStatus:
     """The error that is about to end the rank."""
 
     def to_json(self) -> str:
-        """The status as a JSON list."""
+        """Returns the status as a JSON list."""
         at = self.progress
         return json.dumps([self.tick, self.beat, self.error, at.batch, at.phase, at.step, at.fresh])
 
@@ -128,7 +128,7 @@ class Diagnosis:
     """Whether the ranks still publish their status."""
 
     def error(self, rank: int, world_size: int) -> LostRankError:
-        """The diagnosis as an error on `rank`; the first rank that is not to blame reports it."""
+        """Returns the diagnosis as an error for `rank`; the first rank that is not to blame reports it."""
         others = [other for other in range(world_size) if other not in self.ranks] or [0]
         progress = self.status.progress
         where = f"step {progress.step}: " if progress.step else ""

@@ -55,13 +55,15 @@ class Heartbeat:
         self._progress, self._beat, self._error = TrainingProgress(), 0, ""
         self._pause = min(PUBLISH_SECONDS, seconds / 10)
         self._stopped = threading.Event()
-        self._store = store.clone()
+        self._store = store.clone()  # type: ignore[attr-defined]  # missing in torch's stubs
         self._received: tuple[dict[int, RankStatus], str] = {}, ""
         self._store_gone = False
         if rank == 0:
-            store.multi_set([DIAGNOSIS_KEY, *map(str, range(world_size))], [""] * (world_size + 1))
+            keys = [DIAGNOSIS_KEY, *map(str, range(world_size))]
+            store.multi_set(keys, [""] * len(keys))  # type: ignore[attr-defined]  # as above
         for loop in (self._publish, self._monitor):
-            threading.Thread(target=loop, args=(store.clone(),), daemon=True, name=f"heartbeat {loop.__name__}").start()
+            own_store = store.clone()  # type: ignore[attr-defined]  # as above
+            threading.Thread(target=loop, args=(own_store,), daemon=True, name=f"heartbeat {loop.__name__}").start()
 
     def report(self, progress: TrainingProgress) -> None:
         """Records that this rank made progress, for the next status it publishes."""

@@ -1,18 +1,25 @@
-"""The interface through which callbacks read what a training has measured."""
+"""The part of a stage that callbacks and profiling use."""
 
 from abc import abstractmethod
+from typing import Any
 
 from lightning import LightningModule
 from torch import Tensor
 
+from fvl_lightning.modeling.loss import TokenLoss
 
-class LoggedModule(LightningModule):
-    """A module that measures its steps; the callbacks of this package need no more of it."""
+
+class StageInterface(LightningModule):
+    """A module that computes the loss of a batch and measures its steps."""
 
     samples: Tensor | int = 0
     """The number of samples of all optimiser steps so far, over all ranks."""
     last_validation_loss: float | None = None
     """The loss of the last validation pass, equal on all ranks."""
+
+    @abstractmethod
+    def compute(self, batch: Any) -> tuple[TokenLoss, dict[str, Tensor]]:
+        """Returns the loss of a batch, and the diagnostics of the fusion by name."""
 
     @property
     @abstractmethod

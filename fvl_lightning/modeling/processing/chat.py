@@ -1,0 +1,50 @@
+"""The parts of `apply_chat_template`: checks of its options, token ids and assistant masks."""
+
+from collections.abc import Sequence
+
+from datamodules.encoding.conversation import ConversationEncoder
+from datamodules.encoding.messages import Message
+from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.types import IGNORE_INDEX
+from fvl_lightning.modeling.processing.padding import Ids, RowOptions
+
+
+def check_chat_options(
+    options: RowOptions, generate: bool, continue_answer: bool, masks: bool, tokenize: bool, sanitize: bool, audio: bool
+) -> None:
+    """Raises ConfigError for options that contradict each other, or that this model does not support."""
+    if not isinstance(continue_answer, bool):
+        found = repr(continue_answer)
+        raise ConfigError(f"continue_final_message is {found}, expected True or False: answers have content alone")
+    if generate and continue_answer:
+        raise ConfigError("add_generation_prompt begins a new answer and continue_final_message goes on with one")
+    if masks and continue_answer:
+        raise ConfigError("return_assistant_tokens_mask marks finished answers, continue_final_message leaves one open")
+    if masks and not tokenize:
+        raise ConfigError("return_assistant_tokens_mask needs tokenize=True")
+    if sanitize and not tokenize:
+        raise ConfigError("sanitize_control_tokens needs tokenize=True: in a text, special tokens are just text")
+    if audio:
+        raise ConfigError("load_audio_from_video: the model hears nothing")
+    if options.add_special_tokens:
+        raise ConfigError("add_special_tokens=True has no use here: the chat template writes all special tokens")
+
+
+def chat_token_ids(
+    encoder: ConversationEncoder, messages: Sequence[Message], generate: bool, continue_answer: bool
+) -> Ids:
+    """Returns the token ids of a conversation, up to the beginning or the continuation of an answer."""
+    return encoder.prompt(messages, continue_answer) if generate or continue_answer else encoder.encode(messages)[0]
+
+
+def assistant_mask(encoder: ConversationEncoder, messages: Sequence[Message], ids: Ids) -> Ids:
+    """Returns 1 for token ids that training supervises and 0 for others, with or without a generation prompt.
+
+    Raises:
+        DataError: before a generation prompt, the template writes the answers differently than in training.
+    """
+    encoded = encoder.encode_turns(messages)
+    end = encoded.turn_ends[-1] if encoded.turn_ends else 0
+    if ids[:end] != encoded.ids[:end]:
+        raise DataError("the chat template writes earlier answers anew before a question, so they cannot be marked")
+    return [int(label != IGNORE_INDEX) for label in encoded.labels[:end]] + [0] * (len(ids) - end)
