@@ -120,7 +120,7 @@ class EnsembleEncoder(Encoder):
         same_size = member.image_size == self.image_size
         if same_size and (member.mean, member.std) == (self.mean, self.std):
             return images
-        # Antialiasing is not written for bfloat16.
+        # Antialiasing is not implemented for bfloat16.
         pixels = images.to(torch.promote_types(images.dtype, torch.float32))
         pixels = pixels * _per_channel(self.std, pixels) + _per_channel(self.mean, pixels)
         if not same_size:

@@ -201,7 +201,7 @@ class Stage(StageInterface, ABC):
         for component in settings.checkpoint_activations:
             checkpoint_activations(blocks(self.model, component))
         for component in settings.compile:
-            # The stages of a tower share code but differ in all sizes; inductor is slow with sizes that general.
+            # The stages of a tower share code but differ in all sizes, for which dynamic code would be too general.
             compile_blocks(blocks(self.model, component), dynamic=False if component == "encoder" else None)
 
     def gather(self) -> None:

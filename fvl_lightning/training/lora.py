@@ -87,7 +87,7 @@ def add_adapters(model: PreTrainedModel, trainable: Mapping[str, str], settings:
             if isinstance(module, LoraLayer):
                 torch.manual_seed(derived_seed(seed, f"{name}.lora_A"))
                 module.reset_lora_parameters(ADAPTER, init_lora_weights=True)
-    freeze(model, trainable)  # peft leaves only its own parameters with a gradient
+    freeze(model, trainable)  # peft has frozen all parameters but its own
 
 
 def adapter_config(model: nn.Module, trainable: Mapping[str, str], settings: LoraConfig) -> peft.LoraConfig:

@@ -139,6 +139,11 @@ def test_images_that_do_not_match_the_placeholders(images: int) -> None:
         logits_of(tiny_model(), pixel_values=pixels(images))
 
 
+def test_neither_images_nor_their_features() -> None:
+    with pytest.raises(ValueError, match=r"^give pixel_values, or image_sources, "):
+        tiny_model().embed_images()
+
+
 def test_placeholders_without_images() -> None:
     """Training on the embedding of something else in their place would be a wrong model in silence."""
     model, batch = tiny_model(), rows(2)

@@ -16,9 +16,9 @@ from transformers import AutoTokenizer
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.images.decoding import decode_image
 from datamodules.images.transforms import Fit, ImageReader, to_pixels
-from fvl_lightning.core.errors import UserError
+from fvl_lightning.core.errors import ConfigError, UserError
 from fvl_lightning.core.types import IGNORE_INDEX, ImageSpec
-from fvl_lightning.modeling.processing.image_processor import load_picture
+from fvl_lightning.modeling.processing.image_processor import FlorenceVLImageProcessor, load_picture
 from fvl_lightning.modeling.processing.processor import (
     IMAGE_TOKEN,
     FlorenceVLProcessor,
@@ -401,3 +401,9 @@ def test_templates_by_name_are_all_saved(tmp_path: Path) -> None:
     assert again.chat_template == again.tokenizer.chat_template == {"default": TEMPLATE, "other": other}
     assert again.apply_chat_template(TALK) == processor().apply_chat_template(TALK)
     assert again.apply_chat_template(TALK, chat_template="other").startswith("<bos> w30 ")
+
+
+def test_a_mean_of_one_channel_is_refused() -> None:
+    grey = FlorenceVLImageProcessor({"height": 16, "width": 16}, [0.5], [0.5])
+    with pytest.raises(ConfigError, match=r"^image_mean and image_std: expected 3 numbers each, found 1 and 1$"):
+        grey(PIXELS)
