@@ -200,8 +200,7 @@ class Florence2Encoder(Encoder):
     def decode(self, images: Tensor, targets: Tensor) -> Tensor:
         """Returns the decoder's hidden states [I, T, L, D] under teacher forcing.
 
-        Each prompt is decoded up to its own longest target, with zeros after it, since their lengths differ up to
-        tenfold.
+        Each prompt is decoded up to its own longest target, with zeros after it, since their lengths differ much.
 
         Args:
             images: [I, 3, P, P].
@@ -290,7 +289,8 @@ class Florence2Encoder(Encoder):
         self, token_ids: Tensor, states: Tensor, mask: Tensor | None, cache: EncoderDecoderCache | None = None
     ) -> Tensor:
         """Returns hidden states [I*T, L, D] for token ids [I*T, L] and encoder states [I*T, N + L', D]."""
-        assert self.decoder is not None, "built with decoder: drop"
+        if self.decoder is None:
+            raise ConfigError("encoder.decoder: it is drop, and only an encoder with decoder=keep writes text")
         return self.decoder(
             inputs_embeds=self.text_encoder.embed_tokens(token_ids),
             encoder_hidden_states=states,

@@ -69,7 +69,8 @@ class HfVisionEncoder(Encoder):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        assert config.image_size and config.mean and config.std, "resolve() must be called first"
+        if not (config.image_size and config.mean and config.std):
+            raise ConfigError("encoder: image_size, mean and std are not set, resolve the Config first")
         model_config = tower_config(config.model)
         model_config._attn_implementation = "sdpa"
         self.family = FAMILIES[model_config.model_type]

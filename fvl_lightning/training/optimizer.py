@@ -4,7 +4,6 @@ Lightning's automatic optimisation takes one optimiser. The gradient of a parame
 zeroed, and would distort the clipping norm. Therefore one optimiser holds the groups of both AdamW and Muon.
 """
 
-import logging
 from typing import Any
 
 import torch
@@ -14,8 +13,6 @@ from fvl_lightning.core.errors import unknown_name
 from fvl_lightning.core.experiment import COMPONENTS, OptimizerConfig
 from fvl_lightning.training.components import component_of
 from fvl_lightning.training.muon import MuonAdamW
-
-logger = logging.getLogger(__name__)
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

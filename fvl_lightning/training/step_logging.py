@@ -1,6 +1,5 @@
 """Logging of the training metrics of the optimiser steps."""
 
-import logging
 import resource
 import time
 from typing import Any
@@ -9,8 +8,6 @@ import torch
 from lightning import Callback, Trainer
 
 from fvl_lightning.training.stage_interface import StageInterface
-
-logger = logging.getLogger(__name__)
 
 
 class LogWindow(Callback):

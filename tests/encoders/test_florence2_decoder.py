@@ -138,6 +138,8 @@ def test_without_a_decoder_the_same_features(released: tuple[Path, Florence2ForC
     assert not [name for name in dropped.state_dict() if name.startswith("decoder.")]
     for name, feature in kept(pixels(2).double()).items():
         assert torch.equal(feature, dropped(pixels(2).double())[name])
+    with pytest.raises(ConfigError, match=r"^encoder\.decoder: it is drop, and only an encoder with decoder=keep"):
+        dropped.write(pixels(2).double(), 4)
 
 
 @pytest.mark.parametrize(

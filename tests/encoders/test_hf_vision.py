@@ -28,6 +28,7 @@ from transformers import (
 from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import FeatureSpec
+from fvl_lightning.encoders.florence2 import Florence2Encoder
 from fvl_lightning.encoders.hf_vision import HfVisionEncoder
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.stages.encoder_pretrain import EncoderPretrainStage
@@ -420,3 +421,13 @@ def test_there_is_no_decoder_to_train(tmp_path: Path) -> None:
 
 def _without_type(model: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in model.items() if key != "model_type"}
+
+
+def test_a_config_that_was_not_resolved() -> None:
+    with pytest.raises(ConfigError, match=r"^encoder: image_size, mean and std are not set, resolve the Config first$"):
+        HfVisionEncoder(HfVisionEncoder.Config(model=dict(CLIP)))
+
+
+def test_what_can_be_decoded_is_said_by_the_class() -> None:
+    assert Florence2Encoder.can_decode()
+    assert not HfVisionEncoder.can_decode()

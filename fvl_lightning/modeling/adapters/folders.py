@@ -65,7 +65,9 @@ def save_adapter(model: PreTrainedModel, folder: Path, base: Path, base_hash: st
     config.inference_mode = True
     config.auto_mapping = AUTO_MAPPING | {STOP_TOKENS: as_ids(model.generation_config.eos_token_id)}
     state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
-    assert len(state) == sum(".lora_" in name for name, _ in model.named_parameters()), "adapters would be lost"
+    adapter_tensors = sum(".lora_" in name for name, _ in model.named_parameters())
+    if len(state) != adapter_tensors:
+        raise DataError(f"{folder}: only {len(state)} of the {adapter_tensors} adapter tensors would be saved")
     saved = _modules_ending_with(model, config.modules_to_save or ())
     state |= {name: value for name, value in model.state_dict().items() if _is_inside(name, saved)}
     tensors = {PREFIX + name: value.contiguous().clone() for name, value in state.items()}
