@@ -43,7 +43,7 @@ def check_same_start(
     Modules of one name and equal shapes must start equal (seeds are drawn per module).
 
     Args:
-        seed: of the cells.
+        seed: the seed of the cells.
         baseline: the arm to compare with; the first one where it has no result.
         by_arm: {arm: result}.
         differing: {arm: {configuration key in which it differs from the baseline: values}}.

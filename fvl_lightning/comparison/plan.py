@@ -43,7 +43,7 @@ def experiments(
     Args:
         config: the comparison.
         path: its file.
-        folder: of the comparison's runs.
+        folder: the folder of the comparison's runs.
         seeds: seeds to plan instead of the comparison's; each of them has a folder even if it is the only one.
 
     Raises:

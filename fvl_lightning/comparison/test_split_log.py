@@ -29,8 +29,8 @@ def read_test_access(folder: Path, cells: Sequence[Cell]) -> SplitAccess:
     """Returns how often the test split was scored, and logs that a report of these cells is made.
 
     Args:
-        folder: of the comparison.
-        cells: of the report.
+        folder: the comparison's folder.
+        cells: the cells of the report.
     """
     logs = {file.parent: list(read_rows(file)) for file in sorted(folder.rglob(ACCESS_LOG))}
     by_cell = {cell.name: logs.pop(cell.folder) for cell in cells if cell.folder in logs}

@@ -140,9 +140,9 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key.replace(' ', '_')}", float(value)
 
 
-def initial_weights(stage: dict[str, Any]) -> dict[str, tuple[list[int], str]]:
-    """Returns {parameter: (shape, hash of its initial values)} of an experiment, before any run is loaded into it."""
-    model = build_stage(check_config(ExperimentConfig, stage)).model
+def initial_weights(plain: dict[str, Any]) -> dict[str, tuple[list[int], str]]:
+    """Returns {parameter: (shape, hash of its initial values)} of a plain experiment, before any run is loaded."""
+    model = build_stage(check_config(ExperimentConfig, plain)).model
     return {
         name: (list(parameter.shape), weights_hash({"": parameter})) for name, parameter in model.named_parameters()
     }

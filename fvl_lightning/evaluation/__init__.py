@@ -1,1 +1,1 @@
-"""Layer 3: what a trained model is worth: generated answers, controls without the image, the encoder's own writing."""
+"""Scores of trained models: generated answers, controls without the image, and what the encoder writes by itself."""

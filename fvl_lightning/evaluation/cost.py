@@ -1,10 +1,10 @@
-"""What a trained model costs beside what it scores: counted on one batch of the data it was trained on."""
-
-from typing import Any
+"""Cost of a trained model: image tokens and operations, counted on data it was trained on."""
 
 import torch
 
+from datamodules.base import BatchData
 from fvl_lightning.core.config.loading import check_config
+from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.inference.generation import left_padded
 from fvl_lightning.modeling.build import BuiltModel
@@ -12,15 +12,22 @@ from fvl_lightning.profiling.flops import count_flops, training_flops
 from fvl_lightning.runs.folder import RunFolder
 
 QUESTIONS = 8
-"""Over so many the operations of a question are averaged."""
+"""Questions over which the operations of one question are averaged."""
 
 
-def count_cost(run: RunFolder, built: BuiltModel, data: Any) -> dict[str, int]:
-    """Image tokens that the language model sees per image, and operations per sample and per question.
+def count_cost(run: RunFolder, built: BuiltModel, data: BatchData) -> dict[str, int]:
+    """Returns image tokens per image in the language model, and operations per sample and per question.
 
-    Training is one batch of the run's last stage, forwards and backwards, the encoder's forward included, wherever its
-    features were kept. Inference is an image and a question up to the first token of the answer. `built` is left in
-    train mode.
+    Training is one batch of the run's stage, forward and backward; the encoder's forward is included even if its
+    features were cached. Inference is an image and a question, up to the first token of the answer.
+
+    Args:
+        run: a finished run.
+        built: its model and tokenizer; the model is left in train mode.
+        data: its data module, connected to the model.
+
+    Raises:
+        DataError: the run has no stage.
     """
     return {
         "image_tokens": built.model.image_spec.tokens_per_image,
@@ -29,7 +36,7 @@ def count_cost(run: RunFolder, built: BuiltModel, data: Any) -> dict[str, int]:
     }
 
 
-def _inference(built: BuiltModel, data: Any) -> int:
+def _inference(built: BuiltModel, data: BatchData) -> int:
     questions = list({question.index: question for question in data.questions("test")}.values())[:QUESTIONS]
     pixels = data.pixels("test", [question.index for question in questions]).to(built.model.device)
     prompts = [data.encoder.prompt(question.prompt_messages) for question in questions]
@@ -39,9 +46,10 @@ def _inference(built: BuiltModel, data: Any) -> int:
     return flops // len(questions)
 
 
-def _training(run: RunFolder, built: BuiltModel, data: Any) -> int:
+def _training(run: RunFolder, built: BuiltModel, data: BatchData) -> int:
     experiment = check_config(ExperimentConfig, run.config)
-    assert experiment.stage is not None
+    if experiment.stage is None:
+        raise DataError(f"{run.path}: its configuration names no stage")
     stage = experiment.stage.component(experiment, built.model, built.tokenizer)
     batch = next(iter(data.train_dataloader()))
     return training_flops(stage, batch) // len(batch.keys)

@@ -1,29 +1,39 @@
-"""What Florence-2 with its decoder can do by itself: write captions, read words, locate objects."""
-
-from typing import Any
+"""Scores of what an encoder writes with its own decoder: captions, words in images, and boxes of objects."""
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from datamodules.base import BatchData
 from fvl_lightning.core.types import IGNORE_INDEX
+from fvl_lightning.encoders.florence2 import Florence2Encoder
 from fvl_lightning.inference.boxes import parse_boxes, written_text
 
-IMAGES_AT_ONCE = 64
+IMAGES_PER_BATCH = 64
+"""Images that are decoded in one batch."""
 
 
 @torch.no_grad()
-def encoder_scores(encoder: Any, tokenizer: Any, data: Any, split: str) -> dict[str, float]:
-    """Scores on a split of prompted targets.
+def encoder_scores(
+    encoder: Florence2Encoder, tokenizer: PreTrainedTokenizerBase, data: BatchData, split: str
+) -> dict[str, float]:
+    """Scores an encoder on a split of prompted targets.
+
+    Args:
+        encoder: an encoder with a decoder, such as Florence-2.
+        tokenizer: the tokenizer of the targets.
+        data: a connected data module with the view `tasks`.
+        split: the name of the split.
 
     Returns:
-        caption_tokens: share of caption tokens predicted right with the true ones before them.
-        words: share of images with a drawn word on which the word is written exactly.
-        boxes: share of true boxes for which a box of the same label with an overlap above 0.5 is written.
+        {name: fraction from 0 to 1}. caption_tokens: caption tokens that are predicted right with the true ones before
+        them. words: images with a word on which the word is written exactly. boxes: true boxes for which a box of the
+        same label with an overlap above 0.5 is written.
     """
     encoder.eval()
     counts = {name: [0, 0] for name in ("caption_tokens", "words", "boxes")}
     task = {name: index for index, name in enumerate(encoder.tasks)}
-    for start in range(0, len(data.store(split)), IMAGES_AT_ONCE):
-        indices = range(start, min(start + IMAGES_AT_ONCE, len(data.store(split))))
+    for start in range(0, len(data.store(split)), IMAGES_PER_BATCH):
+        indices = range(start, min(start + IMAGES_PER_BATCH, len(data.store(split))))
         batch = data.prompted(split, indices).to(next(encoder.parameters()).device)
         captions = batch.targets[:, task["caption"]]
         predicted = encoder.logits(encoder.decode(batch.images, batch.targets)[:, task["caption"]]).argmax(-1)
@@ -37,8 +47,8 @@ def encoder_scores(encoder: Any, tokenizer: Any, data: Any, split: str) -> dict[
             texts = [written_text(tokenizer, ids) for ids in written[row]]
             if "word" in data.store(split).record(index).get("kinds", []):
                 _count(counts["words"], int(texts[task["ocr"]] == truth[task["ocr"]]), 1)
-            found, boxes = parse_boxes(texts[task["grounding"]]), parse_boxes(truth[task["grounding"]])
-            hits = sum(any(b.label == f.label and b.overlap(f) > 0.5 for f in found) for b in boxes)
+            predicted_boxes, boxes = parse_boxes(texts[task["grounding"]]), parse_boxes(truth[task["grounding"]])
+            hits = sum(any(b.label == p.label and b.overlap(p) > 0.5 for p in predicted_boxes) for b in boxes)
             _count(counts["boxes"], hits, len(boxes))
     return {name: right / max(1, asked) for name, (right, asked) in counts.items()}
 

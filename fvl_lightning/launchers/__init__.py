@@ -1,1 +1,1 @@
-"""Launchers: they start the ranks of a training and the cells of a comparison."""
+"""Launchers of processes: the ranks of a training, and the cells of a comparison."""

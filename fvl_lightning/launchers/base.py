@@ -1,11 +1,11 @@
-"""What launchers run, and what they promise."""
+"""Protocols of launchers and of the tasks that they run."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 POLL_SECONDS = 0.5
-"""The pause between two looks at running processes."""
+"""Pause between two checks of running processes."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """Environment of a task, because several tasks share a machine."""
 

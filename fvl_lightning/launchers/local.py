@@ -1,4 +1,4 @@
-"""Tasks as processes of this machine."""
+"""Launcher of tasks as processes on this machine."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 
 class LocalLauncher:
-    """So many at a time on this machine, each with one thread."""
+    """Runs up to `jobs` tasks at a time on this machine, each with one thread."""
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
@@ -40,7 +40,7 @@ class LocalLauncher:
 
 
 def _start(task: Task) -> subprocess.Popen[bytes]:
-    """The process, in a session of its own so that Ctrl-C reaches it once, through us."""
+    """Starts the process in a session of its own, so that Ctrl-C reaches it once, through this process."""
     task.prepare()
     with task.log.open("w", encoding="utf-8") as log:
         return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""One process per device of this machine, as torchrun starts them, with one voice and one exit code."""
+"""Launcher of the ranks of a training: one process per device of this machine, as with torchrun, and one exit code."""
 
 import os
 import signal
@@ -17,26 +17,35 @@ from fvl_lightning.training.fault_tolerance.hang_detection import rank_names
 from fvl_lightning.training.fault_tolerance.signals import CLUSTER, handled
 
 POLL_SECONDS = 0.1
-GRACE = 60.0
-"""Seconds the others have to end by themselves, once one has failed; they may be waiting for it."""
+EXIT_GRACE_SECONDS = 60.0
+"""Time that the other ranks have to end by themselves after one has failed; they may be waiting for it."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine among those of a training, and where their processes meet."""
+    """This machine among those of a training, and the address at which their ranks meet."""
 
     number: int = 0
     nodes: int = 1
     host: str = "127.0.0.1"
-    """Of the first machine."""
+    """Address of the first machine."""
     port: int | None = None
-    """Free on the first machine; None finds one, where there is but this machine."""
+    """Free port on the first machine; None finds one, for a single machine."""
 
 
-def run_ranks(devices: int, words: Sequence[str], machine: Machine | None = None) -> int:
-    """Runs `fvl <words>` once per device of this machine; 0, or the exit code of a process that failed.
+def run_ranks(devices: int, arguments: Sequence[str], machine: Machine | None = None) -> int:
+    """Runs `fvl <arguments>` once per device of this machine.
 
-    What asks this process to stop is handed on to all, which save and end; so is Ctrl-C, by the terminal.
+    Signals that ask this process to stop are forwarded to all ranks, which save and end; the terminal sends them
+    Ctrl-C.
+
+    Args:
+        devices: the number of ranks on this machine.
+        arguments: the command line after `fvl`.
+        machine: this machine; None for a training on one machine.
+
+    Returns:
+        0, or the exit code of a rank that failed.
     """
     machine = machine or Machine()
     shared = {
@@ -44,14 +53,14 @@ def run_ranks(devices: int, words: Sequence[str], machine: Machine | None = None
         "MASTER_ADDR": machine.host, "MASTER_PORT": machine.port or _free_port(),
     }  # fmt: skip
     threads = max(1, (os.cpu_count() or 1) // devices)
-    command = [sys.executable, "-m", "fvl_lightning", *words]
+    command = [sys.executable, "-m", "fvl_lightning", *arguments]
     processes: list[subprocess.Popen[bytes]] = []
 
-    def hand_on(signum: int, frame: FrameType | None) -> None:
-        for process in reversed(processes):  # the first one, in whose store they meet, goes last
+    def forward(signum: int, frame: FrameType | None) -> None:
+        for process in reversed(processes):  # rank 0, which holds the rendezvous store, is signalled last
             process.send_signal(signum)
 
-    handlers: dict[int, Any] = dict.fromkeys(CLUSTER, hand_on) | {signal.SIGINT: lambda *_: None}
+    handlers: dict[int, Any] = dict.fromkeys(CLUSTER, forward) | {signal.SIGINT: lambda *_: None}
     with handled(handlers):
         # The started processes inherit the blocked signals and unblock them once their handlers are installed
         # (training/fault_tolerance/signals.py), so no signal is lost.
@@ -76,27 +85,27 @@ def _free_port() -> int:
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], first_rank: int) -> int:
     end = float("inf")
-    fell: dict[int, int] = {}
+    killed: dict[int, int] = {}
     while None in (codes := [process.poll() for process in processes]) and time.monotonic() < end:
         if any(codes) and end == float("inf"):
-            end = time.monotonic() + GRACE
-            fell = _fallen(codes, first_rank)
+            end = time.monotonic() + EXIT_GRACE_SECONDS
+            killed = _killed_ranks(codes, first_rank)
         time.sleep(POLL_SECONDS)
-    fell = fell or _fallen(codes, first_rank)
+    killed = killed or _killed_ranks(codes, first_rank)
     failed = [EXIT_REQUEUE if code < 0 else code for code in codes if code]
-    if fell and not set(failed) & set(codes):
-        number = min(fell.values())
-        ended = f"{'was' if len(fell) == 1 else 'were'} ended by {signal.Signals(number).name}"
+    if killed and not set(failed) & set(codes):
+        number = min(killed.values())
+        ended = f"{'was' if len(killed) == 1 else 'were'} ended by {signal.Signals(number).name}"
         cause = ", as by a machine that is out of memory" if number == signal.SIGKILL else ""
         say_error(
-            f"{rank_names(fell)} {ended}{cause}; all ranks end, and the same command "
+            f"{rank_names(killed)} {ended}{cause}; all ranks end, and the same command "
             "with `--resume-or-start` goes on from the last checkpoint"
         )
-    # Of several the one that says why: a process whose neighbour has gone ends with an error of its own.
+    # Among several codes, the one that gives the reason: a rank whose peer is gone ends with an error of its own.
     reasons = (EXIT_INTERRUPTED, EXIT_USAGE_ERROR, EXIT_REQUEUE)
     return next((code for code in reasons if code in failed), failed[0] if failed else 0)
 
 
-def _fallen(codes: Sequence[int | None], first_rank: int) -> dict[int, int]:
-    """The ranks that a signal has ended, and which one."""
+def _killed_ranks(codes: Sequence[int | None], first_rank: int) -> dict[int, int]:
+    """Returns {rank that a signal has ended: the signal's number}."""
     return {first_rank + local: -code for local, code in enumerate(codes) if code is not None and code < 0}

@@ -1,4 +1,4 @@
-"""Cells as tasks of Ray, on the cores of this machine or of a cluster whose machines share a file system."""
+"""Launcher of tasks through Ray, on this machine or on a cluster whose machines share a file system."""
 
 import logging
 import os
@@ -16,28 +16,28 @@ from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 @dataclass
 class RayConfig:
-    """Where `launcher: ray` finds its machines, and what a cell gets besides a core."""
+    """Cluster of `launcher: ray`, and resources of a cell."""
 
     address: str = "local"
-    """local: this machine alone; auto: the cluster that this machine is part of; or host:port of one."""
+    """local: only this machine; auto: the cluster that this machine is part of; or the host:port of a cluster."""
     num_gpus: float = number(0.0, at_least=0)
-    """GPUs for every cell; 0.5 shares one between two."""
+    """GPUs for every cell, in addition to one core; 0.5 shares one GPU between two cells."""
 
 
 logger = logging.getLogger(__name__)
 
 OWN_CLUSTER = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
-"""Of a Ray that this process starts: no web server, and little shared memory, since cells exchange files alone."""
+"""Arguments for a cluster that this process starts: no web server, and little shared memory, which cells do not use."""
 
 
 class RayLauncher:
-    """One Ray task per cell, each with a core of its own (and GPUs where asked for), at most `jobs` at a time."""
+    """Runs each task as a Ray task with a core of its own, and GPUs if configured, at most `jobs` at a time."""
 
     def __init__(self, jobs: int, config: RayConfig) -> None:
         self.jobs, self.config = jobs, config
 
     def run(self, tasks: Sequence[Task], watch: Callable[[], None]) -> None:
-        """See launchers.base.Launcher. A cell whose machine goes away is resumed by the next start."""
+        """See launchers.base.Launcher. A task whose machine is lost is resumed by the next start."""
         ray = connect(self.config)
         try:
             remote = ray.remote(num_cpus=1, num_gpus=self.config.num_gpus, max_retries=0)(cell_process())
@@ -52,8 +52,8 @@ class RayLauncher:
                 while waiting and len(running) < self.jobs:
                     task = waiting.pop(0)
                     task.prepare()
-                    told = (task.command, os.path.abspath(task.log), os.getcwd(), ONE_THREAD, POLL_SECONDS)
-                    running[remote.remote(*told)] = task
+                    arguments = (task.command, os.path.abspath(task.log), os.getcwd(), ONE_THREAD, POLL_SECONDS)
+                    running[remote.remote(*arguments)] = task
                 ended, _ = ray.wait(list(running), timeout=POLL_SECONDS)
                 for reference in ended:
                     task = running.pop(reference)
@@ -68,38 +68,38 @@ class RayLauncher:
 
 
 def connect(config: RayConfig) -> Any:
-    """The module `ray`, joined to its cluster.
+    """Connects to the cluster and returns the module `ray`.
 
     Raises:
         ConfigError: the package is missing, no cluster answers, or it has fewer GPUs than a cell needs.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports its usage to its makers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its usage to its developers
     try:
         ray = import_module("ray")
     except ImportError:
         raise ConfigError(
-            'launcher: ray needs its package, pip install "fvl-lightning[ray]", or take launcher: local'
+            'launcher: ray needs its package, pip install "fvl-lightning[ray]", or use launcher: local'
         ) from None
     before = signal.getsignal(signal.SIGTERM)
     own = OWN_CLUSTER if config.address == "local" else {}
     try:
         ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"ray.address: no Ray cluster can be joined at '{config.address}' ({said})") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"ray.address: no Ray cluster can be joined at '{config.address}' ({reason})") from None
     finally:
-        signal.signal(signal.SIGTERM, before)  # Ray's own would end this process before the cells have saved
+        signal.signal(signal.SIGTERM, before)  # Ray's handler would end this process before the cells have saved
     present = ray.cluster_resources().get("GPU", 0.0)
     if config.num_gpus > present:
         ray.shutdown()
-        raise ConfigError(f"ray.num_gpus: a cell is to have {config.num_gpus:g} and the cluster has {present:g}")
+        raise ConfigError(f"ray.num_gpus: {config.num_gpus:g} for every cell, and the cluster has {present:g}")
     return ray
 
 
 def cell_process() -> Callable[..., int]:
-    """What a task does: runs a command with its output in a file; its exit code.
+    """Returns the function of a Ray task: it runs a command with its output in a file, and returns the exit code.
 
-    A function in a function travels by value, so that Ray's workers import nothing of this package.
+    A nested function is sent by value, so Ray's workers import nothing of this package.
     """
 
     def run(command: list[str], log: str, folder: str, environment: Mapping[str, str], pause: float) -> int:
@@ -115,8 +115,8 @@ def cell_process() -> Callable[..., int]:
         try:
             while process.poll() is None:
                 time.sleep(pause)
-        except KeyboardInterrupt:  # how a cancelled task hears of it
-            process.terminate()  # a worker's processes inherit that it blocks SIGINT
+        except KeyboardInterrupt:  # Ray's signal to a cancelled task
+            process.terminate()  # not SIGINT, which a worker blocks for its child processes too
             process.wait()
         return process.returncode
 
@@ -124,14 +124,14 @@ def cell_process() -> Callable[..., int]:
 
 
 def _exit_code(ray: Any, reference: Any, task: Task) -> int | None:
-    """None for a task that was cancelled before it began, or that was lost."""
+    """Returns the exit code; None for a task that was cancelled before it began, or that was lost."""
     try:
         return ray.get(reference)
     except ray.exceptions.TaskCancelledError:
         return None
     except ray.exceptions.RayError as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        logger.warning("Ray lost %s (%s); the next start resumes it", task.name, said[-1])
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        logger.warning("Ray lost %s (%s); the next start resumes it", task.name, lines[-1])
         return None
 
 

@@ -1,4 +1,4 @@
-"""Cells as one SLURM job array: a script to read, submitted and waited for."""
+"""Launcher of tasks as one SLURM job array: writes a script, submits it and waits for it."""
 
 import contextlib
 import os
@@ -16,18 +16,22 @@ from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 POLL_SECONDS = 2.0
 EXIT_CODE = "exit_code"
-"""The file in a cell's folder that holds the exit code of its process."""
+"""File in a task's folder with the exit code of its process."""
 
 
 class SlurmLauncher:
-    """One task of a job array per cell, `jobs` at a time; all machines must share the file system."""
+    """Runs each task as a task of a job array, `jobs` at a time; all machines must share the file system."""
 
     def __init__(self, folder: Path, name: str, jobs: int, options: Sequence[str]) -> None:
         self.script = folder / "array.sh"
         self.name, self.jobs, self.options = name, jobs, options
 
     def run(self, tasks: Sequence[Task], watch: Callable[[], None]) -> None:
-        """See launchers.base.Launcher. A cell that the cluster preempts is resumed by the next start."""
+        """See launchers.base.Launcher. A task that the cluster preempts is resumed by the next start.
+
+        Raises:
+            ConfigError: there is no sbatch, or it rejects the script.
+        """
         for task in tasks:
             task.prepare()
             (task.folder / EXIT_CODE).unlink(missing_ok=True)
@@ -47,25 +51,25 @@ class SlurmLauncher:
                     subprocess.run(["scancel", job], check=False)
                     raise
         except FileNotFoundError:
-            raise ConfigError("launcher: there is no sbatch on this machine, take launcher: local") from None
+            raise ConfigError("launcher: there is no sbatch on this machine, use launcher: local") from None
         if not job:
-            raise ConfigError(f"launcher: sbatch refused {self.script}, its own words stand above; see `slurm`")
+            raise ConfigError(f"launcher: sbatch rejected {self.script}, see its message above and `slurm`")
         for task in tasks:
             with contextlib.suppress(OSError, ValueError):
                 task.code = int((task.folder / EXIT_CODE).read_text(encoding="utf-8"))
 
 
 def array_script(tasks: Sequence[Task], name: str, jobs: int, options: Sequence[str]) -> str:
-    """The job array as a script for sbatch.
+    """Returns the job array as a script for sbatch.
 
     Args:
-        tasks: one array task each.
-        name: of the job.
-        jobs: tasks at a time.
-        options: further ones of sbatch, such as --partition=long.
+        tasks: each becomes a task of the array.
+        name: the name of the job.
+        jobs: the number of tasks at a time.
+        options: further sbatch options, such as --partition=long.
 
     Raises:
-        ConfigError: an option that is none.
+        ConfigError: an option is not an sbatch option.
     """
     check_options(options, "slurm")
     given = [
@@ -75,7 +79,7 @@ def array_script(tasks: Sequence[Task], name: str, jobs: int, options: Sequence[
         "--output=/dev/null",
         *options,
     ]
-    places = [
+    cases = [
         f"  {number}) folder={shlex.quote(str(task.folder))}; set -- {shlex.join(task.command)} ;;"
         for number, task in enumerate(tasks)
     ]
@@ -85,7 +89,7 @@ def array_script(tasks: Sequence[Task], name: str, jobs: int, options: Sequence[
         f"cd {shlex.quote(os.getcwd())} || exit 1",
         *(f"export {key}={value}" for key, value in ONE_THREAD.items()),
         "case $SLURM_ARRAY_TASK_ID in",
-        *places,
+        *cases,
         "esac",
         '"$@" > "$folder/cell.log" 2>&1',
         f'echo $? > "$folder/{EXIT_CODE}"',

@@ -1,4 +1,4 @@
-"""A training as one SLURM job: a script to read, submitted, which SLURM starts again until the training has ended."""
+"""One SLURM job for a training: a script that SLURM requeues until the training has ended."""
 
 import os
 import re
@@ -13,62 +13,64 @@ from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.errors import EXIT_REQUEUE, ConfigError
 from fvl_lightning.launchers.sbatch import check_options, job_name
 
-COUNTED = ("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "gpus-per-task", "array")
-"""Options of sbatch from which ranks are counted; `fvl launch` sets them."""
+RESERVED_OPTIONS = ("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "gpus-per-task", "array")
+"""sbatch options that determine the ranks; `fvl launch` sets them itself."""
 WARNING_SECONDS = 300
-"""How long before the end of its time a job is told to save."""
-LEFT_BEHIND_SECONDS = 600
-"""How long the others may go on once one rank has ended: they may be waiting for it, or write what all have trained."""
+"""Time before the time limit at which SLURM signals the job to save."""
+EXIT_GRACE_SECONDS = 600
+"""Time that other ranks have to end after one rank has ended: they may wait for it, or still write the model."""
 
 AS_RANK = 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID GROUP_RANK=$SLURM_NODEID; exec "$@"'
-"""What each task of srun does with the command: SLURM's numbers under the names that torch.distributed reads."""
+"""Command of each srun task: sets the variables of torch.distributed from SLURM's."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of SLURM.
+    """A training as a job of SLURM.
 
     Raises:
-        ConfigError: an option that is none or is not free, or a folder whose name a line of #SBATCH cannot hold.
+        ConfigError: an option is not an sbatch option, or one that fvl sets itself; or the name of the folder cannot be
+            written in an #SBATCH line.
     """
 
     name: str
     nodes: int
     per_node: int
-    """Processes on each of them."""
+    """Processes per node."""
     gpus: bool
-    """Whether each process has one."""
+    """Whether each process has a GPU."""
     command: Sequence[str]
-    """Of every process."""
+    """Command line of every process."""
     output: Path
-    """Folder of the script and of what the job says."""
+    """Folder of the script and of the job's log."""
     options: Sequence[str] = ()
-    """Of sbatch, such as --partition=long; they win over what is set here."""
+    """sbatch options, such as --partition=long; they override those that are set here."""
 
     def __post_init__(self) -> None:
         check_options(self.options, "--sbatch")
         for option in self.options:
-            if (name := option[2:].partition("=")[0]) in COUNTED:
-                raise ConfigError(f"--sbatch: --{name} follows from --nodes and --gpus-per-node, leave it out")
+            if (name := option[2:].partition("=")[0]) in RESERVED_OPTIONS:
+                raise ConfigError(f"--sbatch: --{name} is set by --nodes and --gpus-per-node, leave it out")
         if not re.fullmatch(r"[\w./+=@,-]+", str(self.output)):
             raise ConfigError(
-                f"output: '{self.output}' cannot stand in a line of #SBATCH, take letters, digits and ./_-"
+                f"output: '{self.output}' cannot be written in an #SBATCH line, use letters, digits and ./_-"
             )
 
     @property
     def script(self) -> Path:
-        """Beside the run's folder, which the training itself makes."""
+        """Path of the script, next to the run's folder, which the training itself creates."""
         return self.output / f"{job_name(self.name)}.launch.sh"
 
     @property
     def log(self) -> Path:
-        """What the job says, of all its starts."""
+        """Path of the log of all starts of the job."""
         return self.script.with_suffix(".log")
 
     def text(self) -> str:
-        """The script for sbatch.
+        """Returns the script for sbatch.
 
-        Every rank is a task of srun, which ends with the highest exit code of all; a launcher between would hide it.
+        Every rank is a task of srun, which ends with the highest exit code of all ranks; a launcher in between would
+        hide it.
         """
         chosen = {option.partition("=")[0] for option in self.options}
         own_gpus = any(name == "--gres" or name.startswith("--gpus") for name in chosen)
@@ -82,7 +84,7 @@ class Job:
             "--open-mode=append",
             f"--output={self.log}",
         ]
-        step = ["srun", "--kill-on-bad-exit=0", f"--wait={LEFT_BEHIND_SECONDS}"]
+        step = ["srun", "--kill-on-bad-exit=0", f"--wait={EXIT_GRACE_SECONDS}"]
         step += ["--gpu-bind=none"] if self.gpus else []
         lines = [
             "#!/bin/bash",
@@ -104,18 +106,18 @@ class Job:
         return "\n".join(lines) + "\n"
 
     def submit(self) -> str:
-        """Writes the script and hands it to sbatch; the job's number.
+        """Writes the script and submits it; returns the number of the job.
 
         Raises:
-            ConfigError: there is no sbatch, or it refuses the script, saying why itself.
+            ConfigError: there is no sbatch, or it rejects the script.
         """
         if shutil.which("sbatch") is None:
-            raise ConfigError("--slurm: there is no sbatch on this machine; --dry-run shows what it would be given")
+            raise ConfigError("--slurm: there is no sbatch on this machine; --dry-run shows the script")
         self.output.mkdir(parents=True, exist_ok=True)
         write_text_atomically(self.script, self.text())
         done = subprocess.run(
             ["sbatch", "--parsable", str(self.script)], stdout=subprocess.PIPE, text=True, check=False
         )
         if done.returncode:
-            raise ConfigError(f"--slurm: sbatch refused {self.script}, its own words stand above")
+            raise ConfigError(f"--slurm: sbatch rejected {self.script}, see its message above")
         return done.stdout.strip().partition(";")[0]

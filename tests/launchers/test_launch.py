@@ -137,7 +137,7 @@ def test_a_job_that_sbatch_refuses_is_one_sentence(
     workspace: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_ins(workspace, monkeypatch, sbatch="#!/bin/bash\nexit 1\n")
-    assert "sbatch refused runs/finetune.launch.sh" in said(fvl_here, FINETUNE, "--slurm", folder=workspace)
+    assert "sbatch rejected runs/finetune.launch.sh" in said(fvl_here, FINETUNE, "--slurm", folder=workspace)
 
 
 def test_one_machine_is_what_train_does(fvl_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,9 +198,9 @@ def test_the_ranks_of_a_machine_know_all_others(tmp_path: Path, monkeypatch: pyt
         ([FINETUNE, "--rendezvous", "node1:29500"], "--rendezvous: one machine meets nobody, leave it out"),
         ([FINETUNE, "--slurm", "--node-rank", "0"], "--node-rank: --slurm finds the machines itself, leave it out"),
         ([FINETUNE, "--sbatch", "--partition=long"], "--sbatch: --sbatch is for --slurm, leave it out"),
-        ([FINETUNE, "--slurm", "--sbatch", "-p long"], "--sbatch: '-p long' is no option of sbatch"),
-        ([FINETUNE, "--slurm", "--sbatch", "--nodes=3"], "--sbatch: --nodes follows from --nodes and --gpus-per-node"),
-        ([FINETUNE, "--slurm", "output=my runs"], "output: 'my runs' cannot stand in a line of #SBATCH"),
+        ([FINETUNE, "--slurm", "--sbatch", "-p long"], "--sbatch: '-p long' is not an sbatch option"),
+        ([FINETUNE, "--slurm", "--sbatch", "--nodes=3"], "--sbatch: --nodes is set by --nodes and --gpus-per-node"),
+        ([FINETUNE, "--slurm", "output=my runs"], "output: 'my runs' cannot be written in an #SBATCH line"),
         ([FINETUNE, "--slurm"], "--slurm: there is no sbatch on this machine"),
     ],
 )
@@ -226,7 +226,7 @@ def test_a_secret_is_refused_and_not_repeated(word: str, monkeypatch: pytest.Mon
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "what-the-environment-has")
     with pytest.raises(ConfigError) as caught:
         refuse_secrets([word])
-    assert str(caught.value).startswith(f"{word.partition('=')[0]}: this word holds a password or key")
+    assert str(caught.value).startswith(f"{word.partition('=')[0]}: this argument contains a password or key")
     for secret in ("hunter22", "hf_", "1/2", "environment-has"):
         assert secret not in str(caught.value)
 

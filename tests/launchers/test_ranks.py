@@ -31,7 +31,7 @@ def test_one_code_and_one_sentence(
     program = tmp_path / "fvl"
     program.write_text(f'#!/bin/bash\nif [ "$RANK" = 0 ]; then\n{ends[0]}\nfi\n{ends[1]}\n', encoding="utf-8")
     program.chmod(0o755)
-    monkeypatch.setattr(processes, "GRACE", 0.5)
+    monkeypatch.setattr(processes, "EXIT_GRACE_SECONDS", 0.5)
     monkeypatch.setattr(processes, "POLL_SECONDS", 0.02)
     monkeypatch.setattr("sys.executable", str(program))
     assert run_ranks(2, ["train"]) == code

@@ -103,7 +103,7 @@ def test_a_task_that_is_lost_leaves_its_cell_to_be_resumed(
     ("config", "sentence"),
     [
         (RayConfig(address="10.0.0.1:6379"), r"ray.address: .* '10.0.0.1:6379' \(nobody answers there\)$"),
-        (RayConfig(num_gpus=1), "ray.num_gpus: a cell is to have 1 and the cluster has 0$"),
+        (RayConfig(num_gpus=1), "ray.num_gpus: 1 for every cell, and the cluster has 0$"),
     ],
 )
 def test_what_the_cluster_cannot_do_is_one_sentence(
@@ -115,7 +115,7 @@ def test_what_the_cluster_cannot_do_is_one_sentence(
 
 def test_without_ray_it_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"ray needs its package, pip install \"fvl-lightning\[ray\]\", or take"):
+    with pytest.raises(ConfigError, match=r"ray needs its package, pip install \"fvl-lightning\[ray\]\", or use"):
         RayLauncher(1, RayConfig()).run([cell(tmp_path)], lambda: None)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fvl_lightning.comparison.cell import Cell
+from fvl_lightning.comparison.schema.cell import CellSpec
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.launchers.slurm_array import SlurmLauncher, array_script
 from tests.comparison.test_cell import FAILS, SPECIFICATION, cell
@@ -21,7 +22,7 @@ for task in 0 1; do SLURM_ARRAY_TASK_ID=$task bash "$3"; done
 
 def test_the_script_is_what_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    cells = [Cell(arm, 1, Path("runs/my arms") / arm / "1", SPECIFICATION) for arm in ("concat", "gated")]
+    cells = [Cell(arm, 1, Path("runs/my arms") / arm / "1", CellSpec(**SPECIFICATION)) for arm in ("concat", "gated")]
     script = array_script(cells, "my arms", 8, ["--partition=long", "--requeue"])
     assert script.replace(sys.executable, "PYTHON").replace(str(tmp_path), "HERE") == (
         "#!/bin/bash\n"
@@ -47,7 +48,7 @@ def test_the_script_is_what_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 @pytest.mark.parametrize("option", ["partition=long", "--wrap=rm\n-rf", "; ls"])
 def test_what_is_no_option_is_refused(option: str) -> None:
-    with pytest.raises(ConfigError, match="is no option of sbatch"):
+    with pytest.raises(ConfigError, match="is not an sbatch option"):
         array_script([], "x", 1, [option])
 
 

@@ -23,7 +23,7 @@ def interval_figure(statistics: ComparisonStatistics) -> Figure:
     """Draws every arm's difference to the baseline with its intervals, and the band of differences too small to matter.
 
     Args:
-        statistics: of a comparison.
+        statistics: the statistics of a comparison.
     """
     contrasts = [contrast for contrast in statistics.contrasts if isfinite(contrast.estimate)]
     figure = Figure(figsize=(9, 1.5 + 0.5 * max(1, len(contrasts))), dpi=DPI, layout="constrained")

@@ -1,4 +1,4 @@
-"""Types of a cell's files: cell.json tells its process what to do, result.json has what it measured."""
+"""Types of a cell's files: cell.json specifies what to train and score, result.json has the measurements."""
 
 from dataclasses import dataclass, field, fields
 from math import nan
@@ -14,14 +14,14 @@ class CellInputs(Record):
     """Code and data that a result comes from: if they change under the same names, the cell is run again."""
 
     inputs: list[dict[str, str]]
-    """Of every stage: {plugin or folder that it reads: hash}."""
+    """{plugin or folder that it reads: hash} of every stage."""
     data: list[str]
-    """Of every stage: the hash of its data's content."""
+    """Hash of the data's content, of every stage."""
 
 
 @dataclass(kw_only=True)
 class CellSpec(Record):
-    """What the process of a cell trains and scores: cell.json without `cell`, the key that names the result."""
+    """Training and scoring that the process of a cell does: cell.json without `cell`, the key that names the result."""
 
     stages: list[dict[str, Any]]
     """Plain experiments, in order."""
@@ -53,7 +53,7 @@ class CellSpec(Record):
 
 @dataclass(kw_only=True)
 class Measurements(Record):
-    """What was measured of a trained model."""
+    """Scores and costs of a trained model."""
 
     scores: dict[str, KindScores] = field(metadata=FLAT)
     """{metric: scores on the test split}; each is written under the name of its metric."""

@@ -36,7 +36,7 @@ class EncoderEntry(Record):
 
 @dataclass
 class MlflowEntry(Record):
-    """Where the runs of a comparison are tracked."""
+    """The place where the runs of a comparison are tracked."""
 
     run_id: str | None
     """The parent run; None where nothing is tracked."""
@@ -65,7 +65,7 @@ class ArmTuning(Record):
 
 @dataclass
 class Tuning(Record):
-    """How the learning rates were chosen."""
+    """The choice of the learning rates."""
 
     seeds: list[int]
     factors: list[float]
@@ -95,13 +95,13 @@ class EarlierReport(Record):
 
 @dataclass
 class SplitAccess(Record):
-    """How often the test split was scored; see test_split_log.py."""
+    """Summary of the test-split access log; see test_split_log.py."""
 
     first: str | None = None
     """ISO, UTC; None where nothing was scored, as below."""
     last: str | None = None
     readings: int = 0
-    """Of all cells together."""
+    """Total over all cells."""
     again: dict[str, RepeatedAccess] = field(default_factory=dict)
     """{cell: how often}, of cells that were scored more than once."""
     others: list[str] = field(default_factory=list)

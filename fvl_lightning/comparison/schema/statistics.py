@@ -47,7 +47,7 @@ class Contrast(Record):
 
 @dataclass(frozen=True)
 class Sensitivity(Record):
-    """What these seeds could show, and how many would show the smallest effect; see contrasts.py."""
+    """Differences that these seeds could show, and seeds that would show the smallest effect; see contrasts.py."""
 
     residual_sd: float
     """SD of a single cell, in the unit of the score."""
@@ -90,7 +90,7 @@ class ExploratoryContrast(Record):
     """Not adjusted."""
     p: float
     q: float
-    """Benjamini-Hochberg over all contrasts of all groups: of those with q up to 0.05, about 5 % are by chance."""
+    """Benjamini-Hochberg over all contrasts of all groups; about 5 % of those with q up to 0.05 are by chance."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def image_intervals(
         scores: {arm: score of every answer `[seeds, Q]`}, the same Q questions in one order for all arms.
         images: the image of each of the Q questions.
         kinds: the kind of each of the Q questions.
-        seed: of the draws.
+        seed: the seed of the draws.
 
     Raises:
         DataError: an arm has no score, or another number of questions than there are `images`.

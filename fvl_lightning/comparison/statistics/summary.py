@@ -25,8 +25,8 @@ def summarize(
         metric: the score that arms are compared by, such as accuracy/macro.
         baseline: the arm that the others are compared to.
         smallest_effect: see verdicts.compare_arms.
-        results: of the finished cells.
-        answers: of the same cells, arms without any included.
+        results: the measurements of the finished cells.
+        answers: the answers of the same cells, with all arms, even those without any.
 
     Raises:
         DataError: two cells answered different questions.

@@ -44,7 +44,7 @@ def compare_arms(
     not matter, though it is not zero.
 
     Args:
-        scores: of the declared metric.
+        scores: the scores of the declared metric.
         baseline: the arm that the others are compared to.
         smallest_effect: the smallest difference that matters, in the unit of the score.
         alpha: the probability of claiming any difference at all where there is none.
