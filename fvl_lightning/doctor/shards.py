@@ -11,7 +11,7 @@ from datamodules.storage.remote import is_remote
 from datamodules.storage.shard_cache import shard_cache
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.core.terminal import plural
+from fvl_lightning.core.terminal import bytes_in_words, plural
 from fvl_lightning.doctor.finding import Finding
 
 
@@ -27,24 +27,46 @@ def check_shards(experiment: ExperimentConfig, data: BatchData) -> Iterator[Find
         yield Finding("shards", "warning", message, advice)
         return
     shards = {split: [shard for part in data.parts(split) for shard in part.shards] for split in TRAINING_SPLITS}
-    samples = {split: len(data.store(split)) for split in TRAINING_SPLITS}
+    samples = {split: len(data.store(split)) for split in TRAINING_SPLITS if split != "train" or not data.STREAMS}
+    counts = {split: f", {count:,} samples" for split, count in samples.items()}
     message = ", ".join(
-        f"{split}: {plural(len(shards[split]), 'shard')}, {samples[split]:,} samples" for split in TRAINING_SPLITS
+        f"{split}: {plural(len(shards[split]), 'shard')}{counts.get(split, '')}" for split in TRAINING_SPLITS
     )
     yield Finding("shards", "ok", f"{message}; any number of ranks and workers can read them")
+    yield from _reader(data, shards["train"])
     ranks = experiment.trainer.world_size
     if samples["validation"] < ranks:
         advice = "put more samples into the split validation"
         message = f"{samples['validation']} validation samples for {ranks} ranks: some ranks would have none"
         yield Finding("shards", "warning", message, advice)
     local = next((shard for shard in shards["train"] if not is_remote(shard)), None)
-    if local is not None:
+    if local is not None and not data.STREAMS:
         yield _first_shard(local)
 
 
+def _reader(data: BatchData, shards: list[str]) -> Iterator[Finding]:
+    """Advises which of the components `shards` and `webdataset` fits the training shards; nothing for a local index."""
+    remote = [shard for shard in shards if is_remote(shard)]
+    if data.STREAMS and len(remote) < len(shards):
+        message = "webdataset streams local shards, so it shuffles within blocks and resumes by whole shards"
+        advice = "`data: shards` shuffles over all samples and resumes exactly; it indexes the shards once"
+        yield Finding("reader", "warning", message, advice)
+    elif data.STREAMS:
+        message = f"webdataset fits: it streams {plural(len(remote), 'remote shard')} without indexes or copies"
+        yield Finding("reader", "ok", message)
+    elif remote and data.cache is not None:
+        needed = sum(data.store("train").bytes_per_shard)
+        if needed > data.cache.max_bytes:
+            message = f"the remote shards have {bytes_in_words(needed)}, more than the cache keeps"
+            advice = "raise data.cache_gigabytes or take `data: webdataset`; else every epoch downloads them again"
+            yield Finding("reader", "warning", message, advice)
+        else:
+            yield Finding("reader", "ok", "shards fits: all remote shards fit into the cache and are downloaded once")
+
+
 def count_samples(data: BatchData) -> int | None:
-    """Returns the number of training samples; None where shards would have to be indexed first."""
-    return None if _shards_without_index(data) else len(data.store("train"))
+    """Returns the number of training samples; None for a stream, or where shards would have to be indexed first."""
+    return None if data.STREAMS or _shards_without_index(data) else len(data.store("train"))
 
 
 def prepare_data(data: BatchData, report_progress: Callable[[str], None]) -> Iterator[Finding]:
@@ -68,7 +90,8 @@ def prepare_data(data: BatchData, report_progress: Callable[[str], None]) -> Ite
 
 def _shards_without_index(data: BatchData) -> list[str]:
     """Returns the local shards that have no index yet."""
-    shards = [shard for split in TRAINING_SPLITS for part in data.parts(split) for shard in part.shards]
+    splits = [split for split in TRAINING_SPLITS if split != "train" or not data.STREAMS]
+    shards = [shard for split in splits for part in data.parts(split) for shard in part.shards]
     return [shard for shard in shards if not is_remote(shard) and not index_path(Path(shard)).is_file()]
 
 
