@@ -112,7 +112,11 @@ def test_a_mixture_keeps_its_shares(tmp_path: Path, write_split: Write, make_con
     assert len(batch.position) == 2
 
 
-@pytest.mark.parametrize(("size", "block", "batch_size", "workers"), [(6, 5, 2, 2), (6, 1, 3, 0), (4, 10, 2, 1)])
+@pytest.mark.parametrize(
+    ("size", "block", "batch_size", "workers", "window"),
+    [(6, 5, 2, 2, 0), (6, 1, 3, 0, 0), (4, 10, 2, 1, 0), (6, 5, 2, 0, 12)],
+    ids=["two workers", "no shuffle", "one worker", "grouped by length"],
+)
 def test_what_a_resume_promises(
     tmp_path: Path,
     write_split: Write,
@@ -121,12 +125,15 @@ def test_what_a_resume_promises(
     block: int,
     batch_size: int,
     workers: int,
+    window: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No sample of the epoch is lost; seen again are at most those of 2 + (2 b + B) / s shards of each reader."""
+    """No sample is lost; seen again are at most those of 2 + (2 b + B + window) / s shards of each reader."""
     shards, ranks = 24, 2
     write_split(tmp_path, "train", shards * size, samples_per_shard=size)
     write_split(tmp_path, "validation", 3)
-    fields = {"shuffle_buffer": block, "workers": workers}
+    fields = {"shuffle_buffer": block, "workers": workers, "group_by_length": window > 0}
+    monkeypatch.setattr("datamodules.streaming.loader.WINDOW", window)
     readers = ranks * max(1, workers)
     steps = shards * size // (2 * ranks * batch_size)
     seen, positions = Counter[str](), []
@@ -141,11 +148,11 @@ def test_what_a_resume_promises(
     rest = (shards - position[0]) * size
     # Resumed on one rank, so that the rest of the epoch is one stretch of its order.
     context = make_context(batch_size=1, position=position)
-    seen_then = keys(streamed(tmp_path, context, **{**fields, "workers": 0}), rest)
+    seen_then = keys(streamed(tmp_path, context, **{**fields, "workers": 0, "group_by_length": False}), rest)
     again = sum(key in seen for key in seen_then)
     assert set(seen) | set(seen_then) == {f"s{i}" for i in range(shards * size)}
     assert max(Counter(seen_then).values()) == 1
-    assert again <= readers * (2 + math.ceil((2 * block + batch_size) / size)) * size
+    assert again <= readers * (2 + math.ceil((2 * block + batch_size + window) / size)) * size
 
 
 @pytest.mark.parametrize("fields", [{"packing": "best_fit"}, {"group_by_length": True}, {"over_long": "split"}])
