@@ -1,4 +1,4 @@
-"""What logging costs a training: time spent in the tracker per optimiser step, flushes to the store included.
+"""Measures the cost of logging per optimiser step: a line of the metrics log, and its share of every sync to MLflow.
 
     python benchmarks/tracking.py
 
@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from mlflow import MlflowClient
@@ -19,6 +20,10 @@ from recording import record
 from rich.console import Console
 from rich.table import Table
 
+from fvl_lightning.tracking.live_sync import LiveSync
+from fvl_lightning.tracking.metrics_log import JsonlLogger, read_metrics
+from fvl_lightning.tracking.store import resolve_uri
+from fvl_lightning.tracking.sync import RunDescription, send_run
 from fvl_lightning.tracking.tracker import Tracker
 
 STEP_SECONDS = 0.09
@@ -33,8 +38,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         uri = f"sqlite:///{folder}/mlflow.db"
         rows = {
-            "buffered, every 10th step": measure_tracker(uri, every=10),
-            "buffered, every step": measure_tracker(uri, every=1),
+            "metrics log and sync, every 10th step": measure_log(uri, every=10),
+            "metrics log and sync, every step": measure_log(uri, every=1),
             "one log_metric each, every step": measure_unbuffered(uri),
         }
     table = Table(title=f"Cost of logging {len(METRICS)} metrics, in a step of {STEP_SECONDS * 1e3:.0f} ms")
@@ -47,18 +52,22 @@ def main() -> None:
     record("tracking", {"step_ms": STEP_SECONDS * 1e3, "metrics": len(METRICS), "rows": rows})
 
 
-def measure_tracker(uri: str, every: int) -> dict[str, float]:
-    """Logs through the tracker on every `every`-th step; the last flush counts too."""
-    tracker = Tracker.start(uri, "benchmark", f"every {every}", {})
+def measure_log(uri: str, every: int) -> dict[str, float]:
+    """Logs on every `every`-th step, as a training does; the last sync counts too."""
+    path = Path(resolve_uri(uri).removeprefix("sqlite:///")).with_name(f"every-{every}.jsonl")
+    dataset = {"name": "none", "digest": "none", "source": "none"}
+    description = RunDescription(
+        resolve_uri(uri), "benchmark", path.stem, path.stem, None, {"fvl.stage": "none"}, {}, {}, dataset
+    )
+    sync = LiveSync(path, description.uri, lambda: send_run(description, None, read_metrics(path)))
+    sync.sync()
+    log = JsonlLogger(path, sync)
     calls = []
     for step in range(1, STEPS + 1):
         time.sleep(STEP_SECONDS)
         if step % every == 0:
-            values = dict.fromkeys(METRICS, torch.tensor(1.0 / step))
-            calls.append(timed(tracker.log_metrics, values, step))
-    last = timed(tracker.flush)
-    tracker.finish("FINISHED")
-    return summary(calls, (sum(calls) + last) / STEPS)
+            calls.append(timed(log.log_metrics, dict.fromkeys(METRICS, 1.0 / step), step))
+    return summary(calls, (sum(calls) + timed(sync.sync)) / STEPS)
 
 
 def measure_unbuffered(uri: str) -> dict[str, float]:

@@ -84,9 +84,8 @@ class ResumeLog:
     def _read(self) -> tuple[Mapping[str, Any] | None, State]:
         state = State()
         try:
-            rows: list[Any] = [*read_rows(self.path)]
-            settings, *lines = rows or [None]
-            for line in lines:
+            rows = list(read_rows(self.path))
+            for line in rows[1:]:
                 state.shards.setdefault(line["split"], []).append(Shard(**line["shard"]))
                 state.position = (int(line["position"][0]), int(line["position"][1]))
                 state.open = {split: Length(**length) for split, length in line["open"].items()}
@@ -94,4 +93,4 @@ class ResumeLog:
                 state.passed_over = line.get("passed_over", {})
         except (DataError, ValueError, KeyError, TypeError, IndexError):
             raise DataError(f"{self.path} is damaged; delete {self.path.parent} and start the build again") from None
-        return settings, state
+        return (rows[0] if rows else None), state

@@ -97,5 +97,5 @@ def log_report(tracker: Tracker, comparison: Comparison, folder: Path) -> None:
             f"{contrast.arm}/standard_error": contrast.standard_error,
             f"{contrast.arm}/p_holm": contrast.p_holm,
         }
-    tracker.log_metrics({name: value for name, value in scores.items() if isfinite(value)})
+    tracker.log_results({name: value for name, value in scores.items() if isfinite(value)})
     tracker.set_tags(verdicts | {"fvl.baseline": comparison.statistics.baseline})

@@ -39,24 +39,39 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]], durable: bool = F
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the row of every whole line; none where there is no file.
+    """Iterates over the rows of all whole lines; there are none without a file.
 
     Raises:
         DataError: a line is not a JSON object.
     """
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise DataError(f"line {number} of {path} is not a JSON object")
-            yield row
+    return RowReader(path).rows()
+
+
+class RowReader:
+    """Reads a file that grows: every call goes on behind the rows of the one before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._bytes = self._lines = 0
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yields the rows that were appended since; see read_rows."""
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._bytes)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._bytes += len(line)
+                self._lines += 1
+                try:
+                    row = json.loads(line.decode("utf-8"))
+                except ValueError:
+                    row = None
+                if not isinstance(row, dict):
+                    raise DataError(f"line {self._lines} of {self._path} is not a JSON object")
+                yield row
 
 
 def _end_of_lines(file: BinaryIO) -> int:

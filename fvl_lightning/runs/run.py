@@ -79,12 +79,12 @@ def run_training(
         ranks.rank0_first(lambda: attach_trainable_adapters(stage, parents, run))
         ranks.broadcast_from_rank0(lambda: record_model(stage, run, parents))
         with ExitStack() as followed:
-            tracker = None
+            metrics_log = None
             if ranks.first:
                 followed.enter_context(run.held())
-                tracker = followed.enter_context(tracked(experiment, run, stage, data, parent_run_id, tags or {}))
+                metrics_log = followed.enter_context(tracked(experiment, run, stage, data, parent_run_id, tags or {}))
             followed.enter_context(ranks.explain_errors(lambda error: note_trouble(run, error)))
-            fit(stage, data, experiment, run, tracker, checkpoint, ranks.heartbeat_callback())
+            fit(stage, data, experiment, run, metrics_log, checkpoint, ranks.heartbeat_callback())
             stage.gather()
             ranks.broadcast_from_rank0(lambda: finish(stage, run))
     return run
@@ -116,13 +116,13 @@ def fit(
     data: Any,
     experiment: ExperimentConfig,
     run: RunFolder,
-    tracker: Any,
+    metrics_log: JsonlLogger | None,
     checkpoint: Path | None,
     beats: HeartbeatCallback,
 ) -> None:
     """Runs the training loop, from `checkpoint` if there is one.
 
-    Without a `tracker`, which only rank 0 has, nothing is written, logged or shown.
+    Without a `metrics_log`, which only rank 0 has, nothing is written, logged or shown.
 
     Raises:
         KeyboardInterrupt, Preempted: a signal stopped the training, and a checkpoint is written.
@@ -132,8 +132,8 @@ def fit(
     every, keep_best = experiment.trainer.checkpoint_every, experiment.trainer.keep_best
     checkpoints = CheckpointCallback(run.last_checkpoint, every, signals, keep_best)
     title = f"{experiment.name} ({experiment.fusion.name})" if experiment.fusion else experiment.name
-    loggers: list[Any] = [JsonlLogger(run.metrics, tracker)] if tracker else []
-    callbacks = [log, *([StepProgress(title, run.path, log)] if tracker else []), checkpoints, beats]
+    loggers: list[Any] = [metrics_log] if metrics_log else []
+    callbacks = [log, *([StepProgress(title, run.path, log)] if metrics_log else []), checkpoints, beats]
     trainer = build_trainer(experiment.trainer, run.path, loggers, callbacks)
     torch.manual_seed(experiment.seed + own_rank())  # for dropout; the rest has seeds of its own
     with warnings.catch_warnings(), signals:
@@ -150,7 +150,7 @@ def fit(
             )
         except SystemExit:  # Lightning raises it after a Ctrl-C that does not wait for the end of the step
             (signals.requested or Stop.PERSON).raise_for()
-    if tracker:
+    if metrics_log:
         speeds = sorted(log.tokens_per_second)
         run.record(
             steps=trainer.global_step,

@@ -1,6 +1,7 @@
-"""A training in MLflow: told there as it goes where the store can be reached, and from the run's folder where not."""
+"""A training in MLflow: its folder is the source, and the store is brought up to date while it trains and later."""
 
 import logging
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,18 +13,17 @@ from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.limits import Status
+from fvl_lightning.tracking.live_sync import LiveSync
 from fvl_lightning.tracking.metrics_log import JsonlLogger, read_metrics
-from fvl_lightning.tracking.null import NullTracker
 from fvl_lightning.tracking.provenance import provenance
 from fvl_lightning.tracking.sync import RunDescription, SyncReport, send_run
-from fvl_lightning.tracking.tracker import Tracker
 from fvl_lightning.training.fault_tolerance.hang_detection import LostRankError, PeerError
 from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 logger = logging.getLogger(__name__)
 
 ENDED: dict[str, Status] = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
-"""MLflow's words for run.json's; a run that is killed stays `running` in both."""
+"""MLflow's status for that of run.json; a run whose process was killed stays `running` in both."""
 
 
 @contextmanager
@@ -34,22 +34,22 @@ def tracked(
     data: Any,
     parent_run_id: str | None,
     tags: Mapping[str, str],
-) -> Iterator[Tracker]:
-    """An MLflow run that ends marked as what it was: finished, killed or failed; so does run.json."""
+) -> Iterator[JsonlLogger]:
+    """Yields the logger of a training loop, whose run ends in MLflow and in run.json as finished, killed or failed."""
     run.record(status="running")
-    tracker: Tracker | None = NullTracker()
+    sync = None
     if experiment.tracking.enabled:
         describe(experiment, run, stage, data, parent_run_id, tags)
-        tracker = reached(run)
+        sync = live_sync(run)
     try:
-        yield tracker or NullTracker()
+        yield JsonlLogger(run.metrics, sync)
     except (KeyboardInterrupt, Preempted, LostRankError):
-        end(run, tracker, "interrupted")
+        end(run, "interrupted", in_mlflow=sync is not None)
         raise
     except BaseException as error:
-        end(run, tracker, "failed", error=f"{type(error).__name__}: {error}")
+        end(run, "failed", in_mlflow=sync is not None, error=f"{type(error).__name__}: {error}")
         raise
-    end(run, tracker, "finished")
+    end(run, "finished", in_mlflow=sync is not None)
 
 
 def describe(
@@ -60,7 +60,7 @@ def describe(
     parent_run_id: str | None,
     tags: Mapping[str, str],
 ) -> None:
-    """Writes tracking.json, which has all that MLflow is told but the curves."""
+    """Writes tracking.json, which has everything for MLflow but the curves."""
     config, hash_, info = as_plain(experiment), config_hash(experiment), run.info
     every_tag = provenance(config, hash_) | {
         "fvl.stage": experiment.stage.name,
@@ -88,45 +88,45 @@ def describe(
     run.write_tracking(RunDescription.of(experiment.tracking.uri, told).plain())
 
 
-def reached(run: RunFolder) -> Tracker | None:
-    """The run in the store, with all that its folder has; None, after a warning, where the store is out of reach."""
+def live_sync(run: RunFolder) -> LiveSync:
+    """Returns the sync of a run that trains, after a first one; a store that is out of reach is a warning."""
+    sync = LiveSync(run.metrics, run.read_tracking()["uri"], lambda: sync_run(run))
     try:
-        sync_run(run)
-        told = RunDescription(**run.read_tracking())
-        return Tracker.start(told.uri, told.experiment, told.run_name, {}, run_id=run.info["mlflow_run_id"])
+        sync.sync()
     except DataError as error:
         logger.warning("%s; the run goes on, and what it logs is kept in %s", error, run.path)
-        return None
+    return sync
 
 
-def end(run: RunFolder, tracker: Tracker | None, status: str, **facts: Any) -> None:
-    """Says how the run ended, in run.json and in the store; None stands for a tracker that was out of reach."""
+def end(run: RunFolder, status: str, in_mlflow: bool, **facts: Any) -> None:
+    """Records how the run ended, in run.json and in the store; a store that is out of reach is a warning."""
     run.record(status=status, **facts)
     try:
-        if tracker is not None:
-            tracker.finish(ENDED[status])
-        if tracker is None or (run.finished and run.tracking.is_file()):  # it has a model to tell of
-            sync_run(run)
+        if in_mlflow:
+            sync_run(run, ended=time.time_ns() // 1_000_000)
     except DataError as error:
         logger.warning("%s; what it lacks is in %s, and `fvl sync %s` sends it", error, run.path, run.path)
 
 
 def note_trouble(run: RunFolder, error: PeerError) -> None:
-    """Writes into the run's folder which ranks end the training, and why."""
+    """Records in the run's folder which ranks end the training, and why."""
     JsonlLogger(run.metrics).note(error.step, ranks=error.ranks, error=str(error))
     if isinstance(error, LostRankError):
         run.record(status="interrupted", error=str(error))
 
 
-def sync_run(run: RunFolder) -> SyncReport:
+def sync_run(run: RunFolder, ended: int | None = None) -> SyncReport:
     """Sends to the run's store what it lacks of the run's folder.
+
+    Args:
+        ended: when the run ended, in milliseconds since 1970; by default, when its last metrics were logged.
 
     Raises:
         DataError: the run was not tracked, or its store cannot be used.
     """
     told = RunDescription(**run.read_tracking())
     journal = list(read_metrics(run.metrics))
-    ended = journal[-1]["time"] if journal else None
+    ended = ended or (journal[-1]["time"] if journal else None)
     model = run.model if run.finished else None
     delivery = send_run(told, run.info.get("mlflow_run_id"), journal, ENDED.get(run.info["status"]), ended, model)
     run.record(mlflow_run_id=delivery.run_id)

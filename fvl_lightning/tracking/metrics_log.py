@@ -1,4 +1,4 @@
-"""Metrics as JSON Lines in the run's folder: written before the tracker hears of them, readable without MLflow.
+"""Metrics as JSON Lines in the run's folder: the source of what MLflow gets, readable without it.
 
 A line is `{"step": 10, "time": <milliseconds since 1970>, <metric>: <value>, ...}` or, for what is no number,
 `{"step": 10, "time": ..., "note": {...}}`. What JSON has no number for is written as text: "NaN", "Infinity".
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from lightning.pytorch.loggers.logger import Logger
 
-from fvl_lightning.core.jsonl import append_rows, read_rows
+from fvl_lightning.core.jsonl import RowReader, append_rows, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -22,20 +22,21 @@ _NO_NUMBERS = ("NaN", "Infinity", "-Infinity")
 
 
 class Follower(Protocol):
-    """What takes the points after the journal has them: a tracker."""
+    """Sends what the metrics log has to an MLflow store."""
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None, milliseconds: int | None) -> None:
-        """Takes points with the time at which the journal wrote them."""
+    def points_added(self, count: int) -> None:
+        """Takes note of `count` new points in the log."""
 
-    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
-        """A checkpoint was written."""
-
-    def finalize(self, status: str) -> None:
-        """The loop has ended."""
+    def sync_soon(self) -> None:
+        """Sends what is new, unless the store has failed a moment ago."""
 
 
 class JsonlLogger(Logger):
-    """Appends one line per logged step. A disk that is full ends no training: the lines wait for the next one."""
+    """Appends one line per logged step; where the disk is full, the lines wait for the next one and training goes on.
+
+    Args:
+        follower: hears of every line, of checkpoints and of the end of the loop.
+    """
 
     def __init__(self, path: Path, follower: Follower | None = None) -> None:
         super().__init__()
@@ -45,36 +46,35 @@ class JsonlLogger(Logger):
     @property
     def name(self) -> str:
         """The name Lightning asks every logger for."""
-        return "journal"
+        return "metrics"
 
     @property
     def version(self) -> str:
-        """One journal per run."""
+        """Empty, since a run has one metrics log."""
         return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the configuration lies beside the journal."""
+        """Does nothing: the configuration lies in the run's folder."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Appends `metrics` as a line of `step`, and hands them on."""
-        milliseconds = time.time_ns() // 1_000_000
-        self._append({"step": step, "time": milliseconds} | {name: _written(value) for name, value in metrics.items()})
+        """Appends `metrics` as a line of `step`."""
+        self._append({"step": step, "time": _now()} | {name: _written(value) for name, value in metrics.items()})
         if self._follower is not None:
-            self._follower.log_metrics(metrics, step, milliseconds)
+            self._follower.points_added(len(metrics))
 
     def note(self, step: int, **facts: Any) -> None:
-        """Appends what is no metric, for who reads the journal."""
-        self._append({"step": step, "time": time.time_ns() // 1_000_000, "note": facts})
+        """Appends facts that are no metrics, for whoever reads the log."""
+        self._append({"step": step, "time": _now(), "note": facts})
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
-        """Handed on."""
+        """Has the store brought up to date, so that a run killed after this checkpoint has every point up to it."""
         if self._follower is not None:
-            self._follower.after_save_checkpoint(checkpoint_callback)
+            self._follower.sync_soon()
 
     def finalize(self, status: str) -> None:
-        """Handed on."""
+        """Has the store brought up to date at the end of the loop."""
         if self._follower is not None:
-            self._follower.finalize(status)
+            self._follower.sync_soon()
 
     def _append(self, entry: dict[str, Any]) -> None:
         self._waiting.append(entry)
@@ -87,18 +87,36 @@ class JsonlLogger(Logger):
         self._waiting.clear()
 
 
+class MetricsReader:
+    """Reads a metrics log that grows: every call of `new` returns what was logged since the one before."""
+
+    def __init__(self, path: Path) -> None:
+        self._reader = RowReader(path)
+
+    def new(self) -> list[dict[str, Any]]:
+        """Returns the lines; DataError where one is not a JSON object."""
+        return [_read(row) for row in self._reader.rows()]
+
+
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the lines of a metrics log; none where there is no file.
 
     Raises:
         DataError: a line is not a JSON object.
     """
-    for entry in read_rows(path):
-        yield {name: float(value) if value in _NO_NUMBERS else value for name, value in entry.items()}
+    return map(_read, read_rows(path))
+
+
+def _read(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: float(value) if value in _NO_NUMBERS else value for name, value in row.items()}
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _written(value: Any) -> Any:
-    """A metric as JSON takes it."""
+    """Returns a metric as JSON can hold it."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

@@ -22,6 +22,8 @@ from fvl_lightning.tracking.limits import (
 from fvl_lightning.tracking.logged_model import send_model
 from fvl_lightning.tracking.store import open_store, resolve_uri, store_client, store_errors
 
+Points = dict[tuple[str, int], tuple[float, int]]
+"""{(metric, step): (value, milliseconds since 1970)}"""
 KEY_TAG = "fvl.key"
 """By this tag a run is found again whose creation was not heard of, since the server or this process went away."""
 
@@ -84,7 +86,7 @@ def send_run(
         told: what is known of the run.
         run_id: the run in the store; None where it is not known to have been created.
         journal: the lines of its journal.
-        status: how it ended; None while it has not.
+        status: how it ended; None while it has not, or goes on again.
         ended: when, in milliseconds since 1970.
         model: the folder of the model that it kept, which stays where it is; None where there is none.
 
@@ -103,11 +105,29 @@ def send_run(
             model_id, sent = send_model(client, found, model, told.tags, told.params, last)
             delivery.others += sent
         delivery.others += _send_results(client, found, told, model_id)
-        delivery.points = _send_points(client, found, journal)
-        if status is not None and found.info.status != status:
-            client.set_terminated(delivery.run_id, status, ended)
-            delivery.others += 1
+        delivery.points = _send_missing_points(client, found, journal)
+        delivery.others += _send_status(client, found, status, ended)
     return delivery
+
+
+def points_of(entries: Iterable[Mapping[str, Any]]) -> Points:
+    """Returns the points of a metrics log's lines; of a step that was logged twice the later one counts."""
+    return {
+        (clean_key(name), entry["step"] or 0): (float(value), entry["time"])
+        for entry in entries
+        for name, value in entry.items()
+        if name not in ("step", "time", "note")
+    }
+
+
+def send_points(uri: str, run_id: str, points: Points) -> None:
+    """Sends points to a run that lacks them.
+
+    Raises:
+        DataError: the store cannot be reached or refuses; some of the points may have arrived.
+    """
+    with store_errors(uri):
+        _send_points(store_client(uri), run_id, points)
 
 
 def _found_or_created(client: Any, experiment_id: str, told: RunDescription) -> Any:
@@ -177,12 +197,17 @@ def _dataset(told: Mapping[str, str]) -> Any:
 
 
 def _send_table(client: Any, run_id: str, present: set[str], name: str, rows: list[dict[str, Any]]) -> bool:
-    """Whether it, or another table of that name, was not there; see Tracker.log_table."""
+    """Keeps rows as `<name>.json`, which the interface shows side by side for several runs.
+
+    Returns:
+        Whether the run had no such table, or another one of that name.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     artifact = f"{name}.json"
     if artifact not in present:
         client.log_table(run_id, {column: [row.get(column) for row in rows] for column in columns}, artifact)
         return True
+    # MLflow's log_table would append; this is the form in which it keeps a table.
     table = {"columns": columns, "data": [[row.get(column) for column in columns] for row in rows]}
     with TemporaryDirectory() as folder:
         if json.loads(Path(client.download_artifacts(run_id, artifact, folder)).read_text(encoding="utf-8")) == table:
@@ -191,20 +216,28 @@ def _send_table(client: Any, run_id: str, present: set[str], name: str, rows: li
     return True
 
 
-def _send_points(client: Any, found: Any, journal: Iterable[Mapping[str, Any]]) -> int:
-    from mlflow.entities import Metric
-
-    run_id = found.info.run_id
-    points = {
-        (clean_key(name), entry["step"]): (float(value), entry["time"])
-        for entry in journal
-        for name, value in entry.items()
-        if name not in ("step", "time", "note")
-    }
+def _send_missing_points(client: Any, found: Any, journal: Iterable[Mapping[str, Any]]) -> int:
+    run_id, points = found.info.run_id, points_of(journal)
     for key in {key for key, _ in points} & found.data.metrics.keys():
         for point in client.get_metric_history(run_id, key):
             points.pop((key, point.step), None)
-    missing = [Metric(key, value, time, step) for (key, step), (value, time) in points.items()]
-    for batch in batches(missing, BATCH_METRICS):
+    _send_points(client, run_id, points)
+    return len(points)
+
+
+def _send_points(client: Any, run_id: str, points: Points) -> None:
+    from mlflow.entities import Metric
+
+    metrics = [Metric(key, value, time, step) for (key, step), (value, time) in points.items()]
+    for batch in batches(metrics, BATCH_METRICS):
         client.log_batch(run_id, metrics=batch)
-    return len(missing)
+
+
+def _send_status(client: Any, found: Any, status: Status | None, ended: int | None) -> int:
+    if found.info.status == (status or "RUNNING"):
+        return 0
+    if status is None:
+        client.update_run(found.info.run_id, status="RUNNING")
+    else:
+        client.set_terminated(found.info.run_id, status, ended)
+    return 1

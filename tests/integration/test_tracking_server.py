@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from fvl_lightning.core.errors import EXIT_REQUEUE
 from fvl_lightning.runs.folder import RunFolder
-from fvl_lightning.tracking import tracker
+from fvl_lightning.tracking import live_sync
 from fvl_lightning.tracking.metrics_log import read_metrics
 from fvl_lightning.training.step_logging import LogWindow
 from tests.conftest import TINY_DATA, Run
@@ -28,10 +28,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, Callable[[], None]]], None]:
-    """{step: what to do after it}; and a tracker that writes every point at once and soon tries again."""
-    monkeypatch.setattr(tracker, "FLUSH_POINTS", 1)
-    monkeypatch.setattr(tracker, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(tracker, "LONGEST_RETRY_SECONDS", 0.01)
+    """{step: what to do after it}; and a sync that sends every point at once and soon tries again."""
+    monkeypatch.setattr(live_sync, "SYNC_POINTS", 1)
+    monkeypatch.setattr(live_sync, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(live_sync, "MAX_RETRY_SECONDS", 0.01)
 
     def arm(actions: dict[int, Callable[[], None]]) -> None:
         original = LogWindow.on_train_batch_end
@@ -68,7 +68,7 @@ def test_a_server_that_goes_away_and_comes_back(workspace: Path, server: Server,
     words = ("train", *FINETUNE, *TINY_DATA, *STEPS, f"tracking.uri={server.uri}", "tracking.experiment=back")
     done = fvl_here(workspace, *words)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("metrics wait in the run's journal to be sent") == 1
+    assert done.stderr.count("until the store can be reached") == 1
     assert "fvl sync" not in done.stderr
     assert_complete(RunFolder(workspace / "runs" / "finetune"), server)
 

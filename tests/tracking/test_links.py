@@ -19,8 +19,7 @@ def test_the_address_searches_for_the_cells(tmp_path: Path, empty_store: Path) -
     children = [Tracker.start(uri, "shapes", name, {}, parent_run_id=parent.run_id) for name in ("encoder", "cell")]
     children.append(Tracker.start(uri, "shapes", "another's", {}))
     for child in children[1:]:
-        child.log_metrics({"accuracy/macro": 0.0})
-        child.flush()
+        child.log_results({"accuracy/macro": 0.0})
     pages = comparison_pages(uri, parent.run_id, "http://127.0.0.1:5000")
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_run(parent.run_id).info.experiment_id

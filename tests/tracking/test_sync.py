@@ -1,8 +1,7 @@
 """A store is brought up to date with a run's folder, from whatever it has, and gets nothing twice."""
 
-import multiprocessing
+import dataclasses
 import shutil
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ from mlflow import MlflowClient
 from mlflow.data.dataset_source_registry import get_dataset_source_from_json
 
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.tracking import tracker as tracker_module
 from fvl_lightning.tracking.sync import KEY_TAG, RunDescription, SyncReport, send_run
-from fvl_lightning.tracking.tracker import Tracker
 
 TOLD = {
     "experiment": "shapes",
@@ -99,6 +96,36 @@ def test_scores_and_tables_may_change(client: MlflowClient, told: RunDescription
     assert '"red"' in Path(client.download_artifacts(run_id, "answers.json")).read_text()
 
 
+def test_a_run_that_goes_on_is_running_again(client: MlflowClient, told: RunDescription) -> None:
+    run_id = send_run(told, None, JOURNAL, "KILLED", 1).run_id
+    assert send_run(told, run_id, JOURNAL).others == 1
+    assert client.get_run(run_id).info.status == "RUNNING"
+
+
+def test_parameters_are_cut_and_go_in_batches(client: MlflowClient, told: RunDescription) -> None:
+    told.params = {f"rates[{number}]": number for number in range(150)} | {"prompt": "x" * 7000, "short": None}
+    kept = client.get_run(send_run(told, None, []).run_id).data.params
+    assert len(kept) == 152
+    assert (kept["rates_149_"], len(kept["prompt"]), kept["short"]) == ("149", 6000, "None")
+
+
+def test_tables_stand_side_by_side(client: MlflowClient, told: RunDescription, monkeypatch: pytest.MonkeyPatch) -> None:
+    # load_table asks MLflow's global store, whichever client it is called on.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", told.uri)
+    rows = [{"question": "what colour?", "truth": "red", "answer": "blue"}]
+    told.tables = {"predictions": rows}
+    first = send_run(told, None, []).run_id
+    told.tables = {"predictions": [*rows, {"question": "which word?", "truth": "cat"}]}
+    send_run(told, first, [])
+    second = send_run(dataclasses.replace(told, key="4567", tables={"predictions": rows}), None, []).run_id
+    both = client.load_table(
+        client.get_run(first).info.experiment_id, "predictions.json", [first, second], extra_columns=["run_id"]
+    )
+    assert list(both.columns) == ["question", "truth", "answer", "run_id"]
+    assert both[both.run_id == first].question.tolist() == ["what colour?", "which word?"]
+    assert both[both.run_id == second].answer.tolist() == ["blue"]
+
+
 def test_the_model_is_named_and_knows_its_scores_and_their_data(
     client: MlflowClient, told: RunDescription, tmp_path: Path
 ) -> None:
@@ -142,73 +169,7 @@ def test_a_model_that_was_half_told_is_not_told_twice(
     assert (model.model_id, model.status) == (pending.model_id, "READY")
 
 
-def test_a_journal_and_a_tracker_that_say_the_same_are_one(client: MlflowClient, told: RunDescription) -> None:
-    """Someone calls `fvl sync` while the run still has points in its buffer."""
-    run_id = send_run(told, None, []).run_id
-    tracker = Tracker.start(told.uri, "shapes", "ignored", {}, run_id=run_id)
-    for entry in JOURNAL[:2]:
-        tracker.log_metrics({"train/loss": entry["train/loss"]}, entry["step"], entry["time"])
-    assert send_run(told, run_id, JOURNAL[:2]).points == 4
-    tracker.flush()
-    assert steps(client, run_id, "train/loss") == [1, 2]
-
-
 def test_a_server_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no MLflow server answers") as raised:
         send_run(RunDescription.of("http://127.0.0.1:9", TOLD), None, JOURNAL)
     assert "\n" not in str(raised.value)
-
-
-def test_a_store_that_is_away_is_asked_less_and_less_and_complained_of_once(
-    client: MlflowClient, told: RunDescription, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    tracker = Tracker.start(told.uri, "shapes", "concat", {})
-    clock, asked = 1000.0, []
-
-    def refuse(*_: Any, **__: Any) -> None:
-        asked.append(clock)
-        raise OSError("nobody answers")
-
-    monkeypatch.setattr(tracker_module.time, "monotonic", lambda: clock)
-    with monkeypatch.context() as patch:
-        patch.setattr(tracker._client, "log_batch", refuse)
-        for second in range(1, 1800):
-            clock = 1000.0 + second
-            tracker.log_metrics({"loss": 1.0 / second}, second)
-            tracker.after_save_checkpoint(None)
-    pauses = [later - sooner for sooner, later in pairwise(asked)]
-    assert pauses == sorted(pauses)
-    assert pauses[0] == 10
-    assert pauses[-1] == 300
-    assert len(caplog.messages) == 1
-    assert "nobody answers" in caplog.messages[0]
-    tracker.finish("FINISHED")
-    assert steps(client, tracker.run_id, "loss") == list(range(1, 1800))
-
-
-def log_from_a_process(uri: str, number: int) -> None:
-    """A run of 40 steps, written to the store at every fourth."""
-    tracker = Tracker.start(uri, "shapes", f"run{number}", {"number": str(number)})
-    for step in range(1, 41):
-        tracker.log_metrics({"loss": number + 1.0 / step, "speed": float(step)}, step)
-        if step % 4 == 0:
-            tracker.after_save_checkpoint(None)
-    tracker.finish("FINISHED")
-
-
-def test_eight_processes_log_to_one_sqlite_store(client: MlflowClient, told: RunDescription) -> None:
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=log_from_a_process, args=(told.uri, number)) for number in range(8)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0] * 8
-    experiment = client.get_experiment_by_name("shapes")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
-    assert sorted(run.data.tags["number"] for run in runs) == [str(number) for number in range(8)]
-    for run in runs:
-        assert run.info.status == "FINISHED"
-        for key in ("loss", "speed"):
-            assert steps(client, run.info.run_id, key) == list(range(1, 41))
