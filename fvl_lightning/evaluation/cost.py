@@ -6,7 +6,7 @@ from datamodules.base import BatchData
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.inference.generation import left_padded
+from fvl_lightning.inference.generation import pad_left
 from fvl_lightning.modeling.build import BuiltModel
 from fvl_lightning.profiling.flops import count_flops, training_flops
 from fvl_lightning.runs.folder import RunFolder
@@ -40,7 +40,7 @@ def _inference(built: BuiltModel, data: BatchData) -> int:
     questions = list({question.index: question for question in data.questions("test")}.values())[:QUESTIONS]
     pixels = data.pixels("test", [question.index for question in questions]).to(built.model.device)
     prompts = [data.encoder.prompt(question.prompt_messages) for question in questions]
-    ids, mask = left_padded(prompts, built.tokenizer.pad_token_id, built.model.device)
+    ids, mask = pad_left(prompts, built.tokenizer.pad_token_id, built.model.device)
     with torch.no_grad():
         flops = count_flops(lambda: built.model(ids, pixel_values=pixels, attention_mask=mask, logits_to_keep=1))
     return flops // len(questions)

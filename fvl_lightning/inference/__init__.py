@@ -1,1 +1,1 @@
-"""A saved model in use: generation, conversations, request files and the encoder by itself."""
+"""Inference with a saved model: generation, conversations, request files, and the encoder on its own."""

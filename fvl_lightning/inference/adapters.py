@@ -1,4 +1,4 @@
-"""Adapters on the command line: the folder of the model under those of a training, and those a command is given."""
+"""Attaches the adapters of the option `--adapter` to a model."""
 
 import os
 import re
@@ -16,22 +16,22 @@ from fvl_lightning.modeling.adapters.folders import (
 from fvl_lightning.modeling.build import BuiltModel
 
 ADAPTER_HELP = "Adapter on the model: a run or a folder, or NAME=FOLDER."
-ADAPTERS_HELP = f"{ADAPTER_HELP[:-1]}; again for several, of which the first is in use."
+ADAPTERS_HELP = f"{ADAPTER_HELP[:-1]}; repeat it for several, the first is active."
 
 
-def attach_adapters(built: BuiltModel, words: Sequence[str] | None) -> list[str]:
-    """Puts the adapters of `--adapter` words on a model, the first one in use; returns all names, its own last.
+def attach_adapters(built: BuiltModel, options: Sequence[str] | None) -> list[str]:
+    """Attaches the adapters of `--adapter` to a model and activates the first; returns all names, the model's own last.
 
     Raises:
-        ConfigError: a word that names none, or a name that is taken.
+        ConfigError: an option that names no adapter, or a name that is taken.
         DataError: an adapter that cannot be read, or that was trained on another base.
     """
     own = [ADAPTER] if has_adapters(built.model) else []
     names: list[str] = []
-    for word in words or ():
-        name, folder = adapter_word(word)
+    for option in options or ():
+        name, folder = parse_adapter(option)
         if name in names + own:
-            raise ConfigError(f"--adapter {word}: there is a {name} already, write <another name>={folder}")
+            raise ConfigError(f"--adapter {option}: the name {name} is taken, write <another name>={folder}")
         attach_adapter(built.model, folder, name)
         names.append(name)
     if names:
@@ -39,20 +39,24 @@ def attach_adapters(built: BuiltModel, words: Sequence[str] | None) -> list[str]
     return names + own
 
 
-def adapter_word(word: str) -> tuple[str, Path]:
-    """Name and folder of `<name>=<folder>`, or of a folder, which is called by its last part; a run's is the run's."""
-    name, equals, reference = word.partition("=")
-    path = Path(os.path.expanduser(reference if equals else word))
+def parse_adapter(option: str) -> tuple[str, Path]:
+    """Parses `<name>=<folder>` or `<folder>` into name and folder; a folder may be a run.
+
+    Without a name, the adapter is named after its folder, or after its run.
+
+    Raises:
+        ConfigError: a name with other characters, or a folder without an adapter.
+    """
+    name, equals, reference = option.partition("=")
+    path = Path(os.path.expanduser(reference if equals else option))
     of_run = path.name == "model" and (path.parent / "run.json").is_file()
     name = name if equals else (path.parent if of_run else path).resolve().name
     folder = path / "model" if (path / "run.json").is_file() else path
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise ConfigError(f"--adapter {word}: expected <name>=<folder> with letters, digits, - and _ in the name")
+        raise ConfigError(f"--adapter {option}: expected <name>=<folder> with letters, digits, - and _ in the name")
     if not is_adapter_folder(folder):
         raise ConfigError(
-            f"--adapter {word}: {folder} is no adapter's folder (it has no adapter_config.json); name a whole model "
+            f"--adapter {option}: {folder} is no adapter folder (it has no adapter_config.json); pass a whole model "
             "as the model"
         )
     return name, folder
-
-

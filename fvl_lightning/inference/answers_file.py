@@ -1,7 +1,7 @@
-"""Answers as JSON Lines, written batch by batch, and gone on with where an earlier start stopped.
+"""A JSON Lines file of answers that is written batch by batch and resumed after a stop.
 
-Beside `answers.jsonl` lies `answers.jsonl.settings.json`, which says what the answers are of: the hash of the model,
-that of the questions, and how words were chosen. Answers of anything else are never appended to.
+Next to `answers.jsonl`, the file `answers.jsonl.settings.json` records what the answers belong to: the hash of the
+model, the hash of the questions, and the sampling settings. Answers to anything else are never appended to.
 """
 
 import json
@@ -15,31 +15,35 @@ from fvl_lightning.core.jsonl import append_rows, read_rows
 
 
 class AnswersFile:
-    """Rows in the order of their questions; `done` of them are there already, `failed` of these without an answer.
+    """Rows in the order of their questions.
+
+    Attributes:
+        done: rows that the file already holds.
+        failed: those of them that hold an error instead of an answer.
 
     Raises:
-        DataError: the file has answers of something else than `settings`, or can't be written.
+        DataError: the file holds answers with other `settings`, or it can't be written.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
         self.done = self.failed = 0
-        beside = path.with_name(f"{path.name}.settings.json")
+        settings_path = path.with_name(f"{path.name}.settings.json")
         try:
-            if beside.is_file():
-                _check(path, settings, beside)
+            if settings_path.is_file():
+                _check_settings(path, settings, settings_path)
                 self._count()
             elif path.exists():
-                raise DataError(f"--output: {path} exists, and no {beside.name} beside it says of what; name another")
+                raise DataError(f"--output: {path} exists without its {settings_path.name}; name another file")
             else:
-                with atomic_write(beside) as new:
-                    new.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+                with atomic_write(settings_path) as tmp_path:
+                    tmp_path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
                 path.touch()
         except OSError as error:
             raise DataError(f"--output: {path} can't be written ({error.strerror})") from None
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Adds rows; they are in the file when this returns."""
+        """Appends rows; they are in the file when this returns."""
         append_rows(self.path, rows)
 
     def _count(self) -> None:
@@ -52,11 +56,11 @@ class AnswersFile:
             raise DataError(f"--output: {error}; name another file") from None
 
 
-def _check(path: Path, settings: dict[str, Any], beside: Path) -> None:
+def _check_settings(path: Path, settings: dict[str, Any], settings_path: Path) -> None:
     try:
-        before = json.loads(beside.read_text(encoding="utf-8"))
+        before = json.loads(settings_path.read_text(encoding="utf-8"))
     except ValueError:
-        raise DataError(f"{beside} is not valid JSON; name another --output") from None
+        raise DataError(f"{settings_path} is not valid JSON; name another --output") from None
     other = [f"{key} ({before.get(key)}, now {value})" for key, value in settings.items() if before.get(key) != value]
     if other:
         raise DataError(f"--output: {path} has answers of another {', '.join(other)}; name another file")

@@ -1,4 +1,4 @@
-"""A picture with labelled boxes drawn on it, for people to look at."""
+"""Parses boxes from generated text and draws them on the image."""
 
 import re
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fvl_lightning.core.terminal import visible
 
-LOCATED = re.compile(r"([^<>]+)((?:<loc_\d+>){4,})")
-"""Florence-2's format: a label, then the corners of its boxes as location tokens, four for each of them."""
+LABELLED_BOXES = re.compile(r"([^<>]+)((?:<loc_\d+>){4,})")
+"""Florence-2's format: a label, then its boxes, each as four location tokens."""
 
 
 CORNERS = re.compile(r"<loc_(\d+)>" * 4)
@@ -23,13 +23,13 @@ CORNERS = re.compile(r"<loc_(\d+)>" * 4)
 
 @dataclass(frozen=True)
 class Box:
-    """A label and the corners x0, y0, x1, y1 of its box, in location bins."""
+    """A label and its box x0, y0, x1, y1 in location bins."""
 
     label: str
     corners: tuple[int, int, int, int]
 
     def overlap(self, other: "Box") -> float:
-        """Intersection over union of the two boxes, corners included."""
+        """Returns the intersection over union of the two boxes; the corner bins belong to the boxes."""
         left, top = max(self.corners[0], other.corners[0]), max(self.corners[1], other.corners[1])
         right, bottom = min(self.corners[2], other.corners[2]), min(self.corners[3], other.corners[3])
         shared = max(0, right - left + 1) * max(0, bottom - top + 1)
@@ -42,47 +42,47 @@ class Box:
 
 
 def parse_boxes(text: str) -> list[Box]:
-    """The objects in a text such as 'red circle<loc_1><loc_2><loc_9><loc_9>'; what does not parse is skipped.
+    """Returns the boxes in a text such as 'red circle<loc_1><loc_2><loc_9><loc_9>'; skips what does not parse.
 
-    Several boxes may follow one label, as in what released models write about objects of one kind.
+    Several boxes may follow one label, as released models write objects of one kind.
     """
     return [
-        Box(located[1].strip(), (int(corners[1]), int(corners[2]), int(corners[3]), int(corners[4])))
-        for located in LOCATED.finditer(text)
-        for corners in CORNERS.finditer(located[2])
+        Box(labelled[1].strip(), (int(corners[1]), int(corners[2]), int(corners[3]), int(corners[4])))
+        for labelled in LABELLED_BOXES.finditer(text)
+        for corners in CORNERS.finditer(labelled[2])
     ]
 
 
 def written_text(tokenizer: Any, ids: torch.Tensor) -> str:
-    """Decoded without the special tokens around the text, but with the location tokens in it."""
+    """Decodes token ids [S], without the special tokens around the text but with the location tokens in it."""
     edges = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
     return tokenizer.decode([token for token in ids.tolist() if token not in edges]).strip()
 
 
-SMALLEST, LARGEST = 768, 2048
-"""Pixels of the longest side: a smaller picture is enlarged by a whole number, a larger one reduced."""
-COLOURS = (
+MIN_SIDE, MAX_SIDE = 768, 2048
+"""Bounds of the longest side in pixels: a smaller image is enlarged by a whole number, a larger one reduced."""
+BOX_COLOURS = (
     (230, 60, 50), (30, 120, 220), (240, 190, 20), (30, 160, 70), (190, 70, 200), (245, 130, 30), (20, 190, 200),
     (250, 110, 170), (150, 200, 40), (130, 90, 60),
 )
-"""Of the boxes in turn; told apart beside each other, and from most of what is in pictures."""
-INK, PAPER = (20, 20, 20), (255, 255, 255)
-BRIGHT = 140
-"""Luminance from which on dark letters are read better."""
+"""RGB colours of the boxes, in turn; they differ from each other and from most image content."""
+DARK, LIGHT = (20, 20, 20), (255, 255, 255)
+MAX_LUMINANCE_FOR_LIGHT_TEXT = 140
+"""Above this luminance of the background, dark text is easier to read."""
 
 Frame = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class PixelBox:
-    """A label and the edges of its box: left, top, right, bottom in pixels."""
+    """A label and its box: left, top, right, bottom in pixels."""
 
     label: str
     frame: Frame
 
 
 def in_pixels(box: Box, bins: int, width: int, height: int) -> PixelBox:
-    """A box of location bins in a picture of that size: each corner in the middle of its bin, left before right."""
+    """Converts a box to pixels of a width x height image; a corner is the centre of its bin, left is before right."""
     x0, y0, x1, y1 = ((corner + 0.5) / bins for corner in box.corners)
     left, right = sorted((x0 * width, x1 * width))
     top, bottom = sorted((y0 * height, y1 * height))
@@ -90,7 +90,7 @@ def in_pixels(box: Box, bins: int, width: int, height: int) -> PixelBox:
 
 
 def draw_boxes(pixels: NDArray[np.uint8], boxes: Sequence[PixelBox]) -> Image.Image:
-    """The picture [h, w, 3] with the boxes on it, each in a colour of its own with its label beside it; RGB."""
+    """Draws boxes with their labels on an image [h, w, 3], each in a colour of its own; returns an RGB image."""
     canvas, zoom = _enlarged(Image.fromarray(pixels))
     pen = ImageDraw.Draw(canvas)
     longest = max(canvas.size)
@@ -98,23 +98,23 @@ def draw_boxes(pixels: NDArray[np.uint8], boxes: Sequence[PixelBox]) -> Image.Im
     font = _font(max(12, longest // 40))
     frames = [_zoomed(box.frame, zoom) for box in boxes]
     for number, frame in enumerate(frames):
-        _outline(pen, frame, line, COLOURS[number % len(COLOURS)])
+        _outline(pen, frame, line, BOX_COLOURS[number % len(BOX_COLOURS)])
     taken: list[Frame] = []
     for number, (box, frame) in enumerate(zip(boxes, frames, strict=True)):
         text = _shortened(visible(box.label).replace("\n", " "), font, canvas.width)
         place = _place(frame, _tag_size(text, font), canvas.size, taken)
         taken.append(place)
-        _tag(pen, place, text, font, COLOURS[number % len(COLOURS)])
+        _tag(pen, place, text, font, BOX_COLOURS[number % len(BOX_COLOURS)])
     return canvas
 
 
 def _enlarged(image: Image.Image) -> tuple[Image.Image, float]:
     longest = max(image.size)
-    if longest > LARGEST:
-        zoom = LARGEST / longest
+    if longest > MAX_SIDE:
+        zoom = MAX_SIDE / longest
         size = max(1, round(image.width * zoom)), max(1, round(image.height * zoom))
         return image.resize(size, Image.Resampling.LANCZOS), zoom
-    whole = -(-SMALLEST // longest)
+    whole = -(-MIN_SIDE // longest)
     return image.resize((image.width * whole, image.height * whole), Image.Resampling.NEAREST), whole
 
 
@@ -124,14 +124,14 @@ def _zoomed(frame: Frame, zoom: float) -> Frame:
 
 
 def _outline(pen: ImageDraw.ImageDraw, frame: Frame, line: int, colour: tuple[int, int, int]) -> None:
-    """A frame that is seen on any ground: its colour between two dark lines."""
+    """Draws a coloured frame between two dark lines, which is visible on any background."""
     left, top, right, bottom = map(round, frame)
-    pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=INK, width=line + 2)
+    pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=DARK, width=line + 2)
     pen.rectangle((left, top, right, bottom), outline=colour, width=line)
 
 
 def _place(frame: Frame, size: tuple[int, int], canvas: tuple[int, int], taken: Sequence[Frame]) -> Frame:
-    """Where a tag goes: above its box, below, inside at the top or the bottom; the first that covers no other tag."""
+    """Places a tag above its box, below it, or inside at the top or the bottom: the first that covers no other tag."""
     width, height = size
     left = max(0.0, min(frame[0], canvas[0] - width))
     lowest = max(0, canvas[1] - height)
@@ -149,9 +149,9 @@ def _meet(one: Frame, other: Frame) -> bool:
 def _tag(
     pen: ImageDraw.ImageDraw, place: Frame, text: str, font: ImageFont.FreeTypeFont, colour: tuple[int, int, int]
 ) -> None:
-    pen.rectangle(place, fill=colour, outline=INK)
+    pen.rectangle(place, fill=colour, outline=DARK)
     red, green, blue = colour
-    ink = INK if 0.3 * red + 0.59 * green + 0.11 * blue > BRIGHT else PAPER
+    ink = DARK if 0.3 * red + 0.59 * green + 0.11 * blue > MAX_LUMINANCE_FOR_LIGHT_TEXT else LIGHT
     pen.text(((place[0] + place[2]) / 2, (place[1] + place[3]) / 2), text, ink, font, anchor="mm")
 
 
@@ -161,7 +161,7 @@ def _tag_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, or as much of its beginning as fits into `width` pixels, with dots behind it."""
+    """Returns the text, shortened with an ellipsis where it is wider than `width` pixels."""
     if _tag_size(text, font)[0] <= width:
         return text
     kept = len(text)
@@ -172,13 +172,3 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
-
-
-
-
-
-
-
-
-
-

@@ -1,4 +1,4 @@
-"""A dialogue with a model, with its history."""
+"""A conversation with a model, including its history."""
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from fvl_lightning.modeling.build import LoadedModel
 
 @dataclass
 class Conversation:
-    """The messages so far, and the decoded pictures that wait for the next one."""
+    """The messages so far, and the decoded images for the next message."""
 
     loaded: LoadedModel
     sampling: Sampling
@@ -19,14 +19,15 @@ class Conversation:
     pictures: list[Any] = field(default_factory=list)
 
     def say(self, text: str) -> Generator[str]:
-        """The answer to a message, piece by piece; what has been written of it stays where it is stopped.
+        """Sends a message and yields the answer piece by piece; a partial answer is kept when iteration stops.
 
         Raises:
-            DataError: more than the model holds, at once; the message is then not part of the conversation.
+            DataError: the conversation exceeds the model's positions; the message is then not added to it. Raised by
+                the call, not by the first iteration.
         """
-        asked = [*self.messages, user_message(self.pictures, text)]
-        prompt = encode(self.loaded, asked)
-        self.pictures, self.messages = [], [*asked, {"role": "assistant", "content": ""}]
+        messages = [*self.messages, user_message(self.pictures, text)]
+        prompt = encode(self.loaded, messages)
+        self.pictures, self.messages = [], [*messages, {"role": "assistant", "content": ""}]
         return self._write(prompt)
 
     def _write(self, prompt: Prompt) -> Generator[str]:

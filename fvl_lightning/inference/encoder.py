@@ -1,4 +1,4 @@
-"""What the encoder writes about one picture under one of its prompts: the picture through its eyes."""
+"""Runs an encoder with its own decoder on an image: caption, OCR or grounding."""
 
 import re
 from collections.abc import Mapping
@@ -25,13 +25,13 @@ from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.references import finished_run
 
-MOST_TOKENS = 1024
-"""Of an answer where nothing else is said; less where the decoder holds less."""
+DEFAULT_MAX_TOKENS = 1024
+"""Default length limit of an answer; a decoder with fewer positions lowers it."""
 
 
 @dataclass(frozen=True)
-class SeeingEncoder:
-    """An encoder with its decoder, the tokenizer of what it writes, and how its images were made square."""
+class EncoderWithDecoder:
+    """An encoder with its decoder, its tokenizer, and the image settings of its training."""
 
     encoder: Any
     tokenizer: Any
@@ -41,14 +41,14 @@ class SeeingEncoder:
 
     @property
     def reader(self) -> ImageReader:
-        """How images become what the encoder takes."""
+        """The reader that turns images into the encoder's input."""
         spec = ImageSpec(self.encoder.image_size, self.encoder.mean, self.encoder.std, 0)
         return ImageReader(spec, self.fit, scaled=self.scaled)
 
 
 @dataclass(frozen=True)
 class EncoderAnswer:
-    """The text, its boxes in pixels of the picture, and whether it came to an end by itself."""
+    """The generated text, its boxes in pixels of the image, and whether it ended with the end token."""
 
     text: str
     boxes: list[PixelBox]
@@ -57,31 +57,31 @@ class EncoderAnswer:
 
 @torch.no_grad()
 def ask_encoder(
-    model: SeeingEncoder, picture: NDArray[np.uint8], task: str, max_tokens: int | None = None,
+    model: EncoderWithDecoder, picture: NDArray[np.uint8], task: str, max_tokens: int | None = None,
     seen: NDArray[np.uint8] | None = None,
 ) -> EncoderAnswer:
-    """What the decoder writes greedily about a picture [height, width, 3] under the prompt `task`.
+    """Decodes greedily under the prompt `task` for an image [height, width, 3].
 
     Args:
-        seen: the picture as `model.reader` decodes it, where that is another size; boxes are in pixels of `picture`.
+        seen: the image as `model.reader` decodes it, if its size differs; boxes are in pixels of `picture`.
 
     Raises:
-        ConfigError: a prompt the encoder does not have, or more tokens than its decoder holds.
+        ConfigError: the encoder has no such prompt, or its decoder has fewer than `max_tokens` positions.
         DataError: boxes from a tokenizer without location tokens.
     """
     encoder, tokenizer = model.encoder.eval(), model.tokenizer
     if task not in encoder.tasks:
         raise unknown_name("prompt", task, encoder.tasks, "task")
-    held = encoder.model_config.text_config.max_position_embeddings
-    if max_tokens is not None and max_tokens > held:
-        raise ConfigError(f"max_tokens: {max_tokens} are asked for, the encoder's decoder holds {held}")
+    limit = encoder.model_config.text_config.max_position_embeddings
+    if max_tokens is not None and max_tokens > limit:
+        raise ConfigError(f"max_tokens: the encoder's decoder has {limit} positions, {max_tokens} are too many")
     pixels = model.reader.pixels([picture if seen is None else seen])
-    ids = encoder.write(pixels, max_tokens or min(MOST_TOKENS, held), [task])[0, 0]
+    ids = encoder.write(pixels, max_tokens or min(DEFAULT_MAX_TOKENS, limit), [task])[0, 0]
     text = written_text(tokenizer, ids)
-    located, (height, width) = parse_boxes(text), picture.shape[:2]
-    bins = location_bins(tokenizer) if located else 0
-    boxes = [in_pixels(box, bins, width, height) for box in located]
-    return EncoderAnswer(text, boxes, bool((ids == encoder.end_id).any()))
+    boxes, (height, width) = parse_boxes(text), picture.shape[:2]
+    bins = location_bins(tokenizer) if boxes else 0
+    pixel_boxes = [in_pixels(box, bins, width, height) for box in boxes]
+    return EncoderAnswer(text, pixel_boxes, bool((ids == encoder.end_id).any()))
 
 
 REMEDY = "name an encoder_pretrain run, or a Florence-2 itself"
@@ -90,12 +90,12 @@ REMEDY = "name an encoder_pretrain run, or a Florence-2 itself"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def open_encoder(reference: str) -> SeeingEncoder:
-    """The encoder behind a run, a saved folder or a hub id.
+def open_encoder(reference: str) -> EncoderWithDecoder:
+    """Opens the encoder of a run, a saved folder or a hub id.
 
     Raises:
-        ConfigError: an unfinished run, an encoder without a decoder, a model of another kind.
-        DataError: no such model, or files that are broken.
+        ConfigError: an unfinished run, an encoder without a decoder, or a model of another kind.
+        DataError: no such model, or broken files.
     """
     path = Path(reference)
     if (path / "run.json").is_file() or not (path.exists() or _may_be_hub_id(reference)):
@@ -107,7 +107,7 @@ def open_encoder(reference: str) -> SeeingEncoder:
         return _of_run(finished_run(str(run))) if (run / "run.json").is_file() else _saved(path)
     if not (path / "config.json").is_file():
         raise DataError(
-            f"{path} is no model to look through, expected a run (run.json), a saved encoder ({ENCODER_FILE}) or a "
+            f"{path} holds no encoder, expected a run (run.json), a saved encoder ({ENCODER_FILE}) or a "
             "Florence-2 (config.json)"
         )
     if read_json(path / "config.json").get("model_type") == FlorenceVLConfig.model_type:
@@ -115,7 +115,7 @@ def open_encoder(reference: str) -> SeeingEncoder:
     return _pretrained(reference)
 
 
-def _of_run(run: RunFolder) -> SeeingEncoder:
+def _of_run(run: RunFolder) -> EncoderWithDecoder:
     experiment = check_config(ExperimentConfig, run.config)
     if (run.model / ENCODER_FILE).is_file():
         data = experiment.data.config
@@ -125,47 +125,49 @@ def _of_run(run: RunFolder) -> SeeingEncoder:
 
 
 def _encoder_run(run: RunFolder) -> Path | None:
-    """The encoder_pretrain run that a run's encoder comes from."""
+    """Returns the encoder_pretrain run that a run's encoder comes from."""
     for parent in run.info.get("init_from", []):
-        before = RunFolder(Path(parent["run"]))
-        found = before.path if before.info.get("stage") == "encoder_pretrain" else _encoder_run(before)
-        if found is not None:
-            return found
+        earlier = RunFolder(Path(parent["run"]))
+        origin = earlier.path if earlier.info.get("stage") == "encoder_pretrain" else _encoder_run(earlier)
+        if origin is not None:
+            return origin
     return None
 
 
-def _saved(folder: Path, name: str = "florence2", fit: Fit = "stretch", scaled: bool = False) -> SeeingEncoder:
+def _saved(folder: Path, name: str = "florence2", fit: Fit = "stretch", scaled: bool = False) -> EncoderWithDecoder:
     _refuse_without_decoder(read_json(folder / ENCODER_FILE), folder, REMEDY)
-    found = load_encoder(folder, name).encoder
+    encoder = load_encoder(folder, name).encoder
     try:
         own = (folder / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(folder) if own else found.load_tokenizer(found.config)
+        tokenizer = AutoTokenizer.from_pretrained(folder) if own else encoder.load_tokenizer(encoder.config)
     except ConfigError as error:
-        raise ConfigError(f"{folder} needs the tokenizer of where it was trained, run this there: {error}") from None
-    return SeeingEncoder(found, tokenizer, fit, scaled)
+        raise ConfigError(
+            f"{folder} was saved without its tokenizer, run this where it was trained: {error}"
+        ) from None
+    return EncoderWithDecoder(encoder, tokenizer, fit, scaled)
 
 
-def _of_whole_model(folder: Path, remedy: str) -> SeeingEncoder:
-    """A language model's encoder, where its decoder was kept."""
+def _of_whole_model(folder: Path, remedy: str) -> EncoderWithDecoder:
+    """Returns the encoder of a whole model, if its decoder was kept."""
     _refuse_without_decoder(read_json(folder / "config.json").get("encoder") or {}, folder, remedy)
     loaded = load_model(folder)
-    found = loaded.model.encoder
+    encoder = loaded.model.encoder
     images = loaded.processor.image_processor
-    return SeeingEncoder(found, found.load_tokenizer(found.config), images.fit, images.scaled_decode)
+    return EncoderWithDecoder(encoder, encoder.load_tokenizer(encoder.config), images.fit, images.scaled_decode)
 
 
 def _refuse_without_decoder(config: Mapping[str, Any], folder: Path, remedy: str) -> None:
-    if config.get("decoder") != "keep":  # seen before gigabytes are read
-        raise ConfigError(f"{folder} has an encoder without its decoder, which can't tell what it sees; {remedy}")
+    if config.get("decoder") != "keep":  # checked before gigabytes are read
+        raise ConfigError(f"{folder} has an encoder without its decoder, which cannot write text; {remedy}")
 
 
-def _pretrained(reference: str) -> SeeingEncoder:
-    """A Florence-2 of a folder or the hub, in either layout, with the released prompts."""
+def _pretrained(reference: str) -> EncoderWithDecoder:
+    """Loads a Florence-2 from a folder or the hub, in either layout, with the released prompts."""
     entry = {"name": "florence2", "pretrained": reference, "decoder": "keep", "image_size": find_image_size(reference)}
-    found = build_encoder(ExperimentConfig(encoder=choose("encoder", entry))).encoder
-    return SeeingEncoder(found, found.load_tokenizer(found.config))
+    encoder = build_encoder(ExperimentConfig(encoder=choose("encoder", entry))).encoder
+    return EncoderWithDecoder(encoder, encoder.load_tokenizer(encoder.config))
 
 
 def _may_be_hub_id(reference: str) -> bool:
-    """Whether it is written like `owner/name`, with no folder here that it rather is a mistyped part of."""
+    """Returns whether it looks like `owner/name` and `owner` is no local folder, so that it is not a mistyped path."""
     return HUB_ID.fullmatch(reference) is not None and not Path(reference).parent.is_dir()

@@ -1,4 +1,4 @@
-"""A saved model in use: messages with pictures in, words out; several answers at once, or one as it is written."""
+"""Generates answers to messages with images: several at once, or one as a stream."""
 
 import sys
 from collections.abc import Generator, Sequence
@@ -18,16 +18,16 @@ from fvl_lightning.modeling.build import BuiltModel, LoadedModel
 
 @dataclass(frozen=True)
 class Sampling:
-    """How words are chosen."""
+    """Decoding settings."""
 
     max_tokens: int = 64
-    """Most tokens of an answer."""
+    """Maximum length of an answer in tokens."""
     temperature: float = 0.0
-    """0 takes the likeliest word; above, words are drawn, the more freely the higher."""
+    """0 decodes greedily; above, tokens are sampled, more freely the higher it is."""
     top_p: float = 1.0
-    """Words are drawn among the likeliest that have this probability together."""
+    """Nucleus sampling: tokens are sampled from the most likely ones whose probabilities add up to this."""
     beams: int = 1
-    """Answers that are pursued at once, of which the likeliest is given."""
+    """Beams of beam search; 1 for none."""
 
     def __post_init__(self) -> None:
         for name, valid, allowed in (
@@ -40,61 +40,65 @@ class Sampling:
                 raise ConfigError(f"{name}: expected a number {allowed}, found {getattr(self, name)}")
 
     @property
-    def words(self) -> dict[str, Any]:
-        """What transformers' generate is told."""
+    def generate_arguments(self) -> dict[str, Any]:
+        """The arguments of transformers' generate."""
         if self.temperature == 0:
             return {"do_sample": False, "num_beams": self.beams}
-        drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        return {"num_beams": self.beams, **drawn}
+        sampled = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        return {"num_beams": self.beams, **sampled}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Messages as the model reads them: S token ids, and their pictures [I, 3, P, P] or None."""
+    """Messages as the model's input: S token ids, and their images [I, 3, P, P] or None."""
 
     ids: list[int]
     pixel_values: Tensor | None
 
 
 def encode(loaded: LoadedModel, messages: Sequence[Message]) -> Prompt:
-    """The messages up to where the assistant's next answer begins; pictures stand in their parts (see the processor).
+    """Encodes messages with a generation prompt; images stand in their content parts (see the processor).
 
     Raises:
-        DataError: a message or a picture that cannot be read, or more tokens than the model has positions for.
+        DataError: a message or an image that cannot be read, or more tokens than the model has positions for.
     """
     inputs = loaded.processor.apply_chat_template(
         [list(messages)], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors=None
     )
     (ids,) = inputs["input_ids"]
-    held = positions(loaded)
-    if len(ids) >= held:
-        raise DataError(f"the prompt has {len(ids)} tokens with its pictures, the model holds {held} with the answer")
+    limit = positions(loaded)
+    if len(ids) >= limit:
+        raise DataError(
+            f"the prompt has {len(ids)} tokens, images included, and the model {limit} positions for prompt and answer"
+        )
     return Prompt(ids, inputs.get("pixel_values"))
 
 
 def positions(loaded: LoadedModel) -> int:
-    """Tokens the language model has positions for."""
+    """Returns the number of positions of the language model; sys.maxsize where it has no limit."""
     config = loaded.model.config.get_text_config()
     return config.max_position_embeddings if hasattr(config, "max_position_embeddings") else sys.maxsize
 
 
 def answer(loaded: LoadedModel, prompts: Sequence[Prompt], sampling: Sampling) -> list[str]:
-    """The answer to each prompt; greedy in float32, those of one at a time, token for token."""
+    """Returns the answer to each prompt; greedy in float32, a batch gives the same tokens as one prompt at a time."""
     room = positions(loaded) - max(len(prompt.ids) for prompt in prompts)
-    if len(prompts) > 1 and room < sampling.max_tokens:  # the longest leaves the others less room than they have
+    if len(prompts) > 1 and room < sampling.max_tokens:  # the longest prompt would shorten the others' answers
         return [text for prompt in prompts for text in answer(loaded, [prompt], sampling)]
     ids = [prompt.ids for prompt in prompts]
     return generate_texts(
-        loaded, ids, min(room, sampling.max_tokens), **_images(loaded, prompts), **sampling.words
+        loaded, ids, min(room, sampling.max_tokens), **_images(loaded, prompts), **sampling.generate_arguments
     )
 
 
 def stream(loaded: LoadedModel, prompt: Prompt, sampling: Sampling) -> Generator[str]:
-    """An answer piece by piece as it is written; closing the iterator stops the model at its next token.
+    """Yields an answer piece by piece as it is generated; closing the iterator stops generation at the next token.
 
-    `sampling.beams` must be 1: what several beams say is known at the end only.
+    Raises:
+        ConfigError: `sampling.beams` is above 1; the answer of a beam search is known at its end only.
     """
-    assert sampling.beams == 1
+    if sampling.beams != 1:
+        raise ConfigError(f"beams: a stream needs 1, not {sampling.beams}; use answer() for a beam search")
     streamer = TextIteratorStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
     closed = Event()
     tokens = min(positions(loaded) - len(prompt.ids), sampling.max_tokens)
@@ -108,10 +112,10 @@ def stream(loaded: LoadedModel, prompt: Prompt, sampling: Sampling) -> Generator
                 streamer=streamer,
                 stopping_criteria=StoppingCriteriaList([_Closed(closed)]),
                 **_images(loaded, [prompt]),
-                **sampling.words,
+                **sampling.generate_arguments,
             )
         finally:
-            streamer.end()  # or an error would leave the reader waiting
+            streamer.end()  # without it, an error would leave the reader waiting
 
     with ThreadPoolExecutor(1) as writer:
         writing = writer.submit(write)
@@ -123,13 +127,13 @@ def stream(loaded: LoadedModel, prompt: Prompt, sampling: Sampling) -> Generator
 
 
 def user_message(pictures: list[Any], text: str) -> Message:
-    """What a user asks about pictures, which come first."""
+    """Returns a user message: the images first, then the text."""
     images = [{"type": "image", "image": picture} for picture in pictures]
     return {"role": "user", "content": [*images, {"type": "text", "text": text}]}
 
 
 class _Closed(StoppingCriteria):
-    """Stops where nobody reads any more."""
+    """Stops generation once the stream is closed."""
 
     def __init__(self, closed: Event) -> None:
         self.closed = closed
@@ -144,29 +148,31 @@ def _images(loaded: LoadedModel, prompts: Sequence[Prompt]) -> dict[str, Tensor]
 
 
 ANSWER_TOKENS = 16
-"""Most tokens an answer may have; the longest true answer of the demo has fewer."""
+"""Default length limit of an answer in tokens, for short answers as in evaluation."""
 
 
 def generate_texts(
     built: BuiltModel, prompts: Sequence[Sequence[int]], max_tokens: int = ANSWER_TOKENS, **inputs: Any
 ) -> list[str]:
-    """Texts generated after `prompts` (token ids, image placeholders expanded); padded on the left to one length.
+    """Generates a text after each prompt (token ids, image placeholders expanded).
 
-    An answer ends where the model's generation_config says: at the token that training ends answers with, or at eos.
-    `inputs` go to transformers' generate: the images, and how to sample (greedy unless do_sample=True is among them).
+    An answer ends at an end token of the model's generation_config: the one that training ends answers with, or eos.
+
+    Args:
+        inputs: arguments of transformers' generate: the images, and sampling settings (greedy without do_sample=True).
     """
-    input_ids, mask = left_padded(prompts, built.tokenizer.pad_token_id, built.model.device)
-    written = built.model.generate(
+    input_ids, mask = pad_left(prompts, built.tokenizer.pad_token_id, built.model.device)
+    output_ids = built.model.generate(
         input_ids,
         attention_mask=mask,
         max_new_tokens=max_tokens,
         **{"do_sample": False} | inputs,
     )
-    return built.tokenizer.batch_decode(written[:, input_ids.shape[1] :], skip_special_tokens=True)
+    return built.tokenizer.batch_decode(output_ids[:, input_ids.shape[1] :], skip_special_tokens=True)
 
 
-def left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids [B, S] padded on the left, and the mask [B, S] with 0 at pads."""
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns token ids [B, S] padded on the left, and the mask [B, S] with 0 at padding."""
     length = max(map(len, rows))
     ids = torch.tensor([[pad_id] * (length - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)

@@ -1,4 +1,4 @@
-"""Many questions from outside: the rows of a JSON Lines file, or one question about every picture of a folder."""
+"""Reads requests: the rows of a JSON Lines file, or one prompt for every image of a folder."""
 
 import hashlib
 import json
@@ -15,39 +15,39 @@ from datamodules.sources.refusals import Refused
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.inference.generation import user_message
 
-SUFFIXES = tuple(f".{extension}" for extension in EXTENSIONS)
-"""What is a picture in a folder."""
-HELD = ("image", "images", "prompt", "messages")
+IMAGE_SUFFIXES = tuple(f".{extension}" for extension in EXTENSIONS)
+"""Suffixes of the image files in a folder."""
+REQUEST_KEYS = ("image", "images", "prompt", "messages")
 
 
 @dataclass(frozen=True)
 class Request:
-    """A question about pictures, not read yet.
+    """A prompt or conversation with image files that are not read yet.
 
     Attributes:
-        place: where it stands, such as "line 3".
-        told: what its answer repeats of it: id, images and, where it is whole, prompt or messages.
-        folder: of its pictures.
-        problem: what is wrong with it, empty where nothing is.
+        place: where it was written, such as "line 3".
+        fields: id, images and, in a valid request, prompt or messages; its answer repeats them.
+        folder: the folder of its images.
+        problem: why the request is invalid, empty for a valid one.
     """
 
     place: str
-    told: dict[str, Any]
+    fields: dict[str, Any]
     folder: Path
     problem: str = ""
 
     def messages(self, reader: ImageReader) -> list[Message]:
-        """The conversation with its pictures decoded; DataError for a row or a picture that cannot be read."""
+        """Returns the conversation with decoded images; DataError for an invalid request or an unreadable image."""
         if self.problem:
             raise DataError(self.problem)
         try:
-            contents = read_images(self.folder, self.told["images"])
+            contents = read_images(self.folder, self.fields["images"])
         except Refused as refused:
             raise DataError(f"{refused.refusal.reason}: {refused.refusal.detail}") from None
-        named = zip(self.told["images"], contents, strict=True)
-        pictures = iter([_picture(name, content, reader) for name, content in named])
-        if "prompt" in self.told:
-            return [user_message(list(pictures), self.told["prompt"])]
+        files = zip(self.fields["images"], contents, strict=True)
+        pictures = iter([_decode(name, content, reader) for name, content in files])
+        if "prompt" in self.fields:
+            return [user_message(list(pictures), self.fields["prompt"])]
         return [
             {
                 "role": message["role"],
@@ -56,21 +56,20 @@ class Request:
                     for part in parts_of(message)
                 ],
             }
-            for message in self.told["messages"]
+            for message in self.fields["messages"]
         ]
 
-
     def contents(self) -> list[bytes]:
-        """Its encoded pictures; none where it is wrong, or one of them cannot be read."""
+        """Returns its encoded images; none for an invalid request, or where one of them cannot be read."""
         try:
-            return [] if self.problem else list(read_images(self.folder, self.told["images"]))
+            return [] if self.problem else list(read_images(self.folder, self.fields["images"]))
         except Refused:
             return []
 
 
 @dataclass(frozen=True)
 class Requests:
-    """`count` requests, the hash that names them all, and a way to read them from the start."""
+    """`count` requests, a hash over all of them, and a function that reads them from the start."""
 
     count: int
     digest: str
@@ -78,11 +77,11 @@ class Requests:
 
 
 def folder_requests(folder: Path, prompt: str) -> Requests:
-    """The question `prompt` about each picture directly in `folder`, by name; DataError where there is none."""
-    found = sorted(path for path in find_folder(str(folder)).iterdir() if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise DataError(f"no picture in {folder}: none of its files ends with {', '.join(SUFFIXES)}")
-    names = [path.name for path in found]
+    """Returns one request per image directly in `folder`, sorted by name; DataError where there is none."""
+    paths = sorted(path for path in find_folder(str(folder)).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise DataError(f"no picture in {folder}: none of its files ends with {', '.join(IMAGE_SUFFIXES)}")
+    names = [path.name for path in paths]
 
     def read() -> Iterator[Request]:
         for number, name in enumerate(names, 1):
@@ -92,10 +91,13 @@ def folder_requests(folder: Path, prompt: str) -> Requests:
 
 
 def file_requests(path: Path) -> Requests:
-    """The rows of a JSON Lines file: "image" or "images" (relative to the file), and "prompt" or "messages".
+    """Reads the rows of a JSON Lines file: "image" or "images" (relative to the file), and "prompt" or "messages".
 
-    The image parts of `messages` are the row's images in their order. A row without "id" is known by its line. What is
-    wrong with a row is in the row. Raises DataError for a file that can't be read.
+    The image parts of `messages` are the row's images in order. A row without "id" gets the number of its line. An
+    invalid row becomes a request with a `problem`.
+
+    Raises:
+        DataError: a file that can't be read.
     """
     count = sum(bool(line.strip()) for _, line in _lines(path))
 
@@ -108,17 +110,17 @@ def file_requests(path: Path) -> Requests:
 
 
 def _digest(requests: Iterable[Request]) -> str:
-    """Names what is asked, the bytes of the pictures included: another picture under the same name is another one."""
+    """Hashes the requests with the bytes of their images, since another image may have the same name."""
     digest = hashlib.sha256()
     for request in requests:
-        digest.update(json.dumps([request.told, request.problem]).encode())
+        digest.update(json.dumps([request.fields, request.problem]).encode())
         for content in request.contents():
             digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()[:16]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Every line with its number from 1 on; of one that is too long only the beginning."""
+    """Yields every line with its number from 1 on; only the beginning of a line that is too long."""
     with open_file(path) as file:
         number = 0
         while line := file.readline(MAX_ROW_BYTES + 1):
@@ -129,22 +131,22 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _request(number: int, line: bytes, folder: Path) -> Request:
-    place, told = f"line {number}", {"id": number, "images": []}
+    place, fields = f"line {number}", {"id": number, "images": []}
     if len(line) > MAX_ROW_BYTES:
-        return Request(place, told, folder, f"a row of more than {MAX_ROW_BYTES} bytes, no longer one is read")
+        return Request(place, fields, folder, f"the row is longer than the limit of {MAX_ROW_BYTES} bytes")
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        return Request(place, told, folder, f"no valid JSON: {error}")
+        return Request(place, fields, folder, f"no valid JSON: {error}")
     if not isinstance(row, dict):
-        return Request(place, told, folder, f"expected an object, found {type(row).__name__}")
+        return Request(place, fields, folder, f"expected an object, found {type(row).__name__}")
     if isinstance(row.get("id"), str | int):
-        told["id"] = row["id"]
+        fields["id"] = row["id"]
     problem = _problem(row)
     if not problem:
-        told["images"] = _names(row)
-        told |= {key: row[key] for key in ("prompt", "messages") if key in row}
-    return Request(place, told, folder, problem)
+        fields["images"] = _names(row)
+        fields |= {key: row[key] for key in ("prompt", "messages") if key in row}
+    return Request(place, fields, folder, problem)
 
 
 def _names(row: dict[str, Any]) -> Any:
@@ -152,10 +154,10 @@ def _names(row: dict[str, Any]) -> Any:
 
 
 def _problem(row: dict[str, Any]) -> str:
-    """What is wrong with a row, empty where nothing is."""
+    """Returns why a row is invalid, empty for a valid one."""
     names = _names(row)
     if ("image" in row and "images" in row) or ("prompt" in row) == ("messages" in row):
-        found = ", ".join(key for key in HELD if key in row) or "none of them"
+        found = ", ".join(key for key in REQUEST_KEYS if key in row) or "none of them"
         return f"expected prompt or messages, and image or images, found {found}"
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         return f"images are names of files, found {names!r}"[:200]
@@ -165,12 +167,12 @@ def _problem(row: dict[str, Any]) -> str:
     if wrong := check_messages(messages):
         return wrong
     if messages[-1]["role"] != "user":
-        return f"the last message is of {messages[-1]['role']}, expected one of user to answer to"
+        return f"the last message has role {messages[-1]['role']}, expected user"
     parts = image_parts(messages)
     return "" if parts == len(names) else f"the messages have {parts} image parts for {len(names)} images"
 
 
-def _picture(name: str, content: bytes, reader: ImageReader) -> Any:
+def _decode(name: str, content: bytes, reader: ImageReader) -> Any:
     try:
         return reader.decode(content)
     except DataError as error:

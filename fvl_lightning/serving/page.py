@@ -14,7 +14,7 @@ from datamodules.images.transforms import ImageReader
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.inference.conversation import Conversation
 from fvl_lightning.inference.generation import Sampling
-from fvl_lightning.inference.source_shares import source_shares
+from fvl_lightning.inference.source_weights import source_weights
 from fvl_lightning.modeling.adapters.folders import use_adapter
 from fvl_lightning.modeling.build import LoadedModel
 from fvl_lightning.serving.source_shares import head_html, no_shares_html, shares_html
@@ -119,7 +119,7 @@ def reply(
         panel = None
         if pictures:
             pixels = loaded.processor.image_processor(pictures)["pixel_values"]
-            panel = shares_html(pixels, source_shares(loaded, pixels), loaded)
+            panel = shares_html(pixels, source_weights(loaded, pixels), loaded)
         words = [*({"path": file} for file in files), text]
         chat, written = [*shown, *({"role": "user", "content": word} for word in words)], ""
         for piece in chain([""], pieces):  # what was asked is shown before the first word of the answer

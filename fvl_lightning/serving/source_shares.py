@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fvl_lightning.inference.source_shares import SourceShares
+from fvl_lightning.inference.source_weights import SourceWeights
 from fvl_lightning.modeling.build import LoadedModel
 
 THUMBNAIL = 160
@@ -64,10 +64,10 @@ def no_shares_html() -> str:
     return _panel('<p class="fvl-note">Share of each feature source, once there is a picture.</p>')
 
 
-def shares_html(pixel_values: Tensor, shares: Sequence[SourceShares], loaded: LoadedModel) -> str:
+def shares_html(pixel_values: Tensor, shares: Sequence[SourceWeights], loaded: LoadedModel) -> str:
     """Bars, and maps where the fusion gives some, of the share of each source in each of the images [I, 3, P, P]."""
     fusion = escape(loaded.model.config.fusion["name"])
-    if not any(one.masses for one in shares):
+    if not any(one.weights for one in shares):
         note = f"The fusion <b>{fusion}</b> does not weigh its sources: there are no shares to show."
         return _panel(f'<p class="fvl-note">{note}</p>')
     note = f'<p class="fvl-note">Share of each source in what the fusion <b>{fusion}</b> makes of a picture.</p>'
@@ -81,14 +81,14 @@ def _panel(content: str) -> str:
     return f'<div class="fvl-shares"><h2>What the fusion takes</h2>{content}</div>'
 
 
-def _picture(seen: Image.Image, shares: SourceShares) -> str:
+def _picture(seen: Image.Image, shares: SourceWeights) -> str:
     """An image as the encoder sees it, so that the maps lie where they belong, with its shares."""
     seen.thumbnail((THUMBNAIL, THUMBNAIL))
     source = _inline(seen)
     bars = "".join(
         f'<span>{escape(name)}</span><div class="fvl-bar"><div style="width: {share:.1%}; background: {colour}"></div>'
         f"</div><b>{share:.1%}</b>"
-        for (name, share), colour in zip(shares.masses.items(), _colours(len(shares.masses)), strict=True)
+        for (name, share), colour in zip(shares.weights.items(), _colours(len(shares.weights)), strict=True)
     )
     maps = "".join(
         f'<figure><div class="fvl-map"><img src="{source}" alt=""><img src="{_inline(heat(values))}" alt=""></div>'

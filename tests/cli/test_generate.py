@@ -110,7 +110,7 @@ BAD: list[tuple[Any, str]] = [
     ({"images": "pictures/0.png", "prompt": "c"}, "images are names of files, found 'pictures/0.png'"),
     ({"prompt": ["c"]}, "prompt is a text, found list"),
     ({"messages": []}, "no messages"),
-    ({"messages": [{"role": "assistant", "content": "c"}]}, "the last message is of assistant"),
+    ({"messages": [{"role": "assistant", "content": "c"}]}, "the last message has role assistant"),
     ({"image": "pictures/0.png", "messages": [{"role": "user", "content": "c"}]}, "0 image parts for 1 images"),
     ({"image": "nope.png", "prompt": "c"}, "missing image: nope.png"),
     ({"image": "../outside.png", "prompt": "c"}, "unsafe path: ../outside.png"),

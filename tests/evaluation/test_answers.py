@@ -11,7 +11,7 @@ from torch import Tensor
 from fvl_lightning.evaluation import answers as module
 from fvl_lightning.evaluation.answers import Answer, answer_questions, prior_answers, score_answers
 from fvl_lightning.evaluation.metrics.base import KindScores
-from fvl_lightning.inference.generation import generate_texts, left_padded
+from fvl_lightning.inference.generation import generate_texts, pad_left
 from fvl_lightning.modeling.build import BuiltModel
 from tests.tiny_models import BOS, EOS, IMAGE, PAD, TOKENS, pixels, tiny_model, tiny_tokenizer
 
@@ -53,7 +53,7 @@ def test_ties_go_to_the_first_in_the_alphabet(order: tuple[str, ...]) -> None:
 
 
 def test_left_padding() -> None:
-    ids, mask = left_padded([[5, 6, 7], [8]], 0, torch.device("cpu"))
+    ids, mask = pad_left([[5, 6, 7], [8]], 0, torch.device("cpu"))
     assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 

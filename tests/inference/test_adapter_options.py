@@ -145,7 +145,7 @@ def test_the_first_that_was_put_on_is_in_use(folder: Path, answers: dict[str, st
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--adapter", "runs/whole"], "runs/whole/model is no adapter's folder (it has no adapter_config.json)"),
+        (["--adapter", "runs/whole"], "runs/whole/model is no adapter folder (it has no adapter_config.json)"),
         (["--adapter", "x y=runs/a/model"], "expected <name>=<folder> with letters, digits, - and _ in the name"),
         (["--adapter", "o=runs/other/model"], "the adapter runs/other/model was trained on another base than"),
     ],
@@ -160,4 +160,4 @@ def test_a_mistake_is_one_sentence(folder: Path, fvl_here: Run, words: list[str]
 def test_a_name_stands_for_one_adapter(folder: Path, fvl_here: Run) -> None:
     done = fvl_here(folder, "chat", "runs/whole", "--adapter", "x=runs/a/model", "--adapter", "x=runs/b/model")
     assert done.returncode == 2
-    assert "--adapter x=runs/b/model: there is a x already, write <another name>=runs/b/model" in done.stderr
+    assert "--adapter x=runs/b/model: the name x is taken, write <another name>=runs/b/model" in done.stderr

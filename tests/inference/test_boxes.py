@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fvl_lightning.inference import boxes as box_picture
-from fvl_lightning.inference.boxes import COLOURS, LARGEST, SMALLEST, Box, PixelBox, draw_boxes, in_pixels
+from fvl_lightning.inference.boxes import BOX_COLOURS, MAX_SIDE, MIN_SIDE, Box, PixelBox, draw_boxes, in_pixels
 
 GREY = (90, 90, 90)
 
@@ -46,9 +46,9 @@ def test_a_box_comes_back_to_within_half_a_bin(bins: int) -> None:
         ((64, 64), (768, 768)),
         ((100, 40), (800, 320)),
         ((1000, 600), (1000, 600)),
-        ((4096, 1024), (LARGEST, 512)),
-        ((1, 1), (SMALLEST, SMALLEST)),
-        ((1, 60_000), (1, LARGEST)),
+        ((4096, 1024), (MAX_SIDE, 512)),
+        ((1, 1), (MIN_SIDE, MIN_SIDE)),
+        ((1, 60_000), (1, MAX_SIDE)),
     ],
 )
 def test_the_picture_has_a_size_to_look_at(size: tuple[int, int], drawn: tuple[int, int]) -> None:
@@ -103,6 +103,6 @@ def test_labels_that_would_steer_a_terminal_or_break_lines_are_drawn_as_symbols(
 
 
 def test_more_boxes_than_colours() -> None:
-    boxes = [PixelBox("x", (2 * k, 2 * k, 2 * k + 3, 2 * k + 3)) for k in range(2 * len(COLOURS) + 1)]
+    boxes = [PixelBox("x", (2 * k, 2 * k, 2 * k + 3, 2 * k + 3)) for k in range(2 * len(BOX_COLOURS) + 1)]
     colours = {colour for _, colour in draw_boxes(grey(64, 64), boxes).getcolors(1 << 20) or []}
-    assert set(COLOURS) <= colours
+    assert set(BOX_COLOURS) <= colours

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, BertConfig, Florence2Config, Florence2Fo
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.encoders.florence2_original import original_sizes
-from fvl_lightning.inference.boxes import COLOURS, SMALLEST
+from fvl_lightning.inference.boxes import BOX_COLOURS, MIN_SIDE
 from fvl_lightning.runs.folder import RunFolder
 from tests.cli.test_errors import spoken
 from tests.conftest import ROOT, TINY, Run, furnish
@@ -107,10 +107,10 @@ def test_boxes_are_told_in_pixels_and_drawn(folder: Path, tmp_path: Path, teach:
         ["red circle", "2", "1", "46", "47"], ["blue star", "26", "13", "74", "37"], ["blue star", "94", "1", "94", "5"]
     ]
     picture = Image.open(out)
-    zoom = SMALLEST // 96
+    zoom = MIN_SIDE // 96
     assert (picture.mode, picture.size) == ("RGB", (96 * zoom, 48 * zoom))
     middle = {"red circle": (46.5 * zoom, 24 * zoom), "blue star": (50 * zoom, 36.75 * zoom)}
-    for place, colour in zip(middle.values(), COLOURS, strict=False):
+    for place, colour in zip(middle.values(), BOX_COLOURS, strict=False):
         x, y = map(int, place)
         assert colour in {picture.getpixel((x + dx, y + dy)) for dx in range(-6, 7) for dy in range(-6, 7)}
     assert picture.getpixel((80 * zoom, 45 * zoom)) == (128, 128, 128)
@@ -187,7 +187,7 @@ def test_florence2_in_both_layouts_says_the_same(task: str, tmp_path: Path, fold
         ((ENCODER, "--image", "wide.png", "--max-tokens", "9999"), ("max_tokens: 9999", "decoder holds 256")),
         (("runs/encoder_pretrian", "--image", "wide.png"), ("runs/encoder_pretrian", "did you mean runs/encoder_pre")),
         (("0123456789abcdeg", "--image", "wide.png"), ("0123456789abcdeg is no run folder and no run id",)),
-        (("experiments", "--image", "wide.png"), ("experiments is no model to look through", "encoder.json")),
+        (("experiments", "--image", "wide.png"), ("experiments holds no encoder", "encoder.json")),
         (("runs/finetune", "--image", "wide.png"), ("without its decoder", "name runs/encoder_pretrain")),
         (("runs/finetune/model", "--image", "wide.png"), ("without its decoder", "name an encoder_pretrain run")),
         (("bert", "--image", "wide.png"), ("bert is a model of type 'bert', expected a Florence-2",)),
@@ -220,7 +220,7 @@ def spoilt(model: Path, config: dict[str, Any]) -> None:
         (lambda model, c: (model / "encoder.json").write_text("{"), "encoder.json could not be read"),
         (lambda model, c: spoilt(model, {**c, "image_sise": 64}), "'image_sise'"),
         (lambda model, c: spoilt(model, {**c, "decoder": "drop"}), "without its decoder, which can't tell"),
-        (lambda model, c: spoilt(model, {**c, "tokenizer": "no/such/tokenizer"}), "needs the tokenizer of where"),
+        (lambda model, c: spoilt(model, {**c, "tokenizer": "no/such/tokenizer"}), "was saved without its tokenizer"),
     ],
 )
 def test_a_run_that_is_broken(
@@ -244,7 +244,7 @@ def test_the_commands_of_the_page_run_on_the_quick_demo(quick_demo: Path, fvl_he
     caption, _, boxes = said
     assert "the" in caption.split()
     assert "boxes: boxes.png" in boxes
-    assert Image.open(quick_demo / "boxes.png").size == (SMALLEST, SMALLEST)
+    assert Image.open(quick_demo / "boxes.png").size == (MIN_SIDE, MIN_SIDE)
 
 
 def test_what_the_page_writes_in_yaml_is_an_experiments_encoder(tmp_path: Path) -> None:

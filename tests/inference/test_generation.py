@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.inference.conversation import Conversation
 from fvl_lightning.inference.generation import (
     Prompt,
@@ -21,7 +21,7 @@ from fvl_lightning.inference.generation import (
     stream,
     user_message,
 )
-from fvl_lightning.inference.source_shares import source_shares
+from fvl_lightning.inference.source_weights import source_weights
 from fvl_lightning.modeling.build import LoadedModel
 from fvl_lightning.modeling.processing.processor import make_processor
 from tests.tiny_models import EOS, LLAMA, TOKENS, pixels, tiny_model, tiny_tokenizer
@@ -94,7 +94,7 @@ def test_little_room_is_used_to_the_end_and_changes_nothing_else(loaded: LoadedM
 
 def test_what_the_model_cannot_hold_is_refused(loaded: LoadedModel) -> None:
     held = positions(loaded)
-    with pytest.raises(DataError, match=f"has {held + 2} tokens with its pictures, the model holds {held}"):
+    with pytest.raises(DataError, match=f"has {held + 2} tokens, images included, and the model {held} pos"):
         encode(loaded, [user_message([], " ".join(["w8"] * held))])
 
 
@@ -123,6 +123,11 @@ def test_a_streamed_answer_is_the_same_in_pieces(loaded: LoadedModel) -> None:
         pieces = list(stream(loaded, prompt, Sampling(max_tokens=8)))
         assert "".join(pieces).strip() == answer(loaded, [prompt], Sampling(max_tokens=8))[0]
     assert len(pieces) > 2
+
+
+def test_a_beam_search_cannot_be_streamed(loaded: LoadedModel) -> None:
+    with pytest.raises(ConfigError, match="beams: a stream needs 1, not 3"):
+        next(stream(loaded, prompts(loaded)[0], Sampling(beams=3)))
 
 
 def counted(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
@@ -189,10 +194,10 @@ def test_a_stopped_answer_stays_as_far_as_it_came(
 
 
 def test_shares_are_those_of_each_image(loaded: LoadedModel) -> None:
-    both = source_shares(loaded, pixels(2))
+    both = source_weights(loaded, pixels(2))
     for image, shares in zip(pixels(2).split(1), both, strict=True):
-        assert source_shares(loaded, image)[0].masses == shares.masses
-    assert both[0].masses != both[1].masses
-    for source, share in both[0].masses.items():
+        assert source_weights(loaded, image)[0].weights == shares.weights
+    assert both[0].weights != both[1].weights
+    for source, share in both[0].weights.items():
         assert both[0].maps[source].shape == (2, 2)
         assert float(both[0].maps[source].mean()) == pytest.approx(share, abs=1e-5)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.inference.generation import Sampling
-from fvl_lightning.inference.source_shares import source_shares
+from fvl_lightning.inference.source_weights import source_weights
 from fvl_lightning.modeling.build import LoadedModel
 from fvl_lightning.runs.references import answering_model
 from fvl_lightning.serving.page import build_page, reply
@@ -102,9 +102,9 @@ def test_nothing_changes_where_there_is_no_answer(loaded: LoadedModel, tmp_path:
 
 def test_shares_of_a_gated_fusion_are_bars_that_sum_to_one(loaded: LoadedModel) -> None:
     pixels = loaded.processor.image_processor([PICTURE, PICTURE])["pixel_values"]
-    shares = source_shares(loaded, pixels)
-    assert [list(one.masses) for one in shares] == [["davit", "caption", "ocr", "grounding"]] * 2
-    assert sum(shares[0].masses.values()) == pytest.approx(1, abs=1e-5)
+    shares = source_weights(loaded, pixels)
+    assert [list(one.weights) for one in shares] == [["davit", "caption", "ocr", "grounding"]] * 2
+    assert sum(shares[0].weights.values()) == pytest.approx(1, abs=1e-5)
     html = shares_html(pixels, shares, loaded)
     percents = [float(number) for number in re.findall(r"<b>([\d.]+)%</b>", html)]
     assert len(percents) == 8
@@ -123,7 +123,7 @@ def test_a_fusion_may_give_shares_per_place(loaded: LoadedModel, monkeypatch: py
 
     monkeypatch.setattr(loaded.model, "embed_images", with_map)
     pixels = loaded.processor.image_processor([PICTURE])["pixel_values"]
-    (shares,) = source_shares(loaded, pixels)
+    (shares,) = source_weights(loaded, pixels)
     assert torch.equal(shares.maps["davit"], values.view(4, 4))
     assert "<figcaption>davit</figcaption>" in shares_html(pixels, [shares], loaded)
     opacity = [heat(shares.maps["davit"]).getpixel((x, y))[3] for y in range(4) for x in range(4)]
@@ -135,7 +135,7 @@ def test_a_fusion_that_does_not_weigh_says_so(loaded: LoadedModel, monkeypatch: 
     embed = loaded.model.embed_images
     monkeypatch.setattr(loaded.model, "embed_images", lambda pixels: (embed(pixels)[0], {}))
     pixels = loaded.processor.image_processor([PICTURE])["pixel_values"]
-    assert "does not weigh its sources" in shares_html(pixels, source_shares(loaded, pixels), loaded)
+    assert "does not weigh its sources" in shares_html(pixels, source_weights(loaded, pixels), loaded)
 
 
 def test_without_the_extra_the_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
