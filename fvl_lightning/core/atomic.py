@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and the names that a folder may have.
+"""Atomic writes of files and directories, and checks of folder names.
 
 Every file of the project is written through this module; tests/core/test_atomic.py lists the few streams that are not.
 A temporary path lies in the folder of the file it becomes. Its name begins with a dot and ends in random digits, so
@@ -140,7 +140,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _create(path: Path) -> int:
-    """Creates an empty file; its permissions."""
+    """Creates an empty file and returns its permissions."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         return os.fstat(handle).st_mode & 0o777

@@ -1,4 +1,4 @@
-"""Everything an experiment file can say, on one screen; the slots' own fields are beside their classes."""
+"""Schema of an experiment file; the fields of each component are in its own Config."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,45 +13,45 @@ from fvl_lightning.core.config.loading import as_overrides, as_plain, merge_laye
 from fvl_lightning.core.errors import unknown_name
 
 COMPONENTS = ("encoder", "fusion", "projector", "language_model")
-"""The parts of the model that are frozen, trained and given learning rates as one."""
+"""Components of the model; each is frozen or trained as a whole and may have its own learning rate."""
 REPEATED = ("encoder", "language_model")
-"""The components that are made of blocks: the units of sharding and of activation checkpointing."""
+"""Components made of blocks, the units of sharding and activation checkpointing."""
 
 
 @dataclass
 class NormalizeConfig:
-    """LayerNorms around the fusion; the original has none. A comparison of fusions wants both, equal in every arm."""
+    """LayerNorms around the fusion; the original has none. A comparison of fusions needs both, equal in every arm."""
 
     sources: bool = False
-    """Normalise each source before it is fused."""
+    """Normalise each source before the fusion."""
     output: bool = False
-    """Normalise what the fusion returns."""
+    """Normalise the output of the fusion."""
 
 
 @dataclass
 class OptimizerConfig:
-    """Which update, and how its learning rate moves: linear warm-up, then a cosine."""
+    """The optimiser and its learning rate schedule: linear warm-up, then cosine decay."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """`muon` orthogonalises the update of hidden matrices and leaves the rest to AdamW."""
+    """`muon` orthogonalises the updates of hidden matrices and uses AdamW for the rest."""
     learning_rate: float = number(1e-4, above=0, hint="`trainable` freezes a component")
     learning_rates: dict[str, float] = number(
         default_factory=dict, above=0, hint="`trainable` freezes a component"
     )
-    """Per component (encoder, fusion, projector, language_model), over `learning_rate`."""
+    """Per component (encoder, fusion, projector, language_model), instead of `learning_rate`."""
     weight_decay: float = number(0.0, at_least=0)
     """Decoupled, on matrices only."""
     betas: tuple[float, float] = number((0.9, 0.95), at_least=0, below=1)
     warmup_steps: int = number(0, at_least=0)
     final_fraction: float = number(0.0, at_least=0, at_most=1)
-    """The cosine ends at this fraction of the peak."""
+    """The cosine decays to this fraction of the peak learning rate."""
     clip_norm: float | None = number(1.0, above=0, hint="null turns clipping off")
     """Global gradient norm above which gradients are scaled down; null for never."""
 
 
 @dataclass
 class TrainerConfig:
-    """How long, how much at once, and on what."""
+    """Number of steps, batch sizes, devices, checkpoints and logging."""
 
     max_steps: int = number(1000, at_least=1)
     """Optimiser steps."""
@@ -60,46 +60,49 @@ class TrainerConfig:
     accumulate: int = number(1, at_least=1)
     """Batches per optimiser step."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Lightning's name of the device kind: auto, cpu, cuda, mps."""
+    """Lightning's name of the device type: auto, cpu, cuda, mps."""
     strategy: Literal["single", "ddp", "fsdp", "hsdp"] = changes("placement", "single")
-    """One device; a whole model on each of several (ddp); a part of it on each (fsdp, FSDP2), or a part on each of a
-    machine's (hsdp)."""
+    """One device; a whole model on each device (ddp); a shard of it on each device (fsdp, FSDP2); or a shard on each
+    device of a machine, and a whole model per machine (hsdp)."""
     devices: int = number(1, at_least=1, changes="placement")
-    """Processes per machine, each with a device of its own."""
+    """Processes per machine, each with its own device."""
     nodes: int = number(1, at_least=1, changes="placement")
     """Machines."""
     reshard_after_forward: bool = changes("placement", True)
-    """Where sharded, a block is gathered again for the backward pass (ZeRO-3) rather than kept since the forward one
+    """With sharding, gather a block again for the backward pass (ZeRO-3) instead of keeping it after the forward pass
     (ZeRO-2)."""
     checkpoint_activations: list[str] = changes("placement", default_factory=list)
-    """Components (encoder, language_model) whose blocks are computed again in the backward pass, to save memory."""
+    """Components (encoder, language_model) whose blocks are recomputed in the backward pass, to save memory."""
     cpu_offload: bool = changes("placement", False)
-    """Where sharded, parameters, gradients and optimiser state are in main memory, a block's on the GPU while it
-    computes."""
+    """With sharding, keep parameters, gradients and optimiser state in main memory, and a block on the GPU only while
+    it computes."""
     compile: list[str] = changes("placement", default_factory=list)
-    """Components (encoder, language_model) whose blocks go through torch.compile, which needs a C++ compiler."""
+    """Components (encoder, language_model) whose blocks are compiled with torch.compile, which needs a C++ compiler."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     threads: int | None = number(None, at_least=1, changes="nothing")
-    """torch threads on a CPU; null keeps torch's choice. Another number gives other bits, so a resume checks it."""
+    """torch threads on a CPU; null keeps torch's default. The number changes results in the last bits, so that a resume
+    checks it."""
     validate_every: int = number(100, at_least=1)
     """Steps between two passes over the validation split."""
     checkpoint_every: int = number(100, at_least=1, changes="nothing")
     """Steps between two checkpoints."""
     checkpoint: Literal["auto", "whole", "sharded"] = changes("placement", "auto")
-    """One file (whole), or a folder to which every rank writes its part (sharded); auto follows the model."""
+    """One file (whole), or a folder to which every rank writes its shard (sharded); auto is sharded for a sharded
+    model."""
     checkpoint_in_background: bool = changes("nothing", False)
-    """Goes on training while a checkpoint is written, from a copy in main memory."""
+    """Write a checkpoint from a copy in main memory while training continues."""
     keep_best: bool = False
-    """Keeps the weights of the lowest validation loss in checkpoints/best.ckpt, for `fvl export --checkpoint best`."""
+    """Keep the weights of the lowest validation loss in checkpoints/best.ckpt, for `fvl export --checkpoint best`."""
     log_every: int = number(10, at_least=1, changes="nothing")
     """Steps between two logged points."""
     max_skipped: int = number(3, at_least=0, changes="nothing")
-    """Steps in a row that may make no update, since their loss or gradient is not finite; one more ends the run."""
+    """Consecutive steps that may be skipped because their loss or gradient is not finite; one more ends the run."""
     spike_threshold: float | None = number(None, above=0, hint="null looks for none")
-    """Steps whose loss or gradient norm lies so many robust standard deviations above those of the last 100 updates
-    make no update either; null for none."""
+    """Skip a step whose loss or gradient norm is more than this many robust standard deviations above those of the last
+    100 updates; null skips none."""
     stall_seconds: float | None = number(1800.0, above=0, hint="null waits for ever", changes="nothing")
-    """With several ranks, how long one of them may get nothing done, or be silent, before all end; null for ever."""
+    """With several ranks, end all of them once one makes no progress or does not report for this long; null waits for
+    ever."""
 
     def __post_init__(self) -> None:
         if self.strategy == "single" and self.world_size > 1:
@@ -115,21 +118,21 @@ class TrainerConfig:
 
     @property
     def sharded(self) -> bool:
-        """Whether no device holds a whole model."""
+        """Whether the model is split over devices."""
         return self.strategy in ("fsdp", "hsdp")
 
     @property
     def world_size(self) -> int:
-        """Processes of the training on all machines."""
+        """Number of training processes on all machines."""
         return self.devices * self.nodes
 
 
 @dataclass
 class TrackingConfig:
-    """Where runs are followed."""
+    """MLflow tracking."""
 
     uri: str = "sqlite:///mlflow.db"
-    """MLflow tracking store, sqlite:///<path>, or the address of a server, without a login."""
+    """Tracking store: sqlite:///<path>, or the address of a server, without a login."""
     experiment: str = "fvl"
     enabled: bool = changes("nothing", True)
 
@@ -139,7 +142,7 @@ class TrackingConfig:
 
 @dataclass
 class LoraComponentConfig:
-    """What a component has of its own where two are adapted, over what `lora` says for both."""
+    """Settings of one adapted component, instead of those in `lora`."""
 
     rank: int | None = number(None, at_least=1)
     alpha: int | None = number(None, at_least=1)
@@ -148,33 +151,33 @@ class LoraComponentConfig:
 
 @dataclass
 class LoraConfig:
-    """The adapters of what `trainable` calls lora (arXiv 2106.09685): beside a matrix W, alpha / rank * B A."""
+    """Adapters of the components that `trainable` sets to lora (arXiv 2106.09685): W + alpha / rank * B A."""
 
     rank: int = number(16, at_least=1)
-    """Columns of B and rows of A."""
+    """Number of columns of B and rows of A."""
     alpha: int | None = number(None, at_least=1)
-    """Size of the update, null for twice the rank."""
+    """Scale of the update; null for twice the rank."""
     dropout: float = number(0.0, at_least=0, below=1)
-    """Of what goes into A, in training."""
+    """Dropout on the input of A, in training."""
     targets: Any = "all-linear"
-    """Linear layers to adapt: all-linear (without the head), a list of the last parts of their names, or a regular
-    expression of whole names in the model."""
+    """Linear layers to adapt: all-linear (without the head), a list of the last components of their names, or a regular
+    expression for whole names in the model."""
     rslora: bool = False
-    """Scales by alpha / sqrt(rank) (arXiv 2312.03732)."""
+    """Scale by alpha / sqrt(rank) (arXiv 2312.03732)."""
     dora: bool = False
-    """Learns the length of each row of W apart from its direction (arXiv 2402.09353)."""
+    """Learn the magnitude of each row of W separately from its direction (arXiv 2402.09353)."""
     quantization: Literal["4bit"] | None = None
-    """4bit holds the matrices under a language model's adapters in NF4 (QLoRA, arXiv 2305.14314); CUDA alone."""
+    """4bit stores the adapted matrices of the language model in NF4 (QLoRA, arXiv 2305.14314); needs CUDA."""
     components: dict[str, LoraComponentConfig] = field(default_factory=dict)
-    """Rank, alpha and targets of a component of its own: {encoder: {rank: 8}}."""
+    """Rank, alpha and targets per component: {encoder: {rank: 8}}."""
 
 
 @dataclass
 class ExperimentConfig:
-    """One training run: one stage over one model and one data set."""
+    """One training run: one stage with one model on one dataset."""
 
     name: str = "experiment"
-    """Names the run and its folder; sweep/b is the folder b in the folder sweep."""
+    """Name of the run and its folder; sweep/b is the folder b in the folder sweep."""
     stage: Any = slot("stage")
     encoder: Any = slot("encoder")
     fusion: Any = slot("fusion")
@@ -183,24 +186,24 @@ class ExperimentConfig:
     data: Any = slot("data")
     normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
     trainable: dict[str, str] = field(default_factory=dict)
-    """frozen, full or lora per component, over what the stage says."""
+    """frozen, full or lora per component, instead of the stage's default."""
     lora: LoraConfig | None = None
-    """Settings of the components that are lora; null for the defaults."""
+    """Settings of the components that are trained with lora; null for the defaults."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     init_from: list[PathText] = field(default_factory=list)
-    """Runs (folder or MLflow run id) or model folders whose weights this one starts from; of two that have a component
-    the later one wins."""
+    """Runs (folder or MLflow run id) or model folders to load initial weights from; the last one with a component
+    wins."""
     feature_cache: PathText | None = None
-    """Folder in which a frozen encoder's features are kept, computed once per image; null runs it at every step."""
+    """Folder for the features of a frozen encoder, computed once per image; null runs the encoder at every step."""
     seed: int = number(0, at_least=0, at_most=MAX_SEED)
     output: PathText = changes("nothing", "runs")
-    """The folder under which this run gets its own."""
+    """Folder that contains the run folders."""
     plugins: list[PathText] = field(default_factory=list)
-    """Modules or .py files that register components of your own."""
+    """Modules or .py files that register your own components."""
     chosen: dict[str, str] = changes("nothing", default_factory=dict)
-    """What was taken of the `variants` that the file and its bases offer, such as {recipe: released}: a record."""
+    """Record of the choices selected among the `variants` of the file and its bases, such as {recipe: released}."""
 
     def __post_init__(self) -> None:
         check_folder_name(self.name, "name")

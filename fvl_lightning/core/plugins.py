@@ -1,4 +1,4 @@
-"""Components of one's own: modules and files that an experiment's `plugins:` names."""
+"""Imports plugins: the modules and files that an experiment's `plugins:` names."""
 
 import hashlib
 import importlib
@@ -10,11 +10,18 @@ from pathlib import Path
 from fvl_lightning.core.errors import ConfigError, first_line
 
 CODE = "__fvl_code__"
-"""Where a file that was imported has the hash of its code."""
+"""Module attribute with the hash of an imported file's code."""
 
 
 def import_plugin(name: str, folder: Path) -> str:
-    """Imports a module, or a .py file in the YAML's `folder` or the working one; its name, or the file's whole path."""
+    """Imports a module, or a .py file relative to the YAML's `folder` or the working directory.
+
+    Returns:
+        The module's name, or the file's absolute path.
+
+    Raises:
+        ConfigError: no such file, or the import fails.
+    """
     file = plugin_file(name, folder)
     if name.endswith(".py") and file is None:
         raise ConfigError(f"plugins: no file {name} in {folder} or the working directory")
@@ -33,9 +40,9 @@ def plugin_file(name: str, folder: Path) -> Path | None:
 
 
 def plugin_hashes(plugins: Iterable[str]) -> dict[str, str]:
-    """{plugin: hash of its code} of imported plugins, as `import_plugin` returned their names.
+    """Returns {plugin: hash of its code} for plugins named as `import_plugin` returns them.
 
-    Of a file it is the code that was imported; of a module its file, of a package all of its files.
+    The hash covers the code of a file as it was imported, the file of a module, or all files of a package.
     """
     return {name: _hash_of_file(name) if name.endswith(".py") else _hash_of_module(name) for name in plugins}
 
@@ -63,7 +70,7 @@ def _module_name(file: Path) -> str:
 
 
 def _import_file(file: Path) -> None:
-    """Imports a file, again where it has been edited since: in a notebook, say."""
+    """Imports a file, and again after it has been edited, for instance while a notebook runs."""
     name, code = _module_name(file), _digest([file])
     if getattr(sys.modules.get(name), CODE, None) == code:
         return

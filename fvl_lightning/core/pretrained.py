@@ -1,4 +1,4 @@
-"""Checks of what transformers' from_pretrained loaded: missing, unknown and misshapen weights, which it only logs."""
+"""Checks for missing, unknown and misshapen weights, which transformers' from_pretrained only logs."""
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -16,17 +16,18 @@ from fvl_lightning.core.weight_files import DTYPES, indexed_names, some_names
 
 
 def loading_problem(report: Mapping[str, Any], unused: Callable[[str], bool] = lambda name: False) -> str | None:
-    """What is wrong with weights that were loaded, as the end of a sentence; None where every value has its place.
+    """Returns what is wrong with loaded weights, as the end of a sentence; None where checkpoint and model agree.
 
-    transformers would go on: with random values for what is missing, without what it has no place for.
+    transformers itself goes on: with random values for missing weights, and without unknown ones.
 
     Args:
-        report: from_pretrained's, with output_loading_info=True and ignore_mismatched_sizes=True. Tied values and
-            buffers that are computed are not in it.
-        unused: the names that may be in the checkpoint without a place in the model.
+        report: the loading info of from_pretrained with output_loading_info=True and ignore_mismatched_sizes=True. It
+            leaves out tied weights and computed buffers.
+        unused: returns whether the checkpoint may hold a name that the model does not have.
     """
     sizes = {
-        name: f"{name} {tuple(theirs)} for {tuple(ours)}" for name, theirs, ours in sorted(report["mismatched_keys"])
+        name: f"{name} {tuple(loaded)} for {tuple(needed)}"
+        for name, loaded, needed in sorted(report["mismatched_keys"])
     }
     missing = sorted(set(report["missing_keys"]) - set(sizes))
     unknown = sorted(name for name in report["unexpected_keys"] if not unused(name))
@@ -41,9 +42,10 @@ def loading_problem(report: Mapping[str, Any], unused: Callable[[str], bool] = l
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without transformers' table of weights, which `loading_problem` says in a sentence.
+    """Suppresses transformers' table of weights, which `loading_problem` replaces.
 
-    A filter and not a level: from level WARNING on, transformers lists each weight that no tensor-parallel plan names.
+    It adds a filter rather than a level: at level WARNING, transformers lists each weight without a tensor-parallel
+    plan.
     """
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(_is_error)
@@ -58,14 +60,14 @@ def _is_error(record: logging.LogRecord) -> bool:
 
 
 def check_number_types(source: str, revision: str | None, names: Collection[str], where: str) -> None:
-    """Raises ConfigError for weights in safetensors files that are no floating point numbers of 16 to 64 bits.
+    """Raises ConfigError for weights in safetensors files that are not floating point numbers of 16 to 64 bits.
 
-    transformers reads quantised numbers without their scales as if they were the values.
+    transformers would read quantised numbers as values, without their scales.
 
     Args:
         source: hub id or folder.
-        names: the model's parameters; other tensors, such as masks, may hold other numbers.
-        where: how the sentence begins.
+        names: the model's parameters; other tensors, such as masks, may have other types.
+        where: beginning of the message.
     """
     for path in _weight_paths(source, revision):
         with safe_open(path, framework="pt") as tensors:
@@ -79,7 +81,7 @@ def check_number_types(source: str, revision: str | None, names: Collection[str]
 
 
 def _weight_paths(source: str, revision: str | None) -> list[Path]:
-    """The safetensors files of a model that has been loaded; none where it has none."""
+    """Returns the safetensors files of a loaded model; none where it has none."""
     found = partial(cached_file, source, revision=revision, _raise_exceptions_for_missing_entries=False)
     index = found(SAFE_WEIGHTS_INDEX_NAME)
     names = indexed_names(Path(index)) if index else [SAFE_WEIGHTS_NAME]

@@ -38,13 +38,18 @@ _loaded: set[str] = set()
 
 
 def register(slot: str, name: str) -> Callable[[Component], Component]:
-    """Class decorator: makes the class the component `name` of `slot`; a name taken by another class is an error."""
+    """Returns a class decorator that registers a component as `name` in `slot`.
+
+    Raises:
+        AssertionError: an unknown slot, a class without a nested Config, or a name that another class has taken. This
+            happens while a module is imported; `import_plugin` reports it as a ConfigError.
+    """
 
     def add(component: Component) -> Component:
         assert slot in _components, f"no slot '{slot}', there are {', '.join(_components)}"
         assert "Config" in vars(component), f"{component.__name__} needs a nested dataclass Config"
         taken = _components[slot].get(name)
-        # The same class comes again where its file is imported a second time (a notebook, a plugin named twice).
+        # A file that is imported twice (a notebook, a plugin named twice) registers the same class again.
         same = taken is not None and _identity(taken) == _identity(component)
         assert taken is None or same, f"{slot} '{name}' is already {taken}"
         _components[slot][name] = component
@@ -54,13 +59,13 @@ def register(slot: str, name: str) -> Callable[[Component], Component]:
 
 
 def names(slot: str) -> list[str]:
-    """The registered names of a slot, sorted."""
+    """Returns the registered names of a slot, sorted."""
     _load(slot)
     return sorted(_components[slot])
 
 
 def component(slot: str, name: str, where: str = "") -> type[Any]:
-    """The class registered as `name` in `slot`; ConfigError with the nearest name where there is none."""
+    """Returns the class registered as `name` in `slot`; ConfigError with the nearest name where there is none."""
     _load(slot)
     if name not in _components[slot]:
         raise unknown_name(slot, name, _components[slot], where or slot)

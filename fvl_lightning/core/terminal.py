@@ -1,4 +1,7 @@
-"""The terminal: text is written as it is, where Rich would take [r=8] of a name for markup and :star: for a picture."""
+"""Terminal output: consoles, messages, progress bars and tables.
+
+Text is printed literally; by default, Rich would read [r=8] in a name as markup and :star: as an emoji.
+"""
 
 import logging
 import os
@@ -23,22 +26,25 @@ from rich.text import Text
 
 
 def terminal(stderr: bool = False, quiet: bool = False) -> Console:
-    """The console that all commands and callbacks write to, tables too; what has a style is a rich Text."""
+    """Returns the console that commands and callbacks print to; styled output is a rich Text."""
     return Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
 
 
-def say(words: str, stderr: bool = False) -> None:
-    """Writes a line, however long, without breaking it."""
-    terminal(stderr).print(words, soft_wrap=True)
+def say(message: str, stderr: bool = False) -> None:
+    """Prints a message without wrapping it."""
+    terminal(stderr).print(message, soft_wrap=True)
 
 
-def say_error(words: str, who: str = "") -> None:
-    """Writes what went wrong to standard error; `who` is the rank that says so, where there are several."""
-    terminal(stderr=True).print(Text.assemble((f"error{who}:", "bold red"), f" {words}"), soft_wrap=True)
+def say_error(message: str, rank: str = "") -> None:
+    """Prints an error to standard error; `rank` follows the word "error", such as " on rank 1"."""
+    terminal(stderr=True).print(Text.assemble((f"error{rank}:", "bold red"), f" {message}"), soft_wrap=True)
 
 
 def progress(*columns: ProgressColumn, stderr: bool = True, console: Console | None = None) -> Progress:
-    """A bar that is taken down at the end, the task's description before `columns`; nothing where no terminal is."""
+    """Returns a progress bar with the task's description before `columns`.
+
+    It disappears at the end, and prints nothing where the output is not a terminal.
+    """
     console = console or terminal(stderr)
     return Progress(
         progress_text("description"), *columns, console=console, transient=True, disable=not console.is_terminal
@@ -46,7 +52,7 @@ def progress(*columns: ProgressColumn, stderr: bool = True, console: Console | N
 
 
 def progress_text(field: str) -> TextColumn:
-    """A column with the attribute `field` of a task, such as description or fields[said]."""
+    """Returns a column with the attribute `field` of a task, such as description or fields[status]."""
     return TextColumn(f"{{task.{field}}}", markup=False)
 
 
@@ -55,9 +61,9 @@ QUIET_LIBRARIES = ("lightning.pytorch", "lightning.fabric", "alembic", "mlflow",
 
 
 def quiet_libraries() -> None:
-    """Shows the kit's log lines in one form, and of libraries errors or warnings only, without progress bars.
+    """Sets up logging: the kit's own lines from INFO on, those of libraries from WARNING or ERROR on, no progress bars.
 
-    It holds for libraries that are imported before and after: those that set their levels when they are imported read
+    This holds for libraries that are imported before or after: those that set their levels when they are imported read
     these variables, or write to the root logger's handler.
     """
     variables = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_VERBOSITY": "error"}
@@ -67,11 +73,11 @@ def quiet_libraries() -> None:
         transformers_logging.disable_progress_bar()
     handler = RichHandler(console=terminal(stderr=True), show_path=False, show_time=False, markup=False)
     handler.addFilter(lambda record: record.levelno >= logging.ERROR or not record.name.startswith(QUIET_LIBRARIES))
-    who = f"rank {own_rank()}: " if own_rank() else ""
-    logging.basicConfig(level=logging.WARNING, format=f"{who}%(message)s", handlers=[handler], force=True)
+    rank = f"rank {own_rank()}: " if own_rank() else ""
+    logging.basicConfig(level=logging.WARNING, format=f"{rank}%(message)s", handlers=[handler], force=True)
     for name in ("fvl_lightning", "datamodules"):
         logging.getLogger(name).setLevel(logging.INFO)
-    if own_rank() > 0:  # it sees what the first rank sees, but for its own samples
+    if own_rank() > 0:  # rank 0 logs the same, except for warnings about another rank's samples
         logging.getLogger("fvl_lightning").setLevel(logging.ERROR)
         logging.getLogger("datamodules").setLevel(logging.WARNING)
     for name in QUIET_LIBRARIES:
@@ -80,14 +86,14 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error while it lasts, on a terminal only; call what it gives with the number newly done."""
+    """Shows a progress bar on standard error, on a terminal only; yields a function that advances it by a number."""
     with progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task(title, total=total)
         yield lambda done: bar.advance(task, done)
 
 
 def bytes_in_words(size: float) -> str:
-    """A number of bytes for a table."""
+    """Formats a number of bytes, such as 1.5 GB."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
@@ -95,19 +101,19 @@ def bytes_in_words(size: float) -> str:
 
 
 def plural(count: int, word: str) -> str:
-    """The number with its word."""
+    """Formats a number with its noun, in the plural where needed, such as 3 shards."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds for a bar, such as 1:05:09."""
+    """Formats seconds, such as 1:05:09."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def counted_table(columns: Sequence[str]) -> Table:
-    """A table whose first column is words and whose others are numbers."""
+    """Returns a table whose first column is text and whose other columns are numbers."""
     table = Table()
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
@@ -115,26 +121,26 @@ def counted_table(columns: Sequence[str]) -> Table:
 
 
 _TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Marks that change the direction of writing for all that follows."""
+"""Marks that change the writing direction of the following text."""
 
 
 def visible(text: str) -> str:
-    """The text with what could steer a terminal (or can't be written at all) as symbols; lines and tabs stay."""
+    """Replaces control characters and unprintable ones by symbols; line breaks and tabs stay."""
     return "".join(_symbol(letter) for letter in text)
 
 
 def _symbol(letter: str) -> str:
     if letter in "\n\t" or (unicodedata.category(letter) not in ("Cc", "Cs") and letter not in _TURNS):
         return letter
-    # From U+2400 on there is a picture of every ASCII control character.
+    # U+2400 and the following are symbols of the ASCII control characters.
     return chr(0x2400 + ord(letter)) if ord(letter) < 0x20 else "\N{REPLACEMENT CHARACTER}"
 
 
 def own_rank() -> int:
-    """The number of this process among those that were started together."""
+    """Returns the global rank of this process, 0 where it was started alone."""
     return int(os.environ.get("RANK", 0))
 
 
 def started_ranks() -> int:
-    """How many processes were started together."""
+    """Returns the number of processes that were started together."""
     return int(os.environ.get("WORLD_SIZE", 1))

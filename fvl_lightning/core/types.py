@@ -1,4 +1,4 @@
-"""What flows between the slots, described before any weight exists.
+"""Types that pass between the slots: feature and image specifications, fusion output, batches.
 
 Shape legend, used in every docstring:
     B  rows of a batch          S  tokens per row
@@ -26,8 +26,8 @@ IGNORE_INDEX = -100
 class FeatureSpec:
     """The shape of one feature source: `tokens` vectors of width `dim` per image.
 
-    The last `grid[0] * grid[1]` tokens are a row-major map of the image; tokens before them (a pooled token, say)
-    have no place in it. `grid` is None where tokens have no places at all.
+    The last `grid[0] * grid[1]` tokens are a row-major map of the image; tokens before them, such as a pooled token,
+    have no position in it. `grid` is None where no token has a position.
     """
 
     tokens: int
@@ -36,16 +36,16 @@ class FeatureSpec:
 
     @property
     def prefix(self) -> int:
-        """Tokens before the map, which have no place in the image."""
+        """Number of tokens before the map, which have no position in the image."""
         return self.tokens - self.grid[0] * self.grid[1] if self.grid else 0
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How an image must look to the encoder, and how many language-model tokens it becomes.
+    """The encoder's input format, and the number of language-model tokens per image.
 
-    `size` is the side in pixels, `mean` and `std` are per RGB channel for values in [0, 1], `tokens_per_image` is what
-    the fusion and the projector make of one image.
+    `size` is the side in pixels, `mean` and `std` are per RGB channel for values in [0, 1]. The fusion and the
+    projector turn one image into `tokens_per_image` tokens.
     """
 
     size: int
@@ -56,10 +56,10 @@ class ImageSpec:
 
 @dataclass
 class FusionOutput:
-    """What a fusion returns: `features` [I, N, D], and for people to look at `diagnostics` {name: scalar or [I, ...]}.
+    """The output of a fusion: `features` [I, N, D], and `diagnostics` {name: scalar or [I, ...]} to look at.
 
-    A diagnostic named `mass/<source>` is the share of that source in the output (gate or attention weight, in [0, 1]);
-    `map/<source>` [I, N] is that share per token.
+    A diagnostic named `mass/<source>` is the source weight (gate or attention weight, in [0, 1]); `map/<source>`
+    [I, N] is that weight per token.
     """
 
     features: Tensor
@@ -81,15 +81,19 @@ def earliest(positions: Sequence[Position]) -> Position:
 
 @dataclass
 class Batch:
-    """Rows of token ids with their images, in the order the image placeholders stand in the rows.
+    """Rows of token ids with their images, in the order of the image placeholders in the rows.
 
-    token_ids [B, S] and labels [B, S] int64 (labels: IGNORE_INDEX where unsupervised), padded on the right;
-    images [I, 3, P, P] float32 normalised, or features {source: [I, N, D]} of a frozen encoder, computed before;
-    keys: the key of each sample, row by row; position: where in the order of the data this batch ends, from which a
-    stopped run resumes; equal on all ranks, but for a stream.
-
-    positions [B, S] int64 of packed rows: they restart at 0 with each sample, which sees itself alone; None where a
-    row is one sample. dataset_ids [B, S] int64, for a mixture: the number in `datasets` of what each token came from.
+    Attributes:
+        token_ids: [B, S] int64, padded on the right.
+        labels: [B, S] int64, IGNORE_INDEX where unsupervised.
+        images: [I, 3, P, P] float32 normalised; None where features are given.
+        features: {source: [I, N, D]} of a frozen encoder, computed before; None where images are given.
+        keys: the key of each sample, row by row.
+        position: the end of this batch in the order of the data; a stopped run resumes there. It is equal on all
+            ranks, except for a stream.
+        positions: [B, S] int64 of packed rows, restarting at 0 with each sample, which attends to itself only; None
+            where a row is one sample.
+        dataset_ids: [B, S] int64, for a mixture: the index in `datasets` of each token's dataset.
     """
 
     token_ids: Tensor
@@ -105,11 +109,11 @@ class Batch:
     @property
     def has_images(self) -> bool:
         """Whether any row has an image."""
-        shown = [self.images] if self.features is None else list(self.features.values())
-        return any(x is not None and x.shape[0] > 0 for x in shown)
+        inputs = [self.images] if self.features is None else list(self.features.values())
+        return any(x is not None and x.shape[0] > 0 for x in inputs)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on `device`."""
+        """Returns the same batch with its tensors on `device`."""
         return replace(
             self,
             token_ids=self.token_ids.to(device),
@@ -123,10 +127,13 @@ class Batch:
 
 @dataclass
 class PromptedBatch:
-    """Images with the text the encoder's own decoder should write under each of its prompts.
+    """Images with the target text of the encoder's own decoder for each of its prompts.
 
-    images [I, 3, P, P] float32 normalised; targets [I, T, L] int64, end token included, IGNORE_INDEX after it, T in
-    the order of the encoder's prompts; keys and position as in Batch.
+    Attributes:
+        images: [I, 3, P, P] float32 normalised.
+        targets: [I, T, L] int64, end token included, IGNORE_INDEX after it; T in the order of the encoder's prompts.
+        keys: as in Batch.
+        position: as in Batch.
     """
 
     images: Tensor
@@ -136,21 +143,26 @@ class PromptedBatch:
 
     @property
     def has_images(self) -> bool:
-        """Every prompted target has one."""
+        """True: every prompted target has an image."""
         return True
 
     def to(self, device: torch.device | str) -> PromptedBatch:
-        """The same batch with its tensors on `device`."""
+        """Returns the same batch with its tensors on `device`."""
         return replace(self, images=self.images.to(device), targets=self.targets.to(device))
 
 
 @dataclass(frozen=True)
 class DataContext:
-    """What a data module must know of the model and the run before it can make batches.
+    """The properties of model and run that a data module needs to make batches.
 
-    `tokenizer` is a transformers tokenizer: the language model's for conversations and captions, the encoder's own for
-    prompted targets. `image_token_id` stands in token_ids once per image token. `tasks` are the encoder's prompts in
-    order. `batch_size` is per rank; `position` is where the data goes on.
+    Attributes:
+        image: the encoder's input format.
+        tokenizer: a transformers tokenizer: the language model's for conversations and captions, the encoder's own
+            for prompted targets.
+        image_token_id: stands in token_ids once per image token.
+        tasks: the encoder's prompts, in order.
+        batch_size: samples per rank.
+        position: where the data resumes.
     """
 
     image: ImageSpec

@@ -1,4 +1,4 @@
-"""Weights in files of the Hugging Face layouts: read without loading them, written one tensor at a time."""
+"""Reads weight files of the Hugging Face layouts without loading them, and writes them one tensor at a time."""
 
 import hashlib
 import json
@@ -16,24 +16,24 @@ from fvl_lightning.core.atomic import atomic_write, write_text_atomically
 from fvl_lightning.core.errors import DataError, first_line
 
 LAYOUTS = ("model.safetensors", "pytorch_model.bin")
-"""Single files in the order they are looked for; each may be an index `<file>.index.json` of several instead."""
+"""File names in the order of lookup; an index `<file>.index.json` may list several files instead."""
 DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
-"""Names of number types in a safetensors header."""
+"""Names of floating point types in a safetensors header."""
 ALIGNMENT = 8
 MAX_NAMED_TENSORS = 3
-"""Names that an error gives before it only counts."""
+"""An error lists at most this many names, and counts the rest."""
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether `folder` holds weights in a layout that `read_weights` knows."""
+    """Returns whether `folder` holds weights in a layout that `read_weights` reads."""
     return any((folder / name).is_file() for file in LAYOUTS for name in (file, f"{file}.index.json"))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """{name: tensor} over a folder's files; the values stay in the files, mapped into memory, until they are used.
+    """Returns {name: tensor} over a folder's files; the values are memory-mapped and read when they are used.
 
     Raises:
-        DataError: no weights, a file of the index that is missing, or one that is no safetensors or tensor pickle.
+        DataError: no weights, a missing file of the index, or a file that is no safetensors file or tensor pickle.
     """
     weights: dict[str, Tensor] = {}
     for file in _files(folder):
@@ -42,22 +42,22 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def indexed_names(index: Path) -> list[str]:
-    """The files that an index names, all of them to lie beside it; DataError for an index that is broken."""
+    """Returns the names of an index's files, which must lie next to it; DataError for a broken index."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise DataError(f"{index} has no weight_map of names to files")
     names = sorted(set(weight_map.values()))
     outside = [name for name in names if Path(name).name != name or not name.endswith((".safetensors", ".bin"))]
     if outside:
-        raise DataError(f"{index} names '{outside[0]}', expected a .safetensors or .bin file beside it")
+        raise DataError(f"{index} names '{outside[0]}', expected a .safetensors or .bin file next to it")
     return names
 
 
 def write_weights(folder: Path, values: Mapping[str, Tensor], file_bytes: int) -> None:
-    """Writes safetensors files of at most `file_bytes` (or one tensor, where it is larger) and, if several, an index.
+    """Writes safetensors files of at most `file_bytes` (or one larger tensor) and, for several files, an index.
 
     Raises:
-        DataError: a number type that a model has no use for.
+        DataError: a tensor that does not hold floating point numbers.
     """
     for name, value in values.items():
         if value.dtype not in DTYPES:
@@ -85,44 +85,49 @@ def write_weights(folder: Path, values: Mapping[str, Tensor], file_bytes: int) -
 def match_weights(
     renamed: Mapping[str, tuple[str | None, Tensor]], wanted: Mapping[str, Tensor], where: str
 ) -> dict[str, Tensor]:
-    """Every value of `wanted`, a model's state, out of weights {their name: (ours, None without a place; value)}.
+    """Returns a value for every name in `wanted`, a model's state dict.
+
+    Args:
+        renamed: {name in the file: (name in the model or None, value)}.
+        wanted: the model's state dict, for its names, shapes and types.
+        where: beginning of the message.
 
     Raises:
-        DataError: a name without a place, a value that is not filled, shapes that differ, quantised numbers, or NaN;
-            with first names and counts.
+        DataError: a name that the model does not have, a missing value, another shape, quantised numbers, or NaN;
+            with the first names and counts.
     """
-    found = {ours: name for name, (ours, _) in renamed.items() if ours is not None}
-    unknown = [name for name, (ours, _) in renamed.items() if ours not in wanted]
-    missing = [name for name in wanted if name not in found]
+    file_names = {target: name for name, (target, _) in renamed.items() if target is not None}
+    unknown = [name for name, (target, _) in renamed.items() if target not in wanted]
+    missing = [name for name in wanted if name not in file_names]
     if unknown or missing:
         parts = [f"{len(unknown)} of its keys have no place in the model ({some_names(unknown)})"] if unknown else []
         parts += [f"{len(missing)} values of the model are not in it ({some_names(missing)})"] if missing else []
         raise DataError(f"{where} does not fit its configuration: {'; '.join(parts)}")
-    values = {ours: renamed[found[ours]][1] for ours in wanted}
+    values = {target: renamed[file_names[target]][1] for target in wanted}
     wrong = [
-        f"{found[ours]} {tuple(value.shape)} for {tuple(wanted[ours].shape)}"
-        for ours, value in values.items()
-        if value.shape != wanted[ours].shape
+        f"{file_names[target]} {tuple(value.shape)} for {tuple(wanted[target].shape)}"
+        for target, value in values.items()
+        if value.shape != wanted[target].shape
     ]
     if wrong:
         raise DataError(f"{where} has {len(wrong)} values of other sizes than its configuration ({some_names(wrong)})")
     typed = [
-        f"{found[ours]} {value.dtype}"
-        for ours, value in values.items()
-        if value.dtype != wanted[ours].dtype and value.dtype not in DTYPES
+        f"{file_names[target]} {value.dtype}"
+        for target, value in values.items()
+        if value.dtype != wanted[target].dtype and value.dtype not in DTYPES
     ]
     if typed:  # quantised numbers mean nothing without their scales
         expected = ", ".join(map(str, DTYPES))
         raise DataError(f"{where} has values of other number types than {expected} ({some_names(typed)})")
-    check_finite({found[ours]: value for ours, value in values.items()}, where)
+    check_finite({file_names[target]: value for target, value in values.items()}, where)
     return values
 
 
 def check_finite(values: Mapping[str, Tensor], where: str) -> None:
-    """Raises DataError where a tensor holds NaN or inf, with which every loss and every answer would be nothing.
+    """Raises DataError where a tensor holds NaN or inf, which would make every loss and every answer useless.
 
     Args:
-        where: how the sentence begins.
+        where: beginning of the message.
     """
     wrong = [name for name, value in values.items() if value.is_floating_point() and not _finite(value.detach())]
     if wrong:
@@ -133,7 +138,7 @@ def check_finite(values: Mapping[str, Tensor], where: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; DataError for any other."""
+    """Reads a JSON file that holds an object; DataError for any other file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -144,13 +149,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def some_names(names: list[str]) -> str:
-    """The first names of many, and how many more there are."""
+    """Returns the first names, and the number of the others."""
     more = f" and {len(names) - MAX_NAMED_TENSORS} more" if len(names) > MAX_NAMED_TENSORS else ""
     return f"{', '.join(names[:MAX_NAMED_TENSORS])}{more}"
 
 
 def _finite(value: Tensor) -> bool:
-    # The extremes are NaN where any value is; isfinite of all would take another tensor's memory.
+    # aminmax returns NaN where any value is NaN; isfinite would allocate another tensor of this size.
     return value.is_meta or value.numel() == 0 or bool(torch.stack(value.aminmax()).isfinite().all())
 
 
@@ -192,7 +197,7 @@ def _read_bin(file: Path) -> dict[str, Tensor]:
 
 
 def _write_file(path: Path, names: Iterable[str], values: Mapping[str, Tensor]) -> None:
-    # Not safetensors' own save_file, which wants every tensor of the file in memory at once.
+    # safetensors' own save_file needs all tensors of the file in memory at once.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:
@@ -208,9 +213,9 @@ def _write_file(path: Path, names: Iterable[str], values: Mapping[str, Tensor]) 
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Returns twelve hex digits over names, shapes and values; equal exactly where the weights are.
+    """Returns twelve hex digits over names, shapes and values; equal exactly for equal weights.
 
-    Values are compared, not the type that holds them: a float32 copy of bfloat16 weights has their hash.
+    It hashes values, not their type: a float32 copy of bfloat16 weights has the same hash.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
@@ -221,9 +226,9 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _as_float32(values: Tensor) -> Tensor:
-    """Returns the same values as float32, and what float32 cannot hold as it is."""
+    """Returns the values as float32, or unchanged where float32 cannot represent them."""
     if not values.is_floating_point():
         return values
-    held = values.float()
-    # Whatever is shorter than float32 fits into it.
-    return values if values.dtype == torch.float64 and not torch.equal(held.double(), values) else held
+    converted = values.float()
+    # Every shorter type fits into float32.
+    return values if values.dtype == torch.float64 and not torch.equal(converted.double(), values) else converted

@@ -1,4 +1,4 @@
-"""What the fields of a configuration mean: the strings under them in the source."""
+"""Reads the documentation of a configuration's fields: the strings below them in the source."""
 
 import ast
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def field_meanings(config: Any) -> dict[str, str]:
-    """Of each field of a dataclass, those it inherits among them, the string under it; none where there is none."""
+    """Returns {field: the string below it} for the documented fields of a dataclass, inherited ones included."""
     docs: dict[str, str] = {}
     for owner in reversed(config.__mro__):
         if not dataclasses.is_dataclass(owner):
@@ -19,9 +19,9 @@ def field_meanings(config: Any) -> dict[str, str]:
 
 
 def _own_meanings(owner: Any) -> dict[str, str]:
-    try:  # a class that core.component_files made has its definition with it
+    try:  # core.component_files attaches the definition to the classes it makes
         definition = vars(owner).get("__definition__") or ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
-    except OSError:  # a class typed into an interpreter has no source to read
+    except OSError:  # a class that was typed into an interpreter has no source
         return {}
     assert isinstance(definition, ast.ClassDef)
     docs = {}

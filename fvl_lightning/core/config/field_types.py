@@ -1,7 +1,7 @@
 """Converts values to the declared types of their fields before OmegaConf merges them.
 
-Text keeps its characters, a path its home folder, a single value stands for a list of one, and what OmegaConf would
-take in silence or refuse in words of its own is refused here in a sentence.
+Text keeps its characters, ~ in a path becomes the home folder, and a single value becomes a list of one. Mistakes that
+OmegaConf accepts silently, or reports in its own terms, are reported here in one sentence.
 """
 
 import dataclasses
@@ -16,28 +16,28 @@ from fvl_lightning.core.config.yaml_text import Texts, joined
 from fvl_lightning.core.errors import ConfigError, first_line, unknown_name
 
 Location = Callable[[str], str]
-"""From a dotted key to where it was written, as messages say it; from "" to the whole."""
+"""Maps a dotted key to the place where it was written, for messages; "" stands for the whole configuration."""
 NUMBERS = {"Integer": "a whole number", "Float": "a number"}
-"""OmegaConf's names of types, in words."""
+"""OmegaConf's type names in plain words."""
 _PATH = "path"
 PathText = Annotated[str, _PATH]
-"""A file or folder, where ~ is the home folder; or something else that a path may stand for, such as a hub's name."""
+"""A file or folder, where ~ is the home folder; or an alternative to a path, such as a hub id."""
 PathsText = Annotated[Any, _PATH]
-"""A PathText, or a list of them; the class checks itself that it is either."""
+"""A PathText or a list of them; the Config checks that it is one of both."""
 
 
 def conform(expected: Any, value: Any, key: str, place: Location, texts: Texts) -> Any:
-    """The value as a field of the type `expected` takes it.
+    """Converts a value to the type of its field.
 
     Args:
-        expected: a type, with the metadata of Annotated.
-        value: plain.
-        key: its dotted path, in `texts` too.
-        place: where it was written.
+        expected: the field's type, with the metadata of Annotated.
+        value: a plain value.
+        key: its dotted path, also in `texts`.
+        place: maps the key to where it was written.
         texts: the characters of plain scalars.
 
     Raises:
-        ConfigError: an unknown key, a value that the type has no place for.
+        ConfigError: an unknown key, or a value of another type.
     """
     options = [option for option in get_args(expected) if option is not type(None)]
     if get_origin(expected) is Annotated:
@@ -46,7 +46,7 @@ def conform(expected: Any, value: Any, key: str, place: Location, texts: Texts) 
         value = conform(options[0], value, key, place, texts)
         return _path(value, key, place) if _PATH in expected.__metadata__ else value
     if expected is Any or (isinstance(value, str) and "${" in value):
-        return value  # an interpolation is checked by OmegaConf, once it is resolved
+        return value  # OmegaConf checks an interpolation once it is resolved
     if type(None) in get_args(expected):
         return _optional(options, value, key, place, texts)
     if dataclasses.is_dataclass(expected):
@@ -66,18 +66,18 @@ def conform(expected: Any, value: Any, key: str, place: Location, texts: Texts) 
 
 
 def _path(value: Any, key: str, place: Location) -> Any:
-    """A path, or each of several, with the home folder for ~ and ~name; no address with a password in it."""
+    """Expands ~ and ~name in a path or a list of paths; refuses an address with a password."""
     if isinstance(value, list):
         return [_path(item, key, place) for item in value]
     if isinstance(value, str) and has_password(value):
-        what = f"{without_login(value)} has a password in it, and addresses are written down"
-        raise ConfigError(f"{place(key)}: {what}; take it out, and give it as the protocol's package reads it")
+        problem = f"{without_login(value)} contains a password, and addresses are stored"
+        raise ConfigError(f"{place(key)}: {problem}; remove it, and pass it as the protocol's package reads it")
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _optional(options: list[Any], value: Any, key: str, place: Location, texts: Texts) -> Any:
     if texts.get(key) == "None":
-        raise ConfigError(f"{place(key)}: None is Python's word for null, which is what to write here")
+        raise ConfigError(f"{place(key)}: write null, as None is Python's word for it")
     return conform(options[0], value, key, place, texts) if value is not None and len(options) == 1 else value
 
 
@@ -130,7 +130,7 @@ def _scalar(expected: Any, value: Any, key: str, place: Location, texts: Texts) 
 
 
 def refusal(error: Exception) -> str:
-    """Returns OmegaConf's reason, in plainer words where it speaks of types."""
-    said = first_line(error)
-    unfit = re.match(r"Value '(.*)' of type '.*' could not be converted to (Integer|Float)", said)
-    return f"expected {NUMBERS[unfit[2]]}, found '{unfit[1]}'" if unfit else said
+    """Returns OmegaConf's message, reworded where it is about types."""
+    message = first_line(error)
+    type_error = re.match(r"Value '(.*)' of type '.*' could not be converted to (Integer|Float)", message)
+    return f"expected {NUMBERS[type_error[2]]}, found '{type_error[1]}'" if type_error else message

@@ -1,7 +1,7 @@
-"""Declarations on the fields of a Config: the range of a number, and what a change of the field affects.
+"""Declares the fields of a Config: the range of a number, and what changing the field affects.
 
 A numeric field is written `rank: int = number(16, at_least=1)`. `check_numbers` reads the declarations of every Config,
-plugins' included, so that no Config checks a number by hand. Numbers that are not finite are refused everywhere.
+including those of plugins, so that no Config checks a number by hand. Numbers must be finite everywhere.
 """
 
 import dataclasses
@@ -14,22 +14,22 @@ from typing import Any, Literal
 from fvl_lightning.core.errors import ConfigError
 
 Changes = Literal["result", "placement", "nothing"]
-"""What another value changes: what is learnt (result), where the same samples are computed and how they are saved
-(placement), or nothing that training computes, such as how often it is logged."""
+"""Effect of another value: on what is learnt (result), on where the same samples are computed and how they are saved
+(placement), or on nothing that training computes, such as the logging interval."""
 MAX_SEED = 2**63 - 1
-"""The largest seed that torch's and Python's generators take alike, less the number of a rank."""
+"""Largest seed that torch and Python both accept, with room to add a rank."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a field may have; null stays allowed where the field's type has it."""
+    """The numbers that a field accepts; null is also accepted where the field's type has it."""
 
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
     hint: str = ""
-    """What to write instead, such as "null turns it off"."""
+    """Advice for the message, such as "null turns it off"."""
 
     def __str__(self) -> str:
         bounds = (
@@ -38,7 +38,7 @@ class Range:
         return " and ".join(f"{words} {_number(bound)}" for words, bound in bounds if bound is not None)
 
     def holds(self, value: float) -> bool:
-        """Whether `value` lies within all bounds; NaN lies nowhere."""
+        """Returns whether `value` is within all bounds; NaN never is."""
         return (
             (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
@@ -58,9 +58,9 @@ def number(
     hint: str = "",
     changes: Changes = "result",
 ) -> Any:
-    """A dataclass field of a number, or of a list, tuple or mapping of numbers, and the range each of them must have.
+    """Returns a dataclass field for a number, or for a list, tuple or mapping of numbers, each within the range.
 
-    Typed Any, as `dataclasses.field` is to a type checker.
+    The return type is Any, as it is for `dataclasses.field`.
     """
     declared = {"range": Range(at_least, above, at_most, below, hint), "changes": changes}
     if default_factory is not dataclasses.MISSING:
@@ -71,24 +71,25 @@ def number(
 
 
 def changes(what: Changes, default: Any = dataclasses.MISSING, default_factory: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that is no number, and what another value of it changes."""
+    """Returns a dataclass field that is not a number, with the effect of changing it."""
     if default_factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=default_factory, metadata={"changes": what})
     return dataclasses.field(default=default, metadata={"changes": what})
 
 
 def check_numbers(config: Any, place: Callable[[str], str], key: str = "") -> None:
-    """ConfigError for a number of a dataclass, or of one inside it, that its field does not allow.
+    """Raises ConfigError for a number outside its field's range, in a dataclass or in one inside it.
 
     Args:
-        place: from a dotted key to where it was written, as messages say it.
+        config: the dataclass.
+        place: maps a dotted key to where it was written, for the message.
         key: the dotted key of `config` itself.
     """
     for field in dataclasses.fields(config):
         value, allowed = getattr(config, field.name), field.metadata.get("range")
-        # What a foreign library reads, such as a model's own configuration, may hold infinity.
-        held = _leaves(value, f"{key}.{field.name}" if key else field.name)
-        for inner, leaf in held:
+        # Values for another library, such as a model's own configuration, may be infinite.
+        leaves = _leaves(value, f"{key}.{field.name}" if key else field.name)
+        for inner, leaf in leaves:
             if dataclasses.is_dataclass(leaf):
                 check_numbers(leaf, place, inner)
             elif allowed is not None or leaf is value:
@@ -104,43 +105,47 @@ def _check(value: float, allowed: Range, where: str) -> None:
 
 
 def keys_that_change(config: Any, what: Changes) -> set[str]:
-    """The dotted keys of a checked configuration whose fields declare that they change `what`."""
-    found: set[str] = set()
+    """Returns the dotted keys of a checked configuration whose fields declare the effect `what`."""
+    keys: set[str] = set()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if "slot" in field.metadata and value is not None:
             value = value.config
         if field.metadata.get("changes", "result") == what:
-            found.add(field.name)
+            keys.add(field.name)
         elif dataclasses.is_dataclass(value):
-            found |= {f"{field.name}.{inner}" for inner in keys_that_change(value, what)}
-    return found
+            keys |= {f"{field.name}.{inner}" for inner in keys_that_change(value, what)}
+    return keys
 
 
 def defaults_of(config: Any) -> dict[str, Callable[[], bool]]:
-    """{dotted key: whether a configuration without it meant what it is now} of fields that hold their default.
+    """Returns the fields that hold their default, with a check that an older configuration without the field agrees.
 
-    A field's metadata {"before": <function of its Config>} answers for one whose default does something new.
+    A configuration from before a field existed means its default, unless the default does something new; then the
+    field's metadata {"before": <function of its Config>} decides.
+
+    Returns:
+        {dotted key: function that returns whether a configuration without the key had the same effect}.
     """
-    found: dict[str, Callable[[], bool]] = {}
+    checks: dict[str, Callable[[], bool]] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        made = field.default_factory
-        default = field.default if made is dataclasses.MISSING else made()
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
         if value == default:
-            found[field.name] = partial(field.metadata.get("before", _as_before), config)
+            checks[field.name] = partial(field.metadata.get("before", _same_as_before), config)
         for key, inner in _configs(value, field.name, "slot" in field.metadata or "slots" in field.metadata):
-            found |= {f"{key}.{name}": meant for name, meant in defaults_of(inner).items()}
-    return found
+            checks |= {f"{key}.{name}": check for name, check in defaults_of(inner).items()}
+    return checks
 
 
-def _as_before(config: Any) -> bool:
-    """A default does what was done before its field was there."""
+def _same_as_before(config: Any) -> bool:
+    """Returns True: most defaults do what was done before their field existed."""
     return True
 
 
 def _configs(value: Any, key: str, chosen: bool) -> Iterator[tuple[str, Any]]:
-    """(dotted key, dataclass) of the Configs in a field's value; what is `chosen` for a slot holds its own."""
+    """Yields (dotted key, dataclass) of the Configs in a field's value; the value of a slot (`chosen`) contains one."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _configs(inner, f"{key}.{name}", chosen)
@@ -149,7 +154,7 @@ def _configs(value: Any, key: str, chosen: bool) -> Iterator[tuple[str, Any]]:
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """(dotted key, number or dataclass) of everything in a field's value."""
+    """Yields (dotted key, number or dataclass) of everything in a field's value."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _leaves(inner, f"{key}.{name}")

@@ -1,4 +1,4 @@
-"""What YAML files say, one layer per file, behind those of the files they name in `base:`."""
+"""Reads YAML files as layers: one per file, after the layers of the files in its `base:`."""
 
 import os
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ COMMAND_LINE = "the command line"
 OVERRIDES = "the overrides"
 """The origin of overrides that are given in Python."""
 Layer = tuple[str, dict[str, Any]]
-"""Where it was written, the path of a file or what messages are to say; and what it says,
-with Scalars in it."""
+"""(origin, values): the origin is the path of a file, or a description for messages; the values contain Scalars."""
 
 
 def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
-    """The layers of `path` and its bases, farthest base first.
+    """Returns the layers of `path` and its bases, the farthest base first.
 
     Args:
-        chain: the files whose `base:` led here.
+        path: a YAML file.
+        chain: the files whose `base:` led to it.
 
     Raises:
-        ConfigError: a file that is missing, malformed or, by its bases, its own base.
+        ConfigError: a file that is missing, malformed or, through its bases, its own base.
     """
     if path.resolve() in chain:
         raise ConfigError(f"{path}: `base:` leads back to itself")
@@ -50,7 +50,7 @@ def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
 
 
 def layers_of(values: Mapping[str, Any], path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
-    """The layers of what is written in `path`: those of the files named in its `base:`, then its own."""
+    """Returns the layers of the `values` written in `path`: those of its `base:` files, then its own."""
     own = dict(values)
     bases = plain(own.pop("base", None)) or []
     bases = [bases] if isinstance(bases, str) else bases
@@ -63,5 +63,5 @@ def layers_of(values: Mapping[str, Any], path: Path, chain: tuple[Path, ...] = (
 
 
 def in_file(origin: str) -> str:
-    """" in a.yaml" or " on the command line", as it stands behind a key; "" for no origin."""
+    """Returns " in a.yaml" or " on the command line", to follow a key in a message; "" for no origin."""
     return origin and f" {'on' if origin == COMMAND_LINE else 'in'} {origin}"

@@ -1,10 +1,10 @@
-"""From YAML files and `key=value` words to checked dataclasses.
+"""Loads YAML files and `key=value` overrides into checked dataclasses.
 
-Layers, later ones winning: dataclass defaults <- `base:` file(s) <- the YAML <- the command line, and behind each file
-what is chosen of the variants it offers (variants.py). A slot is written `{name: <registered>, <fields of its
-Config>}`, or just the name; a layer that changes the name REPLACES the slot, since the fields of one component mean
-nothing to another. A layer that names `pretrained` replaces what made the model from scratch (OF_SCRATCH). Every
-mistake is one sentence (ConfigError).
+Layers, later ones winning: dataclass defaults <- `base:` file(s) <- the YAML <- the command line, and after each file
+the chosen variants it defines (variants.py). A slot is written `{name: <registered>, <fields of its Config>}`, or just
+the name; a layer that changes the name REPLACES the slot, since the fields of one component mean nothing to another. A
+layer that names `pretrained` replaces the fields of a model from scratch (OF_SCRATCH). Every mistake is a ConfigError
+of one sentence.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from fvl_lightning.core.component_files import ConfigReader
 from fvl_lightning.core.config.field_types import Location, conform, refusal
 from fvl_lightning.core.config.fields import check_numbers
 from fvl_lightning.core.config.files import COMMAND_LINE, Layer, in_file, read_layers
-from fvl_lightning.core.config.merging import MergedLayers, override, parsed_words, slot_entry
+from fvl_lightning.core.config.merging import MergedLayers, override, parse_scalars, slot_entry
 from fvl_lightning.core.config.variants import choose_variants
 from fvl_lightning.core.config.yaml_text import (
     Scalar,
@@ -39,17 +39,17 @@ Schema = TypeVar("Schema")
 ConfigLookup = Callable[[str, str, str], Any]
 """(slot, name, how messages name the place) -> the Config class of a component."""
 AS_WRITTEN = {"as_written": True}
-"""The metadata of a field of any values that keeps Scalars, since they go on to fields that may be text."""
+"""Metadata of a field of any values that keeps Scalars, since they are later assigned to fields that may be text."""
 
 
 def slot(name: str, default: Any = None) -> Any:
-    """A dataclass field holding what fills slot `name`; typed Any, since OmegaConf has no polymorphic fields."""
+    """Returns a dataclass field for the component of slot `name`; typed Any, as OmegaConf has no polymorphic fields."""
     return field(default=default, metadata={"slot": name})
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What fills a slot: the registered `name` and an instance of that component's Config."""
+    """The component of a slot: its registered `name` and an instance of its Config."""
 
     slot: str
     name: str
@@ -57,11 +57,11 @@ class Choice:
 
     @property
     def component(self) -> type[Any]:
-        """The registered class."""
+        """The component's class."""
         return component(self.slot, self.name)
 
     def as_dict(self) -> dict[str, Any]:
-        """`{name: ..., <fields>}`, as it is written in YAML."""
+        """Returns `{name: ..., <fields>}`, as it is written in YAML."""
         inner = {
             key: {name: choice.as_dict() for name, choice in getattr(self.config, key).items()}
             for key in _inner_slots(self.config)
@@ -84,12 +84,14 @@ def choose(
 ) -> Choice:
     """Checks one slot entry (a name, or a mapping with `name`) against the component's Config.
 
-    A Config's field of type dict[str, Any] with the metadata {"slots": <slot>} holds components by names of one's own;
-    they are checked, and become Choices, in the same way.
+    A Config may have a field of type dict[str, Any] with the metadata {"slots": <slot>}, which holds components by
+    names of the user's choice; they are checked in the same way and become Choices.
 
     Args:
-        where: the slot, as messages name it.
-        place: from a key of the entry to where it was written.
+        slot_name: the slot.
+        entry: the name or mapping.
+        where: name of the slot, for messages.
+        place: maps a key of the entry to where it was written.
         texts: the characters of the plain scalars in the entry.
         config_of: finds the Config of a component.
     """
@@ -109,41 +111,44 @@ def choose(
 
 
 def load_config(
-    schema: type[Schema], path: Path, overrides: Sequence[str] = (), said: str = COMMAND_LINE
+    schema: type[Schema], path: Path, overrides: Sequence[str] = (), origin: str = COMMAND_LINE
 ) -> Schema:
-    """Reads, merges and checks `path` with its bases and `overrides` ("key=value") into an instance of `schema`.
+    """Reads, merges and checks `path` with its bases and `overrides` into an instance of `schema`.
 
     Args:
-        said: where the overrides were written, as messages say it.
+        schema: a dataclass.
+        path: a YAML file.
+        overrides: "key=value" strings.
+        origin: where the overrides were written, for messages.
 
     Raises:
         ConfigError: a missing or malformed file, an unknown key or name, a wrong type; one sentence with the place.
     """
-    return merge_layers(schema, read_layers(Path(path)), overrides, said, Path(path))
+    return merge_layers(schema, read_layers(Path(path)), overrides, origin, Path(path))
 
 
 def merge_layers(
-    schema: type[Schema], files: Sequence[Layer], overrides: Sequence[str], said: str, path: Path | None = None
+    schema: type[Schema], files: Sequence[Layer], overrides: Sequence[str], origin: str, path: Path | None = None
 ) -> Schema:
-    """Merges and checks the layers of files, farthest base first, and `overrides`; see load_config.
+    """Merges and checks the layers of files, the farthest base first, and `overrides`; see load_config.
 
     Args:
-        path: the file that was named; None for overrides alone.
+        path: the file that was loaded; None for overrides alone.
     """
-    merged = MergedLayers(origins={"": said if path is None else str(path)})
-    words = [(said, parsed_words(word, said)) for word in overrides]
-    for origin, layer in choose_variants(files, words, _field_names(schema)):
-        merged.add(layer, _slot_names(schema), origin)
-    listed_in = merged.origins.get("plugins", said)
-    folder = ((path or Path()) if listed_in == said else Path(listed_in)).parent
+    merged = MergedLayers(origins={"": origin if path is None else str(path)})
+    override_layers = [(origin, parse_scalars(override, origin)) for override in overrides]
+    for layer_origin, layer in choose_variants(files, override_layers, _field_names(schema)):
+        merged.add(layer, _slot_names(schema), layer_origin)
+    listed_in = merged.origins.get("plugins", origin)
+    folder = ((path or Path()) if listed_in == origin else Path(listed_in)).parent
     _check_before_imports(schema, merged, folder)
     return check_config(schema, merged.values, merged.origins, folder, merged.texts)
 
 
 def _check_before_imports(schema: type[Any], merged: MergedLayers, folder: Path) -> None:
-    """Finds mistakes with the source files of components alone: importing them takes seconds.
+    """Finds mistakes with only the source files of components, since importing them takes seconds.
 
-    What this passes is checked again with the imported classes, which have the last word.
+    The configuration is checked again with the imported classes.
     """
     slots = _slot_names(schema)
     if all(map(is_loaded, slots.values())):
@@ -154,7 +159,7 @@ def _check_before_imports(schema: type[Any], merged: MergedLayers, folder: Path)
         _choose_all(config, slots, merged.origins, merged.texts, reader)
     except UserError:
         raise
-    except Exception:  # whatever the source files do not answer, the import does
+    except Exception:  # the check after the import decides
         return
 
 
@@ -177,12 +182,13 @@ def check_config(
     folder: Path = Path(),
     texts: Texts | None = None,
 ) -> Schema:
-    """Checks a merged mapping against `schema`: interpolations resolved, plugins imported, every slot a Choice.
+    """Checks a merged mapping against `schema`: resolves interpolations, imports plugins, makes every slot a Choice.
 
     Args:
-        values: plain.
+        schema: a dataclass.
+        values: plain values.
         origins: where each dotted key was written.
-        folder: where plugins lie.
+        folder: the folder that plugin files are relative to.
         texts: the characters of the plain scalars among the values.
     """
     origins, texts = origins or {}, texts or {}
@@ -193,8 +199,8 @@ def check_config(
         setattr(config, key, with_texts(getattr(config, key), texts_under(texts, key)))
     plugins = vars(config).get("plugins", [])
     for slot_name in slots.values() if plugins else ():
-        names(slot_name)  # the kit's own components come first, so that a plugin that takes a name is the one to blame
-    # Files by their whole path from here on: a run is opened again from another folder than it was started in.
+        names(slot_name)  # registers the kit's components first, so that a name conflict is reported for the plugin
+    # Plugin files become absolute paths: a run may be opened again from another working directory.
     plugins[:] = [import_plugin(plugin, folder) for plugin in plugins]
     _choose_all(config, slots, origins, texts, imported_config)
     return config
@@ -213,7 +219,7 @@ def _choose_all(
 
 
 def as_plain(config: Any) -> Any:
-    """A checked configuration as plain dicts, lists and scalars, as it would be written in YAML."""
+    """Returns a checked configuration as plain dicts, lists and scalars, as it would be written in YAML."""
     if isinstance(config, Choice):
         return as_plain(config.as_dict())
     if isinstance(config, Scalar):
@@ -230,7 +236,7 @@ def as_plain(config: Any) -> Any:
 
 
 def config_hash(config: Any) -> str:
-    """Twelve hex digits that name a resolved configuration (sha256 of its canonical JSON)."""
+    """Returns twelve hex digits that identify a resolved configuration (sha256 of its canonical JSON)."""
     canonical = json.dumps(as_plain(config), sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -260,14 +266,14 @@ def _field_names(schema: Any) -> list[str]:
 
 
 def _at(key: str, origins: Mapping[str, str]) -> str:
-    """" in a.yaml" or " on the command line": where `key`, or else what it stands in, was written last."""
+    """Returns " in a.yaml" or " on the command line": where `key`, or the mapping around it, was written last."""
     while key and key not in origins:
         key = key.rpartition(".")[0]
     return in_file(origins.get(key, ""))
 
 
 def _inside(outer: str, origins: Mapping[str, str]) -> Location:
-    """The place of the keys under `outer` ("" for the whole configuration)."""
+    """Returns the function that gives the place of keys under `outer` ("" for the whole configuration)."""
 
     def place(key: str) -> str:
         full = ".".join(part for part in (outer, key) if part)
@@ -277,12 +283,12 @@ def _inside(outer: str, origins: Mapping[str, str]) -> Location:
 
 
 def _under(outer: str, place: Location) -> Location:
-    """The place of the keys under `outer`, which `place` knows."""
+    """Returns `place` for keys relative to `outer`."""
     return lambda key: place(f"{outer}.{key}" if key else outer)
 
 
 def _to_dataclass(schema: type[Schema], values: Mapping[str, Any], place: Location, texts: Texts) -> Schema:
-    """An instance of the dataclass `schema` with `values` over its defaults, interpolations resolved."""
+    """Returns an instance of the dataclass `schema` with `values` over its defaults, interpolations resolved."""
     values = conform(schema, values, "", place, texts)
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))

@@ -1,4 +1,4 @@
-"""Layers of configuration merged: files and overrides, later ones over earlier ones."""
+"""Merges layers of configuration: files and overrides, later ones over earlier ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,25 +14,26 @@ OF_SCRATCH = ("model", "tokenizer", "chat_template", "prompt_ids")
 """Fields that make a model from scratch: a later layer that names `pretrained` replaces them where there is `model`."""
 
 
-def parse_override(word: str, said: str = COMMAND_LINE) -> dict[str, Any]:
-    """`a.b=1` as `{"a": {"b": 1}}`; the value is read as YAML."""
-    return plain(parsed_words(word, said))
+def parse_override(text: str, origin: str = COMMAND_LINE) -> dict[str, Any]:
+    """Parses `a.b=1` into `{"a": {"b": 1}}`; the value is YAML."""
+    return plain(parse_scalars(text, origin))
 
 
 def override(key: str, value: Any) -> str:
-    """`key=value`, which reads back as the value; Scalars keep their characters."""
+    """Returns `key=value`, which reads back as the value; Scalars keep their characters."""
     return f"{key}={one_line(value)}"
 
 
-def parsed_words(word: str, said: str) -> dict[str, Any]:
+def parse_scalars(word: str, origin: str) -> dict[str, Any]:
+    """Parses an override like `parse_override`, and keeps Scalars."""
     key, equals, text = word.partition("=")
     if not equals or not key or any(not part for part in key.split(".")):
-        raise ConfigError(f"'{word}'{in_file(said)} is not key=value, such as trainer.max_steps=20")
+        raise ConfigError(f"'{word}'{in_file(origin)} is not key=value, such as trainer.max_steps=20")
     try:
         value = read_yaml(text)
     except yaml.YAMLError:
         hint = "; quote a value that has brackets in it, as in \"key=['a[b]']\"" if text.count("[") > 1 else ""
-        raise ConfigError(f"the value of '{word}'{in_file(said)} is not valid YAML{hint}") from None
+        raise ConfigError(f"the value of '{word}'{in_file(origin)} is not valid YAML{hint}") from None
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
@@ -40,21 +41,24 @@ def parsed_words(word: str, said: str) -> dict[str, Any]:
 
 @dataclass
 class MergedLayers:
-    """Layers over one another."""
+    """The result of merging layers.
+
+    Attributes:
+        values: plain values.
+        origins: where each dotted key was written last.
+        texts: the characters of the plain scalars among the values.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
-    """Plain."""
     origins: dict[str, str] = field(default_factory=dict)
-    """Where each dotted key was written last."""
     texts: dict[str, str] = field(default_factory=dict)
-    """The characters of the plain scalars among the values."""
 
     def add(self, layer: Mapping[str, Any], slots: Mapping[str, str], origin: str) -> None:
-        """Puts a layer over the others; another name in a slot replaces what stood there."""
+        """Adds a layer over the others; a slot with another name replaces the slot."""
         for key, written in layer.items():
             value = written
             if key in slots and plain(value) is not None:
-                # `fusion.hidden=3` on the command line has no name of its own: it speaks of the fusion already chosen.
+                # `fusion.hidden=3` on the command line has no name: it changes the fusion that is already chosen.
                 named = not isinstance(value, Mapping) or "name" in value
                 value = slot_entry(value, key + in_file(origin)) if named else dict(value)
                 if named and self.values.get(key) is not None and self.values[key].get("name") != value["name"]:
@@ -68,7 +72,7 @@ class MergedLayers:
             target = into[key]
         else:
             self._forget(path)
-            # An empty mapping empties: `prompts: {}` would otherwise be a way of saying nothing.
+            # An empty mapping replaces the old one, so that `prompts: {}` has an effect.
             target = into[key] = {} if isinstance(value, Mapping) else plain(value)
         if isinstance(value, Mapping):
             if plain(value.get("pretrained")) is not None and target.get("model"):
@@ -82,12 +86,13 @@ class MergedLayers:
             self.texts |= texts_of(value, path)
 
     def _forget(self, path: str) -> None:
-        """Drops the characters of what is replaced."""
+        """Removes the characters of replaced values."""
         for known in [known for known in self.texts if known == path or known.startswith(f"{path}.")]:
             del self.texts[known]
 
 
 def slot_entry(entry: Any, where: str) -> dict[str, Any]:
+    """Returns a slot's entry as a mapping with `name`; ConfigError for anything but a name or such a mapping."""
     if isinstance(entry, str):
         return {"name": entry}
     if isinstance(entry, Mapping) and isinstance(entry.get("name"), str):

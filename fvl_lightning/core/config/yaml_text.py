@@ -1,8 +1,8 @@
-"""YAML that keeps what was written: a number, a truth value or a null also remembers its characters.
+"""Reads and writes YAML that keeps the characters of numbers, booleans and nulls.
 
-What a plain scalar is depends on the field it is for: 12e5 is a number for a learning rate, and text for a name. So it
-is read as a Scalar, which has both, until the type of its field is known. Against YAML 1.1, 1e-4 is a number, 010 is
-ten, 12:30 and 2024-01-01 are text, keys are text, and a key written twice is an error.
+The meaning of a plain scalar depends on its field: 12e5 is a number for a learning rate, and text for a name. So it is
+read as a Scalar, which has both, until the type of its field is known. Unlike in YAML 1.1, 1e-4 is a number, 010 is
+ten, 12:30 and 2024-01-01 are text, keys are text, and a duplicate key is an error.
 """
 
 import json
@@ -22,7 +22,7 @@ MERGE = "tag:yaml.org,2002:merge"
 
 @dataclass(frozen=True)
 class Scalar:
-    """A plain scalar that is no text to YAML: its characters, and what they stand for where no field says more."""
+    """A plain scalar that YAML does not read as text: its characters, and the value that YAML gives them."""
 
     text: str
     value: Any
@@ -37,7 +37,7 @@ class Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Refuses a key that is written twice."""
+        """Refuses a duplicate key."""
         node = super().compose_mapping_node(anchor)
         written: set[str] = set()
         for key, _ in node.value:
@@ -63,14 +63,14 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes text that any reader of YAML, Loader included, would take for something else."""
+    """Quotes text that any YAML reader, Loader included, would read as something else."""
 
 
 def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
     digits = node.value.replace("_", "")
     try:
         return int(digits, 0 if re.match("[-+]?0[box]", digits) else 10)
-    except ValueError:  # more digits than Python reads
+    except ValueError:  # more digits than Python parses
         return node.value
 
 
@@ -80,7 +80,7 @@ def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # PyYAML writes these ends of lines as they are, and reads other ones.
+    # PyYAML writes these line ends unquoted, and reads them back as other characters.
     style = '"' if set(text) & set("\x85\u2028\u2029") else None
     return dumper.represent_scalar(STRING, text, style)
 
@@ -100,7 +100,7 @@ _PLAIN = (
     (_NONE, "None", "N"),
     (MERGE, "<<", "<"),
 )
-"""(tag, pattern, characters with which it begins) of the plain scalars that are no text."""
+"""(tag, pattern, possible first characters) of the plain scalars that are not text."""
 for _tag, _pattern, _first in _PLAIN:
     for _class in (Loader, Dumper):
         _class.add_implicit_resolver(_tag, re.compile(f"(?:{_pattern})$", re.ASCII), [*_first])
@@ -112,24 +112,24 @@ Loader.add_constructor(MERGE, lambda loader, node: node.value)
 
 
 def read_yaml(text: str) -> Any:
-    """Containers, text and Scalars; yaml.YAMLError where it is no YAML."""
+    """Parses YAML into containers, text and Scalars; yaml.YAMLError where it is not valid."""
     return yaml.load(text, Loader)
 
 
 def write_yaml(plain: Any) -> str:
-    """Plain containers as YAML that reads back as the same, here and elsewhere."""
+    """Returns plain containers as YAML that any reader reads back as the same values."""
     return yaml.dump(plain, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def one_line(value: Any) -> str:
-    """A value as it may stand behind key= on the command line; a Scalar keeps its characters."""
+    """Returns a value as it may follow key= on the command line; a Scalar keeps its characters."""
     if isinstance(value, Scalar):
         return value.text or "null"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{one_line(str(key))}: {one_line(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(one_line, value))}]"
-    # JSON is YAML but for pairs of surrogates, and for what ends a line or may not stand in a file.
+    # JSON is valid YAML, except for surrogate pairs, line ends and characters that a file may not contain.
     unfit = r"[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]"
     return re.sub(unfit, _escaped, json.dumps(value, ensure_ascii=False))
 
@@ -139,7 +139,7 @@ def _escaped(letter: re.Match[str]) -> str:
 
 
 def plain(tree: Any) -> Any:
-    """The same without Scalars: what each of them stands for."""
+    """Replaces every Scalar in a tree by its value."""
     if isinstance(tree, Scalar):
         return tree.value
     if isinstance(tree, Mapping):
@@ -148,7 +148,7 @@ def plain(tree: Any) -> Any:
 
 
 def texts_of(tree: Any, path: str = "") -> dict[str, str]:
-    """The characters of all Scalars in a tree."""
+    """Returns the characters of all Scalars in a tree, by dotted path."""
     if isinstance(tree, Scalar):
         return {path: tree.text}
     inner: Iterator[tuple[Any, Any]] = iter(())
@@ -160,7 +160,7 @@ def texts_of(tree: Any, path: str = "") -> dict[str, str]:
 
 
 def with_texts(tree: Any, texts: Texts, path: str = "") -> Any:
-    """The opposite of plain: Scalars where `texts` has characters."""
+    """Reverses `plain`: makes Scalars where `texts` has characters."""
     if isinstance(tree, Mapping):
         return {key: with_texts(value, texts, joined(path, key)) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -169,10 +169,10 @@ def with_texts(tree: Any, texts: Texts, path: str = "") -> Any:
 
 
 def texts_under(texts: Texts, path: str) -> dict[str, str]:
-    """Those below `path`, by the rest of their paths."""
+    """Returns the texts below `path`, by their paths relative to it."""
     return {key[len(path) + 1 :]: text for key, text in texts.items() if key.startswith(f"{path}.")}
 
 
 def joined(path: str, key: Any) -> str:
-    """A dotted path."""
+    """Joins a dotted path and a key."""
     return f"{path}.{key}" if path else str(key)

@@ -165,8 +165,8 @@ REFUSED = [
      " 'recipe'?"),
     (OFFER, "variants.recipe.paper.seed=1", "variants on the command line: unknown key 'variants', allowed are "
      + ALLOWED + "; did you mean 'arms'?"),
-    (OFFER, "chosen.recipe=released", "chosen on the command line: it only records what is taken, by recipe=... for"
-     " instance"),
+    (OFFER, "chosen.recipe=released", "chosen on the command line: it only records selected choices; select one"
+     " with recipe=..."),
     (OFFER, "trainer.max_step=1", "trainer.max_step on the command line: unknown key 'max_step', allowed are betas,"
      " clip_norm, learning_rate, max_steps, precision, rates, resume; did you mean 'max_steps'?"),
     (OFFER + "scale: small", "", "scale in a.yaml: unknown scale 'small', allowed are full, tiny"),
@@ -189,10 +189,10 @@ REFUSED = [
     ("variants: {recipe: {default: a, a: {base: lost.yaml}}}", "", "no configuration file lost.yaml, named in `base:`"
      " of a.yaml; in FOLDER there are a.yaml, other.yaml; did you mean 'other.yaml'?"),
     ("variants: {recipe: {default: a, a: {base: a.yaml}}}", "", "a.yaml: `base:` leads back to itself"),
-    ("variants: {r: {default: a, a: {s: b}}, s: {default: b, b: {}}}", "", "s in a.yaml: a choice neither offers nor"
-     " takes another"),
-    ("variants: {r: {default: a, a: {base: other.yaml}}}", "", "variants in other.yaml: a choice neither offers nor"
-     " takes another"),
+    ("variants: {r: {default: a, a: {s: b}}, s: {default: b, b: {}}}", "", "s in a.yaml: a variant cannot define"
+     " or select other variants"),
+    ("variants: {r: {default: a, a: {base: other.yaml}}}", "", "variants in other.yaml: a variant cannot define"
+     " or select other variants"),
 ]
 
 

@@ -118,8 +118,8 @@ def test_one_stands_for_a_list_of_one(file: Path) -> None:
 
 
 REFUSED = {
-    "maybe=None": "maybe on the command line: None is Python's word for null, which is what to write here",
-    "whole=None": "whole on the command line: None is Python's word for null, which is what to write here",
+    "maybe=None": "maybe on the command line: write null, as None is Python's word for it",
+    "whole=None": "whole on the command line: write null, as None is Python's word for it",
     "text=null": "text on the command line: a value is needed, found null",
     "text=": "text on the command line: a value is needed, found null",
     "texts=null": "texts on the command line: expected a list, found null",
