@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datamodules.batching.collate import Collate, prompted_collate, row_collate
 from datamodules.batching.config import BatchConfig
-from datamodules.batching.lengths import joined, measured_items, tell_counts
+from datamodules.batching.lengths import concatenate, log_counts, measure_items
 from datamodules.batching.loader import (
     MIN_SAMPLES_JUDGED,
     BatchDataset,
@@ -121,7 +121,7 @@ class BatchData(LightningDataModule):
             [self._blocks(number, part) for number, part in enumerate(items)],
         )
         rows = TrainRows(
-            RowOrder(order, joined(items), config.layout, config.sequence_length),
+            RowOrder(order, concatenate(items), config.layout, config.sequence_length),
             context.batch_size,
             context.position,
             context.rank,
@@ -132,7 +132,7 @@ class BatchData(LightningDataModule):
     def val_dataloader(self) -> FiniteBatchLoader:
         """The validation split once, in order; the last batch may be smaller."""
         context = self.context
-        items = joined([self._part_items("validation", number) for number in range(len(self.parts("validation")))])
+        items = concatenate([self._part_items("validation", number) for number in range(len(self.parts("validation")))])
         rows = ValidationRows(items, context.batch_size, context.rank, context.world_size)
         return FiniteBatchLoader(self._dataset("validation"), rows, self.config.workers, self.config.max_bad_fraction)
 
@@ -233,8 +233,8 @@ class BatchData(LightningDataModule):
         part, store = self.parts(split)[number], self.store(split)
         view = self.view(part.view)
         assert isinstance(view, TextView)
-        items = measured_items(store, samples, view, self._beside(part), config.workers)
-        tell_counts(items, store, samples, view, part.name, config.max_bad_fraction)
+        items = measure_items(store, samples, view, self._beside(part), config.workers)
+        log_counts(items, store, samples, view, part.name, config.max_bad_fraction)
         return items
 
     def _beside(self, part: Part) -> Path | None:

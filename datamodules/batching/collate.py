@@ -1,4 +1,4 @@
-"""Samples to batches: rows laid out, packed or padded, and images as the encoder wants them."""
+"""Collates samples into batches: padded or packed rows, and images in the encoder's format."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from fvl_lightning.core.types import IGNORE_INDEX, Batch, DataContext, PromptedB
 
 @dataclass
 class EncodedSample:
-    """One piece before it is laid out; `features` instead of `images` where they were computed before."""
+    """One encoded piece; it has `features` instead of `images` where they were computed before."""
 
     key: str
     dataset: int
@@ -32,14 +32,17 @@ Collate = Callable[[list[list[EncodedSample]], Rows], Batch | PromptedBatch]
 def row_collate(
     context: DataContext, with_features: bool, packed: bool, datasets: Sequence[str], fit: Fit
 ) -> Collate:
-    """Samples -> Batch, filled up on the right to the longest row.
+    """Returns a function that collates samples into a Batch, padded on the right to the longest row.
 
     Args:
-        packed: rows hold several samples, so positions say where each begins.
-        datasets: the names of the data sets of a mixture; none for a single one.
+        context: the model's image format and tokenizer.
+        with_features: whether samples have features instead of images.
+        packed: whether rows hold several samples, so that the batch needs positions.
+        datasets: the names of the datasets of a mixture; none for a single one.
+        fit: how an image is made square.
     """
     tokenizer = context.tokenizer
-    # Behind the last token nothing is supervised and nothing attends, so any id pads where there is no pad token.
+    # Padding is neither supervised nor attended to, so any id serves where there is no pad token.
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     def collate(rows: list[list[EncodedSample]], planned: Rows) -> Batch:
@@ -68,7 +71,7 @@ def row_collate(
 
 
 def prompted_collate(context: DataContext, fit: Fit) -> Collate:
-    """Samples, one a row -> PromptedBatch, targets [I, T, L] padded with IGNORE_INDEX."""
+    """Returns a function that collates samples, one per row, into a PromptedBatch with targets [I, T, L]."""
 
     def collate(rows: list[list[EncodedSample]], planned: Rows) -> PromptedBatch:
         samples = [sample for row in rows for sample in row]
@@ -89,7 +92,7 @@ def _pixels(samples: list[EncodedSample], context: DataContext, fit: Fit) -> Ten
 
 
 def _laid_out(rows: list[list[list[int]]], value: int, keep: bool = True) -> Tensor:
-    """The runs of every row one after the other [B, S] int64, then `value`; nothing but `value` where not `keep`."""
+    """Concatenates the runs of every row and pads with `value` to [B, S] int64; only `value` where not `keep`."""
     lengths = [sum(map(len, row)) for row in rows]
     laid = np.full((len(rows), max(lengths)), value, dtype=np.int64)
     if keep:
@@ -99,9 +102,10 @@ def _laid_out(rows: list[list[list[int]]], value: int, keep: bool = True) -> Ten
 
 
 def _positions(rows: list[list[list[int]]]) -> Tensor:
-    """[B, S] int64, from 0 on in every run; 0 in what fills the row up.
+    """Returns positions [B, S] int64 that restart at 0 in every run; padding has position 0.
 
-    Counted up they would be the largest positions of the row, by which some models choose their frequencies.
+    Counting on would give padding the largest positions of the row, from which some models derive their rotary
+    frequencies.
     """
     longest = max(sum(map(len, row)) for row in rows)
     laid = np.zeros((len(rows), longest), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""How many tokens every sample becomes: measured once, kept beside the shards, so that rows can be planned."""
+"""Measures the tokens of every sample once, and caches them next to the shards, so that rows can be planned."""
 
 import hashlib
 import json
@@ -27,25 +27,32 @@ from fvl_lightning.core.terminal import progress
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 256
-"""Samples a worker measures at a time."""
+CHUNK = 256
+"""Samples that a worker measures at a time."""
 
 _FORMAT = 3
-"""Raised whenever the same samples and view would give other items or counts."""
+"""Version of the cache; it is increased when the same samples and view would give other items or counts."""
 
 Measured = list[tuple[int, int, int, int]]
 """(sample, first turn, last turn, tokens) of each item, turns 0 and -1 for a whole sample."""
 
 
-def measured_items(store: SampleStore, samples: range, view: TextView, folder: Path | None, workers: int) -> Items:
-    """The items of these samples, from the file in `folder` (None: nowhere) that fits store, samples and view.
+def measure_items(store: SampleStore, samples: range, view: TextView, folder: Path | None, workers: int) -> Items:
+    """Returns the items of these samples, from a cache file in `folder` or measured now.
 
-    Measuring reads and tokenises every record, a hundred thousand of them in a minute or so; no image is decoded. What
-    can't be used is left out and counted.
+    Measuring reads and tokenises every record, about a hundred thousand in a minute; it decodes no image. Samples that
+    can't be used are left out and counted.
+
+    Args:
+        store: the samples of a split.
+        samples: their numbers.
+        view: encodes them.
+        folder: the folder of the cache; None for no cache.
+        workers: processes that measure; 0 measures in this one.
     """
     name = f"{store.split}.lengths-{_identity(store, samples, view)}.npz"
     path = None if folder is None else folder / name
-    with _alone(path):
+    with _locked(path):
         items = read_items(path) if path is not None and path.is_file() else None
         if items is None:
             items = _measure(store, samples, view, workers)
@@ -54,40 +61,40 @@ def measured_items(store: SampleStore, samples: range, view: TextView, folder: P
     return items
 
 
-def tell_counts(
+def log_counts(
     items: Items, store: SampleStore, samples: range, view: TextView, name: str, max_bad_fraction: float
 ) -> None:
-    """Logs what became of the samples that are not there as they are; a warning where too many are left out.
+    """Logs how many samples were split, truncated or left out; warns where more than `max_bad_fraction` are left out.
 
     Args:
-        name: of the data set, "" where it is the only one.
+        name: name of the dataset, "" where it is the only one.
 
     Raises:
-        DataError: not one sample is left, or more than `max_bad_fraction` of them can't be used.
+        DataError: no sample is left, or more than `max_bad_fraction` of them can't be used.
     """
     if not items.counts:
         return
     place = f"{store.split} of {name}" if name else store.split
-    words = {"dropped": f"dropped as longer than sequence_length {view.sequence_length}"}
-    told = ", ".join(f"{count} {words.get(what, what)}" for what, count in items.counts.items())
-    bad = sum(count for what, count in items.counts.items() if what.startswith("bad"))
+    labels = {"dropped": f"dropped as longer than sequence_length {view.sequence_length}"}
+    counts = ", ".join(f"{count} {labels.get(label, label)}" for label, count in items.counts.items())
+    bad = sum(count for label, count in items.counts.items() if label.startswith("bad"))
     if len(items) == 0:
-        raise DataError(f"no sample of {place} can be used: {told}{_first_bad(store, samples, view) if bad else ''}")
+        raise DataError(f"no sample of {place} can be used: {counts}{_first_bad(store, samples, view) if bad else ''}")
     if len(samples) >= MIN_SAMPLES_JUDGED and bad > max_bad_fraction * len(samples):
         raise DataError(
-            f"{bad} of {len(samples)} samples of {place} can't be used ({told}), more than max_bad_fraction "
+            f"{bad} of {len(samples)} samples of {place} can't be used ({counts}), more than max_bad_fraction "
             f"{max_bad_fraction}{_first_bad(store, samples, view)}; `fvl shards check` names them"
         )
     dropped = items.counts.get("dropped", 0)
     if bad + dropped <= max_bad_fraction * len(samples):
-        log.info("%s: of %d samples %s", place, len(samples), told)
+        log.info("%s: of %d samples %s", place, len(samples), counts)
     else:
-        advice = "; data.sequence_length and data.over_long say what is too long" if dropped else ""
-        log.warning("%s: of %d samples %s%s", place, len(samples), told, advice)
+        advice = "; data.sequence_length and data.over_long define what is too long" if dropped else ""
+        log.warning("%s: of %d samples %s%s", place, len(samples), counts, advice)
 
 
 def _first_bad(store: SampleStore, samples: range, view: TextView) -> str:
-    """The first of the samples that can't be used, in words."""
+    """Describes the first sample that can't be used."""
     for sample in samples:
         try:
             view.measure(store, sample)
@@ -98,26 +105,26 @@ def _first_bad(store: SampleStore, samples: range, view: TextView) -> str:
 
 
 class _Measuring(Dataset[tuple[Measured, "Counter[str]"]]):
-    """Chunks of samples to what they become; runs in workers."""
+    """Maps the number of a chunk of samples to their items and counts; runs in workers."""
 
     def __init__(self, store: SampleStore, samples: range, view: TextView) -> None:
         self.store, self.samples, self.view = store, samples, view
 
     def __len__(self) -> int:
-        return -(-len(self.samples) // AT_ONCE)
+        return -(-len(self.samples) // CHUNK)
 
     def __getitem__(self, chunk: int) -> tuple[Measured, "Counter[str]"]:
         measured: Measured = []
         counts: Counter[str] = Counter()
-        for sample in self.samples[chunk * AT_ONCE : (chunk + 1) * AT_ONCE]:
+        for sample in self.samples[chunk * CHUNK : (chunk + 1) * CHUNK]:
             try:
-                found = self.view.measure(self.store, sample)
+                measure = self.view.measure(self.store, sample)
             except SampleError as error:
                 counts["dropped" if error.reason == TOO_LONG else f"bad ({error.reason})"] += 1
                 continue
-            counts["split"] += len(found.pieces) > 1
-            counts["truncated"] += found.truncated
-            for turns, tokens in found.pieces:
+            counts["split"] += len(measure.pieces) > 1
+            counts["truncated"] += measure.truncated
+            for turns, tokens in measure.pieces:
                 first, last = turns or (0, -1)
                 measured.append((sample, first, last, tokens))
         return measured, counts
@@ -129,26 +136,26 @@ def _measure(store: SampleStore, samples: range, view: TextView, workers: int) -
         batch_size=None,
         num_workers=workers,
         collate_fn=as_is,
-        # Without one of its own a loader draws from torch's global stream: the run that measures would be another.
+        # A loader without its own generator draws from torch's global one, so that a run that measures would differ.
         generator=torch.Generator(),
     )
-    parts: list[Any] = []
+    chunk_tables: list[Any] = []
     counts: Counter[str] = Counter()
     with progress(MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task(f"measuring {store.split}", total=len(samples))
-        for measured, counted in chunks:
-            parts.append(np.array(measured, dtype=np.int64).reshape(-1, 4))
-            counts += counted
-            bar.advance(task, AT_ONCE)
-    table = np.concatenate(parts) if parts else np.zeros((0, 4), dtype=np.int64)
+        for measured, chunk_counts in chunks:
+            chunk_tables.append(np.array(measured, dtype=np.int64).reshape(-1, 4))
+            counts += chunk_counts
+            bar.advance(task, CHUNK)
+    table = np.concatenate(chunk_tables) if chunk_tables else np.zeros((0, 4), dtype=np.int64)
     first, last, tokens = (table[:, column].astype(np.int32) for column in (1, 2, 3))
     return Items(table[:, 0], first, last, tokens, dict(sorted(counts.items())))
 
 
 def _identity(store: SampleStore, samples: range, view: TextView) -> str:
-    """Names what was measured: the shards' content, the samples, and everything that says how they become tokens."""
+    """Hashes everything that determines the items: the shards' content, the samples, and how they become tokens."""
     planner = view.planner
-    known = [
+    inputs = [
         _FORMAT,
         store.content_hash(),
         [samples.start, samples.stop],
@@ -161,11 +168,11 @@ def _identity(store: SampleStore, samples: range, view: TextView) -> str:
         view.sequence_length,
         view.over_long,
     ]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 
 def read_items(path: Path) -> Items | None:
-    """The items in a file of lengths; None, and a warning, where it is broken."""
+    """Reads the items of a cache file; None, and a warning, where it is broken."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return Items(
@@ -181,9 +188,9 @@ def read_items(path: Path) -> Items | None:
 
 
 def write_items(items: Items, path: Path) -> None:
-    """Measured items to a file, whole or not at all; a warning where that can't be."""
+    """Writes measured items to a file, atomically; only warns where it can't be written."""
     try:
-        with atomic_write(path) as beside, beside.open("wb") as file:
+        with atomic_write(path) as tmp_path, tmp_path.open("wb") as file:
             np.savez(
                 file,
                 samples=items.samples,
@@ -197,25 +204,25 @@ def write_items(items: Items, path: Path) -> None:
 
 
 @contextmanager
-def _alone(path: Path | None) -> Iterator[None]:
-    """Of several processes that need the same lengths, one measures and the others wait for its file."""
+def _locked(path: Path | None) -> Iterator[None]:
+    """Locks a cache file, so that one process measures and the others wait for its file."""
     writable = path is not None and os.access(path.parent, os.W_OK)
     with FileLock(f"{path}.lock") if writable else nullcontext():
         yield
 
 
-def joined(parts: Sequence[Items]) -> Items:
-    """The items of several data sets, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
+def concatenate(datasets: Sequence[Items]) -> Items:
+    """Returns the items of several datasets, one after the other."""
+    if len(datasets) == 1:
+        return datasets[0]
     counts: Counter[str] = Counter()
-    for part in parts:
-        counts.update(part.counts)
-    measured = [part.tokens for part in parts if part.tokens is not None]
+    for items in datasets:
+        counts.update(items.counts)
+    tokens = [items.tokens for items in datasets if items.tokens is not None]
     return Items(
-        np.concatenate([part.samples for part in parts]),
-        np.concatenate([part.first_turn for part in parts]),
-        np.concatenate([part.last_turn for part in parts]),
-        np.concatenate(measured) if len(measured) == len(parts) else None,
+        np.concatenate([items.samples for items in datasets]),
+        np.concatenate([items.first_turn for items in datasets]),
+        np.concatenate([items.last_turn for items in datasets]),
+        np.concatenate(tokens) if len(tokens) == len(datasets) else None,
         dict(counts),
     )

@@ -1,4 +1,4 @@
-"""Rows of the order to batches: read and encode; bad samples are dropped, counted and, past a limit, an error."""
+"""Loads the rows of the order as batches; bad samples are dropped and counted, and too many of them are an error."""
 
 import logging
 import signal
@@ -29,14 +29,22 @@ FeatureLookup = Callable[[str, int], dict[str, Tensor]]
 """(split, sample number) -> {source: [I_sample, N, D]}: a frozen encoder's features of that sample's images."""
 
 MIN_SAMPLES_JUDGED = 100
-"""Samples seen before the fraction of bad ones is held against the limit; also how far a batch of none is refilled."""
+"""Samples to see before the fraction of bad ones is compared with the limit."""
+MAX_SUBSTITUTES = 100
+"""Samples to try as a substitute for a batch whose samples are all bad."""
 
 
 @dataclass
 class LoadedBatch:
-    """What became of one batch's rows: the batch, or the error that ends the run, and the samples left out.
+    """The result of loading one batch's rows.
 
-    `seen` counts samples by the number of their data set; `truncated` has the numbers of those that were shortened.
+    Attributes:
+        batch: the batch; None where no sample could be used, or on an error.
+        seen: number of samples by the index of their dataset.
+        refilled: whether all samples of the rows were bad, so that another sample was taken.
+        bad: errors of the samples that were left out.
+        truncated: numbers of the samples that were shortened.
+        error: the error that ends the run.
     """
 
     batch: Batch | PromptedBatch | None = None
@@ -48,13 +56,14 @@ class LoadedBatch:
 
 
 class BatchDataset(Dataset[LoadedBatch]):
-    """Rows -> LoadedBatch, a pure function of the rows, so that it does not matter which worker runs it.
+    """Maps Rows to LoadedBatch: a pure function of the rows, so that any worker gives the same batch.
 
     Args:
-        views: how the samples of each data set become tokens.
-        ends: the number of the first sample behind each data set.
+        store: the samples of a split.
+        views: the view of each dataset, which encodes its samples.
+        ends: the number of the first sample after each dataset.
         collate: makes the batch.
-        lookup: features in place of images.
+        lookup: returns features in place of images; None for images.
     """
 
     def __init__(
@@ -68,11 +77,11 @@ class BatchDataset(Dataset[LoadedBatch]):
         self.store, self.views, self.ends, self.collate, self.lookup = store, views, ends, collate, lookup
 
     def __getitem__(self, rows: Rows) -> LoadedBatch:
-        """Reads the rows' pieces; a batch left with none takes the first good sample that follows in the store."""
+        """Reads the rows' pieces; if all of them are bad, the batch is the next good sample in the store."""
         loaded = LoadedBatch()
         try:
             samples = [kept for row in rows.rows if (kept := self._read_row(row, loaded))]
-            for step in range(1, MIN_SAMPLES_JUDGED + 1):
+            for step in range(1, MAX_SUBSTITUTES + 1):
                 if samples:
                     break
                 loaded.refilled = True
@@ -81,7 +90,7 @@ class BatchDataset(Dataset[LoadedBatch]):
             if samples:
                 loaded.batch = self.collate(samples, rows)
         except UserError as error:
-            # As a value: torch would turn an exception raised in a worker into pages of traceback.
+            # It is returned rather than raised: torch turns an exception in a worker into pages of traceback.
             loaded.error = error
         return loaded
 
@@ -98,8 +107,8 @@ class BatchDataset(Dataset[LoadedBatch]):
                 images = self.store.images(piece.sample)[: encoded.images]
                 sample = EncodedSample(key, dataset, encoded, images)
             else:
-                found = self.lookup(self.store.split, piece.sample)
-                features = {source: feature[: encoded.images] for source, feature in found.items()}
+                all_features = self.lookup(self.store.split, piece.sample)
+                features = {source: feature[: encoded.images] for source, feature in all_features.items()}
                 sample = EncodedSample(key, dataset, encoded, features=features)
         except SampleError as error:
             loaded.bad.append(error)
@@ -111,7 +120,15 @@ class BatchDataset(Dataset[LoadedBatch]):
 
 @dataclass
 class Tally:
-    """Samples seen, by data set too, dropped by reason, and shortened, since the loader was made; the last dropped."""
+    """Counts since the loader was made.
+
+    Attributes:
+        seen: samples that were read.
+        datasets: the same by the index of their dataset.
+        bad: dropped samples by reason.
+        truncated: shortened samples.
+        last: the error of the last dropped sample.
+    """
 
     seen: int = 0
     datasets: Counter[int] = field(default_factory=Counter)
@@ -121,10 +138,10 @@ class Tally:
 
 
 class CountingLoader(ABC):
-    """An iterable of batches that counts what their samples were; it counts here, not in the workers.
+    """An iterable of batches that counts its samples; all counting happens in this process, not in the workers.
 
     Args:
-        max_bad_fraction: the fraction of bad samples above which DataError is raised, with shard and key.
+        max_bad_fraction: fraction of bad samples above which iterating raises DataError with shard and key.
     """
 
     def __init__(self, max_bad_fraction: float) -> None:
@@ -135,8 +152,8 @@ class CountingLoader(ABC):
     def __iter__(self) -> Iterator[Batch | PromptedBatch]:
         """Yields the batches."""
 
-    def _counted(self, loaded: LoadedBatch) -> Batch | PromptedBatch:
-        """Returns the batch after counting; DataError where it has none or too many samples were bad."""
+    def _count(self, loaded: LoadedBatch) -> Batch | PromptedBatch:
+        """Counts a loaded batch and returns it; DataError where it has no batch or too many samples were bad."""
         tally = self.tally
         first = tally.seen == 0
         tally.seen += loaded.seen.total()
@@ -146,7 +163,7 @@ class CountingLoader(ABC):
         for error in loaded.bad:
             log.warning("skipped %s", error)
             tally.last = error
-        self._note_shortened(loaded.truncated)
+        self._log_shortened(loaded.truncated)
         if loaded.error is not None:
             raise loaded.error
         too_many = tally.seen >= MIN_SAMPLES_JUDGED and tally.bad.total() > self.max_bad_fraction * tally.seen
@@ -159,17 +176,18 @@ class CountingLoader(ABC):
         return loaded.batch
 
     @abstractmethod
-    def _note_shortened(self, samples: list[int]) -> None:
-        """Logs samples that were shortened; `tally` has them already."""
+    def _log_shortened(self, samples: list[int]) -> None:
+        """Logs shortened samples, which `tally` has already counted."""
 
 
 class BatchLoader(CountingLoader):
     """An iterable of batches, each a function of its rows.
 
     Args:
-        rows: what each batch holds, in order.
+        dataset: loads the batches.
+        rows: the rows of each batch, in order.
         workers: processes that read ahead; 0 reads in this one. The batches are the same for any number.
-        max_bad_fraction: as of CountingLoader.
+        max_bad_fraction: as in CountingLoader.
     """
 
     def __init__(self, dataset: BatchDataset, rows: Iterable[Rows], workers: int, max_bad_fraction: float) -> None:
@@ -184,15 +202,15 @@ class BatchLoader(CountingLoader):
             sampler=self.rows,
             num_workers=self.workers,
             collate_fn=as_is,
-            worker_init_fn=leave_signals_to_the_training,
+            worker_init_fn=ignore_signals,
             # Without one of its own a loader draws from torch's global stream, and a resumed run would draw otherwise.
             generator=torch.Generator(),
         )
         for loaded in loader:
-            yield self._counted(loaded)
+            yield self._count(loaded)
 
-    def _note_shortened(self, samples: list[int]) -> None:
-        """Logs the first, second, fourth, eighth ... of the samples that are shortened, each of which counts once."""
+    def _log_shortened(self, samples: list[int]) -> None:
+        """Logs the first, second, fourth, eighth ... shortened sample; each sample counts once."""
         for sample in samples:
             if not self._shortened[sample]:
                 self._shortened[sample] = True
@@ -202,19 +220,19 @@ class BatchLoader(CountingLoader):
 
 
 class FiniteBatchLoader(BatchLoader):
-    """A BatchLoader whose rows end."""
+    """A BatchLoader with a finite number of rows."""
 
     def __len__(self) -> int:
         assert isinstance(self.rows, Sized)
         return len(self.rows)
 
 
-def leave_signals_to_the_training(worker: int) -> None:
-    """A worker goes on when its whole job is asked to stop, since the step under way may still need its batches."""
+def ignore_signals(worker: int) -> None:
+    """Makes a worker ignore the signals that stop a job, since the current step may still need its batches."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 
 def as_is(value: Any) -> Any:
-    """A collate function for what has been put together already."""
+    """Returns its argument: a collate function for a dataset that returns batches."""
     return value

@@ -1,4 +1,4 @@
-"""The order of what is trained on: a pure function of (seed, epoch, position), the same for any ranks and workers."""
+"""The global order of training samples: a function of (seed, position), the same for any ranks and workers."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,21 +9,23 @@ import torch
 from numpy.typing import NDArray
 
 DENOMINATOR = 2**20
-"""Shares of a mixture are fractions with at most this below the line, so that positions up to 2**43 stay exact."""
+"""Largest denominator of a mixture's shares, so that positions up to 2**43 stay exact."""
 
 
 class GlobalOrder:
-    """An endless sequence over the items of one or several data sets, numbered one set after the other.
+    """An endless sequence over the items of one or several datasets, which are numbered one dataset after the other.
 
-    Each data set goes through all its items, in an order of its own for every epoch, before one comes again. Several
-    are interleaved so evenly that in any stretch each has its share to within the logarithm of their number.
+    Each dataset is permuted anew in every epoch, and an item comes again only after all others of its dataset. Several
+    datasets are interleaved so evenly that in any range of positions each has its share to within the logarithm of
+    their number.
 
     Args:
-        sizes: items of each data set.
-        shares: how much of the whole each gives, in any unit; None for as much as it has.
-        names: what each is called: its order depends on its name, not on its neighbours.
-        blocks: for a data set that lies far away, how many items each of its blocks holds; they are gone through block
-            by block in an order of their own, and shuffled within. None shuffles over everything.
+        sizes: number of items of each dataset.
+        seed: seed of the permutations.
+        shares: share of each dataset in the mixture, in any unit; None for shares by size.
+        names: name of each dataset; its order depends on its name, not on the other datasets.
+        blocks: for a remote dataset, the number of items of each of its blocks; blocks are visited one after the other
+            in random order, and shuffled within. None shuffles over the whole dataset.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class GlobalOrder:
         self._epochs: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def take(self, start: int, stop: int) -> NDArray[np.int64]:
-        """The items at the positions from `start` up to `stop`."""
+        """Returns the items at the positions [start, stop)."""
         datasets, places = self._interleave(np.arange(start, stop, dtype=np.int64))
         items = np.empty(stop - start, dtype=np.int64)
         for dataset in np.unique(datasets).tolist():
@@ -55,15 +57,16 @@ class GlobalOrder:
         return items
 
     def _interleave(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Position -> (data set, how many items of that set came before), in closed form: halves, and halves again.
+        """Maps positions to (dataset, number of earlier items of that dataset) in closed form, by repeated halving.
 
-        Between two parts, the one with the fraction w of the whole has floor(p * w) of the first p positions.
+        Of two groups of datasets, the one with the fraction w of their shares gets floor(p * w) of the first p
+        positions.
         """
         datasets = np.zeros(len(positions), dtype=np.int64)
         places = positions.copy()
-        parts = [(0, len(self.sizes), np.arange(len(positions)))]
-        while parts:
-            first, last, at = parts.pop()
+        groups = [(0, len(self.sizes), np.arange(len(positions)))]
+        while groups:
+            first, last, at = groups.pop()
             if last - first == 1:
                 datasets[at] = first
                 continue
@@ -73,12 +76,12 @@ class GlobalOrder:
             before = places[at] * share.numerator // share.denominator
             left = (places[at] + 1) * share.numerator // share.denominator > before
             places[at] = np.where(left, before, places[at] - before)
-            parts += [(first, middle, at[left]), (middle, last, at[~left])]
+            groups += [(first, middle, at[left]), (middle, last, at[~left])]
         return datasets, places
 
     def _epoch(self, dataset: int, epoch: int) -> NDArray[np.int64]:
         if (dataset, epoch) not in self._epochs:
-            # A stretch may reach over the end of an epoch, so the one before stays.
+            # A range of positions may cross the end of an epoch, so the previous epoch's order is kept.
             self._epochs = {
                 key: order for key, order in self._epochs.items() if key[0] != dataset or key[1] == epoch - 1
             }
@@ -92,12 +95,12 @@ class GlobalOrder:
 
 
 def epoch_permutation(samples: int, seed: int, epoch: int, name: str = "") -> NDArray[np.int64]:
-    """The permutation of one epoch of the data set `name`."""
+    """Returns the permutation [samples] of one epoch of the dataset `name`."""
     return torch.randperm(samples, generator=_generator("order", seed, epoch, name)).numpy()
 
 
 def blockwise_permutation(blocks: Sequence[int], seed: int, epoch: int, name: str = "") -> NDArray[np.int64]:
-    """A permutation that goes through one block after the other, in an order of its own, shuffled within."""
+    """Returns a permutation that visits the blocks one after the other in random order, and shuffles each block."""
     first = np.concatenate([[0], np.cumsum(blocks)])
     generator = _generator("blocks", seed, epoch, name)
     order = torch.randperm(len(blocks), generator=generator).tolist()
@@ -105,6 +108,6 @@ def blockwise_permutation(blocks: Sequence[int], seed: int, epoch: int, name: st
     return np.concatenate(shuffled)
 
 
-def _generator(what: str, seed: int, epoch: int, name: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{what} {seed} {epoch}{f' {name}' if name else ''}".encode()).digest()
+def _generator(purpose: str, seed: int, epoch: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{purpose} {seed} {epoch}{f' {name}' if name else ''}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

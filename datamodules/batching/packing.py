@@ -1,14 +1,14 @@
-"""Documents packed into rows by best fit."""
+"""Packs samples into rows by best fit."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def best_fit(lengths: NDArray[np.int32], capacity: int) -> list[list[int]]:
-    """Rows of indices into `lengths`, whose sums are at most `capacity`.
+    """Returns rows of indices into `lengths` [n]; the lengths of a row add up to at most `capacity`.
 
-    Each row begins with the longest item left and takes those of the others that fill it best: exactly, since the sums
-    that can be reached are the bits of a whole number, and to add an item is to shift it.
+    Each row starts with the longest remaining item and adds the items that fill it best. This subset-sum problem is
+    solved exactly: the reachable sums are the bits of an integer, and adding an item is a shift.
     """
     tokens = lengths.tolist()
     free = dict.fromkeys(range(len(tokens)))
@@ -25,7 +25,7 @@ def best_fit(lengths: NDArray[np.int32], capacity: int) -> list[list[int]]:
                 tried.append((index, sums))
                 sums = (sums | sums << tokens[index]) & within
                 if sums >> room:
-                    break  # full to the last token
+                    break  # the row is full
         best, row = sums.bit_length() - 1, [longest]
         for index, sums_without in reversed(tried):
             if not sums_without >> best & 1:

@@ -1,8 +1,8 @@
-"""From the order of items to rows of batches: padded, of like length, or packed; and the positions between them.
+"""Turns the order of items into rows of batches: padded, grouped by length, or packed.
 
-A position is ONE number, the same on all ranks, from which the sequence of rows can be taken up again. The items are
-drawn from the global order in windows of equal size; position `w * size + r` is before row r of window w. What the
-rows of a window are depends on its items alone, so nothing has to be carried from one window to the next.
+A position is ONE number, the same on all ranks, from which the sequence of rows can be resumed. The items are taken
+from the global order in windows of equal size; position `w * size + r` is before row r of window w. The rows of a
+window depend on its items only, so no state is carried from one window to the next.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,18 +16,21 @@ from datamodules.batching.packing import best_fit
 from datamodules.encoding.items import Items, Piece
 
 WINDOW = 2048
-"""Items of a window; fewer where there are not as many, or a window would hold the same item several times."""
+"""Items per window; a smaller dataset has smaller windows, so that no window contains an item twice."""
 
 Layout = Literal["padded", "grouped", "packed"]
 Row = tuple[Piece, ...]
-"""The pieces that share one row; a single one where nothing is packed."""
+"""The pieces of one row; a single one without packing."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one rank's batch; a run that stops after it goes on from `position`.
+    """The rows of one rank's batch.
 
-    `supervised` is False for a row that only keeps a rank in step where the split has none left for it.
+    Attributes:
+        rows: the pieces of each row.
+        position: the position after this batch; a run that stops here resumes from it.
+        supervised: False for a row that only keeps a rank in step, where the split has no row left for it.
     """
 
     rows: tuple[Row, ...]
@@ -44,10 +47,11 @@ class RowOrder:
     """The endless sequence of rows.
 
     Args:
-        items: what the numbers of the order stand for; their tokens are needed for `grouped` and `packed`.
-        layout: padded: an item a row, in the order drawn. grouped: an item a row, the items of a window by length, so
-            that rows of like length meet in a batch. packed: as many items in a row as fit into `capacity`.
-        capacity: tokens of a packed row.
+        order: the order of the items.
+        items: the items; their tokens are needed for `grouped` and `packed`.
+        layout: padded: one item per row, in order. grouped: one item per row, sorted by length within a window, so that
+            a batch has rows of similar length. packed: as many items per row as fit into `capacity`.
+        capacity: number of tokens in a packed row.
     """
 
     def __init__(self, order: GlobalOrder, items: Items, layout: Layout = "padded", capacity: int = 0) -> None:
@@ -57,7 +61,7 @@ class RowOrder:
         self.window_size = min(WINDOW, len(items))
 
     def after(self, position: int) -> Iterator[tuple[list[int], int]]:
-        """The items of every row from `position` on, with the position that follows it."""
+        """Yields the items of every row from `position` on, with the position after the row."""
         window, skip = divmod(position, self.window_size)
         while True:
             rows = self._window(window)
@@ -73,18 +77,18 @@ class RowOrder:
         assert self.items.tokens is not None
         lengths = self.items.tokens[drawn]
         if self.layout == "grouped":
-            # Up in one window and down in the next, so that a batch over the seam has rows of like length too.
+            # Windows alternate between ascending and descending, so that a batch across two has similar lengths too.
             by_length = np.argsort(lengths, kind="stable")
             return [[item] for item in drawn[by_length if window % 2 == 0 else by_length[::-1]].tolist()]
         rows = best_fit(lengths, self.capacity)
-        # Best fit begins with the longest: unshuffled, the rows of a window would go from few items to many.
+        # Best fit starts with the longest items: without a shuffle, rows would go from few items to many in a window.
         shuffled = np.random.default_rng([self.order.seed, window]).permutation(len(rows))
         return [drawn[rows[number]].tolist() for number in shuffled.tolist()]
 
 
 @dataclass(frozen=True)
 class TrainRows:
-    """Batches without end for one rank, from `position` on: rows [rank * b, (rank + 1) * b) of each global batch."""
+    """Endless batches of one rank from `position` on: rows [rank * b, (rank + 1) * b) of each global batch."""
 
     order: RowOrder
     batch_size: int
@@ -94,22 +98,22 @@ class TrainRows:
 
     def __iter__(self) -> Iterator[Rows]:
         rows = self.order.after(self.position)
-        mine = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        local_rows = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         while True:
             kept: list[Row] = []
             for number in range(self.batch_size * self.world_size):
                 row, position = next(rows)
-                if number in mine:
+                if number in local_rows:
                     kept.append(tuple(self.order.items[item] for item in row))
             yield Rows(tuple(kept), position)
 
 
 @dataclass(frozen=True)
 class ValidationRows:
-    """One pass in order for one rank, an item a row; all ranks get as many batches, the last of them smaller.
+    """One pass over the items in order for one rank, one item per row; the last batch may be smaller.
 
-    A rank for which the last global batch has no row gets the split's first item, not supervised: under sharding
-    every rank must take part in every forward.
+    All ranks get the same number of batches. A rank without a row in the last global batch gets the split's first item,
+    unsupervised: with sharding, every rank must take part in every forward pass.
     """
 
     items: Items
@@ -130,5 +134,5 @@ class ValidationRows:
 
 
 def single_rows(samples: Sequence[int]) -> Rows:
-    """These whole samples, one a row."""
+    """Returns rows of one whole sample each."""
     return Rows(tuple((Piece(sample),) for sample in samples), position=0)

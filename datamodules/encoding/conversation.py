@@ -1,8 +1,9 @@
-"""Conversations and captions as token ids and labels, with the tokenizer's own chat template, in one pass.
+"""Encodes conversations and captions as token ids and labels, with the tokenizer's own chat template.
 
-The text is the one the template writes (chat_template.py); it is tokenised once, as a whole, and the offsets say which
-tokens an answer became. Special tokens are control only where the template wrote them, or where an image part stands:
-the engine that tokenises knows them under names which no content may hold, so the same words in a content are text.
+The text comes from the template (chat_template.py); it is tokenised once, as a whole, and the offsets show which tokens
+belong to an answer. Special tokens are recognised only where the template wrote them, or where an image part stands:
+the tokenizer knows them by aliases that no content may contain (special_tokens.py), so the same characters in a
+content are ordinary text.
 """
 
 import re
@@ -16,16 +17,16 @@ from tokenizers import Tokenizer, processors
 
 from datamodules.encoding.chat_template import ChatTemplate, Rendered
 from datamodules.encoding.messages import Message, parts_of
-from datamodules.encoding.special_tokens import OPEN, Engine, checked_text
+from datamodules.encoding.special_tokens import OPEN, AliasedTokenizer, check_text
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX
 
 
 def plain_backend(tokenizer: Any, ends: bool) -> Tokenizer:
-    """A copy of a fast tokenizer's own engine that neither pads nor cuts, whatever it was last called with.
+    """Copies the backend of a fast tokenizer, without the padding and truncation of its last call.
 
-    With `ends` False it also leaves out what is added around a text, and with it the trimming of blanks from offsets,
-    which would hide to which token a blank belongs.
+    With `ends` False the copy also has no post-processor: it adds no tokens around a text, and does not trim whitespace
+    from offsets, which would hide the token that a blank belongs to.
     """
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_padding()
@@ -37,14 +38,14 @@ def plain_backend(tokenizer: Any, ends: bool) -> Tokenizer:
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """A conversation as tokens, every image token repeated as often as the language model needs it.
+    """A conversation as tokens, each image token repeated `tokens_per_image` times.
 
     Attributes:
         ids: S token ids.
         labels: S labels, IGNORE_INDEX where a position is not supervised.
-        turn_ends: tokens up to the end of each answer, its end token included.
-        images_before: image parts up to the end of each answer.
-        images: image parts in all.
+        turn_ends: number of tokens up to the end of each answer, its end token included.
+        images_before: number of image parts up to the end of each answer.
+        images: number of all image parts.
     """
 
     ids: list[int]
@@ -55,27 +56,28 @@ class EncodedConversation:
 
 
 ANY_ANSWER: Message = {"role": "assistant", "content": "answer"}
-"""Stands where the next answer will, so that a prompt is what the template writes in front of an answer."""
+"""Placeholder for the next answer, so that a prompt is what the template writes in front of an answer."""
 
 
 class _Answer(NamedTuple):
-    """Where in a text an answer begins, with the template's blanks that are its own, and where its end token ends."""
+    """Offsets in a text: the beginning of an answer, whitespace included, and the end of its end token."""
 
     opening: int
     stop: int
 
 
 class ConversationEncoder:
-    """Messages -> (token ids, labels), labels being the assistant's words and the token that ends each answer.
+    """Encodes messages as token ids and labels; each answer and its end token are supervised.
 
-    The template is given text: the text parts of a message joined, an image part as the image token's own text. What
-    it makes of that is what is learnt, so where it trims contents (Llama 3 does), an answer's blanks at the ends are
-    not there. Blanks which the template writes between its invitation to answer and the answer ("ASSISTANT:" + " red"),
-    or between an answer and its end token, are the assistant's: it must write them to go on as it was taught.
+    The template receives text: the joined text parts of a message, with the image token's text for an image part.
+    Training learns what the template makes of it: where it trims contents (as Llama 3 does), the whitespace around an
+    answer is lost. Whitespace that the template writes between its generation prompt and the answer ("ASSISTANT:" +
+    " red"), or between an answer and its end token, is supervised too: the model must generate it.
 
     Args:
         tokenizer: a fast transformers tokenizer; its chat template is needed for conversations and prompts only.
-        image_token_id: the special token that stands in the ids `tokens_per_image` times for every image part.
+        image_token_id: the special token that stands `tokens_per_image` times for every image part.
+        tokens_per_image: number of tokens that the model makes of one image.
 
     Raises:
         ConfigError: the tokenizer is not a fast one, or `image_token_id` is not one of its special tokens.
@@ -85,31 +87,31 @@ class ConversationEncoder:
         if not tokenizer.is_fast:
             raise ConfigError(f"{tokenizer.name_or_path or 'the tokenizer'} is not a fast tokenizer: it has no offsets")
         self.tokenizer, self.image_token_id, self.tokens_per_image = tokenizer, image_token_id, tokens_per_image
-        self._engine = Engine(plain_backend(tokenizer, ends=False), tokenizer.unk_token_id)
-        if image_token_id not in self._engine.aliases:
+        self._aliased = AliasedTokenizer(plain_backend(tokenizer, ends=False), tokenizer.unk_token_id)
+        if image_token_id not in self._aliased.aliases:
             raise ConfigError(f"the image token {image_token_id} is not a special token of the tokenizer")
-        self._image = self._engine.aliases[image_token_id]
+        self._image = self._aliased.aliases[image_token_id]
         self._image_text = tokenizer.convert_ids_to_tokens(image_token_id)
         self.template = ChatTemplate(tokenizer)
 
     def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-        """Ids and labels of a whole conversation; IGNORE_INDEX where a position is not supervised.
+        """Returns ids and labels of a whole conversation, with IGNORE_INDEX where a position is not supervised.
 
         Raises:
-            ConfigError: there is no template, or it has no end token after an answer.
-            DataError: the template refuses or rewrites the messages or writes their answers in several ways, or a text
-                can't be encoded.
+            ConfigError: there is no template, or it writes no end-of-turn token after an answer.
+            DataError: the template refuses or rewrites the messages, or writes answers inconsistently, or a text can't
+                be encoded.
         """
         encoded = self.encode_turns(messages)
         return encoded.ids, encoded.labels
 
     def encode_turns(self, messages: Sequence[Message]) -> EncodedConversation:
-        """As `encode`, with where each answer ends.
+        """Encodes like `encode`, and also returns the end of each answer.
 
-        What a cut behind an answer leaves: let `kept` be the messages up to the k-th answer. `ids[: turn_ends[k]]` and
-        the labels are then those of `encode_turns(kept)` up to its last turn's end. What `encode(kept)` has behind
-        that is not supervised, and is what the template writes after its last message: nothing (Llama 3), a line break
-        (ChatML), the end of the text (Phi 3).
+        A conversation can be cut after an answer: let `kept` be the messages up to the k-th answer. Then
+        `ids[: turn_ends[k]]` and the labels equal those of `encode_turns(kept)` up to its last turn's end. After that,
+        `encode(kept)` only has unsupervised tokens that the template writes after the last message: none (Llama 3), a
+        line break (ChatML), the end of the text (Phi 3).
         """
         text, spans, rendered = self._text(messages)
         answers = [self._answer(text, *span) for span in spans]
@@ -118,7 +120,7 @@ class ConversationEncoder:
         labels = [IGNORE_INDEX] * len(ids)
         turns = []
         for answer in answers:
-            # The first token of the answer, and its end token, which is one for as long as its name.
+            # The first token of the answer, and its end token: an alias is a single token.
             first, last = bisect_left(starts, answer.opening), bisect_right(starts, answer.stop - 1) - 1
             labels[first : last + 1] = ids[first : last + 1]
             turns.append(last + 1)
@@ -130,46 +132,50 @@ class ConversationEncoder:
         )
 
     def prompt(self, messages: Sequence[Message], go_on: bool = False) -> list[int]:
-        """Ids of the messages up to where the assistant's next answer begins; errors as in `encode`.
+        """Returns the ids of the messages up to the assistant's next answer; errors as in `encode`.
 
-        They are those that training has before the first supervised token of that answer, whatever the template
-        invites with by itself. With `go_on` the last message is the beginning of the answer, which the ids end with.
+        The ids equal those before the first supervised token of that answer in training, even where the template's own
+        generation prompt differs. With `go_on` the last message is the beginning of the answer, which the ids end with.
         """
         text, openings = self._asked(messages, go_on)
         ids, _, _ = self._tokens(text, openings)
         return self._expand(ids, ids)
 
     def written(self, messages: Sequence[Message], generate: bool = False, go_on: bool = False) -> str:
-        """The text that the template writes, of which `encode` and, with `generate`, `prompt` make tokens."""
+        """Returns the template's text, which `encode` (or with `generate`, `prompt`) turns into tokens."""
         text = self._asked(messages, go_on)[0] if generate or go_on else self._text(messages)[0]
-        return self._engine.shown(text)
+        return self._aliased.show(text)
 
     def caption(self, text: str, images: int = 1) -> tuple[list[int], list[int]]:
-        """Plain style: the first token (where the tokenizer has one), the images, then the caption and the end token.
+        """Returns ids and labels of a caption: the bos token (if any), the images, the caption and the eos token.
 
-        Ids and labels; caption and end token are supervised. Raises DataError for a text that can't be encoded.
+        Caption and eos token are supervised.
+
+        Raises:
+            ConfigError: the tokenizer has no eos token.
+            DataError: a text that can't be encoded.
         """
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if eos is None:
             raise ConfigError("the tokenizer has no eos_token to end a caption with")
         head = ([] if bos is None else [bos]) + [self.image_token_id] * (self.tokens_per_image * images)
-        tail = [*self._engine.encode(checked_text(text))[0], eos]
+        tail = [*self._aliased.encode(check_text(text))[0], eos]
         return head + tail, [IGNORE_INDEX] * len(head) + tail
 
     def words_of(self, written: str) -> str:
-        """The words of an answer as the model wrote it, without the blanks that the template writes around them."""
+        """Removes the template's whitespace around an answer that the model has generated."""
         ending = self._closing[: len(self._closing) - len(self._closing.lstrip())]
         return written.removeprefix(self._blanks).removesuffix(ending)
 
     @property
     def end_token_id(self) -> int:
-        """The token that training ends an answer with.
+        """The token that ends an answer in training.
 
         Raises:
-            ConfigError: there is no template, or it has no end token after an answer.
+            ConfigError: there is no template, or it writes no end-of-turn token after an answer.
             DataError: the template refuses or rewrites a question and an answer.
         """
-        ids, _, _ = self._engine.encode(self._closing)
+        ids, _, _ = self._aliased.encode(self._closing)
         return ids[-1]
 
     def check_template(self) -> None:
@@ -180,9 +186,9 @@ class ConversationEncoder:
             raise ConfigError(str(error)) from None
 
     def _asked(self, messages: Sequence[Message], go_on: bool) -> tuple[str, list[int]]:
-        """The messages up to the next answer as the engine reads them, and where the answers in them begin."""
+        """Returns the aliased text of the messages up to the next answer, and the openings of the answers in it."""
         if go_on and messages[-1]["role"] != "assistant":
-            raise DataError(f"only an answer can be gone on with, the last message is of {messages[-1]['role']}")
+            raise DataError(f"only an answer can be continued, the last message has role {messages[-1]['role']}")
         if go_on:
             text, spans, _ = self._text(messages)
             text = text[: spans[-1][1]]
@@ -191,68 +197,68 @@ class ConversationEncoder:
         return text, [self._opening(text, start) for start, _ in spans]
 
     def _before_an_answer(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
-        """What the template writes in front of an answer to the messages, and where the answers in them are."""
+        """Returns what the template writes in front of an answer to the messages, and the spans of earlier answers."""
         try:
             text, spans, _ = self._text([*messages, ANY_ANSWER])
-        except DataError:  # a template that writes no answers has nothing but its own invitation
+        except DataError:  # a template that writes no answers only has its own generation prompt
             text, spans, _ = self._text(messages, generate=True)
             return text, spans
         return text[: self._opening(text, spans[-1][0])], spans[:-1]
 
     def _text(self, messages: Sequence[Message], generate: bool = False) -> tuple[str, list[tuple[int, int]], Rendered]:
-        """The conversation as the engine reads it, the places of its answers' words, and what the template wrote."""
-        roles, contents, spelt = self._spelt(messages)
-        rendered = self.template.render(roles, spelt, generate)
-        parts = [self._engine.hide(rendered.pieces[0])]
-        length, spans = len(parts[0]), []
+        """Returns the conversation's aliased text, the spans of its answers in it, and the template's rendering."""
+        roles, contents, plain_contents = self._contents(messages)
+        rendered = self.template.render(roles, plain_contents, generate)
+        texts = [self._aliased.hide(rendered.pieces[0])]
+        length, spans = len(texts[0]), []
         for role, content, trim, piece in zip(roles, contents, rendered.trims, rendered.pieces[1:], strict=True):
-            words, written = trim(content), self._engine.hide(piece)
+            trimmed, template_text = trim(content), self._aliased.hide(piece)
             if role == "assistant":
-                spans.append((length, length + len(words)))
-            parts += [words, written]
-            length += len(words) + len(written)
-        return "".join(parts), spans, rendered
+                spans.append((length, length + len(trimmed)))
+            texts += [trimmed, template_text]
+            length += len(trimmed) + len(template_text)
+        return "".join(texts), spans, rendered
 
-    def _spelt(self, messages: Sequence[Message]) -> tuple[list[str], list[str], list[str]]:
-        """Roles, contents for the engine, and contents for the template."""
+    def _contents(self, messages: Sequence[Message]) -> tuple[list[str], list[str], list[str]]:
+        """Returns roles, contents with the image token's alias, and contents with its plain text for the template."""
         contents = [self._content(message) for message in messages]
-        spelt = [content.replace(self._image, self._image_text) for content in contents]
-        return [message["role"] for message in messages], contents, spelt
+        plain_contents = [content.replace(self._image, self._image_text) for content in contents]
+        return [message["role"] for message in messages], contents, plain_contents
 
     def _check_history(self, messages: Sequence[Message], rendered: Rendered) -> None:
-        """DataError where an answer that others follow is written otherwise than one that is asked for."""
+        """Raises DataError where the template writes an earlier answer differently from the last one."""
         first = next((number for number, message in enumerate(messages) if message["role"] == "assistant"), None)
         if first is None or first + 1 == len(messages):
             return
-        roles, _, spelt = self._spelt(messages[: first + 1])
-        if self.template.render(roles, spelt).pieces[: first + 1] != rendered.pieces[: first + 1]:
+        roles, _, contents = self._contents(messages[: first + 1])
+        if self.template.render(roles, contents).pieces[: first + 1] != rendered.pieces[: first + 1]:
             raise DataError(
-                "the chat template writes an answer otherwise once other messages follow it (as those do that drop "
-                "earlier thoughts), so that several turns would teach what is never asked; set "
-                "language_model.chat_template to one that writes every answer alike, or cut conversations to one turn"
+                "the chat template writes an answer differently once messages follow it (for instance without its "
+                "thoughts), so that training on several turns would not match generation; set "
+                "language_model.chat_template to one that writes all answers alike, or cut conversations to one turn"
             )
 
     def _tokens(self, text: str, openings: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
-        """As the engine's `encode`, with no token that reaches from the template's words into an answer's.
+        """Encodes an aliased text so that no token spans the template's text and an answer.
 
-        A model is asked with the tokens in front of an answer, so they must not depend on how the answer begins. A
-        special token that takes the blanks behind it, those of an answer too, is the same whatever it takes.
+        A prompt consists of the tokens in front of an answer, so they must not depend on how the answer begins. A
+        special token that absorbs the whitespace after it stays the same token, whatever it absorbs.
         """
-        ids, starts, ends = self._engine.encode(text)
+        ids, starts, ends = self._aliased.encode(text)
         crossed = []
         for opening in openings:
             before = bisect_left(starts, opening) - 1
             if before >= 0 and ends[before] > opening and OPEN not in text[starts[before] : opening]:
                 crossed.append(opening)
-        return self._engine.encode(text, crossed) if crossed else (ids, starts, ends)
+        return self._aliased.encode(text, crossed) if crossed else (ids, starts, ends)
 
     def _answer(self, text: str, start: int, end: int) -> "_Answer":
         if not text.startswith(self._closing, end):
-            raise DataError("the chat template ends this answer otherwise than it ends others")
+            raise DataError("the chat template writes inconsistent end-of-turn tokens: this answer ends differently")
         return _Answer(self._opening(text, start), end + len(self._closing))
 
     def _opening(self, text: str, start: int) -> int:
-        """Where an answer begins whose words begin at `start`."""
+        """Returns the beginning, whitespace included, of an answer whose text begins at `start`."""
         return start - len(self._blanks) if text.endswith(self._blanks, 0, start) else start
 
     @cached_property
@@ -261,22 +267,23 @@ class ConversationEncoder:
 
     @cached_property
     def _closing(self) -> str:
-        return self._engine.hide(self.template.behind_answers(re.compile(rf"\s*(?:{self._engine.special.pattern})")))
+        end_token = re.compile(rf"\s*(?:{self._aliased.special.pattern})")
+        return self._aliased.hide(self.template.after_answers(end_token))
 
     def _content(self, message: Message) -> str:
-        """A message's text for the engine."""
-        words = []
+        """Returns a message's text, with the image token's alias for an image part."""
+        texts = []
         for part in parts_of(message):
             if part["type"] == "image":
                 if message["role"] == "assistant":
-                    raise DataError("an answer holds an image, which can't be learnt to write")
-                words.append(self._image)
+                    raise DataError("an answer contains an image, and the model can only generate text")
+                texts.append(self._image)
             else:
-                words.append(checked_text(part["text"]))
-        return "".join(words)
+                texts.append(check_text(part["text"]))
+        return "".join(texts)
 
     def _expand(self, values: list[int], ids: list[int]) -> list[int]:
-        """The values of image tokens `tokens_per_image` times."""
+        """Repeats the values at image tokens `tokens_per_image` times."""
         expanded: list[int] = []
         for value, i in zip(values, ids, strict=True):
             if i == self.image_token_id:

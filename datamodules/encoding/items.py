@@ -1,4 +1,4 @@
-"""What is drawn from a split: whole samples, or pieces of conversations, with the tokens they become."""
+"""The items of a split: whole samples, or pieces of conversations, with their numbers of tokens."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Piece:
-    """Sample number `sample` of a store; of a conversation that is split, its turns from the first up to the second."""
+    """Sample number `sample` of a store, or of a split conversation only the turns [turns[0], turns[1])."""
 
     sample: int
     turns: tuple[int, int] | None = None
@@ -16,10 +16,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class Items:
-    """The items of one split, n of them: samples, turns (first and last; 0 and -1 for all of them) and tokens [n].
+    """The n items of one split.
 
-    `counts` says what became of the samples that are not there as they are: "split" into several items, "truncated" by
-    some turns or the end of a caption (both may be so of one), "dropped" as too long, "bad (<reason>)".
+    Attributes:
+        samples: [n] number of the sample.
+        first_turn: [n] first turn, 0 for a whole sample.
+        last_turn: [n] end of the turns, -1 for a whole sample.
+        tokens: [n] planned tokens; None where they were not measured.
+        counts: number of changed or missing samples: "split" into several items, "truncated" (some turns or the end of
+            a caption are left out), "dropped" as too long, "bad (<reason>)". A sample may be both split and truncated.
     """
 
     samples: NDArray[np.int64]
@@ -37,7 +42,7 @@ class Items:
 
     @classmethod
     def whole(cls, samples: range) -> "Items":
-        """Every one of these samples once, whole, whatever its length."""
+        """Returns one item for each of these samples, whole, regardless of its length."""
         count = len(samples)
         numbers = np.arange(samples.start, samples.stop, dtype=np.int64)
         return cls(numbers, np.zeros(count, dtype=np.int32), np.full(count, -1, dtype=np.int32), None)

@@ -1,4 +1,4 @@
-"""The messages of a record: what they look like, and what is wrong with them."""
+"""The format of a record's messages, and checks of it."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ ROLES = ("system", "user", "assistant")
 
 
 def check_messages(messages: Any) -> str:
-    """What is wrong with the `messages` of a record, in a few words; empty where nothing is."""
+    """Returns a short description of what is wrong with a record's `messages`, empty where nothing is."""
     if not isinstance(messages, list) or not messages:
         return "no messages"
     for number, message in enumerate(messages):
@@ -25,34 +25,34 @@ def check_messages(messages: Any) -> str:
 
 
 def image_parts(messages: Iterable[Message]) -> int:
-    """How many images the messages speak of."""
+    """Returns the number of image parts in the messages."""
     return sum(part["type"] == "image" for message in messages for part in parts_of(message))
 
 
 def parts_of(message: Message) -> list[dict[str, Any]]:
-    """A message's content as parts."""
+    """Returns a message's content as a list of content parts."""
     content = message["content"]
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def leading_blanks(text: str) -> str:
-    """The white space at the beginning of a text."""
+    """Returns the whitespace at the beginning of a text."""
     return text[: len(text) - len(text.lstrip())]
 
 
-def shown_again(messages: Iterable[Message], content: str | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The images of earlier messages in front of a later content, each with the blanks that follow it there."""
-    shown: list[dict[str, Any]] = []
+def with_earlier_images(messages: Iterable[Message], content: str | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns `content` after the images of earlier messages, each with the whitespace that follows it there."""
+    images: list[dict[str, Any]] = []
     for message in messages:
-        before = False
+        after_image = False
         for part in parts_of(message):
             if part["type"] == "image":
-                shown.append({"type": "image"})
-            elif before and (lead := leading_blanks(part["text"])):
-                shown.append({"type": "text", "text": lead})
-            before = part["type"] == "image"
+                images.append({"type": "image"})
+            elif after_image and (lead := leading_blanks(part["text"])):
+                images.append({"type": "text", "text": lead})
+            after_image = part["type"] == "image"
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return [*shown, *parts]
+    return [*images, *parts]
 
 
 def _is_part(part: Any) -> bool:

@@ -1,6 +1,6 @@
-"""Words that stand for media in the texts of data sets, such as <image> and <|video_1|>.
+"""Finds placeholders for media in the texts of datasets, such as <image> and <|video_1|>.
 
-Where a word is left in a text, the picture it stands for is not there: taught as letters, it is noise.
+A placeholder that is left in a text stands for an image that is missing; trained on as text, it is noise.
 """
 
 import re
@@ -16,7 +16,7 @@ _CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
 
 def find_placeholder(text: str) -> str:
-    """The first such word in a text; empty where there is none. What is marked as code is what people write about."""
+    """Returns the first placeholder in a text, empty where there is none; code in backticks is ignored."""
     if _PLACEHOLDER.search(text) is None:
         return ""
     found = _PLACEHOLDER.search(_CODE.sub("", text))

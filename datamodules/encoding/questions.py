@@ -1,21 +1,26 @@
-"""The questions of a split, one by one, for answers to be generated and scored."""
+"""Lists the questions of a split, for answers to be generated and scored."""
 
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from datamodules.encoding.messages import image_parts, parts_of, shown_again
+from datamodules.encoding.messages import image_parts, parts_of, with_earlier_images
 from datamodules.encoding.views import messages_of
 from datamodules.storage.sample_store import SampleStore
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about the images of sample `index`: the messages that ask it, and the answer to score against.
+    """One question about the images of sample `index`, with its reference answer.
 
-    `kind` groups questions in reports; `prompt_messages` are the conversation's system messages, if any, and one user
-    message, so that no other turn helps: the question as it is where it holds all images, else with all of them in
-    front of it, each joined to what follows as in its own turn.
+    Attributes:
+        key: the sample's key.
+        index: the sample's number.
+        kind: groups questions in reports.
+        prompt_messages: the conversation's system messages, if any, and one user message, so that no other turn helps.
+            The user message contains all images of the conversation: images of other turns come first, each with the
+            whitespace that follows it in its own turn.
+        answer: the reference answer.
     """
 
     key: str
@@ -26,10 +31,10 @@ class Question:
 
 
 def list_questions(store: SampleStore) -> list[Question]:
-    """One Question for every answer of the records that name the `kinds` of their answers, in order.
+    """Returns one Question per answer of the records with `kinds`, in order.
 
     Raises:
-        SampleError: a record whose `kinds` are not as many as its answers, or whose messages are broken.
+        SampleError: a record whose number of `kinds` is not its number of answers, or whose messages are broken.
     """
     questions = []
     for i in range(len(store)):
@@ -38,20 +43,20 @@ def list_questions(store: SampleStore) -> list[Question]:
             continue
         messages = messages_of(store, i)
         system = tuple(message for message in messages if message["role"] == "system")
-        turns = [(asked, said) for asked, said in pairwise(messages) if _is_turn(asked, said)]
+        turns = [(first, second) for first, second in pairwise(messages) if _is_turn(first, second)]
         if not isinstance(kinds, list) or len(kinds) != len(turns):
             raise store.error(i, "kinds", f"{len(turns)} answers, `kinds` is {kinds}")
         talk = [message for message in messages if message["role"] != "system"]
-        for kind, (asked, said) in zip(kinds, turns, strict=True):
-            whole = image_parts([asked]) == image_parts(talk)
-            content = parts_of(asked) if whole else shown_again(talk, _text(asked))
+        for kind, (question, answer) in zip(kinds, turns, strict=True):
+            has_all_images = image_parts([question]) == image_parts(talk)
+            content = parts_of(question) if has_all_images else with_earlier_images(talk, _text(question))
             prompt = (*system, {"role": "user", "content": content})
-            questions.append(Question(store.key(i), i, str(kind), prompt, _text(said)))
+            questions.append(Question(store.key(i), i, str(kind), prompt, _text(answer)))
     return questions
 
 
-def _is_turn(asked: dict[str, Any], said: dict[str, Any]) -> bool:
-    return asked["role"] == "user" and said["role"] == "assistant"
+def _is_turn(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return first["role"] == "user" and second["role"] == "assistant"
 
 
 def _text(message: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The engine of a tokenizer, made to tell special tokens from texts that look like them."""
+"""A tokenizer that distinguishes special tokens from text with the same characters."""
 
 import json
 import re
@@ -10,25 +10,25 @@ from tokenizers import AddedToken, Tokenizer
 from fvl_lightning.core.errors import ConfigError, DataError
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
-"""Two of Unicode's noncharacters: in the names of special tokens only, since no text for interchange may hold them."""
+"""Two Unicode noncharacters, used only in the aliases of special tokens, since ordinary text may not contain them."""
 BREAK = f"{OPEN}{CLOSE}"
-"""A special token that becomes none: no token reaches from one side of it to the other."""
+"""A special token that is removed after tokenising, so that no token spans its position."""
 _ALIAS = re.compile(f"{OPEN}([0-9]+){CLOSE}")
 
 
-class Engine:
-    """A tokenizer's engine in which special tokens have other names, their aliases, that no text can hold.
+class AliasedTokenizer:
+    """A tokenizer whose special tokens have aliases that no text can contain.
 
-    What is control is so told by the names alone. All else about tokenising is the tokenizer's own, in one pass over
-    the whole text: which blanks a special token takes with it, what is put in front of the text behind one, and which
-    characters of template and content are one token.
+    A special token is recognised by its alias only. Everything else is the original tokenizer's behaviour in one pass
+    over the whole text: the whitespace that a special token absorbs, the prefix of the text after one, and tokens that
+    span template and content.
 
     Args:
-        backend: the engine to start from; with no post-processor that trims offsets.
-        unknown: the id of the unknown token, which any text may hold; None where there is none.
+        backend: the original tokenizer, without a post-processor that trims offsets.
+        unknown: the id of the unknown token, which any text may contain; None where there is none.
 
     Raises:
-        ConfigError: the engine numbers tokens so that the aliases can't be told from its vocabulary.
+        ConfigError: the tokenizer's ids have gaps, so that aliases can't be distinguished from its vocabulary.
     """
 
     def __init__(self, backend: Tokenizer, unknown: int | None) -> None:
@@ -43,27 +43,28 @@ class Engine:
                 token["content"] = self.aliases[token["id"]]
         self._backend = Tokenizer.from_str(json.dumps(state))
         self._backend.add_special_tokens([AddedToken(BREAK, normalized=False, special=True)])
-        # Under another name a token has another number, and others may move: number in this engine -> the tokenizer's.
+        # An alias has another id, and the ids of other tokens may move: id in this backend -> id in the tokenizer.
         self._numbers = {self._number(token["content"]): token["id"] for token in added}
         self._break = self._number(BREAK)
         self._control = {number for number, i in self._numbers.items() if i in self.aliases} | {self._break}
         self._refused = set(special.values()) - self._numbers.keys() - {unknown}
 
     def hide(self, text: str) -> str:
-        """The template's own words with its special tokens under their aliases."""
+        """Replaces the special tokens in the template's own text by their aliases."""
         return self.special.sub(lambda match: self.aliases[self._ids[match[0]]], text)
 
     def encode(self, text: str, breaks: Sequence[int] = ()) -> tuple[list[int], list[int], list[int]]:
-        """(ids, starts, ends): token ids of the tokenizer, and the characters of `text` each token begins and ends at.
+        """Returns (ids, starts, ends): token ids, and the offsets in `text` where each token begins and ends.
 
-        Neither ever decreases; parts of one character share its place.
+        Offsets never decrease; tokens of one character share its offsets.
 
         Args:
-            breaks: places in `text`, in their order, over which no token may reach.
+            text: a text with aliases.
+            breaks: sorted offsets in `text` that no token may span.
 
         Raises:
-            ConfigError: a special token of the template is not found where it stands.
-            DataError: a special token came of the words of a text.
+            ConfigError: the tokenizer misses a special token of the template.
+            DataError: the tokenizer makes a special token of ordinary text.
         """
         cuts = [0, *breaks, len(text)]
         broken = BREAK.join(text[start:end] for start, end in pairwise(cuts))
@@ -72,9 +73,9 @@ class Engine:
         refused = self._refused.intersection(numbers)
         if refused:
             token = next(token for token, i in self._ids.items() if i in refused)
-            raise DataError(f"the text holds '{token}', which this tokenizer can't take for mere words")
+            raise DataError(f"the text contains '{token}', which this tokenizer can't encode as ordinary text")
         if sum(number in self._control for number in numbers) != broken.count(OPEN):
-            raise ConfigError("the tokenizer does not find its special tokens behind a word (are they `normalized`?)")
+            raise ConfigError("the tokenizer misses its special tokens after other text (are they `normalized`?)")
         ids, starts, ends, inserted = [], [], [], 0
         for number, (start, end) in zip(numbers, encoding.offsets, strict=True):
             if number == self._break:
@@ -85,21 +86,21 @@ class Engine:
             ends.append(end - inserted)
         return ids, starts, ends
 
-    def shown(self, text: str) -> str:
-        """The text with the special tokens under their own names."""
+    def show(self, text: str) -> str:
+        """Replaces the aliases in a text by the special tokens' own names."""
         return _ALIAS.sub(lambda match: self._names[int(match[1])], text)
 
     def _number(self, name: str) -> int:
-        """The number of an added token in this engine."""
+        """Returns the id of an added token in this backend."""
         number = self._backend.token_to_id(name)
         assert number is not None  # each was added before
         if self._backend.model.id_to_token(number) not in (None, name):
-            raise ConfigError("the tokenizer's ids have gaps, where its special tokens can't be told from words")
+            raise ConfigError("the tokenizer's ids have gaps, so that special tokens can't be distinguished from text")
         return number
 
 
-def checked_text(text: str) -> str:
-    """The text, where an engine can take it; DataError otherwise."""
+def check_text(text: str) -> str:
+    """Returns a text that can be encoded; DataError for any other."""
     if OPEN in text:
         raise DataError(f"the text holds U+{ord(OPEN):X}, which is no character and can't be encoded")
     try:

@@ -1,4 +1,4 @@
-"""What a record is to a stage: a conversation, a caption, or the targets of the encoder's prompts."""
+"""Encodes records as a conversation, a caption, or the targets of the encoder's prompts."""
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from datamodules.encoding.conversation import ConversationEncoder, EncodedConversation, plain_backend
 from datamodules.encoding.items import Piece
 from datamodules.encoding.location_tokens import boxes_as_text, location_bins
-from datamodules.encoding.messages import check_messages, image_parts, shown_again
+from datamodules.encoding.messages import check_messages, image_parts, with_earlier_images
 from datamodules.storage.sample import Samples
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.types import IGNORE_INDEX, DataContext
@@ -25,10 +25,12 @@ TOO_LONG = "too long"
 
 @dataclass(frozen=True)
 class Encoded:
-    """One piece as tokens: `rows` holds its (ids, labels), or for the view `tasks` one (ids, ids) per task.
+    """One piece as tokens.
 
-    `images` is how many of the sample's images, from the first on, belong to it; `truncated` whether something was
-    left out to fit `sequence_length`.
+    Attributes:
+        rows: its (ids, labels), or for the view `tasks` one (ids, ids) per task.
+        images: number of the sample's images, counted from the first, that belong to the piece.
+        truncated: whether something was left out to fit `sequence_length`.
     """
 
     rows: list[Example]
@@ -38,9 +40,11 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Measure:
-    """What a sample is trained on: (turns, None for all of them; planned tokens) of each piece.
+    """The pieces of a sample.
 
-    `truncated` says whether some of its turns, or the end of its caption, are in none of them.
+    Attributes:
+        pieces: (turns, or None for all of them; planned tokens) of each piece.
+        truncated: whether some turns, or the end of the caption, are in none of the pieces.
     """
 
     pieces: list[tuple[Turns | None, int]]
@@ -48,23 +52,23 @@ class Measure:
 
 
 class View(ABC):
-    """How the samples of a store become tokens. A sample that can't be used raises SampleError."""
+    """Encodes the samples of a store as tokens; raises SampleError for a sample that can't be used."""
 
     @abstractmethod
     def encode(self, store: Samples, piece: Piece) -> Encoded:
-        """The piece's tokens."""
+        """Returns the piece's tokens."""
 
 
 class TextView(View):
     """Text with images for a language model.
 
     Args:
-        encoder: makes the tokens.
-        sequence_length: tokens a row may have.
-        over_long: what becomes of a longer sample. `truncate` leaves out whole turns at the end of a conversation, or
+        encoder: encodes messages and captions.
+        sequence_length: maximum number of tokens in a row.
+        over_long: treatment of a longer sample. `truncate` leaves out whole turns at the end of a conversation, or
             the end of a caption; `split` makes several conversations of one, each with the system message and the
-            images shown so far; `drop` leaves the sample out.
-        planner: decides what is too long, where that must not depend on the model at hand; else the encoder does.
+            images so far; `drop` leaves the sample out.
+        planner: encoder that decides what is too long, where that must not depend on the model; None for `encoder`.
     """
 
     def __init__(
@@ -80,14 +84,14 @@ class TextView(View):
 
     @abstractmethod
     def measure(self, store: Samples, sample: int) -> Measure:
-        """The pieces a sample is trained on as, with their planned tokens."""
+        """Returns the pieces of a sample, with their planned tokens."""
 
 
 class ConversationView(TextView):
-    """The record's `messages`.
+    """Encodes the record's `messages`.
 
-    A conversation is too long where its last answer ends beyond `sequence_length`. What the template writes behind
-    the last end token (a line break, the end of the text) teaches nothing: it is cut off where it has no room.
+    A conversation is too long where its last answer ends beyond `sequence_length`. What the template writes after the
+    last end token (a line break, the end of the text) is not supervised, and is cut off where it does not fit.
     """
 
     def __init__(self, encoder: ConversationEncoder, *arguments: Any, **named: Any) -> None:
@@ -95,7 +99,7 @@ class ConversationView(TextView):
         encoder.check_template()
 
     def encode(self, store: Samples, piece: Piece) -> Encoded:
-        """Ids and labels of a conversation, or of some of its turns."""
+        """Returns ids and labels of a conversation, or of some of its turns."""
         i, messages = piece.sample, messages_of(store, piece.sample)
         if piece.turns is None:
             kept, encoded = self._kept(store, i, messages, self._encoded(store, i, messages))
@@ -104,7 +108,7 @@ class ConversationView(TextView):
         return Encoded([self._row(encoded)], encoded.images)
 
     def measure(self, store: Samples, sample: int) -> Measure:
-        """Without an image decoded."""
+        """Returns the pieces of a conversation, without decoding an image."""
         messages = messages_of(store, sample)
         encoded = self._encoded(store, sample, messages)
         if self.over_long != "split" or self._ends(encoded)[-1] <= self.sequence_length:
@@ -125,7 +129,7 @@ class ConversationView(TextView):
     def _kept(
         self, store: Samples, i: int, messages: Messages, encoded: EncodedConversation
     ) -> tuple[Messages, EncodedConversation]:
-        """The messages up to the last answer that fits, as tokens too; SampleError where there is none."""
+        """Returns the messages up to the last answer that fits, and their tokens; SampleError where none fits."""
         ends, limit = self._ends(encoded), self.sequence_length
         if self._planned_tokens(encoded) <= limit:
             return messages, encoded
@@ -138,7 +142,7 @@ class ConversationView(TextView):
         return kept, encoded if len(kept) == len(messages) else self._encoded(store, i, kept)
 
     def _split(self, store: Samples, i: int, messages: Messages) -> list[tuple[Turns, int]]:
-        """Pieces of as many turns as fit, one after the other; a turn too long for a row of its own is left out."""
+        """Splits a conversation into pieces of as many turns as fit; leaves out a turn that exceeds a row by itself."""
         turns = len(_answers(messages))
         pieces: list[tuple[Turns, int]] = []
 
@@ -147,7 +151,7 @@ class ConversationView(TextView):
 
         start = 0
         while start < turns:
-            # Tokens grow with the turns; what a piece has in front of them is found by asking.
+            # The number of tokens grows with the turns, so a binary search finds the last end that fits.
             ends = range(start + 1, turns + 1)
             fitting = bisect_right(ends, self.sequence_length, key=lambda end: self._ends(encoded(end))[-1])
             if fitting:
@@ -156,7 +160,7 @@ class ConversationView(TextView):
         return pieces
 
     def _ends(self, encoded: EncodedConversation) -> list[int]:
-        """Planned tokens up to the end of each answer."""
+        """Returns the planned tokens up to the end of each answer."""
         turns = zip(encoded.turn_ends, encoded.images_before, strict=True)
         return [end + images * self._more_per_image for end, images in turns]
 
@@ -164,31 +168,31 @@ class ConversationView(TextView):
         return len(encoded.ids) + encoded.images * self._more_per_image
 
     def _tokens(self, encoded: EncodedConversation) -> int:
-        """Planned tokens of the row that `_row` makes."""
+        """Returns the planned tokens of the row that `_row` returns."""
         return min(self._planned_tokens(encoded), self.sequence_length)
 
     def _row(self, encoded: EncodedConversation) -> Example:
-        """The tokens, as many as are planned for; the labels behind the last answer are IGNORE_INDEX anyway."""
+        """Cuts a conversation to its planned tokens; the labels after the last answer are IGNORE_INDEX anyway."""
         kept = len(encoded.ids) - (self._planned_tokens(encoded) - self._tokens(encoded))
         return encoded.ids[:kept], encoded.labels[:kept]
 
 
 class CaptionView(TextView):
-    """The record's `caption` after its images."""
+    """Encodes the record's `caption` after its images."""
 
     def encode(self, store: Samples, piece: Piece) -> Encoded:
-        """Ids and labels of a caption."""
+        """Returns ids and labels of a caption."""
         (ids, labels), images, surplus = self._caption(store, piece.sample)
         kept = len(ids) - surplus
         return Encoded([(ids[:kept], labels[:kept])], images, truncated=surplus > 0)
 
     def measure(self, store: Samples, sample: int) -> Measure:
-        """One piece, however long the caption."""
+        """Returns one piece, regardless of the caption's length."""
         (ids, _), images, surplus = self._caption(store, sample)
         return Measure([(None, len(ids) + images * self._more_per_image - surplus)], truncated=surplus > 0)
 
     def _caption(self, store: Samples, i: int) -> tuple[Example, int, int]:
-        """Ids and labels of the whole caption, its images, and how many of its tokens are too many."""
+        """Returns ids and labels of the whole caption, its number of images, and its surplus of tokens."""
         record = store.record(i)
         if "caption" not in record and "messages" in record:
             raise store.error(i, "no caption", "`view: conversation` reads its messages")
@@ -207,7 +211,7 @@ class CaptionView(TextView):
 
 
 class TasksView(View):
-    """One target per prompt of the encoder: for `grounding` the record's boxes, else the field of that name."""
+    """Encodes one target per prompt of the encoder: the record's boxes for `grounding`, else the field of that name."""
 
     def __init__(self, context: DataContext, sequence_length: int) -> None:
         self.tasks, self.sequence_length = context.tasks, sequence_length
@@ -215,7 +219,7 @@ class TasksView(View):
         self._bins = location_bins(context.tokenizer) if "grounding" in context.tasks else 0
 
     def encode(self, store: Samples, piece: Piece) -> Encoded:
-        """The targets of all tasks, each cut where it is too long."""
+        """Returns the targets of all tasks, each cut to `sequence_length`."""
         i = piece.sample
         images = store.image_count(i)
         if images != 1:
@@ -226,15 +230,15 @@ class TasksView(View):
             grounding = task == "grounding"
             text = _grounding(store, i, record, self._bins) if grounding else _field(store, i, record, task)
             ids = self._tokenizer.encode(text).ids
-            # Tokenizers of encoder-decoder models end a text themselves; others leave it to us.
-            ended = ids if ids and ids[-1] == self._eos else [*ids, self._eos]
-            rows.append((ended[: self.sequence_length], ended[: self.sequence_length]))
-            longest = max(longest, len(ended))
+            # Tokenizers of encoder-decoder models add the eos token themselves, others do not.
+            target = ids if ids and ids[-1] == self._eos else [*ids, self._eos]
+            rows.append((target[: self.sequence_length], target[: self.sequence_length]))
+            longest = max(longest, len(target))
         return Encoded(rows, 1, truncated=longest > self.sequence_length)
 
 
 def messages_of(store: Samples, i: int) -> Messages:
-    """The messages of a sample, checked, with as many image parts as it has images; SampleError otherwise."""
+    """Returns the checked messages of a sample; SampleError for broken ones, or a wrong number of image parts."""
     record = store.record(i)
     messages = record.get("messages")
     problem = check_messages(messages)
@@ -243,29 +247,29 @@ def messages_of(store: Samples, i: int) -> Messages:
     if problem:
         raise store.error(i, "bad messages", problem)
     assert isinstance(messages, list)
-    there, spoken = store.image_count(i), image_parts(messages)
-    if there != spoken:
-        raise store.error(i, "image count", f"{there} images, {spoken} image parts in its messages")
+    images, parts = store.image_count(i), image_parts(messages)
+    if images != parts:
+        raise store.error(i, "image count", f"{images} images, {parts} image parts in its messages")
     return messages
 
 
 def some_turns(messages: Messages, start: int, end: int) -> Messages:
-    """The turns from `start` up to `end` as a conversation: after the system's messages, with the images shown before.
+    """Returns the turns [start, end) as a conversation, with the system messages and the images of earlier turns.
 
-    A turn ends with an answer; images of earlier turns stand in front of the first one's words, joined to them as they
-    are in their own turns.
+    A turn ends with an answer. Images of earlier turns come before the text of the first turn, each with the whitespace
+    that follows it in its own turn.
     """
     ends = [0, *_answers(messages)]
     before = messages[: ends[start]]
     first, *rest = messages[ends[start] : ends[end]]
     talk = [message for message in before if message["role"] != "system"]
     if image_parts(talk):
-        first = {**first, "content": shown_again(talk, first["content"])}
+        first = {**first, "content": with_earlier_images(talk, first["content"])}
     return [*(message for message in before if message["role"] == "system"), first, *rest]
 
 
 def _answers(messages: Messages) -> list[int]:
-    """How many messages there are up to the end of each answer."""
+    """Returns the number of messages up to and including each answer."""
     return [number + 1 for number, message in enumerate(messages) if message["role"] == "assistant"]
 
 
@@ -284,7 +288,7 @@ def _field(store: Samples, i: int, record: dict[str, Any], name: str) -> str:
 
 
 def _located(store: Samples, i: int, encode: Callable[..., Result], *content: Any) -> Result:
-    """Encodes, with DataErrors turned into ones that name shard and key."""
+    """Calls `encode` and turns a DataError into one that names shard and key."""
     try:
         return encode(*content)
     except DataError as error:

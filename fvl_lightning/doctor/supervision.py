@@ -141,7 +141,7 @@ def check_chat_template(encoder: ConversationEncoder, day: str | None) -> Iterat
     if day and writes_the_day(encoder.template.text):
         message = f"it writes a date: always {day}, in training and whenever the model is used"
         yield Finding("chat template", "ok", f"{message} (language_model.chat_date)")
-    if prompts := encoder.template.other_invitation():
+    if prompts := encoder.template.other_generation_prompt():
         template_prompt, training_prompt = (visible(prompt)[:60] or "nothing" for prompt in prompts)
         message = (
             f"its generation prompt is {template_prompt!r}, but in training an answer follows {training_prompt!r}"

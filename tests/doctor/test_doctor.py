@@ -457,9 +457,9 @@ def test_json_of_the_shards_is_what_is_compared(here: Path, stage: Stage) -> Non
                 ("warning", "in training an answer follows '<think>"),
                 (
                     "warning",
-                    "conversations of several turns are refused: the chat template writes an answer otherwise once "
-                    "other messages follow it (as those do that drop earlier thoughts), so that several turns would "
-                    "teach what is never asked; set language_model.chat_template to one that writes every answer alike",
+                    "conversations of several turns are refused: the chat template writes an answer differently "
+                    "once messages follow it (for instance without its thoughts), so that training on several turns "
+                    "would not match generation; set language_model.chat_template to one that writes all answers alike",
                 ),
             ],
         ),

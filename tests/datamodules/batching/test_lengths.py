@@ -124,7 +124,7 @@ def test_every_sample_is_accounted_for_by_kind(
     words, left = told[over_long]
     assert set(items.samples.tolist()) == left
     (record,) = [record for record in caplog.records if "samples" in record.message]
-    advice = "; data.sequence_length and data.over_long say what is too long"
+    advice = "; data.sequence_length and data.over_long define what is too long"
     assert record.message == f"train of talks: of 4 samples {words}{advice}"
     assert record.levelname == "WARNING"
 
@@ -236,7 +236,7 @@ def test_turns_that_a_template_writes_in_two_ways_end_the_run_with_what_to_do(
     with pytest.raises(DataError) as error:
         next(iter(connected(tmp_path, context, packing=packing).train_dataloader()))
     sentence = str(error.value)
-    assert sentence.count("writes an answer otherwise once other messages follow it") == 1
+    assert sentence.count("writes an answer differently once messages follow it") == 1
     assert sentence.count("set language_model.chat_template to one that writes every answer alike") == 1
     assert re.search(r"sample 's\d' in \S*train-000000\.tar: not encodable", sentence)
     assert "\n" not in sentence

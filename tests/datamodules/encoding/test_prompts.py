@@ -99,7 +99,7 @@ def test_an_answer_that_changes_once_others_follow_is_refused() -> None:
     encoder = made("qwen_3")
     turns = [user("q"), assistant("a"), user("q"), assistant("b")]
     for messages in (turns, turns[:3]):
-        with pytest.raises(DataError, match="writes an answer otherwise once other messages follow"):
+        with pytest.raises(DataError, match="writes an answer differently once messages follow"):
             encoder.encode(messages)
     assert encoder.prompt(turns[:3])  # asking on is another matter
     always = made("qwen_3", QWEN_3.replace("and loop.index0 > last.user", ""))
@@ -119,7 +119,7 @@ def test_an_answer_that_changes_once_others_follow_is_refused() -> None:
     ],
 )
 def test_an_invitation_that_training_does_not_show_is_told(name: str, other: tuple[str, str] | None) -> None:
-    assert made(name).template.other_invitation() == other
+    assert made(name).template.other_generation_prompt() == other
 
 
 def test_a_template_without_answers_asks_as_it_does_by_itself() -> None:
@@ -178,5 +178,5 @@ def test_of_several_templates_the_default_is_taken() -> None:
     dated_tokenizer(tokenizer, "2026-05-01")
     assert "Today: 01 May 2026<" in encoder.written([user("q")], generate=True)
     tokenizer.chat_template = {"rag": DATED, "tool_use": QWEN}
-    with pytest.raises(ConfigError, match=r"chat templates by name \(rag, tool_use\), and none is called default"):
+    with pytest.raises(ConfigError, match=r"named chat templates \(rag, tool_use\), but none is called default"):
         encoder.prompt([user("q")])

@@ -228,7 +228,7 @@ def test_other_mistakes_are_one_sentence_too() -> None:
         ours(text="<image> <image>", images=PIXELS)
     with pytest.raises(UserError, match="no use for do_pan_and_scan"):
         ours.apply_chat_template(TALK, **IDS, do_pan_and_scan=True)
-    with pytest.raises(UserError, match="only an answer can be gone on with"):
+    with pytest.raises(UserError, match="only an answer can be continued"):
         ours.apply_chat_template(TALK[:1], **IDS, continue_final_message=True)
 
 
