@@ -87,10 +87,10 @@ def log_counts(
         )
     dropped = items.counts.get("dropped", 0)
     if bad + dropped <= max_bad_fraction * len(samples):
-        log.info("%s: of %d samples %s", place, len(samples), counts)
+        log.info("%s, %d samples: %s", place, len(samples), counts)
     else:
         advice = "; data.sequence_length and data.over_long define what is too long" if dropped else ""
-        log.warning("%s: of %d samples %s%s", place, len(samples), counts, advice)
+        log.warning("%s, %d samples: %s%s", place, len(samples), counts, advice)
 
 
 def _first_bad(store: SampleStore, samples: range, view: TextView) -> str:

@@ -59,8 +59,8 @@ class GlobalOrder:
     def _interleave(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Maps positions to (dataset, number of earlier items of that dataset) in closed form, by repeated halving.
 
-        Of two groups of datasets, the one with the fraction w of their shares gets floor(p * w) of the first p
-        positions.
+        When two groups of datasets are interleaved, the first group, with the fraction w of their shares, gets
+        floor(p * w) of the first p positions.
         """
         datasets = np.zeros(len(positions), dtype=np.int64)
         places = positions.copy()

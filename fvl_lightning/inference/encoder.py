@@ -74,7 +74,7 @@ def ask_encoder(
         raise unknown_name("prompt", task, encoder.tasks, "task")
     limit = encoder.model_config.text_config.max_position_embeddings
     if max_tokens is not None and max_tokens > limit:
-        raise ConfigError(f"max_tokens: the encoder's decoder has {limit} positions, {max_tokens} are too many")
+        raise ConfigError(f"max_tokens: {max_tokens} are too many, the encoder's decoder has {limit} positions")
     pixels = model.reader.pixels([picture if seen is None else seen])
     ids = encoder.write(pixels, max_tokens or min(DEFAULT_MAX_TOKENS, limit), [task])[0, 0]
     text = written_text(tokenizer, ids)

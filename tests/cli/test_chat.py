@@ -101,7 +101,7 @@ def test_ctrl_c_at_the_prompt_says_how_to_leave(said: Said, monkeypatch: pytest.
 def test_the_model_answers_and_too_much_is_one_sentence(said: Said, asked: Path, fvl_here: Run) -> None:
     lines = said(["how many?", "many " * 600, "how many?"], "--image", "a.png")
     assert len(lines) == 3
-    assert "the model 512 positions for prompt and answer" in lines[1]
+    assert "the model has 512 positions for prompt and answer" in lines[1]
     once = fvl_here(asked, "chat", "model", "--top-p", "2")
     assert (once.returncode, once.stderr) == (2, "error: --top-p: a probability above 0, at most 1, not 2\n")
 

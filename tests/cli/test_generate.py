@@ -116,7 +116,7 @@ BAD: list[tuple[Any, str]] = [
     ({"image": "../outside.png", "prompt": "c"}, "unsafe path: ../outside.png"),
     ({"image": "/etc/hostname", "prompt": "c"}, "unsafe path: /etc/hostname"),
     ({"image": "questions.jsonl", "prompt": "c"}, "questions.jsonl: not a readable PNG"),
-    ({"image": "pictures/0.png", "prompt": "c " * 600}, "the model holds 512"),
+    ({"image": "pictures/0.png", "prompt": "c " * 600}, "the model has 512 positions"),
     ('{"prompt": "\\ud800"}', "half a character"),
 ]
 
@@ -239,7 +239,7 @@ MISTAKES = [
     (("--input", "questions.jsonl", "--output", "nowhere/o"), "--output: nowhere/o can't be written"),
     (("--image", "pictures/0.png", "--prompt", "x", "--top-p", "0"), "--top-p: a probability above 0, at most 1"),
     (("--image", "nope.png", "--prompt", "x"), "no image nope.png"),
-    (("--image", "pictures/0.png", "--prompt", "x " * 600), "the model holds 512"),
+    (("--image", "pictures/0.png", "--prompt", "x " * 600), "the model has 512 positions"),
 ]
 
 

@@ -184,7 +184,7 @@ def test_florence2_in_both_layouts_says_the_same(task: str, tmp_path: Path, fold
         ((ENCODER, "--image", "nope.png"), ("no image nope.png",)),
         ((ENCODER, "--image", "data/demo/tokenizer/tokenizer.json"), ("not a readable PNG",)),
         ((ENCODER,), ("--image",)),
-        ((ENCODER, "--image", "wide.png", "--max-tokens", "9999"), ("max_tokens: 9999", "decoder holds 256")),
+        ((ENCODER, "--image", "wide.png", "--max-tokens", "9999"), ("9999 are too many", "decoder has 256")),
         (("runs/encoder_pretrian", "--image", "wide.png"), ("runs/encoder_pretrian", "did you mean runs/encoder_pre")),
         (("0123456789abcdeg", "--image", "wide.png"), ("0123456789abcdeg is no run folder and no run id",)),
         (("experiments", "--image", "wide.png"), ("experiments holds no encoder", "encoder.json")),
@@ -219,7 +219,7 @@ def spoilt(model: Path, config: dict[str, Any]) -> None:
         (lambda model, c: (model / "model.safetensors").unlink(), "holds no weights"),
         (lambda model, c: (model / "encoder.json").write_text("{"), "encoder.json could not be read"),
         (lambda model, c: spoilt(model, {**c, "image_sise": 64}), "'image_sise'"),
-        (lambda model, c: spoilt(model, {**c, "decoder": "drop"}), "without its decoder, which can't tell"),
+        (lambda model, c: spoilt(model, {**c, "decoder": "drop"}), "without its decoder, which cannot write"),
         (lambda model, c: spoilt(model, {**c, "tokenizer": "no/such/tokenizer"}), "was saved without its tokenizer"),
     ],
 )

@@ -94,7 +94,7 @@ def test_little_room_is_used_to_the_end_and_changes_nothing_else(loaded: LoadedM
 
 def test_what_the_model_cannot_hold_is_refused(loaded: LoadedModel) -> None:
     held = positions(loaded)
-    with pytest.raises(DataError, match=f"has {held + 2} tokens, images included, and the model {held} pos"):
+    with pytest.raises(DataError, match=f"has {held + 2} tokens with its images, but the model has {held} pos"):
         encode(loaded, [user_message([], " ".join(["w8"] * held))])
 
 
@@ -177,7 +177,7 @@ def test_a_conversation_goes_on_with_all_that_was_said(loaded: LoadedModel) -> N
 
 def test_a_refused_message_is_no_part_of_it(loaded: LoadedModel) -> None:
     conversation = Conversation(loaded, Sampling(), pictures=[picture(1)])
-    with pytest.raises(DataError, match="the model holds"):
+    with pytest.raises(DataError, match="positions for prompt and answer"):
         conversation.say("w8 " * 100)
     assert conversation.messages == []
     assert len(conversation.pictures) == 1

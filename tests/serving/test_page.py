@@ -96,7 +96,7 @@ def test_nothing_changes_where_there_is_no_answer(loaded: LoadedModel, tmp_path:
         pieces(loaded, "how many?", tmp_path / "bad.png")
     with pytest.raises(DataError, match="no question"):
         pieces(loaded, "  ", PICTURE)
-    with pytest.raises(DataError, match="the model holds 512"):
+    with pytest.raises(DataError, match="the model has 512 positions"):
         pieces(loaded, "many " * 600, PICTURE)
 
 
