@@ -69,7 +69,7 @@ def encode(loaded: LoadedModel, messages: Sequence[Message]) -> Prompt:
     limit = positions(loaded)
     if len(ids) >= limit:
         raise DataError(
-            f"the prompt has {len(ids)} tokens with its images, but the model has {limit} positions for prompt and answer"
+            f"the prompt has {len(ids)} tokens with its images, the model has {limit} positions for prompt and answer"
         )
     return Prompt(ids, inputs.get("pixel_values"))
 

@@ -94,7 +94,7 @@ def test_little_room_is_used_to_the_end_and_changes_nothing_else(loaded: LoadedM
 
 def test_what_the_model_cannot_hold_is_refused(loaded: LoadedModel) -> None:
     held = positions(loaded)
-    with pytest.raises(DataError, match=f"has {held + 2} tokens with its images, but the model has {held} pos"):
+    with pytest.raises(DataError, match=f"has {held + 2} tokens with its images, the model has {held} pos"):
         encode(loaded, [user_message([], " ".join(["w8"] * held))])
 
 

@@ -125,7 +125,7 @@ def test_every_sample_is_accounted_for_by_kind(
     assert set(items.samples.tolist()) == left
     (record,) = [record for record in caplog.records if "samples" in record.message]
     advice = "; data.sequence_length and data.over_long define what is too long"
-    assert record.message == f"train of talks: of 4 samples {words}{advice}"
+    assert record.message == f"train of talks, 4 samples: {words}{advice}"
     assert record.levelname == "WARNING"
 
 
@@ -134,7 +134,7 @@ def test_few_left_out_are_no_warning(folder: Path, make_context: MakeContext, ca
         drawn(connected(folder, make_context(), packing="best_fit", over_long="drop", max_bad_fraction=1.0))
     (record,) = [record for record in caplog.records if "dropped" in record.message]
     assert record.levelname == "INFO"
-    assert record.message.startswith("train: of 24 samples ")
+    assert record.message.startswith("train, 24 samples: ")
 
 
 @pytest.mark.parametrize(("view", "other"), [("conversation", "caption"), ("caption", "conversation")])
