@@ -1,1 +1,1 @@
-"""Images: decoded safely, and resized for the encoder."""
+"""Decodes images safely and resizes them for the encoder."""

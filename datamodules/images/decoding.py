@@ -1,4 +1,4 @@
-"""Encoded images from outside, decoded under limits that hold before any decoder runs."""
+"""Decodes untrusted images, with limits that are checked before any decoder runs."""
 
 import warnings
 from collections.abc import Iterator
@@ -18,32 +18,31 @@ from datamodules.images.png import without_large_metadata
 from fvl_lightning.core.errors import ConfigError, DataError
 
 MAX_PIXELS = 64 * 1024 * 1024
-"""An image whose header promises more than this is refused before it is decoded."""
+"""An image with more pixels than this, by its header, is refused before it is decoded."""
 
 MAX_BYTES = 256 * 1024 * 1024
-"""An encoded image longer than this is refused unread: room for MAX_PIXELS of four bytes each."""
+"""A longer encoded image is refused unread; MAX_PIXELS of four bytes each fit."""
 
 Decoder = Literal["pillow", "simplejpeg"]
 
 FORMATS = {"PNG": ("png",), "JPEG": ("jpg", "jpeg"), "WEBP": ("webp",), "GIF": ("gif",), "BMP": ("bmp",)}
-"""The formats that are read, by Pillow's names, and the extensions of their files. Every source and command has them
-from here."""
+"""Supported formats by Pillow's names, and their file extensions; every source and command uses this list."""
 
 EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
-"""The extensions of all formats that are read, in lower case and without a dot."""
+"""Extensions of all supported formats, in lower case and without a dot."""
 
 _UNREADABLE = "not a readable PNG, JPEG, WebP, GIF or BMP"
-_MAX_SCANS = 100  # every scan of a progressive JPEG costs a pass over all pixels and may be a few bytes long
+_MAX_SCANS = 100  # every scan of a progressive JPEG is a pass over all pixels and may be only a few bytes long
 _SCAN = b"\xff\xda"
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
-_GREY_STEPS = {"L;2": 85, "L;4": 17}  # between two levels of grey, by Pillow's names of 2 and 4 bits
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # step between two grey levels, by Pillow's names of 2 and 4 bits
 _SCALES = (8, 4, 2, 1)
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What `verify_image` found: PNG, JPEG, WEBP, GIF or BMP, and the sides of the upright image in pixels."""
+    """The format (PNG, JPEG, WEBP, GIF or BMP) of an image, and its size in pixels after EXIF rotation."""
 
     format: str
     width: int
@@ -51,19 +50,19 @@ class ImageHeader:
 
 
 def decode_image(source: bytes | Path, decoder: Decoder = "pillow", at_least: int | None = None) -> NDArray[np.uint8]:
-    """The first frame of a PNG, JPEG, WebP, GIF or BMP as [height, width, 3] RGB, upright by its EXIF orientation.
+    """Decodes the first frame of a PNG, JPEG, WebP, GIF or BMP to RGB [height, width, 3], rotated by its EXIF data.
 
     Transparent pixels are composited on white; 16-bit grey is scaled to 8 bits. The array may be read-only.
 
     Args:
-        source: the encoded image, or the file it is in.
-        decoder: "simplejpeg" decodes RGB and grey JPEGs faster; all else is left to Pillow.
-        at_least: a JPEG is decoded at 1/8, 1/4 or 1/2 where both sides keep this many pixels; other formats are not.
+        source: the encoded image, or its file.
+        decoder: "simplejpeg" decodes RGB and grey JPEGs faster; Pillow decodes everything else.
+        at_least: decodes a JPEG at 1/8, 1/4 or 1/2 if both sides keep this many pixels; ignored for other formats.
 
     Raises:
         ConfigError: simplejpeg is not installed.
-        DataError: no such file, not one of those formats, broken, cut short, longer than MAX_BYTES or, by its header,
-            of more than MAX_PIXELS. For a file it names the file.
+        DataError: no such file, another format, broken, truncated, longer than MAX_BYTES or, by its header, larger
+            than MAX_PIXELS. The message names the file.
     """
     simplejpeg = _import_simplejpeg() if decoder == "simplejpeg" else None
     content, name = (_read(source), f"{source}: ") if isinstance(source, Path) else (source, "")
@@ -78,10 +77,11 @@ def decode_image(source: bytes | Path, decoder: Decoder = "pillow", at_least: in
 
 
 def loaded_pixels(image: Image.Image, at_least: int | None = None) -> NDArray[np.uint8]:
-    """An image that is Pillow's already, as decode_image would have given it; DataError as there.
+    """Converts a Pillow image to the array that decode_image returns; raises the same DataErrors.
 
     Args:
-        at_least: as of decode_image, for a JPEG that has been opened and not been read.
+        image: an image that Pillow has opened, and may have loaded.
+        at_least: as in decode_image, for a JPEG that has been opened but not loaded.
     """
     _refuse_size(image.size)
     try:
@@ -92,16 +92,16 @@ def loaded_pixels(image: Image.Image, at_least: int | None = None) -> NDArray[np
 
 
 def verify_image(data: bytes) -> ImageHeader:
-    """Decodes the first frame as cheaply as finds out whether all of it is there, and keeps only the header.
+    """Checks that the first frame is complete, with as little decoding as possible, and returns the header.
 
-    A JPEG whose rows end early at a proper end marker passes, as it does in every viewer: the rest of it is grey.
+    A JPEG whose rows end early at a proper end marker passes, as in every viewer: the rest of it is grey.
 
     Raises:
-        DataError: what decode_image would refuse.
+        DataError: decode_image would refuse the image.
     """
     with _opened(data) as image:
         width, height = image.size
-        # Grey at an eighth of the size still reads all of the entropy-coded data; the rest of the decoding is saved.
+        # Grey at an eighth of the size still reads all entropy-coded data, but saves the rest of the decoding.
         image.draft("L", (1, 1))
         image.load()
         _refuse_mode(image)
@@ -111,10 +111,10 @@ def verify_image(data: bytes) -> ImageHeader:
 
 
 def to_png(data: bytes) -> bytes:
-    """The first frame of any image that decode_image reads, as an upright RGB PNG.
+    """Returns the first frame of an image that decode_image reads, as an RGB PNG rotated by its EXIF data.
 
     Raises:
-        DataError: as decode_image.
+        DataError: as in decode_image.
     """
     content = BytesIO()
     Image.fromarray(decode_image(data)).save(content, "PNG")
@@ -137,8 +137,9 @@ def _read(path: Path) -> bytes:
 
 @contextmanager
 def _opened(content: bytes, name: str = "") -> Iterator[Image.Image]:
-    """The image behind a checked header, not yet decoded; whatever goes wrong with it is a DataError."""
-    assert not ImageFile.LOAD_TRUNCATED_IMAGES, "with PIL.ImageFile.LOAD_TRUNCATED_IMAGES no truncation is found"
+    """Yields an image with a checked header, not yet decoded; turns every error inside the block into a DataError."""
+    if ImageFile.LOAD_TRUNCATED_IMAGES:  # a plugin may have set it
+        raise ConfigError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES must be off, or truncated images would not be found")
     try:
         _refuse_length(len(content))
         _refuse_size(_webp_size(content))
@@ -153,7 +154,9 @@ def _opened(content: bytes, name: str = "") -> Iterator[Image.Image]:
         raise DataError(f"{name}{error}") from None
     except UnidentifiedImageError:
         raise DataError(f"{name}{_UNREADABLE} (none of these, or its header is broken)") from None
-    except Exception as error:  # whatever a decoder raises on broken bytes, the image is broken
+    except ConfigError:
+        raise
+    except Exception as error:  # decoders raise many kinds of errors for broken bytes
         raise DataError(f"{name}{_UNREADABLE} ({_one_line(error)})") from None
 
 
@@ -173,7 +176,7 @@ def _refuse_size(size: tuple[int, int] | None) -> None:
 
 
 def _webp_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height of a WebP; None for anything else. Pillow allocates the canvas already while it opens one."""
+    """Returns the size of a WebP, None for other formats; Pillow would allocate the canvas when it opens the file."""
     if content[:4] != b"RIFF" or content[8:12] != b"WEBP" or len(content) < 30:
         return None
 
@@ -192,13 +195,13 @@ def _webp_size(content: bytes) -> tuple[int, int] | None:
 
 def _format(image: Image.Image) -> str:
     assert image.format is not None
-    return "JPEG" if image.format == "MPO" else image.format  # MPO: a JPEG that others follow, as phones write it
+    return "JPEG" if image.format == "MPO" else image.format  # MPO: several JPEGs in one file, as phones write them
 
 
 def _scale(image: Image.Image, at_least: int) -> int:
-    """The largest s such that the image at 1/s still has both sides >= at_least; 1 where none has."""
+    """Returns the largest scale s for which both sides at 1/s are >= at_least; 1 where there is none."""
     shortest = min(image.size)
-    # Of a side shorter than s, draft() would choose another scale.
+    # draft() would choose another scale for a side shorter than s.
     return next((s for s in _SCALES if s <= shortest and -(-shortest // s) >= at_least), 1)
 
 
@@ -210,9 +213,9 @@ def _import_simplejpeg() -> Any:
 
 
 def _decode_jpeg(simplejpeg: Any, content: bytes, size: tuple[int, int], scale: int) -> NDArray[np.uint8] | None:
-    """The pixels as stored [h, w, 3], or None where Pillow is to judge, which forgives small faults."""
+    """Returns the pixels as stored [h, w, 3]; None for a faulty JPEG, which Pillow may still accept."""
     width, height = (-(-side // scale) for side in size)  # libjpeg rounds up
-    # A buffer of the size that was checked: should the two read different headers, this one fails before it allocates.
+    # The buffer has the checked size: if the decoders read different headers, this one fails without allocating.
     pixels = np.empty((height, width, 3), np.uint8)
     try:
         decoded = simplejpeg.decode_jpeg(content, "RGB", min_height=height, min_width=width, buffer=pixels)
@@ -227,7 +230,7 @@ def _refuse_mode(image: Image.Image) -> None:
 
 
 def _decode(image: Image.Image, scale: int) -> NDArray[np.uint8]:
-    """The pixels as stored [h, w, 3], by Pillow."""
+    """Decodes the pixels as stored [h, w, 3] with Pillow."""
     if scale > 1:
         image.draft(None, (image.width // scale, image.height // scale))
     _scale_transparent_value(image)
@@ -236,23 +239,23 @@ def _decode(image: Image.Image, scale: int) -> NDArray[np.uint8]:
 
 
 def _scale_transparent_value(image: Image.Image) -> None:
-    """Brings the value that is transparent in a PNG to the 8 bits its pixels get; Pillow leaves it as it is stored."""
+    """Scales a PNG's transparent value to 8 bits like its pixels; Pillow leaves it as stored."""
     if not isinstance(image, ImageFile.ImageFile) or image.format != "PNG" or not image.tile:
         return
     value, stored = image.info.get("transparency"), image.tile[0].args
     if stored in _GREY_STEPS and isinstance(value, int):
         image.info["transparency"] = value * _GREY_STEPS[stored]
     elif stored == "RGB;16B" and isinstance(value, tuple):
-        image.info["transparency"] = tuple(part >> 8 for part in value)
+        image.info["transparency"] = tuple(channel >> 8 for channel in value)
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """A loaded image as [height, width, 3]."""
+    """Converts a loaded image to [height, width, 3]."""
     _refuse_mode(image)
     if image.mode in _SIXTEEN_BIT:
         stored = np.asarray(image).astype(np.uint32)
         grey = (stored + 128) // 257
-        if "transparency" in image.info:  # the one value that is transparent
+        if "transparency" in image.info:  # the single transparent value
             grey[stored == image.info["transparency"]] = 255
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
     if image.has_transparency_data:
@@ -264,10 +267,10 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8; 1 is upright."""
+    """Returns the EXIF orientation, 1 to 8; 1 is upright."""
     try:
         value = image.getexif().get(Base.Orientation, 1)
-    except Exception:  # a broken EXIF block says nothing about the pixels
+    except Exception:  # the pixels may be fine where the EXIF block is broken
         return 1
     return value if value in range(1, 9) else 1
 

@@ -1,4 +1,4 @@
-"""Images as the encoder wants them: decoded, brought to its square and normalised."""
+"""Turns images into the encoder's input: decoded, made square, resized and normalised."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,36 +18,41 @@ from fvl_lightning.core.types import ImageSpec
 Fit = Literal["stretch", "pad", "crop"]
 
 _LONGEST_PADDED = 8192
-"""A side longer than this is reduced before it is padded: the square then has 64 Mi pixels at most."""
+"""A longer side is reduced before padding, so that the square has at most 64 Mi pixels."""
 
 _BICUBIC = Image.Resampling.BICUBIC
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Everything that decides which pixels an encoded image becomes, in training, caching, scoring and use alike."""
+    """Reads images: holds every setting that the pixels depend on, for training, caching, scoring and inference.
+
+    Attributes:
+        spec: size, mean and standard deviation of the encoder; its number of tokens per image has no effect.
+        fit: how an image is made square.
+        decoder: decoder of JPEGs.
+        scaled: whether large JPEGs are decoded at a fraction of their size, not below the encoder's.
+    """
 
     spec: ImageSpec
-    """Size, mean and standard deviation of the encoder; the tokens that an image becomes do not count."""
     fit: Fit = "stretch"
     decoder: Decoder = "pillow"
     scaled: bool = False
-    """Large JPEGs are decoded at a fraction of their size, not below the encoder's."""
 
     def decode(self, source: bytes | Path) -> NDArray[np.uint8]:
-        """[height, width, 3] of an encoded image or a file; errors as of `decode_image`."""
+        """Decodes an encoded image or a file to [height, width, 3]; errors as in `decode_image`."""
         return decode_image(source, self.decoder, self._at_least)
 
     def take(self, image: Image.Image) -> NDArray[np.uint8]:
-        """[height, width, 3] of an image of Pillow's; one that is loaded already is taken at its full size."""
+        """Converts a Pillow image to [height, width, 3]; one that is already loaded keeps its full size."""
         return loaded_pixels(image, self._at_least)
 
     def pixels(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """I decoded images -> [I, 3, P, P]."""
+        """Converts I decoded images to [I, 3, P, P]."""
         return to_pixels(images, self.spec, self.fit)
 
     def identity(self) -> dict[str, Any]:
-        """All fields, by which two readers that give other pixels are told apart."""
+        """Returns all fields; readers with different identities give different pixels."""
         return dataclasses.asdict(dataclasses.replace(self, spec=dataclasses.replace(self.spec, tokens_per_image=0)))
 
     @property
@@ -56,31 +61,31 @@ class ImageReader:
 
 
 def to_pixels(images: Sequence[NDArray[np.uint8]], spec: ImageSpec, fit: Fit = "stretch") -> Tensor:
-    """I arrays [height, width, 3] in 0-255 -> [I, 3, P, P] float32, brought to P x P (bicubic) and normalised.
+    """Resizes I arrays [height, width, 3] in 0-255 to P x P (bicubic) and normalises them to [I, 3, P, P] float32.
 
     Args:
-        images: of any sizes, 1 x 1 and 1 x 60,000 among them.
+        images: images of any size.
         spec: P and the encoder's mean and standard deviation.
-        fit: how an image that is no square becomes one. "stretch" changes its aspect ratio, "pad" fills with the
-            encoder's mean colour what is missing around it, "crop" keeps the square in its middle.
+        fit: how an image is made square. "stretch" changes its aspect ratio, "pad" adds borders in the encoder's mean
+            colour, "crop" keeps the square in its centre.
     """
     size = spec.size
     stacked = np.empty((len(images), 3, size, size), np.float32)
     for target, image in zip(stacked, images, strict=True):
-        target[:] = _fitted(image, spec, fit).transpose(2, 0, 1)
+        target[:] = _fit(image, spec, fit).transpose(2, 0, 1)
     mean = torch.tensor(spec.mean).view(1, 3, 1, 1)
     std = torch.tensor(spec.std).view(1, 3, 1, 1)
     return torch.from_numpy(stacked).div_(255).sub_(mean).div_(std)
 
 
-def _fitted(pixels: NDArray[np.uint8], spec: ImageSpec, fit: Fit) -> NDArray[np.uint8]:
-    """[h, w, 3] -> [P, P, 3]."""
+def _fit(pixels: NDArray[np.uint8], spec: ImageSpec, fit: Fit) -> NDArray[np.uint8]:
+    """Resizes [h, w, 3] to [P, P, 3]."""
     height, width = pixels.shape[:2]
     if height == width == spec.size:
         return pixels
     image, box = Image.fromarray(pixels), None
     if fit == "pad" and height != width:
-        image = _padded(image, spec)
+        image = _pad(image, spec)
     elif fit == "crop":
         side = min(height, width)
         left, top = (width - side) / 2, (height - side) / 2
@@ -88,8 +93,8 @@ def _fitted(pixels: NDArray[np.uint8], spec: ImageSpec, fit: Fit) -> NDArray[np.
     return np.asarray(image.resize((spec.size, spec.size), _BICUBIC, box=box))
 
 
-def _padded(image: Image.Image, spec: ImageSpec) -> Image.Image:
-    """The image in the middle of a square of the encoder's mean colour."""
+def _pad(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """Centres the image on a square of the encoder's mean colour."""
     longest = max(image.size)
     if longest > _LONGEST_PADDED:
         width, height = (max(1, round(side * _LONGEST_PADDED / longest)) for side in image.size)

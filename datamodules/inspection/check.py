@@ -1,4 +1,4 @@
-"""Looks into shards for everything that training would trip over, before it starts."""
+"""Checks shards for everything that would stop training, or that training would skip."""
 
 import hashlib
 from collections import Counter
@@ -26,15 +26,15 @@ from datamodules.storage.tar_samples import TEXTS
 from datamodules.storage.writer import Shard
 from fvl_lightning.core.errors import DataError
 
-AT_ONCE = 256
-"""Samples a process looks at before it reports."""
-EXAMPLES = 3
-"""Findings of one reason that are kept whole; the others are counted."""
+CHUNK = 256
+"""Samples that a process checks before it reports."""
+MAX_EXAMPLES = 3
+"""Problems per reason that are kept; the others are only counted."""
 
 
 @dataclass(frozen=True)
 class ShardProblem:
-    """Something wrong: a short category to count by, the shard, the sample's key (empty: the shard itself)."""
+    """A problem: its reason (a short category), the shard, the sample's key (empty for the shard itself), details."""
 
     reason: str
     shard: str
@@ -44,9 +44,14 @@ class ShardProblem:
 
 @dataclass
 class Findings:
-    """What was looked at, and the findings: all counted by reason, the first ones of each kept.
+    """Numbers of checked samples and images, and the problems.
 
-    `ignored` counts, by suffix, members that are passed over; there is nothing wrong with those.
+    Attributes:
+        samples: checked samples.
+        images: checked images.
+        counts: number of problems by reason.
+        examples: the first problems by reason.
+        ignored: ignored members (no image or text) by suffix; they are no problem.
     """
 
     samples: int = 0
@@ -55,25 +60,25 @@ class Findings:
     examples: dict[str, list[ShardProblem]] = field(default_factory=dict)
     ignored: Counter[str] = field(default_factory=Counter)
 
-    def add(self, *found: ShardProblem, count: int | None = None) -> None:
-        """Counts findings of one reason, `count` of them where not all are given."""
-        reason = found[0].reason
-        self.counts[reason] += len(found) if count is None else count
-        self.examples[reason] = [*self.examples.get(reason, []), *found][:EXAMPLES]
+    def add(self, *problems: ShardProblem, count: int | None = None) -> None:
+        """Adds problems of one reason; `count` is their number where only examples are given."""
+        reason = problems[0].reason
+        self.counts[reason] += len(problems) if count is None else count
+        self.examples[reason] = [*self.examples.get(reason, []), *problems][:MAX_EXAMPLES]
 
     def merge(self, other: "Findings") -> None:
-        """Takes in what another part of the work found."""
+        """Adds the findings of other samples."""
         self.samples += other.samples
         self.images += other.images
         self.ignored += other.ignored
         self.counts += other.counts
-        for reason, found in other.examples.items():
-            self.examples[reason] = [*self.examples.get(reason, []), *found][:EXAMPLES]
+        for reason, problems in other.examples.items():
+            self.examples[reason] = [*self.examples.get(reason, []), *problems][:MAX_EXAMPLES]
 
 
 @dataclass(frozen=True)
 class CheckedShard:
-    """A shard's own findings, and whether its samples can be looked at."""
+    """The findings of a shard as a whole, and whether its samples can be checked."""
 
     shard: str
     findings: Findings
@@ -81,7 +86,7 @@ class CheckedShard:
 
 
 def read_manifests(shards: Sequence[str]) -> dict[str, Shard]:
-    """What the manifests beside these shards say of every shard there should be; empty where there are none.
+    """Returns the shards listed in the manifests next to these shards, by path; empty without a manifest.
 
     Raises:
         DataError: a manifest that can't be read.
@@ -97,17 +102,17 @@ def read_manifests(shards: Sequence[str]) -> dict[str, Shard]:
 
 
 def missing_shards(known: Mapping[str, Shard], shards: Sequence[str]) -> Findings:
-    """The shards that a manifest names and that are not there, whether they are among `shards` or not."""
+    """Returns a finding for every shard of a manifest that is neither in its folder nor among `shards`."""
     findings = Findings()
     names = {folder: set(_listed(folder)) for folder in {place.rpartition("/")[0] for place in known}}
     for place, shard in known.items():
         if place not in shards and shard.name not in names[place.rpartition("/")[0]]:
-            findings.add(ShardProblem("missing shard", place, "", f"the manifest has it with {shard.samples} samples"))
+            findings.add(ShardProblem("missing shard", place, "", f"the manifest lists it, {shard.samples} samples"))
     return findings
 
 
 def index_shard(cache: ShardCache, shard: str) -> Findings:
-    """Indexes a shard that has no index yet; its samples, and what of it can't be used.
+    """Indexes a shard that has no index yet; returns its numbers of samples and images, and its problems.
 
     Raises:
         DataError: a shard that can't be read, or an index of another tar.
@@ -121,7 +126,7 @@ def index_shard(cache: ShardCache, shard: str) -> Findings:
 
 
 def check_tar(known: Mapping[str, Shard], cache: ShardCache, shard: str) -> CheckedShard:
-    """A shard's bytes, its structure as a tar, and its index, without a look into its samples."""
+    """Checks a shard's size and checksum, its tar structure and its index, but not its samples."""
     findings = Findings()
     try:
         tar = cache.get(shard) if is_remote(shard) else Path(shard)
@@ -133,7 +138,7 @@ def check_tar(known: Mapping[str, Shard], cache: ShardCache, shard: str) -> Chec
     if expected is not None and expected.bytes != fresh.tar_bytes:
         findings.add(ShardProblem("size", shard, "", f"{fresh.tar_bytes} bytes, {expected.bytes} in the manifest"))
     elif expected is not None and _sha256(tar) != expected.sha256:
-        findings.add(ShardProblem("checksum", shard, "", "other bytes than those that were built"))
+        findings.add(ShardProblem("checksum", shard, "", "its bytes differ from those that were built"))
     findings.merge(_problems(shard, fresh))
     wrong = _wrong_index(shard, fresh)
     if wrong:
@@ -147,23 +152,24 @@ def check_samples(
     """Reads every JSON and decodes every image of a store.
 
     Args:
+        store: the samples.
         processes: as in map_in_processes.
-        progress: called with a number of samples each time they are done.
+        progress: called with the number of newly checked samples.
     """
     findings = Findings()
-    for part in map_in_processes(partial(_check_some, store), chunks_of(len(store)), processes):
-        findings.merge(part)
-        progress(part.samples)
+    for chunk_findings in map_in_processes(partial(_check_chunk, store), chunks_of(len(store)), processes):
+        findings.merge(chunk_findings)
+        progress(chunk_findings.samples)
     return findings
 
 
 def chunks_of(samples: int) -> list[range]:
-    """The numbers of all samples, AT_ONCE at a time."""
-    return [range(start, min(start + AT_ONCE, samples)) for start in range(0, samples, AT_ONCE)]
+    """Splits the numbers of all samples into ranges of CHUNK."""
+    return [range(start, min(start + CHUNK, samples)) for start in range(0, samples, CHUNK)]
 
 
 def content_of(store: SampleStore, i: int, record: dict[str, Any]) -> Messages | str:
-    """The checked messages of a sample, or else its caption; SampleError where it has neither."""
+    """Returns the checked messages of a sample, or else its caption; SampleError where it has neither."""
     if "messages" in record:
         return messages_of(store, i)
     caption = record.get("caption")
@@ -172,12 +178,12 @@ def content_of(store: SampleStore, i: int, record: dict[str, Any]) -> Messages |
     return caption
 
 
-def _check_some(store: SampleStore, numbers: range) -> Findings:
+def _check_chunk(store: SampleStore, numbers: range) -> Findings:
     findings = Findings(samples=len(numbers))
     for i in numbers:
-        for look in (_check_text, _check_images):
+        for check in (_check_text, _check_images):
             try:
-                look(store, i, findings)
+                check(store, i, findings)
             except SampleError as error:
                 findings.add(ShardProblem(error.reason, str(error.shard), error.key, error.detail))
     return findings
@@ -187,9 +193,9 @@ def _check_text(store: SampleStore, i: int, findings: Findings) -> None:
     content = content_of(store, i, store.record(i))
     parts = [part for message in content if isinstance(message, dict) for part in parts_of(message)]
     for text in [content] if isinstance(content, str) else [part.get("text", "") for part in parts]:
-        word = find_placeholder(text)
-        if word:
-            raise store.error(i, "placeholder", f"{word!r} is left in a text")
+        placeholder = find_placeholder(text)
+        if placeholder:
+            raise store.error(i, "placeholder", f"{placeholder!r} is left in a text")
 
 
 def _check_images(store: SampleStore, i: int, findings: Findings) -> None:
@@ -199,7 +205,7 @@ def _check_images(store: SampleStore, i: int, findings: Findings) -> None:
 
 
 def image_header(store: SampleStore, i: int, suffix: str, encoded: bytes) -> ImageHeader:
-    """The header of an image of sample i that decodes to its end; SampleError otherwise."""
+    """Returns the header of an image of sample i; SampleError where it can't be decoded completely."""
     try:
         return verify_image(encoded)
     except DataError as error:
@@ -207,23 +213,23 @@ def image_header(store: SampleStore, i: int, suffix: str, encoded: bytes) -> Ima
 
 
 def _problems(shard: str, index: ShardIndex) -> Findings:
-    """What was refused of a tar, and passed over, when its index was made."""
+    """Returns the refused and ignored members of a tar, as its index records them."""
     findings = Findings(ignored=Counter(index.ignored))
     for reason, problem in index.problems.items():
-        named = problem.examples or ("",)
-        findings.add(*(ShardProblem(reason, shard, name, "") for name in named), count=problem.count)
+        names = problem.examples or ("",)
+        findings.add(*(ShardProblem(reason, shard, name, "") for name in names), count=problem.count)
     return findings
 
 
 def _wrong_index(shard: str, fresh: ShardIndex) -> str:
-    """What is wrong with the index beside a shard, empty where nothing is or there is none."""
+    """Returns what is wrong with the index next to a shard; empty where it is right or missing."""
     try:
-        found = _remote_index(shard) if is_remote(shard) else load_index(Path(shard))
+        index = _remote_index(shard) if is_remote(shard) else load_index(Path(shard))
     except DataError as error:
         return str(error)
-    if found is None or index_as_bytes(found) == index_as_bytes(fresh):
+    if index is None or index_as_bytes(index) == index_as_bytes(fresh):
         return ""
-    return "it names other samples or other places than the tar; delete it and it is rebuilt"
+    return "it has other samples or offsets than the tar; delete it and it is rebuilt"
 
 
 def _remote_index(url: str) -> ShardIndex | None:

@@ -1,4 +1,4 @@
-"""One function over many pieces of work, in worker processes, with the results in order."""
+"""Maps a function over items in worker processes, with the results in order."""
 
 import os
 import warnings
@@ -16,19 +16,21 @@ Result = TypeVar("Result")
 def map_in_processes(
     work: Callable[[Item], Result], items: Sequence[Item], processes: int | None = None
 ) -> Iterator[Result]:
-    """`work` of every item, in the order of the items; `work` and its results must be picklable.
+    """Yields `work(item)` for every item, in order; `work` and its results must be picklable.
 
     Args:
-        processes: how many; None for one per core. With 1 all is done in this process.
+        work: the function.
+        items: its arguments.
+        processes: number of worker processes; None for one per core, 1 for none besides this process.
 
     Raises:
-        UserError: whatever `work` raises of that kind.
+        UserError: `work` raised it.
         DataError: a worker process was killed.
     """
     processes = processes or os.cpu_count() or 1
     workers = min(processes, len(items))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # more than there are cores: as was asked for
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more processes than cores, on request
         loader: DataLoader[Any] = DataLoader(
             _Work(work),
             batch_size=None,
@@ -43,7 +45,7 @@ def map_in_processes(
         except RuntimeError as error:
             if "exited unexpectedly" not in str(error):
                 raise
-            raise DataError("a worker process was killed, perhaps for want of memory; use fewer --processes") from None
+            raise DataError("a worker process was killed, perhaps out of memory; use fewer --processes") from None
         if result is None:
             return
         if isinstance(result[0], UserError):
@@ -59,7 +61,7 @@ class _Work(Dataset[tuple[Any]]):
         try:
             return (self.work(item),)
         except UserError as error:
-            # As a value: torch would turn an exception raised in a worker into pages of traceback.
+            # It is returned rather than raised: torch turns an exception in a worker into pages of traceback.
             return (error,)
 
 

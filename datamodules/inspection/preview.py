@@ -1,4 +1,4 @@
-"""Samples as a person looks at them: a contact sheet of their images, and texts with what of them is supervised."""
+"""Previews of samples: a contact sheet of their images, and their texts with supervised tokens marked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from fvl_lightning.core.terminal import visible
 from fvl_lightning.core.types import IGNORE_INDEX
 
 COLUMNS = 4
-"""Tiles in a row of a contact sheet; fewer where there are fewer tiles."""
+"""Tiles in a row of a contact sheet, or fewer."""
 
 _PICTURE = (300, 225)
 _GAP, _MARGIN, _LINE, _LINES = 16, 10, 18, 6
@@ -32,17 +32,25 @@ _LARGEST_ZOOM = 4
 
 @dataclass(frozen=True)
 class Preview:
-    """One sample to look at: `said` is (role, text) of each message, or ("caption", text); `problem` why it can't."""
+    """One sample to look at.
+
+    Attributes:
+        key: the sample's key.
+        images: its decoded images.
+        texts: (role, text) of each message, or ("caption", text).
+        messages: its messages; empty for a caption.
+        problem: why the sample can't be used; empty for a good sample.
+    """
 
     key: str
     images: tuple[NDArray[np.uint8], ...] = ()
-    said: tuple[tuple[str, str], ...] = ()
+    texts: tuple[tuple[str, str], ...] = ()
     messages: tuple[Message, ...] = ()
     problem: str = ""
 
 
 def preview_sample(store: SampleStore, i: int) -> Preview:
-    """Sample i to look at; one that can't be used has its problem in place of what could not be read."""
+    """Returns the preview of sample i; for a sample that can't be used, it only contains the problem."""
     key = store.key(i)
     try:
         record = store.record(i)
@@ -52,20 +60,20 @@ def preview_sample(store: SampleStore, i: int) -> Preview:
         return Preview(key, problem=f"{error.reason}{f': {error.detail}' if error.detail else ''}")
     if isinstance(content, str):
         return Preview(key, images, (("caption", content),))
-    return Preview(key, images, tuple((message["role"], _spoken(message)) for message in content), tuple(content))
+    return Preview(key, images, tuple((message["role"], _text(message)) for message in content), tuple(content))
 
 
 def supervised_runs(preview: Preview, encoder: ConversationEncoder) -> list[tuple[str, int, bool]]:
-    """The sample as the model is shown it: (text, tokens, whether they are supervised) of each run of tokens.
+    """Encodes the sample as training does; returns (text, number of tokens, whether supervised) per run of tokens.
 
     Raises:
-        DataError: what the encoder refuses, such as a special token in a text.
+        DataError: the encoder refuses the sample.
         ConfigError: a tokenizer without a usable chat template or end token.
     """
     if preview.messages:
         ids, labels = encoder.encode(preview.messages)
     else:
-        ids, labels = encoder.caption(preview.said[0][1], len(preview.images))
+        ids, labels = encoder.caption(preview.texts[0][1], len(preview.images))
     runs = []
     for supervised, places in groupby(range(len(ids)), key=lambda place: labels[place] != IGNORE_INDEX):
         run = [ids[place] for place in places]
@@ -74,8 +82,13 @@ def supervised_runs(preview: Preview, encoder: ConversationEncoder) -> list[tupl
 
 
 def contact_sheet(previews: Sequence[Preview]) -> Image.Image:
-    """The samples' images, each with its key, its size in pixels and its first words; RGB."""
-    assert previews
+    """Draws the samples' images, each with its key, its size in pixels and the beginning of its texts; RGB.
+
+    Raises:
+        ValueError: there is no sample.
+    """
+    if not previews:
+        raise ValueError("a contact sheet needs at least one sample")
     columns = min(COLUMNS, len(previews))
     rows = -(-len(previews) // columns)
     size = (columns * (_TILE[0] + _GAP) + _GAP, rows * (_TILE[1] + _GAP) + _GAP)
@@ -101,7 +114,7 @@ def _tile(preview: Preview) -> Image.Image:
 
 
 def _mounted(preview: Preview) -> Image.Image:
-    """The sample's pictures (at most four) inside the picture's place, each whole and in its own proportions."""
+    """Draws the sample's images (at most four) into the image area, each whole and with its aspect ratio."""
     mount = Image.new("RGB", _PICTURE, _MOUNT)
     shown = preview.images[:4]
     across, down = (1 if len(shown) < 2 else 2), (1 if len(shown) < 3 else 2)
@@ -127,12 +140,12 @@ def _scaled(image: Image.Image, box: tuple[int, int]) -> Image.Image:
 
 
 def _write(pen: ImageDraw.ImageDraw, preview: Preview, top: int) -> None:
-    """The first words of every message as far as there is room: its role in colour, then the text."""
-    said = [("problem", preview.problem)] if preview.problem else preview.said
+    """Writes the beginning of every message as far as there is room: its role in colour, then the text."""
+    texts = [("problem", preview.problem)] if preview.problem else preview.texts
     room, font, bold = _LINES, _font(13), _font(13, bold=True)
-    for role, text in said:
-        # Of a long question two lines are enough: the answer is to be seen as well.
-        allowed = min(room, room if role == said[-1][0] or len(said) == 1 else 2)
+    for role, text in texts:
+        # A long question gets two lines, so that the answer is visible too.
+        allowed = min(room, room if role == texts[-1][0] or len(texts) == 1 else 2)
         if allowed == 0:
             return
         head = f"{role}  "
@@ -146,16 +159,16 @@ def _write(pen: ImageDraw.ImageDraw, preview: Preview, top: int) -> None:
         room -= len(lines)
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, most: int, indent: int) -> list[str]:
-    """Lines no wider than the picture, the first one shorter by `indent`; what is left over ends in dots."""
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, max_lines: int, indent: int) -> list[str]:
+    """Wraps text to the image width, the first line shorter by `indent`; the last line may end with an ellipsis."""
     lines: list[str] = []
-    words = visible(text[: most * 120]).split(" ")
-    while words and len(lines) < most:
+    words = visible(text[: max_lines * 120]).split(" ")
+    while words and len(lines) < max_lines:
         width = _PICTURE[0] - (indent if not lines else 0)
         taken = 1
         while taken < len(words) and font.getlength(" ".join(words[: taken + 1])) <= width:
             taken += 1
-        last = len(lines) == most - 1
+        last = len(lines) == max_lines - 1
         line = " ".join(words if last else words[:taken])
         lines.append(_fitted(line, font, width))
         words = words[taken:]
@@ -163,7 +176,7 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, most: int, indent: int) ->
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int = _PICTURE[0]) -> str:
-    """The text, or as much of its beginning as fits into `width` pixels, with dots behind it."""
+    """Returns the text, shortened with an ellipsis where it is wider than `width` pixels."""
     text = visible(text)
     if font.getlength(text) <= width:
         return text
@@ -180,10 +193,8 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
-def _spoken(message: Message) -> str:
+def _text(message: Message) -> str:
     content = message["content"]
     if isinstance(content, str):
         return content
     return "".join(part["text"] if part["type"] == "text" else "<image> " for part in content)
-
-

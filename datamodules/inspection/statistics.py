@@ -1,4 +1,4 @@
-"""What is in a set of shards, in numbers."""
+"""Statistics of a set of shards."""
 
 import hashlib
 import json
@@ -33,9 +33,9 @@ MEASURES = {
     "tokens": "text tokens",
     "supervised": "supervised tokens",
 }
-"""Each measure and how a table calls it: pixels, and counts per sample unless something else is said.
+"""Each measure and its name in a table: sizes in pixels, and numbers per sample unless the name states otherwise.
 
-The last two need a tokenizer, and leave out what images become.
+The last two need a tokenizer and do not count image tokens.
 """
 
 PERCENTILES = (0, 5, 50, 95, 100)
@@ -46,9 +46,18 @@ NO_SOURCE = "(none)"
 
 @dataclass
 class Statistics:
-    """Samples counted, and what was measured of them; `unusable` counts, by reason, those that could not be.
+    """Counts and measures of samples.
 
-    `contents` has, of each sample, 8 bytes of the hash of its text and images, by which duplicates are found.
+    Attributes:
+        shards: number of shards.
+        bytes: their size.
+        samples: number of samples.
+        sources: number of samples by source.
+        extensions: number of images by file extension.
+        unusable: number of samples that could not be measured, by reason.
+        empty_answers: number of answers without text.
+        contents: 8 bytes of the hash of each sample's text and images, to find duplicates.
+        measured: the values of each measure.
     """
 
     shards: int = 0
@@ -62,7 +71,7 @@ class Statistics:
     measured: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, other: "Statistics") -> None:
-        """Takes in the samples of another."""
+        """Adds the statistics of other samples."""
         self.samples += other.samples
         self.sources.update(other.sources)
         self.extensions.update(other.extensions)
@@ -73,7 +82,7 @@ class Statistics:
             self.measured[name] += values
 
     def summary(self) -> dict[str, Any]:
-        """Plain numbers: the counts, and of each measure total, mean and PERCENTILES."""
+        """Returns plain numbers: the counts, and total, mean and PERCENTILES of each measure."""
         return {
             "shards": self.shards,
             "bytes": self.bytes,
@@ -94,62 +103,63 @@ def collect_statistics(
     processes: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Statistics:
-    """The statistics of all samples of a store.
+    """Returns the statistics of all samples of a store.
 
     Args:
-        encoder: counts tokens where given; one with 0 tokens per image, so that text alone is counted.
+        store: the samples.
+        encoder: counts tokens; it has 0 tokens per image, so that only text is counted. None counts no tokens.
         processes: as in map_in_processes.
-        progress: called with the number of samples each time some are done.
+        progress: called with the number of newly measured samples.
     """
     sizes = (remote_size(shard) if is_remote(shard) else Path(shard).stat().st_size for shard in store.shards)
     total = Statistics(shards=len(store.shards), bytes=sum(sizes))
-    for part in map_in_processes(partial(_measure, store, encoder), chunks_of(len(store)), processes):
-        total.add(part)
-        progress(part.samples)
+    for chunk in map_in_processes(partial(_measure, store, encoder), chunks_of(len(store)), processes):
+        total.add(chunk)
+        progress(chunk.samples)
     return total
 
 
 def _measure(store: SampleStore, encoder: ConversationEncoder | None, numbers: range) -> Statistics:
-    part = Statistics(samples=len(numbers))
+    statistics = Statistics(samples=len(numbers))
     for i in numbers:
         try:
-            _measure_sample(store, encoder, i, part)
+            _measure_sample(store, encoder, i, statistics)
         except SampleError as error:
-            part.unusable[error.reason] += 1
-    return part
+            statistics.unusable[error.reason] += 1
+    return statistics
 
 
 def _measure_sample(store: SampleStore, encoder: ConversationEncoder | None, i: int, into: Statistics) -> None:
     record = store.record(i)
     content = content_of(store, i, record)
-    found: dict[str, list[int]] = defaultdict(list)
+    values_of: dict[str, list[int]] = defaultdict(list)
     extensions = []
     digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8)
     for suffix, encoded in store.encoded_images(i):
         digest.update(hashlib.sha256(encoded).digest())
         header = image_header(store, i, suffix, encoded)
-        found["width"].append(header.width)
-        found["height"].append(header.height)
-        found["image_bytes"].append(len(encoded))
+        values_of["width"].append(header.width)
+        values_of["height"].append(header.height)
+        values_of["image_bytes"].append(len(encoded))
         extensions.append(suffix.rpartition(".")[2])
-    found["images"] = [len(extensions)]
+    values_of["images"] = [len(extensions)]
     if isinstance(content, str):
-        found["characters"], found["turns"] = [len(content)], [1]
+        values_of["characters"], values_of["turns"] = [len(content)], [1]
         answers = [content]
     else:
         texts = [_text(message) for message in content]
         answers = [text for message, text in zip(content, texts, strict=True) if message["role"] == "assistant"]
-        found["characters"], found["turns"] = [sum(map(len, texts))], [len(answers)]
+        values_of["characters"], values_of["turns"] = [sum(map(len, texts))], [len(answers)]
     if encoder is not None:
         labels = _labels(store, i, encoder, content)
-        found["tokens"] = [len(labels)]
-        found["supervised"] = [sum(label != IGNORE_INDEX for label in labels)]
+        values_of["tokens"] = [len(labels)]
+        values_of["supervised"] = [sum(label != IGNORE_INDEX for label in labels)]
     source = record.get("source")
     into.sources[source if isinstance(source, str) else NO_SOURCE] += 1
     into.extensions.update(extensions)
     into.empty_answers += sum(not answer.strip() for answer in answers)
     into.contents.append(int.from_bytes(digest.digest(), "little"))
-    for name, values in found.items():
+    for name, values in values_of.items():
         into.measured[name] += values
 
 
@@ -166,7 +176,7 @@ def _text(message: Message) -> str:
 
 def _spread(values: Sequence[int]) -> dict[str, float]:
     numbers: NDArray[np.int64] = np.asarray(values, dtype=np.int64)
-    # An actual value of the set, not one between two: half an image is no help.
+    # "nearest" returns values that occur, rather than half an image.
     points = np.percentile(numbers, PERCENTILES, method="nearest")
-    named = {f"p{percentile}": int(point) for percentile, point in zip(PERCENTILES, points, strict=True)}
-    return {"total": int(numbers.sum()), "mean": float(numbers.mean()), **named}
+    percentiles = {f"p{percentile}": int(point) for percentile, point in zip(PERCENTILES, points, strict=True)}
+    return {"total": int(numbers.sum()), "mean": float(numbers.mean()), **percentiles}

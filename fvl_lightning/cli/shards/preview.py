@@ -50,7 +50,7 @@ def _print(sample: Preview, encoder: ConversationEncoder | None, console: Consol
 
 def _said(sample: Preview, encoder: ConversationEncoder | None) -> Text:
     if encoder is None:
-        lines = [Text.assemble((f"{role}: ", "bold"), visible(text)) for role, text in sample.said]
+        lines = [Text.assemble((f"{role}: ", "bold"), visible(text)) for role, text in sample.texts]
         return Text("\n").join(lines)
     try:
         runs = supervised_runs(sample, encoder)

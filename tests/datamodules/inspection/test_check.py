@@ -11,7 +11,7 @@ import pytest
 
 from datamodules.building.manifest import Manifest
 from datamodules.inspection.check import (
-    EXAMPLES,
+    MAX_EXAMPLES,
     Findings,
     ShardProblem,
     check_samples,
@@ -91,7 +91,7 @@ def test_a_shard_that_is_gone(good: Path) -> None:
     first, second = expand_shards(str(good))
     Path(second).unlink()
     found = missing_shards(read_manifests([first]), [first])
-    expected = ShardProblem("missing shard", second, "", "the manifest has it with 4 samples")
+    expected = ShardProblem("missing shard", second, "", "the manifest lists it, 4 samples")
     assert found.examples == {"missing shard": [expected]}
 
 
@@ -187,7 +187,7 @@ def test_processes_change_nothing(tmp_path: Path, write_split: Write, image_byte
     one, two = check_samples(store, 1), check_samples(store, 2, done.append)
     assert one == two
     assert one.counts == {"no text": 86}
-    assert [finding.key for finding in one.examples["no text"]] == ["s0", "s7", "s14"][:EXAMPLES]
+    assert [finding.key for finding in one.examples["no text"]] == ["s0", "s7", "s14"][:MAX_EXAMPLES]
     assert sum(done) == 600
 
 

@@ -57,8 +57,8 @@ def test_a_sample_says_what_it_holds(tmp_path: Path, write_split: Callable[..., 
     }
     store = SampleStore.open(str(write_split(tmp_path, "train", 6, samples)), "train")
     caption, talk, text, nothing, bad, broken = (preview_sample(store, i) for i in range(6))
-    assert (caption.key, caption.said, caption.images[0].shape) == ("s0", (("caption", "a wall"),), (5, 9, 3))
-    assert talk.said == (("user", "<image> how dark is 1?"), ("assistant", "1"))
+    assert (caption.key, caption.texts, caption.images[0].shape) == ("s0", (("caption", "a wall"),), (5, 9, 3))
+    assert talk.texts == (("user", "<image> how dark is 1?"), ("assistant", "1"))
     assert (text.images, text.problem) == ((), "")
     assert nothing.problem == "no text: neither messages nor caption"
     assert bad.problem.startswith("no messages")
@@ -83,7 +83,7 @@ def test_what_is_supervised_is_the_answers_with_their_end(encoder: ConversationE
 
 
 def test_of_a_caption_all_but_the_images_is_supervised(encoder: ConversationEncoder) -> None:
-    preview = Preview("s", images=(flat(8, 8), flat(8, 8)), said=(("caption", "a red wall"),))
+    preview = Preview("s", images=(flat(8, 8), flat(8, 8)), texts=(("caption", "a red wall"),))
     *_, last = runs = supervised_runs(preview, encoder)
     assert last[0] == f"a red wall{encoder.tokenizer.eos_token}"
     assert last[2]
@@ -128,17 +128,17 @@ def test_of_several_images_four_are_shown_side_by_side() -> None:
 @pytest.mark.parametrize(
     "preview",
     [
-        Preview("k" * 300, said=(("user", "word " * 500), ("assistant", "x" * 5000))),
-        Preview("", said=(("caption", ""),)),
+        Preview("k" * 300, texts=(("user", "word " * 500), ("assistant", "x" * 5000))),
+        Preview("", texts=(("caption", ""),)),
         Preview("s", problem="broken image: " + "why " * 200),
         Preview("s", (flat(1, 1), flat(60_000, 1)), tuple(("user", str(i)) for i in range(40))),
-        Preview("\ud800\x1b[2J", said=(("caption", "\ud800 \x00 \u202e"),)),
+        Preview("\ud800\x1b[2J", texts=(("caption", "\ud800 \x00 \u202e"),)),
     ],
     ids=["long", "empty", "problem", "extreme", "unwritable"],
 )
 def test_nothing_is_drawn_outside_of_its_tile(preview: Preview) -> None:
     sheet = np.asarray(contact_sheet([preview, Preview("s", (flat(8, 8),))]))
-    empty = np.asarray(contact_sheet([Preview("", said=(("caption", ""),)), Preview("s", (flat(8, 8),))]))
+    empty = np.asarray(contact_sheet([Preview("", texts=(("caption", ""),)), Preview("s", (flat(8, 8),))]))
     assert sheet.shape == empty.shape
     card = slice(16, sheet.shape[0] - 16), slice(16, (sheet.shape[1] - 16) // 2)
     inner_edge = np.zeros(sheet.shape[:2], dtype=bool)
