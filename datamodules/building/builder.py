@@ -22,7 +22,7 @@ from datamodules.building.output import Output, settings_of
 from datamodules.building.processes import prepare_all
 from datamodules.building.resume_log import Position, ResumeLog
 from datamodules.building.row_to_sample import BuiltSample, Outcome
-from datamodules.sources.base import PassedOver, Refusal, Source
+from datamodules.sources.base import Ignored, Refusal, Source
 from datamodules.storage.writer import Length, OpenShard, Shard, whole_size
 from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.errors import ConfigError, DataError, os_error_in_words
@@ -176,7 +176,7 @@ class _Build:
             self._open[outcome.split].append(outcome.members, outcome.images)
             for name in outcome.unused:
                 self._pass_over(f"fields '{name}'", 1)
-        elif isinstance(outcome, PassedOver):
+        elif isinstance(outcome, Ignored):
             self._pass_over(outcome.kind, outcome.count)
         else:
             self._refuse(outcome, outcome.where or f"chunk {position[0]}, row {position[1]}")

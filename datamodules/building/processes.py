@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from datamodules.building.row_to_sample import BuiltSample, Outcome, prepare_chunk
-from datamodules.sources.base import PassedOver, Refusal, Source
+from datamodules.sources.base import Ignored, Refusal, Source
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.plugins import import_plugin
 
@@ -34,7 +34,7 @@ CHUNK_FILES = "chunk-"
 Job = tuple[int, Any]
 """A chunk with its number."""
 Outcomes = Iterator[Outcome]
-_Packed = Refusal | PassedOver | tuple[str, int, int, tuple[str, ...]]
+_Packed = Refusal | Ignored | tuple[str, int, int, tuple[str, ...]]
 
 
 @dataclass(frozen=True)

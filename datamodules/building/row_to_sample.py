@@ -10,7 +10,7 @@ from typing import Any
 from datamodules.encoding.messages import check_messages, image_parts, parts_of
 from datamodules.encoding.placeholders import find_placeholder
 from datamodules.images.decoding import to_png, verify_image
-from datamodules.sources.base import PassedOver, Refusal, Row, Source
+from datamodules.sources.base import Ignored, Refusal, Row, Source
 from datamodules.sources.files import MAX_ROW_BYTES
 from datamodules.sources.refusals import row_id
 from datamodules.storage.writer import encode_record, image_names, tar_members
@@ -37,7 +37,7 @@ class BuiltSample:
     unused: tuple[str, ...] = ()
 
 
-Outcome = BuiltSample | Refusal | PassedOver
+Outcome = BuiltSample | Refusal | Ignored
 """What becomes of a row, or of what is none."""
 
 
@@ -54,7 +54,7 @@ def prepare_chunk(source: Source, number: int, chunk: Any, splits: Mapping[str, 
     "too many images", "broken image", and the source's own.
     """
     for position, row in enumerate([chunk] if isinstance(chunk, Refusal) else source.rows(chunk)):
-        if isinstance(row, PassedOver):
+        if isinstance(row, Ignored):
             yield row
             continue
         if isinstance(row, Refusal):

@@ -1,4 +1,4 @@
-"""The demo set: 64-pixel pictures with captions, words, boxes and questions, drawn in seconds and split by scene."""
+"""The demo set: synthetic 64-pixel images with captions, words, boxes and questions, split by scene."""
 
 from datamodules.demo.data import DemoData
 

@@ -1,4 +1,4 @@
-"""Writes the demo set: shards of every split of one level, and the tokenizer all levels share."""
+"""Builds the demo set: shards of every split of one level, and the tokenizer that all levels share."""
 
 import hashlib
 import json
@@ -19,14 +19,14 @@ from fvl_lightning.core.errors import DataError
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Raised whenever the same configuration would give other samples."""
+"""Version of the samples; it is increased when the same configuration would give others."""
 
 COUNTS = {"train": 8000, "validation": 400, "test": 600, UNSEEN_WORDS: 100, UNSEEN_PAIRS: 100}
-"""Images per split, unless told otherwise."""
+"""Default number of images per split."""
 
 
 def demo_folder(root: Path, level: str, counts: Mapping[str, int], seed: int) -> Path:
-    """Where this configuration's set lies: `<root>/<level>`, with a hash for other than default counts and seed."""
+    """Returns the folder of a configuration's set: `<root>/<level>`, with a hash for non-default counts or seed."""
     manifest = _manifest(level, counts, seed)
     if manifest == _manifest(level, COUNTS, 0):
         return root / level
@@ -35,7 +35,13 @@ def demo_folder(root: Path, level: str, counts: Mapping[str, int], seed: int) ->
 
 
 def build_demo(root: Path, level: str, counts: Mapping[str, int], seed: int) -> Path:
-    """Builds the set of this configuration and the tokenizer under `root`, each unless it is there; the set's folder.
+    """Builds a configuration's set and the tokenizer under `root`, unless they exist; returns the set's folder.
+
+    Args:
+        root: folder of all demo sets.
+        level: easy, medium or hard.
+        counts: number of images of every split.
+        seed: another seed gives another set.
 
     Raises:
         ConfigError: no such level, or scikit-learn is missing.
@@ -46,14 +52,14 @@ def build_demo(root: Path, level: str, counts: Mapping[str, int], seed: int) -> 
     try:
         root.mkdir(parents=True, exist_ok=True)
         if not _complete(root / "tokenizer", {"format": FORMAT}):
-            with _appearing(root / "tokenizer", {"format": FORMAT}) as beside:
-                save_tokenizer(beside)
+            with _atomic_folder(root / "tokenizer", {"format": FORMAT}) as tmp_path:
+                save_tokenizer(tmp_path)
         manifest = _manifest(level, counts, seed)
         if not _complete(folder, manifest):
             log.info("drawing the demo set %s (%d images)", folder, sum(counts.values()))
-            with _appearing(folder, manifest) as beside:
+            with _atomic_folder(folder, manifest) as tmp_path:
                 for split in ALL_SPLITS:
-                    _write_split(beside, chosen, split, counts[split], seed)
+                    _write_split(tmp_path, chosen, split, counts[split], seed)
     except OSError as error:
         raise DataError(f"the demo set can't be written to {root}: {error.strerror or error}") from None
     return folder
@@ -71,7 +77,7 @@ def _manifest(level: str, counts: Mapping[str, int], seed: int) -> dict[str, Any
 
 
 def _complete(folder: Path, manifest: Mapping[str, Any]) -> bool:
-    """Whether `folder` holds what `manifest` says; False where there is no folder, DataError where it holds another."""
+    """Returns whether `folder` holds the set of `manifest`; False without a folder, DataError for another set."""
     if not folder.exists():
         return False
     try:
@@ -84,7 +90,7 @@ def _complete(folder: Path, manifest: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def _appearing(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
+def _atomic_folder(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
     """Yields a folder to fill, which becomes `folder` with its manifest at the end; on any error it is removed."""
     with atomic_directory(folder, exist_ok=True) as tmp_path:
         yield tmp_path

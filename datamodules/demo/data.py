@@ -1,4 +1,4 @@
-"""The demo set as a data module: drawn on first use, then read like any other shards."""
+"""Data module of the demo set, which is drawn on first use and then read like any other shards."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,19 +17,19 @@ from fvl_lightning.core.registry import register
 
 @register("data", "demo")
 class DemoData(BatchData):
-    """Coloured shapes, words, bar charts and handwriting of 64 pixels, drawn by prepare_data() unless they are there.
+    """Images of 64 pixels with coloured shapes, words, bar charts and handwriting; prepare_data() draws missing ones.
 
     Splits: train, validation, test, test_unseen_words, test_unseen_pairs.
     """
 
     @dataclass
     class Config(BatchConfig):
-        """Which demo set; another than the default counts and seed gets a folder of its own under `root`."""
+        """Settings of the demo set; each combination of counts and seed has its own folder under `root`."""
 
         root: PathText = "data/demo"
-        """The folder that holds the demo sets and their tokenizer."""
+        """Folder of the demo sets and their tokenizer."""
         level: str = "easy"
-        """easy, medium or hard: how many and how small the things in a picture are, and what is asked."""
+        """easy, medium or hard: number and size of the objects in an image, and kinds of questions."""
         train_images: int = number(COUNTS["train"], at_least=1)
         """Images in the split `train`."""
         validation_images: int = number(COUNTS["validation"], at_least=1)
@@ -39,7 +39,7 @@ class DemoData(BatchData):
         unseen_images: int = number(COUNTS[UNSEEN_WORDS], at_least=1)
         """Images in each of the two test sets of unseen words and unseen colour-shape pairs."""
         seed: int = number(0, at_least=0, at_most=MAX_SEED)
-        """Another seed draws another set; the rule that splits scenes is the same for all."""
+        """Another seed draws another set; all sets split scenes by the same rule."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -69,16 +69,16 @@ class DemoData(BatchData):
 
     @property
     def folder(self) -> Path:
-        """Where this configuration's shards lie."""
+        """The folder of this configuration's shards."""
         return demo_folder(Path(self.config.root), self.config.level, self.config.counts, self.config.seed)
 
     def parts(self, split: str) -> list[Part]:
-        """The one data set there is."""
+        """Returns the only dataset."""
         return [Part("", split_shards(str(self.folder), split), self.config.view)]
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokenizer made for the demo's texts, a folder; the same for every level, count and seed."""
+        """The folder of the demo's tokenizer, which is the same for every level, count and seed."""
         return Path(self.config.root) / "tokenizer"
 
     def limits(self) -> str:
@@ -97,6 +97,6 @@ class DemoData(BatchData):
         )
 
     def prepare_data(self) -> None:
-        """Draws the set and trains its tokenizer, unless they are there; ConfigError without scikit-learn."""
+        """Draws the set and trains its tokenizer, unless they exist; ConfigError without scikit-learn."""
         build_demo(Path(self.config.root), self.config.level, self.config.counts, self.config.seed)
         super().prepare_data()

@@ -1,4 +1,4 @@
-"""A scene as pixels, drawn with Pillow, and the box of each thing in it."""
+"""Draws a scene with Pillow and returns the box of each object in it."""
 
 import math
 from functools import lru_cache
@@ -12,7 +12,7 @@ from datamodules.demo.levels import SIZE, Level
 from datamodules.demo.scenes import Bar, Number, Scene, Shape, Word
 
 Box = tuple[float, float, float, float]
-"""x0, y0, x1, y1 as fractions of the picture's side."""
+"""x0, y0, x1, y1 as fractions of the image's side."""
 
 INK = {
     "red": (230, 45, 45),
@@ -30,7 +30,7 @@ _BASELINE, _CHART_LEFT, _CHART_RIGHT, _CHART_HEIGHT = 60, 6, 62, 56
 
 
 def draw_scene(scene: Scene, level: Level) -> tuple[Image.Image, list[Box]]:
-    """The picture (RGB, SIZE x SIZE) and one box per thing, in the order of the scene's things."""
+    """Returns the image (RGB, SIZE x SIZE) and one box per object, in the order of the scene's objects."""
     image = Image.new("RGB", (SIZE, SIZE), (scene.background,) * 3)
     if scene.shapes:
         return _draw_shapes(image, scene.shapes)
@@ -43,7 +43,7 @@ def draw_scene(scene: Scene, level: Level) -> tuple[Image.Image, list[Box]]:
 
 
 def _draw_shapes(image: Image.Image, shapes: tuple[Shape, ...]) -> tuple[Image.Image, list[Box]]:
-    """Drawn large and scaled down, for smooth edges; a dark rim keeps overlapping shapes apart."""
+    """Draws shapes large and scales them down, for smooth edges; a dark outline separates overlapping shapes."""
     large = image.resize((SIZE * _OVERSAMPLING, SIZE * _OVERSAMPLING))
     pen = ImageDraw.Draw(large)
     boxes: list[Box] = []
@@ -59,7 +59,7 @@ def _draw_shapes(image: Image.Image, shapes: tuple[Shape, ...]) -> tuple[Image.I
 
 @lru_cache(maxsize=16)
 def outline(shape: str) -> tuple[tuple[float, float], ...]:
-    """The corners of a shape of radius 1 around the origin, y downwards."""
+    """Returns the corners of a shape of radius 1 around the origin, with y downwards."""
     if shape == "square":
         side = 0.85
         return (-side, -side), (side, -side), (side, side), (-side, side)
@@ -84,7 +84,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _draw_words(image: Image.Image, words: tuple[Word, ...], level: Level) -> list[Box]:
-    """Each word in a band of its own, from top to bottom."""
+    """Draws each word in its own band, from top to bottom."""
     pen, font = ImageDraw.Draw(image), _font(level.font_size)
     band = SIZE / len(words)
     boxes = []
@@ -99,7 +99,7 @@ def _draw_words(image: Image.Image, words: tuple[Word, ...], level: Level) -> li
 
 
 def _draw_bars(image: Image.Image, bars: tuple[Bar, ...], level: Level) -> list[Box]:
-    """Bars on a baseline; where values are asked for, a tick per unit on the left axis and a faint line every two."""
+    """Draws bars on a baseline; at levels that ask for values, also a line for each unit."""
     pen = ImageDraw.Draw(image)
     unit = _CHART_HEIGHT / level.tallest_value
     if level.relations:
@@ -121,7 +121,7 @@ def _draw_bars(image: Image.Image, bars: tuple[Bar, ...], level: Level) -> list[
 
 
 def _draw_number(image: Image.Image, number: Number, level: Level) -> Box:
-    """The scans side by side, enlarged, as the transparency of a layer of ink."""
+    """Draws the enlarged scans side by side, as the transparency of a coloured layer."""
     scans, _ = load_scans()
     side = level.digit_size
     step = round(side * 0.75)  # the scans have empty margins

@@ -1,23 +1,23 @@
-"""How much is in a demo picture at each level: colours, shapes, words, digits and bars."""
+"""Levels of the demo set: the colours, shapes, words, digits and bars of its images."""
 
 from dataclasses import dataclass
 
 from fvl_lightning.core.errors import unknown_name
 
 SIZE = 64
-"""Side of every picture, in pixels."""
+"""Side of every image, in pixels."""
 
 HELD_OUT_PAIRS = (("red", "star"), ("blue", "triangle"), ("yellow", "square"))
-"""Colour-shape pairs that occur in the split test_unseen_pairs only; each colour and shape occurs elsewhere."""
+"""Colour-shape pairs that only occur in the split test_unseen_pairs; their colours and shapes occur elsewhere too."""
 
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 NINTHS = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
-"""Names of the cells of a 2 x 2 and of a 3 x 3 grid over the picture, row by row."""
+"""Names of the cells of a 2 x 2 and of a 3 x 3 grid over the image, row by row."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """The ranges a scene is drawn from; pairs (a, b) are inclusive, lengths are in pixels."""
+    """The ranges that a scene is drawn from; pairs (a, b) are inclusive, lengths are in pixels."""
 
     name: str
     colours: tuple[str, ...]
@@ -113,7 +113,7 @@ LEVELS = {level.name: level for level in (EASY, MEDIUM, HARD)}
 
 
 def level_named(name: str) -> Level:
-    """The level of that name; ConfigError with the nearest one where there is none."""
+    """Returns the level of that name; ConfigError with the nearest name where there is none."""
     if name not in LEVELS:
         raise unknown_name("level", name, LEVELS, "level of the demo set")
     return LEVELS[name]

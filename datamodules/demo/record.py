@@ -1,4 +1,4 @@
-"""One demo sample as WebDataset holds it: a PNG and a JSON."""
+"""Makes one sample of the demo set: a PNG and a JSON record."""
 
 import hashlib
 from io import BytesIO
@@ -11,16 +11,16 @@ from datamodules.demo.text import Turn, caption, labels, turns, words_in
 
 
 def make_sample(seed: int, level: Level, split: str, index: int) -> tuple[str, dict[str, Any], bytes]:
-    """Key, JSON and PNG of sample `index`: a pure function of its arguments."""
+    """Returns key, JSON record and PNG of sample `index`: a pure function of its arguments."""
     rng = sample_random(seed, level.name, split, index)
     scene = make_scene(rng, level, split)
     image, boxes = draw_scene(scene, level)
     order = rng.sample(range(len(boxes)), len(boxes))
     names = labels(scene)
-    asked = turns(scene, level, rng)
+    questions = turns(scene, level, rng)
     record = {
-        "messages": messages(asked),
-        "kinds": [turn.kind for turn in asked],
+        "messages": messages(questions),
+        "kinds": [turn.kind for turn in questions],
         "caption": caption(scene, level, order, rng.randrange(3)),
         "ocr": words_in(scene),
         "boxes": [{"label": names[i], "box": list(boxes[i])} for i in order],
@@ -33,10 +33,10 @@ def make_sample(seed: int, level: Level, split: str, index: int) -> tuple[str, d
     return f"{level.name}-{split}-{index:06d}", record, png.getvalue()
 
 
-def messages(asked: list[Turn]) -> list[dict[str, Any]]:
-    """One conversation of all turns; the picture stands in front of the first question."""
+def messages(questions: list[Turn]) -> list[dict[str, Any]]:
+    """Returns one conversation of all turns, with the image in front of the first question."""
     conversation: list[dict[str, Any]] = []
-    for number, turn in enumerate(asked):
+    for number, turn in enumerate(questions):
         question: Any = turn.question
         if number == 0:
             question = [{"type": "image"}, {"type": "text", "text": turn.question}]

@@ -1,8 +1,8 @@
-"""What is in a demo picture, and the rule that gives every scene to one split.
+"""Draws the contents of a demo image, and assigns every scene to one split.
 
-A scene's description (its objects with their colours and places; its word, number or bars) is hashed, and the hash
-decides the split. A split's generator draws until a description is its own, so that no description of one split can
-occur in another, whatever the seed or the level. Sample i is a pure function of (seed, level, split, i).
+The hash of a scene's description (its objects with their colours and places; its words, number or bars) decides its
+split. A split draws scenes until a description belongs to it, so that no description occurs in two splits, for any seed
+and level. Sample i is a pure function of (seed, level, split, i).
 """
 
 import hashlib
@@ -19,12 +19,12 @@ UNSEEN_PAIRS = "test_unseen_pairs"
 ALL_SPLITS = (*SPLITS, UNSEEN_WORDS, UNSEEN_PAIRS)
 
 FAMILIES = {"shapes": 36, "words": 28, "bars": 18, "number": 18}
-"""The families of scenes and their shares in percent."""
+"""Families of scenes and their shares in percent."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A coloured shape: centre and radius in pixels, `place` the name of the grid cell its centre is in."""
+    """A coloured shape: centre and radius in pixels; `place` is the name of the grid cell of its centre."""
 
     colour: str
     shape: str
@@ -35,20 +35,20 @@ class Shape:
 
 
 class Placed:
-    """What lies at `across` and `down` in [0, 1] of the room left for it."""
+    """An object with a place: `across` and `down` in [0, 1] of the free space."""
 
     across: float
     down: float
 
     @property
     def cell(self) -> tuple[int, int]:
-        """Its place among the ninths of that room, column and row."""
+        """Column and row of its place in a 3 x 3 grid over the free space."""
         return min(int(self.across * 3), 2), min(int(self.down * 3), 2)
 
 
 @dataclass(frozen=True)
 class Word(Placed):
-    """A printed word and its place."""
+    """A printed word with its place."""
 
     colour: str
     text: str
@@ -58,7 +58,7 @@ class Word(Placed):
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a chart; `value` in units of the axis."""
+    """One bar of a chart; `value` is in units of the axis."""
 
     colour: str
     value: int
@@ -66,7 +66,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Number(Placed):
-    """A handwritten number: one scan of scikit-learn's digits per digit, and its place."""
+    """A handwritten number with its place; it has one scan of scikit-learn's digits per digit."""
 
     colour: str
     digits: str
@@ -77,7 +77,7 @@ class Number(Placed):
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture before it is drawn: one family, and the things of that family; `background` is a dark grey, 0-255."""
+    """The contents of an image: one family, and the objects of that family; `background` is a dark grey, 0-255."""
 
     family: str
     background: int
@@ -88,7 +88,7 @@ class Scene:
 
     @property
     def description(self) -> str:
-        """What the split rule hashes: everything a question can ask for, nothing of jitter, size or shade."""
+        """The text that decides the split: everything a question can ask for, without jitter, size and shade."""
         things = sorted(f"{s.colour} {s.shape} {s.place}" for s in self.shapes)
         things += [f"{w.colour} {w.text} {w.cell[0]}{w.cell[1]}" for w in self.words]
         things += [f"{b.colour} {b.value}" for b in self.bars]
@@ -98,19 +98,22 @@ class Scene:
 
 
 def split_of(description: str) -> str:
-    """The split that owns a description: 80 % train, 10 % validation, 10 % test of the space of hashes."""
+    """Returns the split of a description: by its hash, 80 % train, 10 % validation, 10 % test."""
     bucket = int.from_bytes(hashlib.sha256(description.encode()).digest()[:4], "big") % 10
     return "train" if bucket < 8 else "validation" if bucket == 8 else "test"
 
 
 def sample_random(seed: int, level: str, split: str, index: int) -> Random:
-    """The stream of random numbers that belongs to one sample alone."""
+    """Returns the random number generator of one sample."""
     digest = hashlib.sha256(f"fvl demo {seed} {level} {split} {index}".encode()).digest()
     return Random(int.from_bytes(digest[:16], "big"))
 
 
 def make_scene(rng: Random, level: Level, split: str) -> Scene:
-    """Draws scenes until one belongs to `split`; family and number of things are drawn once, so no split skews them."""
+    """Draws scenes until one belongs to `split`.
+
+    Family and number of objects are drawn only once, so that rejected scenes do not change their distribution.
+    """
     if split == UNSEEN_WORDS:
         family = "words"
     elif split == UNSEEN_PAIRS:
@@ -149,7 +152,7 @@ def _draw_shapes(rng: Random, level: Level, split: str, count: int) -> Scene:
 
 
 def _draw_pairs(rng: Random, level: Level, split: str, count: int) -> list[tuple[str, str]]:
-    """Colour-shape pairs; held-out ones only in test_unseen_pairs, and there at least one."""
+    """Draws colour-shape pairs; test_unseen_pairs has at least one held-out pair, other splits have none."""
     allowed = [(c, s) for c in level.colours for s in level.shapes]
     if split == UNSEEN_PAIRS:
         pairs = [rng.choice(HELD_OUT_PAIRS), *(rng.choice(allowed) for _ in range(count - 1))]
@@ -160,7 +163,7 @@ def _draw_pairs(rng: Random, level: Level, split: str, count: int) -> list[tuple
 
 
 def _place_shape(rng: Random, level: Level, colour: str, shape: str, place: int) -> Shape:
-    """A shape near the centre of a cell, well inside the picture and clear of the cell's borders."""
+    """Places a shape near the centre of a cell, inside the image and away from the cell's borders."""
     side = 2 if level.places == QUADRANTS else 3
     row, column = divmod(place, side)
     radius = rng.uniform(*level.radius)
@@ -172,7 +175,7 @@ def _place_shape(rng: Random, level: Level, colour: str, shape: str, place: int)
 
 
 def _apart(shapes: tuple[Shape, ...]) -> bool:
-    """Whether shapes overlap at most slightly, and shapes of one colour not at all."""
+    """Returns whether shapes overlap at most slightly, and shapes of the same colour not at all."""
     for i, one in enumerate(shapes):
         for other in shapes[:i]:
             distance = ((one.x - other.x) ** 2 + (one.y - other.y) ** 2) ** 0.5
@@ -194,7 +197,7 @@ def _draw_words(rng: Random, level: Level, split: str, count: int) -> Scene:
 
 
 def _draw_bars(rng: Random, level: Level, split: str, count: int) -> Scene:
-    """Bars of different colours, the tallest and the shortest clear of the others by the level's gap."""
+    """Draws bars of different colours; the tallest and the shortest differ from the others by the level's gap."""
     colours = rng.sample(level.colours, count)
     while True:
         values = [rng.randint(1, level.tallest_value) for _ in range(count)]

@@ -1,7 +1,7 @@
-"""What is said about a scene: its caption, its words, labels for its boxes, and questions with their answers.
+"""Texts about a scene: its caption, its words, labels of its boxes, and questions with their answers.
 
-A question is asked only where the scene leaves one answer. Within one picture no question names what another one asks
-for ("where is the red circle?" would answer "what colour is the circle?"), or the picture need not be looked at.
+A question is only asked if the scene has exactly one answer. Within one image, no question contains the answer to
+another ("where is the red circle?" would answer "what colour is the circle?"), so that every answer needs the image.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from datamodules.demo.levels import Level
 from datamodules.demo.scenes import Scene, Shape
 
 KINDS = ("colour", "shape", "where", "count", "word", "word_colour", "digits", "bars", "tallest", "shortest")
-"""The kinds of questions, at every level."""
+"""Kinds of questions, at every level."""
 
 NO_TEXT = "no text"
 _CLEAR = 6.0
-"""Pixels between two centres above which one shape is plainly left of or above the other."""
+"""Distance of two centres in pixels from which one shape is clearly left of or above the other."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,11 @@ class Turn:
 
 
 def caption(scene: Scene, level: Level, order: list[int], style: int) -> str:
-    """Names the things in the given order; `style` 0-2 is the order of their attributes (one fixed order stalls)."""
+    """Returns a caption of the objects in the given order.
+
+    Args:
+        style: 0, 1 or 2, the order of attributes; with a single order, training stalls.
+    """
     if scene.shapes:
         return " , ".join(_shape_phrase(scene.shapes[i], style) for i in order)
     if scene.words:
@@ -51,14 +55,14 @@ def caption(scene: Scene, level: Level, order: list[int], style: int) -> str:
 
 
 def words_in(scene: Scene) -> str:
-    """The text in the picture from top to bottom, or NO_TEXT."""
+    """Returns the text in the image from top to bottom, or NO_TEXT."""
     if scene.number is not None:
         return scene.number.digits
     return " ".join(word.text for word in scene.words) or NO_TEXT
 
 
 def labels(scene: Scene) -> list[str]:
-    """What to call the box of each thing, in the order of the scene's things."""
+    """Returns the label of each object's box, in the order of the scene's objects."""
     if scene.shapes:
         return [f"{shape.colour} {shape.shape}" for shape in scene.shapes]
     if scene.words:
@@ -70,7 +74,7 @@ def labels(scene: Scene) -> list[str]:
 
 
 def turns(scene: Scene, level: Level, rng: Random) -> list[Turn]:
-    """The questions about a scene with their answers, shuffled; at least one."""
+    """Returns the questions about a scene with their answers, shuffled; at least one."""
     if scene.shapes:
         asked = _shape_turns(scene.shapes, level, rng)
     elif scene.words:
@@ -93,7 +97,7 @@ def _shape_phrase(shape: Shape, style: int) -> str:
 
 
 def _bar_phrases(scene: Scene, level: Level) -> list[tuple[str, str, str]]:
-    """Each bar with its value, or where values are not asked for, whether it is the tallest or the shortest."""
+    """Describes each bar with its value, or at levels without values as the tallest, the shortest or a middle one."""
     if level.relations:
         valued = [(bar.colour, bar.value) for bar in scene.bars]
         return [(f"the {c} bar is {v}", f"{v} is the {c} bar", f"the bar of {v} in {c}") for c, v in valued]
@@ -126,7 +130,7 @@ def _bar_turns(scene: Scene, level: Level, rng: Random) -> list[Turn]:
         Turn("shortest", "what colour is the shortest bar?", shortest.colour),
     ]
     if level.relations:
-        # The value of a bar in between, so that no answer here gives away the tallest or the shortest.
+        # It asks for the value of a bar in between, so that no answer reveals the tallest or the shortest.
         middle = rng.choice(bars[1:-1])
         asked.append(Turn("bars", f"how high is the {middle.colour} bar?", str(middle.value)))
         asked.append(Turn("tallest", "how high is the tallest bar?", str(tallest.value)))
@@ -134,22 +138,22 @@ def _bar_turns(scene: Scene, level: Level, rng: Random) -> list[Turn]:
 
 
 def _shape_turns(shapes: tuple[Shape, ...], level: Level, rng: Random) -> list[Turn]:
-    """Counts, places, then one attribute each of the shapes of which the other questions did not tell it."""
+    """Asks for counts, places, and one attribute of each shape that the other questions do not mention."""
     asked = [Turn("count", "how many shapes are there?", str(len(shapes)))]
-    told: dict[int, set[str]] = {i: set() for i in range(len(shapes))}
+    mentioned: dict[int, set[str]] = {i: set() for i in range(len(shapes))}
     if level.relations:
         asked.append(_partial_count(shapes, rng))
-        asked += _relation(shapes, told, rng)
+        asked += _relation(shapes, mentioned, rng)
     order = rng.sample(range(len(shapes)), len(shapes))
     for i in order[: 1 if level.relations else 2]:
-        turn = _place(shapes, i, told, rng)
+        turn = _place(shapes, i, mentioned, rng)
         if turn is not None:
             asked.append(turn)
     kinds = rng.sample(("colour", "shape"), 2)
     for i in rng.sample(order, len(order)):
-        # Colour and shape take turns, so that both are asked where two shapes allow it.
+        # Colour and shape alternate, so that both are asked where two shapes allow it.
         for kind in kinds:
-            turn = _attribute(shapes, i, kind, told[i])
+            turn = _attribute(shapes, i, kind, mentioned[i])
             if turn is not None:
                 asked.append(turn)
                 kinds.reverse()
@@ -171,7 +175,7 @@ def _plural(shape: str) -> str:
 
 
 def _reference(shapes: tuple[Shape, ...], index: int, rng: Random) -> tuple[str, set[str]] | None:
-    """Words that single a shape out, by one attribute if that will do, and the attributes they tell; or None."""
+    """Returns a phrase that identifies a shape, by one attribute if possible, and the attributes in it; or None."""
     one = shapes[index]
     ways = []
     if sum(other.shape == one.shape for other in shapes) == 1:
@@ -185,18 +189,18 @@ def _reference(shapes: tuple[Shape, ...], index: int, rng: Random) -> tuple[str,
     return None
 
 
-def _place(shapes: tuple[Shape, ...], index: int, told: dict[int, set[str]], rng: Random) -> Turn | None:
+def _place(shapes: tuple[Shape, ...], index: int, mentioned: dict[int, set[str]], rng: Random) -> Turn | None:
     reference = _reference(shapes, index, rng)
     if reference is None:
         return None
-    words, tells = reference
-    told[index] |= tells
-    return Turn("where", f"where is {words}?", shapes[index].place)
+    phrase, attributes = reference
+    mentioned[index] |= attributes
+    return Turn("where", f"where is {phrase}?", shapes[index].place)
 
 
-def _attribute(shapes: tuple[Shape, ...], index: int, kind: str, told: set[str]) -> Turn | None:
+def _attribute(shapes: tuple[Shape, ...], index: int, kind: str, mentioned: set[str]) -> Turn | None:
     one = shapes[index]
-    if kind in told:
+    if kind in mentioned:
         return None
     if kind == "colour" and sum(other.shape == one.shape for other in shapes) == 1:
         return Turn("colour", f"what colour is the {one.shape}?", one.colour)
@@ -205,8 +209,8 @@ def _attribute(shapes: tuple[Shape, ...], index: int, kind: str, told: set[str])
     return None
 
 
-def _relation(shapes: tuple[Shape, ...], told: dict[int, set[str]], rng: Random) -> list[Turn]:
-    """One question such as "what is left of the red circle?", where exactly one shape is, plainly."""
+def _relation(shapes: tuple[Shape, ...], mentioned: dict[int, set[str]], rng: Random) -> list[Turn]:
+    """Returns one question such as "what is left of the red circle?", where clearly exactly one shape is."""
     sides = [
         ("left of", lambda shape: shape.x),
         ("right of", lambda shape: -shape.x),
@@ -221,8 +225,8 @@ def _relation(shapes: tuple[Shape, ...], told: dict[int, set[str]], rng: Random)
         pair = (shapes[asked].colour, shapes[asked].shape)
         unique = sum((other.colour, other.shape) == pair for other in shapes) == 1
         if unique and min(gaps) >= _CLEAR:
-            told[asked] |= {"colour", "shape"}
-            told[answer] |= {"colour", "shape"}
+            mentioned[asked] |= {"colour", "shape"}
+            mentioned[answer] |= {"colour", "shape"}
             question = f"what is {side} the {pair[0]} {pair[1]}?"
             return [Turn("where", question, f"{shapes[answer].colour} {shapes[answer].shape}")]
     return []

@@ -1,1 +1,1 @@
-"""What image-text data of other formats looks like: one file per format, read for `fvl shards build`."""
+"""Source formats of image-text data for `fvl shards build`, one file per format."""

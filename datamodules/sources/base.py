@@ -1,4 +1,4 @@
-"""What the builder of shards needs of a format: its rows, in chunks that any process can read on its own."""
+"""Interface of a source format: its rows, in chunks that any process can read on its own."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -8,10 +8,13 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class Row:
-    """One row as found: `record` with `messages` or `caption` (datamodules/README.md), and its encoded images.
+    """One row of a source.
 
-    `where` is the file and the row in it, for who looks for it; it is no part of what the row is. `unused` names the
-    fields that hold something which is not in `record`; they are counted by name.
+    Attributes:
+        record: has `messages` or `caption` (datamodules/README.md).
+        images: its encoded images.
+        where: the file and the row in it, for messages; rows are compared without it.
+        unused: names of the non-empty fields that are not in `record`; they are counted by name.
     """
 
     record: dict[str, Any]
@@ -22,10 +25,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A row that can't become a sample: `reason` is a short category to count by, `detail` what was wrong with it.
+    """A row that can't become a sample.
 
-    `where` is the file and the row in it, `id` the row's own, for who looks for it; neither says what is wrong. `rows`
-    is how many rows are lost, where that is known to be more than one.
+    Attributes:
+        reason: a short category to count by.
+        detail: what is wrong with the row.
+        where: the file and the row in it, for messages.
+        id: the row's own id, for messages.
+        rows: number of lost rows, where it is known to be more than one.
     """
 
     reason: str
@@ -36,10 +43,10 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class PassedOver:
-    """Parts of a file that say nothing to training: what kind they are, to count by, and how many.
+class Ignored:
+    """Ignored contents of a file (no image or text): their kind, to count by, and their number.
 
-    A source yields it behind the rows of a chunk, since rows are numbered by what comes before them.
+    A source yields it after the rows of a chunk, since what comes before a row changes the row's number.
     """
 
     kind: str
@@ -47,7 +54,7 @@ class PassedOver:
 
 
 class Source(ABC):
-    """One format. Its rows and their order depend on the files alone, so that a build can be repeated and resumed."""
+    """A source format. Its rows and their order depend only on its files, so a build can be repeated and resumed."""
 
     Config: ClassVar[type[Any]]
 
@@ -56,17 +63,17 @@ class Source(ABC):
 
     @abstractmethod
     def chunks(self) -> Iterator[Any]:
-        """Small picklable values, each naming some consecutive rows; the same ones every time.
+        """Yields small picklable values, each identifying some consecutive rows; always the same ones.
 
-        A Refusal among them stands for a file that can't be read, beside others that can.
+        A Refusal among them stands for a file that can't be read, while others can.
 
         Raises:
-            DataError: a file that is missing, or none that is of this format.
+            DataError: a file is missing, or no file has this format.
         """
 
     @abstractmethod
-    def rows(self, chunk: Any) -> Iterator[Row | Refusal | PassedOver]:
-        """The rows of one chunk, in order; a row that is broken is a Refusal, never an exception.
+    def rows(self, chunk: Any) -> Iterator[Row | Refusal | Ignored]:
+        """Yields the rows of one chunk, in order; a broken row is a Refusal, never an exception.
 
-        Every part of the chunk is in a row, in a Refusal, or counted by a PassedOver.
+        All contents of the chunk are in a row, in a Refusal, or counted by an Ignored.
         """

@@ -1,4 +1,4 @@
-"""Files that a recipe names, and images that rows name, which are never read from outside their folder."""
+"""Finds the files of a recipe, and reads the images that rows name, never from outside their folder."""
 
 import errno
 import glob
@@ -14,11 +14,11 @@ from datamodules.sources.refusals import Refused
 from fvl_lightning.core.errors import DataError, nearest
 
 MAX_IMAGE_BYTES = 256 * 2**20
-"""The images of one row may have this many bytes together, as they are in their files; more are not read."""
+"""Limit of the encoded images of one row together; larger ones are not read."""
 MAX_ROW_BYTES = 16 * 2**20
-"""The text of one row may have this many bytes; a longer one is not read."""
+"""Limit of the text of one row; a longer one is not read."""
 ROWS_PER_CHUNK = 64
-"""Rows of text that make a chunk: enough to be worth a message, few enough for their images to fit in memory."""
+"""Rows of text in a chunk: enough to be worth a message between processes, few enough for memory with their images."""
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -26,17 +26,18 @@ Item = TypeVar("Item")
 
 
 def check_file(file: Any) -> None:
-    """ValueError where the field `file` of a Config is neither a text nor a list of texts."""
+    """Raises ValueError where the field `file` of a Config is neither a text nor a list of texts."""
     entries = file if isinstance(file, list) else [file]
     if not entries or not all(isinstance(entry, str) and entry for entry in entries):
         raise ValueError(f"file: expected a path, a glob such as data/*.json, or a list of them, found {file!r}")
 
 
 def find_files(file: str | list[str], suffixes: Sequence[str]) -> list[Path]:
-    """The files of the field `file`: entries in the order given, what a glob matches sorted by name.
+    """Returns the files of the field `file`: entries in the given order, the matches of a glob sorted by name.
 
     Args:
-        suffixes: how such files end, to name those of a folder by.
+        file: the field: a path, a glob or a list of them.
+        suffixes: suffixes of such files, for the advice about a folder.
 
     Raises:
         DataError: an entry that is no file and matches none.
@@ -44,12 +45,12 @@ def find_files(file: str | list[str], suffixes: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for entry in [file] if isinstance(file, str) else file:
         path = Path(entry)
-        # A name may hold brackets itself, so what exists is never taken for a glob.
+        # A file name may contain brackets, so an existing path is never read as a glob.
         matches = [path] if path.is_file() else sorted(Path(name) for name in glob.glob(entry, recursive=True))
         files = [match for match in matches if match.is_file()]
         if path.is_dir() and not files:
-            there = [suffix for suffix in suffixes if any(path.glob(f"*{suffix}"))]
-            raise DataError(f"{entry} is a folder: name the files in it, such as '{path}/*{(there or suffixes)[0]}'")
+            existing = [suffix for suffix in suffixes if any(path.glob(f"*{suffix}"))]
+            raise DataError(f"{entry} is a folder: name the files in it, such as '{path}/*{(existing or suffixes)[0]}'")
         if not files:
             raise DataError(f"no file {entry}{_near(path)}")
         found += files
@@ -57,7 +58,7 @@ def find_files(file: str | list[str], suffixes: Sequence[str]) -> list[Path]:
 
 
 def sort_out(paths: Iterable[Path], check: Callable[[Path], None]) -> list[Path | Refusal]:
-    """Each file, or its Refusal where `check` raises DataError; the first such error where that is so of all."""
+    """Returns each file, or its Refusal where `check` raises DataError; raises the first error if all files fail."""
     found: list[Path | Refusal] = []
     errors: list[DataError] = []
     for path in paths:
@@ -73,13 +74,13 @@ def sort_out(paths: Iterable[Path], check: Callable[[Path], None]) -> list[Path 
 
 
 def find_folders(images: str, links: Iterable[str]) -> None:
-    """Checks that the fields `images` and `links` of a Config name folders; DataError where one does not."""
+    """Checks that the fields `images` and `links` of a Config name folders; DataError otherwise."""
     for name in (images, *map(os.path.expanduser, links)):
         find_folder(name)
 
 
 def find_folder(name: str) -> Path:
-    """The folder `name`; DataError where there is none."""
+    """Returns the folder `name`; DataError where it does not exist."""
     folder = Path(name)
     if not folder.is_dir():
         raise DataError(f"no folder {name} with images{_near(folder)}")
@@ -87,7 +88,7 @@ def find_folder(name: str) -> Path:
 
 
 def open_file(path: str | Path) -> BinaryIO:
-    """The file opened for reading bytes; DataError where it can't be."""
+    """Opens a file for reading bytes; DataError where it can't be read."""
     try:
         return Path(path).open("rb")
     except OSError as error:
@@ -95,16 +96,20 @@ def open_file(path: str | Path) -> BinaryIO:
 
 
 def read_images(folder: Path, names: Iterable[str], links: Sequence[str] | None = None) -> tuple[bytes, ...]:
-    """The contents of the images that a row names, relative to `folder`.
+    """Reads the images that a row names, relative to `folder`.
+
+    Symbolic links may lead into `folder` or into `links`. A folder that is linked directly into `folder`, as
+    images/coco often is, counts as inside.
 
     Args:
-        links: the folders of the field `source.links`, into which links may lead; None where there is no such field.
+        folder: the folder that names are relative to.
+        names: relative paths of the images.
+        links: the folders of the field `source.links`; None where the source has no such field.
 
     Raises:
-        Refused: "unsafe path" for one that would lead out of the folder (absolute, `..`, by a link that leads neither
-            into it nor into `links`; folders linked directly into it, as images/coco often is, are its owner's and
-            count as inside), "missing image" for one that is not there, "unreadable image" for what a disk or
-            permissions withhold, "image too large" past MAX_IMAGE_BYTES together.
+        Refused: "unsafe path" for a path that leads out of the folder (absolute, `..`, or through a link), "missing
+            image" for one that does not exist, "unreadable image" for disk and permission errors, "image too large"
+            where the images exceed MAX_IMAGE_BYTES together.
     """
     images: list[bytes] = []
     room = MAX_IMAGE_BYTES
@@ -115,13 +120,13 @@ def read_images(folder: Path, names: Iterable[str], links: Sequence[str] | None 
 
 
 def check_size(images: Iterable[bytes]) -> None:
-    """Refuses the images of a row that exceed MAX_IMAGE_BYTES together."""
+    """Raises Refused where the images of a row exceed MAX_IMAGE_BYTES together."""
     if (total := sum(len(image) for image in images)) > MAX_IMAGE_BYTES:
         raise Refused("image too large", f"{total} bytes, at most {MAX_IMAGE_BYTES} are read")
 
 
 def groups(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
-    """Consecutive items, `size` at a time, fewer at the end."""
+    """Yields groups of `size` consecutive items; the last group may be smaller."""
     iterator = iter(items)
     while group := tuple(islice(iterator, size)):
         yield group
@@ -133,8 +138,8 @@ def _read_image(folder: Path, name: str, room: int, links: Sequence[str] | None)
     try:
         path = os.path.realpath(os.path.join(folder, name))
         if not any(_lies_in(allowed, path) for allowed in _allowed(folder, name, links or ())):
-            advice = "" if links is None else "; name a folder around that in source.links to follow it"
-            raise Refused("unsafe path", f"{name} leads out of {folder} by a link, to {path}{advice}")
+            advice = "" if links is None else "; add a folder that contains it to source.links to follow it"
+            raise Refused("unsafe path", f"{name} leads out of {folder} through a link, to {path}{advice}")
         with open(path, "rb", opener=_opener) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -142,7 +147,7 @@ def _read_image(folder: Path, name: str, room: int, links: Sequence[str] | None)
             if status.st_size > room:
                 raise Refused("image too large", f"{name}: {status.st_size} bytes of {MAX_IMAGE_BYTES} in all")
             return file.read(status.st_size)
-    except ValueError:  # a NUL, or what is no text in the file system's encoding
+    except ValueError:  # a NUL, or text that the file system's encoding does not have
         raise Refused("unsafe path", repr(name)) from None
     except OSError as error:
         reason = "missing image" if error.errno in _ABSENT else "unreadable image"
@@ -150,7 +155,7 @@ def _read_image(folder: Path, name: str, room: int, links: Sequence[str] | None)
 
 
 def _allowed(folder: Path, name: str, links: Sequence[str]) -> Iterator[str]:
-    """The folders in which the file behind a name may lie, without links in them."""
+    """Yields the resolved folders that the file of a name may lie in."""
     yield os.path.realpath(folder)
     linked = os.path.realpath(os.path.join(folder, *Path(name).parts[:1]))
     if os.path.isdir(linked):
@@ -163,7 +168,7 @@ def _lies_in(folder: str, path: str) -> bool:
 
 
 def _opener(path: str, flags: int) -> int:
-    # Neither follows a link that took a file's place just now, nor waits for the writer of a pipe.
+    # It neither follows a link that has just replaced the file, nor waits for the writer of a pipe.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 

@@ -1,4 +1,4 @@
-"""Captioned images in tars, as img2dataset and other writers of WebDataset leave them."""
+"""Captioned images in tars, as img2dataset and other WebDataset writers produce them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from datamodules.sources.base import PassedOver, Refusal, Row, Source
+from datamodules.sources.base import Ignored, Refusal, Row, Source
 from datamodules.sources.files import MAX_IMAGE_BYTES, check_file, find_files, open_file, sort_out
 from datamodules.sources.json_rows import parse_json
 from datamodules.sources.records import caption, metadata
@@ -22,29 +22,29 @@ from fvl_lightning.core.registry import register
 class Img2datasetSource(Source):
     """Samples of an image (<key>.jpg, several as <key>.0.jpg, <key>.1.jpg ...) with <key>.json or <key>.txt.
 
-    What a tar holds is what `fvl shards index` says of it. Links, devices and names that lead elsewhere are refused,
-    members with other suffixes are passed over; all are counted.
+    Tars are read as by `fvl shards index`. Links, devices and names that lead elsewhere are refused, members with other
+    suffixes are ignored; both are counted.
     """
 
     @dataclass
     class Config:
-        """Where the tars are and what is the caption."""
+        """Files and caption field."""
 
         file: PathsText
         """The .tar files: a path, a glob such as downloads/*.tar, or a list of them; not compressed."""
         caption_field: str | None = None
-        """Field of the JSON that holds the caption; null for `caption`, or else the .txt member."""
+        """Field of the JSON with the caption; null for `caption`, or the .txt member where there is none."""
 
         def __post_init__(self) -> None:
             check_file(self.file)
 
     def chunks(self) -> Iterator[str | Refusal]:
-        """The tars: each is read from front to back in any case."""
+        """Returns the tars; each is one chunk, since it is read from front to back anyway."""
         tars = sort_out(find_files(self.config.file, (".tar",)), _check_tar)
         return iter([found if isinstance(found, Refusal) else str(found) for found in tars])
 
-    def rows(self, chunk: str) -> Iterator[Row | Refusal | PassedOver]:
-        """The samples of a tar and what of it was refused, in order, then the members that were passed over."""
+    def rows(self, chunk: str) -> Iterator[Row | Refusal | Ignored]:
+        """Yields the samples and refused members of a tar, in order, then the ignored members."""
         name = Path(chunk).name
         with open_file(chunk) as tar:
             try:
@@ -52,14 +52,14 @@ class Img2datasetSource(Source):
             except OSError as error:
                 yield Refusal("unreadable file", f"{error.strerror}", name)
                 return
-            found: list[TarSample | RefusedEntry] = [*headers.samples, *headers.refused]
-            for one in sorted(found, key=lambda entry: entry.place):
-                if isinstance(one, TarSample):
-                    yield attempt(partial(self._row, tar), one, f"{name}, sample '{readable(one.key)}'")
+            entries: list[TarSample | RefusedEntry] = [*headers.samples, *headers.refused]
+            for entry in sorted(entries, key=lambda entry: entry.place):
+                if isinstance(entry, TarSample):
+                    yield attempt(partial(self._row, tar), entry, f"{name}, sample '{readable(entry.key)}'")
                 else:
-                    where = f"{name}, member '{readable(one.name)}'" if one.name else name
-                    yield Refusal(one.reason, one.detail or readable(one.name), where)
-        yield from (PassedOver(kind, count) for kind, count in headers.ignored.items())
+                    where = f"{name}, member '{readable(entry.name)}'" if entry.name else name
+                    yield Refusal(entry.reason, entry.detail or readable(entry.name), where)
+        yield from (Ignored(kind, count) for kind, count in headers.ignored.items())
 
     def _row(self, tar: BinaryIO, sample: TarSample) -> Row:
         total = sum(size for suffix, _, size in sample.members if suffix not in TEXTS)
@@ -69,16 +69,16 @@ class Img2datasetSource(Source):
         fields = _fields(readable(sample.key), contents.get("json"))
         name = self.config.caption_field or "caption"
         text = fields.get(name)
-        beside = contents.get("txt", b"").decode("utf-8-sig", errors="surrogateescape").strip()
+        txt_member = contents.get("txt", b"").decode("utf-8-sig", errors="surrogateescape").strip()
         if text is None and self.config.caption_field is None and "txt" in contents:
-            text = beside
+            text = txt_member
         images = tuple(content for suffix, content in contents.items() if suffix not in TEXTS)
         if not images or len(images) == len(contents):
             names = ", ".join(f"{readable(sample.key)}.{suffix}" for suffix in contents)
-            lacking = "no caption" if images else "missing image"
-            raise Refused(lacking, f"only {names}; the members of a sample have one name up to their suffix")
+            reason = "no caption" if images else "missing image"
+            raise Refused(reason, f"only {names}; the members of a sample have the same name up to their suffix")
         record, unused = metadata(fields, used=(name,))
-        if beside and beside != text:
+        if txt_member and txt_member != text:
             unused += ("txt",)
         return Row({**record, "caption": caption(text)}, images, unused=unused)
 

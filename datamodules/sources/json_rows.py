@@ -1,9 +1,8 @@
-"""Rows of JSON files of any size, found by their bytes and parsed one by one where they are needed.
+"""Finds the rows of JSON files of any size by scanning their bytes, and parses rows one by one.
 
-A file is JSON Lines where its first line is an object by itself. All else is read as values one after another, which
-may be arrays of rows or rows, over any number of lines. Values are not parsed to find the rows: brackets are counted
-outside of strings, block by block. So a row that is no valid JSON ends where its brackets do, and those after it are
-still found.
+A file is JSON Lines if its first line is an object by itself. Any other file is read as a sequence of values, which may
+be rows or arrays of rows, over any number of lines. Rows are found without parsing: brackets outside of strings are
+counted, block by block. So an invalid row ends where its brackets end, and the rows after it are still found.
 """
 
 import json
@@ -20,20 +19,20 @@ from datamodules.sources.text_files import text_encoding
 from fvl_lightning.core.errors import DataError
 
 BLOCK = 2**20
-"""Bytes that are looked at in one go."""
+"""Bytes that are scanned at once."""
 
 Span = tuple[int, int, bool]
-"""First byte of a row, the byte behind it, and whether its end was found."""
+"""First byte of a row, the byte after it, and whether its end was found."""
 
 _REST_OF_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _STRING = rb'"' + _REST_OF_STRING.pattern + rb'"'
-# What lies before the next byte that matters: in a row only brackets do, between rows commas too. A quote stops both
-# where its string does not end in the block.
+# The bytes before the next significant one: a bracket within a row, or also a comma between rows. Both patterns stop at
+# a quote whose string does not end in the block.
 _WITHIN_ROW = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb")*+", re.DOTALL)
 _BETWEEN_ROWS = re.compile(rb'(?:[^"\[\]{},]++|' + _STRING + rb")*+", re.DOTALL)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n," + _BYTE_ORDER_MARK
-"""What may stand between values. Files that were put together have byte order marks there."""
+"""Bytes between values; concatenated files have byte order marks there."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,14 @@ class JsonChunk:
 
 
 def check_json(path: Path, fields: Collection[str] = ()) -> None:
-    """Refuses a file that holds no rows as JSON has them.
+    """Checks that a file contains JSON rows.
 
     Args:
-        fields: what rows have at least one of; none where any object is a row.
+        path: the file.
+        fields: a row has at least one of them; empty where any object is a row.
 
     Raises:
-        DataError: the file can't be read, holds neither arrays nor objects, or one object around the rows.
+        DataError: the file can't be read, contains neither arrays nor objects, or a single object around the rows.
     """
     expected = "neither a JSON array nor JSON Lines of objects"
     try:
@@ -72,7 +72,7 @@ def check_json(path: Path, fields: Collection[str] = ()) -> None:
 
 
 def json_chunks(path: Path) -> Iterator[JsonChunk]:
-    """The rows of a checked file in groups; nothing but one block is in memory."""
+    """Yields the rows of a checked file in groups; only one block is in memory at a time."""
     are_lines = _are_lines(path)
     spans = _line_spans(path) if are_lines else _value_spans(_blocks(path))
     first = 1 if are_lines else 0
@@ -82,13 +82,13 @@ def json_chunks(path: Path) -> Iterator[JsonChunk]:
 
 
 def json_rows(chunk: JsonChunk) -> Iterator[tuple[str, dict[str, Any] | Refusal]]:
-    """The objects of a chunk, in order, each behind where it is; what is blank between them is passed over."""
+    """Yields (place, object) for the rows of a chunk, in order; blanks between them are ignored."""
     with open_file(chunk.path) as file:
         for number, (start, stop, whole) in enumerate(chunk.spans, chunk.first):
             where = f"{Path(chunk.path).name}, {chunk.unit} {number}"
             if not whole:
                 lost = f"{stop - start} bytes to the end of the file"
-                yield where, Refusal("cut short", f"byte {start}: the file ends before this row does, lost are {lost}")
+                yield where, Refusal("cut short", f"byte {start}: the file ends before this row does; it loses {lost}")
             elif stop - start > MAX_ROW_BYTES:
                 yield where, Refusal("row too large", f"{stop - start} bytes, at most {MAX_ROW_BYTES} are read")
             else:
@@ -99,19 +99,19 @@ def json_rows(chunk: JsonChunk) -> Iterator[tuple[str, dict[str, Any] | Refusal]
 
 
 def parse_json(text: str) -> Any:
-    """One JSON value; ValueError where it is none or has an object with two fields of one name, also RecursionError."""
+    """Parses one JSON value; ValueError for invalid JSON or duplicate field names, RecursionError for deep nesting."""
     return _DECODER.decode(text)
 
 
 def _parse(text: bytes, place: str) -> Iterable[dict[str, Any] | Refusal]:
-    """The rows of a text: of one object one, of several objects or arrays of them as many, else one Refusal."""
+    """Returns the rows in a text, which may be objects or arrays of objects; one Refusal for anything else."""
     try:
         values = list(_values(text.decode()))
     except (ValueError, RecursionError) as error:
         return [Refusal("bad JSON", f"{place}: {error}")]
     rows: list[dict[str, Any] | Refusal] = []
     for value in values:
-        # Lines or elements may be arrays of rows themselves, where files were put together.
+        # In concatenated files, lines or elements may be arrays of rows.
         inner = value if isinstance(value, list) and value else [value]
         if not all(isinstance(row, dict) for row in inner):
             found = f"{type(value).__name__} of {len(value)}" if isinstance(value, list) else type(value).__name__
@@ -141,11 +141,11 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _check_object(path: Path, fields: Collection[str]) -> None:
-    """DataError where a file that begins with an object holds that one alone, and it is no row."""
+    """Raises DataError where a file only contains a single object that is not a row."""
     expected = "rows are expected as a JSON array, or as objects one after another"
     start, stop, whole = _first_value(path)
     if not whole:
-        # Lines are told from an object around all rows by the second one.
+        # The second line distinguishes JSON Lines from one object around all rows.
         second = next(islice(_line_spans(path), 1, None), None)
         if stop - start > MAX_ROW_BYTES and (second is None or not _is_object(path, second)):
             raise DataError(f"{path} begins with an object of more than {MAX_ROW_BYTES} bytes: {expected}")
@@ -162,7 +162,7 @@ def _check_object(path: Path, fields: Collection[str]) -> None:
 
 
 def _are_lines(path: Path) -> bool:
-    """Whether the file is JSON Lines: nothing of a first object, nor another one, is in other lines or behind it."""
+    """Returns whether the file is JSON Lines: its first object is alone on the first line."""
     if _first_byte(path) != b"{":
         return False
     start, stop, whole = _first_value(path)
@@ -170,11 +170,11 @@ def _are_lines(path: Path) -> bool:
         return True
     with open_file(path) as file:
         file.seek(start)
-        text, behind = file.read(stop - start).strip(_BLANK), file.read(BLOCK)
+        text, rest = file.read(stop - start).strip(_BLANK), file.read(BLOCK)
     if b"\n" in text or b"\r" in text:
         return not _is_object(path, (start, stop, True))
-    blank = len(behind) - len(behind.lstrip(b" \t\r"))
-    return behind[blank : blank + 1] in (b"", b"\n") or behind[blank : blank + 1] not in b",{["
+    blank = len(rest) - len(rest.lstrip(b" \t\r"))
+    return rest[blank : blank + 1] in (b"", b"\n") or rest[blank : blank + 1] not in b",{["
 
 
 def _is_object(path: Path, span: Span) -> bool:
@@ -188,7 +188,7 @@ def _is_object(path: Path, span: Span) -> bool:
 
 
 def _first_value(path: Path) -> Span:
-    """The first object of a file; its end is looked for in as many bytes as a row may have."""
+    """Returns the span of a file's first object; its end is searched within the size limit of a row."""
     return next(_value_spans(islice(_blocks(path), MAX_ROW_BYTES // BLOCK + 2)))
 
 
@@ -200,7 +200,7 @@ def _first_byte(path: Path) -> bytes:
 
 
 def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The offset and the bytes of each block."""
+    """Yields the offset and the bytes of each block."""
     offset = 0
     with open_file(path) as file:
         while block := file.read(BLOCK):
@@ -221,8 +221,8 @@ def _line_spans(path: Path) -> Iterator[Span]:
 
 
 def _value_spans(blocks: Iterable[tuple[int, bytes]]) -> Iterator[Span]:
-    """Rows: what lies between the commas of outermost arrays, objects outside of arrays, and what else is not blank."""
-    depth = inside = start = end = 0  # `inside` is 1 in an outermost array: its rows begin at depth 1, others at 0
+    """Yields rows: elements of outermost arrays, objects outside of arrays, and any other text that is not blank."""
+    depth = inside = start = end = 0  # `inside` is 1 in an outermost array, where rows begin at depth 1, else at 0
     in_string = escaped = False
     blank = True
     for offset, block in blocks:
@@ -232,7 +232,7 @@ def _value_spans(blocks: Iterable[tuple[int, bytes]]) -> Iterator[Span]:
                 at, in_string, escaped = _string_end(block, at, escaped)
                 continue
             skipped = (_WITHIN_ROW if depth > inside else _BETWEEN_ROWS).match(block, at)
-            assert skipped is not None, "both patterns match nothing, too"
+            assert skipped is not None, "both patterns match the empty string"
             if not inside and depth == 0:
                 blank = blank and not skipped[0].strip(_BLANK)
             at = skipped.end()
@@ -268,8 +268,8 @@ def _value_spans(blocks: Iterable[tuple[int, bytes]]) -> Iterator[Span]:
 
 
 def _string_end(block: bytes, at: int, escaped: bool) -> tuple[int, bool, bool]:
-    """For a string that began in an earlier block: where to go on, and whether in it still, behind a backslash."""
+    """Continues a string from an earlier block; returns (next offset, still in the string, after a backslash)."""
     rest = _REST_OF_STRING.match(block, at + escaped)
-    assert rest is not None, "the pattern matches nothing, too"
+    assert rest is not None, "the pattern matches the empty string"
     stop = block[rest.end() : rest.end() + 1]
     return rest.end() + 1, stop != b'"', stop == b"\\"

@@ -1,4 +1,4 @@
-"""LLaVA's conversations: a JSON array or JSON Lines, and a folder of images."""
+"""LLaVA's format: conversations in a JSON array or JSON Lines, and a folder of images."""
 
 import math
 from collections.abc import Iterator
@@ -17,41 +17,39 @@ from fvl_lightning.core.registry import register
 
 _IMAGE_FIELDS = ("image", "images")
 _NO_IMAGE = ("", "None", "none", "nan")
-"""What sets made from tables write for rows of text only (Cambrian's do)."""
+"""Values that datasets made from tables, such as Cambrian's, have for rows without an image."""
 
 
 @register("source", "llava_json")
 class LlavaJsonSource(Source):
     """Rows of {"image": path, list of paths or absent, "conversations": [{"from": ..., "value": ...}], metadata}.
 
-    "<image>" in a value becomes an image part where it stands; metadata is kept where it is text, number or boolean,
-    and `kinds`, one name per answer, by which scores are grouped. A row without images that names media in another
-    field is refused, and so is one with video or audio.
+    "<image>" in a value becomes an image part in its place. Text, numbers and booleans are kept as metadata, and so is
+    `kinds`, one name per answer, which groups scores. A row without images that names media in another field is
+    refused, and so is one with video or audio.
     """
 
     @dataclass
     class Config:
-        """Where the conversations and their images are."""
+        """Files of conversations, and the folder of their images."""
 
         file: PathsText
         """The .json or .jsonl file: a path, a glob such as parts/*.jsonl, or a list of them."""
         images: PathText
-        """Folder the rows' image paths start from. Nothing outside is read, but for folders linked directly into it
-        and those of `links`."""
+        """Folder that the rows' image paths are relative to. Nothing outside is read, except for folders linked
+        directly into it and those of `links`."""
         links: list[PathText] = field(default_factory=list)
-        """Folders elsewhere into which links in `images` may lead, such as ~/.cache/huggingface/hub for a snapshot of
-        the hub."""
+        """Other folders that links in `images` may lead into, such as ~/.cache/huggingface/hub for a hub snapshot."""
         image: str | None = None
-        """Name of the field with the path of an image or a list of them; null for `image`, or `images` where that is
-        empty."""
+        """Field with the path of an image or a list of them; null for `image`, or `images` where that is empty."""
         answer_as_caption: bool = False
-        """Also keeps the first answer as `caption`, for sets whose questions say no more than "describe this"."""
+        """Also keep the first answer as `caption`, for datasets whose questions only ask for a description."""
 
         def __post_init__(self) -> None:
             check_file(self.file)
 
     def chunks(self) -> Iterator[JsonChunk | Refusal]:
-        """Groups of rows, as spans of bytes."""
+        """Yields groups of rows, as spans of bytes."""
         find_folders(self.config.images, self.config.links)
         for found in sort_out(find_files(self.config.file, (".json", ".jsonl")), _check):
             if isinstance(found, Refusal):
@@ -60,7 +58,7 @@ class LlavaJsonSource(Source):
                 yield from json_chunks(found)
 
     def rows(self, chunk: JsonChunk) -> Iterator[Row | Refusal]:
-        """Conversations with the images they name."""
+        """Yields conversations with the images they name."""
         for where, row in json_rows(chunk):
             yield attempt(self._row, row, where)
 
@@ -86,7 +84,7 @@ def _check(path: Path) -> None:
 
 
 def _only(found: list[list[str]]) -> list[str]:
-    """The image paths of the one field that has some."""
+    """Returns the image paths of the only field that has some; Refused where two fields differ."""
     named = [names for names in found if names]
     if any(names != named[0] for names in named):
         raise Refused("bad image", f"both {' and '.join(map(repr, _IMAGE_FIELDS))} name images")
@@ -94,7 +92,7 @@ def _only(found: list[list[str]]) -> list[str]:
 
 
 def image_names(value: Any) -> list[str]:
-    """The image paths of a row, from what its `image` field holds."""
+    """Returns the image paths in the value of a row's `image` field."""
     if value is None or value in (*_NO_IMAGE, []) or (isinstance(value, float) and math.isnan(value)):
         return []
     names = value if isinstance(value, list) else [value]

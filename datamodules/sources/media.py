@@ -1,4 +1,4 @@
-"""Media that rows name in fields that no source reads: a row must not be taught as if it had none."""
+"""Finds media in fields that no source reads, so that a row is not trained on as if it had no image."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from datamodules.sources.refusals import Refused
 
 FIELDS = ("video", "videos", "video_path", "video_paths", "video_file", "audio", "audios", "audio_path", "audio_file")
-"""Fields with media that the kit can't use, in the names that data sets have for them."""
+"""Common field names for media that the kit can't use."""
 
 _SOUND_OR_VIDEO = r"mp4|avi|mov|mkv|webm|m4v|mpg|mpeg|flv|wmv|wav|mp3|flac|ogg|opus|m4a|aac"
 _PICTURE = r"png|jpe?g|webp|gif|bmp|tiff?|avif|heic|jfif"
@@ -19,8 +19,9 @@ def check_media(row: Mapping[Any, Any], has_images: bool, used: Collection[str] 
     """Refuses a row with media that are not read.
 
     Args:
-        has_images: whether the row's images are read; then only video and audio are looked for.
-        used: fields that are read, in which nothing is looked for.
+        row: the row.
+        has_images: whether images of the row are read; then only video and audio are refused.
+        used: fields that are read and not checked.
 
     Raises:
         Refused: "unused media", with the name of the field.
@@ -32,13 +33,13 @@ def check_media(row: Mapping[Any, Any], has_images: bool, used: Collection[str] 
         if (name in FIELDS and _holds(value)) or (file and file["unusable"]):
             raise Refused("unused media", f"field '{name}' holds video or audio, which can't be used")
         if file and not has_images:
-            raise Refused("unused media", f"field '{name}' names {file[0][:200]!r}, and no image is read of this row")
+            raise Refused("unused media", f"field '{name}' names {file[0][:200]!r}, but the row has no image to read")
         if not has_images and not isinstance(value, str) and _has_bytes(value):
-            raise Refused("unused media", f"field '{name}' holds bytes, and no image is read of this row")
+            raise Refused("unused media", f"field '{name}' holds bytes, but the row has no image to read")
 
 
 def _file(value: Any) -> re.Match[str] | None:
-    """The first file name of an image, a video or a sound in a value."""
+    """Returns the first file name of an image, a video or a sound in a value."""
     if isinstance(value, str):
         return _FILE.fullmatch(value.strip())
     inner = value if isinstance(value, list) else [value.get(key) for key in _PARTS] if isinstance(value, dict) else []
@@ -53,7 +54,7 @@ def _has_bytes(value: Any) -> bool:
 
 
 def _holds(value: Any) -> bool:
-    """Whether a field that is named like media has some; a flag or a number is none."""
+    """Returns whether a field with the name of media holds media, rather than a flag or a number."""
     if isinstance(value, dict):
         return any(_holds(one) for one in value.values())
     if isinstance(value, list):

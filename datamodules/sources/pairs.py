@@ -1,4 +1,4 @@
-"""Images with a caption each: JSON Lines, a JSON array, CSV or TSV, and a folder of images."""
+"""Captioned images: JSON Lines, a JSON array, CSV or TSV, and a folder of images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,41 +30,37 @@ _SUFFIXES = (".jsonl", ".json", *DELIMITERS)
 
 @dataclass(frozen=True)
 class TableChunk:
-    """Consecutive rows of a CSV or TSV file, already taken apart, since only the one before says where a row begins.
-
-    Each is behind where it is.
-    """
+    """Consecutive rows (place, cells) of a CSV or TSV file, already parsed, since only parsing finds their ends."""
 
     rows: tuple[tuple[str, dict[str, str] | Refusal], ...]
 
 
 @register("source", "pairs")
 class PairsSource(Source):
-    """One row per caption, with the path of its image (or a list of paths); other columns are kept as metadata."""
+    """Rows with a caption and the path of an image (or a list of paths); other columns are kept as metadata."""
 
     @dataclass
     class Config:
-        """Where the captions and their images are."""
+        """Files of captions, and the folder of their images."""
 
         file: PathsText
         """The .jsonl, .json, .csv or .tsv file: a path, a glob, or a list of them. Tables begin with their column
         names."""
         images: PathText
-        """Folder the rows' image paths start from. Nothing outside is read, but for folders linked directly into it
-        and those of `links`."""
+        """Folder that the rows' image paths are relative to. Nothing outside is read, except for folders linked
+        directly into it and those of `links`."""
         links: list[PathText] = field(default_factory=list)
-        """Folders elsewhere into which links in `images` may lead, such as ~/.cache/huggingface/hub for a snapshot of
-        the hub."""
+        """Other folders that links in `images` may lead into, such as ~/.cache/huggingface/hub for a hub snapshot."""
         image: str = "image"
-        """Name of the column with the image's path."""
+        """Column with the image's path."""
         caption: str = "caption"
-        """Name of the column with the caption."""
+        """Column with the caption."""
 
         def __post_init__(self) -> None:
             check_file(self.file)
 
     def chunks(self) -> Iterator[JsonChunk | TableChunk | Refusal]:
-        """Groups of rows: spans of bytes for JSON, text for tables."""
+        """Yields groups of rows: spans of bytes for JSON, parsed rows for tables."""
         find_folders(self.config.images, self.config.links)
         for found in sort_out(find_files(self.config.file, _SUFFIXES), self._check):
             if isinstance(found, Refusal):
@@ -75,7 +71,7 @@ class PairsSource(Source):
                 yield from json_chunks(found)
 
     def rows(self, chunk: JsonChunk | TableChunk) -> Iterator[Row | Refusal]:
-        """Captions with the images they name."""
+        """Yields captions with the images they name."""
         for where, row in json_rows(chunk) if isinstance(chunk, JsonChunk) else chunk.rows:
             yield attempt(self._row, row, where)
 
@@ -90,7 +86,7 @@ class PairsSource(Source):
         return Row(record, read_images(Path(config.images), names, config.links), unused=unused)
 
     def _check(self, path: Path) -> None:
-        """DataError where a file can't be read as what its name says, or lacks a column."""
+        """Raises DataError where a file does not have the format of its suffix, or lacks a column."""
         if not _is_table(path):
             check_json(path, (self.config.caption, self.config.image))
             return

@@ -1,4 +1,4 @@
-"""Image data sets in Parquet, as the Hugging Face hub keeps them: the images lie in a column of the rows."""
+"""Image datasets in Parquet, as on the Hugging Face hub, with the images in a column."""
 
 import importlib
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.sources.base import PassedOver, Refusal, Row, Source
+from datamodules.sources.base import Ignored, Refusal, Row, Source
 from datamodules.sources.files import check_file, check_size, find_files, sort_out
 from datamodules.sources.media import FIELDS as MEDIA_FIELDS
 from datamodules.sources.media import check_media
@@ -32,16 +32,22 @@ _TURNS = {
     "messages": ("role", "content"),
     "texts": ("user", "assistant", "source"),
 }
-"""By layout, the fields of a turn that are read."""
+"""The fields of a turn that are read, by layout."""
 _BUFFER = 2**20
-"""Bytes of a column that are read ahead; without a bound a whole row group is in memory."""
+"""Bytes of a column that are read ahead; without it, pyarrow holds a whole row group in memory."""
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of one file, the number of its first row in the file, and the columns to read of it.
+    """One row group of one file.
 
-    `others` are the columns that are not read, each with the number of rows in which it holds something.
+    Attributes:
+        path: the file.
+        number: the number of the row group.
+        first: the number of its first row in the file.
+        rows: its number of rows.
+        columns: the columns to read.
+        others: the columns that are not read, each with its number of filled rows.
     """
 
     path: str
@@ -63,24 +69,24 @@ class ParquetSource(Source):
 
     @dataclass
     class Config:
-        """Where the files are and what their columns hold."""
+        """Files, and the contents of their columns."""
 
         file: PathsText
         """The .parquet files: a path, a glob such as data/train-*.parquet, or a list of them."""
         layout: Literal["messages", "conversations", "texts", "caption"]
         """messages: role and content, a text or parts. conversations: LLaVA's from and value, with <image> in the
-        text. texts: the Cauldron's user and assistant, images where <image> stands or else before the first question.
-        caption: a text. Conversations may be JSON in a text, or one mapping of lists."""
+        text. texts: the Cauldron's user and assistant, images at <image> or else before the first question. caption:
+        a text. Conversations may be JSON in a text, or one mapping of lists."""
         images: str | None = "images"
         """Column with the images; null where there are none."""
         text: str | None = None
-        """Column with the conversation or caption; null for one named like the layout."""
+        """Column with the conversation or caption; null for the one with the layout's name."""
 
         def __post_init__(self) -> None:
             check_file(self.file)
 
     def chunks(self) -> Iterator[RowGroup | Refusal]:
-        """The row groups of every file."""
+        """Returns the row groups of every file."""
         chunks: list[RowGroup | Refusal] = []
         for found in sort_out(find_files(self.config.file, (".parquet",)), _check):
             if isinstance(found, Refusal):
@@ -90,10 +96,10 @@ class ParquetSource(Source):
                 chunks += _row_groups(found, file, self._columns(found, file.schema_arrow))
         return iter(chunks)
 
-    def rows(self, chunk: RowGroup) -> Iterator[Row | Refusal | PassedOver]:
-        """The rows of a group, a few of them in memory at a time; what can't be read of it is one Refusal."""
+    def rows(self, chunk: RowGroup) -> Iterator[Row | Refusal | Ignored]:
+        """Yields the rows of a group, with a few in memory at a time; all unreadable rows are one Refusal."""
         with _open(Path(chunk.path)) as file:
-            name, read, why = Path(chunk.path).name, 0, "the group ends before them"
+            name, read, reason = Path(chunk.path).name, 0, "the group ends before them"
             batches = file.iter_batches(_ROWS_AT_A_TIME, row_groups=[chunk.number], columns=list(chunk.columns))
             try:
                 for batch in batches:
@@ -102,41 +108,41 @@ class ParquetSource(Source):
                         yield attempt(self._row, values, f"{name}, row {chunk.first + read}")
                         read += 1
             except _unreadable() as error:
-                why = first_line(error)
+                reason = first_line(error)
             lost = chunk.rows - read
             if lost:
-                detail = f"{lost} rows from here to the end of row group {chunk.number}: {why}"
+                detail = f"{lost} rows from here to the end of row group {chunk.number}: {reason}"
                 yield Refusal("unreadable rows", detail, f"{name}, row {chunk.first + read}", rows=lost)
-        yield from (PassedOver(f"columns '{column}'", count) for column, count in chunk.others)
+        yield from (Ignored(f"columns '{column}'", count) for column, count in chunk.others)
 
     def _row(self, row: dict[str, Any]) -> Row:
         config = self.config
         column = config.text or config.layout
-        said = row[column]
+        value = row[column]
         images = _images(row[config.images]) if config.images else ()
         record, unused = metadata(row, used=(column, config.images or ""))
-        # Without a column of images the recipe says that there are none, so pictures elsewhere are left to it.
-        used, seen = (column, config.images or ""), bool(images) or config.images is None
-        check_media(row, seen, used)
+        # A recipe without a column of images states that rows have none, so images elsewhere are not refused.
+        used, has_images = (column, config.images or ""), bool(images) or config.images is None
+        check_media(row, has_images, used)
         if config.layout == "caption":
-            return Row({**record, "caption": caption(said)}, images, unused=unused)
-        for turn in turns_of(said):
-            check_media(turn, seen, used=_TURNS[config.layout])
+            return Row({**record, "caption": caption(value)}, images, unused=unused)
+        for turn in turns_of(value):
+            check_media(turn, has_images, used=_TURNS[config.layout])
         if config.layout == "conversations":
-            record["messages"] = from_conversations(said)
+            record["messages"] = from_conversations(value)
         elif config.layout == "messages":
-            record["messages"] = from_messages(said)
+            record["messages"] = from_messages(value)
         else:
-            record["messages"] = from_texts(said, len(images))
-            first = turns_of(said)[0].get("source")
+            record["messages"] = from_texts(value, len(images))
+            first = turns_of(value)[0].get("source")
             record |= {"source": first} if isinstance(first, str) else {}
-        unused += turn_fields(column, said, used=_TURNS[config.layout])
+        unused += turn_fields(column, value, used=_TURNS[config.layout])
         if config.layout == "messages":
-            unused += part_fields(column, said)
+            unused += part_fields(column, value)
         return Row(record, images, unused=unused)
 
     def _columns(self, path: Path, schema: Any) -> tuple[str, ...]:
-        """The columns to read: the two that are named, and all that may be metadata."""
+        """Returns the columns to read: the two of the recipe, and all that may be metadata."""
         named = [name for name in (self.config.images, self.config.text or self.config.layout) if name]
         for name in named:
             if schema.names.count(name) > 1:
@@ -150,7 +156,7 @@ class ParquetSource(Source):
 
 
 def _is_plain(kind: Any) -> bool:
-    """Whether a column holds texts, numbers or booleans, in whatever encoding."""
+    """Returns whether a column holds texts, numbers or booleans, in any encoding."""
     types = importlib.import_module("pyarrow.types")
     kind = getattr(kind, "storage_type", kind)
     kind = kind.value_type if types.is_dictionary(kind) else kind
@@ -170,7 +176,7 @@ def _row_groups(path: Path, file: Any, columns: tuple[str, ...]) -> Iterator[Row
 
 
 def _filled(group: Any, name: str) -> int:
-    """In how many rows of a group a column holds something: in none where the file says so, else in all of them."""
+    """Returns the number of rows in which a column is filled: 0 where the file's statistics show it, else all rows."""
     leaves = [group.column(number) for number in range(group.num_columns)]
     own = [leaf for leaf in leaves if leaf.path_in_schema == name or leaf.path_in_schema.startswith(f"{name}.")]
     nulls = [leaf.statistics.null_count if leaf.statistics else None for leaf in own]
@@ -180,7 +186,7 @@ def _filled(group: Any, name: str) -> int:
 
 
 def _open(path: Path) -> Any:
-    """The file as a pyarrow.parquet.ParquetFile."""
+    """Opens a file as a pyarrow.parquet.ParquetFile; DataError where it can't be read."""
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
@@ -196,19 +202,19 @@ def _check(path: Path) -> None:
 
 
 def _unreadable() -> tuple[type[Exception], ...]:
-    """What pyarrow raises for a broken file."""
+    """Returns the errors that pyarrow raises for a broken file."""
     return OSError, importlib.import_module("pyarrow").ArrowException
 
 
 def _values(batch: Any, number: int, columns: Sequence[str]) -> dict[str, Any] | Refusal:
     try:
         return {name: batch.column(name)[number].as_py() for name in columns}
-    except (ValueError, OverflowError) as error:  # bytes that are no UTF-8 in a column of text
+    except (ValueError, OverflowError) as error:  # invalid UTF-8 in a column of text
         return Refusal("bad row", first_line(error))
 
 
 def _is_null(image: Any) -> bool:
-    """Whether there is no image: some writers spell that as a struct in which all is null, not as null."""
+    """Returns whether there is no image; some writers use a struct of nulls instead of null."""
     if isinstance(image, dict):
         return all(_is_null(value) or value == "" for value in image.values())
     return image is None
@@ -216,13 +222,13 @@ def _is_null(image: Any) -> bool:
 
 def _images(value: Any) -> tuple[bytes, ...]:
     images: list[bytes] = []
-    found = value if isinstance(value, list) else [value]
-    if all(map(_is_null, found)):
+    entries = value if isinstance(value, list) else [value]
+    if all(map(_is_null, entries)):
         return ()
-    for image in found:
+    for image in entries:
         content = image.get("bytes") if isinstance(image, dict) else image
         if content is None:
-            raise Refused("missing image", "the column holds no bytes of it")
+            raise Refused("missing image", "the column has a path without its bytes")
         if not isinstance(content, bytes):
             raise Refused("bad image", f"expected bytes, found {type(content).__name__}")
         images.append(content)

@@ -1,4 +1,4 @@
-"""The ways in which data sets write conversations and captions, as records (datamodules/README.md)."""
+"""Converts the conversations and captions of common datasets to records (datamodules/README.md)."""
 
 import json
 import math
@@ -10,53 +10,55 @@ from datamodules.sources.refusals import Refused
 Message = dict[str, Any]
 
 IMAGE = "<image>"
-"""Where an image stands in a text of LLaVA's format."""
+"""Image placeholder in texts of LLaVA's format."""
 SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}
 """LLaVA's names of the roles."""
 
-
-_OWN = ("messages", "kinds")
-"""Fields of a record that mean something to the kit, so that no metadata may have their names."""
+_RESERVED = ("messages", "kinds")
+"""Fields of a record that the kit reads, so that metadata can't have their names."""
 
 
 def metadata(row: Mapping[Any, Any], used: Collection[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What a row has beside the fields named in `used`.
+    """Collects the metadata of a row.
+
+    Args:
+        row: the row.
+        used: fields that are no metadata.
 
     Returns:
-        The metadata worth keeping, which is texts, finite numbers and booleans; and the names of all other fields that
-        hold something.
+        Texts, finite numbers and booleans by field; and the names of all other fields that are not empty.
     """
     kept: dict[str, Any] = {}
     unused: list[str] = []
     for key, value in row.items():
         if key in used:
             continue
-        if isinstance(key, str) and key not in _OWN and _is_plain(value):
+        if isinstance(key, str) and key not in _RESERVED and _is_plain(value):
             kept[key] = value
-        elif not _is_nothing(value):
+        elif not _is_empty(value):
             unused.append(str(key))
     return kept, tuple(unused)
 
 
 def turn_fields(column: str, turns: Any, used: Collection[str]) -> tuple[str, ...]:
-    """The names of the fields of turns that hold something and are not `used`, behind that of their column."""
+    """Returns `<column>.<field>` for the fields of turns that are neither empty nor `used`."""
     return _fields(column, turns_of(turns), used)
 
 
 def part_fields(column: str, messages: Any) -> tuple[str, ...]:
-    """As turn_fields, of the parts in the content of messages."""
+    """Returns `<column>.content.<field>` for the unread fields of content parts that are not empty."""
     parts = [part for message in turns_of(messages) for part in _parts(message.get("content")) or ()]
     return _fields(f"{column}.content", [part for part in parts if isinstance(part, dict)], ("type", "text", "index"))
 
 
 def _fields(prefix: str, mappings: Iterable[Mapping[Any, Any]], used: Collection[str]) -> tuple[str, ...]:
-    found = {key for one in mappings for key, value in one.items() if key not in used and not _is_nothing(value)}
-    return tuple(f"{prefix}.{key}" for key in sorted(map(str, found)))
+    names = {key for one in mappings for key, value in one.items() if key not in used and not _is_empty(value)}
+    return tuple(f"{prefix}.{key}" for key in sorted(map(str, names)))
 
 
 def caption(value: Any) -> str:
-    """A caption, as it is; refused where it is no text or blank."""
-    if isinstance(value, bytes):  # columns of Parquet whose writer did not say that they are text
+    """Returns a caption unchanged; Refused where it is no text or blank."""
+    if isinstance(value, bytes):  # a Parquet column that its writer did not declare as text
         value = value.decode("utf-8", errors="surrogateescape")
     if not isinstance(value, str) or not value.strip():
         raise Refused("no caption", "" if value is None or isinstance(value, str) else f"found {type(value).__name__}")
@@ -64,7 +66,7 @@ def caption(value: Any) -> str:
 
 
 def content(text: str) -> str | list[dict[str, str]]:
-    """A text with image parts where it says <image>, and all around them kept; without one, the text itself."""
+    """Splits a text at <image> into image parts and text parts; returns a text without <image> unchanged."""
     if IMAGE not in text:
         return text
     parts: list[dict[str, str]] = []
@@ -77,7 +79,7 @@ def content(text: str) -> str | list[dict[str, str]]:
 
 
 def from_conversations(turns: Any) -> list[Message]:
-    """LLaVA's [{"from": "human" | "gpt" | "system", "value": text with <image>}] as messages."""
+    """Converts LLaVA's [{"from": "human" | "gpt" | "system", "value": text with <image>}] to messages."""
     messages: list[Message] = []
     for number, turn in enumerate(turns_of(turns)):
         speaker, value = turn.get("from"), turn.get("value")
@@ -90,32 +92,32 @@ def from_conversations(turns: Any) -> list[Message]:
 
 
 def from_messages(messages: Any) -> list[Message]:
-    """[{"role": ..., "content": text, or parts as Hugging Face's processors take them}], freed of unused fields."""
-    shown = 0
-    made: list[Message] = []
+    """Copies [{"role": ..., "content": text, or Hugging Face's content parts}] without unused fields."""
+    images = 0
+    converted: list[Message] = []
     for number, message in enumerate(turns_of(messages)):
-        said = message.get("content")
-        if (listed := _parts(said)) is not None:
-            said = listed
-        if isinstance(said, str):
-            parts = content(said)
-        elif isinstance(said, list):
-            parts = [_part(part, number) for part in said]
-            for part in said:
-                # Some sets number their images; any other order than the running one would need a look-up.
-                if part["type"] == "image" and part.get("index") not in (None, shown):
-                    raise Refused("bad messages", f"message {number} shows image {part['index']}, not {shown}")
-                shown += part["type"] == "image"
+        value = message.get("content")
+        if (listed := _parts(value)) is not None:
+            value = listed
+        if isinstance(value, str):
+            parts = content(value)
+        elif isinstance(value, list):
+            parts = [_part(part, number) for part in value]
+            for part in value:
+                # Some datasets number their images; only the order of the images themselves is supported.
+                if part["type"] == "image" and part.get("index") not in (None, images):
+                    raise Refused("bad messages", f"message {number} has image {part['index']}, expected {images}")
+                images += part["type"] == "image"
         else:
             raise Refused("bad messages", f"message {number} has neither text nor parts as its content")
-        made.append({"role": message.get("role"), "content": parts})
-    return made
+        converted.append({"role": message.get("role"), "content": parts})
+    return converted
 
 
 def from_texts(turns: Any, images: int) -> list[Message]:
-    """The Cauldron's [{"user": text, "assistant": text}] as messages.
+    """Converts the Cauldron's [{"user": text, "assistant": text}] to messages.
 
-    Images stand where the texts say <image>; where none does, all stand before the first question.
+    Images stand at <image> in the texts; without any <image>, all images come before the first question.
     """
     messages: list[Message] = []
     for number, turn in enumerate(turns_of(turns)):
@@ -130,13 +132,13 @@ def from_texts(turns: Any, images: int) -> list[Message]:
 
 
 def first_answer(messages: list[Message]) -> str:
-    """The first text that the assistant says; refused where it says none."""
+    """Returns the text of the first answer; Refused where there is none."""
     answers = (message["content"] for message in messages if message["role"] == "assistant")
     return caption(next(answers, None))
 
 
 def answer_kinds(value: Any, messages: list[Message]) -> list[str]:
-    """The names by which scores of the answers are grouped; refused where they are not one text per answer."""
+    """Returns the names that group the scores of answers; Refused where they are not one text per answer."""
     answers = sum(message["role"] == "assistant" for message in messages)
     if not isinstance(value, list) or not all(isinstance(kind, str) for kind in value) or len(value) != answers:
         raise Refused("bad record", f"kinds must be a list of {answers} names, one per answer")
@@ -144,7 +146,7 @@ def answer_kinds(value: Any, messages: list[Message]) -> list[str]:
 
 
 def turns_of(turns: Any) -> list[dict[str, Any]]:
-    """The turns of a conversation as mappings; some columns hold them as JSON, or as one mapping of lists."""
+    """Returns the turns of a conversation as mappings; the column may hold a list, JSON, or one mapping of lists."""
     if isinstance(turns, str):
         try:
             turns = json.loads(turns)
@@ -155,10 +157,10 @@ def turns_of(turns: Any) -> list[dict[str, Any]]:
     if not isinstance(turns, list) or not turns:
         found = "nothing" if turns is None else "an empty list" if turns == [] else f"a {type(turns).__name__}"
         raise Refused("no messages", f"expected a list of turns, found {found}")
-    made = [_mapping(turn) for turn in turns]
-    if not all(isinstance(turn, dict) for turn in made):
+    mappings = [_mapping(turn) for turn in turns]
+    if not all(isinstance(turn, dict) for turn in mappings):
         raise Refused("bad messages", "a turn is not a mapping")
-    return made
+    return mappings
 
 
 def _transposed(columns: dict[Any, Any]) -> list[dict[Any, Any]]:
@@ -171,12 +173,12 @@ def _transposed(columns: dict[Any, Any]) -> list[dict[Any, Any]]:
 
 
 def _mapping(turn: Any) -> Any:
-    """A turn as Parquet's maps are read, which is as pairs, as a mapping; any other as it is."""
+    """Converts a Parquet map, which is read as a list of pairs, to a dict; returns any other turn unchanged."""
     is_pairs = isinstance(turn, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in turn)
     if not is_pairs:
         return turn
     if len({key for key, _ in turn}) != len(turn):
-        raise Refused("bad messages", "a turn has a key twice")
+        raise Refused("bad messages", "a turn has a duplicate key")
     return dict(turn)
 
 
@@ -184,22 +186,22 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _is_nothing(value: Any) -> bool:
-    """Whether a field is empty: null, in the ways that data sets spell it."""
+def _is_empty(value: Any) -> bool:
+    """Returns whether a field is null, in any of the ways that datasets write it."""
     return value is None or value in ("", [], {}) or (isinstance(value, float) and math.isnan(value))
 
 
-def _parts(said: Any) -> list[Any] | None:
-    """The parts of a content, which may be JSON in a text; None for what is no list of parts."""
-    if not isinstance(said, str):
-        return said if isinstance(said, list) else None
-    if not said.startswith("[{"):
+def _parts(value: Any) -> list[Any] | None:
+    """Returns the parts of a content, which may be JSON in a text; None where it is no list of parts."""
+    if not isinstance(value, str):
+        return value if isinstance(value, list) else None
+    if not value.startswith("[{"):
         return None
     try:
-        parts = json.loads(said)
+        parts = json.loads(value)
     except (ValueError, RecursionError):
         return None
-    # An answer may be JSON itself, so that only what is nothing but parts is read as them.
+    # An answer may itself be JSON, so it is only read as parts if it contains nothing else.
     return parts if all(_is_part(part) for part in parts) else None
 
 

@@ -1,4 +1,4 @@
-"""How the code that takes a row apart says that it can't be used."""
+"""Turns errors of a single row into Refusals."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,28 +6,28 @@ from typing import Any, TypeVar
 
 from datamodules.sources.base import Refusal, Row
 
-Found = TypeVar("Found")
+RawRow = TypeVar("RawRow")
 
 
 class Refused(Exception):
-    """Raised inside a source where a row turns out to be broken; `attempt` makes the Refusal of it."""
+    """Raised inside a source for a broken row; `attempt` turns it into a Refusal."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.refusal = Refusal(reason, detail)
 
 
-def attempt(build: Callable[[Found], Row], found: Found | Refusal, where: str) -> Row | Refusal:
-    """The row that `build` makes of what was found at `where`, or the Refusal of either."""
-    if isinstance(found, Refusal):
-        return replace(found, where=where)
+def attempt(build: Callable[[RawRow], Row], raw: RawRow | Refusal, where: str) -> Row | Refusal:
+    """Returns the row that `build` makes of a raw row at `where`, or a Refusal."""
+    if isinstance(raw, Refusal):
+        return replace(raw, where=where)
     try:
-        return replace(build(found), where=where)
+        return replace(build(raw), where=where)
     except Refused as refused:
-        return replace(refused.refusal, where=where, id=row_id(found))
+        return replace(refused.refusal, where=where, id=row_id(raw))
 
 
-def row_id(found: Any) -> str | int | None:
-    """The id that a row has of its own, if it has one."""
-    own = found.get("id") if isinstance(found, dict) else None
-    return own if isinstance(own, str | int) else None
+def row_id(raw: Any) -> str | int | None:
+    """Returns the id of a raw row, if it has one."""
+    value = raw.get("id") if isinstance(raw, dict) else None
+    return value if isinstance(value, str | int) else None

@@ -1,9 +1,9 @@
-"""Rows of CSV and TSV files of any size, read one by one; a row that is broken costs no other.
+"""Reads the rows of CSV and TSV files of any size one by one; a broken row does not affect others.
 
-CSV is quoted as RFC 4180 has it. TSV has no quoting, but many programs write it as they write CSV, so a TSV is quoted
-where more of its cells need their quotation marks than there are rows whose marks make no sense; otherwise a quotation
-mark is a letter. A mark that is never closed must not join rows: where lines inside a cell look like rows of their
-own, or the mark turns out to be none, its first line is refused and reading goes on with the second.
+CSV is quoted by RFC 4180. TSV has no quoting, but many programs write it like CSV. So a TSV is read as quoted if the
+cells that need their quotation marks outnumber the rows with misplaced marks; otherwise a quotation mark is an ordinary
+character. An unclosed mark must not join rows: where lines inside a cell look like rows, or the mark is misplaced, its
+first line is refused and reading continues with the second.
 """
 
 import os
@@ -17,31 +17,32 @@ from datamodules.sources.text_files import Lines, TextLine
 from fvl_lightning.core.errors import DataError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-"""What separates cells, by a file's suffix."""
+"""Delimiter of cells by a file's suffix."""
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jfif"}
-"""Suffixes by which a line inside a cell is known as a row of its own."""
+"""Suffixes of image files, which show that a line inside a cell is a row."""
 
 Cells = list[str]
 
 
 def table_columns(path: Path) -> Cells:
-    """The names of a table's columns, from its first line that is not blank; none where there is no such line.
+    """Returns the column names in a table's first line that is not blank; none where there is no such line.
 
-    A name that stands there again gets a number (`name.1`).
+    A duplicate name gets a number (`name.1`).
 
     Raises:
-        DataError: the file is no text, or its first line can't be taken apart.
+        DataError: the file is no text, or its first line can't be parsed.
     """
     with Lines(path) as lines:
         return _read_columns(path, lines)
 
 
 def table_rows(path: Path, image: str) -> Iterator[tuple[str, dict[str, str] | Refusal]]:
-    """The rows of a table, each behind where it is; blank lines are passed over.
+    """Yields (place, row) for the rows of a table; blank lines are ignored.
 
     Args:
-        image: the column with the images' names, by which rows are told from the lines of a cell.
+        path: the file.
+        image: the column with the images' names, which distinguishes rows from lines inside a cell.
     """
     delimiter = _delimiter(path)
     columns = table_columns(path)
@@ -58,13 +59,13 @@ def table_rows(path: Path, image: str) -> Iterator[tuple[str, dict[str, str] | R
                 yield f"{path.name}, line {record.line}", refusal
             else:
                 pairs = zip(columns, cells, strict=True)
-                # Spreadsheets end every line with the delimiters of columns that hold nothing, not even a name.
+                # Spreadsheets end every line with the delimiters of empty columns, which have no name either.
                 yield f"{path.name}, line {record.line}", {name: cell for name, cell in pairs if name or cell}
 
 
 @dataclass(frozen=True)
 class _Form:
-    """How the lines of a table make rows, how many columns it has, and the place of the images' names among them."""
+    """The form of a table: its delimiter, quoting, number of columns, and the index of the column of image names."""
 
     delimiter: str
     quoted: bool
@@ -72,11 +73,11 @@ class _Form:
     image: int | None
 
     def looks_like_a_row(self, line: str) -> bool:
-        """Whether a line by itself has the file name of an image where rows have it."""
+        """Returns whether a line by itself has an image's file name in the column of image names."""
         if self.image is None:
             return False
         cells = line.split(self.delimiter)
-        # From either end: a caption may hold delimiters.
+        # The column is counted from both ends, since a caption may contain delimiters.
         places = (self.image, self.image - self.columns)
         near = [cells[place] for place in places if -len(cells) <= place < len(cells)]
         return any(os.path.splitext(cell.strip(' "'))[1].lower() in _IMAGES for cell in near)
@@ -84,10 +85,13 @@ class _Form:
 
 @dataclass
 class _Record:
-    """A row: its first line, its cells or why they can't be had, and what its quotation marks are.
+    """A row.
 
-    `needs_marks` is whether a cell could not be written without them, `bare` whether one is in a cell without marks
-    around it.
+    Attributes:
+        line: the number of its first line.
+        cells: its cells, or the Refusal of a broken row.
+        needs_marks: whether a cell needs its quotation marks.
+        bare: whether a cell without quotation marks around it contains one.
     """
 
     line: int
@@ -101,7 +105,7 @@ def _delimiter(path: Path) -> str:
 
 
 def _read_columns(path: Path, lines: Lines) -> Cells:
-    """The column names, with `lines` behind them."""
+    """Reads the column names, and leaves `lines` after them."""
     record = next(_records(lines, _Form(_delimiter(path), True, 0, None)), None)
     if record is None:
         return []
@@ -109,13 +113,13 @@ def _read_columns(path: Path, lines: Lines) -> Cells:
         raise DataError(f"{path}: its first line can't be read as column names ({record.cells.detail})")
     names: Cells = []
     for name in record.cells:
-        again = sum(1 for other in record.cells[: len(names)] if other == name)
-        names.append(f"{name}.{again}" if name and again else name)
+        earlier = sum(1 for other in record.cells[: len(names)] if other == name)
+        names.append(f"{name}.{earlier}" if name and earlier else name)
     return names
 
 
 def _is_quoted(path: Path, form: _Form) -> bool:
-    """Whether a TSV is quoted as CSV is."""
+    """Returns whether a TSV is quoted like CSV."""
     with Lines(path) as lines:
         header = lines.next()
         if header is not None and header.text.startswith('"') and header.text.endswith('"'):
@@ -128,11 +132,11 @@ def _is_quoted(path: Path, form: _Form) -> bool:
 
 
 def _records(lines: Lines, form: _Form) -> Iterator[_Record]:
-    """The rows from where `lines` stand to the end of the file.
+    """Yields the rows from the current line to the end of the file.
 
-    Behind a row whose marks are broken, the next mark may be the end of a cell rather than a letter.
+    After a row with broken marks, the next mark may be the end of a cell rather than an ordinary character.
     """
-    behind_broken = False
+    after_broken = False
     while True:
         try:
             line = lines.next()
@@ -142,9 +146,9 @@ def _records(lines: Lines, form: _Form) -> Iterator[_Record]:
                 yield _Record(line.number, _too_large(line.characters))
             elif form.quoted and '"' in line.text:
                 record = _Quoted(lines, form, line).read()
-                if behind_broken and record.bare:
-                    record.cells = Refusal("bad row", "a quotation mark in a cell, behind a row whose marks are broken")
-                behind_broken = not _is_whole(record, form)
+                if after_broken and record.bare:
+                    record.cells = Refusal("bad row", "a quotation mark in a cell, after a row whose marks are broken")
+                after_broken = not _is_whole(record, form)
                 yield record
             elif line.text:
                 yield _Record(line.number, line.text.split(form.delimiter))
@@ -163,12 +167,12 @@ def _too_large(characters: int) -> Refusal:
 
 
 class _Broken(Exception):
-    """A quotation mark that does not open or close a cell, in words."""
+    """Raised with a description of a quotation mark that does not open or close a cell."""
 
 
 @dataclass
 class _Quoted:
-    """One row that has quotation marks, from its first line on."""
+    """Parser of one row with quotation marks, from its first line on."""
 
     lines: Lines
     form: _Form
@@ -181,7 +185,7 @@ class _Quoted:
     second: tuple[int, int] | None = None
 
     def read(self) -> _Record:
-        """The row; what is behind a first line that is broken by itself is left to be read again."""
+        """Returns the row; where only its first line is broken, the lines after it will be read again."""
         first = self.line.number
         self._count(self.line)
         try:
@@ -195,7 +199,7 @@ class _Quoted:
             assert self.second is not None, "a single line is at most one row"
             self.lines.go_back(self.second)
             detail = (
-                f"a quotation mark that is closed in line {self.line.number} only, behind what look like other rows"
+                f"a quotation mark that is closed only in line {self.line.number}, after lines that look like rows"
             )
             return _Record(first, Refusal("bad row", detail))
         if self.characters > MAX_ROW_BYTES:
@@ -216,7 +220,7 @@ class _Quoted:
                 if at == len(self.line.text):
                     return cells
                 if not self.line.text.startswith(delimiter, at):
-                    raise _Broken("text behind a closing quotation mark")
+                    raise _Broken("text after a closing quotation mark")
                 at += 1
                 continue
             stop = self.line.text.find(delimiter, at)
@@ -227,14 +231,14 @@ class _Quoted:
             at = stop + 1
 
     def _quoted_cell(self, at: int) -> tuple[str, int]:
-        """The cell whose first character is at `at`, and the place behind its closing mark, perhaps lines later."""
+        """Returns the cell that begins at `at`, and the place after its closing mark, which may be lines later."""
         pieces: list[str] = []
         while True:
             mark = self.line.text.find('"', at)
             if mark < 0:
                 pieces.append(self.line.text[at:] + self.line.end)
                 self._next_line()
-                # Of what is too large for a row nothing is kept, but its end is looked for.
+                # A row that is too large is not kept, but its end is still searched.
                 pieces, at = pieces if self.characters <= MAX_ROW_BYTES else [], 0
                 continue
             pieces.append(self.line.text[at:mark])

@@ -1,4 +1,4 @@
-"""Files of text in any encoding: whether a file is one, and its lines."""
+"""Detects the encoding of text files and reads their lines."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _MARKS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
-"""Byte order marks; that of UTF-32 begins like that of UTF-16."""
+"""Byte order marks; UTF-32's come first, since they begin like UTF-16's."""
 
 _OTHER_FORMATS = (
     (re.compile(rb"\x1f\x8b"), "compressed with gzip; unpack it first"),
@@ -34,7 +34,14 @@ _HEAD = 64
 
 @dataclass(frozen=True)
 class TextLine:
-    """A line of text: its number, counted from 1, its text and its end, and how many characters it has in all."""
+    """A line of text.
+
+    Attributes:
+        number: counted from 1.
+        text: its text, at most MAX_ROW_BYTES characters.
+        end: its line end.
+        characters: its full length, line end included.
+    """
 
     number: int
     text: str
@@ -43,20 +50,20 @@ class TextLine:
 
 
 def text_encoding(path: Path) -> str:
-    """The codec of a file of text: utf-8-sig unless its first bytes say UTF-16 or UTF-32.
+    """Returns the codec of a text file: utf-8-sig, unless its first bytes indicate UTF-16 or UTF-32.
 
     Raises:
-        DataError: a file that can't be read, or is compressed or of a binary format.
+        DataError: the file can't be read, is compressed, or has a binary format.
     """
     with open_file(path) as file:
         head = file.read(_HEAD)
-    for pattern, words in _OTHER_FORMATS:
+    for pattern, description in _OTHER_FORMATS:
         if pattern.match(head):
-            raise DataError(f"{path} is no text: it is {words}")
+            raise DataError(f"{path} is no text: it is {description}")
     for mark, encoding in _MARKS:
         if head.startswith(mark):
             return encoding
-    # Without a mark: what people write begins with ASCII, which has a zero byte in every pair.
+    # Text without a mark usually begins with ASCII, which has a zero byte in every pair in UTF-16.
     zeros = [not byte for byte in head[:4]]
     if zeros == [False, True, False, True]:
         return "utf-16-le"
@@ -66,10 +73,10 @@ def text_encoding(path: Path) -> str:
 
 
 class Lines:
-    """The lines of a table, with their numbers; reading can go back to a place.
+    """The numbered lines of a table; reading can go back to an earlier place.
 
-    Lines end as the first one does, so that the other kinds of line ends may stand in cells. Bytes that are no UTF-8
-    become lone surrogates, so that only their own row is lost.
+    All lines end like the first one, so that cells may contain other line ends. Invalid UTF-8 bytes become lone
+    surrogates, so that only their own row is lost.
 
     Raises:
         DataError: the file can't be read or is no text.
@@ -90,7 +97,7 @@ class Lines:
         self._file.close()
 
     def next(self) -> TextLine | None:
-        """The next line, of which no more than MAX_ROW_BYTES characters are kept; None behind the last."""
+        """Returns the next line, cut to MAX_ROW_BYTES characters; None after the last."""
         text = self._file.readline(MAX_ROW_BYTES + 1)
         if not text:
             return None
@@ -102,11 +109,11 @@ class Lines:
         return TextLine(self.number, bare, text[len(bare) :], characters)
 
     def place(self) -> tuple[int, int]:
-        """Where the next line begins."""
+        """Returns the place of the next line."""
         return self._file.tell(), self.number
 
     def go_back(self, place: tuple[int, int]) -> None:
-        """Goes on from a place that was before."""
+        """Continues from an earlier place."""
         self._file.seek(place[0])
         self.number = place[1]
 

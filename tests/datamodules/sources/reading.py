@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from datamodules.sources.base import PassedOver, Refusal, Row, Source
+from datamodules.sources.base import Ignored, Refusal, Row, Source
 from fvl_lightning.core.config.loading import choose
 
 PNG = b"\x89PNG\r\n\x1a\n pretended"
@@ -31,7 +31,7 @@ def read(one: Source) -> list[Any]:
     return rows
 
 
-def _rows(one: Source, chunk: Any) -> Iterable[Row | Refusal | PassedOver]:
+def _rows(one: Source, chunk: Any) -> Iterable[Row | Refusal | Ignored]:
     return [chunk] if isinstance(chunk, Refusal) else one.rows(chunk)
 
 

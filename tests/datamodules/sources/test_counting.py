@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.sources.base import PassedOver, Refusal, Row
+from datamodules.sources.base import Ignored, Refusal, Row
 from tests.datamodules.sources.reading import PNG, source, talk
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -34,7 +34,7 @@ def outcomes(kind: str, content: bytes, suffix: str, **fields: Any) -> list[Row 
         rows: list[Row | Refusal] = []
         for chunk in one.chunks():
             found = [chunk] if isinstance(chunk, Refusal) else list(one.rows(chunk))
-            rows += [row for row in found if not isinstance(row, PassedOver)]
+            rows += [row for row in found if not isinstance(row, Ignored)]
         return rows
 
 

@@ -58,7 +58,7 @@ def test_a_folder_linked_directly_into_the_folder_is_inside(images: Path) -> Non
     assert read_images(images, ["coco/d.png", "./coco/d.png"]) == ((images / "coco" / "d.png").read_bytes(),) * 2
     (images.parent / "images_beside" / "link.png").symlink_to("../outside.png")
     outside = images.parent / "outside.png"
-    detail = f"coco/link.png leads out of {images} by a link, to {outside}"
+    detail = f"coco/link.png leads out of {images} through a link, to {outside}"
     assert refusal(images, "coco/link.png") == Refusal("unsafe path", detail)
 
 
@@ -68,8 +68,8 @@ def test_a_linked_folder_further_down_is_followed_where_the_recipe_names_its_tar
     beside = images.parent / "images_beside"
     with pytest.raises(Refused) as caught:
         read_images(images, ["sub/coco/d.png"], [])
-    said = f"sub/coco/d.png leads out of {images} by a link, to {beside}/d.png"
-    assert caught.value.refusal.detail == f"{said}; name a folder around that in source.links to follow it"
+    said = f"sub/coco/d.png leads out of {images} through a link, to {beside}/d.png"
+    assert caught.value.refusal.detail == f"{said}; add a folder that contains it to source.links to follow it"
     assert refusal(images, "sub/coco/d.png") == Refusal("unsafe path", said)
     assert read_images(images, ["sub/coco/d.png"], [str(beside)]) == ((beside / "d.png").read_bytes(),)
     with pytest.raises(Refused):

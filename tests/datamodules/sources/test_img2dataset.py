@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from datamodules.sources import img2dataset
-from datamodules.sources.base import PassedOver, Refusal, Row
+from datamodules.sources.base import Ignored, Refusal, Row
 from datamodules.storage import tar_samples as scan
 from fvl_lightning.core.errors import DataError
 from tests.datamodules.sources.conftest import SECRET
@@ -125,7 +125,7 @@ def test_devices_and_unsafe_names_are_refused_and_pickles_passed_over(tmp_path: 
     assert others == [
         Refusal("not a regular file", "1.0.png"),
         *(Refusal("unsafe name", name) for name in names),
-        *(PassedOver(kind, 1) for kind in ("pkl", "pickle", "pyd", "cls")),
+        *(Ignored(kind, 1) for kind in ("pkl", "pickle", "pyd", "cls")),
     ]
     assert places(others[1:4]) == [f"0.tar, member '{name}'" for name in names]
 
@@ -139,7 +139,7 @@ def test_the_first_of_two_members_of_one_name_is_used_and_the_other_refused(tmp_
 def test_a_sample_without_image_or_text_says_what_there_is(tmp_path: Path) -> None:
     members = [("s0.input.jpg", b"x"), ("s0.outputs.txt", b"words")]
     found = read(source("img2dataset", file=str(write_tar(tmp_path / "0.tar", members))))
-    rest = "the members of a sample have one name up to their suffix"
+    rest = "the members of a sample have the same name up to their suffix"
     assert found == [
         Refusal("no caption", f"only s0.input.jpg; {rest}"),
         Refusal("missing image", f"only s0.outputs.txt; {rest}"),
@@ -150,7 +150,7 @@ def test_tars_that_were_put_together_are_read_to_their_end(tmp_path: Path) -> No
     parts = [write_tar(tmp_path / f"{key}.tar", [(f"{key}.gif", b"x"), (f"{key}.txt", key.encode())]) for key in "ab"]
     (tmp_path / "ab.tar").write_bytes(b"".join(part.read_bytes() for part in parts))
     found = read(source("img2dataset", file=str(tmp_path / "ab.tar")))
-    assert found == [Row({"caption": "a"}, (b"x",)), Row({"caption": "b"}, (b"x",)), PassedOver("(end mark)", 1)]
+    assert found == [Row({"caption": "a"}, (b"x",)), Row({"caption": "b"}, (b"x",)), Ignored("(end mark)", 1)]
 
 
 def test_members_are_capped_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.sources.base import PassedOver, Refusal, Row
+from datamodules.sources.base import Ignored, Refusal, Row
 from fvl_lightning.core.errors import ConfigError, DataError
 from tests.datamodules.sources.conftest import SECRET
 from tests.datamodules.sources.reading import places, read, reasons, source, talk
@@ -66,7 +66,7 @@ def test_conversations(tmp_path: Path) -> None:
     )
     expected = {"id": "7", "data_source": "web", "n": 3, "f": 0.5, "ok": True, "messages": MESSAGES}
     found = read(source("parquet", file=str(path), layout="conversations"))
-    assert found == [Row(expected, (b"x",)), PassedOver("columns 'list'", 1), PassedOver("columns 'raw'", 1)]
+    assert found == [Row(expected, (b"x",)), Ignored("columns 'list'", 1), Ignored("columns 'raw'", 1)]
     assert found[0].unused == ("messages",)
 
 

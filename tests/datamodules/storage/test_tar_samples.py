@@ -19,7 +19,7 @@ from PIL import Image
 from datamodules.building.builder import build_shards
 from datamodules.building.config import BuildConfig
 from datamodules.inspection.check import check_tar, index_shard
-from datamodules.sources.base import PassedOver, Refusal, Row
+from datamodules.sources.base import Ignored, Refusal, Row
 from datamodules.storage.index import index_path, load_index, save_index, scan_tar
 from datamodules.storage.sample_store import SampleStore
 from datamodules.storage.shard_cache import ShardCache
@@ -190,7 +190,7 @@ def test_every_member_is_used_or_counted(tmp_path_factory: pytest.TempPathFactor
     refusals = Counter(row.reason for row in found if isinstance(row, Refusal))
     assert len(rows) == len(index)
     assert refusals == tar.refused
-    assert {over.kind: over.count for over in found if isinstance(over, PassedOver)} == index.ignored
+    assert {over.kind: over.count for over in found if isinstance(over, Ignored)} == index.ignored
     content = path.read_bytes()
     for row in range(len(index)):
         for member in range(*index.members(row)):
