@@ -15,7 +15,7 @@ from datamodules.batching.loader import (
     CountingLoader,
     LoadedBatch,
     as_is,
-    leave_signals_to_the_training,
+    ignore_signals,
 )
 from datamodules.batching.packing import best_fit
 from datamodules.batching.rows import Layout, Rows
@@ -209,17 +209,17 @@ class StreamLoader(CountingLoader):
             batch_size=None,
             num_workers=self.workers,
             collate_fn=as_is,
-            worker_init_fn=leave_signals_to_the_training,
+            worker_init_fn=ignore_signals,
             # Without one of its own a loader draws from torch's global stream, and a resumed run would draw otherwise.
             generator=torch.Generator(),
         )
         passed = dict.fromkeys(range(max(1, self.workers)), self.start)
         for loaded in loader:
             passed[loaded.reader] = loaded.passed
-            batch = self._counted(loaded)
+            batch = self._count(loaded)
             yield replace(batch, position=tuple(map(min, zip(*passed.values(), strict=True))))
 
-    def _note_shortened(self, samples: list[int]) -> None:
+    def _log_shortened(self, samples: list[int]) -> None:
         """Logs the first, second, fourth, eighth ... sample that is shortened."""
         before = self.tally.truncated - len(samples)
         for count in range(before + 1, self.tally.truncated + 1):

@@ -11,7 +11,7 @@ from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.inference.adapters import attach_adapters
 from fvl_lightning.inference.conversation import Conversation
 from fvl_lightning.inference.generation import Prompt, Sampling, answer, encode, stream, user_message
-from fvl_lightning.inference.source_shares import SourceShares, source_shares
+from fvl_lightning.inference.source_weights import SourceWeights, source_weights
 from fvl_lightning.modeling.adapters.folders import use_adapter
 from fvl_lightning.modeling.build import LoadedModel
 from fvl_lightning.modeling.processing.image_processor import Picture, flatten
@@ -77,9 +77,9 @@ class Model:
         """Returns what the encoder makes of I images: {source: [I, N, D]}."""
         return dict(self.loaded.model.encoder(self.pixels(images)))
 
-    def source_weights(self, image: Picture) -> SourceShares:
+    def source_weights(self, image: Picture) -> SourceWeights:
         """Returns the weight of each source in the fusion for one image; empty if the fusion does not weight them."""
-        return source_shares(self.loaded, self.pixels(image))[0]
+        return source_weights(self.loaded, self.pixels(image))[0]
 
     def use_adapter(self, name: str | None) -> None:
         """Computes with this adapter from now on; None computes with the base model alone.

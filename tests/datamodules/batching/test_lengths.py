@@ -237,7 +237,7 @@ def test_turns_that_a_template_writes_in_two_ways_end_the_run_with_what_to_do(
         next(iter(connected(tmp_path, context, packing=packing).train_dataloader()))
     sentence = str(error.value)
     assert sentence.count("writes an answer differently once messages follow it") == 1
-    assert sentence.count("set language_model.chat_template to one that writes every answer alike") == 1
+    assert sentence.count("set language_model.chat_template to one that writes all answers alike") == 1
     assert re.search(r"sample 's\d' in \S*train-000000\.tar: not encodable", sentence)
     assert "\n" not in sentence
 

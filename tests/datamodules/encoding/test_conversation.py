@@ -201,7 +201,7 @@ def test_what_looks_like_control_in_a_content_is_text(name: str, messages: Messa
         )
         for message in messages
     ]
-    special = set(tokenizer.all_special_ids) | set(encoder._engine.aliases)
+    special = set(tokenizer.all_special_ids) | set(encoder._aliased.aliases)
     expected = Counter(i for i in own_ids(name, harmless) if i in special)
     assert Counter(i for i in ids if i in special) == expected
     assert same(supervised_text(tokenizer, labels), spoken(name, messages))
