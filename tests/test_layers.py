@@ -53,6 +53,7 @@ INNER_LAYERS = {
         "inspection": 4,
         "streaming": 4,
         "base": 5,
+        "question_form": 6,
         "shards": 6,
         "webdataset": 7,
         "demo": 6,

@@ -10,8 +10,8 @@ from datamodules.batching.config import BatchConfig
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.items import Piece
 from datamodules.encoding.messages import Message, image_parts, parts_of
-from datamodules.encoding.question_form import look_at_asking
 from datamodules.encoding.views import TextView, View, messages_of
+from datamodules.question_form import detect_question_form
 from datamodules.storage.sample import SampleError, spread
 from datamodules.storage.sample_store import SampleStore
 from fvl_lightning.core.chat_date import writes_the_day
@@ -122,7 +122,7 @@ def has_conversations(data: BatchData, experiment: ExperimentConfig, readable: b
 
 def check_question_form(data: BatchData) -> Iterator[Finding]:
     """Reports what stands around the questions in the data, and where datasets differ in it."""
-    form, differences = look_at_asking(data)
+    form, differences = detect_question_form(data)
     joins = f"{form.behind_image!r} stands between an image and the text after it" if form.behind_image else ""
     system = "all conversations have the same system message" if form.system else ""
     if message := " and ".join(filter(None, (joins, system))):

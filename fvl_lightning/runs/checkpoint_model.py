@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from datamodules.encoding.question_form import Asking
+from datamodules.encoding.question_form import QuestionForm
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -34,7 +34,7 @@ def checkpoint_model(reference: str, which: Which) -> Iterator[Path]:
     check_answers(run)
     path = chosen_checkpoint(run, which)
     stage, parents = weighted_stage(check_config(ExperimentConfig, run.config), Ranks())
-    stage.asking = Asking(**run.info.get("asking", {}))
+    stage.asking = QuestionForm(**run.info.get("asking", {}))
     attach_trainable_adapters(stage, parents, run)
     stage.load_weights(read_checkpoint(path), f"--checkpoint {which}")
     with tempfile.TemporaryDirectory(prefix=".export-", dir=run.path) as folder:  # next to the base of an adapter

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import BatchData
-from datamodules.encoding.question_form import asking_of
+from datamodules.question_form import question_form_of
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import DataContext, ImageSpec, Position
@@ -63,7 +63,7 @@ def build_training(
     stage, parents = weighted_stage(experiment, ranks)
     context = data_context(stage.model, stage.tokenizer, experiment, position)
     data.connect(replace(context, rank=ranks.rank, world_size=ranks.world_size))
-    stage.asking = ranks.broadcast_from_rank0(lambda: asking_of(data))
+    stage.asking = ranks.broadcast_from_rank0(lambda: question_form_of(data))
     attach_features(stage, data, experiment, ranks)
     return stage, data, parents
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from datamodules.base import BatchData
-from datamodules.encoding.question_form import Asking
+from datamodules.encoding.question_form import QuestionForm
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import REPEATED, ExperimentConfig, LoraConfig
 from fvl_lightning.core.types import Batch, Position, PromptedBatch, earliest
@@ -62,7 +62,7 @@ class Stage(StageInterface, ABC):
         self.experiment = experiment
         self.model: Any = model
         self.tokenizer = tokenizer
-        self.asking = Asking()
+        self.asking = QuestionForm()
         """The form of the data's questions, which is saved with the model."""
         self.trainable = resolve_trainable(self.TRAINABLE, experiment.trainable, name)
         check_lora(experiment.lora, self.trainable, model)

@@ -103,7 +103,7 @@ BAD: list[tuple[Any, str]] = [
     ({"image": "\x1b[2J.png", "prompt": "c"}, "missing image: \x1b[2J.png"),
     ("{", "no valid JSON"),
     ("[1]", "expected an object, found list"),
-    ('{"prompt": "' + "x" * MAX_ROW_BYTES + '"}', f"a row of more than {MAX_ROW_BYTES} bytes"),
+    ('{"prompt": "' + "x" * MAX_ROW_BYTES + '"}', f"the row is longer than the limit of {MAX_ROW_BYTES} bytes"),
     ({"image": "pictures/0.png"}, "expected prompt or messages, and image or images, found image"),
     ({"image": "a", "images": ["b"], "prompt": "c"}, "found image, images, prompt"),
     ({"image": 3, "prompt": "c"}, "images are names of files, found [3]"),

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.encoding.question_form import Habits
 from datamodules.encoding.views import some_turns
+from datamodules.question_form import QuestionCounts
 from datamodules.sources.records import from_conversations
 from fvl_lightning.core.types import ImageSpec
 from fvl_lightning.inference.conversation import Conversation
@@ -53,7 +53,7 @@ def test_plain_questions_are_read_as_those_of_training(name: str, training: tupl
     system = system if ALL_FAMILIES[name].system else ""
     turns = turns[-1:] if name == "qwen_3" else turns  # which is refused with several
     talk = rows(join, system, turns)
-    processor = make_processor(SPEC, tokenizer_of(name), "stretch", asking=Habits.of([talk]).asking())
+    processor = make_processor(SPEC, tokenizer_of(name), "stretch", asking=QuestionCounts.of([talk]).form())
     encoded = processor.encoder.encode_turns(talk)
     places = [number for number, message in enumerate(talk) if message["role"] == "assistant"]
     history: list[dict[str, Any]] = []
@@ -74,7 +74,7 @@ def test_plain_questions_are_read_as_those_of_training(name: str, training: tupl
 @pytest.mark.parametrize("name", ["llama_3", "qwen", "vicuna", "r_1"])
 def test_a_chat_goes_on_in_the_tokens_of_training(name: str) -> None:
     talk = rows("\n", "Be brief.", [(1, "what?", "red"), (0, "and?", "blue")])
-    processor = make_processor(SPEC, tokenizer_of(name), "stretch", asking=Habits.of([talk]).asking())
+    processor = make_processor(SPEC, tokenizer_of(name), "stretch", asking=QuestionCounts.of([talk]).form())
     chat = Conversation(answering(processor), Sampling())
     chat.pictures.append(PICTURE)
     chat.say("what?")
@@ -92,7 +92,7 @@ def test_a_piece_of_a_conversation_joins_its_images_as_the_whole_does() -> None:
 
 def test_how_training_asked_is_saved_with_the_processor(tmp_path: Any) -> None:
     talk = rows("\n", "Be brief.", [(1, "what?", "red")])
-    made = make_processor(SPEC, tokenizer_of("dated"), "stretch", asking=Habits.of([talk]).asking())
+    made = make_processor(SPEC, tokenizer_of("dated"), "stretch", asking=QuestionCounts.of([talk]).form())
     made.save_pretrained(tmp_path)
     again = FlorenceVLProcessor.from_pretrained(tmp_path)
     plain = [user_message([PICTURE], "what?")]

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from datamodules.encoding.question_form import Asking
+from datamodules.encoding.question_form import QuestionForm
 from fvl_lightning.core.atomic import atomic_directory, write_text_atomically
 from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_line
 from fvl_lightning.core.weight_files import has_weights, match_weights, read_json, read_weights, write_weights
@@ -43,7 +43,7 @@ TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 
-ASKING = Asking(behind_image="\n", between_images="\n")
+ASKING = QuestionForm(behind_image="\n", between_images="\n")
 """The original puts a line break after every image, in training and in prompts."""
 
 

@@ -9,7 +9,7 @@ from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.messages import check_messages
-from datamodules.encoding.question_form import Asking
+from datamodules.encoding.question_form import QuestionForm
 from datamodules.images.transforms import Fit
 from fvl_lightning.core.chat_date import dated_tokenizer
 from fvl_lightning.core.errors import DataError
@@ -37,7 +37,7 @@ class FlorenceVLProcessor(ProcessorMixin):
         tokenizer: the language model's tokenizer, with IMAGE_TOKEN among its special tokens.
         tokens_per_image: the number of placeholders per image.
         chat_template: replaces the tokenizer's chat template; None keeps it.
-        asking: the fields of Asking: the form of questions in training, which conversations are given.
+        asking: the fields of QuestionForm: the form of questions in training, which conversations are given.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class FlorenceVLProcessor(ProcessorMixin):
         switches = (generate, continue_answer, masked, tokenize, sanitize_control_tokens, load_audio_from_video)
         check_chat_options(options, *switches)
         given, batched = self._conversations(conversation)
-        conversations = [Asking(**self.asking).asked(messages) for messages in given]
+        conversations = [QuestionForm(**self.asking).apply(messages) for messages in given]
         encoder = self._encoder_for(chat_template)
         if not tokenize:
             written = [encoder.written(messages, generate, continue_answer) for messages in conversations]
@@ -239,7 +239,7 @@ class FlorenceVLProcessor(ProcessorMixin):
 
 
 def make_processor(
-    image: ImageSpec, tokenizer: Any, fit: Fit, scaled_decode: bool = False, asking: Asking | None = None
+    image: ImageSpec, tokenizer: Any, fit: Fit, scaled_decode: bool = False, asking: QuestionForm | None = None
 ) -> FlorenceVLProcessor:
     """Returns the processor of a model.
 
@@ -255,7 +255,7 @@ def make_processor(
         FlorenceVLImageProcessor(size, image.mean, image.std, fit, scaled_decode),
         tokenizer,
         image.tokens_per_image,
-        asking=dataclasses.asdict(asking or Asking()),
+        asking=dataclasses.asdict(asking or QuestionForm()),
     )
 
 
