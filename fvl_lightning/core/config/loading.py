@@ -25,12 +25,7 @@ from fvl_lightning.core.config.fields import check_numbers
 from fvl_lightning.core.config.files import COMMAND_LINE, Layer, in_file, read_layers
 from fvl_lightning.core.config.merging import MergedLayers, override, parse_scalars, slot_entry
 from fvl_lightning.core.config.variants import choose_variants
-from fvl_lightning.core.config.yaml_text import (
-    Scalar,
-    Texts,
-    texts_under,
-    with_texts,
-)
+from fvl_lightning.core.config.yaml_text import Scalar, Texts, texts_under, with_texts
 from fvl_lightning.core.errors import ConfigError, UserError, first_line
 from fvl_lightning.core.plugins import import_plugin
 from fvl_lightning.core.registry import component, is_loaded, names
