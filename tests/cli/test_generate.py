@@ -202,7 +202,7 @@ def test_answers_of_something_else_are_never_mixed(folder: Path, fvl_here: Run) 
     (folder / "answers.jsonl.settings.json").write_text("{")
     assert "not valid JSON" in refused(*from_file())
     (folder / "answers.jsonl.settings.json").unlink()
-    assert "no answers.jsonl.settings.json beside it" in refused(*from_file())
+    assert "without its answers.jsonl.settings.json" in refused(*from_file())
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ import resource, sys
 from pathlib import Path
 import simplejpeg
 from PIL import Image
-from datamodules.images import decode_image, to_png, verify_image
+from datamodules.images.decoding import decode_image, to_png, verify_image
 from fvl_lightning.core.errors import DataError
 
 Image.init()
