@@ -23,7 +23,7 @@ MAX_FILES_IN_A_FOLDER = 15
 CLASSES_OF_THE_KIT = ("data", "encoder", "stage", "store", "run")
 """Parameters that hold an object of the project's own; `Any` would hide which."""
 METRIC_NAMES = re.compile(r"accuracy/(macro|overall)|macro|overall")
-PRIVATE_WORDS = re.compile(r"\b(told|tells|said|rehears\w+)\b|(?:^|[.:!?]\s+)Of\s", re.IGNORECASE)
+PRIVATE_WORDS = re.compile(r"\b([Tt]old|[Tt]ells|[Ss]aid|[Rr]ehears\w+)\b|(?:^|[.!?]\s+)Of\s")
 """Words that stand for a term of the field: a message that is "told" is published, logged or raised."""
 PRIVATE_NAMES = {"told", "said", "beside", "ours", "theirs", "mine"}
 """Names of variables that say nothing of what they hold."""
@@ -196,8 +196,27 @@ def demo_violations(root: Path) -> list[str]:
 PENDING: dict[Rule, tuple[str, ...]] = {
     init_violations: ("fvl_lightning/cli/__init__.py:", "fvl_lightning/tracking/__init__.py:"),
     cli_violations: ("notebooks/",),
-    any_violations: ("fvl_lightning/", "datamodules/"),
-    word_violations: ("fvl_lightning/", "datamodules/"),
+    any_violations: (
+        "fvl_lightning/runs/",
+        "fvl_lightning/tracking/logged_model.py:",
+        "fvl_lightning/training/checkpointing/callback.py:",
+    ),
+    word_violations: (
+        "fvl_lightning/cli/",
+        "fvl_lightning/core/component_files.py:",
+        "fvl_lightning/runs/",
+        "fvl_lightning/serving/",
+        "fvl_lightning/tracking/",
+        "fvl_lightning/training/checkpointing/",
+        "fvl_lightning/training/fault_tolerance/signals.py:",
+        "datamodules/base.py:",
+        "datamodules/batching/config.py:",
+        "datamodules/building/",
+        "datamodules/shards.py:",
+        "datamodules/storage/",
+        "datamodules/streaming/",
+        "datamodules/webdataset.py:",
+    ),
 }
 """For each rule the beginnings of sentences about what is not mended yet; the table shrinks and is then removed."""
 
