@@ -129,7 +129,7 @@ class Data:
 @pytest.mark.parametrize("at_once", [1, 2, 64])
 def test_scores_by_hand(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Captions 5 of 7 tokens; words 1 of 2, the third image has none; boxes 1 of 3, the second is half over."""
-    monkeypatch.setattr(module, "IMAGES_AT_ONCE", at_once)
+    monkeypatch.setattr(module, "IMAGES_PER_BATCH", at_once)
     predicted = torch.tensor([[4, 8, EOS], [5, EOS, 9], [8, EOS, 9]])
     written = torch.tensor(
         [
