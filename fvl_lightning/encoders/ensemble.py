@@ -61,13 +61,13 @@ class EnsembleEncoder(Encoder):
         self.specs = dict(named)
         if len(self.specs) < len(named):
             twice = next(source for source, _ in named if [other for other, _ in named].count(source) > 1)
-            raise ConfigError(f"encoder.members: two sources would be called {twice}; name a member otherwise")
+            raise ConfigError(f"encoder.members: two sources would have the name {twice}; rename a member")
 
     @classmethod
     def resolve(cls, config: Config) -> Config:
         """Resolves each member; a ConfigError names the member."""
         if not config.members:
-            raise ConfigError("encoder.members: there is none, name at least one encoder")
+            raise ConfigError("encoder.members: it is empty, name at least one encoder")
         order = config.order or list(config.members)  # a saved model's configuration is a JSON with its keys sorted
         if sorted(order) != sorted(config.members):
             raise ConfigError(

@@ -25,7 +25,7 @@ def check_sources(config: Any) -> None:
     """Raises ConfigError for a source that is neither a depth nor a prompt with a text, or is named twice."""
     known = ["davit", "davit_stage_<k>", *(RELEASED_PROMPTS | config.prompts)]
     if not config.sources:
-        raise ConfigError(f"encoder.sources: there is none, name at least one of {', '.join(known)}")
+        raise ConfigError(f"encoder.sources: it is empty, name at least one of {', '.join(known)}")
     for name in config.sources:
         if not is_depth(name) and name not in RELEASED_PROMPTS | config.prompts:
             raise ConfigError(
@@ -79,8 +79,8 @@ def feature_specs(config: Any, vision: Any, text: Any) -> dict[str, FeatureSpec]
         sides.append(side)
     if side < 1 or side > vision.max_position_embeddings:
         raise ConfigError(
-            f"encoder.image_size: {config.image_size} px make a grid of {side} x {side}, "
-            f"the encoder holds 1 to {vision.max_position_embeddings} a side"
+            f"encoder.image_size: {config.image_size} px give a grid of {side} x {side}, "
+            f"but the encoder supports 1 to {vision.max_position_embeddings} per side"
         )
     if vision.projection_dim != text.d_model:
         raise ConfigError(
@@ -91,8 +91,8 @@ def feature_specs(config: Any, vision: Any, text: Any) -> dict[str, FeatureSpec]
     longest = side * side + 1 + max((len(ids) for ids in config.prompt_ids.values()), default=0)
     if longest > text.max_position_embeddings:
         raise ConfigError(
-            f"encoder.image_size: {config.image_size} px and the longest prompt make {longest} tokens, "
-            f"the text encoder holds {text.max_position_embeddings}"
+            f"encoder.image_size: {config.image_size} px and the longest prompt give {longest} tokens, "
+            f"but the text encoder supports {text.max_position_embeddings}"
         )
     specs = {}
     for name in config.sources:

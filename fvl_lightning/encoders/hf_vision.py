@@ -113,7 +113,7 @@ class HfVisionEncoder(Encoder):
                 defaults = read_normalisation(config.pretrained, config.revision, family)
             mean, std = mean or defaults[0], std or defaults[1]
         if min(std) <= 0:
-            raise ConfigError(f"encoder.std: standard deviations are above 0, found {list(std)}")
+            raise ConfigError(f"encoder.std: standard deviations must be above 0, found {list(std)}")
         return dataclasses.replace(config, model=model, image_size=image_size, mean=mean, std=std)
 
     def load_pretrained(self) -> None:

@@ -122,7 +122,7 @@ def check_sources(sources: list[str], layers: int) -> None:
     """Raises ConfigError for a source that a tower with `layers` layers does not have, or that is named twice."""
     known = [LAST, *(f"layer_{number}" for number in range(1, layers + 1))]
     if not sources:
-        raise ConfigError(f"encoder.sources: there is none, name at least one of last, layer_1 to layer_{layers}")
+        raise ConfigError(f"encoder.sources: it is empty, name at least one of last, layer_1 to layer_{layers}")
     for name in sources:
         if name not in known:
             close = nearest(name, known)

@@ -207,7 +207,7 @@ def _whole_model(folder: Path) -> FlorenceVLForConditionalGeneration:
 def _choice(experiment: ExperimentConfig, slot: str) -> Choice:
     choice = getattr(experiment, slot)
     if choice is None:
-        raise ConfigError(f"{slot}: the experiment fills no such slot, write for instance `{slot}: <name>`")
+        raise ConfigError(f"{slot}: the experiment sets no {slot}, write for instance `{slot}: <name>`")
     return choice
 
 

@@ -143,7 +143,7 @@ class FlorenceVLPreTrainedModel(PreTrainedModel):
             for name, others in namesakes(self, config).items():
                 warnings.warn(
                     f"modules_to_save: peft takes every module whose name ends with '{name}', so that "
-                    f"{', '.join(others)} learns too; write modules_to_save=model.modules_to_save('{name}')",
+                    f"{', '.join(others)} is trained too; write modules_to_save=model.modules_to_save('{name}')",
                     stacklevel=2,
                 )
         self.__dict__["_peft_config"] = configs

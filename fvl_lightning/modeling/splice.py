@@ -20,7 +20,7 @@ def splice_images(embeddings: Tensor, token_ids: Tensor, images: Tensor, image_t
             and the embeddings differ in width.
     """
     if images.shape[-1] != embeddings.shape[-1]:  # masked_scatter accepts any widths
-        raise ValueError(f"image tokens are {images.shape[-1]} wide, the token table {embeddings.shape[-1]}")
+        raise ValueError(f"image tokens have width {images.shape[-1]}, token embeddings {embeddings.shape[-1]}")
     places = token_ids == image_token_id
     expected = images.shape[0] * images.shape[1]
     # Counting makes the host wait for the device once a step; without it, misplaced images would silently train.

@@ -141,7 +141,7 @@ class ValidationWatch:
         if not_finite:
             where = f"in {len(not_finite)} batches, first with samples {_sample_names(not_finite[0])}"
         logger.warning(
-            "step %d: the validation loss is %s, not finite %s; no best checkpoint is kept of it", step, mean, where
+            "step %d: the validation loss is %s, not finite %s; it gives no best checkpoint", step, mean, where
         )
 
 

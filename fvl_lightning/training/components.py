@@ -123,4 +123,4 @@ def check_gradients(model: nn.Module, trainable: Mapping[str, str]) -> None:
     if missed:
         raise ConfigError(f"trainable: {', '.join(sorted(missed))} must learn but received no gradient")
     if idle:
-        logger.info("%d trainable parameters had no part in the first step, such as %s", len(idle), idle[0])
+        logger.info("%d trainable parameters had no gradient in the first step, such as %s", len(idle), idle[0])

@@ -44,7 +44,7 @@ def check_lora(settings: LoraConfig | None, trainable: Mapping[str, str], model:
         return
     if not components:
         raise ConfigError(
-            "lora: no component is lora, so nothing takes these settings; write `trainable: {language_model: lora}`"
+            "lora: no component is lora, so these settings have no effect; write `trainable: {language_model: lora}`"
         )
     for name in settings.components:
         if name in trainable and name not in components:
@@ -53,7 +53,7 @@ def check_lora(settings: LoraConfig | None, trainable: Mapping[str, str], model:
             raise unknown_name("adapted component", name, components, "lora.components")
     if settings.quantization is not None:
         if "language_model" not in components:
-            raise ConfigError("lora.quantization: it is the language model's, which is not lora in `trainable`")
+            raise ConfigError("lora.quantization: it applies to the language model, which is not lora in `trainable`")
         if not torch.cuda.is_available():
             raise ConfigError("lora.quantization: 4bit needs a CUDA device, this machine has none; set it to null")
         if importlib.util.find_spec("bitsandbytes") is None:
@@ -75,8 +75,8 @@ def add_adapters(model: PreTrainedModel, trainable: Mapping[str, str], settings:
     config = adapter_config(model, trainable, settings)
     for component, (name, smaller) in find_excess_ranks(model, trainable, settings).items():
         logger.warning(
-            "lora.rank %d of %s is above the smaller side of %s, %d: its adapter holds more numbers than a rank of %d, "
-            "and can learn nothing more",
+            "lora.rank %d of %s is above the smaller side of %s, %d: its adapter has more parameters than one of rank "
+            "%d, and can learn nothing more",
             _rank(settings, component), component, name, smaller, smaller,
         )  # fmt: skip
     if settings.quantization is not None:

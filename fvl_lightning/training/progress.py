@@ -45,7 +45,7 @@ class StepProgress(Callback):
         self._logged_at = time.monotonic()
         trainable = sum(parameter.numel() for parameter in stage.parameters() if parameter.requires_grad)
         where = f"{self._folder}: step {step} of {steps}"
-        logger.info("%s, %s parameters learn on %s", where, f"{trainable:,}", trainer.strategy.root_device)
+        logger.info("%s, %s trainable parameters on %s", where, f"{trainable:,}", trainer.strategy.root_device)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Updates the bar, or logs a line if the last one is a minute old."""

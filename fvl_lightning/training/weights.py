@@ -58,7 +58,7 @@ def load_components(model: nn.Module, folder: Path) -> list[str]:
     lacking = {component_of(name) for name in state} - components
     if lacking and is_model_folder(folder):
         logger.warning(
-            "init_from: %s is a whole model without weights of %s, which begins as it is here",
+            "init_from: %s is a whole model without weights of %s, which keeps its initial weights",
             folder, ", ".join(sorted(lacking)),
         )  # fmt: skip
     for name, value in values.items():

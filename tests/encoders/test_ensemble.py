@@ -263,7 +263,7 @@ def test_mistakes_in_a_file_are_found_as_it_is_read(tmp_path: Path, word: str, s
 @pytest.mark.parametrize(
     ("members", "says"),
     [
-        ({}, "encoder.members: there is none, name at least one encoder"),
+        ({}, "encoder.members: it is empty, name at least one encoder"),
         ({"a.b": CLIP_2}, "encoder.members: 'a.b' cannot name a member, take letters, digits and _, a letter first"),
         ({"keys": CLIP_2}, "encoder.members: 'keys' cannot name a member"),
         ({"": CLIP_2}, "encoder.members: '' cannot name a member"),
@@ -272,11 +272,11 @@ def test_mistakes_in_a_file_are_found_as_it_is_read(tmp_path: Path, word: str, s
             "encoder.members.a.sources: 'layer_9' is not one of last, layer_1 to layer_3; did you mean 'layer_3'?",
         ),
         ({"a": CLIP_2, "b": {"name": "hf_vision"}}, "encoder.members.b: give `pretrained` (hub id or folder) or"),
-        ({"b": {**FLORENCE, "image_size": 1024}}, "encoder.members.b.image_size: 1024 px make a grid of 128 x 128"),
+        ({"b": {**FLORENCE, "image_size": 1024}}, "encoder.members.b.image_size: 1024 px give a grid of 128 x 128"),
         ({"e": {"name": "ensemble", "members": {"x": {**CLIP_2, "image_size": 4}}}},
          "encoder.members.e.members.x.image_size: 4 px, but this tower has positions for 16 px only"),
         ({"a": {"name": "ensemble", "members": {"b": CLIP_2}}, "a_b": CLIP_2},
-         "encoder.members: two sources would be called a_b_layer_2; name a member otherwise"),
+         "encoder.members: two sources would have the name a_b_layer_2; rename a member"),
     ],
 )
 def test_mistakes_say_which_member(members: dict[str, Any], says: str) -> None:

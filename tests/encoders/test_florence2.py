@@ -197,9 +197,9 @@ def refused(build: Any, says: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"image_size": 0}, "image_size: 0 px make a grid of 0 x 0"),
-        ({"image_size": 1024}, "1024 px make a grid of 128 x 128, the encoder holds 1 to 50"),
-        ({"image_size": 48}, "48 px and the longest prompt make 43 tokens, the text encoder holds 32"),
+        ({"image_size": 0}, "image_size: 0 px give a grid of 0 x 0"),
+        ({"image_size": 1024}, "1024 px give a grid of 128 x 128, but the encoder supports 1 to 50"),
+        ({"image_size": 48}, "48 px and the longest prompt give 43 tokens, but the text encoder supports 32"),
         ({"sources": ["davit", "davit_stage_3"]}, "'davit_stage_3', the tower has stages 1 to 2"),
         ({"sources": ["davit_stage_0"]}, "'davit_stage_0', the tower has stages 1 to 2"),
         (

@@ -349,7 +349,7 @@ def refused(entry: dict[str, Any]) -> str:
         ),
         ({"model": CLIP, "sources": ["layer_0"]}, "encoder.sources: 'layer_0' is not one of last, layer_1 to layer_3"),
         ({"model": CLIP, "sources": ["lst"]}, "encoder.sources: 'lst' is not one of last, layer_1 to layer_3; did you"),
-        ({"model": CLIP, "sources": []}, "encoder.sources: there is none, name at least one of last, layer_1 to"),
+        ({"model": CLIP, "sources": []}, "encoder.sources: it is empty, name at least one of last, layer_1 to"),
         ({"model": CLIP, "sources": ["last", "last"]}, "encoder.sources: a source is named twice in last, last"),
         ({"model": CLIP, "std": [0.5, 0, 0.5]}, "encoder: std must be above 0, not 0"),
         ({"model": CLIP, "mean": [0.5]}, "encoder: mean: expected tuple[float, float, float], found [0.5]"),

@@ -98,7 +98,7 @@ def test_text_config_alone_says_whether_the_head_is_tied() -> None:
 
 def test_names_that_end_like_others_are_said_and_a_list_that_is_exact_is_offered() -> None:
     """Only what a training names learns; `projector` alone would be the encoder's image_projector too."""
-    says = r"ends with .projector., so that encoder\.image_projector learns too; .*modules_to_save\(.projector.\)$"
+    says = r"ends with .projector., so that encoder\.image_projector is trained too; .*modules_to_save\(.projector.\)$"
     targets = r"language_model\..*\.q_proj"
     with pytest.warns(UserWarning, match=says):
         get_peft_model(fresh(), LoraConfig(r=2, target_modules=targets, modules_to_save=["fusion", "projector"]))

@@ -53,5 +53,5 @@ def test_counts_that_do_not_match(images: int) -> None:
 @pytest.mark.parametrize("width", [1, 4])
 def test_image_tokens_of_another_width_than_the_table(width: int) -> None:
     """Their numbers would be poured into embeddings of any width."""
-    with pytest.raises(ValueError, match=f"image tokens are {width} wide, the token table 2"):
+    with pytest.raises(ValueError, match=f"image tokens have width {width}, token embeddings 2"):
         splice_images(torch.zeros(1, 3, 2), torch.tensor([[3, 3, 5]]), torch.zeros(1, 2, width), PLACE)

@@ -217,7 +217,7 @@ def test_targets_that_are_none(targets: Any, says: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "trainable", "says"),
     [
-        (LoraConfig(), {"language_model": "full"}, "lora: no component is lora, so nothing takes these settings"),
+        (LoraConfig(), {"language_model": "full"}, "lora: no component is lora, so these settings have no effect"),
         (
             LoraConfig(components={"encodr": LoraComponentConfig()}),
             BOTH,
@@ -225,7 +225,7 @@ def test_targets_that_are_none(targets: Any, says: str) -> None:
             "'encoder'?",
         ),
         (LoraConfig(components={"encoder": LoraComponentConfig()}), LANGUAGE, "write trainable.encoder=lora"),
-        (LoraConfig(quantization="4bit"), {"encoder": "lora"}, "it is the language model's, which is not lora"),
+        (LoraConfig(quantization="4bit"), {"encoder": "lora"}, "it applies to the language model, which is not lora"),
     ],
 )
 def test_settings_that_nothing_takes(settings: LoraConfig, trainable: dict[str, str], says: str) -> None:

@@ -22,7 +22,7 @@ def test_a_log_has_the_start_and_the_validations(workspace: Path, fvl_here: Run)
     run = RunFolder(workspace / "runs" / "finetune")
     losses, (validated,) = dict(run.curve("train/loss")), run.curve("validation/loss")
     start, middle = lines(done.stderr)
-    assert start == f"step 0 of 3, {run.info['trainable']:,} parameters learn on cpu"
+    assert start == f"step 0 of 3, {run.info['trainable']:,} trainable parameters on cpu"
     assert re.sub(r", \d:\d\d:\d\d left$", "", middle) == (
         f"step 2 of 3, loss {losses[2]:.3f}, validation {validated[1]:.3f}"
     )

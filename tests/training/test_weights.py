@@ -105,8 +105,9 @@ def test_a_whole_model_s_folder_that_lacks_a_component_is_said(
     left = {name: value for name, value in stored.items() if not name.startswith("projector.")}
     save_file(left, tmp_path / "model.safetensors", {"format": "pt"})
     assert "projector" not in load_components(tiny_model(), tmp_path)
-    (said,) = caplog.messages
-    assert said == f"init_from: {tmp_path} is a whole model without weights of projector, which begins as it is here"
+    (warning,) = caplog.messages
+    without = "is a whole model without weights of projector, which keeps its initial weights"
+    assert warning == f"init_from: {tmp_path} {without}"
 
 
 def test_folders_that_hold_no_model(tmp_path: Path) -> None:

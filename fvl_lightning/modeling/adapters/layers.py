@@ -102,7 +102,7 @@ def merge_into_base(model: PreTrainedModel, where: str) -> PreTrainedModel:
         if len(shared) > 1:
             raise DataError(
                 f"{where} cannot be merged: {name} shares its weights with another part of the model, which the "
-                "adapter would change too; use the adapter beside its base"
+                "adapter would change too; use the adapter without merging it"
             )
     inside = tuple(f"{name}." for name in layers)
     wrappers = {name: module for name, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)}

@@ -15,7 +15,7 @@ def check_chat_options(
     """Raises ConfigError for options that contradict each other, or that this model does not support."""
     if not isinstance(continue_answer, bool):
         found = repr(continue_answer)
-        raise ConfigError(f"continue_final_message is {found}, expected True or False: answers have content alone")
+        raise ConfigError(f"continue_final_message is {found}, expected True or False: answers have only content")
     if generate and continue_answer:
         raise ConfigError("add_generation_prompt begins a new answer and continue_final_message goes on with one")
     if masks and continue_answer:
@@ -25,7 +25,7 @@ def check_chat_options(
     if sanitize and not tokenize:
         raise ConfigError("sanitize_control_tokens needs tokenize=True: in a text, special tokens are just text")
     if audio:
-        raise ConfigError("load_audio_from_video: the model hears nothing")
+        raise ConfigError("load_audio_from_video: the model has no audio input")
     if options.add_special_tokens:
         raise ConfigError("add_special_tokens=True has no use here: the chat template writes all special tokens")
 

@@ -122,8 +122,9 @@ class RowOptions:
         if self.return_tensors == "auto":
             return "pt" if even else None
         if self.return_tensors is not None and not even:
+            shortest, longest = min(map(len, rows)), max(map(len, rows))
             raise ConfigError(
-                f"rows of {min(map(len, rows))} to {max(map(len, rows))} tokens make no tensor; write padding=True, or "
+                f"rows of {shortest} to {longest} tokens do not form a tensor; write padding=True, or "
                 "return_tensors=None for lists"
             )
         return self.return_tensors

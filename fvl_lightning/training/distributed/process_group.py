@@ -60,7 +60,7 @@ class Ranks:
             raise
         distributed.broadcast_object_list(payload, 0, self.group)
         if not payload[1]:
-            raise PeerFailedError("the first rank has failed")
+            raise PeerFailedError("rank 0 has failed")
         return payload[0]
 
     def rank0_first(self, do: Callable[[], T]) -> T:

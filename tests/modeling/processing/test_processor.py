@@ -326,7 +326,7 @@ def test_the_calls_that_a_pipeline_makes_afterwards() -> None:
         ({"padding": "longer"}, "padding is 'longer', expected one of True, False, 'longest'"),
         ({"padding_side": "up"}, "padding_side is 'up', expected one of 'left', 'right'"),
         ({"return_tensors": "tf"}, "return_tensors is 'tf', expected one of 'auto', 'pt', 'np', None"),
-        ({"padding": False, "return_tensors": "pt"}, "rows of 7 to 11 tokens make no tensor"),
+        ({"padding": False, "return_tensors": "pt"}, "rows of 7 to 11 tokens do not form a tensor"),
         ({"max_length": 4}, "max_length has no effect without truncation=True"),
         ({"padding": "max_length"}, "padding='max_length' needs max_length"),
         ({"truncation": True, "max_length": 4}, "4 tokens would cut a row of 7 within its images"),
