@@ -42,8 +42,7 @@ from rich.progress import track
 from rich.table import Table
 
 from datamodules.demo.tokenizer import save_tokenizer
-from fvl_lightning.core.config.loading import load_config
-from fvl_lightning.core.errors import ConfigError
+from fvl_lightning import ConfigError, load_experiment
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import IGNORE_INDEX, Batch
 from fvl_lightning.modeling.initialization import initialize
@@ -201,7 +200,7 @@ def experiment_of(case: str, options: argparse.Namespace, tokenizer: Path) -> Ex
     for slot, name in (("encoder", "Florence-2-large-ft"), ("language_model", "Phi-3.5-mini-instruct")):
         words += [f"{slot}.tokenizer={tokenizer}", f"{slot}.revision=null"]
         words += [f"{slot}.pretrained={HUB / name}"] if options.scale == "full" else []
-    return load_config(ExperimentConfig, ROOT / f"experiments/florence_vl/3b/{preset}.yaml", [*words, *own])
+    return load_experiment(ROOT / f"experiments/florence_vl/3b/{preset}.yaml", *words, *own)
 
 
 def count(experiment: ExperimentConfig, rows: int) -> tuple[int, int]:

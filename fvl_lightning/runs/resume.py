@@ -2,10 +2,10 @@
 
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
 
+from datamodules.base import BatchData
 from fvl_lightning.core.config.loading import as_plain
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -15,7 +15,7 @@ from fvl_lightning.runs.identity import RunIdentity
 from fvl_lightning.training.checkpointing.files import read_checkpoint
 
 
-def run_folder(experiment: ExperimentConfig, data: Any, stopped: RunFolder | None) -> RunFolder:
+def run_folder(experiment: ExperimentConfig, data: BatchData, stopped: RunFolder | None) -> RunFolder:
     """Creates the folder of a new run; or returns `stopped`, after a check that its inputs have not changed.
 
     Raises:
@@ -31,7 +31,7 @@ def run_folder(experiment: ExperimentConfig, data: Any, stopped: RunFolder | Non
     return run
 
 
-def identity_of(experiment: ExperimentConfig, data: Any) -> RunIdentity:
+def identity_of(experiment: ExperimentConfig, data: BatchData) -> RunIdentity:
     """Returns the identity of a run of this experiment on this data, which must be prepared."""
     return RunIdentity.of(experiment, data.content_hash())
 

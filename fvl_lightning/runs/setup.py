@@ -26,7 +26,7 @@ TRAINING_SPLITS = ["train", "validation"]
 """The splits that a training run reads."""
 
 
-def prepare_data(experiment: ExperimentConfig) -> Any:
+def prepare_data(experiment: ExperimentConfig) -> BatchData:
     """Returns the data module, with its shards (and the tokenizer of the demo set) on disk.
 
     Raises:
@@ -35,7 +35,7 @@ def prepare_data(experiment: ExperimentConfig) -> Any:
     """
     if experiment.data is None:
         raise ConfigError("data: the experiment sets no data, write for instance `data: {name: shards, root: ...}`")
-    data = experiment.data.component(experiment.data.config)
+    data: BatchData = experiment.data.component(experiment.data.config)
     data.prepare_data()
     return data
 
@@ -121,7 +121,7 @@ def data_context(model: Any, tokenizer: Any, experiment: ExperimentConfig, posit
     )
 
 
-def attach_features(stage: Stage, data: Any, experiment: ExperimentConfig, ranks: Ranks) -> None:
+def attach_features(stage: Stage, data: BatchData, experiment: ExperimentConfig, ranks: Ranks) -> None:
     """Has the data return cached features of the frozen encoder, if the experiment sets feature_cache.
 
     Raises:

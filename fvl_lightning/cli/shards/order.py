@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
+from datamodules.batching.loader import BatchLoader
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -34,6 +35,7 @@ def order(
     stage = build_stage(config, device="meta")
     data.connect(data_context(stage.model, stage.tokenizer, config))
     loader, store = data.train_dataloader(), data.store("train")
+    assert isinstance(loader, BatchLoader), "data that is no stream"
     names = [part.name for part in data.parts("train")]
     last = step * config.trainer.accumulate
     batches = islice(loader.rows, last - config.trainer.accumulate, last)
