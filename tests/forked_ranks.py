@@ -17,7 +17,9 @@ import peft  # noqa: F401
 import torch
 
 import datamodules.demo  # noqa: F401
-import fvl_lightning.cli.main  # noqa: F401
+import fvl_lightning.cli.main
+import fvl_lightning.runs.run  # noqa: F401
+from fvl_lightning.core import registry
 from tests.integration.runs import free_port
 
 
@@ -37,6 +39,8 @@ def be(rank: int, world_size: int, port: int, job: dict[str, Any]) -> None:
 def main() -> None:
     """Answers until there are no more jobs."""
     torch.set_num_threads(1)
+    for slot in registry.SLOT_PACKAGES:
+        registry.names(slot)  # which imports its components
     context = multiprocessing.get_context("fork")
     for line in sys.stdin:
         job = json.loads(line)

@@ -4,19 +4,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from fvl_lightning.cli.options import Adapters, Model
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
 from fvl_lightning.core.terminal import plural, terminal, visible
-from fvl_lightning.inference.adapters import ADAPTERS_HELP, attach_adapters
-from fvl_lightning.inference.conversation import Conversation
-from fvl_lightning.inference.generation import Sampling
-from fvl_lightning.modeling.adapters.folders import use_adapter
-from fvl_lightning.runs.references import MODEL_HELP, answering_model, start_drawing
+
+if TYPE_CHECKING:
+    from fvl_lightning.inference.conversation import Conversation
 
 HELP = {
     "/image <path>": "show a picture with the next message",
@@ -28,9 +27,9 @@ HELP = {
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    model: Model,
     image: Annotated[list[Path] | None, typer.Option(help="Picture of the first message; again for several.")] = None,
-    adapter: Annotated[list[str] | None, typer.Option(help=ADAPTERS_HELP)] = None,
+    adapter: Adapters = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; above, words are sampled.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample among the likeliest words of this probability.")] = 1.0,
@@ -42,6 +41,11 @@ def chat(
     """
     if not 0 < top_p <= 1:
         raise ConfigError(f"--top-p: a probability above 0, at most 1, not {top_p:g}")
+    from fvl_lightning.inference.adapters import attach_adapters
+    from fvl_lightning.inference.conversation import Conversation
+    from fvl_lightning.inference.generation import Sampling
+    from fvl_lightning.runs.references import answering_model, start_drawing
+
     loaded = answering_model(model)
     pictures = [loaded.processor.image_processor.reader.decode(path) for path in image or ()]
     adapters = attach_adapters(loaded, adapter)
@@ -74,7 +78,7 @@ def lines(console: Console) -> Iterator[str]:
             yield line.strip()
 
 
-def obey(line: str, conversation: Conversation, console: Console, adapters: Sequence[str] = ()) -> None:
+def obey(line: str, conversation: "Conversation", console: Console, adapters: Sequence[str] = ()) -> None:
     """Does what a line asks for: a command, or an answer."""
     word, _, rest = line.partition(" ")
     if word == "/image":
@@ -86,6 +90,8 @@ def obey(line: str, conversation: Conversation, console: Console, adapters: Sequ
     elif word == "/adapter":
         if rest and rest not in adapters:
             raise unknown_name("adapter", rest, adapters, "/adapter")
+        from fvl_lightning.modeling.adapters.folders import use_adapter
+
         use_adapter(conversation.loaded.model, rest or None)
         console.print(f"answers with {rest or 'no adapter'}", style="dim", soft_wrap=True)
     elif line == "/clear":
@@ -100,7 +106,7 @@ def obey(line: str, conversation: Conversation, console: Console, adapters: Sequ
         _answer(line, conversation, console)
 
 
-def _answer(line: str, conversation: Conversation, console: Console) -> None:
+def _answer(line: str, conversation: "Conversation", console: Console) -> None:
     with closing(conversation.say(line)) as pieces:
         try:
             for piece in pieces:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fvl_lightning.comparison.run import run_comparison
+from fvl_lightning.comparison.plan import check_files
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.terminal import terminal
 
@@ -24,6 +24,9 @@ def compare(
 
     Example: `fvl compare experiments/demo/comparison.yaml jobs=2`
     """
+    check_files(comparison, overrides or [])
+    from fvl_lightning.comparison.run import run_comparison
+
     run_comparison(comparison, overrides or [], fresh, retry_failed, report, show=show)
 
 
@@ -42,6 +45,8 @@ def demo(
     path = EXPERIMENTS / ("quick/comparison.yaml" if quick else "comparison.yaml")
     if not path.is_file():
         raise ConfigError(f"demo: {path} is not there; run the demo from a clone of the repository")
+    from fvl_lightning.comparison.run import run_comparison
+
     run_comparison(path, [], fresh, show=show)
 
 

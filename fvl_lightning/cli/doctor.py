@@ -9,8 +9,10 @@ import typer
 from rich.text import Text
 
 from fvl_lightning.core.errors import EXIT_USAGE_ERROR
+from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import terminal
-from fvl_lightning.doctor.examine import examine
+from fvl_lightning.doctor.configuration import check_configuration
+from fvl_lightning.doctor.finding import run_check
 from fvl_lightning.doctor.tables import LOG_WIDTH, findings_table, memory_table
 
 
@@ -31,8 +33,14 @@ def doctor(
     console = terminal()
     if not console.is_terminal:
         console.width = max(console.width, LOG_WIDTH)
-    with _progress() as doing:
-        findings, estimate = examine(experiment, overrides or [], memory_gb, doing)
+    configs: list[ExperimentConfig] = []
+    findings = run_check("configuration", lambda: check_configuration(experiment, overrides or [], configs))
+    estimate = None
+    if configs:
+        from fvl_lightning.doctor.examine import examine
+
+        with _progress() as report_progress:
+            findings, estimate = examine(experiment, overrides or [], memory_gb, report_progress)
     console.print(findings_table(findings))
     if estimate is not None:
         console.print(memory_table(estimate))

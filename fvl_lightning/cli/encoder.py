@@ -4,15 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from PIL import Image
 from rich.table import Table
 
-from datamodules.images.decoding import decode_image
-from fvl_lightning.core.atomic import atomic_write
-from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.terminal import say, terminal, visible
-from fvl_lightning.inference.boxes import draw_boxes
-from fvl_lightning.inference.encoder import ask_encoder, open_encoder
 
 
 def encoder(
@@ -30,6 +24,10 @@ def encoder(
 
     Example: `fvl encoder runs/demo/encoder_pretrain --task grounding --image picture.png`
     """
+    from datamodules.images.decoding import decode_image
+    from fvl_lightning.inference.boxes import draw_boxes, save_png
+    from fvl_lightning.inference.encoder import ask_encoder, open_encoder
+
     picture = decode_image(image)
     opened = open_encoder(model)
     answer = ask_encoder(opened, picture, task, max_tokens, opened.reader.decode(image))
@@ -45,14 +43,3 @@ def encoder(
         console.print(visible(answer.text), soft_wrap=True)
     if not answer.ended:
         say("the answer was cut where its tokens ended, see --max-tokens", stderr=True)
-
-
-def save_png(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG, whole or not at all; DataError where it can't be written."""
-    try:
-        with atomic_write(path) as beside:
-            picture.save(beside, "PNG", optimize=True)
-    except OSError as error:
-        raise DataError(f"--output: {path} can't be written ({error.strerror})") from None
-
-

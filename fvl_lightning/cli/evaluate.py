@@ -7,26 +7,34 @@ import typer
 from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fvl_lightning.cli.options import Adapter, Model
+from fvl_lightning.core.component_files import source_check
+from fvl_lightning.core.config.loading import read_config
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import progress, terminal
-from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC, build_metric
-from fvl_lightning.evaluation.scoring import open_model, open_with_data, score, score_controls, score_encoder
-from fvl_lightning.inference.adapters import ADAPTER_HELP, attach_adapters
-from fvl_lightning.modeling.adapters.folders import is_model_folder
-from fvl_lightning.runs.references import MODEL_HELP, finished_run, say_what_it_has_seen
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    model: Model,
     split: Annotated[str, typer.Option(help="Split to answer.")] = "test",
     level: Annotated[str | None, typer.Option(help="Another level of its data set, if it has levels.")] = None,
     data: Annotated[Path | None, typer.Option(help="Experiment file with the data, in place of the run's.")] = None,
-    adapter: Annotated[str | None, typer.Option(help=ADAPTER_HELP)] = None,
+    adapter: Adapter = None,
 ) -> None:
     """Score a model: generated answers by kind, without the image, with another image, and the most frequent answer.
 
     Example: `fvl evaluate runs/demo/concat/finetune`
     """
+    if data is not None:
+        with source_check():
+            read_config(ExperimentConfig, data)
+    from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC, build_metric
+    from fvl_lightning.evaluation.scoring import open_model, open_with_data, score, score_controls, score_encoder
+    from fvl_lightning.inference.adapters import attach_adapters
+    from fvl_lightning.modeling.adapters.folders import is_model_folder
+    from fvl_lightning.runs.references import finished_run, say_what_it_has_seen
+
     folder = None if is_model_folder(Path(model)) else finished_run(model)
     if folder is not None and folder.info["stage"] == "encoder_pretrain":
         if data is not None or adapter is not None:

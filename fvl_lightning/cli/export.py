@@ -2,16 +2,12 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.terminal import say
-from fvl_lightning.modeling.adapters.folders import is_adapter_folder
-from fvl_lightning.modeling.conversion.export import export_adapter, export_merged, export_model
-from fvl_lightning.runs.checkpoint_model import Which, checkpoint_model
-from fvl_lightning.runs.references import model_folder
 
 
 def export(
@@ -23,7 +19,8 @@ def export(
         Path | None, typer.Option(help="With --merge: the base (a run or a model folder), where it was moved.")
     ] = None,
     checkpoint: Annotated[
-        Which | None, typer.Option(help="A run's last checkpoint, finished or not, or its best (trainer.keep_best).")
+        Literal["last", "best"] | None,
+        typer.Option(help="A run's last checkpoint, finished or not, or its best (trainer.keep_best)."),
     ] = None,
 ) -> None:
     """Write a model as a Hugging Face folder: safetensors, configuration, processor and a card.
@@ -34,6 +31,9 @@ def export(
     """
     if base is not None and not merge:
         raise ConfigError("--base: only --merge reads the base of an adapter")
+    from fvl_lightning.runs.checkpoint_model import checkpoint_model
+    from fvl_lightning.runs.references import model_folder
+
     with checkpoint_model(model, checkpoint) if checkpoint else nullcontext(model_folder(model)) as folder:
         said = _export(folder, out, file_megabytes * 10**6, merge, base)
     say(said)
@@ -41,6 +41,10 @@ def export(
 
 def _export(folder: Path, out: Path, file_bytes: int, merge: bool, base: Path | None) -> str:
     """Writes `out`, and says what it is."""
+    from fvl_lightning.modeling.adapters.folders import is_adapter_folder
+    from fvl_lightning.modeling.conversion.export import export_adapter, export_merged, export_model
+    from fvl_lightning.runs.references import model_folder
+
     if is_adapter_folder(folder) and not merge:
         parameters, under = export_adapter(folder, out, file_bytes)
         return f"{out}: adapter of {parameters:,} parameters on {under}"

@@ -5,21 +5,16 @@ from typing import Annotated
 
 import typer
 
+from fvl_lightning.cli.options import Adapter, Model
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.terminal import plural, say, visible
-from fvl_lightning.inference.adapters import ADAPTER_HELP, attach_adapters
-from fvl_lightning.inference.answers_file import AnswersFile
-from fvl_lightning.inference.batch import answer_all
-from fvl_lightning.inference.generation import Sampling, answer, encode, user_message
-from fvl_lightning.inference.requests import file_requests, folder_requests
-from fvl_lightning.runs.references import MODEL_HELP, answering_model, model_hash, start_drawing
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    model: Model,
     image: Annotated[list[Path] | None, typer.Option(help="Picture to look at; again for several in a prompt.")] = None,
     prompt: Annotated[str | None, typer.Option(help="The question.")] = None,
-    adapter: Annotated[str | None, typer.Option(help=ADAPTER_HELP)] = None,
+    adapter: Adapter = None,
     images: Annotated[Path | None, typer.Option(help="Folder: the question about each of its pictures.")] = None,
     input: Annotated[Path | None, typer.Option(help="JSON Lines: image or images, and prompt or messages.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON Lines of the answers to a folder or a file.")] = None,
@@ -37,6 +32,13 @@ def generate(
     _check_inputs(image, images, input, prompt, output)
     if not 0 < top_p <= 1:
         raise ConfigError(f"--top-p: a probability above 0, at most 1, not {top_p:g}")
+    from fvl_lightning.inference.adapters import attach_adapters
+    from fvl_lightning.inference.answers_file import AnswersFile
+    from fvl_lightning.inference.batch import answer_all
+    from fvl_lightning.inference.generation import Sampling, answer, encode, user_message
+    from fvl_lightning.inference.requests import file_requests, folder_requests
+    from fvl_lightning.runs.references import answering_model, model_hash, start_drawing
+
     sampling = Sampling(max_tokens, temperature, top_p, beams)
     if image:
         loaded = answering_model(model)

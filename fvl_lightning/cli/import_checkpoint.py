@@ -6,8 +6,6 @@ from typing import Annotated, Literal
 import typer
 
 from fvl_lightning.core.terminal import say
-from fvl_lightning.modeling.conversion.florence_vl import import_florence_vl
-from fvl_lightning.modeling.conversion.florence_vl_config import ImportOptions
 
 app = typer.Typer(help="Make a model folder of a checkpoint of other code.", no_args_is_help=True)
 
@@ -34,6 +32,9 @@ def florence_vl(
 
     Example: `fvl import florence-vl florence-vl-8b-sft models/florence-vl-8b --vision-tower florence-vision-tower`
     """
+    from fvl_lightning.modeling.conversion.florence_vl import import_florence_vl
+    from fvl_lightning.modeling.conversion.florence_vl_config import ImportOptions
+
     done = import_florence_vl(
         checkpoint, out, vision_tower, tokenizer, ImportOptions(pooled_token, prompt_pads, decoder)
     )

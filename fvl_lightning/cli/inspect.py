@@ -1,7 +1,6 @@
 """`fvl list`, `fvl describe` and `fvl show`: what there is, what it takes, and what an experiment comes to."""
 
 import dataclasses
-import inspect
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -12,16 +11,15 @@ from rich.syntax import Syntax
 from rich.table import Column, Table
 from rich.text import Text
 
-from fvl_lightning.core import registry
+from fvl_lightning.core.component_files import summaries
 from fvl_lightning.core.config.field_docs import field_meanings
 from fvl_lightning.core.config.field_types import PathsText, PathText
 from fvl_lightning.core.config.loading import as_plain, load_config
 from fvl_lightning.core.config.yaml_text import write_yaml
-from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.errors import DataError, unknown_name
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.registry import SLOT_PACKAGES
 from fvl_lightning.core.terminal import terminal
-from fvl_lightning.runs.setup import build_stage, prepare_data
-from fvl_lightning.training.components import count_parameters
 
 
 def list_components(
@@ -32,9 +30,9 @@ def list_components(
     Example: `fvl list fusion`
     """
     table = Table("slot", "name", "what it is")
-    for name in [slot] if slot else registry.SLOT_PACKAGES:
-        for component in registry.names(name):
-            table.add_row(name, component, _first_line(registry.component(name, component)))
+    for name in [slot] if slot else SLOT_PACKAGES:
+        for component in summaries(name).values():
+            table.add_row(name, component.name, component.docstring.split("\n", 1)[0])
     terminal().print(table)
 
 
@@ -46,19 +44,21 @@ def describe(
 
     Example: `fvl describe fusion gated`
     """
-    component = registry.component(slot, name)
-    console = terminal()
-    where = f"  ({component.__module__}.{component.__qualname__})"
-    console.print(Text.assemble((f"{slot} {name}", "bold"), where), soft_wrap=True)
-    console.print(inspect.getdoc(component) or "")
-    fields = dataclasses.fields(component.Config)
+    components = summaries(slot)
+    if name not in components:
+        raise unknown_name(slot, name, components, slot)
+    component, console = components[name], terminal()
+    heading = Text.assemble((f"{slot} {name}", "bold"), f"  ({component.qualified_name})")
+    console.print(heading, soft_wrap=True)
+    console.print(component.docstring)
+    fields = dataclasses.fields(component.config)
     if not fields:
         console.print(f"\nNothing to set: `{slot}: {name}`")
         return
     table = Table(
         Column("field", no_wrap=True), *(Column(name, overflow="fold") for name in ("type", "default", "meaning"))
     )
-    meanings = field_meanings(component.Config)
+    meanings = field_meanings(component.config)
     for field in fields:
         default = field.default if field.default is not dataclasses.MISSING else "(needed)"
         if field.default_factory is not dataclasses.MISSING:
@@ -86,6 +86,9 @@ def show(
 
 def _parts(config: ExperimentConfig) -> Table:
     """Parameters of each component, and how it learns."""
+    from fvl_lightning.runs.setup import build_stage, prepare_data
+    from fvl_lightning.training.components import count_parameters
+
     assert config.stage is not None
     with suppress(DataError):  # of the data only the demo's tokenizer is needed, and shards may not be here yet
         prepare_data(config)
@@ -97,10 +100,6 @@ def _parts(config: ExperimentConfig) -> Table:
             row = (f"{counts['parameters']:,}", f"{counts['trainable']:,}", stage.trainable[component])
             table.add_row(component, *row)
     return table
-
-
-def _first_line(component: type[Any]) -> str:
-    return (inspect.getdoc(component) or "").split("\n", 1)[0]
 
 
 def _type_name(annotation: Any) -> str:

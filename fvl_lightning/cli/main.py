@@ -2,16 +2,11 @@
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-from fvl_lightning.training.fault_tolerance.signals import Preempted, end_at_once
-
-# The imports below take seconds, in which a cluster may already want the machine back.
-if {"train", "launch", "compare", "demo"} & set(sys.argv[1:2]):
-    end_at_once()
 
 import typer
 from typer.exceptions import TyperException
@@ -44,6 +39,10 @@ from fvl_lightning.core.errors import (
 )
 from fvl_lightning.core.terminal import own_rank, quiet_libraries, say_error, terminal
 from fvl_lightning.training.fault_tolerance.hang_detection import LostRankError, PeerFailedError
+from fvl_lightning.training.fault_tolerance.signals import Preempted, end_at_once
+
+PREEMPTIBLE = ("train", "launch", "compare", "demo")
+"""The commands that a cluster may stop."""
 
 app = typer.Typer(
     help="How should a vision encoder's features enter a language model? Swap fusions in YAML and compare.\n\n"
@@ -107,8 +106,15 @@ for _command in every_command(app):
 
 
 def main() -> None:
-    """Runs a verb; a user's mistake is one sentence on standard error and exit code 2."""
-    sys.exit(run(sys.argv[1:]))
+    """Runs a command; a user's mistake is one sentence on standard error and exit code 2."""
+    if not hasattr(signal, "SIGUSR1"):
+        sys.stderr.write("error: fvl runs on Linux and macOS only; on Windows it runs in WSL, its Linux\n")
+        sys.exit(EXIT_USAGE_ERROR)
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in PREEMPTIBLE:
+        # The imports of the command take seconds, in which a cluster may already want the machine back.
+        end_at_once()
+    sys.exit(run(arguments))
 
 
 def run(arguments: list[str]) -> int:

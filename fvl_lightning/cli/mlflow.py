@@ -5,11 +5,9 @@ from typing import Annotated
 
 import typer
 
-from fvl_lightning.comparison.tracking import read_parent
+from fvl_lightning.cli.options import Host
 from fvl_lightning.core.experiment import TrackingConfig
 from fvl_lightning.core.terminal import say
-from fvl_lightning.runs.folder import RunFolder
-from fvl_lightning.runs.tracking import sync_run
 from fvl_lightning.tracking.links import comparison_pages
 from fvl_lightning.tracking.store import is_server, serve_ui
 
@@ -19,7 +17,7 @@ def ui(
         Path | None, typer.Argument(help="Folder of a comparison, such as runs/demo: its store, and its addresses.")
     ] = None,
     uri: Annotated[str, typer.Option(help="MLflow store.")] = TrackingConfig.uri,
-    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
 ) -> None:
     """Open the MLflow UI on the runs of this folder, or say where a server shows a comparison.
@@ -27,6 +25,8 @@ def ui(
     Example: `fvl ui runs/demo --port 5001`
     """
     if comparison is not None:
+        from fvl_lightning.comparison.tracking import read_parent
+
         parent = read_parent(comparison)
         uri = parent["store"][0]
         at = uri.rstrip("/") if is_server(uri) else f"http://{host}:{port}"
@@ -46,6 +46,9 @@ def sync(
 
     Example: `fvl sync runs/finetune`
     """
+    from fvl_lightning.runs.folder import RunFolder
+    from fvl_lightning.runs.tracking import sync_run
+
     for reference in runs:
         run = RunFolder.open(reference)
         delivery = sync_run(run)

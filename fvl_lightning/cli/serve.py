@@ -7,26 +7,28 @@ from typing import Annotated
 
 import typer
 
+from fvl_lightning.cli.options import Adapters, Host, Model
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.terminal import say
-from fvl_lightning.inference.adapters import ADAPTERS_HELP, attach_adapters
-from fvl_lightning.inference.generation import Sampling
-from fvl_lightning.runs.references import MODEL_HELP, answering_model
-from fvl_lightning.serving.page import build_page
-from fvl_lightning.serving.server import launch_page, offline_gradio
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
+    model: Model,
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
-    adapter: Annotated[list[str] | None, typer.Option(help=ADAPTERS_HELP)] = None,
+    adapter: Adapters = None,
 ) -> None:
     """Open a page to talk with a model about pictures; needs the extra `serve`.
 
     Example: `fvl serve runs/demo/concat/finetune --port 7861`
     """
+    from fvl_lightning.inference.adapters import attach_adapters
+    from fvl_lightning.inference.generation import Sampling
+    from fvl_lightning.runs.references import answering_model
+    from fvl_lightning.serving.page import build_page
+    from fvl_lightning.serving.server import launch_page, offline_gradio
+
     gradio = offline_gradio()
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

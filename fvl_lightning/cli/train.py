@@ -1,6 +1,5 @@
 """`fvl train`: one experiment file, one run."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,11 +11,6 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import own_rank, say, started_ranks
 from fvl_lightning.launchers.ranks import run_ranks
-from fvl_lightning.runs.resume import stopped_run
-from fvl_lightning.runs.run import reuse_or_train, run_training
-from fvl_lightning.training.trainer import check_machine
-
-logger = logging.getLogger(__name__)
 
 
 def train(
@@ -34,6 +28,10 @@ def train(
     if resume and resume_or_start:
         raise ConfigError("--resume, --resume-or-start: they differ where there is no run to go on with; give one")
     config = load_config(ExperimentConfig, experiment, overrides or ())
+    from fvl_lightning.runs.resume import stopped_run
+    from fvl_lightning.runs.run import reuse_or_train, run_training
+    from fvl_lightning.training.trainer import check_machine
+
     check_machine(config.trainer)
     if config.trainer.devices > 1 and config.trainer.nodes == 1 and started_ranks() == 1:
         options = {"--resume": resume, "--resume-or-start": resume_or_start}

@@ -8,14 +8,12 @@ from typing import Any
 
 from fvl_lightning.comparison.arms import Arm, arms_of
 from fvl_lightning.comparison.config import ComparisonConfig
-from fvl_lightning.core.config.loading import as_plain, differences, load_config
+from fvl_lightning.core.component_files import source_check
+from fvl_lightning.core.config.loading import as_plain, differences, load_config, read_config
 from fvl_lightning.core.config.merging import override
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.metrics.names import metric_of
-from fvl_lightning.evaluation.scoring import levels_of
-from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
-from fvl_lightning.runs.setup import build_stage
 
 ALWAYS_DIFFERENT = ("output", "init_from")
 """Keys in which arms always differ: their folder, and the run that they start from."""
@@ -35,8 +33,23 @@ class SeedPlan:
     """{arm: folder of its runs with this seed}."""
 
 
+def check_files(path: Path, overrides: Sequence[str]) -> None:
+    """Finds the mistakes in a comparison and its arms that show before any component is imported.
+
+    Raises:
+        ConfigError: as `experiments`.
+    """
+    config = load_config(ComparisonConfig, path, overrides)
+    with source_check():
+        experiments(config, path, Path(config.output) / config.name, config.seeds[:1], import_components=False)
+
+
 def experiments(
-    config: ComparisonConfig, path: Path, folder: Path, seeds: Sequence[int] | None = None
+    config: ComparisonConfig,
+    path: Path,
+    folder: Path,
+    seeds: Sequence[int] | None = None,
+    import_components: bool = True,
 ) -> dict[int, SeedPlan]:
     """Returns {seed: its experiments}, with the overrides of the comparison and of the arms, all of them checked.
 
@@ -45,12 +58,15 @@ def experiments(
         path: its file.
         folder: the folder of the comparison's runs.
         seeds: seeds to plan instead of the comparison's; each of them has a folder even if it is the only one.
+        import_components: False leaves out the checks of the metric and of levels, for which components are imported.
 
     Raises:
         ConfigError: the comparison, an arm, or an experiment with its overrides is not valid.
     """
     arms = arms_of(config, path)
-    metric_of(config.metric, f"metric in {path}")
+    load = load_config if import_components else read_config
+    if import_components:
+        metric_of(config.metric, f"metric in {path}")
     if not config.stages:
         raise ConfigError(f"stages in {path}: a comparison needs some; see experiments/demo/comparison.yaml")
     if config.lineage == "end_to_end" and config.encoder_stage:
@@ -61,17 +77,11 @@ def experiments(
     several, base = seeds is not None or len(config.seeds) > 1, path.parent
     plans: dict[int, SeedPlan] = {}
     for seed in config.seeds if seeds is None else seeds:
-        common = [
-            *config.set,
-            f"seed={seed}",
-            override("tracking", as_plain(config.tracking)),
-            override("plugins", config.plugins),
-        ]
-        encoder = None
+        common, encoder = _common_overrides(config, seed), None
         if config.encoder_stage:
             output = folder / "encoders" / str(seed) if several else folder
             overrides = [*common, override("output", str(output))]
-            encoder = load_config(ExperimentConfig, base / config.encoder_stage, overrides, f"set in {path}")
+            encoder = load(ExperimentConfig, base / config.encoder_stage, overrides, f"set in {path}")
         plans[seed] = SeedPlan(encoder, {}, {})
         for name, arm in arms.items():
             own = folder / name / str(seed) if several else folder / name
@@ -80,14 +90,21 @@ def experiments(
                 overrides.append(override("feature_cache", str(folder / "feature_cache")))
             plans[seed].folders[name] = own
             plans[seed].arms[name] = [
-                load_config(ExperimentConfig, base / stage, overrides, arm.origin) for stage in config.stages
+                load(ExperimentConfig, base / stage, overrides, arm.origin) for stage in config.stages
             ]
             for level in config.transfer_levels if seed == config.seeds[0] else ():
-                _check_levels(plans[seed].arms[name][-1], path)
+                if import_components:
+                    _check_levels(plans[seed].arms[name][-1], path)
                 at_level = [*overrides, override("data.level", level)]
-                load_config(ExperimentConfig, base / config.stages[-1], at_level, f"transfer_levels in {path}")
+                load(ExperimentConfig, base / config.stages[-1], at_level, f"transfer_levels in {path}")
     _check_swept(config, path, next(iter(plans.values())).arms, [key for arm in arms.values() for key in arm.values])
     return plans
+
+
+def _common_overrides(config: ComparisonConfig, seed: int) -> list[str]:
+    """The overrides that the experiments of all arms have."""
+    fields = [override("tracking", as_plain(config.tracking)), override("plugins", config.plugins)]
+    return [*config.set, f"seed={seed}", *fields]
 
 
 def plan_alike(plans: Sequence[Arms], lineage: str = "frozen_encoder") -> None:
@@ -100,6 +117,9 @@ def plan_alike(plans: Sequence[Arms], lineage: str = "frozen_encoder") -> None:
     Raises:
         ConfigError: a stage trains the encoder that all arms share, or no stage of an arm trains the arm's own.
     """
+    from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
+    from fvl_lightning.runs.setup import build_stage
+
     built = {arm: [build_stage(stage, "meta") for stage in stages] for arm, stages in plans[0].items()}
     _check_lineage(lineage, {arm: [stage.trainable["encoder"] for stage in stages] for arm, stages in built.items()})
     for number, stages in enumerate(zip(*built.values(), strict=True)):
@@ -174,6 +194,8 @@ def _check_swept(config: ComparisonConfig, path: Path, arms: Arms, set_keys: Ite
 
 
 def _check_levels(experiment: ExperimentConfig, path: Path) -> None:
+    from fvl_lightning.evaluation.scoring import levels_of
+
     if experiment.data is None or not levels_of(experiment.data.name):
         name = "none" if experiment.data is None else experiment.data.name
         raise ConfigError(f"transfer_levels in {path}: the data of the last stage is {name}, which has no levels")

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from datamodules.base import BatchData
-from fvl_lightning.core.config.loading import load_config
-from fvl_lightning.core.errors import ConfigError, UserError, first_line
+from fvl_lightning.core.errors import UserError, first_line
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.doctor.configuration import check_configuration
 from fvl_lightning.doctor.finding import Finding, run_check, skipped
 from fvl_lightning.doctor.model import (
     advice_for_missing,
@@ -51,7 +51,7 @@ def examine(
     """
     report_progress("configuration")
     configs: list[ExperimentConfig] = []
-    findings = run_check("configuration", lambda: _configuration(path, overrides, configs))
+    findings = run_check("configuration", lambda: check_configuration(path, overrides, configs))
     if not configs:
         return findings, None
     (config,) = configs
@@ -83,16 +83,6 @@ def examine(
     report_progress("one batch")
     findings += run_check("one batch", lambda: check_one_batch(path, overrides, config, stage))
     return findings, estimates[0] if estimates else None
-
-
-def _configuration(path: Path, overrides: list[str], configs: list[ExperimentConfig]) -> Iterator[Finding]:
-    """Loads configuration and plugins; appends the configuration to `configs`."""
-    config = load_config(ExperimentConfig, path, overrides)
-    if config.data is None or config.stage is None:
-        raise ConfigError("stage, data: the experiment must name both, or there is no training to check")
-    plugins = f", plugins {', '.join(config.plugins)}" if config.plugins else ""
-    yield Finding("configuration", "ok", f"stage {config.stage.name}{plugins}")
-    configs.append(config)
 
 
 def _model(config: ExperimentConfig, stages: list[Stage]) -> Iterator[Finding]:

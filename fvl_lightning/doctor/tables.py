@@ -1,6 +1,7 @@
 """Tables of findings and of memory."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
 from rich.text import Text
@@ -8,7 +9,9 @@ from rich.text import Text
 from fvl_lightning.core.experiment import COMPONENTS
 from fvl_lightning.core.terminal import bytes_in_words
 from fvl_lightning.doctor.finding import Finding
-from fvl_lightning.profiling.memory import MemoryEstimate
+
+if TYPE_CHECKING:
+    from fvl_lightning.profiling.memory import MemoryEstimate
 
 LOG_WIDTH = 160
 """Columns where the output is not a terminal; narrower tables would break commands in two."""
@@ -26,7 +29,7 @@ def findings_table(findings: Iterable[Finding]) -> Table:
     return table
 
 
-def memory_table(estimate: MemoryEstimate) -> Table:
+def memory_table(estimate: "MemoryEstimate") -> Table:
     """Returns the bytes per rank, by component and kind."""
     shape = estimate.shape
     title = f"memory per rank by arithmetic: {shape.rows} rows of {shape.tokens} tokens, {shape.images} images"

@@ -15,9 +15,6 @@ from fvl_lightning.modeling.adapters.folders import (
 )
 from fvl_lightning.modeling.build import BuiltModel
 
-ADAPTER_HELP = "Adapter on the model: a run or a folder, or NAME=FOLDER."
-ADAPTERS_HELP = f"{ADAPTER_HELP[:-1]}; repeat it for several, the first is active."
-
 
 def attach_adapters(built: BuiltModel, options: Sequence[str] | None) -> list[str]:
     """Attaches the adapters of `--adapter` to a model and activates the first; returns all names, the model's own last.

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from fvl_lightning.core.atomic import atomic_write
+from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.terminal import visible
 
 LABELLED_BOXES = re.compile(r"([^<>]+)((?:<loc_\d+>){4,})")
@@ -172,3 +174,12 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Writes a PNG, whole or not at all; DataError where it can't be written."""
+    try:
+        with atomic_write(path) as temporary:
+            picture.save(temporary, "PNG", optimize=True)
+    except OSError as error:
+        raise DataError(f"--output: {path} can't be written ({error.strerror})") from None

@@ -16,8 +16,6 @@ from fvl_lightning.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-MODEL_HELP = "Run (folder or MLflow id), or a model folder, as `fvl import` makes it."
-
 
 def finished_run(reference: str) -> RunFolder:
     """Opens a run; ConfigError if it has no model yet."""

@@ -10,10 +10,11 @@ from typing import Any, get_type_hints
 import pytest
 
 from fvl_lightning.core import component_files, registry
-from fvl_lightning.core.component_files import ConfigReader, SourceModule, Unreadable, component_sources, summaries
+from fvl_lightning.core.component_files import ConfigReader, component_sources, summaries
 from fvl_lightning.core.config.field_docs import field_meanings
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.registry import SLOT_PACKAGES
+from fvl_lightning.core.source_modules import SourceModule, Unreadable
 
 COMPONENTS = [(slot, name) for slot in SLOT_PACKAGES for name in registry.names(slot)]
 PLUGIN = """
@@ -77,6 +78,18 @@ def test_a_plugin_is_read(tmp_path: Path) -> None:
         config(size=3, kind="")
     with pytest.raises(NameError):  # torch is not imported for it, so that the plugin will be
         config()
+
+
+def test_a_config_may_have_that_of_another_component_as_its_base(tmp_path: Path) -> None:
+    child = (
+        '\n\n@register("fusion", "child")\nclass Child(Mine):\n    @dataclass\n    class Config(Mine.Config):\n'
+        "        more: int = 1\n"
+    )
+    (tmp_path / "mine.py").write_text(PLUGIN + child, encoding="utf-8")
+    before = registry.registered("fusion")
+    config = ConfigReader(["mine.py"], tmp_path)("fusion", "child", "fusion")
+    assert [field.name for field in dataclasses.fields(config)] == ["size", "kind", "more"]
+    assert registry.registered("fusion") == before
 
 
 @pytest.mark.parametrize("change", ["from __future__ import annotations\n{}", "for name in ('a', 'mine'): {}"])

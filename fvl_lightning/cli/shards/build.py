@@ -5,17 +5,14 @@ import threading
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn
 from rich.text import Text
 
-from datamodules.building.builder import build_shards
 from datamodules.building.config import BuildConfig
-from datamodules.building.manifest import BuildProgress, Manifest, in_words
-from datamodules.building.output import Output
 from datamodules.storage.shard_paths import TO_VALIDATE_ON
 from fvl_lightning.core.config.files import COMMAND_LINE
 from fvl_lightning.core.config.loading import load_config, merge_layers
@@ -29,6 +26,9 @@ from fvl_lightning.core.terminal import (
     terminal,
     visible,
 )
+
+if TYPE_CHECKING:
+    from datamodules.building.manifest import BuildProgress, Manifest
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ def build(
     words += [f"part={part}"] if part is not None else []
     words += [f"processes={processes}"] if processes is not None else []
     config = read_recipe(recipe, words)
+    from datamodules.building.output import Output
+
     for split in OTHER_NAMES & config.splits.keys():
         log.warning("splits: training reads the split validation, and will not look for %s", split)
     manifest = _build(config)
@@ -80,14 +82,16 @@ def read_recipe(recipe: str, words: list[str]) -> BuildConfig:
     return merge_layers(BuildConfig, [(COMMAND_LINE, {"source": {"name": recipe}})], words, COMMAND_LINE)
 
 
-def _build(config: BuildConfig) -> Manifest:
+def _build(config: BuildConfig) -> "Manifest":
     """Builds with a bar on standard error, on a terminal only."""
+    from datamodules.building.builder import build_shards
+
     with progress(BarColumn(), MofNCompleteColumn(), progress_text("fields[said]")) as bar:
         task = bar.add_task("building, chunks", total=None, said="")
 
         chunks_in_all = _counted(config) if bar.console.is_terminal else []
 
-        def show(now: BuildProgress) -> None:
+        def show(now: "BuildProgress") -> None:
             now = replace(now, chunks_in_all=next(iter(chunks_in_all), now.chunks_in_all))
             left = "" if now.seconds_left is None else f", {duration(now.seconds_left)} left"
             rate = f"{now.images_per_second:.0f} images/s"
@@ -115,7 +119,7 @@ def _counted(config: BuildConfig) -> list[int]:
     return counted
 
 
-def _show(manifest: Manifest, config: BuildConfig, console: Console) -> None:
+def _show(manifest: "Manifest", config: BuildConfig, console: Console) -> None:
     table = counted_table(("split", "shards", "samples", "images", "bytes"))
     for split, shards in sorted(manifest.shards.items()):
         sums = (sum(shard.samples for shard in shards), sum(shard.images for shard in shards))
@@ -128,5 +132,7 @@ def _show(manifest: Manifest, config: BuildConfig, console: Console) -> None:
             refused.add_row(reason, f"{count:,}")
         console.print(refused)
     if manifest.passed_over:
+        from datamodules.building.manifest import in_words
+
         said = f"passed over, since it says nothing to training: {in_words(manifest.passed_over)}"
         console.print(Text(visible(said)), soft_wrap=True)

@@ -1,20 +1,17 @@
 """`fvl shards index` and `fvl shards check`: the files that training will read, before it does."""
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.inspection.check import Findings, check_samples, check_tar, index_shard, missing_shards, read_manifests
-from datamodules.inspection.parallel import map_in_processes
-from datamodules.storage.index import DAMAGE
-from datamodules.storage.sample_store import SampleStore
-from datamodules.storage.shard_cache import shard_cache
-from datamodules.storage.shard_files import DAMAGED
-from datamodules.storage.shard_paths import expand_shards
 from fvl_lightning.cli.shards.options import Paths, Processes
 from fvl_lightning.core.terminal import counted_table, plural, progress_bar, terminal, visible
+
+if TYPE_CHECKING:
+    from datamodules.inspection.check import Findings
 
 FOUND = 1
 """Exit code of a check that found something wrong."""
@@ -25,6 +22,13 @@ def index(paths: Paths, processes: Processes = None) -> None:
 
     Example: `fvl shards index 'shards/theirs/*.tar' --processes 4`
     """
+    from datamodules.inspection.check import Findings, index_shard
+    from datamodules.inspection.parallel import map_in_processes
+    from datamodules.storage.index import DAMAGE
+    from datamodules.storage.shard_cache import shard_cache
+    from datamodules.storage.shard_files import DAMAGED
+    from datamodules.storage.shard_paths import expand_shards
+
     shards = expand_shards(paths)
     findings = Findings()
     with progress_bar("indexing, shards", len(shards)) as progress:
@@ -42,6 +46,12 @@ def check(paths: Paths, processes: Processes = None) -> None:
 
     Example: `fvl shards check 'shards/mine/train-{000000..000009}.tar' --processes 4`
     """
+    from datamodules.inspection.check import check_samples, check_tar, missing_shards, read_manifests
+    from datamodules.inspection.parallel import map_in_processes
+    from datamodules.storage.sample_store import SampleStore
+    from datamodules.storage.shard_cache import shard_cache
+    from datamodules.storage.shard_paths import expand_shards
+
     shards = expand_shards(paths)
     known, cache = read_manifests(shards), shard_cache()
     findings = missing_shards(known, shards)
@@ -60,7 +70,7 @@ def check(paths: Paths, processes: Processes = None) -> None:
         raise typer.Exit(FOUND)
 
 
-def _show(findings: Findings, shards: int, well: str, console: Console) -> None:
+def _show(findings: "Findings", shards: int, well: str, console: Console) -> None:
     looked = f"{plural(shards, 'shard')}, {plural(findings.samples, 'sample')}, {plural(findings.images, 'image')}"
     if findings.ignored:
         passed = ", ".join(f"{count:,} {visible(suffix)}" for suffix, count in findings.ignored.most_common(5))

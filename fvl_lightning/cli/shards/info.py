@@ -9,8 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.inspection.statistics import MEASURES, PERCENTILES, collect_statistics
-from fvl_lightning.cli.shards.options import Paths, Processes, Tokenizer, open_conversation_encoder, open_samples
+from fvl_lightning.cli.shards.options import Paths, Processes, Tokenizer
 from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.terminal import bytes_in_words, counted_table, plural, progress_bar, terminal, visible
@@ -45,7 +44,13 @@ def info(
     """
     if json_file is not None and not json_file.parent.is_dir():
         raise ConfigError(f"--json: there is no folder {json_file.parent}")
-    store = open_samples(paths)
+    from datamodules.inspection.statistics import collect_statistics
+    from datamodules.storage.sample_store import SampleStore
+    from datamodules.storage.shard_cache import shard_cache
+    from datamodules.storage.shard_paths import expand_shards
+    from fvl_lightning.modeling.processing.conversation_encoder import open_conversation_encoder
+
+    store = SampleStore(expand_shards(paths), "all", shard_cache())
     encoder = None if tokenizer is None else open_conversation_encoder(tokenizer, tokens_per_image=0)
     with progress_bar("reading, samples", len(store)) as progress:
         summary = collect_statistics(store, encoder, processes, progress).summary()
@@ -56,6 +61,8 @@ def info(
 
 
 def _show(summary: dict[str, Any], console: Console) -> None:
+    from datamodules.inspection.statistics import MEASURES, PERCENTILES
+
     there = ", ".join(plural(summary[name], name.removesuffix("s")) for name in ("shards", "samples", "images"))
     console.print(f"{there}, {bytes_in_words(summary['bytes'])}", soft_wrap=True)
     named = {0: "min", 50: "median", 100: "max"}

@@ -13,8 +13,6 @@ from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import terminal, visible
-from fvl_lightning.runs.setup import build_stage, data_context, prepare_data
-from fvl_lightning.stages.step_metrics import hash_keys
 
 
 def order(
@@ -29,6 +27,9 @@ def order(
     Example: `fvl shards order experiments/demo/finetune.yaml --step 10`
     """
     config = load_config(ExperimentConfig, experiment, overrides or ())
+    from fvl_lightning.runs.setup import build_stage, data_context, prepare_data
+    from fvl_lightning.stages.step_metrics import hash_keys
+
     data = prepare_data(config)
     if data.STREAMS:
         raise ConfigError("fvl shards order: a stream has no order that is known before it is read; use data: shards")

@@ -1,19 +1,20 @@
 """`fvl shards preview`: samples as a person looks at them, and as a language model is taught them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from datamodules.encoding.conversation import ConversationEncoder
-from datamodules.inspection.preview import Preview, contact_sheet, preview_sample, supervised_runs
-from datamodules.storage.sample import spread
-from fvl_lightning.cli.shards.options import Paths, Tokenizer, open_conversation_encoder, open_samples
+from fvl_lightning.cli.shards.options import Paths, Tokenizer
 from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.terminal import terminal, visible
+
+if TYPE_CHECKING:
+    from datamodules.encoding.conversation import ConversationEncoder
+    from datamodules.inspection.preview import Preview
 
 OPENS, CLOSES = "⟦", "⟧"
 """Around what is supervised, so that it is seen without colours too."""
@@ -31,7 +32,14 @@ def preview(
     """
     if output.suffix.lower() != ".png" or not output.parent.is_dir():
         raise ConfigError(f"--output: {output} must be a .png file in a folder that exists")
-    store = open_samples(paths)
+    from datamodules.inspection.preview import contact_sheet, preview_sample
+    from datamodules.storage.sample import spread
+    from datamodules.storage.sample_store import SampleStore
+    from datamodules.storage.shard_cache import shard_cache
+    from datamodules.storage.shard_paths import expand_shards
+    from fvl_lightning.modeling.processing.conversation_encoder import open_conversation_encoder
+
+    store = SampleStore(expand_shards(paths), "all", shard_cache())
     encoder = None if tokenizer is None else open_conversation_encoder(tokenizer, tokens_per_image=1)
     previews = [preview_sample(store, i) for i in spread(len(store), number)]
     with atomic_write(output) as beside:
@@ -42,16 +50,18 @@ def preview(
     console.print(f"{len(previews)} of {len(store):,} samples: {output}", soft_wrap=True)
 
 
-def _print(sample: Preview, encoder: ConversationEncoder | None, console: Console) -> None:
+def _print(sample: "Preview", encoder: "ConversationEncoder | None", console: Console) -> None:
     sizes = ", ".join(f"{image.shape[1]} x {image.shape[0]}" for image in sample.images) or "no image"
     console.rule(Text(visible(f"{sample.key}   {sizes}"), style="bold"), align="left")
-    console.print(_problem(sample.problem) if sample.problem else _said(sample, encoder), soft_wrap=True)
+    console.print(_problem(sample.problem) if sample.problem else _conversation(sample, encoder), soft_wrap=True)
 
 
-def _said(sample: Preview, encoder: ConversationEncoder | None) -> Text:
+def _conversation(sample: "Preview", encoder: "ConversationEncoder | None") -> Text:
     if encoder is None:
         lines = [Text.assemble((f"{role}: ", "bold"), visible(text)) for role, text in sample.texts]
         return Text("\n").join(lines)
+    from datamodules.inspection.preview import supervised_runs
+
     try:
         runs = supervised_runs(sample, encoder)
     except DataError as error:

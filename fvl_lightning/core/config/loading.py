@@ -19,14 +19,14 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fvl_lightning.core.component_files import ConfigReader
+from fvl_lightning.core.component_files import ConfigReader, source_check
 from fvl_lightning.core.config.field_types import Location, conform, refusal
 from fvl_lightning.core.config.fields import check_numbers
 from fvl_lightning.core.config.files import COMMAND_LINE, Layer, in_file, read_layers
 from fvl_lightning.core.config.merging import MergedLayers, override, parse_scalars, slot_entry
 from fvl_lightning.core.config.variants import choose_variants
 from fvl_lightning.core.config.yaml_text import Scalar, Texts, texts_under, with_texts
-from fvl_lightning.core.errors import ConfigError, UserError, first_line
+from fvl_lightning.core.errors import ConfigError, first_line
 from fvl_lightning.core.plugins import import_plugin
 from fvl_lightning.core.registry import component, is_loaded, names
 
@@ -105,9 +105,7 @@ def choose(
     return Choice(slot_name, name, config)
 
 
-def load_config(
-    schema: type[Schema], path: Path, overrides: Sequence[str] = (), origin: str = COMMAND_LINE
-) -> Schema:
+def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = (), origin: str = COMMAND_LINE) -> Schema:
     """Reads, merges and checks `path` with its bases and `overrides` into an instance of `schema`.
 
     Args:
@@ -130,32 +128,41 @@ def merge_layers(
     Args:
         path: the file that was loaded; None for overrides alone.
     """
-    merged = MergedLayers(origins={"": origin if path is None else str(path)})
-    override_layers = [(origin, parse_scalars(override, origin)) for override in overrides]
-    for layer_origin, layer in choose_variants(files, override_layers, _field_names(schema)):
-        merged.add(layer, _slot_names(schema), layer_origin)
-    listed_in = merged.origins.get("plugins", origin)
-    folder = ((path or Path()) if listed_in == origin else Path(listed_in)).parent
-    _check_before_imports(schema, merged, folder)
+    merged, folder = _merge(schema, files, overrides, origin, path)
+    if not all(map(is_loaded, _slot_names(schema).values())):
+        with source_check():  # a mistake is found before seconds of imports; the imported classes have the last word
+            _check_by_source(schema, merged, folder)
     return check_config(schema, merged.values, merged.origins, folder, merged.texts)
 
 
-def _check_before_imports(schema: type[Any], merged: MergedLayers, folder: Path) -> None:
-    """Finds mistakes with only the source files of components, since importing them takes seconds.
+def read_config(schema: type[Schema], path: Path, overrides: Sequence[str] = (), origin: str = COMMAND_LINE) -> Schema:
+    """Checks as load_config does, by the components' source files: none is imported, their Configs are stand-ins.
 
-    The configuration is checked again with the imported classes.
+    Raises:
+        ConfigError: as load_config.
+        Exception: the source files do not answer, which `source_check` passes over.
     """
-    slots = _slot_names(schema)
-    if all(map(is_loaded, slots.values())):
-        return
+    merged, folder = _merge(schema, read_layers(Path(path)), overrides, origin, Path(path))
+    return _check_by_source(schema, merged, folder)
+
+
+def _merge(
+    schema: type[Any], files: Sequence[Layer], overrides: Sequence[str], origin: str, path: Path | None
+) -> tuple[MergedLayers, Path]:
+    """Returns the merged layers, and the folder that holds the plugins."""
+    merged = MergedLayers(origins={"": origin if path is None else str(path)})
+    override_layers = [(origin, parse_scalars(override, origin)) for override in overrides]
+    for layer_origin, layer in choose_variants(files, override_layers, [f.name for f in dataclasses.fields(schema)]):
+        merged.add(layer, _slot_names(schema), layer_origin)
+    listed_in = merged.origins.get("plugins", origin)
+    return merged, ((path or Path()) if listed_in == origin else Path(listed_in)).parent
+
+
+def _check_by_source(schema: type[Schema], merged: MergedLayers, folder: Path) -> Schema:
     config = _to_dataclass(schema, merged.values, _inside("", merged.origins), merged.texts)
     reader = ConfigReader(vars(config).get("plugins", []), folder)
-    try:
-        _choose_all(config, slots, merged.origins, merged.texts, reader)
-    except UserError:
-        raise
-    except Exception:  # the check after the import decides
-        return
+    _choose_all(config, _slot_names(schema), merged.origins, merged.texts, reader)
+    return config
 
 
 def as_overrides(overrides: Iterable[str | Mapping[str, Any]]) -> list[str]:
@@ -254,10 +261,6 @@ def _slot_names(schema: Any) -> dict[str, str]:
 
 def _inner_slots(schema: Any) -> dict[str, str]:
     return {f.name: f.metadata["slots"] for f in dataclasses.fields(schema) if "slots" in f.metadata}
-
-
-def _field_names(schema: Any) -> list[str]:
-    return [f.name for f in dataclasses.fields(schema)]
 
 
 def _at(key: str, origins: Mapping[str, str]) -> str:

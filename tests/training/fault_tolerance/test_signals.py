@@ -206,7 +206,7 @@ def test_where_there_are_no_such_signals() -> None:
         "from fvl_lightning.core import errors\nfrom datamodules.storage import open_files\n"
         "sys.modules['resource'] = None  # not earlier: libraries go by the platform's name\n"
         "importlib.reload(errors)\nimportlib.reload(open_files)\n"
-        "print('imported', flush=True)\nimport fvl_lightning.cli.main"
+        "print('imported', flush=True)\nfrom fvl_lightning.cli.main import main\nmain()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (2, "imported\n")
