@@ -66,15 +66,17 @@ def _connect(
     adapter: Any,
     adapters: Sequence[str],
 ) -> None:
-    """What happens on a question, on stop, and on `anew`, to (text box, chat, messages, shares)."""
+    """Connects a question, stop and `anew` to their effects on (text box, chat, messages, source weights)."""
     asked = everything[0]
 
-    def answer(said: dict[str, Any], so_far: list[Any], before: list[Any], chosen: str) -> Iterator[tuple[Any, ...]]:
+    def answer(
+        question: dict[str, Any], so_far: list[Any], before: list[Any], chosen: str
+    ) -> Iterator[tuple[Any, ...]]:
         if adapters:
             use_adapter(loaded.model, chosen or None)
         box: Any = gradio.MultimodalTextbox({"text": "", "files": []}, submit_btn=False, stop_btn=True)
         try:
-            for chat, after, panel in reply(loaded, sampling, said, so_far, before):
+            for chat, after, panel in reply(loaded, sampling, question, so_far, before):
                 yield box, chat, after, gradio.skip() if panel is None else panel
                 box = gradio.skip()  # the next question may be typed meanwhile
         except DataError as error:
@@ -98,19 +100,19 @@ def _connect(
 
 
 def reply(
-    loaded: LoadedModel, sampling: Sampling, said: dict[str, Any], shown: list[Any], before: list[Any]
+    loaded: LoadedModel, sampling: Sampling, question: dict[str, Any], shown: list[Any], before: list[Any]
 ) -> Iterator[tuple[list[Any], list[Any], str | None]]:
-    """What the page becomes with each piece of the answer: (chat, messages, shares; None where they stay).
+    """Yields the page after each piece of the answer: (chat, messages, source weights; None if unchanged).
 
     Args:
-        said: {"text", "files"}, what was asked and the uploaded pictures' paths.
+        question: {"text", "files"}, the text and the paths of the uploaded pictures.
         shown: the chat as the page has it.
         before: the messages as the model has them, with decoded pictures.
 
     Raises:
         DataError: no question, a file that is no picture, or more than the model holds; nothing has changed then.
     """
-    text, files = said["text"].strip(), said["files"]
+    text, files = question["text"].strip(), question["files"]
     if not text:
         raise DataError("there is no question")
     pictures = [_decoded(file, loaded.processor.image_processor.reader) for file in files]

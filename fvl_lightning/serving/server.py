@@ -12,7 +12,7 @@ MAX_UPLOAD = "20mb"
 
 
 def offline_gradio() -> Any:
-    """Gradio, which tells nobody of what happens here; ConfigError where it is not installed."""
+    """Imports gradio with its analytics off; ConfigError if it is not installed."""
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when it is imported
     try:
         return import_module("gradio")

@@ -1,4 +1,4 @@
-"""What the page of `fvl serve` says of a model, and how it draws the shares of its sources: HTML without links."""
+"""The description of a model on the page of `fvl serve`, and its source weights drawn as HTML without links."""
 
 import base64
 from collections.abc import Sequence

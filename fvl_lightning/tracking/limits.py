@@ -1,4 +1,4 @@
-"""What MLflow takes: names, sizes and statuses."""
+"""Names, sizes and statuses that MLflow accepts."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 BATCH_METRICS = 1000
 BATCH_PARAMETERS = 100
-"""What MLflow takes in one call."""
+"""How many MLflow accepts in one call."""
 KEY_LENGTH = 250
 PARAMETER_LENGTH = 6000
 DIGEST_LENGTH = 36

@@ -1,4 +1,4 @@
-"""Where MLflow's pages show a comparison."""
+"""Addresses of a comparison on MLflow's pages."""
 
 from urllib.parse import quote, urlencode
 

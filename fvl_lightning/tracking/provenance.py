@@ -1,4 +1,4 @@
-"""Where a run comes from: the code, the configuration and the machine, as MLflow tags."""
+"""The origin of a run (code, configuration and machine) as MLflow tags."""
 
 import os
 import platform
@@ -51,7 +51,7 @@ def provenance(config: Mapping[str, Any], config_hash: str) -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
-    """What git answers about the folder of this package; empty where there is no git, or no checkout."""
+    """Returns the output of git for the folder of this package; empty without git or a checkout."""
     command = ["git", "-C", str(Path(fvl_lightning.__file__).parent), *arguments]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

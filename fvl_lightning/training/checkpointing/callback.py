@@ -1,4 +1,4 @@
-"""When a training is saved, and its stop at a step's end."""
+"""The callback that saves a training, and stops it at the end of a step."""
 
 import logging
 import math
@@ -25,12 +25,12 @@ class CheckpointCallback(Checkpoint):
     def __init__(self, path: Path, every: int, signals: StopSignals, keep_best: bool = False) -> None:
         self.path, self.every, self.signals, self.keep_best = path, every, signals, keep_best
         self.stop = Stop.NOBODY
-        """Who ended the training before its time, as all ranks agree."""
+        """The stop request that ended the training early, agreed by all ranks."""
         self.lowest_loss = float("inf")
-        """Of the validations so far, where the best is kept."""
+        """The lowest validation loss so far, if the best weights are kept."""
         self._last_step = -1
         self._saving: tuple[Path, int] | None = None
-        """What is being saved, and of which step."""
+        """The path of the save under way, and its step."""
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Takes the signals back from Lightning, which has just set handlers of its own."""

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written beside and renamed, the one before kept, and checked whole before they are loaded.
+"""Checkpoints on disk: written to a temporary path and renamed, the previous kept, checked before loading.
 
 last.ckpt       the newest: a file, or a folder of parts (checkpoint_parts.py)
 previous.ckpt   the one before, for when the newest turns out to be damaged
@@ -40,8 +40,8 @@ LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 class CheckpointFiles(TorchCheckpointIO):
     """Lightning's way to the disk. Its own goes through a copy in memory and one in /tmp, and is not atomic.
 
-    A checkpoint that cannot be written is told by a warning and by `failure` rather than by an error: the other ranks
-    wait for this one to come out of the saving, and a full disk may be emptied before the next checkpoint is due.
+    A checkpoint that cannot be written causes a warning and sets `failure`, but raises no error: the other ranks wait
+    for this one to return from the save, and a full disk may have room again when the next checkpoint is due.
     """
 
     def __init__(self, background: bool = False) -> None:
@@ -64,11 +64,11 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def save_parts(self, common: dict[str, Any], parts: Parts, path: Path) -> None:
         """Writes this rank's part of the folder `path`; all ranks must ask, and `finish` in the background."""
-        rank, beside = distributed.get_rank(), _beside(path)
-        _, failure = _attempt(lambda: _make(beside), path) if rank == 0 else (None, None)
+        rank, tmp_path = distributed.get_rank(), _tmp_path(path)
+        _, failure = _attempt(lambda: _make(tmp_path), path) if rank == 0 else (None, None)
         distributed.barrier()
         self._parts_of = path
-        self._begin(lambda: write_parts(beside, rank, common if rank == 0 else None, parts), path, failure)
+        self._begin(lambda: write_parts(tmp_path, rank, common if rank == 0 else None, parts), path, failure)
 
     @property
     def written(self) -> bool:
@@ -145,37 +145,37 @@ def is_whole(path: Path) -> bool:
 
 
 def _write_whole(checkpoint: dict[str, Any], path: Path) -> None:
-    beside = _beside(path)
+    tmp_path = _tmp_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove(beside)
-    with durable_file(beside) as file:
+    _remove(tmp_path)
+    with durable_file(tmp_path) as file:
         torch.save(checkpoint, file)
     _put_in_place(path)
 
 
 def _join(manifest: Manifest | None, failure: str | None, path: Path) -> str | None:
     """Has the folder appear once all ranks have written their parts; why it does not, on all ranks."""
-    told: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(told, (manifest, failure))
-    failures = [reason for _, reason in told if reason]
+    outcomes: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(outcomes, (manifest, failure))
+    failures = [reason for _, reason in outcomes if reason]
     outcome: list[str | None] = failures[:1] or [None]
     if distributed.get_rank() == 0:
         if not failures:
-            files = {name: known for manifest, _ in told for name, known in manifest.items()}
+            files = {name: known for manifest, _ in outcomes for name, known in manifest.items()}
             _, outcome[0] = _attempt(lambda: _complete(path, files), path)
         if outcome[0]:
-            shutil.rmtree(_beside(path), ignore_errors=True)
+            shutil.rmtree(_tmp_path(path), ignore_errors=True)
     distributed.broadcast_object_list(outcome, 0)
     return outcome[0]
 
 
 def _complete(path: Path, files: Manifest) -> None:
-    write_manifest(_beside(path), files)
+    write_manifest(_tmp_path(path), files)
     _put_in_place(path)
 
 
 def _attempt(write: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
-    """What `write` returns, and why it could not; any error that is not the disk's is raised."""
+    """Returns the result of `write`, and why it failed; errors that are not the disk's are raised."""
     try:
         return write(), None
     except (OSError, RuntimeError) as error:
@@ -183,19 +183,19 @@ def _attempt(write: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        if _beside(path).is_file():
-            _remove(_beside(path))
+        if _tmp_path(path).is_file():
+            _remove(_tmp_path(path))
         free = shutil.disk_usage(path.parent).free
         return None, f"{path} could not be written ({cause.strerror}; {free:,} bytes free in {path.parent})"
 
 
 def _put_in_place(path: Path) -> None:
-    """Renames what was written beside; at any moment the new one or the one before is there, whole."""
+    """Renames the temporary file; at any moment the new or the previous checkpoint is there, complete."""
     before = _aside(path)
     if path.exists():
         _remove(before)
         rename_into_place(path, before)
-    rename_into_place(_beside(path), path)
+    rename_into_place(_tmp_path(path), path)
     if path.name != LAST:
         _remove(before)
 
@@ -212,10 +212,10 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _beside(path: Path) -> Path:
+def _tmp_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.tmp")
 
 
 def _aside(path: Path) -> Path:
-    """Where the one before goes: that of the last is kept."""
+    """Returns the path that the previous file moves to; that of the last checkpoint is kept."""
     return path.with_name(PREVIOUS if path.name == LAST else f"{path.name}.before")

@@ -120,7 +120,7 @@ def write_parts(folder: Path, rank: int, common: dict[str, Any] | None, parts: P
 
 
 def write_manifest(folder: Path, files: Manifest) -> None:
-    """What makes the folder a whole checkpoint."""
+    """Writes the manifest, which makes the folder a complete checkpoint."""
     with durable_file(folder / MANIFEST) as file:
         file.write(json.dumps({"files": files}, indent=2).encode())
 

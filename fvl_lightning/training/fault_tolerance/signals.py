@@ -45,7 +45,7 @@ class Preempted(BaseException):
 
 
 class Stop(IntEnum):
-    """Who asked; of two the larger one counts."""
+    """The origin of a stop request; the larger one of two counts."""
 
     NOBODY = 0
     CLUSTER = 1
@@ -89,8 +89,8 @@ class StopSignals:
 
         if trainer.world_size == 1:
             return self.requested
-        mine = torch.tensor(int(self.requested), device=trainer.strategy.root_device)
-        return Stop(int(trainer.strategy.reduce(mine, reduce_op="max")))
+        own = torch.tensor(int(self.requested), device=trainer.strategy.root_device)
+        return Stop(int(trainer.strategy.reduce(own, reduce_op="max")))
 
     def _person_asks(self, signum: int, frame: FrameType | None) -> None:
         if self.requested is Stop.PERSON:
@@ -178,8 +178,8 @@ def _be_still(signum: int, frame: FrameType | None) -> None:
 
 def _answer(reading: int) -> None:
     """Ends the process at a signal that has no other handler by then."""
-    while told := os.read(reading, 1):
-        if signal.getsignal(told[0]) is _be_still:
+    while received := os.read(reading, 1):
+        if signal.getsignal(received[0]) is _be_still:
             if os.environ.get("RANK", "0") == "0":
                 with contextlib.suppress(OSError):  # a terminal that has gone
                     os.write(2, f"{NOT_BEGUN}\n".encode())
