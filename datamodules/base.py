@@ -42,8 +42,8 @@ TRAINING_SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
-class Part:
-    """One data set of a split: its name ("" where it is the only one), shards, view, and share of a mixture."""
+class SplitDataset:
+    """One dataset of a split: its name ("" where it is the only one), shards, view, and share of a mixture."""
 
     name: str
     shards: Sequence[str]
@@ -76,7 +76,7 @@ class BatchData(LightningDataModule):
         self._items: dict[str, Items] = {}
 
     @abstractmethod
-    def parts(self, split: str) -> list[Part]:
+    def datasets(self, split: str) -> list[SplitDataset]:
         """The data sets of a split; DataError where there is none."""
 
     def prepare_data(self) -> None:
@@ -109,16 +109,16 @@ class BatchData(LightningDataModule):
 
     def train_dataloader(self) -> CountingLoader:
         """Batches without end from the context's position on, in an order that is a function of seed and position."""
-        context, config, parts = self.context, self.config, self.parts("train")
+        context, config, datasets = self.context, self.config, self.datasets("train")
         if not isinstance(context.position, int):
             raise DataError("the position to resume from is that of a stream; resume with data: webdataset")
-        items = [self._part_items("train", number) for number in range(len(parts))]
+        items = [self._dataset_items("train", number) for number in range(len(datasets))]
         order = GlobalOrder(
-            [len(part) for part in items],
+            [len(dataset_items) for dataset_items in items],
             context.seed,
-            None if parts[0].share is None else [part.share or 0 for part in parts],
-            [part.name for part in parts],
-            [self._blocks(number, part) for number, part in enumerate(items)],
+            None if datasets[0].share is None else [dataset.share or 0 for dataset in datasets],
+            [dataset.name for dataset in datasets],
+            [self._blocks(number, dataset_items) for number, dataset_items in enumerate(items)],
         )
         rows = TrainRows(
             RowOrder(order, concatenate(items), config.layout, config.sequence_length),
@@ -127,14 +127,16 @@ class BatchData(LightningDataModule):
             context.rank,
             context.world_size,
         )
-        return BatchLoader(self._dataset("train"), rows, config.workers, config.max_bad_fraction)
+        return BatchLoader(self._batch_dataset("train"), rows, config.workers, config.max_bad_fraction)
 
     def val_dataloader(self) -> FiniteBatchLoader:
         """The validation split once, in order; the last batch may be smaller."""
         context = self.context
-        items = concatenate([self._part_items("validation", number) for number in range(len(self.parts("validation")))])
+        numbers = range(len(self.datasets("validation")))
+        items = concatenate([self._dataset_items("validation", number) for number in numbers])
         rows = ValidationRows(items, context.batch_size, context.rank, context.world_size)
-        return FiniteBatchLoader(self._dataset("validation"), rows, self.config.workers, self.config.max_bad_fraction)
+        dataset, config = self._batch_dataset("validation"), self.config
+        return FiniteBatchLoader(dataset, rows, config.workers, config.max_bad_fraction)
 
     @property
     def context(self) -> DataContext:
@@ -157,7 +159,7 @@ class BatchData(LightningDataModule):
     def store(self, split: str) -> SampleStore:
         """The samples of a split, its data sets one after the other; DataError where it has no shards."""
         if split not in self._stores:
-            shards = [shard for part in self.parts(split) for shard in part.shards]
+            shards = [shard for dataset in self.datasets(split) for shard in dataset.shards]
             # Before it is known what the images are for, nothing but their number is asked of a store.
             decode = decode_image if self._context is None else self.reader.decode
             store = SampleStore(shards, split, self.cache, decode)
@@ -185,7 +187,7 @@ class BatchData(LightningDataModule):
     def prompted(self, split: str, indices: Sequence[int]) -> PromptedBatch:
         """These samples as prompted targets, to score the encoder on; DataError where one is broken."""
         assert self.config.view == "tasks"
-        loaded = self._dataset(split)[single_rows(indices)]
+        loaded = self._batch_dataset(split)[single_rows(indices)]
         for error in [loaded.error, *loaded.bad]:
             if error is not None:
                 raise error
@@ -218,38 +220,38 @@ class BatchData(LightningDataModule):
     def _ends(self, split: str) -> list[int]:
         """The number of the first sample behind each data set."""
         counts, ends, shards = self.store(split).samples_per_shard, [], 0
-        for part in self.parts(split):
-            shards += len(part.shards)
+        for dataset in self.datasets(split):
+            shards += len(dataset.shards)
             ends.append(sum(counts[:shards]))
         return ends
 
-    def _part_items(self, split: str, number: int) -> Items:
+    def _dataset_items(self, split: str, number: int) -> Items:
         """What is drawn from one data set of a split, measured where rows have to be planned."""
         ends, config = [0, *self._ends(split)], self.config
         samples = range(ends[number], ends[number + 1])
         planned = split == "train" and config.layout != "padded"
         if config.view == "tasks" or not (planned or config.over_long != "truncate"):
             return Items.whole(samples)
-        part, store = self.parts(split)[number], self.store(split)
-        view = self.view(part.view)
+        dataset, store = self.datasets(split)[number], self.store(split)
+        view = self.view(dataset.view)
         assert isinstance(view, TextView)
-        items = measure_items(store, samples, view, self._beside(part), config.workers)
-        log_counts(items, store, samples, view, part.name, config.max_bad_fraction)
+        items = measure_items(store, samples, view, self._cache_folder(dataset), config.workers)
+        log_counts(items, store, samples, view, dataset.name, config.max_bad_fraction)
         return items
 
-    def _beside(self, part: Part) -> Path | None:
+    def _cache_folder(self, dataset: SplitDataset) -> Path | None:
         """The folder of a data set's shards, or of the cache, for what is kept of it."""
-        if self.cache is not None and is_remote(part.shards[0]):
+        if self.cache is not None and is_remote(dataset.shards[0]):
             return self.cache.folder
-        return Path(part.shards[0]).parent
+        return Path(dataset.shards[0]).parent
 
     def _blocks(self, number: int, items: Items) -> list[int] | None:
         """Items per block of a remote data set, a block being the shards that fit into half of the cache."""
-        part, store = self.parts("train")[number], self.store("train")
-        if self.cache is None or not any(map(is_remote, part.shards)):
+        dataset, store = self.datasets("train")[number], self.store("train")
+        if self.cache is None or not any(map(is_remote, dataset.shards)):
             return None
-        first = sum(len(before.shards) for before in self.parts("train")[:number])
-        shards = slice(first, first + len(part.shards))
+        first = sum(len(earlier.shards) for earlier in self.datasets("train")[:number])
+        shards = slice(first, first + len(dataset.shards))
         ends = list(accumulate(store.samples_per_shard))[shards]
         blocks: list[int] = []
         last = size = 0
@@ -264,14 +266,13 @@ class BatchData(LightningDataModule):
             last += held
         return [held for held in blocks if held]
 
-    def _dataset(self, split: str) -> BatchDataset:
-        config, parts = self.config, self.parts(split)
+    def _batch_dataset(self, split: str) -> BatchDataset:
+        config, datasets = self.config, self.datasets(split)
         store = self.store(split)
-        views = {name: self.view(name) for name in {part.view for part in parts}}
+        views = {name: self.view(name) for name in {dataset.view for dataset in datasets}}
         packed = split == "train" and config.layout == "packed"
-        return BatchDataset(
-            store, [views[part.view] for part in parts], self._ends(split), self._collate(parts, packed), self._lookup
-        )
+        dataset_views = [views[dataset.view] for dataset in datasets]
+        return BatchDataset(store, dataset_views, self._ends(split), self._collate(datasets, packed), self._lookup)
 
     def view(self, name: str) -> View:
         """How samples of the view `name` become tokens."""
@@ -289,9 +290,9 @@ class BatchData(LightningDataModule):
             planner = ConversationEncoder(context.tokenizer, context.image_token_id, planned)
         return view(self.encoder, config.sequence_length, config.over_long, planner)
 
-    def _collate(self, parts: Sequence[Part], packed: bool) -> Collate:
+    def _collate(self, datasets: Sequence[SplitDataset], packed: bool) -> Collate:
         config = self.config
         if config.view == "tasks":
             return prompted_collate(self.context, config.image_fit)
-        names = [part.name for part in parts] if len(parts) > 1 else []
+        names = [dataset.name for dataset in datasets] if len(datasets) > 1 else []
         return row_collate(self.context, self._lookup is not None, packed, names, config.image_fit)

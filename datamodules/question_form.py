@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from datamodules.base import BatchData, Part
+from datamodules.base import BatchData, SplitDataset
 from datamodules.encoding.messages import Message, leading_blanks, parts_of
 from datamodules.encoding.question_form import QuestionForm
 from datamodules.encoding.views import messages_of
@@ -109,7 +109,7 @@ def detect_question_form(data: BatchData) -> tuple[QuestionForm, list[str]]:
     Args:
         data: a prepared data module.
     """
-    datasets = data.parts("train")
+    datasets = data.datasets("train")
     conversations = [dataset for dataset in datasets if dataset.view == "conversation"]
     if not conversations:
         return QuestionForm(captions=all(dataset.view == "caption" for dataset in datasets)), []
@@ -142,7 +142,7 @@ def question_form_of(data: BatchData) -> QuestionForm:
     return form
 
 
-def _count(data: BatchData, dataset: Part) -> tuple[float, QuestionCounts]:
+def _count(data: BatchData, dataset: SplitDataset) -> tuple[float, QuestionCounts]:
     """Returns the weight of a dataset in training, and the counts over its conversations."""
     number = 1 if any(map(is_remote, dataset.shards)) else SHARDS_PER_DATASET
     shards = [dataset.shards[k] for k in spread(len(dataset.shards), number)]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from datamodules.base import BatchData, Part
+from datamodules.base import BatchData, SplitDataset
 from datamodules.batching.config import BatchConfig
 from datamodules.storage.remote import is_remote
 from datamodules.storage.shard_cache import default_cache
@@ -62,7 +62,7 @@ class ShardsData(BatchData):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self._parts: dict[str, list[Part]] = {}
+        self._split_datasets: dict[str, list[SplitDataset]] = {}
         datasets = list(config.datasets.values()) or [DatasetConfig(config.root, config.shards)]
         self._datasets = dict(zip(config.datasets or [""], datasets, strict=True))
         addresses = [
@@ -73,19 +73,19 @@ class ShardsData(BatchData):
         if any(is_remote(address) for address in addresses):
             self.cache = default_cache(config.cache_gigabytes)
 
-    def parts(self, split: str) -> list[Part]:
+    def datasets(self, split: str) -> list[SplitDataset]:
         """The data sets that have this split; DataError where none has."""
-        if split not in self._parts:
-            found: list[Part] = []
+        if split not in self._split_datasets:
+            found: list[SplitDataset] = []
             for name, dataset in self._datasets.items():
                 shards = self._shards(name, dataset, split)
                 if shards:
-                    found.append(Part(name, shards, dataset.view or self.config.view, dataset.share))
+                    found.append(SplitDataset(name, shards, dataset.view or self.config.view, dataset.share))
             if not found:
                 advice = f"; {TO_VALIDATE_ON}" if split == "validation" else ""
                 raise DataError(f"data.datasets: none of {', '.join(self._datasets)} has the split {split}{advice}")
-            self._parts[split] = found
-        return self._parts[split]
+            self._split_datasets[split] = found
+        return self._split_datasets[split]
 
     def _shards(self, name: str, dataset: DatasetConfig, split: str) -> list[str]:
         """The shards of one split; none where it is one of several data sets and has no such split."""

@@ -44,34 +44,34 @@ class WebDatasetData(ShardsData):
 
     def prepare_data(self) -> None:
         """Finds the shards of train and indexes those of validation; DataError where one split has none."""
-        self.parts("train")
+        self.datasets("train")
         self.store("validation")
 
     def train_dataloader(self) -> StreamLoader:
         """Batches without end, from the context's position on; see docs/data.md for what a resume promises."""
-        context, config, parts = self.context, self.config, self.parts("train")
-        start = context.position if isinstance(context.position, tuple) else (0,) * len(parts)
-        if len(start) != len(parts):
-            raise DataError(f"the position to resume from is that of {len(start)} data sets, there are {len(parts)}")
+        context, config, datasets = self.context, self.config, self.datasets("train")
+        start = context.position if isinstance(context.position, tuple) else (0,) * len(datasets)
+        if len(start) != len(datasets):
+            raise DataError(f"the position to resume from is that of {len(start)} data sets, there are {len(datasets)}")
         ranks = SplitByRank(context.rank, context.world_size)
         sets = [
             StreamedSet(
-                ShardOrder(part.shards, context.seed, part.name, first),
+                ShardOrder(dataset.shards, context.seed, dataset.name, first),
                 ranks,
                 config.shuffle_buffer,
                 self.reader.decode,
             )
-            for part, first in zip(parts, start, strict=True)
+            for dataset, first in zip(datasets, start, strict=True)
         ]
         dataset = StreamDataset(
             sets,
-            [len(part.shards) if part.share is None else part.share for part in parts],
-            [self.view(part.view) for part in parts],
+            [len(dataset.shards) if dataset.share is None else dataset.share for dataset in datasets],
+            [self.view(dataset.view) for dataset in datasets],
             config.layout,
             config.over_long == "split" and config.view != "tasks",
             config.sequence_length,
             context.batch_size,
-            self._collate(parts, config.layout == "packed"),
+            self._collate(datasets, config.layout == "packed"),
         )
         return StreamLoader(dataset, start, config.workers, config.max_bad_fraction)
 
@@ -79,14 +79,16 @@ class WebDatasetData(ShardsData):
         """As of BatchData; those of train are of a few shards of each data set, which are indexed for it."""
         if split != "train":
             return super().questions(split)
-        some = [[part.shards[k] for k in spread(len(part.shards), PRIOR_SHARDS)] for part in self.parts(split)]
+        some = [
+            [dataset.shards[k] for k in spread(len(dataset.shards), PRIOR_SHARDS)] for dataset in self.datasets(split)
+        ]
         return [question for shards in some for question in list_questions(SampleStore(shards, split, self.cache))]
 
     def split_hash(self, split: str, content: bool = False) -> str:
         """As of BatchData; train is named by the names of its shards and, of those on this machine, by their bytes."""
         if split != "train":
             return super().split_hash(split, content)
-        shards = [shard for part in self.parts(split) for shard in part.shards]
+        shards = [shard for dataset in self.datasets(split) for shard in dataset.shards]
         local = [shard for shard in shards if not is_remote(shard)]
         sizes = [Path(shard).stat().st_size for shard in local]
         names = "\n".join([*shards, *map(str, sizes)])

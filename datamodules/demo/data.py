@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from datamodules.base import BatchData, Part
+from datamodules.base import BatchData, SplitDataset
 from datamodules.batching.config import BatchConfig
 from datamodules.demo.build import COUNTS, build_demo, demo_folder
 from datamodules.demo.levels import HELD_OUT_PAIRS, LEVELS, level_named
@@ -72,9 +72,9 @@ class DemoData(BatchData):
         """The folder of this configuration's shards."""
         return demo_folder(Path(self.config.root), self.config.level, self.config.counts, self.config.seed)
 
-    def parts(self, split: str) -> list[Part]:
+    def datasets(self, split: str) -> list[SplitDataset]:
         """Returns the only dataset."""
-        return [Part("", split_shards(str(self.folder), split), self.config.view)]
+        return [SplitDataset("", split_shards(str(self.folder), split), self.config.view)]
 
     @property
     def tokenizer_path(self) -> Path:

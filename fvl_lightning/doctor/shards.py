@@ -26,7 +26,9 @@ def check_shards(experiment: ExperimentConfig, data: BatchData) -> Iterator[Find
         message = f"{plural(len(unindexed), 'shard')} without an index, such as {unindexed[0]}"
         yield Finding("shards", "warning", message, advice)
         return
-    shards = {split: [shard for part in data.parts(split) for shard in part.shards] for split in TRAINING_SPLITS}
+    shards = {
+        split: [shard for dataset in data.datasets(split) for shard in dataset.shards] for split in TRAINING_SPLITS
+    }
     samples = {split: len(data.store(split)) for split in TRAINING_SPLITS if split != "train" or not data.STREAMS}
     counts = {split: f", {count:,} samples" for split, count in samples.items()}
     message = ", ".join(
@@ -84,14 +86,14 @@ def prepare_data(data: BatchData, report_progress: Callable[[str], None]) -> Ite
     with suppress(DataError):
         data.prepare_data()
         if missing:
-            folder = Path(data.parts("train")[0].shards[0]).parent
+            folder = Path(data.datasets("train")[0].shards[0]).parent
             yield Finding("shards", "ok", f"there were none yet; they were made in {folder}, as training would do")
 
 
 def _shards_without_index(data: BatchData) -> list[str]:
     """Returns the local shards that have no index yet."""
     splits = [split for split in TRAINING_SPLITS if split != "train" or not data.STREAMS]
-    shards = [shard for split in splits for part in data.parts(split) for shard in part.shards]
+    shards = [shard for split in splits for dataset in data.datasets(split) for shard in dataset.shards]
     return [shard for shard in shards if not is_remote(shard) and not index_path(Path(shard)).is_file()]
 
 

@@ -65,14 +65,14 @@ class RowStatistics:
 
 def inspect_rows(data: BatchData, stats: RowStatistics) -> None:
     """Encodes some rows of the split train as training does, and adds them to `stats`."""
-    parts = data.parts("train")
-    for part in parts:
-        shards = [part.shards[number] for number in spread(len(part.shards), SHARDS_PER_DATASET)]
-        store, view = SampleStore(shards, "train", data.cache), data.view(part.view)
-        for i in spread(len(store), max(1, MAX_ROWS // len(parts))):
+    datasets = data.datasets("train")
+    for dataset in datasets:
+        shards = [dataset.shards[number] for number in spread(len(dataset.shards), SHARDS_PER_DATASET)]
+        store, view = SampleStore(shards, "train", data.cache), data.view(dataset.view)
+        for i in spread(len(store), max(1, MAX_ROWS // len(datasets))):
             try:
                 if isinstance(view, TextView):
-                    _inspect_text(store, i, part.view, view, stats)
+                    _inspect_text(store, i, dataset.view, view, stats)
                 else:
                     _inspect_targets(store, i, view, stats)
             except SampleError as error:
@@ -116,7 +116,7 @@ def check_supervision(experiment: ExperimentConfig, stats: RowStatistics, real: 
 
 def has_conversations(data: BatchData, experiment: ExperimentConfig, readable: bool) -> bool:
     """Returns whether any dataset is trained on as conversations."""
-    views = {part.view for part in data.parts("train")} if readable else {experiment.data.config.view}
+    views = {dataset.view for dataset in data.datasets("train")} if readable else {experiment.data.config.view}
     return "conversation" in views
 
 

@@ -37,7 +37,7 @@ def order(
     data.connect(data_context(stage.model, stage.tokenizer, config))
     loader, store = data.train_dataloader(), data.store("train")
     assert isinstance(loader, BatchLoader), "data that is no stream"
-    names = [part.name for part in data.parts("train")]
+    names = [dataset.name for dataset in data.datasets("train")]
     last = step * config.trainer.accumulate
     batches = islice(loader.rows, last - config.trainer.accumulate, last)
     samples = [piece.sample for rows in batches for piece in rows.pieces]
