@@ -1,4 +1,4 @@
-"""Several encoders as one: each sees the images as it would alone, and its sources are its own."""
+"""The ensemble: each member gets its own images, and gives the features that it gives by itself."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The bank of features, on a tower of two stages and prompts of three lengths."""
+"""Florence-2's features, with a tower of two stages and prompts of three lengths."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Weights and decoder of transformers' own Florence-2: the same features, the same words."""
+"""Weights and decoder of transformers' own Florence-2: the same features and the same texts."""
 
 from pathlib import Path
 from typing import Any

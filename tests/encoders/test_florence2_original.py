@@ -1,4 +1,4 @@
-"""Florence-2 in Microsoft's own layout as `encoder.pretrained`: the same features and words as of a native folder."""
+"""Florence-2 in Microsoft's layout as `encoder.pretrained`: the same features and texts as from a native folder."""
 
 import json
 import re

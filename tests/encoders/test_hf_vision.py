@@ -1,4 +1,4 @@
-"""CLIP, SigLIP, DINOv2 and DINOv3 as feature sources: the numbers of transformers' own models, and what is refused."""
+"""CLIP, SigLIP, DINOv2 and DINOv3 as encoders: the numbers of transformers' own models, and what is refused."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Each fusion against what its name promises, computed another way; float64, largest difference 1e-12."""
+"""Each fusion compared with an independent computation; float64, largest difference 1e-12."""
 
 from typing import Any
 

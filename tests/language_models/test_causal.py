@@ -1,4 +1,4 @@
-"""A pretrained language model is loaded whole or refused; what its files say is read, and nothing it cannot do."""
+"""A pretrained language model is loaded completely or refused; its files are read, and unsupported models are named."""
 
 import json
 import re

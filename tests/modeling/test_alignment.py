@@ -1,4 +1,4 @@
-"""Sources of unlike grids on the grid of the first."""
+"""Sources on different grids are resampled to the grid of the first."""
 
 import pytest
 import torch

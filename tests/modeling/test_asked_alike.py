@@ -1,4 +1,4 @@
-"""However a model is asked, it reads the tokens that training had in front of the answer."""
+"""Every way to prompt a model gives the tokens that precede an answer in training."""
 
 from types import SimpleNamespace
 from typing import Any

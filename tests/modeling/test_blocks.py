@@ -1,4 +1,4 @@
-"""The layers of a language model are found whatever its architecture calls them."""
+"""The layers of a language model are found in every architecture."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What transformers asks of every model: checkpointing, resizing, placement, attention, recorded outputs."""
+"""The methods that transformers expects of a model: checkpointing, resizing, placement, attention, outputs."""
 
 import copy
 from pathlib import Path

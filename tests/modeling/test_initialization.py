@@ -1,4 +1,4 @@
-"""Initial values come from the seed and the name of the part, and from nothing else."""
+"""Initial values depend on the seed and the name of a module, and on nothing else."""
 
 import pytest
 import torch

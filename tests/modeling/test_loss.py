@@ -1,4 +1,4 @@
-"""The loss equals torch's own, and no logit is computed that nobody needs."""
+"""The loss equals torch's own, and only logits of supervised positions are computed."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The whole model: what goes in and out, saving and loading, generation."""
+"""The whole model: inputs and outputs, saving and loading, generation."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Documents packed into one row are those documents alone: outputs, loss and gradients; and what would mix them."""
+"""Packed documents give the outputs, loss and gradients of single documents; models that mix them are refused."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""peft on the model: what `all-linear` adapts, and what is tied."""
+"""peft on the model: the layers of `all-linear`, and tied weights."""
 
 import warnings
 from pathlib import Path

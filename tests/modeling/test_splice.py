@@ -1,4 +1,4 @@
-"""Image tokens at their placeholders, and nowhere else."""
+"""Image tokens replace their placeholders, and nothing else."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Where generation ends: one rule, whatever the folder, and nothing else of a pretrained model's generation config."""
+"""Stop tokens of generation: one rule for every folder, without a pretrained model's other generation settings."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The estimate of a step's memory against torch's own profiler, and its parts against what they are made of."""
+"""The memory estimate of a step, compared with torch's profiler and with sums by hand."""
 
 import contextlib
 import dataclasses

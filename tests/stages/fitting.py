@@ -1,4 +1,4 @@
-"""Stages over the tiny model, run through Lightning's Trainer on batches made by hand."""
+"""Stages with the tiny model, run by Lightning's Trainer on batches made by hand."""
 
 import logging
 import warnings

@@ -1,4 +1,4 @@
-"""What a stage with adapters saves: a folder that plain peft loads, and checkpoints without what is frozen."""
+"""Stages with adapters save a folder that peft loads, and checkpoints without frozen weights."""
 
 import json
 import shutil

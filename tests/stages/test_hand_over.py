@@ -1,4 +1,4 @@
-"""Where a stopped stage goes on, and what it hands to the next."""
+"""The position at which a stopped stage resumes, and the weights that the next stage gets."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Packed rows and mixtures through a stage: the same update, what is logged per data set, and what is refused."""
+"""Packed rows and mixtures in a stage: the same update, metrics of each dataset, and what is refused."""
 
 import dataclasses
 from pathlib import Path

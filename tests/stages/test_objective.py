@@ -1,4 +1,4 @@
-"""The exact objective: the same update for any split of the samples, and means over tokens wherever one is told."""
+"""The exact objective: the same update for any split of the samples, and all metrics are means over tokens."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What moves and what does not, and what a stage refuses to train."""
+"""Trained parameters change and frozen ones do not; some modes are refused."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Steps without a finite loss or gradient, and spikes: no update, not in the log's means, named, and not for ever."""
+"""The update guard: steps with a non-finite loss or gradient, and spikes, are skipped, logged and limited in number."""
 
 import dataclasses
 import json

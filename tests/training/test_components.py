@@ -1,4 +1,4 @@
-"""Which parameter is whose, and what of it trains."""
+"""The components of parameters, and which of them are trained."""
 
 import re
 from typing import Any

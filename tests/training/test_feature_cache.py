@@ -1,4 +1,4 @@
-"""Cached features are what the encoder gives, computed once, and kept under a name that says of what."""
+"""The feature cache returns the encoder's features, computes them once, and has a key for all that they depend on."""
 
 import dataclasses
 import importlib.util

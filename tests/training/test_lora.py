@@ -1,4 +1,4 @@
-"""Which layers get adapters, what of a model then learns, and what is refused."""
+"""The layers that get adapters, the parameters that are trained, and the settings that are refused."""
 
 import dataclasses
 import re

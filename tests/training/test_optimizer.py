@@ -1,4 +1,4 @@
-"""Muon beside AdamW in one optimiser, and the schedule of their learning rate."""
+"""Muon and AdamW in one optimiser, and the learning-rate schedule."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""Weights from one run's model into another's, by component, and the name of a set of weights."""
+"""Components loaded from one run's model into another's, and the hash of weights."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The processor beside a model: ids, masks and pixels of training, and pictures from wherever people have them."""
+"""The processor of a model: the ids, masks and pixels of training, and images in many forms."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""One update for any number of ranks: one process, accumulation, DDP and FSDP learn the same from the same samples."""
+"""The update is the same with one process, accumulation, DDP and FSDP, for the same samples."""
 
 from pathlib import Path
 from typing import Any

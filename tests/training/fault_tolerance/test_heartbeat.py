@@ -1,4 +1,4 @@
-"""Ranks that die, freeze and hang, as processes with real threads, a real store and no training."""
+"""The heartbeat of ranks that die, freeze or hang: processes with real threads and a real store, without training."""
 
 import multiprocessing
 import os
