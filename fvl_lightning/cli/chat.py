@@ -64,7 +64,7 @@ def chat(
 
 
 def lines(console: Console) -> Iterator[str]:
-    """What is typed, without blank lines, up to the end of the input."""
+    """Yields the typed lines, without blank ones, up to the end of the input."""
     terminal = sys.stdin.isatty()
     while True:
         try:

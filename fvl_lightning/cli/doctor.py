@@ -21,7 +21,7 @@ def doctor(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value words, as for fvl train.")] = None,
     memory_gb: Annotated[
         float | None,
-        typer.Option("--memory-gb", min=0.1, help="Of a device (10^9 bytes); that of this machine's GPU if left out."),
+        typer.Option("--memory-gb", min=0.1, help="Memory of a device, in 10^9 bytes; by default that of this GPU."),
     ] = None,
 ) -> None:
     """Check an experiment before it starts, on a CPU: data, masks, batches, memory, room, tracking, one batch.
@@ -50,7 +50,7 @@ def doctor(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """What is being done, on a terminal only; call what it gives with words."""
+    """Shows the check under way on a terminal; call the returned function with its name."""
     console = terminal(stderr=True)
     if not console.is_terminal:
         yield lambda words: None

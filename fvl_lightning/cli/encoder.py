@@ -1,4 +1,4 @@
-"""`fvl encoder`: a picture through the encoder's own eyes, told by its own decoder."""
+"""`fvl encoder`: runs the encoder with its own decoder on an image."""
 
 from pathlib import Path
 from typing import Annotated

@@ -35,12 +35,12 @@ def export(
     from fvl_lightning.runs.references import model_folder
 
     with checkpoint_model(model, checkpoint) if checkpoint else nullcontext(model_folder(model)) as folder:
-        said = _export(folder, out, file_megabytes * 10**6, merge, base)
-    say(said)
+        line = _export(folder, out, file_megabytes * 10**6, merge, base)
+    say(line)
 
 
 def _export(folder: Path, out: Path, file_bytes: int, merge: bool, base: Path | None) -> str:
-    """Writes `out`, and says what it is."""
+    """Writes `out`, and returns a line that describes it."""
     from fvl_lightning.modeling.adapters.folders import is_adapter_folder
     from fvl_lightning.modeling.conversion.export import export_adapter, export_merged, export_model
     from fvl_lightning.runs.references import model_folder

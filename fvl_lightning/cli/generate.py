@@ -57,8 +57,8 @@ def generate(
     answers = AnswersFile(output, {"model": model_hash(loaded), "input": requests.digest, **settings})
     failed = answers.failed + answer_all(loaded, requests, answers, sampling, batch_size, seed)
     there = f", {answers.done:,} of them before" if answers.done else ""
-    told = f"{plural(requests.count, 'row')}{there}, {failed:,} without an answer: {output}"
-    say(told)
+    line = f"{plural(requests.count, 'row')}{there}, {failed:,} without an answer: {output}"
+    say(line)
 
 
 def _check_inputs(

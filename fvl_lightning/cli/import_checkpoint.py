@@ -39,5 +39,5 @@ def florence_vl(
         checkpoint, out, vision_tower, tokenizer, ImportOptions(pooled_token, prompt_pads, decoder)
     )
     sizes = f"{done.parameters:,} parameters, {done.tokens_per_image} tokens per image"
-    said = f"{out}: {sizes}; {done.ignored} keys of the checkpoint have no use here"
-    say(said)
+    line = f"{out}: {sizes}; {done.ignored} keys of the checkpoint have no use here"
+    say(line)

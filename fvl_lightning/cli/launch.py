@@ -84,11 +84,11 @@ def _as_job(config: ExperimentConfig, command: Sequence[str], options: Sequence[
 
 
 def _placed(overrides: Sequence[str], nodes: int | None, gpus_per_node: int | None) -> list[str]:
-    """The options as words of the experiment; ConfigError where a word says something else."""
+    """Returns the options as overrides of the experiment; ConfigError if an override contradicts them."""
     placed = []
     for key, option, value in (("nodes", "--nodes", nodes), ("devices", "--gpus-per-node", gpus_per_node)):
-        said = [parse_override(word).get("trainer") for word in overrides]
-        others = [trainer[key] for trainer in said if isinstance(trainer, dict) and key in trainer]
+        trainers = [parse_override(word).get("trainer") for word in overrides]
+        others = [trainer[key] for trainer in trainers if isinstance(trainer, dict) and key in trainer]
         if value is not None and any(other != value for other in others):
             raise ConfigError(
                 f"{option}: it is {value}, and trainer.{key}={others[-1]} says otherwise; give one of them"

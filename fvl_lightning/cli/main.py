@@ -151,6 +151,6 @@ def run(arguments: list[str]) -> int:
         )
         return EXIT_REQUEUE
     if result == EXIT_INTERRUPTED:  # typer's answer to KeyboardInterrupt
-        said = "stopped; what was saved is kept, and the same command (`--resume` for a training) goes on from there"
-        for_all.print(said, soft_wrap=True)
+        line = "stopped; what was saved is kept, and the same command (`--resume` for a training) goes on from there"
+        for_all.print(line, soft_wrap=True)
     return result if isinstance(result, int) else 0

@@ -124,7 +124,7 @@ class ConfigReader:
 
 @dataclass(frozen=True)
 class ComponentSummary:
-    """What is known of a component without building it."""
+    """Facts about a component, read without importing it."""
 
     name: str
     docstring: str

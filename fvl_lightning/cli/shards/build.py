@@ -86,8 +86,8 @@ def _build(config: BuildConfig) -> "Manifest":
     """Builds with a bar on standard error, on a terminal only."""
     from datamodules.building.builder import build_shards
 
-    with progress(BarColumn(), MofNCompleteColumn(), progress_text("fields[said]")) as bar:
-        task = bar.add_task("building, chunks", total=None, said="")
+    with progress(BarColumn(), MofNCompleteColumn(), progress_text("fields[counts]")) as bar:
+        task = bar.add_task("building, chunks", total=None, counts="")
 
         chunks_in_all = _counted(config) if bar.console.is_terminal else []
 
@@ -95,8 +95,8 @@ def _build(config: BuildConfig) -> "Manifest":
             now = replace(now, chunks_in_all=next(iter(chunks_in_all), now.chunks_in_all))
             left = "" if now.seconds_left is None else f", {duration(now.seconds_left)} left"
             rate = f"{now.images_per_second:.0f} images/s"
-            said = f"{now.samples:,} samples, {rate}, {now.refused:,} refused{left}"
-            bar.update(task, completed=now.chunks, total=now.chunks_in_all, said=said)
+            counts = f"{now.samples:,} samples, {rate}, {now.refused:,} refused{left}"
+            bar.update(task, completed=now.chunks, total=now.chunks_in_all, counts=counts)
 
         return build_shards(config, show)
 
@@ -134,5 +134,5 @@ def _show(manifest: "Manifest", config: BuildConfig, console: Console) -> None:
     if manifest.passed_over:
         from datamodules.building.manifest import in_words
 
-        said = f"passed over, since it says nothing to training: {in_words(manifest.passed_over)}"
-        console.print(Text(visible(said)), soft_wrap=True)
+        line = f"passed over, since it says nothing to training: {in_words(manifest.passed_over)}"
+        console.print(Text(visible(line)), soft_wrap=True)

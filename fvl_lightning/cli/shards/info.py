@@ -56,8 +56,8 @@ def info(
         summary = collect_statistics(store, encoder, processes, progress).summary()
     _show(summary, terminal())
     if json_file is not None:
-        with atomic_write(json_file) as beside:
-            beside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        with atomic_write(json_file) as tmp_path:
+            tmp_path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
 def _show(summary: dict[str, Any], console: Console) -> None:

@@ -22,7 +22,7 @@ def order(
 ) -> None:
     """List the samples of one step of a training, and the number that `data/step_keys` logs for them.
 
-    Of a training in several processes, `trainer.batch_size` times their number gives the samples of all.
+    If the training has several processes, `trainer.batch_size` times their number lists the samples of all.
 
     Example: `fvl shards order experiments/demo/finetune.yaml --step 10`
     """

@@ -42,8 +42,8 @@ def preview(
     store = SampleStore(expand_shards(paths), "all", shard_cache())
     encoder = None if tokenizer is None else open_conversation_encoder(tokenizer, tokens_per_image=1)
     previews = [preview_sample(store, i) for i in spread(len(store), number)]
-    with atomic_write(output) as beside:
-        contact_sheet(previews).save(beside, format="PNG")
+    with atomic_write(output) as tmp_path:
+        contact_sheet(previews).save(tmp_path, format="PNG")
     console = terminal()
     for sample in previews:
         _print(sample, encoder, console)
