@@ -51,7 +51,7 @@ def sync(
 
     for reference in runs:
         run = RunFolder.open(reference)
-        delivery = sync_run(run)
-        missing = f"{delivery.points} points and {delivery.others} other entries sent"
-        said = missing if delivery.points or delivery.others else "nothing was missing"
-        say(f"{run.path}: {said}")
+        report = sync_run(run)
+        missing = f"{report.points} points and {report.others} other entries sent"
+        result = missing if report.points or report.others else "nothing was missing"
+        say(f"{run.path}: {result}")

@@ -70,7 +70,7 @@ def describe(
         "fvl.init_from": ", ".join(parent["run_id"] or parent["run"] for parent in info["init_from"]) or "none",
         **tags,
     }
-    told = {
+    description = {
         "experiment": experiment.tracking.experiment,
         # A folder that is a number, the seed of a comparison's cell, says nothing on its own.
         "run_name": "/".join(run.path.parts[-3 if run.path.parent.name.isdigit() else -2 :]),
@@ -85,7 +85,7 @@ def describe(
             "source": str(experiment.data.config.root),
         },
     }
-    run.write_tracking(RunDescription.of(experiment.tracking.uri, told).plain())
+    run.write_tracking(RunDescription.of(experiment.tracking.uri, description).plain())
 
 
 def live_sync(run: RunFolder) -> LiveSync:
@@ -124,13 +124,13 @@ def sync_run(run: RunFolder, ended: int | None = None) -> SyncReport:
     Raises:
         DataError: the run was not tracked, or its store cannot be used.
     """
-    told = RunDescription(**run.read_tracking())
-    journal = list(read_metrics(run.metrics))
-    ended = ended or (journal[-1]["time"] if journal else None)
+    description = RunDescription(**run.read_tracking())
+    entries = list(read_metrics(run.metrics))
+    ended = ended or (entries[-1]["time"] if entries else None)
     model = run.model if run.finished else None
-    delivery = send_run(told, run.info.get("mlflow_run_id"), journal, ENDED.get(run.info["status"]), ended, model)
-    run.record(mlflow_run_id=delivery.run_id)
-    return delivery
+    report = send_run(description, run.info.get("mlflow_run_id"), entries, ENDED.get(run.info["status"]), ended, model)
+    run.record(mlflow_run_id=report.run_id)
+    return report
 
 
 def track_results(
@@ -146,11 +146,11 @@ def track_results(
         data: the data module whose test split the model was asked about, to be named as what the scores are of.
         metric: the results called `<metric>/...` are the scores on that split; None where no result is.
     """
-    told = run.read_tracking() | {"results": results, "tables": tables}
+    description = run.read_tracking() | {"results": results, "tables": tables}
     if data is not None:
-        asked = {"name": f"{told['dataset']['name']}/test", "digest": data.store("test").manifest_hash()}
-        told["evaluated"] = told["dataset"] | asked | ({} if metric is None else {"metric": metric})
-    run.write_tracking(told)
+        asked = {"name": f"{description['dataset']['name']}/test", "digest": data.store("test").manifest_hash()}
+        description["evaluated"] = description["dataset"] | asked | ({} if metric is None else {"metric": metric})
+    run.write_tracking(description)
     try:
         sync_run(run)
     except DataError as error:

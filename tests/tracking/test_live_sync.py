@@ -20,16 +20,16 @@ from fvl_lightning.tracking import sync as sync_module
 from fvl_lightning.tracking.live_sync import LiveSync
 from fvl_lightning.tracking.metrics_log import JsonlLogger, read_metrics
 from fvl_lightning.tracking.sync import RunDescription, SyncReport, send_run
-from tests.tracking.test_sync import TOLD
+from tests.tracking.test_sync import DESCRIPTION
 
 Follow = Callable[[], tuple[JsonlLogger, LiveSync]]
 
 
 def following(uri: str, log: Path, key: str = "0123") -> tuple[JsonlLogger, LiveSync]:
     """A metrics log and the sync that follows it, as a training that starts or goes on has them."""
-    description = RunDescription.of(uri, {**TOLD, "key": key})
+    description = RunDescription.of(uri, {**DESCRIPTION, "key": key})
     sync = LiveSync(log, description.uri, lambda: send_run(description, None, read_metrics(log)))
-    sync.sync()
+    sync.sync_soon()
     return JsonlLogger(log, sync), sync
 
 
@@ -151,7 +151,7 @@ def test_a_sync_by_somebody_else_doubles_nothing(uri: str, follow: Follow, tmp_p
     log, sync = follow()
     log.log_metrics({"loss": 3.0}, 1)
     log.log_metrics({"loss": 2.0}, 2)
-    assert send_run(RunDescription.of(uri, TOLD), None, read_metrics(tmp_path / "metrics.jsonl")).points == 2
+    assert send_run(RunDescription.of(uri, DESCRIPTION), None, read_metrics(tmp_path / "metrics.jsonl")).points == 2
     sync.sync()
     assert points(uri, "loss") == [(1, 3.0), (2, 2.0)]
 
@@ -190,7 +190,7 @@ def log_from_a_process(uri: str, folder: Path, number: int) -> None:
         log.log_metrics({"loss": number + 1.0 / step, "speed": float(step)}, step)
         if step % 4 == 0:
             log.after_save_checkpoint(None)
-    sync.sync()
+    sync.sync_soon()
 
 
 def test_eight_processes_log_to_one_sqlite_store(uri: str, tmp_path: Path) -> None:
