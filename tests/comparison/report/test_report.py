@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from rich.console import Console
 
 from datamodules.demo.data import DemoData
 from fvl_lightning.comparison.report.figures import accuracy_figure, answer_sheet, loss_figure, source_weight_figure
+from fvl_lightning.comparison.report.interval_figures import pareto_figure
 from fvl_lightning.comparison.report.report import markdown, rich_table, write_report
 from fvl_lightning.comparison.schema.cell import AnswerRow, Measurements
 from fvl_lightning.comparison.schema.comparison import Comparison, read_comparison
 from fvl_lightning.comparison.statistics.summary import summarize
+from fvl_lightning.core import registry
+from fvl_lightning.evaluation.metrics.base import AnswerMetric
 
 KINDS = ("bars", "colour", "count", "handwritten digits", "word colour")
 ARMS = ("gated", "concat", "attention")
@@ -225,3 +229,39 @@ def test_curves() -> None:
     masses = {arm: {"davit": [(10, 0.7), (20, 0.6)], "caption": [(10, 0.3), (20, 0.4)]} for arm in ARMS[:2]}
     assert [axes.get_title(loc="left") for axes in source_weight_figure(masses).axes] == list(ARMS[:2])
     assert loss_figure({}).texts[0].get_text() == "nothing was logged"
+
+
+def test_another_metric_names_tables_and_axes(
+    comparison: dict[str, Any], samples: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is drawn and written follows from the registered class: its title, criterion, bounds and direction."""
+    registry.names("metric")
+    monkeypatch.setitem(registry._components, "metric", dict(registry._components["metric"]))
+
+    @registry.register("metric", "edits")
+    class EditsMetric(AnswerMetric):
+        """Difference of the lengths, in characters."""
+
+        title, criterion, explanation = "Edit length", "characters", "are compared by their length"
+        bounds, higher_is_better = (0.0, 50.0), False
+
+        @dataclass
+        class Config:
+            """Nothing to set."""
+
+        def score(self, text: str, truth: str) -> float:
+            return float(abs(len(text) - len(truth)))
+
+    for entry in [*comparison["arms"].values(), *comparison["cells"]]:
+        entry["edits"] = entry.pop("accuracy", None) or entry["edits"]
+    other = Comparison.read(comparison | {"metric": "edits/overall"})
+    text = markdown(other)
+    assert "## Edit length on the test split, level easy" in text
+    assert "which training never saw, and are compared by their length." in text
+    assert "accuracy" not in text.lower()
+    axes = accuracy_figure(other).axes[0]
+    assert axes.get_ylabel() == "edit length (characters)"
+    assert axes.get_ylim() == (0, 52.5)
+    assert pareto_figure(other).axes[0].get_ylabel() == "edit length, overall (one seed)"
+    marks = {text.get_text() for text in answer_sheet(samples, "edits").findobj(Text)}
+    assert {"✗ gated: Red.", "✗ concat: blue"} <= marks, "no answer has the best score, a length of 3"
