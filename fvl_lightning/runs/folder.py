@@ -200,9 +200,9 @@ class RunFolder:
         except (OSError, ValueError):
             raise DataError(f"{self.path} was not tracked: {self.tracking.name} is missing or not valid") from None
 
-    def write_tracking(self, told: dict[str, Any]) -> None:
+    def write_tracking(self, description: dict[str, Any]) -> None:
         """Writes tracking.json."""
-        write_text_atomically(self.tracking, json.dumps(told, indent=2))
+        write_text_atomically(self.tracking, json.dumps(description, indent=2))
 
     def is_of(self, wanted: RunIdentity) -> bool:
         """Returns whether the run has this identity."""

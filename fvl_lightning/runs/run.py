@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from datamodules.base import BatchData
 from fvl_lightning.core.atomic import share_file_modes
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import own_rank
@@ -113,7 +114,7 @@ def record_model(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) ->
 
 def fit(
     stage: Stage,
-    data: Any,
+    data: BatchData,
     experiment: ExperimentConfig,
     run: RunFolder,
     metrics_log: JsonlLogger | None,

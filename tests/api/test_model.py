@@ -50,8 +50,8 @@ def test_features_and_weights_are_those_of_the_model(model: Model) -> None:
         assert features[source].shape == (2, spec.tokens, spec.dim)
         assert torch.equal(features[source][0], features[source][1])
     weights = model.source_weights("red.png")
-    assert list(weights.masses) == model.sources
-    assert sum(weights.masses.values()) == pytest.approx(1, abs=1e-5)
+    assert list(weights.weights) == model.sources
+    assert sum(weights.weights.values()) == pytest.approx(1, abs=1e-5)
 
 
 def test_mistakes_are_errors_of_the_kit(model: Model) -> None:

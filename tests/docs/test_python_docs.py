@@ -74,7 +74,7 @@ def test_the_page_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert names["steps"][-1] == 20
     assert {"train/loss", "validation/loss", "learning_rate/fusion"} <= set(names["metrics"])
     sources = ["davit", "caption", "ocr", "grounding"]
-    assert list(names["weights"].masses) == list(names["shapes"]) == names["model"].sources == sources
+    assert list(names["weights"].weights) == list(names["shapes"]) == names["model"].sources == sources
     assert len(names["answers"]) == 2
     assert all(isinstance(names[text], str) for text in ("answer", "first", "second"))
     assert names["evaluation"].scores.by_kind.keys() == {kind for kind, _, _ in names["rows"]}
