@@ -45,7 +45,7 @@ class SourceModule:
                 self._statements.setdefault(bound, []).append(statement)
 
     def value(self, name: str) -> Any:
-        """What a module-level name stands for."""
+        """Returns the value of a module-level name; Unreadable where it has none."""
         self._define(name)
         if name not in self._namespace:
             raise Unreadable(f"{self.path} does not define {name}")
@@ -136,7 +136,7 @@ def _bound_names(statement: ast.stmt) -> Iterator[str]:
 
 
 def _imported(statement: ast.Import | ast.ImportFrom, name: str) -> Any:
-    """What an import statement binds to `name`; a module of the kit that takes long to import is read instead."""
+    """Returns what an import statement binds to `name`; a module of the kit that takes long to import is read instead."""
     alias = next(one for one in statement.names if name in (one.asname, one.name.partition(".")[0]))
     if isinstance(statement, ast.Import):
         if not _is_quick(alias.name):
