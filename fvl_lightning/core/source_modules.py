@@ -136,7 +136,7 @@ def _bound_names(statement: ast.stmt) -> Iterator[str]:
 
 
 def _imported(statement: ast.Import | ast.ImportFrom, name: str) -> Any:
-    """Returns what an import statement binds to `name`; a module of the kit that takes long to import is read instead."""
+    """Returns what an import statement binds to `name`; slow modules of the kit are read instead of imported."""
     alias = next(one for one in statement.names if name in (one.asname, one.name.partition(".")[0]))
     if isinstance(statement, ast.Import):
         if not _is_quick(alias.name):
