@@ -202,11 +202,9 @@ PENDING: dict[Rule, tuple[str, ...]] = {
     ),
     word_violations: (
         "fvl_lightning/cli/mlflow.py:",
-        "fvl_lightning/core/source_modules.py:",
         "fvl_lightning/runs/",
         "fvl_lightning/tracking/",
         "datamodules/base.py:",
-        "datamodules/batching/config.py:",
         "datamodules/building/",
         "datamodules/shards.py:",
         "datamodules/storage/",

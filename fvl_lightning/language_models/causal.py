@@ -46,8 +46,8 @@ class CausalLanguageModel(LanguageModel):
         revision: str | None = None
         """Hub revision; null for the newest."""
         model: dict[str, Any] = field(default_factory=dict)
-        """The model's configuration, with `model_type`; read from `pretrained` if that is given. A YAML file that sets
-        `pretrained` over one that sets `model` replaces `model` and the tokenizer."""
+        """The model's configuration, with `model_type`; read from `pretrained` if that is given. Setting
+        `pretrained` over an inherited `model` replaces `model` and the tokenizer."""
         tokenizer: PathText | None = None
         """Hub id or folder of the tokenizer; null for `pretrained`'s."""
         chat_template: str | None = None

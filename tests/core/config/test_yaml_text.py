@@ -146,7 +146,7 @@ def test_axes_of_a_comparison_keep_it_too(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("axes: {language_model.revision: [12e5, 007, no, a], seed_of: {x: [1.10]}}", encoding="utf-8")
     config = load_config(ComparisonConfig, path)
-    words = [arm.words for arm in arms_of(config, path).values()]
+    words = [arm.overrides for arm in arms_of(config, path).values()]
     written = ["12e5", "007", "no", '"a"']
     assert [first for first, _ in words] == [f"language_model.revision={word}" for word in written]
     assert words[0][1] == "seed_of.x=1.10"
