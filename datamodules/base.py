@@ -1,4 +1,4 @@
-"""From the shards of one or several data sets to batches: what every data module of the kit shares."""
+"""The base of all data modules: from the shards of one or several datasets to batches."""
 
 import hashlib
 from abc import abstractmethod
@@ -43,7 +43,7 @@ TRAINING_SPLITS = ("train", "validation")
 
 @dataclass(frozen=True)
 class SplitDataset:
-    """One dataset of a split: its name ("" where it is the only one), shards, view, and share of a mixture."""
+    """One dataset of a split: its name ("" if it is the only one), shards, view, and share of a mixture."""
 
     name: str
     shards: Sequence[str]
@@ -54,7 +54,7 @@ class SplitDataset:
 class BatchData(LightningDataModule):
     """Batches of shards, splits train and validation.
 
-    Life: prepare_data(), before anything of the model exists; connect(context); then the loaders.
+    Call prepare_data() first, which needs no model; then connect(context); then the loaders.
     """
 
     config: BatchConfig
@@ -77,15 +77,15 @@ class BatchData(LightningDataModule):
 
     @abstractmethod
     def datasets(self, split: str) -> list[SplitDataset]:
-        """The data sets of a split; DataError where there is none."""
+        """Returns the datasets of a split; DataError if there is none."""
 
     def prepare_data(self) -> None:
-        """Indexes shards that have no index yet; raises DataError where train or validation is missing or broken."""
+        """Indexes shards that have no index yet; raises DataError if train or validation is missing or broken."""
         for split in TRAINING_SPLITS:
             self.store(split)
 
     def connect(self, context: DataContext) -> None:
-        """Tells what the batches are for: image size, tokenizer, batch size, seed, position, rank."""
+        """Sets what the batches are for: image size, tokenizer, batch size, seed, position, rank."""
         self._context = context
         self._items.clear()
         self.__dict__.pop("encoder", None)
@@ -103,12 +103,12 @@ class BatchData(LightningDataModule):
         self._context = replace(self.context, position=position)
 
     def attach_features(self, lookup: FeatureLookup | None) -> None:
-        """From now on batches hold `lookup(split, sample number)` in place of images; None takes it back."""
+        """Makes batches hold `lookup(split, sample number)` instead of images; None undoes this."""
         assert lookup is None or self.config.view != "tasks", "prompted targets train the encoder: it needs images"
         self._lookup = lookup
 
     def train_dataloader(self) -> CountingLoader:
-        """Batches without end from the context's position on, in an order that is a function of seed and position."""
+        """Returns endless batches from the context's position on; their order is a function of seed and position."""
         context, config, datasets = self.context, self.config, self.datasets("train")
         if not isinstance(context.position, int):
             raise DataError("the position to resume from is that of a stream; resume with data: webdataset")
@@ -130,7 +130,7 @@ class BatchData(LightningDataModule):
         return BatchLoader(self._batch_dataset("train"), rows, config.workers, config.max_bad_fraction)
 
     def val_dataloader(self) -> FiniteBatchLoader:
-        """The validation split once, in order; the last batch may be smaller."""
+        """Returns the validation split once, in order; the last batch may be smaller."""
         context = self.context
         numbers = range(len(self.datasets("validation")))
         items = concatenate([self._dataset_items("validation", number) for number in numbers])
@@ -140,52 +140,52 @@ class BatchData(LightningDataModule):
 
     @property
     def context(self) -> DataContext:
-        """What `connect` was told."""
+        """The context that `connect` was given."""
         assert self._context is not None, "connect(context) comes before the loaders"
         return self._context
 
     @cached_property
     def encoder(self) -> ConversationEncoder:
-        """Conversations and captions -> token ids, for the connected tokenizer."""
+        """Encodes conversations and captions as token ids with the connected tokenizer."""
         context = self.context
         return ConversationEncoder(context.tokenizer, context.image_token_id, context.image.tokens_per_image)
 
     @property
     def reader(self) -> ImageReader:
-        """How images become pixels for the connected encoder."""
+        """Turns images into pixels for the connected encoder."""
         config = self.config
         return ImageReader(self.context.image, config.image_fit, config.jpeg_decoder, config.scaled_decode)
 
     def store(self, split: str) -> SampleStore:
-        """The samples of a split, its data sets one after the other; DataError where it has no shards."""
+        """Returns the samples of a split, dataset after dataset; DataError if it has no shards."""
         if split not in self._stores:
             shards = [shard for dataset in self.datasets(split) for shard in dataset.shards]
-            # Before it is known what the images are for, nothing but their number is asked of a store.
+            # Before `connect`, only the number of images is asked for, so the decoder does not matter.
             decode = decode_image if self._context is None else self.reader.decode
             store = SampleStore(shards, split, self.cache, decode)
             refused = sum(problem.count for problem in store.problems.values())
             whole = len(store) + refused
             if whole >= MIN_SAMPLES_JUDGED and refused > self.config.max_bad_fraction * whole:
-                told = ", ".join(f"{reason}: {problem.count}" for reason, problem in store.problems.items())
+                reasons = ", ".join(f"{reason}: {problem.count}" for reason, problem in store.problems.items())
                 raise DataError(
-                    f"{refused} of what the shards of {split} hold can't be read ({told}), more than max_bad_fraction "
-                    f"{self.config.max_bad_fraction} of it; `fvl shards check` names the places"
+                    f"{refused} of what the shards of {split} hold can't be read ({reasons}), more than "
+                    f"max_bad_fraction {self.config.max_bad_fraction} of it; `fvl shards check` names the places"
                 )
             self._stores[split] = store
         return self._stores[split]
 
     def questions(self, split: str) -> list[Question]:
-        """The questions of a split, each with its answer and kind."""
+        """Returns the questions of a split, each with its answer and kind."""
         return list_questions(self.store(split))
 
     def pixels(self, split: str, indices: Sequence[int]) -> Tensor:
-        """The images of these samples, one sample after the other, [I, 3, P, P] float32 normalised."""
+        """Returns the images of these samples, sample after sample, [I, 3, P, P] float32 normalised."""
         store = self.store(split)
         images = [image for i in indices for image in store.images(i)]
         return self.reader.pixels(images)
 
     def prompted(self, split: str, indices: Sequence[int]) -> PromptedBatch:
-        """These samples as prompted targets, to score the encoder on; DataError where one is broken."""
+        """Returns these samples as prompted targets, to score the encoder on; DataError if one is broken."""
         assert self.config.view == "tasks"
         loaded = self._batch_dataset(split)[single_rows(indices)]
         for error in [loaded.error, *loaded.bad]:
@@ -195,7 +195,7 @@ class BatchData(LightningDataModule):
         return loaded.batch
 
     def read_image(self, path: Path) -> Tensor:
-        """A picture of one's own as the encoder wants it, [3, P, P] float32 normalised; DataError where it can't be."""
+        """Returns an image file as pixels for the encoder, [3, P, P] float32; DataError if it cannot be read."""
         return self.reader.pixels([self.reader.decode(path)])[0]
 
     def limits(self) -> str:
@@ -203,22 +203,22 @@ class BatchData(LightningDataModule):
         return ""
 
     def manifest_hash(self) -> str:
-        """Names the data of a training run: the hash of what its two splits hold."""
+        """Returns the name of a training run's data: the hash of its two splits."""
         hashes = [self.split_hash(split) for split in TRAINING_SPLITS]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
 
     def content_hash(self, splits: Sequence[str] = TRAINING_SPLITS) -> str:
-        """Names what these splits hold, by their bytes too (SampleStore.content_hash); it needs no `connect`."""
+        """Returns a hash of these splits with their bytes (SampleStore.content_hash); it needs no `connect`."""
         hashes = [f"{split} {self.split_hash(split, content=True)}" for split in splits]
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
 
     def split_hash(self, split: str, content: bool = False) -> str:
-        """Names the data of one split; with `content` by its bytes too."""
+        """Returns the name of one split's data; with `content` it depends on the bytes too."""
         store = self.store(split)
         return store.content_hash() if content else store.manifest_hash()
 
     def _ends(self, split: str) -> list[int]:
-        """The number of the first sample behind each data set."""
+        """Returns the number of the first sample after each dataset."""
         counts, ends, shards = self.store(split).samples_per_shard, [], 0
         for dataset in self.datasets(split):
             shards += len(dataset.shards)
@@ -226,7 +226,7 @@ class BatchData(LightningDataModule):
         return ends
 
     def _dataset_items(self, split: str, number: int) -> Items:
-        """What is drawn from one data set of a split, measured where rows have to be planned."""
+        """Returns the items of one dataset of a split, measured if rows must be planned."""
         ends, config = [0, *self._ends(split)], self.config
         samples = range(ends[number], ends[number + 1])
         planned = split == "train" and config.layout != "padded"
@@ -240,13 +240,13 @@ class BatchData(LightningDataModule):
         return items
 
     def _cache_folder(self, dataset: SplitDataset) -> Path | None:
-        """The folder of a data set's shards, or of the cache, for what is kept of it."""
+        """Returns the folder of a dataset's shards, or of the cache, in which its measured lengths are stored."""
         if self.cache is not None and is_remote(dataset.shards[0]):
             return self.cache.folder
         return Path(dataset.shards[0]).parent
 
     def _blocks(self, number: int, items: Items) -> list[int] | None:
-        """Items per block of a remote data set, a block being the shards that fit into half of the cache."""
+        """Returns the items per block of a remote dataset; the shards of a block fit into half of the cache."""
         dataset, store = self.datasets("train")[number], self.store("train")
         if self.cache is None or not any(map(is_remote, dataset.shards)):
             return None
@@ -275,7 +275,7 @@ class BatchData(LightningDataModule):
         return BatchDataset(store, dataset_views, self._ends(split), self._collate(datasets, packed), self._lookup)
 
     def view(self, name: str) -> View:
-        """How samples of the view `name` become tokens."""
+        """Returns the view `name`, which turns samples into tokens."""
         context, config = self.context, self.config
         if name == "tasks":
             return TasksView(context, config.sequence_length)

@@ -1,4 +1,4 @@
-"""Training data from WebDataset shards of one's own: one data set, or a mixture of several."""
+"""Training data from your own WebDataset shards: one dataset, or a mixture of several."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,16 +16,16 @@ from fvl_lightning.core.registry import register
 
 @dataclass
 class DatasetConfig:
-    """One data set of a mixture."""
+    """One dataset of a mixture."""
 
     root: PathText = ""
     """Folder or URL with train-000000.tar, validation-000000.tar and so on."""
     shards: dict[str, list[PathText]] = field(default_factory=dict)
-    """In place of `root`: the shards of each split, as folders, globs, {000000..000999}.tar or URLs."""
+    """Instead of `root`: the shards of each split, as folders, globs, {000000..000999}.tar or URLs."""
     view: Literal["conversation", "caption"] | None = None
-    """What its samples are; null for what the others are."""
+    """What its samples are; null for `data.view`."""
     share: float | None = number(None, above=0)
-    """How much of what is trained on comes from it, in any unit; null for all: as much as each one has."""
+    """Its share of the training samples, in any unit; null for all datasets: in proportion to their sizes."""
 
 
 @register("data", "shards")
@@ -34,17 +34,17 @@ class ShardsData(BatchData):
 
     @dataclass
     class Config(BatchConfig):
-        """Where the shards are and how their samples are used."""
+        """The shards, and how their samples are used."""
 
         root: PathText = ""
         """Folder or URL (s3://, gs://, https://) with train-000000.tar, validation-000000.tar and so on."""
         shards: dict[str, list[PathText]] = field(default_factory=dict)
-        """In place of `root`: the shards of each split, as folders, globs, {000000..000999}.tar or URLs."""
+        """Instead of `root`: the shards of each split, as folders, globs, {000000..000999}.tar or URLs."""
         datasets: dict[str, DatasetConfig] = field(default_factory=dict)
-        """In place of both: several data sets, mixed by their shares. A split may be missing from some of them."""
+        """Instead of both: several datasets, mixed by their shares. Some of them may lack a split."""
         cache_gigabytes: float = number(50.0, above=0)
-        """How much of remote shards is kept in ~/.cache/fvl_lightning; those used least recently go first. Shuffling is
-        over as many as fit into half of it."""
+        """Size of the cache for remote shards in ~/.cache/fvl_lightning; the least recently used are removed first.
+        Shuffling extends over as many shards as fit into half of it."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -74,7 +74,7 @@ class ShardsData(BatchData):
             self.cache = default_cache(config.cache_gigabytes)
 
     def datasets(self, split: str) -> list[SplitDataset]:
-        """The data sets that have this split; DataError where none has."""
+        """Returns the datasets that have this split; DataError if none has."""
         if split not in self._split_datasets:
             found: list[SplitDataset] = []
             for name, dataset in self._datasets.items():
@@ -88,7 +88,7 @@ class ShardsData(BatchData):
         return self._split_datasets[split]
 
     def _shards(self, name: str, dataset: DatasetConfig, split: str) -> list[str]:
-        """The shards of one split; none where it is one of several data sets and has no such split."""
+        """Returns the shards of one split; none if it is one of several datasets and has no such split."""
         where = f"data.datasets.{name}" if name else "data"
         if dataset.shards:
             if split in dataset.shards:

@@ -30,14 +30,14 @@ class WebDatasetData(ShardsData):
 
     @dataclass
     class Config(ShardsData.Config):
-        """Where the shards are and how their samples are used. Batches depend on the number of workers."""
+        """The shards, and how their samples are used. Batches depend on the number of workers."""
 
         workers: int = number(0, at_least=0, changes="nothing")
-        """Processes that read, each its own shards; 0 reads in the training process. Others are another order."""
+        """Processes that read, each its own shards; 0 reads in the training process. The order depends on it."""
         shuffle_buffer: int = number(1000, at_least=1)
         """Samples that each reader holds in memory, encoded, of each data set, and shuffles together."""
         cache_gigabytes: float = number(50.0, above=0)
-        """How much of remote validation and test shards is kept in ~/.cache/fvl_lightning; train is not kept."""
+        """Size of the cache for remote validation and test shards in ~/.cache/fvl_lightning; train is not copied."""
 
     config: Config
     STREAMS = True
@@ -48,7 +48,7 @@ class WebDatasetData(ShardsData):
         self.store("validation")
 
     def train_dataloader(self) -> StreamLoader:
-        """Batches without end, from the context's position on; see docs/data.md for what a resume promises."""
+        """Returns endless batches from the context's position on; docs/data.md states what a resume promises."""
         context, config, datasets = self.context, self.config, self.datasets("train")
         start = context.position if isinstance(context.position, tuple) else (0,) * len(datasets)
         if len(start) != len(datasets):
@@ -85,7 +85,7 @@ class WebDatasetData(ShardsData):
         return [question for shards in some for question in list_questions(SampleStore(shards, split, self.cache))]
 
     def split_hash(self, split: str, content: bool = False) -> str:
-        """As of BatchData; train is named by the names of its shards and, of those on this machine, by their bytes."""
+        """As of BatchData; the name of train depends on the names of its shards, and on the bytes of local ones."""
         if split != "train":
             return super().split_hash(split, content)
         shards = [shard for dataset in self.datasets(split) for shard in dataset.shards]

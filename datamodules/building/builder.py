@@ -1,9 +1,9 @@
-"""Any source of image-text data to WebDataset shards with indexes and a manifest: `fvl shards build`.
+"""Builds WebDataset shards with indexes and a manifest from any source of image-text data: `fvl shards build`.
 
     source -> chunks -> (processes) rows, checked and encoded -> (this process) tars, in the order of the source
 
-Rows are checked in any number of processes, but all is written by one and in order, so that the bytes are the same
-for any number. A build that was killed goes on from its last finished shard (build_journal.py), to the same bytes.
+Any number of processes check rows, but one process writes, in order, so the bytes do not depend on the number. A build
+that was killed resumes at its last finished shard (resume_log.py) and ends with the same bytes.
 """
 
 import json
@@ -30,24 +30,24 @@ from fvl_lightning.core.errors import ConfigError, DataError, os_error_in_words
 log = logging.getLogger(__name__)
 
 _MOST_KINDS = 100
-"""Kinds of what is passed over that are counted one by one: every line of the journal has them all."""
+"""Kinds of ignored content that are counted separately: every line of the resume log has them all."""
 _KIND_CHARACTERS = 100
 
 Report = Callable[[BuildProgress], None]
 
 _LOG = "refused.log"
-"""The refusals so far, in the work folder."""
+"""The file of refusals so far, in the work folder."""
 
 
 def build_shards(config: BuildConfig, progress: Report | None = None) -> Manifest:
-    """Builds the shards of a checked recipe, or of the part of them that it names; goes on where it was killed.
+    """Builds the shards of a checked recipe, or the part that it names; resumes a build that was killed.
 
-    A build that is finished already is left alone; its manifest then says `already_complete`.
+    A finished build is left alone; its manifest then has `already_complete`.
 
     Raises:
         ConfigError: no source.
-        DataError: the source can't be read or has no good row, the output can't be written or holds something else, or
-            another process is building there.
+        DataError: the source cannot be read or has no good row, the output cannot be written or holds something else,
+            or another process is building there.
     """
     if config.source is None:
         raise ConfigError("source: a build needs one, such as source.name=llava_json")
@@ -69,7 +69,7 @@ def _build(
 ) -> Manifest:
     output.begin()
     with ResumeLog(output.work) as journal:
-        # What has finished no shard has nothing to lose: a recipe that was mended may begin anew.
+        # A build without a finished shard has nothing to lose, so a corrected recipe may start again.
         if journal.settings is not None and journal.state.shards:
             output.refuse_other(journal.settings, settings)
             output.check_there(shard for shards in journal.state.shards.values() for shard in shards)
@@ -95,7 +95,7 @@ def _build(
 
 
 class _Build:
-    """The shards in the making and the log of refusals, taken up where the journal left them."""
+    """The unfinished shards and the log of refusals, restored to where the resume log ends."""
 
     def __init__(self, config: BuildConfig, output: Output, journal: ResumeLog) -> None:
         self.config, self.output, self.journal, self.state = config, output, journal, journal.state
@@ -119,13 +119,13 @@ class _Build:
         )
 
     def run(self, source: Source, progress: Report | None) -> None:
-        """Reads the source from where the build stands to its end."""
+        """Reads the source from the current position to its end."""
         first, parts = (int(number) for number in self.config.part.split("/"))
         chunks = source.chunks()
         count = operator.length_hint(chunks, -1)
-        mine = len(range(first - 1, count, parts)) if count >= 0 else None
+        chunks_in_part = len(range(first - 1, count, parts)) if count >= 0 else None
         done = len(range(first - 1, self._next[0], parts))
-        reporter = Reporter(replace(self.before, chunks=done, chunks_in_all=mine), progress)
+        reporter = Reporter(replace(self.before, chunks=done, chunks_in_all=chunks_in_part), progress)
         jobs = (
             (number, chunk)
             for number, chunk in enumerate(chunks)
@@ -144,10 +144,10 @@ class _Build:
                             reporter.add(refused=outcome.rows)
                 self._next = (number + 1, 0)
                 reporter.add(chunks=1)
-        reporter.tell()
+        reporter.report()
 
     def finish(self, settings: dict[str, Any]) -> Manifest:
-        """Ends every shard and puts log and manifest in place."""
+        """Finishes every shard and publishes the log and the manifest."""
         for split in sorted(self._open):
             self._finish_shard(split)
         self._log.close()
@@ -164,7 +164,7 @@ class _Build:
         return manifest
 
     def close(self) -> None:
-        """Lets go of all files."""
+        """Closes all files."""
         self._log.close()
         for shard in self._open.values():
             shard.close()
@@ -195,14 +195,14 @@ class _Build:
         self.state.refused[refusal.reason] = self.state.refused.get(refusal.reason, 0) + refusal.rows
 
     def _pass_over(self, kind: str, count: int) -> None:
-        # A key of JSON may hold half a character, which no terminal takes.
+        # A JSON key may hold half a character, which no terminal prints.
         kind = kind[:_KIND_CHARACTERS].encode(errors="backslashreplace").decode()
         counts = self.state.passed_over
         kind = kind if kind in counts or len(counts) < _MOST_KINDS else "(others)"
         counts[kind] = counts.get(kind, 0) + count
 
     def _make_room(self, sample: BuiltSample) -> None:
-        """Sees to an open shard of the sample's split that it fits in."""
+        """Opens a new shard of the sample's split if the sample does not fit into the open one."""
         shard = self._open.get(sample.split)
         if shard and whole_size(shard.length.bytes + len(sample.members)) > self.config.bytes_per_shard:
             self._finish_shard(sample.split)
@@ -211,7 +211,7 @@ class _Build:
             self._open[sample.split] = OpenShard(self.output.work / self._name(sample.split))
 
     def _finish_shard(self, split: str) -> None:
-        """Ends a shard; once the journal has it, nothing up to the next row need be done again."""
+        """Finishes a shard; once the resume log has it, no row before the next one is read again."""
         name = self._name(split)
         shard = self._open.pop(split).finish(name)
         for other in self._open.values():
@@ -231,17 +231,17 @@ class _Build:
         source, part = self.config.source.name, self.config.part
         where = "" if part == "1/1" else f" in part {part}"
         passed_over = in_words(self.state.passed_over)
-        beside = f"; passed over: {passed_over}" if passed_over else ""
+        ignored = f"; passed over: {passed_over}" if passed_over else ""
         if not self.state.refused:
-            return DataError(f"the source {source} has no rows{where}, so there is nothing to build{beside}")
+            return DataError(f"the source {source} has no rows{where}, so there is nothing to build{ignored}")
         reason, count = max(self.state.refused.items(), key=lambda item: item[1])
         rows = sum(self.state.refused.values())
         log = f"{self.output.place}/{self.output.refusals}"
-        said = f"none of the {rows} rows of {source}{where} is usable, {count} for '{reason}'{self._example(reason)}"
-        return DataError(f"{said}; {log} has all{beside}")
+        message = f"none of the {rows} rows of {source}{where} is usable, {count} for '{reason}'{self._example(reason)}"
+        return DataError(f"{message}; {log} has all{ignored}")
 
     def _example(self, reason: str) -> str:
-        """The place and detail of the first row that was refused for a reason."""
+        """Returns the place and detail of the first row that was refused for a reason."""
         with (self.output.work / _LOG).open(encoding="utf-8") as lines:
             first = next(row for row in map(json.loads, lines) if row["reason"] == reason)
         return f" ({first['where']}: {first['detail']})" if first["detail"] else f" ({first['where']})"

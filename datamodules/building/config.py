@@ -1,4 +1,4 @@
-"""What a recipe for `fvl shards build` can say; the source's own fields are beside its class."""
+"""The fields of a recipe for `fvl shards build`; the fields of a source stand with its class."""
 
 import re
 from dataclasses import dataclass, field
@@ -11,25 +11,24 @@ from fvl_lightning.core.config.loading import slot
 
 @dataclass
 class BuildConfig:
-    """One source of image-text data, and the shards it becomes."""
+    """One source of image-text data, and its shards."""
 
     source: Any = slot("source")
     output: PathText = "shards"
     """Folder or fsspec URL (s3://, gs://) of the shards, their indexes and manifests."""
     splits: dict[str, float] = number(default_factory=dict, above=0, at_most=1)
-    """Fraction of the samples per split; all are train where none is named. A sample's split is found from the hash of
-    its image (text, if it has none), so that the same image is never in two splits; of several images, the one with the
-    smallest hash decides."""
+    """Fraction of the samples per split; without it all are train. The hash of a sample's image (of its text, if it has
+    no image) decides its split, so that an image is never in two splits; of several, the smallest hash decides."""
     samples_per_shard: int = number(10_000, at_least=1)
-    """A shard ends with this many samples, or earlier by bytes_per_shard."""
+    """Samples per shard; bytes_per_shard may end it earlier."""
     bytes_per_shard: int = number(2**30, at_least=1)
-    """A shard ends before it would grow beyond this; a single larger sample has one of its own."""
+    """Largest size of a shard in bytes; a single larger sample has a shard of its own."""
     processes: int | None = number(None, at_least=1)
-    """Processes that read and check; null for one per core. The shards are the same for any number."""
+    """Processes that read and check; null for one per core. The shards do not depend on it."""
     part: str = "1/1"
     """i/n: build only the i-th of n parts of the source, so that n machines can share the work."""
     plugins: list[PathText] = field(default_factory=list)
-    """Modules or .py files that register sources of your own."""
+    """Modules or .py files that register your own sources."""
 
     def __post_init__(self) -> None:
         self.splits = self.splits or {"train": 1.0}

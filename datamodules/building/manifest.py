@@ -1,4 +1,4 @@
-"""What a build of shards made: the manifest beside them; and, for who waits for it, how far a build has got."""
+"""The manifest of a build of shards, and the progress of a build that is running."""
 
 import json
 import re
@@ -11,24 +11,24 @@ from datamodules.storage.writer import Shard
 from fvl_lightning.core.errors import DataError
 
 MANIFEST_NAME = re.compile(r"manifest(-part\d+of\d+)?\.json")
-"""The names of manifests: one per build, or one per part of it."""
+"""Names of manifests: one per build, or one per part of it."""
 
 FORMAT = 2
-"""Raised whenever the same settings would give other shards."""
+"""Version of the format; it rises whenever the same settings would give other shards."""
 
 _KINDS_NAMED = 12
 
 REPORT_SECONDS = 0.5
-"""Progress is told no more often than this."""
+"""Smallest number of seconds between two reports of progress."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The shards of each split in order, how many rows were refused for what reason, and what was passed over.
+    """The shards of each split in order, the number of refused rows per reason, and what was ignored.
 
     Args:
-        settings: what was built: the resolved recipe, less what the shards do not depend on.
-        already_complete: the build had been finished before, so that nothing was done; not part of the file.
+        settings: the resolved recipe without the fields that the shards do not depend on.
+        already_complete: the build had been finished before, so nothing was done; not part of the file.
     """
 
     settings: Mapping[str, Any]
@@ -39,12 +39,12 @@ class Manifest:
 
     @property
     def samples(self) -> int:
-        """Samples of all splits."""
+        """The number of samples of all splits."""
         return sum(shard.samples for shard in self.all_shards)
 
     @property
     def images(self) -> int:
-        """Images of all splits."""
+        """The number of images of all splits."""
         return sum(shard.images for shard in self.all_shards)
 
     @property
@@ -53,7 +53,7 @@ class Manifest:
         return [shard for shards in self.shards.values() for shard in shards]
 
     def to_json(self) -> str:
-        """The file's content; equal builds give equal text."""
+        """Returns the file's content; equal builds give equal text."""
         content = {
             "settings": self.settings,
             "splits": {
@@ -68,7 +68,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, place: str, already_complete: bool = False) -> "Manifest":
-        """Reads a file's content; DataError naming its `place` where it is none of ours."""
+        """Reads a file's content; DataError naming its `place` if it is no manifest of this kit."""
         try:
             content = json.loads(text)
             shards = {
@@ -82,9 +82,9 @@ class Manifest:
 
 @dataclass(frozen=True)
 class BuildProgress:
-    """Samples, images, refused rows and chunks of the whole build so far; seconds of this run.
+    """Samples, images, refused rows and chunks of the whole build so far; seconds of this process.
 
-    `chunks_in_all` is None where the source does not say; the `earlier` ones were done before this run.
+    `chunks_in_all` is None if the source does not know it; the `earlier` ones were done before this process started.
     """
 
     samples: int = 0
@@ -98,12 +98,12 @@ class BuildProgress:
 
     @property
     def images_per_second(self) -> float:
-        """The rate of this run."""
+        """The rate of this process."""
         return (self.images - self.earlier_images) / self.seconds if self.seconds else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """As long as this run takes for the chunks that are left, at its rate so far; None while nothing is known."""
+        """Seconds for the remaining chunks at the rate so far; None while no rate is known."""
         done = self.chunks - self.earlier_chunks
         if self.chunks_in_all is None or not done:
             return None
@@ -111,15 +111,15 @@ class BuildProgress:
 
 
 class Reporter:
-    """Counts what one run does, on top of what `start` says was there before, and tells of it now and then."""
+    """Counts the work of one process on top of `start`, and reports it now and then."""
 
-    def __init__(self, start: BuildProgress, tell: Callable[[BuildProgress], None] | None) -> None:
+    def __init__(self, start: BuildProgress, report: Callable[[BuildProgress], None] | None) -> None:
         self._progress = replace(start, earlier_images=start.images, earlier_chunks=start.chunks)
-        self._tell = tell
-        self._begun = self._told = time.monotonic()
+        self._report = report
+        self._begun = self._reported = time.monotonic()
 
     def add(self, samples: int = 0, images: int = 0, refused: int = 0, chunks: int = 0) -> None:
-        """Counts, and tells if it is time."""
+        """Counts, and reports if it is time."""
         was = self._progress
         self._progress = replace(
             was,
@@ -128,18 +128,18 @@ class Reporter:
             refused=was.refused + refused,
             chunks=was.chunks + chunks,
         )
-        if time.monotonic() - self._told >= REPORT_SECONDS:
-            self.tell()
+        if time.monotonic() - self._reported >= REPORT_SECONDS:
+            self.report()
 
-    def tell(self) -> None:
-        """Tells now."""
-        self._told = time.monotonic()
-        if self._tell is not None:
-            self._tell(replace(self._progress, seconds=self._told - self._begun))
+    def report(self) -> None:
+        """Reports now."""
+        self._reported = time.monotonic()
+        if self._report is not None:
+            self._report(replace(self._progress, seconds=self._reported - self._begun))
 
 
 def in_words(passed_over: Mapping[str, int]) -> str:
-    """The kinds that were passed over most often, with their counts; empty where there are none."""
+    """Returns the most frequent kinds of ignored content with their counts; empty if there are none."""
     most = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
     more = f" and {len(most) - _KINDS_NAMED} more kinds" if len(most) > _KINDS_NAMED else ""
     return ", ".join(f"{count:,} {kind}" for kind, count in most[:_KINDS_NAMED]) + more

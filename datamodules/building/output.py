@@ -1,4 +1,4 @@
-"""Where a build's files go: a folder, or a URL to which they are uploaded from a folder of this machine."""
+"""The output of a build: a folder, or a URL to which files are uploaded from a local folder."""
 
 import hashlib
 import json
@@ -24,22 +24,22 @@ from fvl_lightning.core.errors import DataError
 log = logging.getLogger(__name__)
 
 _OF_A_BUILD = re.compile(r"(manifest|refused)(-part\d+of\d+)?\.jsonl?|.+\.(tar|index\.safetensors)")
-"""Names of what a build, or another part of it, leaves in its output."""
+"""Names of the files that a build, or another part of it, leaves in its output."""
 
 _NOT_IDENTITY = ("output", "processes", "plugins")
 """Fields of a recipe that the shards do not depend on."""
 
 
 def settings_of(config: BuildConfig) -> dict[str, Any]:
-    """What a build is known by: the resolved recipe, less what its shards do not depend on."""
+    """Returns the identity of a build: the resolved recipe without the fields that its shards do not depend on."""
     plain = {"format": FORMAT, **as_plain(config)}
-    # As it is read back, with lists for tuples.
+    # As the manifest is read back, with lists instead of tuples.
     settings: dict[str, Any] = json.loads(json.dumps(plain, default=str))
     return {name: value for name, value in settings.items() if name not in _NOT_IDENTITY}
 
 
 class Output:
-    """The output of one part of a build; `work` is the folder of everything that is not whole yet."""
+    """The output of one part of a build; `work` is the folder of unfinished files."""
 
     def __init__(self, place: str, part: str) -> None:
         self.place = place.rstrip("/")
@@ -52,11 +52,11 @@ class Output:
         self._made: list[Path] = []
 
     def shard_name(self, split: str, number: int) -> str:
-        """The name of a split's tar."""
+        """Returns the name of a split's tar."""
         return f"{split}{self._part}-{number:06d}.tar"
 
     def finished(self, settings: Mapping[str, Any]) -> Manifest | None:
-        """The manifest of this very build, if it is finished.
+        """Returns the manifest of this build if it is finished.
 
         Raises:
             DataError: the output holds another build, or the finished one lacks a shard.
@@ -71,20 +71,20 @@ class Output:
         return None
 
     def refuse_other(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        """DataError where `found` are not the settings of a part of the same build."""
+        """Raises DataError if `found` are not the settings of a part of the same build."""
         different = differences(_whole(found), _whole(wanted))
         if different:
             which = ", ".join(different)
             raise DataError(f"{self.place} holds another build (differing in {which}); choose another output")
 
     def begin(self) -> None:
-        """Makes the work folder, and remembers what had to be made for it."""
+        """Creates the work folder, and remembers which folders were created for it."""
         folders = [self.work, *self.work.parents]
         self._made = [folder for folder in folders if not folder.exists()]
         self.work.mkdir(parents=True, exist_ok=True)
 
     def refuse_strangers(self) -> None:
-        """DataError where there is a tar that no other part of this build can have written; other files are told."""
+        """Raises DataError for a tar that no other part of this build can have written; warns of other files."""
         names = [name for name in self._names() if not name.startswith(".")]
         tars = sorted(name for name in names if name.endswith(".tar"))
         strangers = [name for name in tars if not self._other_parts.fullmatch(name)]
@@ -98,7 +98,7 @@ class Output:
             )
 
     def check_there(self, shards: Iterable[Shard]) -> None:
-        """DataError where a shard is neither in place nor in the work folder (in a folder; URLs are not looked at)."""
+        """Raises DataError if a shard is neither published nor in the work folder; URLs are not checked."""
         for shard in shards if self._folder is not None else ():
             assert self._folder is not None
             places = (self.work / shard.name, self._folder / shard.name)
@@ -106,7 +106,7 @@ class Output:
                 raise DataError(f"{self.place}/{shard.name} is gone or changed; delete {self.place} and build again")
 
     def publish_shard(self, shard: Shard) -> None:
-        """Puts a whole shard of the work folder in place, behind its index; nothing where that has been done."""
+        """Publishes a finished shard of the work folder after its index, unless that was done before."""
         tar = self.work / shard.name
         if tar.exists():
             save_index(scan_tar(tar), index_path(tar))
@@ -114,7 +114,7 @@ class Output:
             self.publish(tar)
 
     def publish(self, file: Path) -> None:
-        """Puts a file of the work folder in place."""
+        """Publishes a file of the work folder."""
         if self._folder is None:
             put_file(file, f"{self.place}/{file.name}")
             file.unlink()
@@ -123,18 +123,18 @@ class Output:
             rename_into_place(file, self._folder / file.name)
 
     def tidy(self, keep: Iterable[str] = ()) -> None:
-        """Removes what a run that was killed left in the work folder, but for the journal and what is to be kept."""
+        """Removes what a killed process left in the work folder, except the resume log and the files in `keep`."""
         for name in {path.name for path in self.work.iterdir()} - {JOURNAL, *keep}:
             (self.work / name).unlink()
 
     def remove_work(self) -> None:
-        """Removes the work folder, and those made for it that are empty then."""
+        """Removes the work folder, and the empty folders that were created for it."""
         shutil.rmtree(self.work, ignore_errors=True)
         for folder in self._made[1:]:
-            with suppress(OSError):  # something is in it
+            with suppress(OSError):  # it is not empty
                 folder.rmdir()
         if self._folder is None:
-            with suppress(OSError):  # another part is at work beside it
+            with suppress(OSError):  # another part uses it
                 self.work.parent.rmdir()
 
     def _names(self) -> Iterator[str]:
@@ -149,11 +149,11 @@ class Output:
 
 
 def _staging(place: str) -> Path:
-    """A folder of this machine that is found again by the same URL."""
+    """Returns a local folder that is the same for the same URL."""
     caches = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(caches) / "fvl_lightning" / "builds" / hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
 def _whole(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of all parts together: how many there are is left, which one it is is not."""
+    """Returns the settings without the number of the part, but with the number of parts."""
     return {**settings, "part": str(settings.get("part", "")).partition("/")[2]}

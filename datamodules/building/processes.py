@@ -1,7 +1,7 @@
-"""The chunks of a source, read and checked by several processes, handed over in order and with bounded memory.
+"""Reads and checks the chunks of a source in several processes, returned in order and with bounded memory.
 
-At most twice as many chunks as processes are under way. A finished one comes back through a pipe if it is small, in a
-file of the work folder if it is not, so that neither the number nor the size of the chunks is a matter of memory.
+At most twice as many chunks as processes are in progress. A small finished chunk comes back through a pipe, a large
+one in a file of the work folder, so that memory depends neither on the number of chunks nor on their size.
 """
 
 import multiprocessing
@@ -26,10 +26,10 @@ from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.plugins import import_plugin
 
 PIPED = 32 * 2**20
-"""Bytes of samples up to which a chunk comes back through the pipe."""
+"""Largest number of bytes of a chunk that comes back through the pipe."""
 
 CHUNK_FILES = "chunk-"
-"""What the names of chunks in the work folder begin with."""
+"""First characters of the names of chunk files in the work folder."""
 
 Job = tuple[int, Any]
 """A chunk with its number."""
@@ -39,9 +39,9 @@ _Packed = Refusal | Ignored | tuple[str, int, int, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A chunk as a process hands it over: the outcome of each row, and the samples' bytes behind each other.
+    """A chunk as a process returns it: the outcome of each row, and the bytes of all samples, concatenated.
 
-    A sample is (split, images, bytes, unused) among the rows.
+    Among the rows, a sample is (split, images, bytes, unused).
     """
 
     rows: list[_Packed]
@@ -66,15 +66,15 @@ def prepare_all(
     work: Path,
     plugins: Sequence[str] = (),
 ) -> Generator[tuple[int, Outcomes], None, None]:
-    """Number and outcomes of every chunk, in the order of `jobs`; each must be used up before the next is asked for.
+    """Yields number and outcomes of every chunk, in the order of `jobs`; consume each before asking for the next.
 
     Args:
-        processes: how many; with 1 all is done in this process.
-        work: a folder for what is too large for a pipe.
-        plugins: what a process must import before it knows the source.
+        processes: their number; with 1 this process does the work.
+        work: a folder for chunks that are too large for a pipe.
+        plugins: modules that a process must import before it can load the source.
 
     Raises:
-        DataError: what the source raises, or a process was killed.
+        DataError: the source raised it, or a process was killed.
     """
     if processes == 1:
         for number, chunk in jobs:
@@ -82,7 +82,7 @@ def prepare_all(
         return
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    # In bytes: the classes in it may be known only once the plugins are imported.
+    # Pickled here: the classes may exist only after the plugins are imported.
     payload = pickle.dumps((type(source), source.config))
     pool = ProcessPoolExecutor(processes, context, _start, (payload, dict(splits), work, list(plugins), stop))
     jobs, pending = iter(jobs), deque[tuple[int, Future[_Prepared]]]()
@@ -116,9 +116,9 @@ _worker: _Worker | None = None
 
 
 def _start(payload: bytes, splits: Mapping[str, float], work: Path, plugins: Sequence[str], stop: Event) -> None:
-    """What a process does first."""
+    """Prepares a worker process."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the parent answers it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the parent handles it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for plugin in plugins:
         import_plugin(plugin, Path())
@@ -127,7 +127,7 @@ def _start(payload: bytes, splits: Mapping[str, float], work: Path, plugins: Seq
 
 
 def _end_with_parent() -> None:
-    """Else the processes of a parent that was killed would wait for work for ever."""
+    """Ends this process with its parent; otherwise it would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

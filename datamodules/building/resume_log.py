@@ -1,8 +1,8 @@
-"""What lets a build go on after it was killed at any moment: one line per finished shard, each on the disk at once.
+"""The progress file that a killed build resumes from: one line per finished shard, each synced to disk at once.
 
-The first line has the build's settings. Every other one has a shard that is whole, and where the build stood then: the
-first row that was still to come, how long the open shards and the log of refusals were. Files are cut back to that, so
-what was written after the last line is as if it had never been.
+The first line has the build's settings. Every other line has a finished shard and the state of the build at that time:
+the first row still to read, and the lengths of the open shards and of the log of refusals. A resumed build truncates
+the files to these lengths, so that whatever was written after the last line is discarded.
 """
 
 import fcntl
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 NAME = "journal.jsonl"
 
 Position = tuple[int, int]
-"""Numbers of a chunk and of a row in it."""
+"""The number of a chunk, and of a row in it."""
 
 
 @dataclass
 class State:
-    """Where a build stands: its whole shards per split, and what it goes on from."""
+    """The state of a build: its finished shards per split, and what it resumes from."""
 
     position: Position = (0, 0)
     shards: dict[str, list[Shard]] = field(default_factory=dict)
@@ -38,10 +38,10 @@ class State:
 
 
 class ResumeLog:
-    """The journal of the build whose work folder is `folder`; held by one process at a time.
+    """The resume log of the build whose work folder is `folder`; one process at a time may hold it.
 
     Raises:
-        DataError: another process holds it, or what it says is no journal.
+        DataError: another process holds it, or its content is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,13 +58,13 @@ class ResumeLog:
         self.settings, self.state = self._read()
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """The first line of a journal that starts anew."""
+        """Starts the log anew with the settings as its first line."""
         self.settings, self.state = settings, State()
         os.truncate(self.path, 0)
         append_rows(self.path, [settings], durable=True)
 
     def add(self, split: str, shard: Shard) -> None:
-        """A line for a shard that is whole, and for where `state`, which has it already, stands."""
+        """Appends a line for a finished shard and the current `state`, which has the shard already."""
         state = self.state
         lengths = {name: asdict(length) for name, length in state.open.items()}
         line = {"split": split, "shard": asdict(shard), "position": state.position, "open": lengths}
@@ -72,7 +72,7 @@ class ResumeLog:
         append_rows(self.path, [{**line, **counts, "refused_bytes": state.refused_bytes}], durable=True)
 
     def close(self) -> None:
-        """Lets go of the file, and with it of the lock."""
+        """Closes the file, which releases the lock."""
         self._lock.close()
 
     def __enter__(self) -> Self:

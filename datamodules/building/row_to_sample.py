@@ -1,4 +1,4 @@
-"""One row of a source to one sample of a shard: all that is checked before anything is written."""
+"""Turns one row of a source into one sample of a shard, after all checks."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ _MAX_DETAIL = 500
 
 @dataclass(frozen=True)
 class BuiltSample:
-    """One sample: the split it falls to, how many images it has, its stretch of tar, and the row's unused fields."""
+    """One sample: its split, its number of images, its stretch of tar, and the row's unused fields."""
 
     split: str
     images: int
@@ -38,7 +38,7 @@ class BuiltSample:
 
 
 Outcome = BuiltSample | Refusal | Ignored
-"""What becomes of a row, or of what is none."""
+"""The result of a row, or of content that is no row."""
 
 
 class _Refused(Exception):
@@ -47,9 +47,9 @@ class _Refused(Exception):
 
 
 def prepare_chunk(source: Source, number: int, chunk: Any, splits: Mapping[str, float]) -> Iterator[Outcome]:
-    """Every row of chunk `number`, in order, as a sample or the reason why it can't be one; then what is passed over.
+    """Yields every row of chunk `number`, in order, as a sample or a refusal; then the ignored content.
 
-    Keys say chunk and row (00000012-000034), so that they are the same whoever builds which part. Reasons are
+    Keys have chunk and row (00000012-000034), so that they do not depend on how the build is divided. Reasons are
     "no text", "bad text", "placeholder", "row too large", "bad messages", "bad record", "image count",
     "too many images", "broken image", and the source's own.
     """
@@ -67,15 +67,15 @@ def prepare_chunk(source: Source, number: int, chunk: Any, splits: Mapping[str, 
 
 
 def split_of(record: Mapping[str, Any], images: Sequence[bytes], splits: Mapping[str, float]) -> str:
-    """The split a sample falls to by its content: equal images are never in two splits.
+    """Returns the split of a sample, chosen by its content: equal images are never in two splits.
 
-    Of several images the one with the smallest hash decides, so that their order does not matter. Samples that share
-    some of their images but not all can still fall to different splits.
+    The smallest hash of several images decides, so that their order does not matter. Samples that share only some of
+    their images can still be in different splits.
     """
     text = json.dumps(record.get("messages") or record.get("caption"), sort_keys=True)
     digest = min(hashlib.sha256(content).digest() for content in images or [text.encode()])
     place = int.from_bytes(digest[:8], "big") / 2**64
-    # By name: the order in which a recipe writes them must not matter.
+    # Sorted by name, so that their order in a recipe does not matter.
     *others, last = sorted(splits)
     for name in others:
         place -= splits[name]
@@ -110,13 +110,13 @@ def _encode(record: Mapping[str, Any]) -> bytes:
 
 
 def _half(char: str) -> str:
-    """What a lone surrogate is: half a character, or a byte that could not be decoded."""
+    """Describes a lone surrogate: half a character, or a byte that could not be decoded."""
     byte = ord(char) - 0xDC00
     return f"the byte 0x{byte:02x}, which is no UTF-8" if 0x80 <= byte <= 0xFF else f"half a character ({char!a})"
 
 
 def _check_text(record: Mapping[str, Any], images: int) -> None:
-    """What training would refuse about `messages` and `caption`, of which there must be one."""
+    """Refuses what training would refuse in `messages` and `caption`; there must be one of them."""
     caption, messages = record.get("caption"), record.get("messages")
     if caption is not None and not isinstance(caption, str):
         raise _Refused("bad text", f"caption is a {type(caption).__name__}")
@@ -147,7 +147,7 @@ def _check_placeholders(text: str) -> None:
 
 
 def _image(i: int, content: bytes) -> tuple[str, bytes]:
-    """Extension and content of an image: as it is where training can read it, else as PNG."""
+    """Returns extension and content of an image: unchanged if training can read it, else as PNG."""
     try:
         extension = _EXTENSIONS.get(verify_image(content).format)
         return (extension, content) if extension else ("png", to_png(content))
@@ -156,6 +156,6 @@ def _image(i: int, content: bytes) -> tuple[str, bytes]:
 
 
 def _short(refusal: Refusal) -> Refusal:
-    """A Refusal that makes a line of a log, whatever the row holds."""
+    """Returns the refusal cut to the length of a log line."""
     own = refusal.id[:_MAX_DETAIL] if isinstance(refusal.id, str) else refusal.id
     return replace(refusal, detail=refusal.detail[:_MAX_DETAIL], where=refusal.where[:_MAX_DETAIL], id=own)

@@ -1,4 +1,4 @@
-"""A name for the content of shards, by which a changed file is noticed under its old name, size and index."""
+"""A hash of the content of shards, which shows that a file has changed even if name, size and index are the same."""
 
 import hashlib
 import os
@@ -10,21 +10,21 @@ from datamodules.storage.remote import is_remote, remote_version
 from fvl_lightning.core.errors import DataError
 
 WHOLE_BYTES = 2**29
-"""Shards of this machine that have fewer bytes together are read whole; it takes about a second."""
+"""Local shards with fewer bytes together are read completely, which takes about a second."""
 PLACES = 16_384
-"""Of larger sets so many blocks are read, spread evenly over the shards and over the bytes of each."""
+"""Blocks read of a larger set, spread evenly over the shards and over the bytes of each."""
 BLOCK = 4096
 WHOLE_FILE, PLACES_OF_A_FILE = 2**25, 1024
-"""Files beside shards, such as weights: up to how many bytes they are read whole, and where beyond that."""
+"""For other files, such as weights: the largest size that is read completely, and the blocks read of a larger file."""
 _VERSIONS_AT_ONCE = 16
 
 
 def content_hash(shards: Sequence[str], sizes: Sequence[int]) -> str:
-    """Names the bytes of shards (paths or URLs) with these sizes.
+    """Returns a hash of shards (paths or URLs) with these sizes.
 
-    Sets of up to WHOLE_BYTES are read whole, so that any change is noticed. Of larger ones blocks are read, which
-    notices that files were made anew, but may miss a few bytes edited in place. Of a remote file nothing is read: its
-    size and its server's version (such as an ETag) count.
+    Sets of up to WHOLE_BYTES are read completely, so that any change is noticed. Only blocks of larger sets are read,
+    which shows that files were replaced, but may miss a few bytes edited in place. Remote files are not read: their
+    size and their server's version (such as an ETag) count.
 
     Raises:
         DataError: a shard that cannot be read.
@@ -42,7 +42,7 @@ def content_hash(shards: Sequence[str], sizes: Sequence[int]) -> str:
 
 
 def folder_hash(folder: Path) -> str:
-    """Names the files directly in a folder by their names and bytes; of one beyond WHOLE_FILE some blocks are read.
+    """Returns a hash of the names and bytes of the files directly in a folder; blocks of those beyond WHOLE_FILE.
 
     Raises:
         DataError: a file that cannot be read.
@@ -56,7 +56,7 @@ def folder_hash(folder: Path) -> str:
 
 
 def _hash_file(path: str, size: int, places: int | None) -> str:
-    """The hash of a whole file, or of blocks at so many places of it, the first and the last block among them."""
+    """Returns the hash of a whole file, or of `places` blocks of it, with its first and last block."""
     try:
         with open(path, "rb") as file:
             if places is None:

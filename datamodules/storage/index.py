@@ -1,7 +1,7 @@
-"""The byte-offset index beside a shard: which sample lies where, so that any one is read with a single seek.
+"""The byte-offset index of a shard: where each sample is, so that any one is read with a single seek.
 
 `train-000000.tar` has `train-000000.index.safetensors` with these arrays (n samples, m members; the members of a sample
-follow each other: its JSON, its text, then its images in their order):
+follow each other: its JSON, its text, then its images in order):
     key_bytes     [..] uint8   the samples' keys, one behind the other, as the tar spells them
     key_ends      [n] uint32   where in key_bytes each key ends
     member_ends   [n] uint32   member j belongs to sample i where member_ends[i-1] <= j < member_ends[i]
@@ -11,8 +11,7 @@ follow each other: its JSON, its text, then its images in their order):
     summary       [..] uint8   a JSON with `suffixes` (json, txt, png, 0.png, 1.png ...), `tar_bytes` (the size of the
                                tar the index was made of), `problems` and `ignored` (see ShardIndex), and `version`
 
-An index of an earlier version that left something of its tar out is made again: what is left out may be another part
-of it today.
+An index of an earlier version that left out a part of its tar is rebuilt, because this version may read that part.
 """
 
 import json
@@ -36,18 +35,18 @@ from fvl_lightning.core.errors import DataError
 log = logging.getLogger(__name__)
 
 VERSION = 2
-"""Raised whenever another part of the same tar is left out."""
+"""Version of the index; it rises whenever another part of the same tar is left out."""
 
 DAMAGE = ("empty file", "not a tar", "cut short", "damaged")
-"""Problems of a tar of which samples are lost, so that its index is not kept: it may be a copy not yet finished."""
+"""Problems that lose samples of a tar. Its index is not kept, because the tar may be an unfinished copy."""
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The arrays of one index, see the head of this file.
+    """The arrays of one index, see the docstring of this module.
 
-    `problems` has, by reason, what of the tar was refused; `ignored` counts, by suffix, the members that say nothing
-    to us (pickles, say).
+    `problems` has the refused content of the tar by reason; `ignored` counts the members that are not read (such as
+    pickles) by suffix.
     """
 
     key_bytes: bytes
@@ -67,24 +66,24 @@ class ShardIndex:
 
     @property
     def damaged(self) -> bool:
-        """Whether samples of the tar are lost."""
+        """Whether the tar has lost samples."""
         return any(reason in self.problems for reason in DAMAGE)
 
     @property
     def outdated(self) -> bool:
-        """Whether the index has to be made again: an earlier version left something of the tar out."""
+        """Whether the index must be rebuilt: an earlier version left out a part of the tar."""
         return self.version < VERSION and bool(self.problems or self.ignored)
 
     def raw_key(self, row: int) -> bytes:
-        """A sample's key as the tar spells it."""
+        """Returns a sample's key as the tar spells it."""
         return self.key_bytes[self.key_ends.item(row - 1) if row else 0 : self.key_ends.item(row)]
 
     def key(self, row: int) -> str:
-        """A sample's key; bytes that are not UTF-8 are written \\xNN."""
+        """Returns a sample's key; bytes that are not UTF-8 are written \\xNN."""
         return readable(self.raw_key(row))
 
     def members(self, row: int) -> tuple[int, int]:
-        """The first of a sample's members, and the first behind them."""
+        """Returns the number of a sample's first member, and of the first member after them."""
         return self.member_ends.item(row - 1) if row else 0, self.member_ends.item(row)
 
 
@@ -94,7 +93,7 @@ def make_index(
     problems: Mapping[str, Problem] | None = None,
     ignored: Mapping[str, int] | None = None,
 ) -> ShardIndex:
-    """The index of samples, each a key and its members in the order of ShardIndex."""
+    """Returns the index of samples, each a key and its members in the order of ShardIndex."""
     codes: dict[str, int] = {}
     keys, key_ends, member_ends, members = bytearray(), [], [], []
     for key, found in samples:
@@ -118,20 +117,20 @@ def make_index(
 
 
 def index_path(tar: Path) -> Path:
-    """Where the index of a shard lies."""
+    """Returns the path of the index of a shard."""
     return Path(index_name(str(tar)))
 
 
 def index_name(shard: str) -> str:
-    """The path or URL of the index of a shard."""
+    """Returns the path or URL of the index of a shard."""
     return re.sub(r"\.tar(?=$|\?)", ".index.safetensors", shard)
 
 
 def write_index(tar: Path) -> ShardIndex:
-    """Reads the headers of a tar and writes its index beside it, unless the tar is damaged or its folder read-only.
+    """Reads the headers of a tar and writes its index next to it, unless the tar is damaged or its folder read-only.
 
     Raises:
-        DataError: the tar can't be read at all.
+        DataError: the tar cannot be read at all.
     """
     index = scan_tar(tar)
     if not index.damaged:
@@ -143,10 +142,10 @@ def write_index(tar: Path) -> ShardIndex:
 
 
 def scan_tar(tar: Path) -> ShardIndex:
-    """The index of a tar, made of its headers; what can't be used is counted in its problems.
+    """Returns the index of a tar, made from its headers; its problems count what cannot be used.
 
     Raises:
-        DataError: no such file, or one that can't be read.
+        DataError: there is no such file, or it cannot be read.
     """
     try:
         with tar.open("rb") as file:
@@ -156,20 +155,20 @@ def scan_tar(tar: Path) -> ShardIndex:
 
 
 def scan_file(tar: BinaryIO) -> ShardIndex:
-    """As scan_tar, of an open file; OSError where it can't be read."""
+    """As scan_tar for an open file; OSError if it cannot be read."""
     found = read_headers(tar)
     samples = ((sample.key, sample.members) for sample in found.samples)
     return make_index(samples, found.tar_bytes, found.problems, found.ignored)
 
 
 def save_index(index: ShardIndex, path: Path) -> None:
-    """Writes an index to `path`, whole or not at all."""
-    with atomic_write(path) as beside:
-        beside.write_bytes(index_as_bytes(index))
+    """Writes an index to `path` atomically."""
+    with atomic_write(path) as tmp_path:
+        tmp_path.write_bytes(index_as_bytes(index))
 
 
 def index_as_bytes(index: ShardIndex) -> bytes:
-    """The content of an index file."""
+    """Returns the content of an index file."""
     summary = {
         "suffixes": index.suffixes,
         "tar_bytes": index.tar_bytes,
@@ -184,17 +183,17 @@ def index_as_bytes(index: ShardIndex) -> bytes:
 
 
 def open_index(tar: Path) -> ShardIndex:
-    """The index beside a shard; a shard that has none is indexed now, see write_index.
+    """Returns the index of a shard; a shard without one is indexed now, see write_index.
 
     Raises:
-        DataError: no such tar, or an index that is broken or was made of another tar.
+        DataError: there is no such tar, or its index is broken or belongs to another tar.
     """
     index = load_index(tar)
     return write_index(tar) if index is None else index
 
 
 def load_index(tar: Path) -> ShardIndex | None:
-    """The index beside a shard, None where there is none that is up to date; errors as of open_index."""
+    """Returns the index of a shard, None if there is none or it is outdated; errors as of open_index."""
     path = index_path(tar)
     try:
         content = path.read_bytes()
@@ -213,7 +212,7 @@ def load_index(tar: Path) -> ShardIndex | None:
 
 
 def mismatch(index: str, reason: str) -> DataError:
-    """The error for an index that was made of another tar."""
+    """Returns the error for an index that belongs to another tar."""
     return DataError(f"index {index} does not match its tar: {reason}; delete the index and it is rebuilt")
 
 
@@ -227,7 +226,7 @@ _ARRAYS = {
 
 
 def parse_index(content: bytes, name: str) -> ShardIndex:
-    """The index in the bytes of a file called `name`; DataError where they are none."""
+    """Returns the index in the bytes of a file called `name`; DataError if they are no index."""
     try:
         arrays = load(content)
         summary = json.loads(arrays["summary"].tobytes())
@@ -243,13 +242,13 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
         )
         _check(index)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        said = " ".join(str(error).split())
-        raise DataError(f"index {name} can't be read ({said}); delete it and it is rebuilt") from None
+        reason = " ".join(str(error).split())
+        raise DataError(f"index {name} can't be read ({reason}); delete it and it is rebuilt") from None
     return index
 
 
 def _check(index: ShardIndex) -> None:
-    """ValueError where the arrays are not of one index."""
+    """Raises ValueError if the arrays do not fit together."""
     for name, allowed in _ARRAYS.items():
         array = getattr(index, name)
         if array.ndim != 1 or array.dtype not in allowed:

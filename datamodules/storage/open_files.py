@@ -1,7 +1,7 @@
-"""The shards that a process keeps open, never more than its limit on open files allows.
+"""The shards that a process keeps open; never more than its limit on open files allows.
 
-The limit holds for the process, so its stores share what is kept here, however many there are: of a mixture every data
-set has two. A process that was forked has its own copy; the files it inherits count against its own limit.
+The limit holds for the process, so all its stores share this pool; in a mixture, every dataset has two stores. A forked
+process has its own copy; the files that it inherits count against its own limit.
 """
 
 import os
@@ -12,20 +12,20 @@ from contextlib import suppress
 from fvl_lightning.core.errors import is_lack_of_files
 
 MOST_OPEN = 256
-"""No more shards of this machine are kept open, whatever the limit is."""
+"""Largest number of local shards that are kept open, whatever the limit is."""
 
 MOST_COPIES = 8
-"""No more copies of remote shards: one that is evicted while it is open keeps its place on the disk."""
+"""Largest number of open copies of remote shards: an evicted copy occupies the disk until it is closed."""
 
 _SHARE = 4
-"""One of so many files that a process may open is a shard; the others are left to worker processes and libraries."""
+"""Shards use at most one of this many files that a process may open; workers and libraries need the others."""
 
 Key = tuple[object, int]
-"""Who opened a file, and its number there."""
+"""The owner of a file, and the file's number there."""
 
 
 class OpenFile:
-    """A descriptor that is closed with the last reference to it, so that a thread may still read what was dropped."""
+    """A descriptor that is closed with the last reference to it, so that a thread may still read a dropped file."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -34,7 +34,7 @@ class OpenFile:
         os.close(self.descriptor)
 
 
-# Without a lock, which a process that is forked could inherit locked: each step on a dict is whole by itself.
+# Without a lock, which a forked process could inherit locked: each operation on a dict is atomic.
 _local: OrderedDict[Key, OpenFile] = OrderedDict()
 _copies: OrderedDict[Key, OpenFile] = OrderedDict()
 
@@ -48,7 +48,7 @@ def most_open() -> int:
 
 
 def opened(key: Key, open_it: Callable[[], int], is_copy: bool) -> OpenFile:
-    """Returns the file kept under `key`; opens it where there is none, and closes those used least recently.
+    """Returns the file kept under `key`; opens it if there is none, and closes the least recently used ones.
 
     Args:
         open_it: returns a new descriptor.

@@ -1,6 +1,6 @@
-"""Files behind URLs, through fsspec: listed, read, written, and kept in a folder that never outgrows its limit.
+"""Lists, reads and writes files behind URLs through fsspec.
 
-Who may read what is settled where fsspec's own libraries look: the environment and their configuration files.
+fsspec's libraries find credentials in the environment and in their configuration files.
 """
 
 import re
@@ -25,18 +25,18 @@ PACKAGES = {
     "hf": "huggingface_hub",
     "file": "fsspec",
 }
-"""The protocols that are read and written, and the package each needs."""
+"""The supported protocols, and the package that each needs."""
 
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-_COPIED_AT_ONCE = 8 * 2**20
-_PATIENCE = 0.1  # seconds between two looks at whether another process has made room
+COPY_BLOCK_BYTES = 8 * 2**20
+POLL_SECONDS = 0.1  # seconds between two looks at whether another process has made room
 
 
 def protocol_of(place: str) -> str | None:
-    """The protocol of a URL in lower case; None for a path of this machine.
+    """Returns the protocol of a URL in lower case; None for a local path.
 
     Raises:
-        DataError: a protocol other than those of PACKAGES: pipe: would run a program.
+        DataError: the protocol is not in PACKAGES; `pipe:` would run a program.
     """
     match = _PROTOCOL.match(place)
     if match is None:
@@ -51,17 +51,17 @@ def protocol_of(place: str) -> str | None:
 
 
 def is_remote(place: str) -> bool:
-    """Whether a place is a URL (file:// is one, too); DataError for a protocol that is not allowed."""
+    """Whether a place is a URL (file:// is one too); DataError for a protocol that is not allowed."""
     return protocol_of(place) is not None
 
 
 def list_names(place: str) -> list[str]:
-    """The names of the files directly under a URL, sorted; none where there is no such folder.
+    """Returns the names of the files directly under a URL, sorted; none if there is no such folder.
 
     Raises:
-        DataError: a folder that can't be listed, as a plain web server's.
+        DataError: the folder cannot be listed, such as that of a plain web server.
     """
-    with _told(place, "listed"):
+    with explain_url_errors(place, "listed"):
         files, path = _filesystem(place)
         try:
             found = files.ls(path.rstrip("/"), detail=True)
@@ -71,39 +71,39 @@ def list_names(place: str) -> list[str]:
 
 
 def remote_size(url: str) -> int:
-    """The bytes of the file at a URL; DataError where there is none."""
-    with _told(url, "looked at"):
+    """Returns the size of the file at a URL in bytes; DataError if there is none."""
+    with explain_url_errors(url, "looked at"):
         files, path = _filesystem(url)
         return _known(files.info(path).get("size"), url)
 
 
 _VERSIONS = ("etag", "md5hash", "md5", "generation", "versionid", "mtime", "lastmodified", "last_modified", "updated")
-"""What filesystems say, under many spellings, of which version of a file is there; the first that is said counts."""
+"""Fields in which filesystems report the version of a file; the first one that is present counts."""
 
 
 def remote_version(url: str) -> str:
-    """Names the version of the file at a URL, by its size and what its server says of it; nothing of it is read.
+    """Returns a name for the version of the file at a URL, from its size and its server's report; nothing is read.
 
     Raises:
-        DataError: there is no such file, or that cannot be found out.
+        DataError: there is no such file, or its version cannot be determined.
     """
-    with _told(url, "looked at"):
+    with explain_url_errors(url, "looked at"):
         files, path = _filesystem(url)
         facts = {key.lower().replace("-", ""): value for key, value in files.info(path).items()}
-    said = next((f"{key} {facts[key]}" for key in _VERSIONS if facts.get(key)), "")
-    return f"{facts.get('size')} {said}"
+    version = next((f"{key} {facts[key]}" for key in _VERSIONS if facts.get(key)), "")
+    return f"{facts.get('size')} {version}"
 
 
 def read_bytes(url: str) -> bytes:
-    """The whole of the file at a URL; DataError where there is none or it can't be read."""
-    with _told(url, "read"):
+    """Returns the content of the file at a URL; DataError if it cannot be read."""
+    with explain_url_errors(url, "read"):
         files, path = _filesystem(url)
         return bytes(files.cat_file(path))
 
 
 def read_if_there(url: str) -> bytes | None:
-    """As read_bytes; None where there is no file, or none that we may read (some stores do not tell these apart)."""
-    with _told(url, "read"):
+    """As read_bytes; None if there is no file or reading is not permitted (some stores do not distinguish them)."""
+    with explain_url_errors(url, "read"):
         files, path = _filesystem(url)
         try:
             return bytes(files.cat_file(path))
@@ -112,7 +112,7 @@ def read_if_there(url: str) -> bytes | None:
 
 
 def open_to_stream(place: str) -> BinaryIO:
-    """Opens a path or URL to be read once from front to back; a URL is read on without a copy on this machine.
+    """Opens a path or URL to be read once from front to back; no local copy of a URL is made.
 
     Raises:
         DataError: it cannot be opened.
@@ -122,19 +122,19 @@ def open_to_stream(place: str) -> BinaryIO:
             return open(place, "rb")
         except OSError as error:
             raise DataError(f"shard {place} cannot be read: {os_error_in_words(error)}") from None
-    with _told(place, "read"):
+    with explain_url_errors(place, "read"):
         files, path = _filesystem(place)
         return cast(BinaryIO, files.open(path, "rb", cache_type="readahead"))
 
 
 def put_file(local: Path, url: str) -> None:
-    """Writes a file of this machine to a URL, where it appears whole or not at all; DataError where it can't be."""
-    with _told(url, "written"):
+    """Writes a local file to a URL atomically; DataError if that fails."""
+    with explain_url_errors(url, "written"):
         files, path = _filesystem(url)
         if protocol_of(url) == "file":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(Path(path)) as beside:
-                shutil.copyfile(local, beside)
+            with atomic_write(Path(path)) as tmp_path:
+                shutil.copyfile(local, tmp_path)
         else:
             files.put_file(str(local), path)
 
@@ -146,31 +146,31 @@ def _known(size: Any, url: str) -> int:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's filesystem for a URL (asked for each time, which is safe after a fork) and the path in it."""
+    """Returns fsspec's filesystem for a URL, a new one each time, which is safe after a fork, and the path in it."""
     protocol = protocol_of(url)
     assert protocol is not None, f"{url} is no URL"
     try:
         files, path = import_module("fsspec.core").url_to_fs(url)
     except ImportError:
         raise DataError(f"{url}: {protocol}:// needs a package: pip install {PACKAGES[protocol]}") from None
-    # Listings from before may be out of date, and sizes are taken from them.
+    # Cached listings may be outdated, and sizes are taken from them.
     files.invalidate_cache()
     return files, path
 
 
 @contextmanager
-def _told(url: str, done: str) -> Iterator[None]:
-    """Turns whatever goes wrong with a URL into one sentence."""
+def explain_url_errors(url: str, done: str) -> Iterator[None]:
+    """Turns every error of a URL into one sentence."""
     try:
         yield
     except DataError:
         raise
     except FileNotFoundError as error:
         cause = error.__cause__
-        # fsspec raises this of a web server whatever went wrong, with what did as its cause.
+        # For a web server fsspec raises this for every error, with the real one as its cause.
         status = getattr(cause, "status", None)
         if protocol_of(url) in ("http", "https") and isinstance(cause, Exception) and status not in (404, 410):
             raise DataError(f"{url} can't be {done}: {first_line(cause)}") from None
         raise DataError(f"there is no {url}") from None
-    except Exception as error:  # each protocol's library has errors of its own, from no common class
+    except Exception as error:  # the libraries' errors have no common base class
         raise DataError(f"{url} can't be {done}: {first_line(error)}") from None

@@ -27,18 +27,18 @@ _TEXTS = tuple(f".{suffix}".encode() for suffix in TEXTS)
 
 
 class SampleStore(Samples):
-    """The samples of some shards, numbered through all of them; what of a shard can't be used is left out.
+    """The samples of some shards, numbered through all of them; content that cannot be used is left out.
 
-    Shards without an index are indexed on first use. Files are opened when first read, in each process for itself, and
-    read at given places only, so that a store may be forked, pickled and shared by threads.
+    Shards without an index are indexed on first use. Each process opens a file when it first reads it, and reads at
+    given offsets only, so a store may be forked, pickled and shared by threads.
 
     Attributes:
         shards: the tars, as paths or URLs.
-        problems: by reason, what of the tars was refused, with the first examples; each damaged shard is also logged.
-        ignored: by suffix, members that say nothing to us.
+        problems: the refused content by reason, with the first examples; each damaged shard is also logged.
+        ignored: the number of members that are not read, by suffix.
 
     Raises:
-        DataError: no sample in any shard, an index that does not match its tar, or a file that can't be read.
+        DataError: no shard has a sample, an index does not match its tar, or a file cannot be read.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class SampleStore(Samples):
     def open(
         cls, root: str | Path, split: str, cache: ShardCache | None = None, decode: Decode = decode_image
     ) -> "SampleStore":
-        """The store of `<root>/<split>-*.tar`, see split_shards."""
+        """Returns the store of `<root>/<split>-*.tar`, see split_shards."""
         return cls(split_shards(str(root), split), split, cache, decode)
 
     def __len__(self) -> int:
@@ -74,12 +74,12 @@ class SampleStore(Samples):
 
     @property
     def samples_per_shard(self) -> list[int]:
-        """How many samples each shard holds."""
+        """The number of samples of each shard."""
         return [len(index) for index in self._indexes]
 
     @property
     def bytes_per_shard(self) -> list[int]:
-        """How large each shard is."""
+        """The size of each shard in bytes."""
         return [index.tar_bytes for index in self._indexes]
 
     @property
@@ -88,20 +88,20 @@ class SampleStore(Samples):
         return [index.key(row) for index in self._indexes for row in range(len(index))]
 
     def key(self, i: int) -> str:
-        """The key of sample i."""
+        """Returns the key of sample i."""
         shard, row = self._locate(i)
         return self._indexes[shard].key(row)
 
     def shard(self, i: int) -> str:
-        """The shard of sample i, as a path or URL."""
+        """Returns the shard of sample i, as a path or URL."""
         return self.shards[self._locate(i)[0]]
 
     def name(self, i: int) -> str:
-        """Sample i as people find it: its key and its shard."""
+        """Returns key and shard of sample i, for messages."""
         return f"sample '{self.key(i)}' in {self.shard(i)}"
 
     def read(self, i: int) -> RawSample:
-        """Sample i as it is in its tar, nothing decoded; errors as of `images`, but for those of decoding."""
+        """Returns sample i as its tar holds it, not decoded; errors as of `images`, except those of decoding."""
         members = self._members(i)
         record = text = None
         images = []
@@ -115,28 +115,28 @@ class SampleStore(Samples):
         return RawSample(readable(members.key), record, text, images)
 
     def text_member(self, i: int) -> tuple[str, bytes] | None:
-        """As of Samples; errors as of `images`, but for those of decoding."""
+        """As of Samples; errors as of `images`, except those of decoding."""
         members = self._members(i)
         if members.suffixes[0] not in _TEXTS:
             return None
         return members.suffixes[0][1:].decode(), bytes(self._contents(i, members.part(0, 1))[0])
 
     def image_count(self, i: int) -> int:
-        """How many images the sample has; nothing is read."""
+        """Returns the number of the sample's images; nothing is read."""
         shard, row = self._locate(i)
         index, suffixes = self._indexes[shard], self._suffixes[shard]
         first, last = index.members(row)
         return sum(suffixes[code] not in _TEXTS for code in index.suffix_codes[first:last].tolist())
 
     def encoded_images(self, i: int) -> list[tuple[str, bytes]]:
-        """(suffix, encoded image) of the sample's images in order; errors as of `read`."""
+        """Returns (suffix, encoded image) of the sample's images in order; errors as of `read`."""
         members = self._members(i)
         images = members.part(sum(suffix in _TEXTS for suffix in members.suffixes), len(members.suffixes))
         names = (suffix[1:].decode() for suffix in images.suffixes)
         return list(zip(names, map(bytes, self._contents(i, images)), strict=True))
 
     def manifest_hash(self) -> str:
-        """sha256 over the shards' names, sizes and indexes: names this data in lineages and caches."""
+        """Returns the sha256 of the shards' names, sizes and indexes, which names this data in lineages and caches."""
         digest = hashlib.sha256()
         for shard, index in zip(self.shards, self._indexes, strict=True):
             digest.update(f"{Path(shard).name}\0{index.tar_bytes}\0{index.suffixes}\0".encode() + index.key_bytes)
@@ -145,19 +145,19 @@ class SampleStore(Samples):
         return digest.hexdigest()
 
     def content_hash(self) -> str:
-        """As manifest_hash, of the shards' bytes too (see fingerprint.py); found once."""
+        """As manifest_hash, but with the shards' bytes (see content_hash.py); computed once."""
         if self._content is None:
             content = content_hash(self.shards, self.bytes_per_shard)
             self._content = hashlib.sha256(f"{self.manifest_hash()} {content}".encode()).hexdigest()
         return self._content
 
     def error(self, i: int, reason: str, detail: str = "") -> SampleError:
-        """The error for sample i, naming its shard and key."""
+        """Returns the error for sample i, naming its shard and key."""
         shard, row = self._locate(i)
         return SampleError(self.shards[shard], self._indexes[shard].key(row), reason, detail)
 
     def _locate(self, i: int) -> tuple[int, int]:
-        """The number of its shard, and which of the shard's samples it is."""
+        """Returns the number of sample i's shard, and its number in the shard."""
         assert 0 <= i < self._starts[-1], f"sample {i} of {len(self)}"
         shard = bisect_right(self._starts, i) - 1
         return shard, i - self._starts[shard]
@@ -175,7 +175,7 @@ class SampleStore(Samples):
         )
 
     def _contents(self, i: int, members: "_Members") -> list[memoryview]:
-        """The members' contents, read at once, after a look at each header: is this still the tar of the index?"""
+        """Returns the members' contents, read at once; checks by their headers that the tar still fits its index."""
         shard, key, suffixes, offsets, sizes = members
         if not offsets:
             return []
@@ -196,7 +196,7 @@ class SampleStore(Samples):
         return contents
 
     def _count(self, shard: str, index: ShardIndex) -> None:
-        """Adds what a shard has of problems, and logs it."""
+        """Adds the problems of a shard, and logs them."""
         self.ignored.update(index.ignored)
         for reason, found in index.problems.items():
             examples = tuple(f"{shard}: {name}" for name in found.examples) or (shard,)
@@ -212,7 +212,7 @@ class SampleStore(Samples):
 
 
 class _Members(NamedTuple):
-    """Some members of a sample: the number of its shard, its key, and of each its suffix with the dot and its place."""
+    """Some members of a sample: its shard's number, its key, and the suffix (with the dot) and place of each member."""
 
     shard: int
     key: bytes
@@ -221,14 +221,14 @@ class _Members(NamedTuple):
     sizes: list[int]
 
     def part(self, begin: int, end: int) -> "_Members":
-        """Those from `begin` to before `end`."""
+        """Returns the members from `begin` to before `end`."""
         return _Members(self.shard, self.key, self.suffixes[begin:end], self.offsets[begin:end], self.sizes[begin:end])
 
 
 def _in_words(problems: Mapping[str, Problem]) -> str:
-    """Such as: 2 x unsafe name (../a.png), 1 x cut short."""
-    said = (
+    """Returns a text such as: 2 x unsafe name (../a.png), 1 x cut short."""
+    phrases = (
         f"{found.count} x {reason}{f' ({found.examples[0]})' if found.examples else ''}"
         for reason, found in problems.items()
     )
-    return ", ".join(said)
+    return ", ".join(phrases)

@@ -1,4 +1,4 @@
-"""The files of many shards, of this machine or remote: their indexes, and bytes at given places."""
+"""Opens the files of many shards, local or remote: their indexes, and bytes at given offsets."""
 
 import logging
 import os
@@ -26,23 +26,23 @@ from fvl_lightning.core.errors import DataError, os_error_in_words
 log = logging.getLogger(__name__)
 
 DAMAGED = "no index is kept of a damaged tar, so each command scans it again; get it anew, or leave it out"
-"""What that means for who uses the shards."""
+"""Advice for a damaged shard."""
 
 _INDEXES_AT_ONCE = 16
 
 
 class OpenedShards(NamedTuple):
-    """The index of each tar, and its version where it is remote ("" otherwise)."""
+    """The index of each tar, and its version if it is remote ("" otherwise)."""
 
     indexes: list[ShardIndex]
     versions: list[str]
 
 
 def open_indexes(shards: Sequence[str], cache: ShardCache | None) -> OpenedShards:
-    """The indexes of tars (paths or URLs), in their order; those that have none are made.
+    """Returns the indexes of tars (paths or URLs), in their order; missing ones are made.
 
     Raises:
-        DataError: a broken index or one of another tar, a tar that can't be read, or a URL and no cache.
+        DataError: an index is broken or belongs to another tar, a tar cannot be read, or a URL has no cache.
     """
     found = _found_indexes(shards, cache)
     missing = [shard for shard, (index, _) in zip(shards, found, strict=True) if index is None]
@@ -56,17 +56,17 @@ def open_indexes(shards: Sequence[str], cache: ShardCache | None) -> OpenedShard
 
 
 def open_index(shard: str, cache: ShardCache | None) -> ShardIndex:
-    """As open_indexes, of one tar and without a word in the log."""
+    """As open_indexes for one tar, without logging."""
     (found,) = _found_indexes([shard], cache)
     return _or_made(cache, shard, *found)
 
 
 class ShardFiles:
-    """Reads shards at given places. Files stay open in the process that read them; pickling leaves them behind.
+    """Reads shards at given offsets. Files stay open in the process that read them; pickling does not copy them.
 
     Args:
-        sizes: the bytes of each tar.
-        versions: those of remote tars when their indexes were found; no other version is read.
+        sizes: the size of each tar in bytes.
+        versions: the versions of remote tars when their indexes were opened; no other version is read.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ShardFiles:
         return ShardFiles, self._made_of
 
     def read(self, number: int, start: int, length: int) -> bytes:
-        """That many bytes of a shard from `start` on, fewer where it ends; DataError where it can't be read."""
+        """Returns `length` bytes of a shard from `start` on, fewer at its end; DataError if it cannot be read."""
         shards, sizes, versions, cache = self._made_of
         shard = shards[number]
         look = partial(_open_shard, shard, sizes[number], versions[number], cache)
@@ -102,7 +102,7 @@ def _open_shard(shard: str, size: int, version: str, cache: ShardCache | None) -
 
 
 def _found_indexes(shards: Sequence[str], cache: ShardCache | None) -> list[tuple[ShardIndex | None, str]]:
-    """The index of each tar, None where it has to be made, and the version of a remote one."""
+    """Returns the index of each tar, None if it must be made, and the version of a remote tar."""
     remote = [is_remote(shard) for shard in shards]
     if not any(remote):
         return [(load_index(Path(shard)), "") for shard in shards]
@@ -113,7 +113,7 @@ def _found_indexes(shards: Sequence[str], cache: ShardCache | None) -> list[tupl
 
 
 def _find_index(cache: ShardCache, shard: str, remote: bool) -> tuple[ShardIndex | None, str]:
-    """The index beside a shard, or the one that was made of this version of a remote shard before."""
+    """Returns the index next to a shard, or the cached one of this version of a remote shard."""
     if not remote:
         return load_index(Path(shard)), ""
     version, url = remote_version(shard), index_name(shard)
@@ -126,7 +126,7 @@ def _find_index(cache: ShardCache, shard: str, remote: bool) -> tuple[ShardIndex
 
 
 def _or_made(cache: ShardCache | None, shard: str, index: ShardIndex | None, version: str) -> ShardIndex:
-    """The index that was found, or one that is made now."""
+    """Returns the given index, or makes one now."""
     if index is not None:
         return index
     if not is_remote(shard):

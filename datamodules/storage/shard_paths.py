@@ -1,4 +1,4 @@
-"""Shards as people name them: a folder, a glob, braces, URLs, or a root and a split."""
+"""Resolves names of shards: a folder, a glob, braces, URLs, or a root and a split."""
 
 import os
 import re
@@ -13,13 +13,13 @@ from datamodules.storage.remote import list_names, protocol_of
 from fvl_lightning.core.errors import DataError, nearest
 
 MAX_SHARDS = 1_000_000
-"""What a pattern may stand for."""
+"""Largest number of names that a pattern may stand for."""
 
 TO_VALIDATE_ON = (
     'build again with "splits={train: 0.99, validation: 0.01}" into another output, '
     "or name tars to validate on in data.shards.validation"
 )
-"""What to do where a data set has no split to validate on."""
+"""Advice for a dataset without a validation split."""
 
 _SHARD = re.compile(r"(.+?)(?:-part\d+of\d+)?-\d+\.tar")
 _BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
@@ -27,21 +27,21 @@ _GLOB = re.compile(r"[*?\[]")
 
 
 def expand_shards(spec: str | Sequence[str]) -> list[str]:
-    """The tars that a spec names, sorted.
+    """Returns the tars that a spec names, sorted.
 
     Args:
         spec: a folder (all its .tar), a tar, a glob, braces ({000000..000999}.tar, {a,b}.tar), each as a path or as a
             URL of datamodules.storage.remote.PACKAGES, or a list of these.
 
     Raises:
-        DataError: a protocol that is not allowed, an entry that names no tar, or a tar named twice.
+        DataError: a protocol is not allowed, an entry names no tar, or a tar is named twice.
     """
     entries = [spec] if isinstance(spec, str) else list(spec)
     if not entries:
         raise DataError("no shards are named: expected a folder, a path, a glob or a URL")
     shards: list[str] = []
     for entry in entries:
-        # Braces in braces stand for some names more than once.
+        # Nested braces may give a name more than once.
         patterns = list(dict.fromkeys(islice(_braces(_local(entry)), MAX_SHARDS + 1)))
         if len(patterns) > MAX_SHARDS:
             raise DataError(f"shards {entry}: more than {MAX_SHARDS} names")
@@ -54,10 +54,10 @@ def expand_shards(spec: str | Sequence[str]) -> list[str]:
 
 
 def split_shards(root: str, split: str) -> list[str]:
-    """The tars `<split>-<number>.tar` and `<split>-part<i>of<n>-<number>.tar` under a folder or URL, sorted.
+    """Returns the tars `<split>-<number>.tar` and `<split>-part<i>of<n>-<number>.tar` under a folder or URL, sorted.
 
     Raises:
-        DataError: no such folder, or none with a shard of that split.
+        DataError: there is no such folder, or it has no shard of that split.
     """
     root = _local(root)
     names = _names(root)
@@ -72,7 +72,7 @@ def split_shards(root: str, split: str) -> list[str]:
 
 
 def _local(place: str) -> str:
-    """A path with ~ and file:// resolved, or the URL as it is."""
+    """Returns a path with ~ and file:// resolved, or the URL unchanged."""
     protocol = protocol_of(place)
     if protocol == "file":
         place = re.sub(r"^file://(localhost(?=/))?", "", place, flags=re.IGNORECASE)
@@ -82,7 +82,7 @@ def _local(place: str) -> str:
 
 
 def _braces(pattern: str) -> Iterator[str]:
-    """All that a pattern's braces stand for; numbers keep their zeros in front, as in a shell."""
+    """Yields all names that a pattern's braces stand for; numbers keep their leading zeros, as in a shell."""
     match = _BRACES.search(pattern)
     if match is None:
         yield pattern
@@ -99,7 +99,7 @@ def _braces(pattern: str) -> Iterator[str]:
 
 
 def _existing(patterns: Sequence[str]) -> Iterator[str]:
-    """The tars of patterns without braces; a folder is looked into once for all that are in it."""
+    """Yields the tars of patterns without braces; each folder is listed once."""
     listings: dict[str, set[str]] = {}
     for pattern in patterns:
         folder, _, name = pattern.rpartition("/")
@@ -111,7 +111,7 @@ def _existing(patterns: Sequence[str]) -> Iterator[str]:
                 raise DataError(f"shards {pattern}: a web server has no listing, so name each .tar, with braces say")
             yield pattern
         elif _GLOB.search(folder):
-            raise DataError(f"shards {pattern}: of a URL only the last part may have *, ? or [")
+            raise DataError(f"shards {pattern}: only the last part of a URL may have *, ? or [")
         else:
             place = folder if name.endswith(".tar") or _GLOB.search(name) else pattern.rstrip("/")
             if place not in listings:
@@ -120,7 +120,7 @@ def _existing(patterns: Sequence[str]) -> Iterator[str]:
 
 
 def _chosen(pattern: str, place: str, names: set[str]) -> list[str]:
-    """Those of the tars under a URL that a pattern names."""
+    """Returns the tars under a URL that match a pattern."""
     wanted = re.compile(translate(pattern[len(place) + 1 :] or "*"))
     chosen = sorted(filter(wanted.fullmatch, names))
     if not chosen:
@@ -143,7 +143,7 @@ def _local_tars(pattern: str) -> list[str]:
 
 
 def _nothing(pattern: str, place: str, names: Iterable[str] | None) -> DataError:
-    """The error for a pattern that names no tar; `names` are those in the place it was looked for."""
+    """Returns the error for a pattern that names no tar; `names` are the files in the folder that was searched."""
     if names is None:
         return DataError(f"no shard {pattern}: there is no folder {place}{_near(Path(place).name, _siblings(place))}")
     tars = sorted(name for name in names if name.endswith(".tar"))
@@ -156,7 +156,7 @@ def _nothing(pattern: str, place: str, names: Iterable[str] | None) -> DataError
 
 
 def _names(root: str) -> list[str]:
-    """The names of the files in a folder or under a URL, sorted."""
+    """Returns the names of the files in a folder or under a URL, sorted."""
     if protocol_of(root) is not None:
         return list_names(root)
     if not Path(root).is_dir():

@@ -1,4 +1,4 @@
-"""The members of a tar that anyone may have made, one after the other, and the damage at which that ends."""
+"""Reads the members of an untrusted tar one after the other, up to its end or its first damage."""
 
 import io
 import os
@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from typing import BinaryIO
 
 HEADER = tarfile.BLOCKSIZE
-"""Bytes of the header in front of each member's content."""
+"""Bytes of the header before each member's content."""
 
 _MAX_EXTENSION = 2**20
 _ZEROS_AT_ONCE = 2**20
@@ -29,10 +29,10 @@ class Damaged(Exception):
 
 
 def members_of(tar: BinaryIO) -> Iterator[tarfile.TarInfo | int]:
-    """Yields every member of a tar in order, and the place in bytes of each end mark that more members follow.
+    """Yields every member of a tar in order, and the offset in bytes of each end mark that is not the last.
 
-    Tars that were put together (`cat a.tar b.tar`) and lone blocks of zeros have such end marks. Many readers stop at
-    the first one without a word. The last member may reach beyond the end of the file: Damaged is raised behind it.
+    Tars that were joined (`cat a.tar b.tar`) and lone blocks of zeros have such end marks; many readers silently stop
+    at the first one. The last member may reach beyond the end of the file: Damaged is raised after it.
 
     Args:
         tar: an uncompressed tar, opened for reading; its own position does not matter.
@@ -55,7 +55,7 @@ def members_of(tar: BinaryIO) -> Iterator[tarfile.TarInfo | int]:
 
 
 def why_not_a_tar(tar: BinaryIO) -> str:
-    """Returns why a file cannot be read as a tar; an empty text where its first member can be."""
+    """Returns why a file cannot be read as a tar; an empty text if its first member can be read."""
     try:
         next(members_of(tar), None)
     except Damaged as damage:
@@ -72,19 +72,19 @@ def _members_from(tar: BinaryIO, start: int, size: int) -> Generator[tarfile.Tar
             _opened(file, start) as archive,
         ):
             while (member := archive.next()) is not None:
-                # A forged size can be negative, and would have the headers read again for ever.
+                # A forged size can be negative, and the headers would be read again forever.
                 if member.size < 0 or member.offset_data <= end:
                     raise tarfile.ReadError
                 end = archive.offset
                 yield member
                 if end > size:
                     raise Damaged("cut short", member.offset)
-                # Else tarfile keeps every header it has seen in memory.
+                # Otherwise tarfile keeps every header in memory.
                 archive.members.clear()  # type: ignore[attr-defined]
             return archive.offset
     except (OSError, Damaged):
         raise
-    except Exception:  # whatever its parser raises on forged headers (ValueError, RecursionError ...), it is damaged
+    except Exception:  # the parser raises various errors on forged headers (ValueError, RecursionError ...)
         if end:
             raise Damaged("damaged", end) from None
         raise Damaged("not a tar", 0, _packed(os.pread(tar.fileno(), 8, 0))) from None
@@ -96,20 +96,20 @@ def _opened(file: "_HeaderReader", start: int) -> tarfile.TarFile:
 
 
 class _HeaderReader(io.BufferedReader):
-    """A tar for its parser, which would read a header's extension into memory however long it says it is."""
+    """Limits the size of headers: the parser would read an extension of any claimed size into memory."""
 
     def read(self, size: int | None = -1) -> bytes:
-        """As of every file; refuses what no header needs."""
+        """Reads as any file does; refuses sizes that no header needs."""
         if size is None or not 0 <= size <= _MAX_EXTENSION:
             raise tarfile.ReadError(f"{size} bytes of header")
         return super().read(size)
 
 
 def _behind_end_mark(tar: BinaryIO, end: int, size: int) -> int | None:
-    """Returns where the first block begins that is not zeros; None where there is none.
+    """Returns the offset of the first block that is not zeros; None if there is none.
 
     Raises:
-        Damaged: there is no end mark at `end`, or no header where the zeros end.
+        Damaged: there is no end mark at `end`, or no header after the zeros.
     """
     if size - end < HEADER:
         raise Damaged("cut short", end)
@@ -126,7 +126,7 @@ def _behind_end_mark(tar: BinaryIO, end: int, size: int) -> int | None:
 
 
 def is_checked_header(block: bytes) -> bool:
-    """Whether a block is the header of a member, by its checksum."""
+    """Whether a block is the header of a member, judged by its checksum."""
     try:
         tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.TarError, ValueError):
@@ -135,7 +135,7 @@ def is_checked_header(block: bytes) -> bool:
 
 
 def _packed(start: bytes) -> str:
-    """Says that a file is compressed, where its first bytes show it."""
+    """Returns that a file is compressed, if its first bytes show it."""
     for magic, name in _PACKERS.items():
         if start.startswith(magic):
             return f"it is compressed ({name}), unpack it first"
@@ -143,13 +143,13 @@ def _packed(start: bytes) -> str:
 
 
 def is_header(block: bytes, start: int, name: bytes, size: int) -> bool:
-    """Whether at `start` of a block there is the header of a member; `name` has its suffix in lower case."""
-    # As most writers make it, found out in less time.
+    """Whether a block has the header of a member at `start`; `name` has its suffix in lower case."""
+    # The common case of most writers, checked faster.
     if block.startswith(name + b"\0", start) and block.startswith(b"%011o\0" % size, start + 124):
         return True
     header = block[start : start + HEADER]
     try:
-        # What does not fit as octal digits is written in binary, behind this bit.
+        # Numbers that do not fit as octal digits are written in binary after this bit.
         if not header[124] & 0x80 and int(header[124:136].rstrip(b"\0 "), 8) != size:
             return False
     except ValueError:
@@ -160,6 +160,6 @@ def is_header(block: bytes, start: int, name: bytes, size: int) -> bool:
         stored = prefix + b"/" + stored
     if stored.lower() == name.lower():
         return True
-    # A name that is longer, or not ASCII, stands whole in a header in front of this one; each kind of tar cuts it here
-    # in its own way, or has "?" for its letters.
+    # A longer or non-ASCII name is written in full in a header before this one; each kind of tar shortens it here in
+    # its own way, or replaces its letters by "?".
     return not (name.isascii() and len(name) < 100) and is_checked_header(header)

@@ -1,6 +1,6 @@
-"""The samples of a tar that anyone may have made, and what of it was refused or passed over.
+"""Finds the samples of an untrusted tar, and what of it is refused or ignored.
 
-This is the one place that says what a tar holds: training, the commands on shards and the source img2dataset read it.
+Training, the commands on shards and the source img2dataset all read tars through this module.
 """
 
 import os
@@ -18,19 +18,19 @@ MAX_TEXT_BYTES = 16 * 2**20
 """A JSON or text of more than this many bytes is refused."""
 
 EXAMPLES = 3
-"""Names that are kept of each kind of problem; all are counted."""
+"""Names that are kept for each kind of problem; all are counted."""
 
 TEXTS = ("json", "txt")
-"""The suffixes of members that are no images."""
+"""The suffixes of text members."""
 
 END_MARK = b"(end mark)"
-"""How an end mark is counted that more members follow: tars that were put together have such."""
+"""Name under which an end mark before more members is counted; joined tars have them."""
 
 HIDDEN = b"(hidden)"
-"""How a file is counted whose name begins with a dot, such as the ._a.jpg that macOS adds to a tar."""
+"""Name under which hidden files are counted, such as the ._a.jpg that macOS adds to a tar."""
 
 LABEL = b"(label)"
-"""How the name of a whole tar is counted, which GNU's tar writes as a member of its own."""
+"""Name under which a volume label is counted, which GNU tar writes as a member of its own."""
 
 _LABEL = b"V"
 
@@ -48,18 +48,18 @@ _MOST_DOTS = 32
 
 @dataclass(frozen=True)
 class Problem:
-    """How often something was refused, and the names of the first EXAMPLES members it was refused in."""
+    """The number of refusals for one reason, and the names of the first EXAMPLES members."""
 
     count: int = 0
     examples: tuple[str, ...] = ()
 
     def plus(self, count: int, examples: tuple[str, ...]) -> "Problem":
-        """This and more of it."""
+        """Returns the problem with more refusals added."""
         return Problem(self.count + count, (self.examples + examples)[:EXAMPLES])
 
 
 class TarSample(NamedTuple):
-    """A sample: where its first header begins, its key, and its members: JSON, text, then the images in order."""
+    """A sample: the offset of its first header, its key, and its members: JSON, text, then the images in order."""
 
     place: int
     key: bytes
@@ -67,13 +67,13 @@ class TarSample(NamedTuple):
 
 
 class RefusedEntry(NamedTuple):
-    """A sample, or a member of none, that cannot be used.
+    """A sample, or a member that belongs to none, that cannot be used.
 
     Attributes:
-        place: the byte of its header, or where the damage begins.
+        place: the offset of its header, or of the damage.
         reason: a short category to count by.
-        name: of the member or the key; empty where the tar itself is damaged.
-        detail: more about a damage.
+        name: the name of the member or the key; empty if the tar itself is damaged.
+        detail: more about the damage.
     """
 
     place: int
@@ -84,9 +84,9 @@ class RefusedEntry(NamedTuple):
 
 @dataclass
 class Headers:
-    """What a tar holds: every sample is among `samples` or `refused`, in the order of the tar.
+    """The content of a tar: every sample is in `samples` or `refused`, in the order of the tar.
 
-    `passed_over` has the members that say nothing to us: the byte of the header and the suffix of each.
+    `passed_over` has the members that are not read: the offset of the header and the suffix of each.
     """
 
     tar_bytes: int
@@ -96,7 +96,7 @@ class Headers:
 
     @property
     def ignored(self) -> Counter[str]:
-        """By suffix, how many members say nothing to us; folders are not counted."""
+        """The number of members that are not read, by suffix; folders are not counted."""
         counts: Counter[str] = Counter()
         for _, kind in sorted(self.passed_over):
             counts[kind if kind in counts or len(counts) < _KINDS_IGNORED else "(others)"] += 1
@@ -104,7 +104,7 @@ class Headers:
 
     @property
     def problems(self) -> dict[str, Problem]:
-        """By reason, what was refused."""
+        """The refusals, by reason."""
         found: dict[str, Problem] = {}
         for refused in self.refused:
             examples = (readable(refused.name),) if refused.name else ((refused.detail,) if refused.detail else ())
@@ -112,19 +112,19 @@ class Headers:
         return found
 
     def pass_over(self, place: int, suffix: bytes) -> None:
-        """Notes a member that says nothing to us."""
+        """Records a member that is not read."""
         self.passed_over.append((place, readable(suffix)[:32] or "(none)"))
 
 
 def read_headers(tar: BinaryIO) -> Headers:
     """Reads a tar's headers from first to last; the members of one key are one sample.
 
-    The key of a member is its name up to the suffix. Dots in it are read as people write them: `a.1.jpg` is the second
-    image of `a`, unless a text `a.1.json` or `a.1.txt` makes it a sample of its own. What goes on behind a sample's key
-    (`a.seg.png` beside `a.jpg`) is passed over, unless it is a whole sample itself. Members of one key that lie apart
-    are joined where they complete each other; else the first ones are the sample and the others a duplicate.
+    The key of a member is its name up to the suffix. A key may have dots: `a.1.jpg` is the second image of `a`, unless
+    a text `a.1.json` or `a.1.txt` makes it a sample of its own. A longer name that begins with a sample's key
+    (`a.seg.png` next to `a.jpg`) is ignored, unless it is a complete sample itself. Members of one key that lie apart
+    are joined if they complete each other; otherwise the first ones are the sample and the others a duplicate.
 
-    Of a damaged tar all samples are there that are surely whole: not the last one before the damage.
+    A damaged tar gives the samples that are certainly complete: all before the damage, except the last one.
 
     Args:
         tar: a file opened for reading; its own position does not matter.
@@ -153,7 +153,7 @@ def read_headers(tar: BinaryIO) -> Headers:
 
 
 class _Found(NamedTuple):
-    """A member with a suffix that is read; `stem` is its name in front of that. `reason`: why it cannot be used."""
+    """A member with a suffix that is read; `stem` is its name before the suffix, `reason` why it cannot be used."""
 
     place: int
     name: bytes
@@ -198,7 +198,7 @@ def _reason_to_refuse(member: tarfile.TarInfo, suffix: str) -> str | None:
 
 @dataclass
 class _Run:
-    """Members of one key that follow each other in a tar."""
+    """Consecutive members of one key in a tar."""
 
     key: bytes
     members: dict[str, _Found] = field(default_factory=dict)
@@ -213,12 +213,12 @@ class _Run:
         return len({member.is_text for member in self.members.values()}) == 2
 
     def completes(self, earlier: "_Run") -> bool:
-        """Whether this and an earlier run of the key can be parts of one sample."""
+        """Whether this and an earlier run of the key can form one sample."""
         return not (self.is_whole and earlier.is_whole) and self.members.keys().isdisjoint(earlier.members)
 
 
 def _group(found: list[_Found], headers: Headers, complete: bool) -> None:
-    """Makes samples of the members; without the last one where the tar is not `complete`."""
+    """Groups the members into samples; leaves out the last one if the tar is not `complete`."""
     samples: dict[bytes, list[_Run]] = {}
     last = b""
     for run in _runs(found, headers):
@@ -243,7 +243,7 @@ def _group(found: list[_Found], headers: Headers, complete: bool) -> None:
 
 
 def _runs(found: list[_Found], headers: Headers) -> Iterator[_Run]:
-    """Members of one key that follow each other; a second one of a name is refused, extras are passed over."""
+    """Yields runs of members of one key; refuses a second member of a name, and ignores extras."""
     stems = {member.stem for member in found if member.is_text}
     keyed = [(_key(member, stems), member) for member in found]
     texts = {key for key, member in keyed if member.is_text}
@@ -268,7 +268,7 @@ def _runs(found: list[_Found], headers: Headers) -> Iterator[_Run]:
 
 
 def _key(member: _Found, stems: set[bytes]) -> bytes:
-    """The key of a member's sample: a number at the end of an image's stem is its place, unless a text has it too."""
+    """Returns the key of a member's sample, without the number of an image, unless a text has that number too."""
     if member.is_text or member.stem in stems:
         return member.stem
     numbered = _NUMBERED.fullmatch(member.stem)
@@ -276,7 +276,7 @@ def _key(member: _Found, stems: set[bytes]) -> bytes:
 
 
 def _owner(key: bytes, texts: set[bytes], images: set[bytes]) -> bytes | None:
-    """The key of the sample that this key goes on behind, as a.seg does behind a; None where there is none."""
+    """Returns the sample key that this key extends, as a.seg extends a; None if there is none."""
     folder, slash, base = key.rpartition(b"/")
     parts = base.split(b".", _MOST_DOTS)
     for number in range(1, len(parts)):
@@ -287,10 +287,10 @@ def _owner(key: bytes, texts: set[bytes], images: set[bytes]) -> bytes | None:
 
 
 def _order(suffix: str) -> int:
-    """The place of a member in its sample, by its suffix: JSON, text, then the images by their number."""
+    """Returns the place of a member in its sample by its suffix: JSON, text, then the images by number."""
     return TEXTS.index(suffix) - len(TEXTS) if suffix in TEXTS else int(suffix.rpartition(".")[0] or 0)
 
 
 def readable(name: bytes) -> str:
-    """A name for people; bytes that are not UTF-8 are written \\xNN."""
+    """Returns a printable name; bytes that are not UTF-8 are written \\xNN."""
     return name.decode("utf-8", errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Samples to ordinary WebDataset tars, with an index beside each."""
+"""Writes samples to ordinary WebDataset tars, each with an index."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ _END_MARK = 2 * tarfile.BLOCKSIZE
 
 @dataclass(frozen=True)
 class Length:
-    """How far a shard has got: samples, images, and bytes of the tar."""
+    """The length of an unfinished shard: samples, images, and bytes of the tar."""
 
     samples: int = 0
     images: int = 0
@@ -30,7 +30,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Shard:
-    """A whole shard as manifests name it; `sha256` in hex, of the tar."""
+    """A finished shard as manifests name it; `sha256` of the tar in hex."""
 
     name: str
     samples: int
@@ -40,16 +40,16 @@ class Shard:
 
 
 def encode_record(record: Mapping[str, Any]) -> bytes:
-    """A sample's JSON, in UTF-8; equal records give equal bytes.
+    """Returns a sample's JSON in UTF-8; equal records give equal bytes.
 
     Raises:
-        TypeError, ValueError, RecursionError: what JSON has no way to say; UnicodeEncodeError for a lone surrogate.
+        TypeError, ValueError, RecursionError: JSON cannot express the record; UnicodeEncodeError for a lone surrogate.
     """
     return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def image_names(extensions: Sequence[str]) -> list[str]:
-    """The suffixes of a sample's images: the extension of a single one, else with its number in front."""
+    """Returns the suffixes of a sample's images: the extension of a single one, otherwise number and extension."""
     return list(extensions) if len(extensions) == 1 else [f"{i}.{name}" for i, name in enumerate(extensions)]
 
 
@@ -71,17 +71,17 @@ def tar_members(key: str, members: Mapping[str, bytes]) -> bytes:
 
 
 def whole_size(length: int) -> int:
-    """Bytes of a finished tar with `length` bytes of samples."""
+    """Returns the size of a finished tar with `length` bytes of samples."""
     return -(-(length + _END_MARK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 class OpenShard:
-    """A tar in the making at `path`: it grows by whole samples, and is hashed as it grows.
+    """An unfinished tar at `path`: it grows by whole samples, and is hashed as it grows.
 
-    With `start` it goes on from an earlier length; what was written after that is cut off.
+    With `start` it continues from an earlier length; later bytes are truncated.
 
     Raises:
-        DataError: the file is shorter than `start` says.
+        DataError: the file is shorter than `start`.
     """
 
     def __init__(self, path: Path, start: Length | None = None) -> None:
@@ -99,18 +99,18 @@ class OpenShard:
         self._file.truncate()
 
     def append(self, members: bytes, images: int) -> None:
-        """Adds one sample of that many images, as `tar_members` gives it."""
+        """Appends one sample with that many images, as returned by `tar_members`."""
         self._write(members)
         was = self.length
         self.length = Length(was.samples + 1, was.images + images, was.bytes + len(members))
 
     def sync(self) -> None:
-        """What has been appended is on the disk when this returns."""
+        """Writes all that was appended to the disk before it returns."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def finish(self, name: str) -> Shard:
-        """Closes the tar, which is then whole and on the disk."""
+        """Writes the end mark and closes the tar, which is then complete and on the disk."""
         size = whole_size(self.length.bytes)
         self._write(bytes(size - self.length.bytes))
         self.sync()
@@ -118,7 +118,7 @@ class OpenShard:
         return Shard(name, self.length.samples, self.length.images, size, self._hash.hexdigest())
 
     def close(self) -> None:
-        """Lets go of the file; nothing is added."""
+        """Closes the file without an end mark."""
         self._file.close()
 
     def _write(self, content: bytes) -> None:
@@ -129,8 +129,8 @@ class OpenShard:
 class ShardWriter:
     """Writes `<folder>/<split>-000000.tar`, `-000001.tar` ... with their indexes; equal samples give equal bytes.
 
-    A context manager. Each shard is written beside and renamed once it is whole; on an error the one in progress is
-    removed.
+    A context manager. Each shard is written under a temporary name and renamed when it is complete; after an error the
+    unfinished one is removed.
     """
 
     def __init__(self, folder: Path, split: str, samples_per_shard: int = 10_000) -> None:
@@ -144,8 +144,8 @@ class ShardWriter:
     def write(self, key: str, record: Mapping[str, Any], images: Sequence[bytes] = (), extension: str = "png") -> None:
         """Appends one sample: its JSON and its images, already encoded as `extension` (png, jpg or webp)."""
         if self._open is None:
-            beside = self._stack.enter_context(atomic_write(self.folder / self._name()))
-            self._open = OpenShard(beside)
+            tmp_path = self._stack.enter_context(atomic_write(self.folder / self._name()))
+            self._open = OpenShard(tmp_path)
             self._stack.callback(self._open.close)
         names = image_names([extension] * len(images))
         members = {"json": encode_record(record), **dict(zip(names, images, strict=True))}
@@ -167,7 +167,7 @@ class ShardWriter:
         return f"{self.split}-{len(self.shards):06d}.tar"
 
     def _finish(self, shard: OpenShard) -> None:
-        """Puts the index in place, then the tar itself."""
+        """Publishes the index, then the tar."""
         tar = self.folder / self._name()
         self.shards.append(shard.finish(tar.name))
         save_index(scan_tar(shard.path), index_path(tar))

@@ -21,7 +21,7 @@ class ShardOrder:
     """The shards of one data set without end: each once per epoch, in an order of its own for every epoch.
 
     Attributes:
-        name: of the data set, "" where it is the only one; the order depends on it, not on the other sets.
+        name: the dataset's name, "" if it is the only one; the order depends on it, not on the other sets.
         start: the number of the first visit.
     """
 
@@ -55,7 +55,7 @@ class SplitByRank:
 
 
 class Passed:
-    """Which visits of one data set a reader has passed: those of whose samples none is left to come.
+    """Keeps track of the shard visits that a reader has passed: none of their samples is still to come.
 
     Args:
         first: the number of the reader's first visit.

@@ -59,10 +59,10 @@ class StreamedSet:
 def read_shards(visits: Iterator[ShardVisit], passed: Passed, decode: Decode, most_empty: int) -> Iterator[Drawn]:
     """Yields the samples of shards in the order of their tars, as webdataset groups them.
 
-    Of a damaged tar the samples before the damage come, but for the last one, and then an error in place of the rest.
+    A damaged tar gives its samples before the damage, except the last one, and then an error for the rest.
 
     Args:
-        passed: is told which shards are read.
+        passed: records which shards are read.
         most_empty: so many shards without a sample, one after the other, are an error.
 
     Raises:

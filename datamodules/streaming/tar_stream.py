@@ -34,7 +34,7 @@ def stream_members(file: BinaryIO, place: str) -> Iterator[tuple[str, bytes | No
     """
     forward = _ForwardFile(file, place)
     try:
-        # Else tarfile would stop at the first end mark: tars that were put together (`cat a.tar b.tar`) have several.
+        # Otherwise tarfile would stop at the first end mark: joined tars (`cat a.tar b.tar`) have several.
         archive = tarfile.TarFile(
             fileobj=forward,  # type: ignore[arg-type]
             tarinfo=_StrictHeader,
@@ -50,11 +50,11 @@ def stream_members(file: BinaryIO, place: str) -> Iterator[tuple[str, bytes | No
                 limit = MAX_TEXT_BYTES if match[1] else MAX_BYTES
                 content = forward.content(member.offset_data, member.size) if member.size <= limit else None
                 yield readable(member.name.encode("utf-8", errors="surrogateescape")), content
-            # Else tarfile keeps every header it has seen in memory.
+            # Otherwise tarfile keeps every header in memory.
             archive.members.clear()  # type: ignore[attr-defined]
     except (Damaged, DataError, GeneratorExit):
         raise
-    except Exception:  # whatever tarfile raises on forged headers (ValueError, RecursionError ...), it is damaged
+    except Exception:  # tarfile raises various errors on forged headers (ValueError, RecursionError ...)
         raise Damaged("damaged", forward.tell()) from None
 
 
@@ -119,7 +119,7 @@ class _ForwardFile:
             while left and (block := self._file.read(left)):
                 blocks.append(block)
                 left -= len(block)
-        except Exception as error:  # each protocol's library has errors of its own, from no common class
+        except Exception as error:  # the libraries' errors have no common base class
             raise DataError(f"shard {self._name} cannot be read: {first_line(error)}") from None
         self._offset += size - left
         return b"".join(blocks)
