@@ -275,3 +275,20 @@ def test_the_hash_of_train_follows_names_and_bytes(folder: Path, write_split: Wr
     again = WebDatasetData(WebDatasetData.Config(root=str(folder)))
     assert again.manifest_hash() == manifest
     assert again.content_hash() != one
+
+
+def test_remote_shards_are_streamed_without_a_copy(
+    folder: Path, make_context: MakeContext, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for shard in sorted(folder.glob("train-*.tar")):
+        bucket.upload_file(str(shard), f"data/{shard.name}")
+    shards = {"train": [f"s3://{bucket.name}/data"], "validation": [str(folder / "validation-000000.tar")]}
+    for workers in (0, 2):
+        data = streamed(folder, make_context(batch_size=6), root="", shards=shards, workers=workers)
+        assert sorted(keys(data, 8)) == sorted(f"s{i}" for i in range(48))
+    assert not list(tmp_path.glob("cache/**/*.tar"))
+    for shard in bucket.objects.filter(Prefix="data/train-000003"):
+        shard.delete()
+    with pytest.raises(DataError, match=r"there is no s3://.*/data/train-000003.tar"):
+        keys(data, 8)
