@@ -1,4 +1,4 @@
-"""The command line as tests use it, small data to train on in seconds, and one quick demo for all who need a result."""
+"""Fixtures of all tests: the command line, small data to train on in seconds, and one quick demo for all."""
 
 import contextlib
 import fcntl
@@ -19,9 +19,9 @@ import torch
 ROOT = Path(__file__).parents[1]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 TINY_DATA = ("data.train_images=64", "data.validation_images=16", "data.test_images=16", "data.unseen_images=8")
-"""Words that make the demo set the one that `workspace` has drawn already."""
+"""Overrides for the demo set that `workspace` has already drawn."""
 TINY = (*TINY_DATA, "trainer.batch_size=8", "trainer.max_steps=3", "tracking.enabled=false")
-"""Words that make any experiment of the demo a matter of a second."""
+"""Overrides that make any experiment of the demo take a second."""
 QUICK_DEMO_SECONDS = 900
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -32,7 +32,7 @@ Fork = Callable[..., list[int]]
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A worker has all tests of a file, and one of them all files that share the quick demo's folder."""
+    """Gives all tests of a file to one worker, and all files that share the quick demo's folder to one worker."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByFile(LoadFileScheduling):
@@ -47,7 +47,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals_are_heard() -> None:
-    """Handles SIGINT and SIGHUP, which a shell's background job and nohup ignore: the tests are about hearing them."""
+    """Handles SIGINT and SIGHUP, which a shell's background jobs and nohup ignore, since tests send them."""
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, handler)
@@ -55,7 +55,7 @@ def _signals_are_heard() -> None:
 
 @pytest.fixture(scope="session")
 def fvl() -> Run:
-    """Runs the command line in a process of its own; some seconds go into its imports."""
+    """Runs the command line in its own process; the imports take some seconds."""
 
     def run(folder: Path, *words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "fvl_lightning", *words]
@@ -69,9 +69,9 @@ def fvl() -> Run:
 
 @pytest.fixture(scope="session")
 def fvl_here() -> Run:
-    """Runs the command line in this process, and leaves it as it was: folder, logging, plugins, threads.
+    """Runs the command line in this process, and restores folder, logging, plugins and threads afterwards.
 
-    What the command line lets through as an exception comes through here too, as a failure of the test.
+    An exception that the command line does not handle fails the test.
     """
 
     def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -90,7 +90,7 @@ def fvl_here() -> Run:
 
 @pytest.fixture(scope="session")
 def fork() -> Iterator[Fork]:
-    """Runs ranks, each a process of its own that has its imports behind it."""
+    """Runs ranks in processes that are forked after the imports."""
     started: list[subprocess.Popen[str]] = []
 
     def run(folder: Path, out: str, *ranks: Sequence[str]) -> list[int]:
@@ -116,7 +116,7 @@ def fork() -> Iterator[Fork]:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder `data` with the demo's tokenizer and the set of TINY_DATA."""
+    """Makes a folder `data` with the demo's tokenizer and the set of TINY_DATA."""
     from datamodules.demo.data import DemoData
     from fvl_lightning.core.config.merging import parse_override
 
@@ -130,13 +130,13 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(tmp_path: Path, tiny_data: Path) -> Path:
-    """A working folder with `experiments` and `data`, and no runs yet."""
+    """Makes a working folder with `experiments` and `data`, without runs."""
     return furnish(tmp_path, tiny_data)
 
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow store without runs, to be copied: creating one takes seconds."""
+    """Makes an MLflow store without runs, for tests to copy, since creating one takes seconds."""
     from fvl_lightning.tracking.store import open_store
 
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
@@ -146,9 +146,9 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def quick_demo(tmp_path_factory: pytest.TempPathFactory, fvl: Run) -> Path:
-    """A working folder in which `fvl demo --quick` has run, once for all tests; `runs/demo` stands for its report.
+    """Makes a working folder in which `fvl demo --quick` has run once for all tests; `runs/demo` has its report.
 
-    `experiments` and `docs` are the repository's, so the README's commands find what they name.
+    `experiments` and `docs` are the repository's, so that the README's commands find their files.
     """
     base = tmp_path_factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
@@ -176,7 +176,7 @@ def furnish(folder: Path, data: Path) -> Path:
 
 @contextlib.contextmanager
 def _logging_kept() -> Iterator[None]:
-    """The command line sets up logging for a whole process, which would take pytest's handlers away."""
+    """Restores logging after a command, which sets it up for the whole process and removes pytest's handlers."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     named = {name: logger for name, logger in root.manager.loggerDict.items() if isinstance(logger, logging.Logger)}
@@ -193,7 +193,7 @@ def _logging_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plugins_forgotten() -> Iterator[None]:
-    """Components that a command's `plugins:` register are gone afterwards."""
+    """Removes the components that a command's `plugins:` have registered."""
     from fvl_lightning.core import registry
 
     for slot in registry.SLOT_PACKAGES:
@@ -222,7 +222,7 @@ def _threads_kept() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def asked(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, fvl_here: Run) -> Path:
-    """A working folder with the run `runs/tiny` of a gated fusion, and `model`, its model without the run."""
+    """Makes a working folder with the run `runs/tiny` of a gated fusion, and `model`, its model without the run."""
     folder = furnish(tmp_path_factory.mktemp("asked"), tiny_data)
     words = ("train", "experiments/demo/finetune.yaml", *TINY, "fusion=gated", "name=tiny")
     done = fvl_here(folder, *words)

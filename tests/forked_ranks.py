@@ -1,7 +1,7 @@
-"""Ranks of trainings without the seconds that their imports take: `python forked_ranks.py` forks them from itself.
+"""Starts ranks without the seconds that imports take: `python forked_ranks.py` forks them from itself.
 
 A line of standard input is a job, `{"folder", "out", "ranks": [[program, word, ...], ...]}`, one list per rank; its
-answer is a line of exit codes. What a rank says goes to `<out>/rank<r>.txt`.
+answer is a line of exit codes. The output of a rank goes to `<out>/rank<r>.txt`.
 """
 
 import json
@@ -24,7 +24,7 @@ from tests.integration.runs import free_port
 
 
 def be(rank: int, world_size: int, port: int, job: dict[str, Any]) -> None:
-    """One rank, as torchrun would start it."""
+    """Runs one rank as torchrun would start it."""
     os.chdir(job["folder"])
     where = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world_size}
     where |= {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "forked"}
@@ -37,7 +37,7 @@ def be(rank: int, world_size: int, port: int, job: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Answers until there are no more jobs."""
+    """Serves jobs until there are no more."""
     torch.set_num_threads(1)
     for slot in registry.SLOT_PACKAGES:
         registry.names(slot)  # which imports its components

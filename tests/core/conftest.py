@@ -14,14 +14,14 @@ from tests.core.tiny import COMPONENTS, Tiny
 
 @pytest.fixture
 def tiny_components(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A registry that holds the components of tests/core/tiny.py and nothing else, until the test is over."""
+    """Limits the registry to the components of tests/core/tiny.py during a test."""
     monkeypatch.setattr(registry, "_components", {slot: dict(known) for slot, known in COMPONENTS.items()})
     monkeypatch.setattr(registry, "_loaded", set(COMPONENTS))
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[str, str], Path]:
-    """Writes a file under the test's own folder and gives its path."""
+    """Returns a function that writes a file in the test's folder and returns its path."""
 
     def writer(name: str, text: str) -> Path:
         path = tmp_path / name
@@ -34,7 +34,7 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
 
 @pytest.fixture
 def load(tiny_components: None, write: Callable[[str, str], Path]) -> Callable[..., Tiny]:
-    """Loads the YAML text, with `key=value` words behind it."""
+    """Loads a YAML text with `key=value` overrides."""
 
     def loader(text: str, *overrides: str) -> Tiny:
         return load_config(Tiny, write("tiny.yaml", text), overrides)
@@ -44,7 +44,7 @@ def load(tiny_components: None, write: Callable[[str, str], Path]) -> Callable[.
 
 @pytest.fixture
 def sentence(load: Callable[..., Tiny], tmp_path: Path) -> Callable[..., str]:
-    """The one sentence in which a YAML text and its words are refused, with the test's folder taken out."""
+    """Returns the message that refuses a YAML text with overrides, without the test's folder."""
 
     def refused(text: Any, *overrides: str) -> str:
         with pytest.raises(ConfigError) as caught:

@@ -1,4 +1,4 @@
-"""A schema and components small enough to see through, for the tests of the configuration."""
+"""A small schema and small components for the tests of the configuration."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -32,7 +32,7 @@ class Arm:
 
 @dataclass
 class Tiny:
-    """The whole of an experiment file in these tests."""
+    """Schema of an experiment file in these tests."""
 
     name: str = "tiny"
     fusion: Any = slot("fusion")
@@ -64,7 +64,7 @@ class Gated:
 
 
 class Mean:
-    """Fills the slot `fusion` under the name "mean"; shares the field `hidden` with Gated by name alone."""
+    """Fills the slot `fusion` under the name "mean"; its field `hidden` has nothing to do with Gated's."""
 
     @dataclass
     class Config:
@@ -78,7 +78,7 @@ class Linear:
 
     @dataclass
     class Config:
-        """Nothing to set."""
+        """It has no fields."""
 
 
 COMPONENTS: dict[str, dict[str, type]] = {"fusion": {"gated": Gated, "mean": Mean}, "projector": {"linear": Linear}}

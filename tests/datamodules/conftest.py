@@ -1,4 +1,4 @@
-"""Small sets that the tests of the data share; nothing in them is changed by a test."""
+"""Small datasets that the tests of the data share; no test changes them."""
 
 import hashlib
 import io
@@ -33,7 +33,7 @@ def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_demo(demo_root: Path) -> Callable[..., DemoData]:
-    """A prepared DemoData of a small set; fields of its Config by name."""
+    """Returns a function that makes a prepared DemoData of a small set; it takes fields of the Config by name."""
 
     def make(**fields: Any) -> DemoData:
         data = DemoData(DemoData.Config(root=str(demo_root), **{**COUNTS, **fields}))
@@ -50,7 +50,7 @@ def tokenizer(make_demo: Callable[..., DemoData]) -> Any:
 
 @pytest.fixture(scope="session")
 def make_context(tokenizer: Any) -> Callable[..., DataContext]:
-    """A DataContext of the demo's tokenizer, 4 tokens per image and batches of 8; other fields by name."""
+    """Returns a function that makes a DataContext with the demo's tokenizer, 4 tokens per image and batches of 8."""
 
     def make(**fields: Any) -> DataContext:
         defaults: dict[str, Any] = {
@@ -67,7 +67,7 @@ def make_context(tokenizer: Any) -> Callable[..., DataContext]:
 
 
 def encoded_image(shade: int = 0, size: tuple[int, int] = (8, 6), kind: str = "PNG") -> bytes:
-    """A picture of one shade with a red corner, width x height, as bytes of a file."""
+    """Returns an encoded image of one shade with a red corner, width x height."""
     pixels = np.full((size[1], size[0], 3), shade, dtype=np.uint8)
     pixels[0, 0] = (255, 0, 0)
     file = io.BytesIO()
@@ -76,7 +76,7 @@ def encoded_image(shade: int = 0, size: tuple[int, int] = (8, 6), kind: str = "P
 
 
 def talk(question: str, answer: str, images: int = 1) -> dict[str, Any]:
-    """A record of one turn with that many image parts."""
+    """Returns a record of one turn with that many image parts."""
     parts = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
     return {
         "messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}],
@@ -142,7 +142,7 @@ def write_long_talks() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def endpoint() -> Iterator[str]:
-    """The address of a server that is to S3's clients what S3 is."""
+    """Starts a server with S3's interface and returns its address."""
     from moto.server import ThreadedMotoServer  # a second of imports that few tests need
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -154,7 +154,7 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
-    """An empty bucket of its own for each test, found by s3fs through the environment alone."""
+    """Makes an empty bucket for each test, which s3fs finds through environment variables."""
     import boto3
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

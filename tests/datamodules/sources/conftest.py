@@ -1,4 +1,4 @@
-"""A folder of images with something beside it that no source may ever read."""
+"""A folder of images, next to a file that no source may read."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ SECRET = b"what lies outside"
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """images/a.png, images/sub/b.png and images/c.png, each with its name in it; outside.png is a neighbour."""
+    """Writes images/a.png, images/sub/b.png, images/c.png and outside.png, each with its name as its content."""
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     for name in ("a.png", "sub/b.png", "c.png"):

@@ -1,4 +1,4 @@
-"""What the tests of the sources share: reading one as the builder does, and files to read."""
+"""Helpers of the tests of sources: they write files, and read a source as the builder does."""
 
 import io
 import json
@@ -12,17 +12,17 @@ from datamodules.sources.base import Ignored, Refusal, Row, Source
 from fvl_lightning.core.config.loading import choose
 
 PNG = b"\x89PNG\r\n\x1a\n pretended"
-"""The sources look at no image, so any bytes will do."""
+"""Sources do not decode images, so any bytes will do."""
 
 
 def source(name: str, **fields: Any) -> Source:
-    """The registered source with these fields of its Config, checked as a recipe is."""
+    """Returns a registered source with these fields of its Config, checked like a recipe."""
     choice = choose("source", {"name": name, **fields})
     return choice.component(choice.config)
 
 
 def read(one: Source) -> list[Any]:
-    """All rows, each chunk read behind a pickle; the chunks are the same ones a second time."""
+    """Returns all rows, reading each chunk after pickling it; checks that chunks are the same a second time."""
     chunks = list(one.chunks())
     assert list(one.chunks()) == chunks
     again = pickle.loads(pickle.dumps(chunks))
@@ -36,17 +36,17 @@ def _rows(one: Source, chunk: Any) -> Iterable[Row | Refusal | Ignored]:
 
 
 def places(rows: Iterable[Row | Refusal]) -> list[str]:
-    """Where each row is."""
+    """Returns the place of each row."""
     return [row.where for row in rows]
 
 
 def reasons(rows: Iterable[Row | Refusal]) -> list[str]:
-    """The reason of each refusal, and "" for each row."""
+    """Returns the reason of each refusal, and "" for each row."""
     return [row.reason if isinstance(row, Refusal) else "" for row in rows]
 
 
 def talk(*values: str, **fields: Any) -> dict[str, Any]:
-    """A row of LLaVA's format in which human and gpt take turns."""
+    """Returns a row of LLaVA's format in which human and gpt take turns."""
     turns = [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
     return {**fields, "conversations": turns}
 
@@ -58,7 +58,7 @@ def write_array(path: Path, rows: Iterable[Any], **how: Any) -> Path:
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> Path:
-    """JSON Lines; a text is a line as it is."""
+    """Returns JSON Lines; a text is a line by itself."""
     lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
