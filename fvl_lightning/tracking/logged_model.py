@@ -12,13 +12,13 @@ FOLDER_TAG = "fvl.model_folder"
 
 
 def send_model(
-    client: Any, run: Any, folder: Path, tags: Mapping[str, str], params: Mapping[str, Any], step: int
+    client: Any, mlflow_run: Any, folder: Path, tags: Mapping[str, str], params: Mapping[str, Any], step: int
 ) -> tuple[str, int]:
     """The LoggedModel of `folder`, created where the run has none.
 
     Args:
         client: an MlflowClient.
-        run: MLflow's run, as it was read a moment ago.
+        mlflow_run: MLflow's run, as it was read a moment ago.
         folder: a saved model.
         tags: of the run, for the model too; `fvl.stage` is its type.
         params: likewise; the model has them from its creation on and keeps them.
@@ -31,7 +31,7 @@ def send_model(
     from mlflow.entities.logged_model_status import LoggedModelStatus
     from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
-    run_id, experiment_id, sent = run.info.run_id, run.info.experiment_id, 0
+    run_id, experiment_id, sent = mlflow_run.info.run_id, mlflow_run.info.experiment_id, 0
     found = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'", max_results=1)
     if found:
         model = found[0]
@@ -40,7 +40,7 @@ def send_model(
         about = {FOLDER_TAG: str(folder.resolve()), "fvl.model_bytes": str(size), MLFLOW_MODEL_IS_EXTERNAL: "true"}
         model = client.create_logged_model(
             experiment_id,
-            name=re.sub(r"[^\w -]+", "-", run.info.run_name),
+            name=re.sub(r"[^\w -]+", "-", mlflow_run.info.run_name),
             source_run_id=run_id,
             tags={**tags, **about},
             params={clean_key(key): str(value)[:PARAMETER_LENGTH] for key, value in params.items()},
@@ -49,7 +49,7 @@ def send_model(
         sent += 1
     if model.status != LoggedModelStatus.READY:
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    outputs = run.outputs.model_outputs if run.outputs else []
+    outputs = mlflow_run.outputs.model_outputs if mlflow_run.outputs else []
     if model.model_id not in {output.model_id for output in outputs}:
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
         sent += 1

@@ -20,6 +20,10 @@ from typing import Any
 from fvl_lightning.core.addresses import SQLITE, refuse_login, without_login
 from fvl_lightning.core.errors import DataError, first_line
 
+# MLflow reports its usage to its makers by default, which a kit that works offline should not. MLflow reads this at its
+# import, which the functions of this folder do later than this line.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
 SQLITE_MAGIC = b"SQLite format 3\0"
 SERVER_TIMEOUT = 5.0
 """Seconds a tracking server has to answer when it is opened."""

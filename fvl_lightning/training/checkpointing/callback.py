@@ -12,6 +12,7 @@ from fvl_lightning.core.errors import DataError
 from fvl_lightning.training.checkpointing.files import BEST, CheckpointFiles, best_checkpoint, read_checkpoint
 from fvl_lightning.training.fault_tolerance.heartbeat import announce_save
 from fvl_lightning.training.fault_tolerance.signals import Stop, StopSignals
+from fvl_lightning.training.stage_interface import StageInterface
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +57,13 @@ class CheckpointCallback(Checkpoint):
             if step * trainer.accumulate_grad_batches % trainer.val_check_batch:
                 trainer.limit_val_batches = 0  # Lightning would validate at a stop, where no other run does
 
-    def on_validation_end(self, trainer: Trainer, stage: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, stage: StageInterface) -> None:
         """Keeps the weights where none before had a lower loss; all ranks have found the same one.
 
         A loss that is not finite is no lower one.
         """
         loss = stage.last_validation_loss
-        if self.keep_best and math.isfinite(loss) and loss < self.lowest_loss:
+        if self.keep_best and loss is not None and math.isfinite(loss) and loss < self.lowest_loss:
             self.lowest_loss = loss
             self._save(trainer, self.path.with_name(BEST), weights_only=True)
 
