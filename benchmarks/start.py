@@ -37,22 +37,30 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     seconds: dict[str, dict[str, list[float]]] = {name: {"here": [], "other": []} for name in COMMANDS}
-    for number in range(options.repeats + 1):
+    checkouts = {"here": HERE, "other": options.other.resolve()}
+    for checkout in checkouts.values():
+        cpu_seconds(checkout, ["--help"], 0)  # compiles modules and reads files from the disk
+    for _ in range(options.repeats):
         for name, (arguments, code) in COMMANDS.items():
-            for where, checkout in (("here", HERE), ("other", options.other.resolve())):
-                measured = cpu_seconds(checkout, arguments, code)
-                if number > 0:  # the first round compiles modules and reads files from the disk
-                    seconds[name][where].append(measured)
-    medians = {
-        name: {where: statistics.median(values) for where, values in row.items()} for name, row in seconds.items()
-    }
+            for where, checkout in checkouts.items():
+                seconds[name][where].append(cpu_seconds(checkout, arguments, code))
+        save(seconds, checkouts)
     table = Table("command", "CPU s, here", "CPU s, other", "ratio", title="A start of fvl")
-    for name, row in medians.items():
+    for name, row in medians(seconds).items():
         table.add_row(name, f"{row['here']:.2f}", f"{row['other']:.2f}", f"{row['here'] / row['other']:.3f}")
     Console().print(table)
-    commits = {"here": commit(HERE), "other": commit(options.other)}
-    ratios = {name: row["here"] / row["other"] for name, row in medians.items()}
-    record("start", {"commits": commits, "repeats": options.repeats, "ratios": ratios, "cpu_seconds": seconds})
+
+
+def medians(seconds: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+    """The median of each command in each checkout."""
+    return {name: {where: statistics.median(values) for where, values in row.items()} for name, row in seconds.items()}
+
+
+def save(seconds: dict[str, dict[str, list[float]]], checkouts: dict[str, Path]) -> None:
+    """Saves what has been measured so far."""
+    ratios = {name: row["here"] / row["other"] for name, row in medians(seconds).items()}
+    commits = {where: commit(checkout) for where, checkout in checkouts.items()}
+    record("start", {"commits": commits, "ratios": ratios, "cpu_seconds": seconds})
 
 
 def cpu_seconds(checkout: Path, arguments: list[str], code: int) -> float:
