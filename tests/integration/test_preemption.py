@@ -65,15 +65,15 @@ def test_a_signal_at_the_last_step_lets_the_run_finish(workspace: Path, fvl_here
 def test_a_signal_before_the_first_step_stops_at_once(
     workspace: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fvl_lightning.cli import train
+    from fvl_lightning.runs import setup
 
-    original, before = train.build_stage, signal.getsignal(signal.SIGTERM)
+    original, before = setup.build_stage, signal.getsignal(signal.SIGTERM)
 
     def interrupted(*arguments: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return original(*arguments)
 
-    monkeypatch.setattr(train, "build_stage", interrupted)
+    monkeypatch.setattr(setup, "build_stage", interrupted)
     assert fvl_here(workspace, *JOB).returncode == EXIT_REQUEUE
     assert not (workspace / "runs").exists()
     assert signal.getsignal(signal.SIGTERM) is before
