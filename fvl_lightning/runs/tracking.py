@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from datamodules.base import BatchData
 from fvl_lightning.core.config.loading import as_plain, config_hash
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
@@ -31,7 +32,7 @@ def tracked(
     experiment: ExperimentConfig,
     run: RunFolder,
     stage: Stage,
-    data: Any,
+    data: BatchData,
     parent_run_id: str | None,
     tags: Mapping[str, str],
 ) -> Iterator[JsonlLogger]:
@@ -56,7 +57,7 @@ def describe(
     experiment: ExperimentConfig,
     run: RunFolder,
     stage: Stage,
-    data: Any,
+    data: BatchData,
     parent_run_id: str | None,
     tags: Mapping[str, str],
 ) -> None:
@@ -137,7 +138,7 @@ def track_results(
     run: RunFolder,
     results: dict[str, float],
     tables: dict[str, list[dict[str, Any]]],
-    data: Any = None,
+    data: BatchData | None = None,
     metric: str | None = None,
 ) -> None:
     """Adds results and tables to a run that was tracked; a store out of reach gets them by `fvl sync`.
