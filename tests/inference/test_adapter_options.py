@@ -110,8 +110,7 @@ def test_evaluate_with_an_adapter_is_its_run(folder: Path, fvl_here: Run, monkey
         said.append([one.text for one in given])
         return result, given
 
-    for module in ("fvl_lightning.evaluation.scoring", "fvl_lightning.cli.evaluate"):
-        monkeypatch.setattr(f"{module}.score", recorded)
+    monkeypatch.setattr("fvl_lightning.evaluation.scoring.score", recorded)
     for words in (["runs/b"], ["runs/whole", "--adapter", "runs/b/model"], ["runs/whole"]):
         done = fvl_here(folder, "evaluate", *words)
         assert done.returncode == 0, done.stderr
