@@ -26,11 +26,12 @@ def ui(
     """
     if comparison is not None:
         from fvl_lightning.comparison.tracking import read_parent
+        from fvl_lightning.evaluation.metrics.names import DEFAULT_SCORE
 
         parent = read_parent(comparison)
         uri = parent["store"][0]
         at = uri.rstrip("/") if is_server(uri) else f"http://{host}:{port}"
-        for what, page in comparison_pages(uri, parent["run_id"], at).items():
+        for what, page in comparison_pages(uri, parent["run_id"], at, DEFAULT_SCORE).items():
             say(f"{what}: {page}")
         if is_server(uri):
             return

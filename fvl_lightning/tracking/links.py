@@ -2,7 +2,6 @@
 
 from urllib.parse import quote, urlencode
 
-from fvl_lightning.core.errors import DataError
 from fvl_lightning.tracking.store import existing_store, store_client, store_errors
 
 METRIC_TAG = "fvl.metric"
@@ -22,13 +21,14 @@ def cells_search(parent_run_id: str, metric: str) -> str:
     return f"tags.`mlflow.parentRunId` = '{parent_run_id}' and metrics.`{metric}` >= 0"
 
 
-def comparison_pages(uri: str, parent_run_id: str, at: str) -> dict[str, str]:
-    """{what is shown: address} of a comparison.
+def comparison_pages(uri: str, parent_run_id: str, at: str, default_metric: str) -> dict[str, str]:
+    """Returns {what is shown: address} of a comparison.
 
     Args:
         uri: the store.
         parent_run_id: of the comparison.
         at: where the pages are served, such as http://127.0.0.1:5000.
+        default_metric: the metric of a comparison whose run does not name one, as in earlier versions.
 
     Raises:
         DataError: the store cannot be used, or has no such run.
@@ -36,10 +36,9 @@ def comparison_pages(uri: str, parent_run_id: str, at: str) -> dict[str, str]:
     uri = existing_store(uri)
     with store_errors(uri):
         parent = store_client(uri).get_run(parent_run_id)
-    if METRIC_TAG not in parent.data.tags:
-        raise DataError(f"{parent_run_id} in {uri} is not the run of a comparison (it has no tag {METRIC_TAG})")
     pages = f"{at}/#/experiments/{parent.info.experiment_id}"
-    search = urlencode({"searchFilter": cells_search(parent_run_id, parent.data.tags[METRIC_TAG])}, quote_via=quote)
+    metric = parent.data.tags.get(METRIC_TAG, default_metric)
+    search = urlencode({"searchFilter": cells_search(parent_run_id, metric)}, quote_via=quote)
     return {
         "cells": f"{pages}/runs?{TRAINING}&{search}",
         "report and figures": f"{pages}/runs/{parent_run_id}/artifacts?{TRAINING}",
