@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from datamodules.batching.loader import BatchLoader
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -27,6 +26,7 @@ def order(
     Example: `fvl shards order experiments/demo/finetune.yaml --step 10`
     """
     config = load_config(ExperimentConfig, experiment, overrides or ())
+    from datamodules.batching.loader import BatchLoader
     from fvl_lightning.runs.setup import build_stage, data_context, prepare_data
     from fvl_lightning.stages.step_metrics import hash_keys
 
