@@ -84,7 +84,7 @@ class Output:
         self.work.mkdir(parents=True, exist_ok=True)
 
     def refuse_strangers(self) -> None:
-        """Raises DataError for a tar that no other part of this build can have written; warns of other files."""
+        """Raises DataError for a tar that is not from another part of this build; logs a warning about other files."""
         names = [name for name in self._names() if not name.startswith(".")]
         tars = sorted(name for name in names if name.endswith(".tar"))
         strangers = [name for name in tars if not self._other_parts.fullmatch(name)]

@@ -83,7 +83,7 @@ def _complete(folder: Path, manifest: Mapping[str, Any]) -> bool:
     try:
         found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise DataError(f"{folder} is no demo set, it has no readable manifest.json; delete or move it") from None
+        raise DataError(f"{folder} is not a demo set: it has no readable manifest.json; delete or move it") from None
     if found != manifest:
         raise DataError(f"{folder} holds another demo set (its manifest.json: {json.dumps(found)}); delete or move it")
     return True

@@ -29,7 +29,7 @@ class DemoData(BatchData):
         root: PathText = "data/demo"
         """Folder of the demo sets and their tokenizer."""
         level: str = "easy"
-        """easy, medium or hard: number and size of the objects in an image, and kinds of questions."""
+        """easy, medium or hard. Sets number and size of the objects in an image, and the kinds of questions."""
         train_images: int = number(COUNTS["train"], at_least=1)
         """Images in the split `train`."""
         validation_images: int = number(COUNTS["validation"], at_least=1)

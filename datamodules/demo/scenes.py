@@ -66,7 +66,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Number(Placed):
-    """A handwritten number with its place; it has one scan of scikit-learn's digits per digit."""
+    """A handwritten number and its place. Each digit is a scan from scikit-learn's digits data."""
 
     colour: str
     digits: str

@@ -220,7 +220,7 @@ class ConversationEncoder:
         return "".join(texts), spans, rendered
 
     def _contents(self, messages: Sequence[Message]) -> tuple[list[str], list[str], list[str]]:
-        """Returns roles, contents with the image token's alias, and contents with its plain text for the template."""
+        """Returns a list each of roles, contents with the image token's alias, and contents with its text."""
         contents = [self._content(message) for message in messages]
         plain_contents = [content.replace(self._image, self._image_text) for content in contents]
         return [message["role"] for message in messages], contents, plain_contents

@@ -75,7 +75,9 @@ class AliasedTokenizer:
             token = next(token for token, i in self._ids.items() if i in refused)
             raise DataError(f"the text contains '{token}', which this tokenizer can't encode as ordinary text")
         if sum(number in self._control for number in numbers) != broken.count(OPEN):
-            raise ConfigError("the tokenizer misses its special tokens after other text (are they `normalized`?)")
+            raise ConfigError(
+                "the tokenizer does not recognise its special tokens after other text; add them with `normalized=False`"
+            )
         ids, starts, ends, inserted = [], [], [], 0
         for number, (start, end) in zip(numbers, encoding.offsets, strict=True):
             if number == self._break:

@@ -160,7 +160,7 @@ class ConversationView(TextView):
         return pieces
 
     def _ends(self, encoded: EncodedConversation) -> list[int]:
-        """Returns the planned tokens up to the end of each answer."""
+        """Returns for each answer the number of planned tokens up to its end."""
         turns = zip(encoded.turn_ends, encoded.images_before, strict=True)
         return [end + images * self._more_per_image for end, images in turns]
 

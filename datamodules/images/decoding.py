@@ -176,7 +176,7 @@ def _refuse_size(size: tuple[int, int] | None) -> None:
 
 
 def _webp_size(content: bytes) -> tuple[int, int] | None:
-    """Returns the size of a WebP, None for other formats; Pillow would allocate the canvas when it opens the file."""
+    """Returns the size in a WebP's header, None for other formats; Pillow allocates the canvas as it opens a file."""
     if content[:4] != b"RIFF" or content[8:12] != b"WEBP" or len(content) < 30:
         return None
 
@@ -226,7 +226,7 @@ def _decode_jpeg(simplejpeg: Any, content: bytes, size: tuple[int, int], scale: 
 
 def _refuse_mode(image: Image.Image) -> None:
     if image.mode not in (*_EIGHT_BIT, *_SIXTEEN_BIT):
-        raise DataError(f"image with pixels of mode {image.mode}, only 8-bit images and 16-bit grey are read")
+        raise DataError(f"image with pixels of mode {image.mode}: only 8-bit images and 16-bit grey images can be read")
 
 
 def _decode(image: Image.Image, scale: int) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from fvl_lightning.core.types import ImageSpec
 Fit = Literal["stretch", "pad", "crop"]
 
 _LONGEST_PADDED = 8192
-"""A longer side is reduced before padding, so that the square has at most 64 Mi pixels."""
+"""Pixels. An image with a longer side is scaled down before padding, so that its square has at most 64 Mi pixels."""
 
 _BICUBIC = Image.Resampling.BICUBIC
 

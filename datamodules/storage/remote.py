@@ -46,7 +46,7 @@ def protocol_of(place: str) -> str | None:
         allowed = ", ".join(f"{name}://" for name in PACKAGES)
         close = nearest(protocol, [name for name in PACKAGES if name != protocol])
         hint = f"; did you mean '{close}://'?" if close and protocol not in PACKAGES else ""
-        raise DataError(f"{place} can't be used: allowed are {allowed} and paths of this machine{hint}")
+        raise DataError(f"{place} can't be used: allowed: {allowed} and paths of this machine{hint}")
     return protocol
 
 

@@ -1,11 +1,44 @@
 """Live table of a comparison's cells, and a line for each cell that ends."""
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 from fvl_lightning.comparison.cell import Cell, CellProgress
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def show_progress(cells: Sequence[Cell], todo: Sequence[Cell], console: Console) -> Iterator[Callable[[], None]]:
+    """Shows how far the cells are: a live table, or log lines where there is no terminal.
+
+    Args:
+        cells: all cells of the comparison.
+        todo: those that run now.
+        console: for the table.
+
+    Yields:
+        What is to be called a few times a second.
+    """
+    if console.is_terminal:
+        with Live(cells_table(cells), console=console, refresh_per_second=2, transient=True) as live:
+            yield lambda: live.update(cells_table(cells))
+        return
+    finished = sum(cell.finished for cell in cells if cell not in todo)
+    logger.info("%d cells to run, %d of %d finished before", len(todo), finished, len(cells))
+    running = list(todo)
+
+    def log_ended() -> None:
+        for line in ended_lines(cells, running):
+            logger.info("%s", line)
+
+    yield log_ended
 
 
 def cells_table(cells: Sequence[Cell]) -> Table:

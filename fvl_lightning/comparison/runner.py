@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.live import Live
 from rich.progress import BarColumn, TaskID, TaskProgressColumn, TimeRemainingColumn
 
 from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import SeedPlan
-from fvl_lightning.comparison.progress import cells_table, ended_lines
+from fvl_lightning.comparison.progress import show_progress
 from fvl_lightning.comparison.schema.cell import CellInputs, CellSpec
 from fvl_lightning.core.config.loading import as_plain, config_hash
 from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, DataError
@@ -169,18 +168,8 @@ def run_cells(cells: Sequence[Cell], launcher: Launcher, console: Console, fresh
     if not todo:
         return
     try:
-        if console.is_terminal:
-            with Live(cells_table(cells), console=console, refresh_per_second=2, transient=True) as live:
-                launcher.run(todo, lambda: live.update(cells_table(cells)))
-        else:
-            running = list(todo)
-            logger.info("%d cells to run, %d of %d finished before", len(todo), len(cells) - len(wanted), len(cells))
-
-            def log_ended() -> None:
-                for line in ended_lines(cells, running):
-                    logger.info("%s", line)
-
-            launcher.run(todo, log_ended)
+        with show_progress(cells, todo, console) as update:
+            launcher.run(todo, update)
     finally:
         for cell in todo:
             if cell.code not in (None, 0, EXIT_INTERRUPTED, EXIT_REQUEUE):

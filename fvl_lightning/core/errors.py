@@ -78,7 +78,7 @@ def unknown_name(what: str, value: object, allowed: Iterable[str], where: str) -
     names = sorted(allowed)
     close = nearest(str(value), names)
     hint = f"; did you mean '{close}'?" if close else ""
-    return ConfigError(f"{where}: unknown {what} '{value}', allowed are {', '.join(names) or 'none'}{hint}")
+    return ConfigError(f"{where}: unknown {what} '{value}', allowed: {', '.join(names) or 'none'}{hint}")
 
 
 def refuse_unknown_fields(given: Mapping[str, Any], config_class: Any, where: str) -> None:

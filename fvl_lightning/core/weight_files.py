@@ -132,8 +132,8 @@ def check_finite(values: Mapping[str, Tensor], where: str) -> None:
     wrong = [name for name, value in values.items() if value.is_floating_point() and not _finite(value.detach())]
     if wrong:
         raise DataError(
-            f"{where} holds NaN or infinite numbers, in {some_names(wrong)}; copy the file again, or take an earlier "
-            "one where its training has diverged"
+            f"{where} holds NaN or infinite numbers, in {some_names(wrong)}; copy the file again or, if its "
+            "training diverged, use an earlier one"
         )
 
 

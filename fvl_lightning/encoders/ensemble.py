@@ -39,7 +39,7 @@ class EnsembleEncoder(Encoder):
         """Fields of the encoder."""
 
         members: dict[str, Any] = field(default_factory=dict, metadata={"slots": "encoder"})
-        """{name of the member: its encoder, written as in the slot: {name: <registered>, <fields>}}."""
+        """{member's name: encoder}. An encoder is written as in the slot `encoder`: {name: <registered>, <fields>}."""
         order: list[str] = field(default_factory=list)
         """All members, in the order of fusion; empty for the order in which they are written."""
 

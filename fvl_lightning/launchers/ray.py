@@ -97,7 +97,7 @@ def connect(config: RayConfig) -> Any:
 
 
 def cell_process() -> Callable[..., int]:
-    """Returns the function of a Ray task: it runs a command with its output in a file, and returns the exit code.
+    """Returns the function that a Ray task runs: it runs a command, writes its output to a file, returns its exit code.
 
     A nested function is sent by value, so Ray's workers import nothing of this package.
     """

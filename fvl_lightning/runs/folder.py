@@ -73,7 +73,7 @@ class RunFolder:
 
     @classmethod
     def latest(cls, output: Path, name: str, wanted: RunIdentity | None = None) -> "RunFolder":
-        """Returns the newest run of this name and of the identity `wanted`, or of this name alone if none has it.
+        """Returns the newest run with this name and the identity `wanted`; if there is none, the newest with this name.
 
         Raises:
             DataError: no run has this name.

@@ -87,7 +87,7 @@ class Tracker:
             self._client.log_figure(self._run_id, figure, name)
 
     def log_artifact(self, path: Path) -> None:
-        """Keeps a file under its own name."""
+        """Uploads a file as an artifact with the file's own name."""
         with store_errors(self._uri):
             self._client.log_artifact(self._run_id, str(path))
 

@@ -44,7 +44,8 @@ def check_lora(settings: LoraConfig | None, trainable: Mapping[str, str], model:
         return
     if not components:
         raise ConfigError(
-            "lora: no component is lora, so these settings have no effect; write `trainable: {language_model: lora}`"
+            "lora: no component is trained with LoRA, so these settings have no effect; "
+            "write `trainable: {language_model: lora}`"
         )
     for name in settings.components:
         if name in trainable and name not in components:

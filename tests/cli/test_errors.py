@@ -79,9 +79,9 @@ def snapshot(folder: Path) -> dict[Path, int]:
     [
         ("fusion=gate", ("fusion on the command line", "'gate'", "attention, concat, gated", "did you mean 'gated'?")),
         ("trainer.max_step=20", ("trainer.max_step on", "'max_step'", "max_steps, ", "did you mean 'max_steps'?")),
-        ("trainr.max_steps=20", ("'trainr'", "allowed are", "did you mean 'trainer'?")),
+        ("trainr.max_steps=20", ("'trainr'", "allowed:", "did you mean 'trainer'?")),
         ("stage=finetun", ("stage", "'finetun'", "encoder_pretrain", "did you mean 'finetune'?")),
-        ("fusion.gate=softmax", ("fusion.gate", "'gate'", "allowed are repeat")),
+        ("fusion.gate=softmax", ("fusion.gate", "'gate'", "allowed: repeat")),
         ("trainer.max_steps=many", ("trainer.max_steps on the command line", "a whole number, found 'many'")),
         ("trainer.max_steps=0", ("trainer.max_steps", "at least 1, not 0")),
         ("trainer.batch_size=-8", ("trainer.batch_size", "at least 1, not -8")),
@@ -169,7 +169,7 @@ def test_another_model_is_no_start(refused: Refused) -> None:
     [
         (("train", "experiments/demo/finetun.yaml"), ("finetun.yaml", "pretrain.yaml", "mean 'finetune.yaml'?")),
         (("train", "nowhere.yaml"), ("no configuration file nowhere.yaml",)),
-        (("train", COMPARISON), (COMPARISON, "'encoder_stage'", "allowed are")),
+        (("train", COMPARISON), (COMPARISON, "'encoder_stage'", "allowed:")),
         (("train",), ("experiment",)),
         (("train", FINETUNE, "--resum"), ("--resum", "--resume")),
         (("train", FINETUNE, "--resume", "--resume-or-start"), ("--resume, --resume-or-start", "give one")),

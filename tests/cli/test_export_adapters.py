@@ -239,7 +239,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(folder: Path, fvl_here: Ru
     [
         ("lora.rank=0", "lora.rank on the command line must be at least 1, not 0"),
         ("lora.targets=[q_prj]", "did you mean 'q_proj'?"),
-        ("trainable.language_model=full", "lora: no component is lora"),
+        ("trainable.language_model=full", "lora: no component is trained with LoRA"),
         ("trainable.projector=lora", "trainable.projector: lora is for encoder and language_model"),
         ("lora.quantization=4bit", "lora.quantization: 4bit needs "),
     ],

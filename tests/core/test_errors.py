@@ -19,12 +19,12 @@ def test_nearest_of_none() -> None:
 def test_an_unknown_name_is_said_with_place_value_allowed_and_nearest() -> None:
     error = unknown_name("key", "max_step", (name for name in ("seed", "max_steps")), "trainer in a.yaml")
     assert isinstance(error, ConfigError)
-    expected = "trainer in a.yaml: unknown key 'max_step', allowed are max_steps, seed; did you mean 'max_steps'?"
+    expected = "trainer in a.yaml: unknown key 'max_step', allowed: max_steps, seed; did you mean 'max_steps'?"
     assert str(error) == expected
 
 
 def test_an_unknown_name_may_be_no_string_and_nothing_may_be_allowed() -> None:
-    assert str(unknown_name("key", 3, [], "fusion")) == "fusion: unknown key '3', allowed are none"
+    assert str(unknown_name("key", 3, [], "fusion")) == "fusion: unknown key '3', allowed: none"
 
 
 def test_what_the_user_can_mend_is_one_kind() -> None:

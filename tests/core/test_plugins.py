@@ -98,7 +98,7 @@ def test_named_twice_it_is_imported_once(load: Load, write: Write) -> None:
 def test_an_unknown_name_is_told_the_plugins_names_too(sentence: Callable[..., str], write: Write) -> None:
     write("mine.py", plugin("mine"))
     assert sentence("plugins: [mine.py]\nfusion: mines") == (
-        "fusion in tiny.yaml: unknown fusion 'mines', allowed are gated, mean, mine; did you mean 'mine'?"
+        "fusion in tiny.yaml: unknown fusion 'mines', allowed: gated, mean, mine; did you mean 'mine'?"
     )
 
 

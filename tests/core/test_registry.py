@@ -71,13 +71,13 @@ class TestLookUp:
     def test_names_the_nearest(self) -> None:
         with pytest.raises(ConfigError) as caught:
             component("fusion", "gate", "fusion in a.yaml")
-        expected = "fusion in a.yaml: unknown fusion 'gate', allowed are gated, mean; did you mean 'gated'?"
+        expected = "fusion in a.yaml: unknown fusion 'gate', allowed: gated, mean; did you mean 'gated'?"
         assert str(caught.value) == expected
 
     def test_names_none_where_none_is_near(self) -> None:
         with pytest.raises(ConfigError) as caught:
             component("fusion", "xyz")
-        assert str(caught.value) == "fusion: unknown fusion 'xyz', allowed are gated, mean"
+        assert str(caught.value) == "fusion: unknown fusion 'xyz', allowed: gated, mean"
 
     @pytest.mark.parametrize("look_up", [names, lambda slot: component(slot, "gated")])
     def test_of_an_unknown_slot_is_the_users_to_mend(self, look_up: Any) -> None:

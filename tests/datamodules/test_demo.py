@@ -431,7 +431,7 @@ def test_without_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"level": "eazy"}, r"unknown level 'eazy', allowed are easy, hard, medium; did you mean 'easy'\?"),
+        ({"level": "eazy"}, r"unknown level 'eazy', allowed: easy, hard, medium; did you mean 'easy'\?"),
         ({"train_images": 0}, "train_images must be at least 1, not 0"),
         ({"train_image": 5}, "did you mean 'train_images'"),
         ({"workers": -2}, "workers must be at least 0, not -2"),

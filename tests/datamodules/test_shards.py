@@ -411,7 +411,7 @@ def test_missing_data_is_told_before_anything_else(tmp_path: Path, write_split: 
         ({"datasets": {"a": {}}, "view": "tasks"}, "the view tasks takes one data set"),
         ({"root": "x", "packing": "best_fit", "view": "tasks"}, "view: tasks can't be combined"),
         ({"root": "x", "packing": "best_fit", "group_by_length": True}, "group_by_length can't be combined"),
-        ({"root": "x", "over_long": "cut"}, "allowed are drop, split, truncate"),
+        ({"root": "x", "over_long": "cut"}, "allowed: drop, split, truncate"),
         ({"root": "x", "view": "conversations"}, "view"),
         ({"root": "x", "workers": -1}, "workers must be at least 0, not -1"),
         ({"root": "x", "sequence_length": 0}, "sequence_length must be at least 1, not 0"),

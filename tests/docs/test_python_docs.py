@@ -67,7 +67,7 @@ def test_the_page_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
         torch.set_num_threads(threads)
     printed = capsys.readouterr().out
     assert "gated 20 0.003" in printed
-    assert "fusion in the overrides: unknown fusion 'gate', allowed are" in printed
+    assert "fusion in the overrides: unknown fusion 'gate', allowed:" in printed
     assert "runs/python finished" in printed
     assert names["adapted"].lora.rank == 8
     assert names["experiment"].lora is None

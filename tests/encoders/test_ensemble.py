@@ -247,7 +247,7 @@ def test_members_are_written_as_the_slot_is(tmp_path: Path) -> None:
         ("encoder.members.clip=hf_visoin", "encoder.members.clip on the command line: unknown encoder 'hf_visoin'"),
         ("encoder.members.x={sources: [last]}", "encoder.members.x on the command line: expected a name or a mapping"),
         ("encoder.members.clip.prefix_tokens=yes", "encoder.members.clip.prefix_tokens on the command line: unknown"),
-        ("encoder.member={}", "encoder.member on the command line: unknown key 'member', allowed are members, order;"),
+        ("encoder.member={}", "encoder.member on the command line: unknown key 'member', allowed: members, order;"),
     ],
 )
 def test_mistakes_in_a_file_are_found_as_it_is_read(tmp_path: Path, word: str, says: str) -> None:

@@ -325,7 +325,7 @@ def refused(entry: dict[str, Any]) -> str:
         ({}, "encoder: give `pretrained` (hub id or folder) or `model` (sizes, from scratch)"),
         (
             {"model": {**DINOV2, "model_type": "dinov1"}},
-            "encoder.model.model_type: unknown vision tower 'dinov1', allowed are clip_vision_model, dinov2, "
+            "encoder.model.model_type: unknown vision tower 'dinov1', allowed: clip_vision_model, dinov2, "
             "dinov2_with_registers, dinov3_vit, siglip_vision_model; did you mean 'dinov2'?",
         ),
         ({"model": {"hidden_size": 8}}, "encoder.model.model_type: unknown vision tower 'None'"),
@@ -353,7 +353,7 @@ def refused(entry: dict[str, Any]) -> str:
         ({"model": CLIP, "sources": ["last", "last"]}, "encoder.sources: a source is named twice in last, last"),
         ({"model": CLIP, "std": [0.5, 0, 0.5]}, "encoder: std must be above 0, not 0"),
         ({"model": CLIP, "mean": [0.5]}, "encoder: mean: expected tuple[float, float, float], found [0.5]"),
-        ({"model": CLIP, "prefix_tokens": "kep"}, "encoder: prefix_tokens: unknown value 'kep', allowed are drop"),
+        ({"model": CLIP, "prefix_tokens": "kep"}, "encoder: prefix_tokens: unknown value 'kep', allowed: drop"),
         ({"pretrained": "/nowhere/model"}, "encoder: /nowhere/model could not be read: "),
     ],
 )

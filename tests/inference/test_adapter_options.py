@@ -87,7 +87,7 @@ def test_chat_switches_between_adapters(
     assert done.returncode == 0, done.stderr
     said = [line.strip() for line in done.stdout.splitlines()]
     assert said[: len(expected)] == expected
-    assert said[len(expected)] == "error: /adapter: unknown adapter 'c', allowed are a, b"
+    assert said[len(expected)] == "error: /adapter: unknown adapter 'c', allowed: a, b"
     assert any(line.startswith("/adapter <name>") for line in said)
 
 

@@ -134,7 +134,7 @@ def test_a_prompt_of_ones_own(folder: Path, teach: Teach, fvl_here: Run) -> None
     done = fvl_here(folder, "encoder", str(model), "--task", "colour", "--image", "wide.png")
     assert (done.returncode, done.stdout) == (0, "green\n"), done.stderr
     sentence = spoken(fvl_here(folder, "encoder", str(model), "--task", "color", "--image", "wide.png"))
-    assert sentence == "task: unknown prompt 'color', allowed are colour; did you mean 'colour'?"
+    assert sentence == "task: unknown prompt 'color', allowed: colour; did you mean 'colour'?"
 
 
 def test_a_later_stage_that_kept_the_decoder(folder: Path, fvl_here: Run) -> None:

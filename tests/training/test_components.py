@@ -82,12 +82,12 @@ def test_an_experiment_overrides_its_stage() -> None:
     [
         (
             {"encodr": "full"},
-            "trainable of stage align: unknown component 'encodr', allowed are encoder, fusion; "
+            "trainable of stage align: unknown component 'encodr', allowed: encoder, fusion; "
             "did you mean 'encoder'?",
         ),
         (
             {"fusion": "ful"},
-            "trainable.fusion: unknown mode 'ful', allowed are frozen, full, lora; did you mean 'full'?",
+            "trainable.fusion: unknown mode 'ful', allowed: frozen, full, lora; did you mean 'full'?",
         ),
         ({"fusion": "lora"}, "trainable.fusion: lora is for encoder and language_model, take full or frozen"),
         ({"fusion": "frozen"}, "trainable: every component is frozen, nothing would learn"),

@@ -194,7 +194,7 @@ def test_adapters_on_the_meta_device_count_as_the_real_ones(tmp_path: Path) -> N
     [
         (
             ["q_prj"],
-            "lora.targets: unknown linear layer of language_model 'q_prj', allowed are down_proj, gate_proj, k_proj, "
+            "lora.targets: unknown linear layer of language_model 'q_prj', allowed: down_proj, gate_proj, k_proj, "
             "o_proj, q_proj, up_proj, v_proj; did you mean 'q_proj'?",
         ),
         (["lm_head"], "lora.targets: language_model.model.lm_head shares its weights with the table of tokens"),
@@ -217,11 +217,11 @@ def test_targets_that_are_none(targets: Any, says: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "trainable", "says"),
     [
-        (LoraConfig(), {"language_model": "full"}, "lora: no component is lora, so these settings have no effect"),
+        (LoraConfig(), {"language_model": "full"}, "lora: no component is trained with LoRA, so these settings have"),
         (
             LoraConfig(components={"encodr": LoraComponentConfig()}),
             BOTH,
-            "lora.components: unknown adapted component 'encodr', allowed are encoder, language_model; did you mean "
+            "lora.components: unknown adapted component 'encodr', allowed: encoder, language_model; did you mean "
             "'encoder'?",
         ),
         (LoraConfig(components={"encoder": LoraComponentConfig()}), LANGUAGE, "write trainable.encoder=lora"),
@@ -244,7 +244,7 @@ def test_4bit_without_its_device_or_package(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_stage_refuses_before_it_loads_anything(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^lora: no component is lora"):
+    with pytest.raises(ConfigError, match=r"^lora: no component is trained with LoRA"):
         build_stage("finetune", tmp_path, lora={})
     with pytest.raises(ConfigError, match=r"^trainable.encoder: stage encoder_pretrain trains an encoder in full$"):
         build_stage("encoder_pretrain", tmp_path, trainable={"encoder": "lora"})
@@ -270,7 +270,7 @@ def test_settings_are_written_as_any_other(tmp_path: Path) -> None:
     for word, says in [
         ("lora.rank=0", "lora.rank on the command line must be at least 1, not 0"),
         ("lora.rnk=3", "did you mean 'rank'?"),
-        ("lora.quantization=8bit", "unknown value '8bit', allowed are 4bit"),
+        ("lora.quantization=8bit", "unknown value '8bit', allowed: 4bit"),
         ("lora.components.encoder.dropout=0.1", "unknown key 'dropout'"),
     ]:
         with pytest.raises(ConfigError, match=re.escape(says)):

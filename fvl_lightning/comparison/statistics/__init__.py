@@ -1,1 +1,1 @@
-"""ComparisonStatistics of a comparison: contrasts, intervals and verdicts."""
+"""Statistics of a comparison: contrasts, intervals and verdicts."""

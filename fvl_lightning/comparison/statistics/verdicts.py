@@ -56,7 +56,7 @@ def compare_arms(
     if baseline not in scores:
         raise unknown_name("arm", baseline, scores, "baseline")
     if not 0 < smallest_effect < inf:
-        raise ConfigError(f"smallest_effect: {smallest_effect} is not above 0, the smallest difference that matters")
+        raise ConfigError(f"smallest_effect: expected a number above 0, found {smallest_effect}")
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha: {alpha} is not between 0 and 1; 0.05 is usual")
     kept = finite_scores(scores)

@@ -169,7 +169,7 @@ def read_config(folder: Path) -> PeftConfig:
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{folder / CONFIG} is no configuration of peft: {first_line(error)}") from None
+        raise DataError(f"{folder / CONFIG} is not a peft configuration: {first_line(error)}") from None
     path = folder / GENERATION_CONFIG_NAME
     listed = as_ids(read_json(path).get("eos_token_id")) if path.is_file() else []
     stop_tokens = list(dict.fromkeys([*adapter_stop_tokens(config), *listed]))

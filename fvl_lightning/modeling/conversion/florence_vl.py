@@ -158,7 +158,7 @@ def find_tower(checkpoint: Path, config: Mapping[str, Any], given: Path | None) 
 
 
 def tower_weights(folder: Path) -> dict[str, Tensor]:
-    """Returns the weights in a tower's own folder, under their names in a checkpoint."""
+    """Returns the weights of a vision tower's own folder, under their names in a whole Florence-VL checkpoint."""
     if not has_weights(folder):
         raise DataError(f"neither the checkpoint nor {folder} holds the vision tower's weights")
     return {TOWER + name: tensor for name, tensor in read_weights(folder).items()}

@@ -35,18 +35,18 @@ Manifest = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class ShardedTensor:
-    """A tensor of which others wrote the parts: (first row, rows), in order. Values stay in the files until asked."""
+    """A tensor whose rows several ranks wrote: `parts` are (first row, rows), in order, and are read when needed."""
 
     parts: list[tuple[int, Tensor]]
 
     @property
     def count(self) -> int:
-        """ShardedTensor of the whole."""
+        """The number of rows of the whole tensor."""
         first, rows = self.parts[-1]
         return first + len(rows)
 
     def between(self, first: int, end: int) -> Tensor:
-        """ShardedTensor `first` to before `end`."""
+        """Returns the rows from `first` up to, but without, `end`."""
         found = [
             rows[max(first - start, 0) : end - start]
             for start, rows in self.parts
@@ -61,7 +61,7 @@ def whole(value: Tensor | ShardedTensor) -> Tensor:
 
 
 def rows_between(value: Tensor | ShardedTensor, first: int, end: int) -> Tensor:
-    """ShardedTensor `first` to before `end` of a checkpoint's tensor."""
+    """Returns the rows from `first` up to, but without, `end` of a checkpoint's tensor."""
     return value.between(first, end) if isinstance(value, ShardedTensor) else value[first:end]
 
 

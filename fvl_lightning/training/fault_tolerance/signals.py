@@ -37,7 +37,7 @@ NOT_BEGUN = (
     f"{EXIT_REQUEUE} asks for the same command again (`--resume-or-start` for a training)"
 )
 LINGER_SECONDS = 0.5
-"""By which the first rank ends later: the others meet in its store, and would tell at length that it is gone."""
+"""Rank 0 ends this much later: it holds the process group's store, whose loss the others would log at length."""
 
 
 class Preempted(BaseException):

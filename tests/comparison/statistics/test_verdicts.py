@@ -103,8 +103,8 @@ def test_nothing_testable_keeps_estimates_and_claims_nothing() -> None:
     ("baseline", "effect", "alpha", "sentence"),
     [
         ("concta", 0.1, 0.05, "did you mean 'concat'"),
-        ("concat", 0.0, 0.05, "smallest_effect: 0.0 is not above 0"),
-        ("concat", nan, 0.05, "smallest_effect: nan is not above 0"),
+        ("concat", 0.0, 0.05, "smallest_effect: expected a number above 0, found 0.0"),
+        ("concat", nan, 0.05, "smallest_effect: expected a number above 0, found nan"),
         ("concat", 0.1, 5, "alpha: 5 is not between 0 and 1"),
     ],
 )

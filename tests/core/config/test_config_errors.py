@@ -17,19 +17,19 @@ GATED = "gate, hidden, label, model, window"
 
 IN_THE_FILE = [
     # keys
-    ("sede: 1", "sede in tiny.yaml: unknown key 'sede', allowed are arms, fusion, name, plugins, projector, seed, tags,"
+    ("sede: 1", "sede in tiny.yaml: unknown key 'sede', allowed: arms, fusion, name, plugins, projector, seed, tags,"
      " trainable, trainer; did you mean 'seed'?"),
-    ("trainer: {max_step: 1}", "trainer.max_step in tiny.yaml: unknown key 'max_step', allowed are " + TRAINER
+    ("trainer: {max_step: 1}", "trainer.max_step in tiny.yaml: unknown key 'max_step', allowed: " + TRAINER
      + "; did you mean 'max_steps'?"),
-    ("fusion: {name: gated, hiden: 2}", "fusion.hiden in tiny.yaml: unknown key 'hiden', allowed are " + GATED
+    ("fusion: {name: gated, hiden: 2}", "fusion.hiden in tiny.yaml: unknown key 'hiden', allowed: " + GATED
      + "; did you mean 'hidden'?"),
-    ("arms: {a: {sets: []}}", "arms.a.sets in tiny.yaml: unknown key 'sets', allowed are set; did you mean 'set'?"),
-    ("1: 2", "1 in tiny.yaml: unknown key '1', allowed are arms, fusion, name, plugins, projector, seed, tags,"
+    ("arms: {a: {sets: []}}", "arms.a.sets in tiny.yaml: unknown key 'sets', allowed: set; did you mean 'set'?"),
+    ("1: 2", "1 in tiny.yaml: unknown key '1', allowed: arms, fusion, name, plugins, projector, seed, tags,"
      " trainable, trainer"),
     # names
-    ("fusion: gate", "fusion in tiny.yaml: unknown fusion 'gate', allowed are gated, mean; did you mean 'gated'?"),
-    ("fusion: {name: men}", "fusion in tiny.yaml: unknown fusion 'men', allowed are gated, mean; did you mean 'mean'?"),
-    ("projector: {name: xyz}", "projector in tiny.yaml: unknown projector 'xyz', allowed are linear"),
+    ("fusion: gate", "fusion in tiny.yaml: unknown fusion 'gate', allowed: gated, mean; did you mean 'gated'?"),
+    ("fusion: {name: men}", "fusion in tiny.yaml: unknown fusion 'men', allowed: gated, mean; did you mean 'mean'?"),
+    ("projector: {name: xyz}", "projector in tiny.yaml: unknown projector 'xyz', allowed: linear"),
     # slots that are not one
     ("fusion: 3", "fusion in tiny.yaml: expected a name or a mapping with `name`, found 3"),
     ("fusion: true", "fusion in tiny.yaml: expected a name or a mapping with `name`, found True"),
@@ -51,11 +51,11 @@ IN_THE_FILE = [
     ("trainer: {betas: [0.9, high]}", "trainer.betas in tiny.yaml: expected tuple[float, float], found [0.9, 'high']"),
     ("fusion: {name: gated, window: [1, 2.5]}", "fusion.window in tiny.yaml: expected tuple[int, int], found [1, 2.5]"),
     # one of a few values
-    ("trainer: {precision: bf16}", "trainer.precision in tiny.yaml: unknown value 'bf16', allowed are 32-true,"
+    ("trainer: {precision: bf16}", "trainer.precision in tiny.yaml: unknown value 'bf16', allowed: 32-true,"
      " bf16-mixed; did you mean 'bf16-mixed'?"),
-    ("trainable: {encoder: froze}", "trainable.encoder in tiny.yaml: unknown value 'froze', allowed are frozen, full;"
+    ("trainable: {encoder: froze}", "trainable.encoder in tiny.yaml: unknown value 'froze', allowed: frozen, full;"
      " did you mean 'frozen'?"),
-    ("fusion: {name: gated, gate: soft}", "fusion.gate in tiny.yaml: unknown value 'soft', allowed are sigmoid,"
+    ("fusion: {name: gated, gate: soft}", "fusion.gate in tiny.yaml: unknown value 'soft', allowed: sigmoid,"
      " softmax; did you mean 'softmax'?"),
     # refused by the component or the schema itself
     ("fusion: {name: gated, hidden: 3}", "fusion in tiny.yaml: hidden must be even, found 3"),
@@ -87,23 +87,23 @@ def test_a_mistake_in_the_file(sentence: Sentence, tmp_path: Path, text: str, ex
 
 
 ON_THE_COMMAND_LINE = [
-    ("fusion=gate", "fusion on the command line: unknown fusion 'gate', allowed are gated, mean; did you mean"
+    ("fusion=gate", "fusion on the command line: unknown fusion 'gate', allowed: gated, mean; did you mean"
      " 'gated'?"),
-    ("fusion.name=men", "fusion on the command line: unknown fusion 'men', allowed are gated, mean; did you mean"
+    ("fusion.name=men", "fusion on the command line: unknown fusion 'men', allowed: gated, mean; did you mean"
      " 'mean'?"),
-    ("trainer.max_step=20", "trainer.max_step on the command line: unknown key 'max_step', allowed are " + TRAINER
+    ("trainer.max_step=20", "trainer.max_step on the command line: unknown key 'max_step', allowed: " + TRAINER
      + "; did you mean 'max_steps'?"),
-    ("fusion.hiden=2", "fusion.hiden on the command line: unknown key 'hiden', allowed are " + GATED
+    ("fusion.hiden=2", "fusion.hiden on the command line: unknown key 'hiden', allowed: " + GATED
      + "; did you mean 'hidden'?"),
     ("seed=one", "seed on the command line: expected a whole number, found 'one'"),
-    ("fusion.gate=soft", "fusion.gate on the command line: unknown value 'soft', allowed are sigmoid, softmax; did you"
+    ("fusion.gate=soft", "fusion.gate on the command line: unknown value 'soft', allowed: sigmoid, softmax; did you"
      " mean 'softmax'?"),
     ("fusion=3", "fusion on the command line: expected a name or a mapping with `name`, found 3"),
     ("fusion.name=3", "fusion on the command line: expected a name or a mapping with `name`, found {'name': 3}"),
     ("projector.depth=3", "projector on the command line: expected a name or a mapping with `name`, found"
      " {'depth': 3}"),
     ("trainer=3", "trainer on the command line: expected keys and values, found 3"),
-    ("base=other.yaml", "base on the command line: unknown key 'base', allowed are arms, fusion, name, plugins,"
+    ("base=other.yaml", "base on the command line: unknown key 'base', allowed: arms, fusion, name, plugins,"
      " projector, seed, tags, trainable, trainer; did you mean 'tags'?"),
     ("name=${sede}", "name on the command line: Interpolation key 'sede' not found"),
     ("trainer.betas=[1]", "trainer.betas on the command line: expected tuple[float, float], found [1]"),
@@ -180,10 +180,10 @@ class TestFiles:
 @pytest.mark.parametrize(
     ("entry", "where", "expected"),
     [
-        ("gate", "", "fusion: unknown fusion 'gate', allowed are gated, mean; did you mean 'gated'?"),
-        ("gate", "the saved model", "the saved model: unknown fusion 'gate', allowed are gated, mean; did you mean"
+        ("gate", "", "fusion: unknown fusion 'gate', allowed: gated, mean; did you mean 'gated'?"),
+        ("gate", "the saved model", "the saved model: unknown fusion 'gate', allowed: gated, mean; did you mean"
          " 'gated'?"),
-        ({"name": "mean", "hiden": 1}, "the saved model", "the saved model: hiden: unknown key 'hiden', allowed are"
+        ({"name": "mean", "hiden": 1}, "the saved model", "the saved model: hiden: unknown key 'hiden', allowed:"
          " hidden; did you mean 'hidden'?"),
         ({"name": "gated", "hidden": 3}, "the saved model", "the saved model: hidden must be even, found 3"),
         (None, "", "fusion: expected a name or a mapping with `name`, found None"),

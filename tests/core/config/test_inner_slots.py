@@ -55,15 +55,15 @@ def test_written_out_they_are_entries_again(load: Load) -> None:
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        ("{a: gate}", "fusion.parts.a in tiny.yaml: unknown fusion 'gate', allowed are gated, mean, stack; did you mean"
+        ("{a: gate}", "fusion.parts.a in tiny.yaml: unknown fusion 'gate', allowed: gated, mean, stack; did you mean"
          " 'gated'?"),
-        ("{a: {name: mean, hiden: 2}}", "fusion.parts.a.hiden in tiny.yaml: unknown key 'hiden', allowed are hidden;"
+        ("{a: {name: mean, hiden: 2}}", "fusion.parts.a.hiden in tiny.yaml: unknown key 'hiden', allowed: hidden;"
          " did you mean 'hidden'?"),
         ("{a: {hidden: 2}}", "fusion.parts.a in tiny.yaml: expected a name or a mapping with `name`, found"
          " {'hidden': 2}"),
         ("{a: }", "fusion.parts.a in tiny.yaml: expected a name or a mapping with `name`, found None"),
         ("{a: {name: gated, hidden: 3}}", "fusion.parts.a in tiny.yaml: hidden must be even, found 3"),
-        ("{a: {name: stack, parts: {b: men}}}", "fusion.parts.a.parts.b in tiny.yaml: unknown fusion 'men', allowed are"
+        ("{a: {name: stack, parts: {b: men}}}", "fusion.parts.a.parts.b in tiny.yaml: unknown fusion 'men', allowed:"
          " gated, mean, stack; did you mean 'mean'?"),
     ],
 )

@@ -155,36 +155,36 @@ class TestRecord:
 
 ALLOWED = "arms, chosen, fusion, name, plugins, projector, recipe, scale, seed, tags, trainable, trainer"
 REFUSED = [
-    (OFFER, "recipe=relesed", "recipe on the command line: unknown recipe 'relesed', allowed are paper, released; did"
+    (OFFER, "recipe=relesed", "recipe on the command line: unknown recipe 'relesed', allowed: paper, released; did"
      " you mean 'released'?"),
-    (OFFER, "recipe=", "recipe on the command line: unknown recipe 'None', allowed are paper, released"),
-    (OFFER, "recipe.paper=1", "recipe on the command line: unknown recipe '{'paper': 1}', allowed are paper, released;"
+    (OFFER, "recipe=", "recipe on the command line: unknown recipe 'None', allowed: paper, released"),
+    (OFFER, "recipe.paper=1", "recipe on the command line: unknown recipe '{'paper': 1}', allowed: paper, released;"
      " did you mean 'paper'?"),
-    (OFFER, "recipe=default", "recipe on the command line: unknown recipe 'default', allowed are paper, released"),
-    (OFFER, "recip=paper", f"recip on the command line: unknown key 'recip', allowed are {ALLOWED}; did you mean"
+    (OFFER, "recipe=default", "recipe on the command line: unknown recipe 'default', allowed: paper, released"),
+    (OFFER, "recip=paper", f"recip on the command line: unknown key 'recip', allowed: {ALLOWED}; did you mean"
      " 'recipe'?"),
-    (OFFER, "variants.recipe.paper.seed=1", "variants on the command line: unknown key 'variants', allowed are "
+    (OFFER, "variants.recipe.paper.seed=1", "variants on the command line: unknown key 'variants', allowed: "
      + ALLOWED + "; did you mean 'arms'?"),
     (OFFER, "chosen.recipe=released", "chosen on the command line: it only records selected choices; select one"
      " with recipe=..."),
-    (OFFER, "trainer.max_step=1", "trainer.max_step on the command line: unknown key 'max_step', allowed are betas,"
+    (OFFER, "trainer.max_step=1", "trainer.max_step on the command line: unknown key 'max_step', allowed: betas,"
      " clip_norm, learning_rate, max_steps, precision, rates, resume; did you mean 'max_steps'?"),
-    (OFFER + "scale: small", "", "scale in a.yaml: unknown scale 'small', allowed are full, tiny"),
-    (OFFER + "sead: 3", "", f"sead in a.yaml: unknown key 'sead', allowed are {ALLOWED}; did you mean 'seed'?"),
-    ("seed: 1", "recipe=paper", "recipe on the command line: unknown key 'recipe', allowed are arms, chosen, fusion,"
+    (OFFER + "scale: small", "", "scale in a.yaml: unknown scale 'small', allowed: full, tiny"),
+    (OFFER + "sead: 3", "", f"sead in a.yaml: unknown key 'sead', allowed: {ALLOWED}; did you mean 'seed'?"),
+    ("seed: 1", "recipe=paper", "recipe on the command line: unknown key 'recipe', allowed: arms, chosen, fusion,"
      " name, plugins, projector, seed, tags, trainable, trainer"),
     ("variants: 3", "", "variants in a.yaml: expected names with their choices, found 3"),
     ("variants: {recipe: [a, b]}", "", "variants.recipe in a.yaml: expected `default` and choices by name, found"
      " ['a', 'b']"),
     ("variants: {recipe: {default: no, yes: {}}}", "", "variants.recipe.default in a.yaml: unknown recipe 'no', allowed"
-     " are yes"),
+     ": yes"),
     ("variants: {recipe: {default: a, a: 3}}", "", "variants.recipe.a in a.yaml: expected keys, found 3"),
     ("variants: {recipe: {a: {}, b: {}}}", "", "variants.recipe in a.yaml: it has no `default`, which is one of a, b"),
     ("variants: {recipe: {default: papr, paper: {}}}", "", "variants.recipe.default in a.yaml: unknown recipe 'papr',"
-     " allowed are paper; did you mean 'paper'?"),
+     " allowed: paper; did you mean 'paper'?"),
     ("variants: {seed: {default: a, a: {}}}", "", "variants.seed in a.yaml: 'seed' is a key already"),
     ("variants: {recipe: {default: a, a: {trainer: {max_step: 1}}}}", "", "trainer.max_step in a.yaml: unknown key"
-     " 'max_step', allowed are betas, clip_norm, learning_rate, max_steps, precision, rates, resume; did you mean"
+     " 'max_step', allowed: betas, clip_norm, learning_rate, max_steps, precision, rates, resume; did you mean"
      " 'max_steps'?"),
     ("variants: {recipe: {default: a, a: {base: lost.yaml}}}", "", "no configuration file lost.yaml, named in `base:`"
      " of a.yaml; in FOLDER there are a.yaml, other.yaml; did you mean 'other.yaml'?"),
@@ -213,5 +213,5 @@ def test_the_place_is_the_file_of_the_choice(refused: Callable[..., str], write:
 @pytest.mark.usefixtures("tiny_components")
 def test_a_schema_without_the_record_has_no_variants(write: Write) -> None:
     path: Any = write("a.yaml", OFFER)
-    with pytest.raises(ConfigError, match="unknown key 'variants', allowed are arms, fusion, name"):
+    with pytest.raises(ConfigError, match="unknown key 'variants', allowed: arms, fusion, name"):
         load_config(Tiny, path)

@@ -129,7 +129,7 @@ REFUSED = {
     "number=.nan": "number on the command line must be a finite number, not nan",
     "number=nan": "number on the command line must be a finite number, not nan",
     "number=3e563": "number on the command line must be a finite number, not inf",
-    "switch=no": "switch on the command line: unknown value 'no', allowed are off, on; did you mean 'on'?",
+    "switch=no": "switch on the command line: unknown value 'no', allowed: off, on; did you mean 'on'?",
     "whole=12:30": "whole on the command line: expected a whole number, found '12:30'",
     "whole=1e3": "whole on the command line: expected a whole number, found '1000.0'",
 }

@@ -308,7 +308,7 @@ def test_a_split_that_no_data_set_has(tmp_path: Path, write_split: Write) -> Non
     ):
         data.prepare_data()
     named = ShardsData(ShardsData.Config(shards={"train": [str(tmp_path)]}))
-    with pytest.raises(ConfigError, match=r"data.shards: unknown split 'validation', allowed are train"):
+    with pytest.raises(ConfigError, match=r"data.shards: unknown split 'validation', allowed: train"):
         named.prepare_data()
     with pytest.raises(ConfigError, match="data: root or shards must say where the shards are"):
         ShardsData(ShardsData.Config()).prepare_data()

@@ -376,7 +376,7 @@ def test_special_tokens_that_are_not_found_behind_a_word_are_told() -> None:
     backend = metaspace("legacy")
     backend.add_special_tokens([AddedToken(text, normalized=True, special=True) for text in ("<s>", "</s>", "<image>")])
     tokenizer = dressed(backend, FAMILIES["vicuna"].template, bos_token="<s>", eos_token="</s>")
-    with pytest.raises(ConfigError, match="misses its special tokens after other text"):
+    with pytest.raises(ConfigError, match="does not recognise its special tokens after other text"):
         encoder_for(tokenizer).check_template()
 
 
