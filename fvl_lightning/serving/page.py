@@ -1,7 +1,8 @@
-"""The page of `fvl serve`: pictures and a conversation, and beside it the shares of the fusion's sources."""
+"""The page of `fvl serve`: pictures and a conversation, and next to it the weights of the fusion's sources."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from html import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,24 @@ from fvl_lightning.inference.generation import Sampling
 from fvl_lightning.inference.source_weights import source_weights
 from fvl_lightning.modeling.adapters.folders import use_adapter
 from fvl_lightning.modeling.build import LoadedModel
-from fvl_lightning.serving.source_shares import head_html, no_shares_html, shares_html
+from fvl_lightning.serving.source_weights import NO_PICTURE, WeightsPanel, weights_panel
 
 SUFFIXES = [f".{extension}" for extension in EXTENSIONS]
+CSS = """
+.gradio-container {max-width: 1240px !important; margin: 0 auto !important}
+footer {display: none !important}
+#head h1 {font-size: 1.35rem; margin: .4rem 0 .1rem; font-weight: 650}
+#head p {color: var(--body-text-color-subdued); margin: 0; font-size: .9rem; line-height: 1.45}
+#chat .message img {width: 11rem !important; height: 11rem !important; object-fit: contain !important}
+#chat .message-buttons, #chat button[aria-label="Share"], #chat button[aria-label="Clear"] {display: none !important}
+"""
 
 
 def build_page(gradio: Any, loaded: LoadedModel, sampling: Sampling, name: str, adapters: Sequence[str] = ()) -> Any:
     """The page, ready to be launched; one answer is written at a time, with the adapter that the page has chosen."""
     with gradio.Blocks(title=f"{name} · fvl", analytics_enabled=False) as page:
         messages = gradio.State([])
-        gradio.HTML(head_html(loaded, name))
+        gradio.HTML(head_html(loaded, name), elem_id="head")
         with gradio.Row():
             with gradio.Column(scale=3, min_width=420):
                 shown = gradio.Chatbot(
@@ -52,9 +61,28 @@ def build_page(gradio: Any, loaded: LoadedModel, sampling: Sampling, name: str, 
                 adapter = gradio.Dropdown(choices, value=choices[0][1], label="Adapter", visible=bool(adapters))
                 anew = gradio.Button("New conversation", size="sm")
             with gradio.Column(scale=2, min_width=320):
-                shares = gradio.HTML(no_shares_html(), elem_id="shares")
-        _connect(gradio, loaded, sampling, anew, [asked, shown, messages, shares], adapter, adapters)
+                note = gradio.Textbox(NO_PICTURE.note, label="Source weights", lines=1, elem_id="note")
+                means = gradio.Label(label="Mean weights", show_heading=False, elem_id="weights", visible=False)
+                gallery = gradio.Gallery(
+                    label="Pictures as the encoder sees them", columns=2, buttons=[], visible=False, elem_id="pictures"
+                )
+        panel = [note, means, gallery]
+        _connect(gradio, loaded, sampling, anew, [asked, shown, messages, *panel], adapter, adapters)
     return page
+
+
+def head_html(loaded: LoadedModel, name: str) -> str:
+    """Returns the model's name and components."""
+    config = loaded.model.config
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    components = [
+        f"{parameters / 1e6:,.1f} million parameters",
+        f"encoder {config.encoder['name']} ({', '.join(loaded.model.encoder.specs)})",
+        f"fusion {config.fusion['name']}",
+        f"projector {config.projector['name']}",
+        f"language model {config.get_text_config().model_type}",
+    ]
+    return f"<h1>{escape(name)}</h1><p>{escape(' · '.join(components))}</p>"
 
 
 def _connect(
@@ -66,8 +94,14 @@ def _connect(
     adapter: Any,
     adapters: Sequence[str],
 ) -> None:
-    """Connects a question, stop and `anew` to their effects on (text box, chat, messages, source weights)."""
+    """Connects a question, stop and `anew` to their effects on (text box, chat, messages, note, means, gallery)."""
     asked = everything[0]
+
+    def panel_values(panel: WeightsPanel | None) -> tuple[Any, Any, Any]:
+        if panel is None:
+            return (gradio.skip(),) * 3
+        means = gradio.Label(panel.means or None, visible=bool(panel.means))
+        return panel.note, means, gradio.Gallery(panel.gallery, visible=bool(panel.gallery))
 
     def answer(
         question: dict[str, Any], so_far: list[Any], before: list[Any], chosen: str
@@ -77,18 +111,18 @@ def _connect(
         box: Any = gradio.MultimodalTextbox({"text": "", "files": []}, submit_btn=False, stop_btn=True)
         try:
             for chat, after, panel in reply(loaded, sampling, question, so_far, before):
-                yield box, chat, after, gradio.skip() if panel is None else panel
+                yield box, chat, after, *panel_values(panel)
                 box = gradio.skip()  # the next question may be typed meanwhile
         except DataError as error:
             gradio.Warning(str(error), title="Not answered")
-            yield (gradio.skip(),) * 4
+            yield (gradio.skip(),) * 6
 
     def ready() -> Any:
         return gradio.MultimodalTextbox(submit_btn=True, stop_btn=False)
 
     def begin_anew() -> tuple[Any, ...]:
         empty = gradio.MultimodalTextbox({"text": "", "files": []}, submit_btn=True, stop_btn=False)
-        return empty, [], [], no_shares_html()
+        return empty, [], [], *panel_values(NO_PICTURE)
 
     # Handlers of a page are an interface for programs, too, unless they are private. A sign of progress would lie over
     # the button that stops the answer.
@@ -101,7 +135,7 @@ def _connect(
 
 def reply(
     loaded: LoadedModel, sampling: Sampling, question: dict[str, Any], shown: list[Any], before: list[Any]
-) -> Iterator[tuple[list[Any], list[Any], str | None]]:
+) -> Iterator[tuple[list[Any], list[Any], WeightsPanel | None]]:
     """Yields the page after each piece of the answer: (chat, messages, source weights; None if unchanged).
 
     Args:
@@ -121,7 +155,7 @@ def reply(
         panel = None
         if pictures:
             pixels = loaded.processor.image_processor(pictures)["pixel_values"]
-            panel = shares_html(pixels, source_weights(loaded, pixels), loaded)
+            panel = weights_panel(pixels, source_weights(loaded, pixels), loaded)
         words = [*({"path": file} for file in files), text]
         chat, written = [*shown, *({"role": "user", "content": word} for word in words)], ""
         for piece in chain([""], pieces):  # what was asked is shown before the first word of the answer

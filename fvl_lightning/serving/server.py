@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.serving.source_shares import CSS
+from fvl_lightning.serving.page import CSS
 
 MAX_UPLOAD = "20mb"
 """An uploaded file may have this size."""

@@ -26,7 +26,7 @@ from fvl_lightning.modeling.build import LoadedModel
 from fvl_lightning.runs.references import answering_model
 from fvl_lightning.serving.page import build_page, reply
 from fvl_lightning.serving.server import launch_page, offline_gradio
-from fvl_lightning.serving.source_shares import heat, shares_html
+from fvl_lightning.serving.source_weights import heat, overlay, weights_panel
 from tests.conftest import ROOT, Run
 
 PICTURE = ROOT / "docs" / "images" / "example.png"
@@ -100,16 +100,17 @@ def test_nothing_changes_where_there_is_no_answer(loaded: LoadedModel, tmp_path:
         pieces(loaded, "many " * 600, PICTURE)
 
 
-def test_shares_of_a_gated_fusion_are_bars_that_sum_to_one(loaded: LoadedModel) -> None:
+def test_weights_of_a_gated_fusion_sum_to_one(loaded: LoadedModel) -> None:
     pixels = loaded.processor.image_processor([PICTURE, PICTURE])["pixel_values"]
-    shares = source_weights(loaded, pixels)
-    assert [list(one.weights) for one in shares] == [["davit", "caption", "ocr", "grounding"]] * 2
-    assert sum(shares[0].weights.values()) == pytest.approx(1, abs=1e-5)
-    html = shares_html(pixels, shares, loaded)
-    percents = [float(number) for number in re.findall(r"<b>([\d.]+)%</b>", html)]
-    assert len(percents) == 8
-    assert sum(percents[:4]) == pytest.approx(100, abs=0.3)
-    assert re.findall(r'(?:src|href)="(?!data:)', html) == []
+    weights = source_weights(loaded, pixels)
+    assert [list(one.weights) for one in weights] == [["davit", "caption", "ocr", "grounding"]] * 2
+    assert sum(weights[0].weights.values()) == pytest.approx(1, abs=1e-5)
+    panel = weights_panel(pixels, weights, loaded)
+    assert panel.means == pytest.approx(weights[0].weights, abs=1e-5), "both pictures are the same"
+    captions = [caption for _, caption in panel.gallery]
+    assert [caption.split(":")[0] for caption in captions] == ["picture 1", "picture 2"]
+    percents = [float(number) for number in re.findall(r"([\d.]+)%", captions[0])]
+    assert sum(percents) == pytest.approx(100, abs=0.3)
 
 
 def test_a_fusion_may_give_shares_per_place(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +126,12 @@ def test_a_fusion_may_give_shares_per_place(loaded: LoadedModel, monkeypatch: py
     pixels = loaded.processor.image_processor([PICTURE])["pixel_values"]
     (shares,) = source_weights(loaded, pixels)
     assert torch.equal(shares.maps["davit"], values.view(4, 4))
-    assert "<figcaption>davit</figcaption>" in shares_html(pixels, [shares], loaded)
+    (picture, _), (drawn, caption) = weights_panel(pixels, [shares], loaded).gallery
+    assert caption == "picture 1, davit"
+    assert drawn.size == picture.size
+    changed = [drawn.getpixel(place) != picture.getpixel(place) for place in ((0, 0), (picture.width - 1,) * 2)]
+    assert changed == [False, True], "the smallest weight is transparent"
+    assert drawn.tobytes() == overlay(picture, shares.maps["davit"]).tobytes()
     opacity = [heat(shares.maps["davit"]).getpixel((x, y))[3] for y in range(4) for x in range(4)]
     assert opacity == sorted(opacity)
     assert opacity[0] == 0 < opacity[-1] < 255
@@ -135,7 +141,10 @@ def test_a_fusion_that_does_not_weigh_says_so(loaded: LoadedModel, monkeypatch: 
     embed = loaded.model.embed_images
     monkeypatch.setattr(loaded.model, "embed_images", lambda pixels: (embed(pixels)[0], {}))
     pixels = loaded.processor.image_processor([PICTURE])["pixel_values"]
-    assert "does not weigh its sources" in shares_html(pixels, source_weights(loaded, pixels), loaded)
+    panel = weights_panel(pixels, source_weights(loaded, pixels), loaded)
+    assert "does not weigh its sources" in panel.note
+    assert not panel.means
+    assert not panel.gallery
 
 
 def test_without_the_extra_the_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +218,8 @@ def test_a_picture_a_question_and_a_streamed_answer(page: Any, address: str) -> 
     texts = sorted(page.evaluate("[...window.seen]"), key=len)
     assert texts[-1].startswith(texts[1]), "the answer grew piece by piece"
     for name in ("davit", "caption", "ocr", "grounding"):
-        assert re.search(rf"{name}\s+\d+\.\d%", page.inner_text("#shares"))
+        assert re.search(rf"{name}\s+\d+%", page.inner_text("#weights"))
+    assert page.locator("#pictures img").count() == 1
     assert page.locator("#asked textarea").input_value() == ""
     outside = [url for url in page.requests if not url.startswith((address, "data:", "blob:"))]
     assert not outside, "the page works without a network"
