@@ -8,7 +8,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fvl_lightning.cli.options import Adapter, Model
-from fvl_lightning.core.component_files import source_check
+from fvl_lightning.core.component_sources.components import source_check
 from fvl_lightning.core.config.loading import read_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig

@@ -11,7 +11,7 @@ from rich.syntax import Syntax
 from rich.table import Column, Table
 from rich.text import Text
 
-from fvl_lightning.core.component_files import summaries
+from fvl_lightning.core.component_sources.components import summaries
 from fvl_lightning.core.config.field_docs import field_meanings
 from fvl_lightning.core.config.field_types import PathsText, PathText
 from fvl_lightning.core.config.loading import as_plain, load_config

@@ -19,7 +19,7 @@ def field_meanings(config: Any) -> dict[str, str]:
 
 
 def _own_meanings(owner: Any) -> dict[str, str]:
-    try:  # core.component_files attaches the definition to the classes it makes
+    try:  # core.component_sources attaches the definition to the classes it makes
         definition = vars(owner).get("__definition__") or ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
     except OSError:  # a class that was typed into an interpreter has no source
         return {}

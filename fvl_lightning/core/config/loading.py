@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fvl_lightning.core.component_files import ConfigReader, source_check
+from fvl_lightning.core.component_sources.components import ConfigReader, source_check
 from fvl_lightning.core.config.field_types import Location, conform, refusal
 from fvl_lightning.core.config.fields import check_numbers
 from fvl_lightning.core.config.files import COMMAND_LINE, Layer, in_file, read_layers

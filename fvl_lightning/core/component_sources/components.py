@@ -2,7 +2,7 @@
 
 Importing a component imports torch and transformers, which takes seconds. To list components, to describe one and to
 check a configuration, its source text is enough: a class under `@register("fusion", "gated")` has its name, docstring
-and nested `Config` in it, and the definition of the Config is executed alone (core/source_modules.py).
+and nested `Config` in it, and the definition of the Config is executed alone (core/component_sources/modules.py).
 
 Text cannot answer everything: an entry point, a plugin that registers in a loop, a Config that needs torch. Then
 Unreadable, or another exception that is no UserError, is raised, and the caller imports the component instead.
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from fvl_lightning.core import registry
+from fvl_lightning.core.component_sources.modules import SourceModule, Unreadable, registrations, source_module
 from fvl_lightning.core.errors import UserError, unknown_name
 from fvl_lightning.core.plugins import plugin_file
-from fvl_lightning.core.source_modules import SourceModule, Unreadable, registrations, source_module
 
 
 @dataclass(frozen=True)

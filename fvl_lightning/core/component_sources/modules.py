@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 """The folder that holds the two packages."""
 IMPORTED = (
     "fvl_lightning.core.addresses", "fvl_lightning.core.atomic", "fvl_lightning.core.chat_date",

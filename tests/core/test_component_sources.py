@@ -9,12 +9,13 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from fvl_lightning.core import component_files, registry
-from fvl_lightning.core.component_files import ConfigReader, component_sources, summaries
+from fvl_lightning.core import registry
+from fvl_lightning.core.component_sources import components as reader
+from fvl_lightning.core.component_sources.components import ConfigReader, component_sources, summaries
+from fvl_lightning.core.component_sources.modules import SourceModule, Unreadable
 from fvl_lightning.core.config.field_docs import field_meanings
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.registry import SLOT_PACKAGES
-from fvl_lightning.core.source_modules import SourceModule, Unreadable
 
 COMPONENTS = [(slot, name) for slot in SLOT_PACKAGES for name in registry.names(slot)]
 PLUGIN = """
@@ -112,7 +113,7 @@ def test_a_constant_of_a_library_is_unreadable(tmp_path: Path) -> None:
 
 def test_entry_points_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = EntryPoint("mine", "fvl_lightning.fusions.gated:GatedFusion", "fvl_lightning.fusion")
-    monkeypatch.setattr(component_files, "entry_points", lambda group: [mine])
+    monkeypatch.setattr(reader, "entry_points", lambda group: [mine])
     component_sources.cache_clear()
     try:
         with pytest.raises(Unreadable, match="entry points"):

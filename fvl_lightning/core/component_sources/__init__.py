@@ -1,0 +1,1 @@
+"""Components read from their source files, without the libraries that they import."""
