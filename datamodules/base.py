@@ -168,7 +168,7 @@ class BatchData(LightningDataModule):
             if whole >= MIN_SAMPLES_JUDGED and refused > self.config.max_bad_fraction * whole:
                 reasons = ", ".join(f"{reason}: {problem.count}" for reason, problem in store.problems.items())
                 raise DataError(
-                    f"{refused} of what the shards of {split} hold can't be read ({reasons}), more than "
+                    f"{refused} of what the shards of {split} hold cannot be read ({reasons}), more than "
                     f"max_bad_fraction {self.config.max_bad_fraction} of it; `fvl shards check` names the places"
                 )
             self._stores[split] = store

@@ -40,7 +40,7 @@ class BatchConfig:
     def __post_init__(self) -> None:
         if self.packing != "none" and (self.group_by_length or self.view == "tasks"):
             what = "group_by_length" if self.group_by_length else "view: tasks"
-            raise ValueError(f"{what} can't be combined with packing: {self.packing}")
+            raise ValueError(f"{what} cannot be combined with packing: {self.packing}")
 
     def for_one_batch(self) -> Self:
         """Returns a configuration that suffices for a trial step; a component that makes its data makes less of it."""

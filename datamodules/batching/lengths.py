@@ -41,7 +41,7 @@ def measure_items(store: SampleStore, samples: range, view: TextView, folder: Pa
     """Returns the items of these samples, from a cache file in `folder` or measured now.
 
     Measuring reads and tokenises every record, about a hundred thousand in a minute; it decodes no image. Samples that
-    can't be used are left out and counted.
+    cannot be used are left out and counted.
 
     Args:
         store: the samples of a split.
@@ -70,7 +70,7 @@ def log_counts(
         name: name of the dataset, "" where it is the only one.
 
     Raises:
-        DataError: no sample is left, or more than `max_bad_fraction` of them can't be used.
+        DataError: no sample is left, or more than `max_bad_fraction` of them cannot be used.
     """
     if not items.counts:
         return
@@ -82,7 +82,7 @@ def log_counts(
         raise DataError(f"no sample of {place} can be used: {counts}{_first_bad(store, samples, view) if bad else ''}")
     if len(samples) >= MIN_SAMPLES_JUDGED and bad > max_bad_fraction * len(samples):
         raise DataError(
-            f"{bad} of {len(samples)} samples of {place} can't be used ({counts}), more than max_bad_fraction "
+            f"{bad} of {len(samples)} samples of {place} cannot be used ({counts}), more than max_bad_fraction "
             f"{max_bad_fraction}{_first_bad(store, samples, view)}; `fvl shards check` names them"
         )
     dropped = items.counts.get("dropped", 0)
@@ -94,7 +94,7 @@ def log_counts(
 
 
 def _first_bad(store: SampleStore, samples: range, view: TextView) -> str:
-    """Describes the first sample that can't be used."""
+    """Describes the first sample that cannot be used."""
     for sample in samples:
         try:
             view.measure(store, sample)
@@ -183,12 +183,12 @@ def read_items(path: Path) -> Items | None:
                 counts=json.loads(str(arrays["counts"])),
             )
     except (OSError, ValueError, KeyError, EOFError):
-        log.warning("%s can't be read, so it is made again", path)
+        log.warning("%s cannot be read, so it is made again", path)
         return None
 
 
 def write_items(items: Items, path: Path) -> None:
-    """Writes measured items to a file, atomically; only warns where it can't be written."""
+    """Writes measured items to a file, atomically; only warns where it cannot be written."""
     try:
         with atomic_write(path) as tmp_path, tmp_path.open("wb") as file:
             np.savez(
@@ -200,7 +200,7 @@ def write_items(items: Items, path: Path) -> None:
                 counts=np.array(json.dumps(items.counts)),
             )
     except OSError as error:
-        log.warning("the lengths %s can't be written (%s), so the next run measures again", path, error.strerror)
+        log.warning("the lengths %s cannot be written (%s), so the next run measures again", path, error.strerror)
 
 
 @contextmanager

@@ -170,7 +170,7 @@ class CountingLoader(ABC):
         if loaded.batch is None or too_many or (first and loaded.refilled):
             reasons = ", ".join(f"{reason}: {count}" for reason, count in tally.bad.most_common())
             raise DataError(
-                f"{tally.bad.total()} of {tally.seen} samples can't be used ({reasons}), more than max_bad_fraction "
+                f"{tally.bad.total()} of {tally.seen} samples cannot be used ({reasons}), more than max_bad_fraction "
                 f"{self.max_bad_fraction}; the last is {tally.last}"
             )
         return loaded.batch

@@ -54,7 +54,7 @@ class ResumeLog:
             self._lock.close()
             raise DataError(f"another process is building into {folder.parent} at this moment") from None
         except OSError as error:
-            log.warning("%s can't be locked (%s): start no second build of it", self.path, error.strerror)
+            log.warning("%s cannot be locked (%s): start no second build of it", self.path, error.strerror)
         self.settings, self.state = self._read()
 
     def begin(self, settings: Mapping[str, Any]) -> None:

@@ -45,7 +45,7 @@ def build_demo(root: Path, level: str, counts: Mapping[str, int], seed: int) -> 
 
     Raises:
         ConfigError: no such level, or scikit-learn is missing.
-        DataError: the folder holds something else, or can't be written.
+        DataError: the folder holds something else, or cannot be written.
     """
     assert set(counts) == set(ALL_SPLITS), f"counts for {', '.join(ALL_SPLITS)}"
     chosen, folder = level_named(level), demo_folder(root, level, counts, seed)
@@ -61,7 +61,7 @@ def build_demo(root: Path, level: str, counts: Mapping[str, int], seed: int) -> 
                 for split in ALL_SPLITS:
                     _write_split(tmp_path, chosen, split, counts[split], seed)
     except OSError as error:
-        raise DataError(f"the demo set can't be written to {root}: {error.strerror or error}") from None
+        raise DataError(f"the demo set cannot be written to {root}: {error.strerror or error}") from None
     return folder
 
 

@@ -82,14 +82,14 @@ class ChatTemplate:
             marks[i] = f"{BLANK}\N{SYMBOL FOR START OF TEXT}{i}\N{SYMBOL FOR END OF TEXT}{BLANK}"
         split = MARK.split(self._apply(roles, marks, generate))
         if split[2::4] != [str(i) for i in marked]:
-            raise DataError("the chat template leaves out, repeats or reorders contents: it can't be masked")
+            raise DataError("the chat template leaves out, repeats or reorders contents: it cannot be masked")
         trims: list[Callable[[str], str]] = [_nothing] * len(roles)
         pieces = [""] * len(roles) + [split[-1]]
         for i, piece, before, after in zip(marked, split[0::4], split[1::4], split[3::4], strict=False):
             pieces[i], trims[i] = piece, TRIMS[bool(before), bool(after)]
         rendered = Rendered(pieces, trims)
         if rendered.text(contents) != self._apply(roles, contents, generate):
-            raise DataError("the chat template rewrites a content, so that the answers can't be located in its text")
+            raise DataError("the chat template rewrites a content, so that the answers cannot be located in its text")
         return rendered
 
     def before_answers(self) -> str:
@@ -108,7 +108,7 @@ class ChatTemplate:
         end = ending.match(self._around_one_answer()[2])
         if end is None:
             raise ConfigError(
-                "the chat template ends an answer without a special token, so that a model can't learn to stop"
+                "the chat template ends an answer without a special token, so that a model cannot learn to stop"
             )
         return end[0]
 

@@ -99,7 +99,7 @@ class ConversationEncoder:
 
         Raises:
             ConfigError: there is no template, or it writes no end-of-turn token after an answer.
-            DataError: the template refuses or rewrites the messages, or writes answers inconsistently, or a text can't
+            DataError: the template refuses or rewrites the messages, or writes answers inconsistently, or a text cannot
                 be encoded.
         """
         encoded = self.encode_turns(messages)
@@ -153,7 +153,7 @@ class ConversationEncoder:
 
         Raises:
             ConfigError: the tokenizer has no eos token.
-            DataError: a text that can't be encoded.
+            DataError: a text that cannot be encoded.
         """
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if eos is None:
@@ -179,7 +179,7 @@ class ConversationEncoder:
         return ids[-1]
 
     def check_template(self) -> None:
-        """Raises ConfigError where the tokenizer's chat template can't be used for training."""
+        """Raises ConfigError where the tokenizer's chat template cannot be used for training."""
         try:
             self.encode([{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}])
         except DataError as error:

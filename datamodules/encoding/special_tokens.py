@@ -28,7 +28,7 @@ class AliasedTokenizer:
         unknown: the id of the unknown token, which any text may contain; None where there is none.
 
     Raises:
-        ConfigError: the tokenizer's ids have gaps, so that aliases can't be distinguished from its vocabulary.
+        ConfigError: the tokenizer's ids have gaps, so that aliases cannot be distinguished from its vocabulary.
     """
 
     def __init__(self, backend: Tokenizer, unknown: int | None) -> None:
@@ -73,7 +73,7 @@ class AliasedTokenizer:
         refused = self._refused.intersection(numbers)
         if refused:
             token = next(token for token, i in self._ids.items() if i in refused)
-            raise DataError(f"the text contains '{token}', which this tokenizer can't encode as ordinary text")
+            raise DataError(f"the text contains '{token}', which this tokenizer cannot encode as ordinary text")
         if sum(number in self._control for number in numbers) != broken.count(OPEN):
             raise ConfigError(
                 "the tokenizer does not recognise its special tokens after other text; add them with `normalized=False`"
@@ -97,16 +97,16 @@ class AliasedTokenizer:
         number = self._backend.token_to_id(name)
         assert number is not None  # each was added before
         if self._backend.model.id_to_token(number) not in (None, name):
-            raise ConfigError("the tokenizer's ids have gaps, so that special tokens can't be distinguished from text")
+            raise ConfigError("the tokenizer's ids have gaps, so that special tokens cannot be distinguished from text")
         return number
 
 
 def check_text(text: str) -> str:
     """Returns a text that can be encoded; DataError for any other."""
     if OPEN in text:
-        raise DataError(f"the text holds U+{ord(OPEN):X}, which is no character and can't be encoded")
+        raise DataError(f"the text holds U+{ord(OPEN):X}, which is no character and cannot be encoded")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise DataError("the text holds half a character (a lone surrogate) and can't be encoded") from None
+        raise DataError("the text holds half a character (a lone surrogate) and cannot be encoded") from None
     return text

@@ -52,7 +52,7 @@ class Measure:
 
 
 class View(ABC):
-    """Encodes the samples of a store as tokens; raises SampleError for a sample that can't be used."""
+    """Encodes the samples of a store as tokens; raises SampleError for a sample that cannot be used."""
 
     @abstractmethod
     def encode(self, store: Samples, piece: Piece) -> Encoded:

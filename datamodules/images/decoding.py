@@ -88,7 +88,7 @@ def loaded_pixels(image: Image.Image, at_least: int | None = None) -> NDArray[np
         scale = _scale(image, at_least) if at_least is not None and image.format in ("JPEG", "MPO") else 1
         return _upright(_decode(image, scale), _orientation(image))
     except OSError as error:  # it may have been opened and not yet read
-        raise DataError(f"the image can't be read: {_one_line(error)}") from None
+        raise DataError(f"the image cannot be read: {_one_line(error)}") from None
 
 
 def verify_image(data: bytes) -> ImageHeader:
@@ -124,7 +124,7 @@ def to_png(data: bytes) -> bytes:
 def _read(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():
-            raise DataError("not a file, so it can't be read as an image")
+            raise DataError("not a file, so it cannot be read as an image")
         _refuse_length(path.stat().st_size)
         return path.read_bytes()
     except DataError as error:
@@ -132,7 +132,7 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         raise DataError(f"no image {path}") from None
     except OSError as error:
-        raise DataError(f"image {path} can't be read: {error.strerror}") from None
+        raise DataError(f"image {path} cannot be read: {error.strerror}") from None
 
 
 @contextmanager

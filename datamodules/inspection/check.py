@@ -89,7 +89,7 @@ def read_manifests(shards: Sequence[str]) -> dict[str, Shard]:
     """Returns the shards listed in the manifests next to these shards, by path; empty without a manifest.
 
     Raises:
-        DataError: a manifest that can't be read.
+        DataError: a manifest that cannot be read.
     """
     known: dict[str, Shard] = {}
     for folder in sorted({shard.rpartition("/")[0] for shard in shards}):
@@ -115,7 +115,7 @@ def index_shard(cache: ShardCache, shard: str) -> Findings:
     """Indexes a shard that has no index yet; returns its numbers of samples and images, and its problems.
 
     Raises:
-        DataError: a shard that can't be read, or an index of another tar.
+        DataError: a shard that cannot be read, or an index of another tar.
     """
     index = open_index(shard, cache)
     findings = _problems(shard, index)
@@ -205,7 +205,7 @@ def _check_images(store: SampleStore, i: int, findings: Findings) -> None:
 
 
 def image_header(store: SampleStore, i: int, suffix: str, encoded: bytes) -> ImageHeader:
-    """Returns the header of an image of sample i; SampleError where it can't be decoded completely."""
+    """Returns the header of an image of sample i; SampleError where it cannot be decoded completely."""
     try:
         return verify_image(encoded)
     except DataError as error:

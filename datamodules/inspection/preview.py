@@ -39,7 +39,7 @@ class Preview:
         images: its decoded images.
         texts: (role, text) of each message, or ("caption", text).
         messages: its messages; empty for a caption.
-        problem: why the sample can't be used; empty for a good sample.
+        problem: why the sample cannot be used; empty for a good sample.
     """
 
     key: str
@@ -50,7 +50,7 @@ class Preview:
 
 
 def preview_sample(store: SampleStore, i: int) -> Preview:
-    """Returns the preview of sample i; for a sample that can't be used, it only contains the problem."""
+    """Returns the preview of sample i; for a sample that cannot be used, it only contains the problem."""
     key = store.key(i)
     try:
         record = store.record(i)

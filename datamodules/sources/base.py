@@ -25,7 +25,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A row that can't become a sample.
+    """A row that cannot become a sample.
 
     Attributes:
         reason: a short category to count by.
@@ -65,7 +65,7 @@ class Source(ABC):
     def chunks(self) -> Iterator[Any]:
         """Yields small picklable values, each identifying some consecutive rows; always the same ones.
 
-        A Refusal among them stands for a file that can't be read, while others can.
+        A Refusal among them stands for a file that cannot be read, while others can.
 
         Raises:
             DataError: a file is missing, or no file has this format.

@@ -88,11 +88,11 @@ def find_folder(name: str) -> Path:
 
 
 def open_file(path: str | Path) -> BinaryIO:
-    """Opens a file for reading bytes; DataError where it can't be read."""
+    """Opens a file for reading bytes; DataError where it cannot be read."""
     try:
         return Path(path).open("rb")
     except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror}") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def read_images(folder: Path, names: Iterable[str], links: Sequence[str] | None = None) -> tuple[bytes, ...]:

@@ -107,4 +107,4 @@ def _check_tar(path: Path) -> None:
     with open_file(path) as file:
         reason = why_not_a_tar(file)
     if reason:
-        raise DataError(f"{path} can't be read as an uncompressed tar: {reason}")
+        raise DataError(f"{path} cannot be read as an uncompressed tar: {reason}")

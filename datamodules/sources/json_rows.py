@@ -53,7 +53,7 @@ def check_json(path: Path, fields: Collection[str] = ()) -> None:
         fields: a row has at least one of them; empty where any object is a row.
 
     Raises:
-        DataError: the file can't be read, contains neither arrays nor objects, or a single object around the rows.
+        DataError: the file cannot be read, contains neither arrays nor objects, or a single object around the rows.
     """
     expected = "neither a JSON array nor JSON Lines of objects"
     try:

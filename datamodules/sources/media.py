@@ -7,7 +7,7 @@ from typing import Any
 from datamodules.sources.refusals import Refused
 
 FIELDS = ("video", "videos", "video_path", "video_paths", "video_file", "audio", "audios", "audio_path", "audio_file")
-"""Common field names for media that the kit can't use."""
+"""Common field names for media that the kit cannot use."""
 
 _SOUND_OR_VIDEO = r"mp4|avi|mov|mkv|webm|m4v|mpg|mpeg|flv|wmv|wav|mp3|flac|ogg|opus|m4a|aac"
 _PICTURE = r"png|jpe?g|webp|gif|bmp|tiff?|avif|heic|jfif"
@@ -31,7 +31,7 @@ def check_media(row: Mapping[Any, Any], has_images: bool, used: Collection[str] 
             continue
         file = _file(value)
         if (name in FIELDS and _holds(value)) or (file and file["unusable"]):
-            raise Refused("unused media", f"field '{name}' holds video or audio, which can't be used")
+            raise Refused("unused media", f"field '{name}' holds video or audio, which cannot be used")
         if file and not has_images:
             raise Refused("unused media", f"field '{name}' names {file[0][:200]!r}, but the row has no image to read")
         if not has_images and not isinstance(value, str) and _has_bytes(value):

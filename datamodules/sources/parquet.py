@@ -186,7 +186,7 @@ def _filled(group: Any, name: str) -> int:
 
 
 def _open(path: Path) -> Any:
-    """Opens a file as a pyarrow.parquet.ParquetFile; DataError where it can't be read."""
+    """Opens a file as a pyarrow.parquet.ParquetFile; DataError where it cannot be read."""
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
@@ -194,7 +194,7 @@ def _open(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
     except _unreadable() as error:
-        raise DataError(f"{path} can't be read as Parquet: {first_line(error)}") from None
+        raise DataError(f"{path} cannot be read as Parquet: {first_line(error)}") from None
 
 
 def _check(path: Path) -> None:

@@ -15,7 +15,7 @@ SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}
 """LLaVA's names of the roles."""
 
 _RESERVED = ("messages", "kinds")
-"""Fields of a record that the kit reads, so that metadata can't have their names."""
+"""Fields of a record that the kit reads, so that metadata cannot have their names."""
 
 
 def metadata(row: Mapping[Any, Any], used: Collection[str]) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -31,7 +31,7 @@ def table_columns(path: Path) -> Cells:
     A duplicate name gets a number (`name.1`).
 
     Raises:
-        DataError: the file is no text, or its first line can't be parsed.
+        DataError: the file is no text, or its first line cannot be parsed.
     """
     with Lines(path) as lines:
         return _read_columns(path, lines)
@@ -110,7 +110,7 @@ def _read_columns(path: Path, lines: Lines) -> Cells:
     if record is None:
         return []
     if isinstance(record.cells, Refusal):
-        raise DataError(f"{path}: its first line can't be read as column names ({record.cells.detail})")
+        raise DataError(f"{path}: its first line cannot be read as column names ({record.cells.detail})")
     names: Cells = []
     for name in record.cells:
         earlier = sum(1 for other in record.cells[: len(names)] if other == name)
@@ -153,7 +153,7 @@ def _records(lines: Lines, form: _Form) -> Iterator[_Record]:
             elif line.text:
                 yield _Record(line.number, line.text.split(form.delimiter))
         except UnicodeDecodeError as error:
-            detail = f"the rest of the file: it can't be read as {error.encoding} ({error.reason})"
+            detail = f"the rest of the file: it cannot be read as {error.encoding} ({error.reason})"
             yield _Record(lines.number + 1, Refusal("unreadable rows", detail))
             return
 

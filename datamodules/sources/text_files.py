@@ -53,7 +53,7 @@ def text_encoding(path: Path) -> str:
     """Returns the codec of a text file: utf-8-sig, unless its first bytes indicate UTF-16 or UTF-32.
 
     Raises:
-        DataError: the file can't be read, is compressed, or has a binary format.
+        DataError: the file cannot be read, is compressed, or has a binary format.
     """
     with open_file(path) as file:
         head = file.read(_HEAD)
@@ -79,7 +79,7 @@ class Lines:
     surrogates, so that only their own row is lost.
 
     Raises:
-        DataError: the file can't be read or is no text.
+        DataError: the file cannot be read or is no text.
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,4 +122,4 @@ def _first_line(path: Path, file: TextIOWrapper) -> str:
     try:
         return file.readline(MAX_ROW_BYTES)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: its first line can't be read as {error.encoding}: {error.reason}") from None
+        raise DataError(f"{path}: its first line cannot be read as {error.encoding}: {error.reason}") from None

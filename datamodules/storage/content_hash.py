@@ -67,4 +67,4 @@ def _hash_file(path: str, size: int, places: int | None) -> str:
                 digest.update(os.pread(file.fileno(), BLOCK, last * number // max(1, places - 1)))
             return digest.hexdigest()
     except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror}") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None

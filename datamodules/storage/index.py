@@ -137,7 +137,7 @@ def write_index(tar: Path) -> ShardIndex:
         try:
             save_index(index, index_path(tar))
         except OSError as error:
-            log.warning("index %s can't be written (%s), so the next run makes it again", index_path(tar), error)
+            log.warning("index %s cannot be written (%s), so the next run makes it again", index_path(tar), error)
     return index
 
 
@@ -151,7 +151,7 @@ def scan_tar(tar: Path) -> ShardIndex:
         with tar.open("rb") as file:
             return scan_file(file)
     except OSError as error:
-        raise DataError(f"shard {tar} can't be read: {error.strerror}") from None
+        raise DataError(f"shard {tar} cannot be read: {error.strerror}") from None
 
 
 def scan_file(tar: BinaryIO) -> ShardIndex:
@@ -200,12 +200,12 @@ def load_index(tar: Path) -> ShardIndex | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise DataError(f"index {path} can't be read: {error.strerror}") from None
+        raise DataError(f"index {path} cannot be read: {error.strerror}") from None
     index = parse_index(content, str(path))
     try:
         found = tar.stat().st_size
     except OSError as error:
-        raise DataError(f"shard {tar} can't be read: {error.strerror}") from None
+        raise DataError(f"shard {tar} cannot be read: {error.strerror}") from None
     if index.tar_bytes != found:
         raise mismatch(str(path), f"it was made of {index.tar_bytes} bytes, there are {found}")
     return None if index.outdated else index
@@ -243,7 +243,7 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
         _check(index)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"index {name} can't be read ({reason}); delete it and it is rebuilt") from None
+        raise DataError(f"index {name} cannot be read ({reason}); delete it and it is rebuilt") from None
     return index
 
 

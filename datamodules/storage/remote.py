@@ -46,7 +46,7 @@ def protocol_of(place: str) -> str | None:
         allowed = ", ".join(f"{name}://" for name in PACKAGES)
         close = nearest(protocol, [name for name in PACKAGES if name != protocol])
         hint = f"; did you mean '{close}://'?" if close and protocol not in PACKAGES else ""
-        raise DataError(f"{place} can't be used: allowed: {allowed} and paths of this machine{hint}")
+        raise DataError(f"{place} cannot be used: allowed: {allowed} and paths of this machine{hint}")
     return protocol
 
 
@@ -141,7 +141,7 @@ def put_file(local: Path, url: str) -> None:
 
 def _known(size: Any, url: str) -> int:
     if not isinstance(size, int):
-        raise DataError(f"{url} can't be read: its server does not say how long it is")
+        raise DataError(f"{url} cannot be read: its server does not say how long it is")
     return size
 
 
@@ -170,7 +170,7 @@ def explain_url_errors(url: str, done: str) -> Iterator[None]:
         # For a web server fsspec raises this for every error, with the real one as its cause.
         status = getattr(cause, "status", None)
         if protocol_of(url) in ("http", "https") and isinstance(cause, Exception) and status not in (404, 410):
-            raise DataError(f"{url} can't be {done}: {first_line(cause)}") from None
+            raise DataError(f"{url} cannot be {done}: {first_line(cause)}") from None
         raise DataError(f"there is no {url}") from None
     except Exception as error:  # the libraries' errors have no common base class
-        raise DataError(f"{url} can't be {done}: {first_line(error)}") from None
+        raise DataError(f"{url} cannot be {done}: {first_line(error)}") from None

@@ -58,7 +58,7 @@ class ShardCache:
             found = _open_copy(self.path(url, version), size)
             return self._open_fetched(url, version, size) if found is None else found
         except OSError as error:
-            raise DataError(f"{self.folder} can't hold copies of shards: {error.strerror}") from None
+            raise DataError(f"{self.folder} cannot hold copies of shards: {error.strerror}") from None
 
     def keep(self, content: bytes, path: Path) -> None:
         """Writes a small file to a `path` of this cache, if there is room for it."""
@@ -68,7 +68,7 @@ class ShardCache:
                     with atomic_write(path) as tmp_path:
                         tmp_path.write_bytes(content)
         except OSError as error:
-            raise DataError(f"{self.folder} can't hold copies of shards: {error.strerror}") from None
+            raise DataError(f"{self.folder} cannot hold copies of shards: {error.strerror}") from None
 
     def _open_fetched(self, url: str, version: str, size: int | None) -> int:
         path, part = self.path(url, version), self.path(url, version, ".part")

@@ -90,7 +90,7 @@ class ShardFiles:
             while len(block) < length and (more := os.pread(file.descriptor, length - len(block), start + len(block))):
                 block += more
         except OSError as error:
-            raise DataError(f"shard {shard} can't be read: {os_error_in_words(error)}") from None
+            raise DataError(f"shard {shard} cannot be read: {os_error_in_words(error)}") from None
         return block
 
 

@@ -94,7 +94,7 @@ class OpenShard:
             left -= len(block)
         if left:
             self._file.close()
-            raise DataError(f"{path} is {left} bytes shorter than it was, so the build can't go on from it")
+            raise DataError(f"{path} is {left} bytes shorter than it was, so the build cannot go on from it")
         self._file.seek(self.length.bytes)
         self._file.truncate()
 

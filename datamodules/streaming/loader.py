@@ -153,7 +153,7 @@ class _Reader:
                 self._passed[number].finish(drawn.visit)
                 bad_in_a_row += 1
                 if bad_in_a_row >= MIN_SAMPLES_JUDGED:
-                    raise DataError(f"{bad_in_a_row} samples in a row can't be used, the last: {error}") from None
+                    raise DataError(f"{bad_in_a_row} samples in a row cannot be used, the last: {error}") from None
                 continue
             bad_in_a_row = 0
             for _ in pieces[1:]:

@@ -35,7 +35,7 @@ def serve(
         try:
             free.bind((host, port))
         except OSError as error:
-            raise ConfigError(f"--port: {host}:{port} can't be listened on ({error.strerror}); name another") from None
+            raise ConfigError(f"--port: {host}:{port} cannot be listened on ({error.strerror}); name another") from None
     loaded = answering_model(model)
     page = build_page(gradio, loaded, Sampling(max_tokens), model, attach_adapters(loaded, adapter))
     with suppress(KeyboardInterrupt):

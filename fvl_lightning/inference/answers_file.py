@@ -22,7 +22,7 @@ class AnswersFile:
         failed: those of them that hold an error instead of an answer.
 
     Raises:
-        DataError: the file holds answers with other `settings`, or it can't be written.
+        DataError: the file holds answers with other `settings`, or it cannot be written.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ class AnswersFile:
                     tmp_path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
                 path.touch()
         except OSError as error:
-            raise DataError(f"--output: {path} can't be written ({error.strerror})") from None
+            raise DataError(f"--output: {path} cannot be written ({error.strerror})") from None
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Appends rows; they are in the file when this returns."""

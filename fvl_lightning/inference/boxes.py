@@ -177,9 +177,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG, whole or not at all; DataError where it can't be written."""
+    """Writes a PNG, whole or not at all; DataError where it cannot be written."""
     try:
         with atomic_write(path) as temporary:
             picture.save(temporary, "PNG", optimize=True)
     except OSError as error:
-        raise DataError(f"--output: {path} can't be written ({error.strerror})") from None
+        raise DataError(f"--output: {path} cannot be written ({error.strerror})") from None

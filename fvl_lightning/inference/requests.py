@@ -97,7 +97,7 @@ def file_requests(path: Path) -> Requests:
     invalid row becomes a request with a `problem`.
 
     Raises:
-        DataError: a file that can't be read.
+        DataError: a file that cannot be read.
     """
     count = sum(bool(line.strip()) for _, line in _lines(path))
 

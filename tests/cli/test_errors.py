@@ -353,7 +353,7 @@ def test_an_index_that_does_not_match_its_tar(shards: Path, refused: Refused) ->
     assert f"index {index_path(tar)} does not match its tar" in sentence
     assert "delete the index and it is rebuilt" in sentence
     index_path(tar).write_bytes(b"not an index")
-    assert f"index {index_path(tar)} can't be read" in refused(*on(shards))
+    assert f"index {index_path(tar)} cannot be read" in refused(*on(shards))
 
 
 def fails_while_training(folder: Path, run: Run, *words: str) -> str:
@@ -398,7 +398,7 @@ def test_more_bad_samples_than_allowed(tmp_path: Path, tiny_data: Path, fvl_here
     write_shards(root, "validation", 8, as_it_is)
     folder, words = furnish(tmp_path, tiny_data), on(root, "trainer.max_steps=14")
     sentence = fails_while_training(folder, fvl_here, *words)
-    assert "samples can't be used (broken image: " in sentence
+    assert "samples cannot be used (broken image: " in sentence
     assert "max_bad_fraction 0.01" in sentence
     assert "train-000000.tar" in sentence
     allowed = fvl_here(folder, *words, "data.max_bad_fraction=0.2", "name=allowed")

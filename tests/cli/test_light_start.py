@@ -96,7 +96,7 @@ def test_mistakes_in_a_yaml_file_and_in_the_fields_of_a_plugin(tmp_path: Path) -
     (tmp_path / "mine.py").write_text(PLUGIN, encoding="utf-8")
     experiment = tmp_path / "a.yaml"
     for text, sentence in (
-        ("data: {packing: best_fit, group_by_length: true}", "group_by_length can't be combined"),
+        ("data: {packing: best_fit, group_by_length: true}", "group_by_length cannot be combined"),
         ("plugins: [mine.py]\nfusion: {name: mine, size: large}", "fusion.size in .*a.yaml: expected a whole number"),
     ):
         experiment.write_text(f"base: {ROOT / FINETUNE}\n{text}\n", encoding="utf-8")

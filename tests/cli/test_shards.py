@@ -199,7 +199,7 @@ def test_index_says_what_a_foreign_tar_holds(tmp_path: Path, fvl_here: Run) -> N
     for _ in range(2):
         done = fvl_here(tmp_path, "shards", "index", "*.tar")
         assert done.returncode == 0, done.stderr
-        assert "1 shard, 2 samples, 1 image: 1 can't be used" in done.stdout
+        assert "1 shard, 2 samples, 1 image: 1 cannot be used" in done.stdout
         assert ["unsafe name", "theirs.tar", "../c.json"] in [row[:3] for row in cells(done.stdout)]
         assert "passed over: 1 pkl" in done.stdout
         assert index_path(tmp_path / "theirs.tar").is_file()

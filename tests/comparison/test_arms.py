@@ -1,4 +1,4 @@
-"""The arms that a comparison file speaks of, and what is said where it can't be."""
+"""The arms that a comparison file speaks of, and what is said where it cannot be."""
 
 from pathlib import Path
 from typing import Any

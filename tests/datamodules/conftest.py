@@ -123,7 +123,7 @@ def splits() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def write_long_talks() -> Callable[..., None]:
-    """Writes `count` samples of 1 to 4 turns and 0 to 2 images each; with `bad`, the fourth can't be used."""
+    """Writes `count` samples of 1 to 4 turns and 0 to 2 images each; with `bad`, the fourth cannot be used."""
 
     def write(folder: Path, split: str, count: int, prefix: str = "s", bad: bool = False) -> None:
         with ShardWriter(folder, split, samples_per_shard=6) as writer:

@@ -417,7 +417,7 @@ def test_a_set_built_meanwhile_by_another_process_is_taken(tiny_root: Path, monk
 
 def test_a_root_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"the demo set can't be written to .*file/demo: Not a directory"):
+    with pytest.raises(DataError, match=r"the demo set cannot be written to .*file/demo: Not a directory"):
         build.build_demo(tmp_path / "file" / "demo", "easy", TINY, 0)
 
 

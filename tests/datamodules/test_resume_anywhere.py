@@ -26,7 +26,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, write_long_talks: Callable[..., None]) -> dict[str, Path]:
-    """Three data sets of different sizes; one of the second's five samples can't be used."""
+    """Three data sets of different sizes; one of the second's five samples cannot be used."""
     found = {}
     for name, count in (("one", 27), ("two", 5), ("three", 11)):
         found[name] = tmp_path_factory.mktemp(name)

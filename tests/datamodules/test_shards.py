@@ -353,7 +353,7 @@ def test_too_many_bad_samples_end_the_run(
         list(batches)
     assert loader.tally.seen == 8 * -(-MIN_SAMPLES_JUDGED // 8)  # not before enough were seen
     sentence = str(error.value)
-    assert sentence.startswith("5 of 104 samples can't be used (")
+    assert sentence.startswith("5 of 104 samples cannot be used (")
     assert "more than max_bad_fraction 0.04; the last is sample 's34' in" in sentence
     assert "validation-000000.tar" in sentence
     assert "\n" not in sentence
@@ -367,7 +367,7 @@ def test_a_first_batch_of_nothing_but_bad_samples_ends_the_run(
         write_split(tmp_path, split, 30, {i: (make_talk("q", "a"), [b"broken"]) for i in range(10)})
     loader = connected(tmp_path, make_context(), max_bad_fraction=0.9, workers=workers).val_dataloader()
     with pytest.raises(
-        DataError, match=r"10 of 11 samples can't be used \(broken image: 10\).*the last is sample 's9'"
+        DataError, match=r"10 of 11 samples cannot be used \(broken image: 10\).*the last is sample 's9'"
     ):
         next(iter(loader))
 
@@ -409,8 +409,8 @@ def test_missing_data_is_told_before_anything_else(tmp_path: Path, write_split: 
         ({"datasets": {"a": {"share": 0}}}, "datasets.a.share must be above 0, not 0"),
         ({"datasets": {"a": {"shar": 1}}}, "did you mean 'share'"),
         ({"datasets": {"a": {}}, "view": "tasks"}, "the view tasks takes one data set"),
-        ({"root": "x", "packing": "best_fit", "view": "tasks"}, "view: tasks can't be combined"),
-        ({"root": "x", "packing": "best_fit", "group_by_length": True}, "group_by_length can't be combined"),
+        ({"root": "x", "packing": "best_fit", "view": "tasks"}, "view: tasks cannot be combined"),
+        ({"root": "x", "packing": "best_fit", "group_by_length": True}, "group_by_length cannot be combined"),
         ({"root": "x", "over_long": "cut"}, "allowed: drop, split, truncate"),
         ({"root": "x", "view": "conversations"}, "view"),
         ({"root": "x", "workers": -1}, "workers must be at least 0, not -1"),

@@ -242,8 +242,8 @@ def test_shards_without_a_sample_end_the_run(tmp_path: Path, write_split: Write,
 
 BAD = [
     ({"root": "{folder}/none"}, "no folder .*none with shards"),
-    ({"shards": {"train": ["pipe:cat a.tar"], "validation": ["{folder}"]}}, "pipe:cat a.tar can't be used"),
-    ({"root": "pipe:ls"}, "pipe:ls can't be used"),
+    ({"shards": {"train": ["pipe:cat a.tar"], "validation": ["{folder}"]}}, "pipe:cat a.tar cannot be used"),
+    ({"root": "pipe:ls"}, "pipe:ls cannot be used"),
     ({"datasets": {"a": {"root": "{folder}", "share": 0}}}, "share.* 0"),
     ({"datasets": {"a": {"root": "{folder}", "share": -1.0}}}, "share.* -1"),
     ({"root": "{folder}", "shufle_buffer": 3}, "shuffle_buffer"),

@@ -203,7 +203,7 @@ def test_mistakes(words: tuple[str, ...], parts: tuple[str, ...], folder: Path, 
 
 def test_a_place_that_cannot_be_written_to(folder: Path, teach: Teach, fvl_here: Run) -> None:
     words = ("encoder", str(teach("locates", BOXES)), "--image", "wide.png", "--output", "nowhere/boxes.png")
-    assert "--output: nowhere/boxes.png can't be written" in spoken(fvl_here(folder, *words))
+    assert "--output: nowhere/boxes.png cannot be written" in spoken(fvl_here(folder, *words))
 
 
 def spoilt(model: Path, config: dict[str, Any]) -> None:

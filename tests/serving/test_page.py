@@ -282,7 +282,7 @@ def test_the_command_serves_until_ctrl_c(asked: Path, tmp_path: Path, fvl_here: 
         assert _up(f"http://127.0.0.1:{port}", server), log.read_text(encoding="utf-8")
         second = fvl_here(asked, "serve", "model", "--port", str(port))
         assert second.returncode == 2
-        assert f"127.0.0.1:{port} can't be listened on" in second.stderr
+        assert f"127.0.0.1:{port} cannot be listened on" in second.stderr
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=30) == 0
         assert log.read_text(encoding="utf-8") == f"model answers on http://127.0.0.1:{port} (Ctrl-C ends)\n"

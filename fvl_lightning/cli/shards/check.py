@@ -18,7 +18,7 @@ FOUND = 1
 
 
 def index(paths: Paths, processes: Processes = None) -> None:
-    """Index tars made elsewhere, and say what of them can't be used; training would do it on first use.
+    """Index tars made elsewhere, and say what of them cannot be used; training would do it on first use.
 
     Example: `fvl shards index 'shards/theirs/*.tar' --processes 4`
     """
@@ -78,7 +78,7 @@ def _show(findings: "Findings", shards: int, well: str, console: Console) -> Non
     if not findings.counts:
         console.print(f"{looked}: {well}", soft_wrap=True)
         return
-    console.print(f"{looked}: {findings.counts.total():,} can't be used", soft_wrap=True)
+    console.print(f"{looked}: {findings.counts.total():,} cannot be used", soft_wrap=True)
     table = counted_table(("reason", "count"))
     for reason, count in findings.counts.most_common():
         table.add_row(reason, f"{count:,}")

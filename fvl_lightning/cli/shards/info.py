@@ -19,7 +19,7 @@ NOT_SUMMED = ("width", "height")
 COUNTS = {
     "sources": ("source", "samples"),
     "extensions": ("extension", "images"),
-    "unusable": ("can't be used", "samples"),
+    "unusable": ("cannot be used", "samples"),
 }
 """What is counted by name, and the two columns of its table."""
 ODDITIES = {

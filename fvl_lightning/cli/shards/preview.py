@@ -76,4 +76,4 @@ def _conversation(sample: "Preview", encoder: "ConversationEncoder | None") -> T
 
 
 def _problem(words: str) -> Text:
-    return Text(visible(f"can't be used: {words}"), style="red")
+    return Text(visible(f"cannot be used: {words}"), style="red")

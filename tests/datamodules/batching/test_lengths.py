@@ -190,7 +190,7 @@ def test_lengths_are_measured_once(
         path.write_bytes(b"broken")
     with caplog.at_level(logging.WARNING):
         assert drawn(connected(folder, make_context(), **fields)).tokens.tolist() == first
-    assert "can't be read, so it is made again" in caplog.text
+    assert "cannot be read, so it is made again" in caplog.text
 
 
 def test_workers_measure_the_same(folder: Path, tmp_path: Path, make_context: MakeContext, write_split: Write) -> None:
@@ -211,7 +211,7 @@ def test_too_many_bad_samples_end_the_run_before_it_begins(
     write_split(tmp_path, "train", 120, bad)
     write_split(tmp_path, "validation", 2)
     data = connected(tmp_path, make_context(), packing="best_fit", max_bad_fraction=0.05)
-    with pytest.raises(DataError, match=r"12 of 120 samples of train can't be used \(12 bad \(no messages\)\)"):
+    with pytest.raises(DataError, match=r"12 of 120 samples of train cannot be used \(12 bad \(no messages\)\)"):
         data.train_dataloader()
     tiny = connected(tmp_path, make_context(), over_long="drop", sequence_length=3, max_bad_fraction=1.0)
     with pytest.raises(DataError, match=r"no sample of train can be used: 12 bad .*, 108 dropped"):

@@ -367,7 +367,7 @@ def test_a_look_alike_that_is_a_word_of_the_vocabulary_is_refused() -> None:
     encoder = encoder_for(dressed(backend, template, unk_token="<unk>", eos_token="<end>"))
     assert encoder.encode([user("q what"), assistant("a a")])[0] == [3, 0, 1, 4, 4, 1]
     for messages in ([user("q <end>"), assistant("a")], [user("q"), assistant("a <image> a")]):
-        with pytest.raises(DataError, match=r"the text contains '<.*>', which this tokenizer can't encode"):
+        with pytest.raises(DataError, match=r"the text contains '<.*>', which this tokenizer cannot encode"):
             encoder.encode(messages)
 
 

@@ -11,7 +11,7 @@ from fvl_lightning.core.errors import DataError
 
 def square(number: int) -> int | None:
     if number == 13:
-        raise DataError("thirteen can't be used")
+        raise DataError("thirteen cannot be used")
     return None if number == 4 else number * number
 
 
@@ -38,7 +38,7 @@ def test_one_process_is_this_one() -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_mistake_in_a_worker_is_the_same_mistake(processes: int) -> None:
-    with pytest.raises(DataError, match=r"^thirteen can't be used$"):
+    with pytest.raises(DataError, match=r"^thirteen cannot be used$"):
         list(map_in_processes(square, [1, 13, 2], processes))
 
 

@@ -213,7 +213,7 @@ def test_what_is_no_tar_is_told(tmp_path: Path) -> None:
         tar.addfile(tarfile.TarInfo("0.txt"), io.BytesIO())
     for content in (b"", b"words" * 300, (tmp_path / "1.tar").read_bytes()):
         (tmp_path / "1.tar").write_bytes(content)
-        with pytest.raises(DataError, match=r"1\.tar can't be read as an uncompressed tar"):
+        with pytest.raises(DataError, match=r"1\.tar cannot be read as an uncompressed tar"):
             list(source("img2dataset", file=str(tmp_path / "1.tar")).chunks())
         found = read(source("img2dataset", file=str(tmp_path / "*.tar")))
         assert reasons(found) == ["", "", "", "", "unreadable file"]

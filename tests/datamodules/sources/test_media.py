@@ -13,7 +13,7 @@ from datamodules.sources.media import check_media
 from datamodules.sources.refusals import Refused
 from tests.datamodules.sources.reading import PNG, read, reasons, source, talk, write_array
 
-VIDEO = "field 'video' holds video or audio, which can't be used"
+VIDEO = "field 'video' holds video or audio, which cannot be used"
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_what_is_missing_is_told(tmp_path: Path, images: Path) -> None:
     with pytest.raises(DataError, match=r"no file .*rows\.tsv"):
         list(source("pairs", file=str(tmp_path / "rows.tsv"), images=str(images)).chunks())
     path.write_bytes(b'"' + b"x" * 200_000)
-    with pytest.raises(DataError, match="its first line can't be read as column names"):
+    with pytest.raises(DataError, match="its first line cannot be read as column names"):
         list(source("pairs", file=str(path), images=str(images)).chunks())
     path.write_bytes(b"")
     assert read(source("pairs", file=str(path), images=str(images))) == []

@@ -250,7 +250,7 @@ def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match=r"unknown value 'text', .*did you mean 'texts'"):
         source("parquet", file=str(path), layout="text")
     path.write_bytes(b"PAR1 and nothing")
-    with pytest.raises(DataError, match=r"0\.parquet can't be read as Parquet"):
+    with pytest.raises(DataError, match=r"0\.parquet cannot be read as Parquet"):
         list(source("parquet", file=str(path), layout="caption").chunks())
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(DataError, match="needs the package pyarrow"):

@@ -128,7 +128,7 @@ def test_a_broken_index_is_one_sentence(tmp_path: Path, write_split: Write) -> N
     whole = index_path(tar).read_bytes()
     for content in (b"", b"not an index", whole[:-1], whole[:40], save({"keys": np.zeros(3)})):
         index_path(tar).write_bytes(content)
-        with pytest.raises(DataError, match=r"index .* can't be read .*delete it and it is rebuilt") as error:
+        with pytest.raises(DataError, match=r"index .* cannot be read .*delete it and it is rebuilt") as error:
             open_index(tar)
         assert "\n" not in str(error.value)
 
@@ -148,7 +148,7 @@ def test_an_index_that_contradicts_itself_is_refused(tmp_path: Path, write_split
     tar = write_split(tmp_path, "train", 3) / "train-000000.tar"
     arrays = load(index_path(tar).read_bytes())
     index_path(tar).write_bytes(save({**arrays, name: CHANGES[name](arrays[name])}))
-    with pytest.raises(DataError, match="can't be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         open_index(tar)
 
 
@@ -219,7 +219,7 @@ def test_what_is_no_tar_has_no_samples(tmp_path: Path, content: bytes, reason: s
 
 
 def test_a_missing_tar_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"shard .*a\.tar can't be read: No such file"):
+    with pytest.raises(DataError, match=r"shard .*a\.tar cannot be read: No such file"):
         open_index(tmp_path / "a.tar")
 
 

@@ -249,7 +249,7 @@ def test_a_download_that_breaks_off_leaves_nothing(
     url, cache = upload(bucket, shards) + "/train-000000.tar", ShardCache(tmp_path / "cache", 10**6)
     with monkeypatch.context() as patch:
         patch.setattr("datamodules.storage.shard_cache._copy", lambda *_: (_ for _ in ()).throw(OSError("it is dead")))
-        with pytest.raises(DataError, match=r"s3://.*train-000000.tar can't be read: it is dead"):
+        with pytest.raises(DataError, match=r"s3://.*train-000000.tar cannot be read: it is dead"):
             cache.get(url)
     assert held(cache.folder) == 0
     assert cache.get(url).stat().st_size == (shards / "train-000000.tar").stat().st_size
@@ -258,7 +258,7 @@ def test_a_download_that_breaks_off_leaves_nothing(
 def test_a_folder_that_can_hold_nothing_is_one_sentence(tmp_path: Path, shards: Path, bucket: Any) -> None:
     url = upload(bucket, shards) + "/train-000000.tar"
     (tmp_path / "cache").write_text("not a folder")
-    with pytest.raises(DataError, match=r"cache can't hold copies of shards: (Not a directory|File exists)"):
+    with pytest.raises(DataError, match=r"cache cannot hold copies of shards: (Not a directory|File exists)"):
         ShardCache(tmp_path / "cache", 10**6).get(url)
 
 
@@ -292,7 +292,7 @@ def test_remote_specs(bucket: Any, shards: Path) -> None:
 def test_a_bucket_that_is_not_there(bucket: Any) -> None:
     with pytest.raises(DataError, match="there are no shards at all"):
         split_shards("s3://no-such-bucket/x", "train")
-    with pytest.raises(DataError, match=r"there is no s3://no-such-bucket/x.tar|s3://no-such-bucket/x.tar can't be"):
+    with pytest.raises(DataError, match=r"there is no s3://no-such-bucket/x.tar|s3://no-such-bucket/x.tar cannot be"):
         read_bytes("s3://no-such-bucket/x.tar")
 
 
@@ -329,12 +329,12 @@ def test_web_servers(tmp_path: Path, shards: Path) -> None:
                 look(missing)
         busy = spec.replace("train-{000000..000001}", "busy")
         for look in (read_bytes, remote_size):
-            with pytest.raises(DataError, match=r"http://.*/busy.tar can't be (read|looked at): 503"):
+            with pytest.raises(DataError, match=r"http://.*/busy.tar cannot be (read|looked at): 503"):
                 look(busy)
         server.shutdown()
     # Nobody listens there any more, which says nothing about the file.
     for look in (read_bytes, remote_size):
-        with pytest.raises(DataError, match=r"http://.*/none.tar can't be (read|looked at): Cannot connect"):
+        with pytest.raises(DataError, match=r"http://.*/none.tar cannot be (read|looked at): Cannot connect"):
             look(missing)
 
 
@@ -356,7 +356,7 @@ def test_places() -> None:
         *[True] * 3,
         *[False] * 3,
     ]
-    with pytest.raises(DataError, match="pipe:ls can't be used"):
+    with pytest.raises(DataError, match="pipe:ls cannot be used"):
         is_remote("pipe:ls")
 
 

@@ -254,7 +254,7 @@ def test_files_that_vanish_shrink_or_fail_are_one_sentence(
     store = SampleStore.open(tmp_path, "train")
     content = tar.read_bytes()
     tar.unlink()
-    with pytest.raises(DataError, match=r"shard .*000.tar can't be read: No such file or directory$"):
+    with pytest.raises(DataError, match=r"shard .*000.tar cannot be read: No such file or directory$"):
         store.read(0)
     tar.write_bytes(content)
     assert store.read(0).key == "s0"
@@ -266,7 +266,7 @@ def test_files_that_vanish_shrink_or_fail_are_one_sentence(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("os.pread", fail)
-    with pytest.raises(DataError, match="can't be read: Input/output error"):
+    with pytest.raises(DataError, match="cannot be read: Input/output error"):
         store.read(0)
 
 
@@ -312,7 +312,7 @@ def test_where_no_more_files_can_be_opened_those_of_stores_are_closed_first(
         open_files.release(one._files._owner)
         open_files.release(other._files._owner)
         resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 1, limits[1]))
-        with pytest.raises(DataError, match=r"can't be read: Too many open files \(.* may have \d+ .*ulimit -n 4096"):
+        with pytest.raises(DataError, match=r"cannot be read: Too many open files \(.* may have \d+ .*ulimit -n 4096"):
             one.read(0)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -71,7 +71,7 @@ def test_a_path_may_begin_at_home_or_here(folder: Path, monkeypatch: pytest.Monk
 def test_other_protocols_are_refused(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for names in (lambda: expand_shards(place), lambda: split_shards(place, "train")):
-        with pytest.raises(DataError, match=r"can't be used: allowed: s3://, gs://, .*file:// and paths of this"):
+        with pytest.raises(DataError, match=r"cannot be used: allowed: s3://, gs://, .*file:// and paths of this"):
             names()
     assert not list(tmp_path.iterdir())
 

@@ -227,10 +227,10 @@ def test_the_sentinel_would_be_written(tmp_path: Path) -> None:
 def test_a_pipe_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for place in ("pipe:touch stolen; cat x.tar", "pipe:touch stolen #.tar"):
-        with pytest.raises(DataError, match="can't be used: allowed:"):
+        with pytest.raises(DataError, match="cannot be used: allowed:"):
             expand_shards(place)
-        with pytest.raises(DataError, match="can't be used: allowed:"):
+        with pytest.raises(DataError, match="cannot be used: allowed:"):
             SampleStore([place], "train")
-        with pytest.raises(DataError, match="can't be used: allowed:"):
+        with pytest.raises(DataError, match="cannot be used: allowed:"):
             SampleStore.open(place, "train")
     assert not list(tmp_path.iterdir())
