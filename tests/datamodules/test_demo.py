@@ -383,7 +383,7 @@ def test_another_set_in_the_way_is_told_and_kept(tiny_root: Path) -> None:
     with pytest.raises(DataError, match=r"holds another demo set .*; delete or move it"):
         build.build_demo(tiny_root, "easy", TINY, 0)
     (folder / "manifest.json").unlink()
-    with pytest.raises(DataError, match=r"is no demo set, it has no readable manifest\.json"):
+    with pytest.raises(DataError, match=r"is not a demo set: it has no readable manifest\.json"):
         build.build_demo(tiny_root, "easy", TINY, 0)
     assert (folder / "train-000000.tar").exists()
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.demo.data import DemoData
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.tracking.metrics_log import read_metrics
 from fvl_lightning.training.checkpointing.files import read_checkpoint
-from tests.conftest import Run
+from tests.conftest import TINY_DATA, Run
 from tests.integration.runs import UNTRACKED, StopAt
 
 STREAM = (
@@ -19,8 +20,9 @@ STREAM = (
 @pytest.fixture
 def root(workspace: Path) -> str:
     """Override that names the small demo set of the working folder."""
-    (folder,) = (workspace / "data" / "demo").glob("easy-*")
-    return f"data.root={folder.relative_to(workspace)}"
+    counts = {word.removeprefix("data.").split("=")[0]: int(word.split("=")[1]) for word in TINY_DATA}
+    drawn = DemoData(DemoData.Config(root=str(workspace / "data" / "demo"), **counts))
+    return f"data.root={drawn.folder.relative_to(workspace)}"
 
 
 def test_a_stopped_run_resumes_from_whole_shards(workspace: Path, root: str, fvl_here: Run, stop_at: StopAt) -> None:

@@ -76,7 +76,7 @@ def test_a_kind_of_one_question_is_left_out_of_draws_without_it() -> None:
 def test_the_size_of_a_chunk_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = {arm: np.random.default_rng(5).random((2, 30)) ** power for arm, power in {"a": 1, "b": 2}.items()}
     at_once = image_intervals(scores, range(30), "a", seed=3)
-    monkeypatch.setattr(module, "WEIGHTS_AT_ONCE", 7000)
+    monkeypatch.setattr(module, "MAX_WEIGHTS", 7000)
     assert image_intervals(scores, range(30), "a", seed=3) == at_once
     assert image_intervals(scores, range(30), "a", seed=4) != at_once
 

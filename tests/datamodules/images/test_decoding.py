@@ -235,7 +235,7 @@ def test_wider_pixels_are_refused(mode: str, monkeypatch: pytest.MonkeyPatch) ->
     wide.format = "PNG"
     monkeypatch.setattr(Image, "open", lambda *args, **options: wide)
     for read in (decode_image, verify_image):
-        with pytest.raises(DataError, match=f"^image with pixels of mode {mode}, only 8-bit images and 16-bit grey"):
+        with pytest.raises(DataError, match=f"^image with pixels of mode {mode}: only 8-bit images and 16-bit grey"):
             read(b"")
 
 
