@@ -1,11 +1,12 @@
-"""Asking a training to stop: Ctrl-C by a person, SIGTERM and SIGUSR1 by a cluster that wants the machine back,
-SIGHUP by a terminal that goes.
+"""Signals that stop a training: Ctrl-C from a person, SIGTERM and SIGUSR1 from a cluster, SIGHUP from a terminal.
 
-While steps are made a signal is a request: the step under way is finished and saved. Outside of them (data, building,
-saving the model) there is no step to finish, and the request is answered at once: by an exception, and before there is
-anything to leave in order (imports, ranks that wait for each other) by the end of the process.
+- During training steps, a signal is a request (`StopSignals`). The current step is finished, and the checkpoint
+  callback (training/checkpointing/callback.py) saves before the training ends.
+- Outside of steps, such as while data is prepared, the signal raises `Preempted` (`preemptible`).
+- During imports, and while ranks wait for each other, the signal ends the process (`end_at_once`).
 
-The command line imports this module before all else, so that it imports nothing that takes time.
+The command line turns each of them into an exit code (cli/main.py). It imports this module first, so this module must
+import nothing that takes long.
 """
 
 import contextlib
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from lightning import Trainer
 
 HANGUP = getattr(signal, "SIGHUP", None)
-"""The terminal has gone, with the connection to the machine for instance."""
+"""Sent when the terminal closes, for instance because the connection to the machine is lost."""
 CLUSTER = tuple(
     number for number in (signal.SIGTERM, getattr(signal, "SIGUSR1", None), HANGUP) if number is not None
 )  # fmt: skip
-"""What a cluster sends before it takes a machine away, where SLURM's `--signal` chooses SIGUSR1; and a terminal that
-goes, unless nohup has the process ignore it."""
+"""Signals that a cluster sends before it takes a machine away (SIGUSR1 if SLURM's `--signal` says so), and SIGHUP,
+unless nohup makes the process ignore it."""
 NOT_BEGUN = (
     "stopped for the cluster before the first step: nothing was trained, what was saved before is kept, exit code "
     f"{EXIT_REQUEUE} asks for the same command again (`--resume-or-start` for a training)"
@@ -41,18 +42,18 @@ LINGER_SECONDS = 0.5
 
 
 class Preempted(BaseException):
-    """The cluster asked for the machine; like KeyboardInterrupt no Exception, so that nothing handles it by mistake."""
+    """A signal of CLUSTER was received; like KeyboardInterrupt no Exception, so that no handler takes it by mistake."""
 
 
 class Stop(IntEnum):
-    """The origin of a stop request; the larger one of two counts."""
+    """The origin of a stop request; of two requests the larger counts."""
 
     NOBODY = 0
     CLUSTER = 1
     PERSON = 2
 
     def raise_for(self) -> None:
-        """Preempted or KeyboardInterrupt; nothing where nobody asked."""
+        """Raises Preempted or KeyboardInterrupt; does nothing if nobody asked."""
         if self is Stop.CLUSTER:
             raise Preempted
         if self is Stop.PERSON:
@@ -60,14 +61,14 @@ class Stop(IntEnum):
 
 
 class StopSignals:
-    """Takes the signals as requests while it is entered; a second Ctrl-C interrupts at once.
+    """Context manager that turns the signals into requests; a second Ctrl-C raises KeyboardInterrupt at once.
 
-    Clusters and launchers often send SIGTERM twice, so that one may come any number of times.
+    SIGTERM may arrive any number of times, because clusters and launchers often send it twice.
     """
 
     def __init__(self) -> None:
         self.requested = Stop.NOBODY
-        """What this process has been asked; `agreed` says what all have."""
+        """The request that this process received; `agreed` returns that of all ranks."""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -79,12 +80,12 @@ class StopSignals:
         self._restore()
 
     def listen(self) -> None:
-        """Listens (again: Lightning takes SIGTERM over when a training starts), where this is the main thread."""
+        """Installs the handlers in the main thread; again when a training starts, as Lightning replaces SIGTERM's."""
         handlers: dict[int, Any] = dict.fromkeys(CLUSTER, self._cluster_asks)
         _set({**handlers, signal.SIGINT: self._person_asks})
 
     def agreed(self, trainer: "Trainer") -> Stop:
-        """The request of all ranks, which must all ask at the same step."""
+        """Returns the largest request of all ranks; every rank must call it at the same step."""
         import torch
 
         if trainer.world_size == 1:
@@ -108,40 +109,41 @@ class StopSignals:
 
 @contextmanager
 def preemptible() -> Iterator[None]:
-    """SIGTERM, SIGUSR1 and SIGHUP raise Preempted."""
+    """Makes SIGTERM, SIGUSR1 and SIGHUP raise Preempted."""
     with handled(dict.fromkeys(CLUSTER, _preempt)):
         yield
 
 
 @contextmanager
 def handled(handlers: Mapping[int, Any]) -> Iterator[None]:
-    """Signals have these handlers, where this is the main thread."""
+    """Installs handlers of signals in the main thread, and restores the former ones at the end."""
     before: dict[int, Any] = {number: signal.getsignal(number) for number in handlers}
     _set(handlers)
     try:
         yield
     finally:
-        # Those of a process that was about to begin: now it is about to end, and has something to say of its own.
-        _set({number: signal.SIG_IGN if handler is _be_still else handler for number, handler in before.items()})
+        # A process that had not begun when it was entered is about to end now, with a message of its own.
+        _set({number: signal.SIG_IGN if handler is _block else handler for number, handler in before.items()})
 
 
 def end_at_once() -> None:
-    """From here on SIGTERM, SIGUSR1 and SIGHUP end this process with a sentence and exit code 75; for the main thread.
+    """Makes SIGTERM, SIGUSR1 and SIGHUP end this process with one sentence and exit code 75; for the main thread.
 
-    A thread answers them, since Python's handlers wait for the main thread, which may be in an import, or in C++ where
-    it waits for other ranks. One that others started with these signals blocked misses none that came before.
+    A thread does this, because a Python handler has to wait for the main thread, which may be in an import, or in C++
+    code that waits for other ranks. The signals are unblocked here: if the parent started this process with them
+    blocked, those that arrived before are handled now.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     threading.Thread(target=_answer, args=(reading,), daemon=True, name="stop").start()
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    _set(dict.fromkeys(CLUSTER, _be_still))
+    _set(dict.fromkeys(CLUSTER, _block))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, CLUSTER)
 
 
 @contextmanager
 def ended_at_once() -> Iterator[None]:
-    """As `end_at_once`, while it is entered; nothing where this is not the main thread."""
+    """Does the same as `end_at_once` until the context ends; does nothing outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -161,7 +163,7 @@ def _preempt(signum: int, frame: FrameType | None) -> None:
 
 
 def _leave_terminal(signum: int) -> None:
-    """Has nothing more written to a terminal that has gone: an error in saying so would keep the run from saving."""
+    """Redirects output away from a closed terminal, because an error while printing would keep the run from saving."""
     if signum == HANGUP:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
@@ -171,15 +173,15 @@ def _leave_terminal(signum: int) -> None:
         os.close(nowhere)
 
 
-def _be_still(signum: int, frame: FrameType | None) -> None:
-    """The main thread does no more: what it meets while the others end (they are gone) is nobody's business."""
+def _block(signum: int, frame: FrameType | None) -> None:
+    """Blocks the main thread for good, so that errors caused by other ranks that end are not shown."""
     threading.Event().wait()
 
 
 def _answer(reading: int) -> None:
-    """Ends the process at a signal that has no other handler by then."""
+    """Ends the process when a signal arrives whose handler is still `_block`."""
     while received := os.read(reading, 1):
-        if signal.getsignal(received[0]) is _be_still:
+        if signal.getsignal(received[0]) is _block:
             if os.environ.get("RANK", "0") == "0":
                 with contextlib.suppress(OSError):  # a terminal that has gone
                     os.write(2, f"{NOT_BEGUN}\n".encode())
