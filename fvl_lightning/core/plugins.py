@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from fvl_lightning.core.errors import ConfigError, first_line
+from fvl_lightning.core.errors import ConfigError, UserError, first_line
 
 CODE = "__fvl_code__"
 """Module attribute with the hash of an imported file's code."""
@@ -28,7 +28,7 @@ def import_plugin(name: str, folder: Path) -> str:
     try:
         _import_file(file) if file else importlib.import_module(name)
     except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(f"plugins: {name} could not be imported: {reason}") from error
     return str(file.resolve()) if file else name
 

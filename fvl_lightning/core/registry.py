@@ -17,7 +17,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from fvl_lightning.core.errors import unknown_name
+from fvl_lightning.core.errors import ConfigError, unknown_name
 
 Component = TypeVar("Component", bound=type)
 
@@ -41,17 +41,19 @@ def register(slot: str, name: str) -> Callable[[Component], Component]:
     """Returns a class decorator that registers a component as `name` in `slot`.
 
     Raises:
-        AssertionError: an unknown slot, a class without a nested Config, or a name that another class has taken. This
-            happens while a module is imported; `import_plugin` reports it as a ConfigError.
+        ConfigError: an unknown slot, a class without a nested Config, or a name that another class has taken.
     """
 
     def add(component: Component) -> Component:
-        assert slot in _components, f"no slot '{slot}', there are {', '.join(_components)}"
-        assert "Config" in vars(component), f"{component.__name__} needs a nested dataclass Config"
+        if slot not in _components:
+            raise unknown_name("slot", slot, _components, f"@register of {component.__name__}")
+        if "Config" not in vars(component):
+            raise ConfigError(f"{component.__name__} needs a nested dataclass Config")
         taken = _components[slot].get(name)
         # A file that is imported twice (a notebook, a plugin named twice) registers the same class again.
         same = taken is not None and _identity(taken) == _identity(component)
-        assert taken is None or same, f"{slot} '{name}' is already {taken}"
+        if taken is not None and not same:
+            raise ConfigError(f"{slot} '{name}' is already {taken}")
         _components[slot][name] = component
         return component
 

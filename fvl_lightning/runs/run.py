@@ -11,6 +11,7 @@ import torch
 
 from datamodules.base import BatchData
 from fvl_lightning.core.atomic import share_file_modes
+from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import own_rank
 from fvl_lightning.core.weight_files import weights_hash
@@ -163,10 +164,14 @@ def fit(
 
 
 def finish(stage: Stage, run: RunFolder) -> None:
-    """Saves the model, after a check that a frozen encoder has not changed."""
+    """Saves the model.
+
+    Raises:
+        DataError: the weights of a frozen encoder have changed.
+    """
     encoder_hash = weights_hash(stage.model.encoder.feature_state())
-    frozen = stage.trainable["encoder"] == "frozen"
-    assert not frozen or encoder_hash == run.info["encoder_hash"], "the frozen encoder changed during training"
+    if stage.trainable["encoder"] == "frozen" and encoder_hash != run.info["encoder_hash"]:
+        raise DataError("trainable.encoder: the encoder is frozen, but its weights have changed during the training")
     stage.save_model(run.model)
     share_file_modes(run.model)
     run.record(encoder_hash=encoder_hash)
