@@ -60,4 +60,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted([*__all__, "__version__", "__doc__", "__name__", "__file__", "__path__"])

@@ -18,7 +18,8 @@ from datamodules.storage.index import index_path, save_index, scan_tar
 from datamodules.storage.remote import is_remote, list_names, put_file, read_bytes
 from datamodules.storage.writer import Shard
 from fvl_lightning.core.atomic import rename_into_place
-from fvl_lightning.core.config.loading import as_plain, differences
+from fvl_lightning.core.config.fields import differences
+from fvl_lightning.core.config.loading import as_plain
 from fvl_lightning.core.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fvl_lightning.comparison.result_files.comparison import Comparison, read_comparison
 from fvl_lightning.comparison.run import run_comparison
-from fvl_lightning.comparison.schema.comparison import Comparison, read_comparison
 from fvl_lightning.core.config.files import OVERRIDES
 from fvl_lightning.core.config.loading import as_overrides
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from datamodules.base import BatchData
 from fvl_lightning.core.config.files import OVERRIDES
 from fvl_lightning.core.config.loading import as_overrides, load_config
+from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.runs.adapter_base import attach_trainable_adapters
 from fvl_lightning.runs.setup import build_training
@@ -37,6 +38,13 @@ def load_experiment(path: str | os.PathLike[str], *overrides: str | Mapping[str,
     return load_config(ExperimentConfig, Path(path), as_overrides(overrides), OVERRIDES)
 
 
+def checked(experiment: ExperimentConfig) -> ExperimentConfig:
+    """Returns the experiment; ConfigError for a path or anything else."""
+    if not isinstance(experiment, ExperimentConfig):
+        raise ConfigError(f"expected an experiment, found {experiment!r}; load_experiment(path) makes one from a file")
+    return experiment
+
+
 def build(experiment: ExperimentConfig) -> BuiltTraining:
     """Builds the stage with its initial weights and the data connected to it; trains and writes no run.
 
@@ -47,6 +55,6 @@ def build(experiment: ExperimentConfig) -> BuiltTraining:
         ConfigError: components that do not fit each other, or adapters whose base is not one whole model.
         DataError: shards or weights that are missing or broken.
     """
-    stage, data, parents = build_training(experiment, Ranks())
+    stage, data, parents = build_training(checked(experiment), Ranks())
     attach_trainable_adapters(stage, parents, None)
     return BuiltTraining(stage, data)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fvl_lightning.api.experiment import checked
 from fvl_lightning.api.model import Model, load_model
 from fvl_lightning.core.config.loading import check_config
-from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.resume import stopped_run
@@ -66,8 +67,15 @@ class Run:
         return {name: ParameterCount(count["parameters"], count["trainable"]) for name, count in counts.items()}
 
     def curve(self, metric: str) -> Curve:
-        """Returns (step, value) of a metric such as train/loss; empty if it was never logged."""
-        return self.folder.curve(metric)
+        """Returns (step, value) of a metric such as train/loss.
+
+        Raises:
+            ConfigError: the run has no such metric; the sentence names those it has.
+        """
+        points = self.folder.curve(metric)
+        if not points:
+            raise unknown_name("metric", metric, self.folder.curves(), str(self.path))
+        return points
 
     def curves(self) -> dict[str, Curve]:
         """Returns the curves of all metrics by name."""
@@ -119,6 +127,7 @@ def train(experiment: ExperimentConfig, resume: bool = False, resume_or_start: b
     """
     if resume and resume_or_start:
         raise ConfigError("resume, resume_or_start: pass only one, they differ when there is no run to resume")
+    checked(experiment)
     if resume_or_start:
         return Run(reuse_or_train(experiment))
     return Run(run_training(experiment, stopped_run(experiment) if resume else None))

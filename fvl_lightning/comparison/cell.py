@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fvl_lightning.comparison.schema.cell import CellResult, CellSpec, Failure, TrialResult
+from fvl_lightning.comparison.result_files.cell import CellResult, CellSpec, Failure, TrialResult
 from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import config_hash
 from fvl_lightning.runs.folder import RunFolder

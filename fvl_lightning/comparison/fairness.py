@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from fvl_lightning.comparison.schema.cell import CellResult
+from fvl_lightning.comparison.result_files.cell import CellResult
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.training.components import component_of

@@ -9,7 +9,8 @@ from typing import Any
 from fvl_lightning.comparison.arms import Arm, arms_of
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.core.component_sources.components import source_check
-from fvl_lightning.core.config.loading import as_plain, differences, load_config, read_config
+from fvl_lightning.core.config.fields import differences
+from fvl_lightning.core.config.loading import as_plain, load_config, read_config
 from fvl_lightning.core.config.merging import override
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig

@@ -11,8 +11,8 @@ from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.fairness import check_same_encoder, check_same_samples, check_same_start
 from fvl_lightning.comparison.plan import Arms, SeedPlan, arm_differences
 from fvl_lightning.comparison.report.figures import SampleAnswers
-from fvl_lightning.comparison.schema.cell import AnswerRow, ArmResult, CellResult
-from fvl_lightning.comparison.schema.comparison import Comparison, EncoderEntry, MlflowEntry, SeedResult
+from fvl_lightning.comparison.result_files.cell import AnswerRow, ArmResult, CellResult
+from fvl_lightning.comparison.result_files.comparison import Comparison, EncoderEntry, MlflowEntry, SeedResult
 from fvl_lightning.comparison.statistics.summary import averaged, summarize
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.scoring import levels_of

@@ -12,7 +12,7 @@ from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import SeedPlan
 from fvl_lightning.comparison.progress import show_progress
-from fvl_lightning.comparison.schema.cell import CellInputs, CellSpec
+from fvl_lightning.comparison.result_files.cell import CellInputs, CellSpec
 from fvl_lightning.core.config.loading import as_plain, config_hash
 from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, DataError
 from fvl_lightning.core.experiment import ExperimentConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fvl_lightning.comparison.cell import Cell
-from fvl_lightning.comparison.schema.comparison import EarlierReport, RepeatedAccess, SplitAccess
+from fvl_lightning.comparison.result_files.comparison import EarlierReport, RepeatedAccess, SplitAccess
 from fvl_lightning.core.jsonl import append_rows, read_rows
 
 ACCESS_LOG = "test_readings.jsonl"

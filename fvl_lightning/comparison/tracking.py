@@ -11,7 +11,7 @@ from typing import Any
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.report.figures import source_weight_figure
 from fvl_lightning.comparison.report.report import FILES
-from fvl_lightning.comparison.schema.comparison import Comparison
+from fvl_lightning.comparison.result_files.comparison import Comparison
 from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import as_plain, config_hash
 from fvl_lightning.core.errors import DataError

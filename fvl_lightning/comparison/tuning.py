@@ -9,8 +9,8 @@ from fvl_lightning.comparison.arms import TUNING_FOLDER
 from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.comparison.config import ComparisonConfig, TuneConfig
 from fvl_lightning.comparison.plan import SeedPlan, experiments
+from fvl_lightning.comparison.result_files.comparison import ArmTuning, Tuning
 from fvl_lightning.comparison.runner import Runner
-from fvl_lightning.comparison.schema.comparison import ArmTuning, Tuning
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.metrics.names import metric_of

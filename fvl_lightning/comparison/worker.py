@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fvl_lightning.comparison.schema.cell import AnswerRow, CellResult, CellSpec, Measurements, TrialResult
+from fvl_lightning.comparison.result_files.cell import AnswerRow, CellResult, CellSpec, Measurements, TrialResult
 from fvl_lightning.comparison.test_split_log import log_test_access
 from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import check_config

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.storage.content_hash import folder_hash
-from fvl_lightning.core.config.fields import defaults_of, keys_that_change
-from fvl_lightning.core.config.loading import as_plain, differences
+from fvl_lightning.core.config.fields import defaults_of, differences, keys_that_change
+from fvl_lightning.core.config.loading import as_plain
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.plugins import plugin_hashes

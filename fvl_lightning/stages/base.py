@@ -235,6 +235,8 @@ class Stage(StageInterface, ABC):
         values |= {f"validation/loss/{name}": loss for name, loss in losses.items()}
         self.validation_loss.reset()
         self.validation_accuracy.reset()
+        # For callbacks that monitor a metric, such as EarlyStopping; all ranks have the same values.
+        self.log_dict(values, logger=False, sync_dist=self.trainer.world_size > 1)
         for run_logger in () if self.trainer.sanity_checking else self.loggers:
             run_logger.log_metrics(values, self.global_step)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fvl_lightning.api.experiment import build, load_experiment
@@ -30,6 +31,7 @@ def experiment() -> ExperimentConfig:
         (["init_from=[runs/a, runs/b]"], {"init_from": [Path("runs/a"), Run(RunFolder(Path("runs/b")))]}),
         (["lora={rank: 4}"], {"lora": LoraConfig(rank=4)}),
         (["lora=null", "name='07'"], {"lora": None, "name": "07"}),
+        (["seed=2", "optimizer.clip_norm=0.5"], {"seed": np.int64(2), "optimizer.clip_norm": np.float32(0.5)}),
     ],
 )
 def test_words_and_values_are_one_thing(experiment: ExperimentConfig, words: list[str], values: Any) -> None:
@@ -51,6 +53,7 @@ def test_the_experiment_itself_stays_as_it_was(experiment: ExperimentConfig) -> 
         ({"trainer": {"max_stps": 1}}, "trainer.max_stps in the overrides: unknown key 'max_stps'"),
         ({"trainer.max_steps": "x"}, "trainer.max_steps in the overrides: expected a whole number, found 'x'"),
         ("trainer", "'trainer' in the overrides is not key=value"),
+        (["trainer.max_steps=3"], "an override is 'key=value' or a mapping of dotted keys to values, not ['trainer."),
     ],
 )
 def test_a_mistake_names_the_overrides(experiment: ExperimentConfig, override: Any, sentence: str) -> None:
@@ -81,3 +84,9 @@ def test_a_run_that_is_finished(asked: Path, monkeypatch: pytest.MonkeyPatch) ->
         train(run.experiment, resume=True, resume_or_start=True)
     with pytest.raises(DataError, match="did you mean runs/tiny"):
         open_run("runs/tyni")
+
+
+def test_a_path_is_not_an_experiment() -> None:
+    for use in (train, build):
+        with pytest.raises(ConfigError, match=r"found 'finetune.yaml'; load_experiment\(path\) makes one from a file"):
+            use("finetune.yaml")  # type: ignore[arg-type, operator]

@@ -134,6 +134,14 @@ def test_the_values_logged_are_those_of_train(plain: Plain) -> None:
     assert found[-1][1] == 0, "the schedule ends with the experiment"
 
 
+def test_callbacks_can_monitor_what_validation_gives(plain: Plain) -> None:
+    metrics = plain.built.stage.trainer.callback_metrics
+    (last,) = [value for step, value in plain.run.curve("validation/loss") if step == STEPS]
+    assert float(metrics["validation/loss"]) == pytest.approx(last, rel=1e-6)
+    with pytest.raises(ConfigError, match=r"unknown metric 'validation/los', .*; did you mean 'validation/loss'"):
+        plain.run.curve("validation/los")
+
+
 def test_a_frozen_component_stays_in_eval_mode_and_keeps_every_bit(plain: Plain) -> None:
     start = weights(build(plain.built.stage.experiment).stage)
     after = weights(plain.built.stage)

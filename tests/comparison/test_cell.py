@@ -15,9 +15,9 @@ from rich.console import Console
 
 from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.comparison.progress import cells_table
+from fvl_lightning.comparison.result_files.cell import CellSpec
 from fvl_lightning.comparison.run import refuse_missing
 from fvl_lightning.comparison.runner import run_cells
-from fvl_lightning.comparison.schema.cell import CellSpec
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.launchers.local import LocalLauncher
 from fvl_lightning.runs.folder import RunFolder

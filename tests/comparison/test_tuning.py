@@ -10,11 +10,12 @@ import yaml
 from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.comparison.config import ComparisonConfig, TuneConfig
 from fvl_lightning.comparison.plan import SeedPlan
-from fvl_lightning.comparison.schema.cell import CellSpec
-from fvl_lightning.comparison.schema.comparison import ArmTuning, RepeatedAccess
+from fvl_lightning.comparison.result_files.cell import CellSpec
+from fvl_lightning.comparison.result_files.comparison import ArmTuning, RepeatedAccess
 from fvl_lightning.comparison.test_split_log import log_test_access, read_test_access
 from fvl_lightning.comparison.tuning import best_factor, chosen_rates, trial_name, trials
-from fvl_lightning.core.config.loading import as_plain, differences, load_config
+from fvl_lightning.core.config.fields import differences
+from fvl_lightning.core.config.loading import as_plain, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
 from tests.tiny_models import experiment
 

@@ -7,7 +7,7 @@ import pytest
 
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.report.report import markdown
-from fvl_lightning.comparison.schema.comparison import Comparison
+from fvl_lightning.comparison.result_files.comparison import Comparison
 from fvl_lightning.comparison.statistics.verdicts import compare_arms
 from fvl_lightning.core.config.loading import load_config
 from tests.conftest import ROOT

@@ -6,7 +6,8 @@ import pytest
 
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import experiments
-from fvl_lightning.core.config.loading import as_plain, differences, load_config
+from fvl_lightning.core.config.fields import differences
+from fvl_lightning.core.config.loading import as_plain, load_config
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.training.components import count_parameters

@@ -13,7 +13,8 @@ from transformers.initialization import no_init_weights
 
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import experiments
-from fvl_lightning.core.config.loading import as_plain, check_config, differences, load_config
+from fvl_lightning.core.config.fields import differences
+from fvl_lightning.core.config.loading import as_plain, check_config, load_config
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
 from fvl_lightning.modeling.conversion.florence_vl_config import ImportOptions, imported_config
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration

@@ -10,10 +10,10 @@ from mlflow.entities import Run
 
 from fvl_lightning.comparison.report.report import grids
 from fvl_lightning.comparison.report.tables import Grid
+from fvl_lightning.comparison.result_files.cell import AnswerRow, ArmResult
+from fvl_lightning.comparison.result_files.comparison import Comparison, MlflowEntry
+from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
 from fvl_lightning.comparison.results import mean_result
-from fvl_lightning.comparison.schema.cell import AnswerRow, ArmResult
-from fvl_lightning.comparison.schema.comparison import Comparison, MlflowEntry
-from fvl_lightning.comparison.schema.statistics import ComparisonStatistics
 from fvl_lightning.comparison.statistics.summary import summarize
 
 SCORES = ("accuracy", "image_zeroed", "image_shuffled", "prior")

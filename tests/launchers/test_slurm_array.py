@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fvl_lightning.comparison.cell import Cell
-from fvl_lightning.comparison.schema.cell import CellSpec
+from fvl_lightning.comparison.result_files.cell import CellSpec
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.launchers.slurm_array import SlurmLauncher, array_script
 from tests.comparison.test_cell import FAILS, SPECIFICATION, cell

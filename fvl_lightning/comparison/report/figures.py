@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 from numpy.typing import NDArray
 from PIL import Image
 
-from fvl_lightning.comparison.schema.comparison import Comparison
+from fvl_lightning.comparison.result_files.comparison import Comparison
 from fvl_lightning.evaluation.metrics.base import AnswerMetric, KindScores
 from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC, build_metric, metric_of, split_score
 

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fvl_lightning.comparison.report.figures import DPI, GRID, INK, MUTED, clean_axes, colors
-from fvl_lightning.comparison.schema.comparison import Comparison
-from fvl_lightning.comparison.schema.statistics import ComparisonStatistics
+from fvl_lightning.comparison.result_files.comparison import Comparison
+from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
 from fvl_lightning.evaluation.metrics.names import metric_of, split_score
 
 COSTS = {

@@ -21,8 +21,8 @@ from fvl_lightning.comparison.report.tables import (
     statistics_grids,
     verdict_section,
 )
-from fvl_lightning.comparison.schema.cell import Measurements
-from fvl_lightning.comparison.schema.comparison import Comparison, EncoderEntry, MlflowEntry
+from fvl_lightning.comparison.result_files.cell import Measurements
+from fvl_lightning.comparison.result_files.comparison import Comparison, EncoderEntry, MlflowEntry
 from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.evaluation.metrics.base import KindScores
 from fvl_lightning.evaluation.metrics.names import metric_of, split_score

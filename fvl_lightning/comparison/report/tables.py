@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from fvl_lightning.comparison.schema.cell import Measurements
-from fvl_lightning.comparison.schema.comparison import Comparison
-from fvl_lightning.comparison.schema.statistics import ComparisonStatistics, Contrast
+from fvl_lightning.comparison.result_files.cell import Measurements
+from fvl_lightning.comparison.result_files.comparison import Comparison
+from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics, Contrast
 from fvl_lightning.evaluation.metrics.names import metric_of, split_score
 
 ABSENT = "-"

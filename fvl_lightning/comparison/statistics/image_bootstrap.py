@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fvl_lightning.comparison.schema.statistics import ImageInterval
+from fvl_lightning.comparison.result_files.statistics import ImageInterval
 from fvl_lightning.core.errors import DataError
 
 Array = NDArray[np.float64]

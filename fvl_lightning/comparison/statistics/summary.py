@@ -3,8 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from fvl_lightning.comparison.schema.cell import AnswerRow, Measurements
-from fvl_lightning.comparison.schema.statistics import ComparisonStatistics, Exploratory, ImageInterval, ImageIntervals
+from fvl_lightning.comparison.result_files.cell import AnswerRow, Measurements
+from fvl_lightning.comparison.result_files.statistics import (
+    ComparisonStatistics,
+    Exploratory,
+    ImageInterval,
+    ImageIntervals,
+)
 from fvl_lightning.comparison.statistics.image_bootstrap import LABEL, image_intervals
 from fvl_lightning.comparison.statistics.verdicts import EXPLORATORY, compare_arms, explore
 from fvl_lightning.core.errors import DataError

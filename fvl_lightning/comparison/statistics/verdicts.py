@@ -11,7 +11,7 @@ from math import inf, nan
 import numpy as np
 from scipy import stats
 
-from fvl_lightning.comparison.schema.statistics import (
+from fvl_lightning.comparison.result_files.statistics import (
     ArmComparison,
     ArmSummary,
     Contrast,

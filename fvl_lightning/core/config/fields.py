@@ -167,3 +167,15 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 def _number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Returns the dotted keys in which two plain configurations differ, sorted."""
+    keys: list[str] = []
+    for key in sorted(set(one) | set(other)):
+        left, right = one.get(key), other.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            keys += differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            keys.append(f"{prefix}{key}")
+    return keys

@@ -10,6 +10,7 @@ of one sentence.
 import dataclasses
 import hashlib
 import json
+import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,7 +151,7 @@ def _merge(
     schema: type[Any], files: Sequence[Layer], overrides: Sequence[str], origin: str, path: Path | None
 ) -> tuple[MergedLayers, Path]:
     """Returns the merged layers, and the folder that holds the plugins."""
-    merged = MergedLayers(origins={"": origin if path is None else str(path)})
+    merged = MergedLayers(origins={"": origin if path is None else str(path)}, overrides_origin=origin)
     override_layers = [(origin, parse_scalars(override, origin)) for override in overrides]
     for layer_origin, layer in choose_variants(files, override_layers, [f.name for f in dataclasses.fields(schema)]):
         merged.add(layer, _slot_names(schema), layer_origin)
@@ -170,11 +171,15 @@ def as_overrides(overrides: Iterable[str | Mapping[str, Any]]) -> list[str]:
 
     A value may be a scalar, a path, a list, a mapping or a dataclass such as LoraConfig.
     """
-    return [
-        word
-        for one in overrides
-        for word in ([one] if isinstance(one, str) else [override(key, as_plain(value)) for key, value in one.items()])
-    ]
+    words: list[str] = []
+    for one in overrides:
+        if isinstance(one, str):
+            words.append(one)
+        elif isinstance(one, Mapping):
+            words += [override(key, as_plain(value)) for key, value in one.items()]
+        else:
+            raise ConfigError(f"an override is 'key=value' or a mapping of dotted keys to values, not {one!r}")
+    return words
 
 
 def check_config(
@@ -228,6 +233,8 @@ def as_plain(config: Any) -> Any:
         return config.value
     if isinstance(config, os.PathLike):
         return os.fspath(config)
+    if isinstance(config, numbers.Integral | numbers.Real) and not isinstance(config, bool | int | float):
+        return int(config) if isinstance(config, numbers.Integral) else float(config)  # numpy's, for instance
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: as_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Mapping):
@@ -241,18 +248,6 @@ def config_hash(config: Any) -> str:
     """Returns twelve hex digits that identify a resolved configuration (sha256 of its canonical JSON)."""
     canonical = json.dumps(as_plain(config), sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
-
-
-def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Returns the dotted keys in which two plain configurations differ, sorted."""
-    keys: list[str] = []
-    for key in sorted(set(one) | set(other)):
-        left, right = one.get(key), other.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            keys += differences(left, right, f"{prefix}{key}.")
-        elif left != right:
-            keys.append(f"{prefix}{key}")
-    return keys
 
 
 def _slot_names(schema: Any) -> dict[str, str]:

@@ -47,11 +47,13 @@ class MergedLayers:
         values: plain values.
         origins: where each dotted key was written last.
         texts: the characters of the plain scalars among the values.
+        overrides_origin: where the overrides are written; none of them may be lost.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+    overrides_origin: str = ""
 
     def add(self, layer: Mapping[str, Any], slots: Mapping[str, str], origin: str) -> None:
         """Adds a layer over the others; a slot with another name replaces the slot."""
@@ -62,9 +64,20 @@ class MergedLayers:
                 named = not isinstance(value, Mapping) or "name" in value
                 value = slot_entry(value, key + in_file(origin)) if named else dict(value)
                 if named and self.values.get(key) is not None and self.values[key].get("name") != value["name"]:
+                    self._refuse_lost_override(key, value["name"], origin)
                     self.values.pop(key)
                     self._forget(key)
             self._set(self.values, key, value, key, origin)
+
+    def _refuse_lost_override(self, slot: str, name: str, origin: str) -> None:
+        """Raises ConfigError for an override of a field whose slot is replaced by a later override."""
+        lost = [path for path, place in self.origins.items() if path.startswith(f"{slot}.") and place == origin]
+        fields = [path for path in lost if path != f"{slot}.name"]
+        if fields and origin == self.overrides_origin:
+            raise ConfigError(
+                f"{fields[0]}{in_file(origin)} is lost: {slot}={name} after it replaces the whole {slot}; "
+                f"write {slot}={name} first"
+            )
 
     def _set(self, into: dict[str, Any], key: str, value: Any, path: str, origin: str) -> None:
         self.origins[path] = origin

@@ -8,7 +8,7 @@ from fvl_lightning.evaluation.metrics.base import AnswerMetric
 
 @register("metric", "accuracy")
 class AccuracyMetric(AnswerMetric):
-    """Exact match after folding case and white space, per kind of question, over kinds, and over questions."""
+    """Exact match after folding case and white space; base.py averages it per kind, over kinds and over questions."""
 
     title = "Accuracy"
     criterion = "exact match"

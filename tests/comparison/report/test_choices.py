@@ -3,7 +3,7 @@
 from typing import Any
 
 from fvl_lightning.comparison.report.choices import access_text, tuning_grids
-from fvl_lightning.comparison.schema.comparison import SplitAccess, Tuning
+from fvl_lightning.comparison.result_files.comparison import SplitAccess, Tuning
 
 ONCE: dict[str, Any] = {
     "first": "2026-03-01T10:00:00+00:00",

@@ -17,8 +17,8 @@ from datamodules.demo.data import DemoData
 from fvl_lightning.comparison.report.figures import accuracy_figure, answer_sheet, loss_figure, source_weight_figure
 from fvl_lightning.comparison.report.interval_figures import pareto_figure
 from fvl_lightning.comparison.report.report import markdown, rich_table, write_report
-from fvl_lightning.comparison.schema.cell import AnswerRow, Measurements
-from fvl_lightning.comparison.schema.comparison import Comparison, read_comparison
+from fvl_lightning.comparison.result_files.cell import AnswerRow, Measurements
+from fvl_lightning.comparison.result_files.comparison import Comparison, read_comparison
 from fvl_lightning.comparison.statistics.summary import summarize
 from fvl_lightning.core import registry
 from fvl_lightning.evaluation.metrics.base import AnswerMetric

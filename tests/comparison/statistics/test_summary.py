@@ -10,9 +10,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fvl_lightning.comparison.report.interval_figures import interval_figure, pareto_figure, pareto_front
 from fvl_lightning.comparison.report.tables import differences_grid, statistics_grids, verdict_section
+from fvl_lightning.comparison.result_files.cell import AnswerRow, ArmResult
+from fvl_lightning.comparison.result_files.comparison import Comparison, MlflowEntry
 from fvl_lightning.comparison.results import mean_result
-from fvl_lightning.comparison.schema.cell import AnswerRow, ArmResult
-from fvl_lightning.comparison.schema.comparison import Comparison, MlflowEntry
 from fvl_lightning.comparison.statistics.image_bootstrap import LABEL
 from fvl_lightning.comparison.statistics.summary import averaged, summarize
 from fvl_lightning.comparison.statistics.verdicts import EXPLORATORY

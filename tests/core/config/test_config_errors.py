@@ -116,6 +116,16 @@ def test_a_mistake_on_the_command_line(sentence: Sentence, word: str, expected: 
     assert sentence("fusion: gated", word) == expected
 
 
+def test_no_override_is_lost(sentence: Sentence, load: Callable[..., Tiny]) -> None:
+    text = "fusion: {name: gated, hidden: 4}"
+    assert sentence(text, "fusion.hidden=2", "fusion=mean") == (
+        "fusion.hidden on the command line is lost: fusion=mean after it replaces the whole fusion; "
+        "write fusion=mean first"
+    )
+    assert load(text, "fusion.hidden=2", "fusion=gated").fusion.config.hidden == 2, "the same fusion keeps its fields"
+    assert load(text, "fusion=mean").fusion.name == "mean", "fields of a file may be replaced"
+
+
 def test_the_place_is_the_file_in_which_the_mistake_stands(sentence: Sentence, write: Write) -> None:
     write("base.yaml", "trainer: {max_step: 1}\nfusion: {name: gated, hiden: 2}")
     mended = ("base: base.yaml\nseed: 2\nfusion: {gate: sigmoid}", "fusion.hidden=4", "trainer.max_steps=1")

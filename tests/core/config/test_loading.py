@@ -10,15 +10,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fvl_lightning.core.config.loading import (
-    Choice,
-    as_plain,
-    check_config,
-    choose,
-    config_hash,
-    differences,
-    load_config,
-)
+from fvl_lightning.core.config.fields import differences
+from fvl_lightning.core.config.loading import Choice, as_plain, check_config, choose, config_hash, load_config
 from fvl_lightning.core.config.merging import parse_override
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fvl_lightning.core.config.loading import Choice, as_plain, check_config, config_hash, differences, load_config
+from fvl_lightning.core.config.fields import differences
+from fvl_lightning.core.config.loading import Choice, as_plain, check_config, config_hash, load_config
 from fvl_lightning.core.errors import ConfigError
 from tests.core.tiny import Gated, Mean, Tiny
 

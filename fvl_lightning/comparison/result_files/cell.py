@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from math import nan
 from typing import Any
 
-from fvl_lightning.comparison.schema.record import FLAT, Record
+from fvl_lightning.comparison.result_files.record import FLAT, Record
 from fvl_lightning.evaluation.metrics.base import KindScores
 from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC, split_score
 

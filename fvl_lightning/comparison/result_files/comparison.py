@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fvl_lightning.comparison.schema.cell import ArmResult
-from fvl_lightning.comparison.schema.record import FLAT, Record
-from fvl_lightning.comparison.schema.statistics import ComparisonStatistics
+from fvl_lightning.comparison.result_files.cell import ArmResult
+from fvl_lightning.comparison.result_files.record import FLAT, Record
+from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
 from fvl_lightning.core.errors import DataError
 
 

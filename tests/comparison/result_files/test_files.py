@@ -9,8 +9,8 @@ import pytest
 
 from fvl_lightning.comparison.cell import NOT_HASHED, Cell
 from fvl_lightning.comparison.report.report import _finite
-from fvl_lightning.comparison.schema.cell import CellInputs, CellResult, CellSpec, TrialResult
-from fvl_lightning.comparison.schema.comparison import Comparison, read_comparison
+from fvl_lightning.comparison.result_files.cell import CellInputs, CellResult, CellSpec, TrialResult
+from fvl_lightning.comparison.result_files.comparison import Comparison, read_comparison
 from fvl_lightning.core.config.loading import config_hash
 from fvl_lightning.core.errors import DataError
 from tests.conftest import ROOT

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import nan
 from typing import Literal
 
-from fvl_lightning.comparison.schema.record import Record
+from fvl_lightning.comparison.result_files.record import Record
 
 Verdict = Literal["better", "worse", "equivalent", "not separated", "not testable"]
 Interval = tuple[float, float]
