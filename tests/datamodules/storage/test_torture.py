@@ -34,8 +34,9 @@ MEGABYTES = 60
 READER = """
 import json, sys
 from pathlib import Path
-from datamodules.store import SampleError, SampleStore
-from datamodules.views import messages_of
+from datamodules.storage.sample import SampleError
+from datamodules.storage.sample_store import SampleStore
+from datamodules.encoding.views import messages_of
 
 def megabytes():
     status = Path("/proc/self/status").read_text()
