@@ -63,9 +63,7 @@ def build_page(gradio: Any, loaded: LoadedModel, sampling: Sampling, name: str, 
             with gradio.Column(scale=2, min_width=320):
                 note = gradio.Textbox(NO_PICTURE.note, label="Source weights", lines=1, elem_id="note")
                 means = gradio.Label(label="Mean weights", show_heading=False, elem_id="weights", visible=False)
-                gallery = gradio.Gallery(
-                    label="Pictures as the encoder sees them", columns=2, buttons=[], visible=False, elem_id="pictures"
-                )
+                gallery = gradio.Gallery(show_label=False, columns=2, buttons=[], visible=False, elem_id="pictures")
         panel = [note, means, gallery]
         _connect(gradio, loaded, sampling, anew, [asked, shown, messages, *panel], adapter, adapters)
     return page
