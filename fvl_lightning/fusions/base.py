@@ -58,3 +58,7 @@ def source_weights(weights: Tensor, sources: dict[str, FeatureSpec]) -> dict[str
         return diagnostics
     per_position = weights.flatten(2, -2).mean(2) if weights.ndim > 3 else weights
     return diagnostics | {f"map/{name}": values for name, values in zip(sources, per_position.unbind(-1), strict=True)}
+
+
+source_masses = source_weights
+"""The earlier name of `source_weights`, which fusions of users import."""

@@ -10,6 +10,7 @@ from fvl_lightning.core import registry
 from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.types import FeatureSpec
+from fvl_lightning.fusions import base
 from fvl_lightning.fusions.attention import AttentionFusion
 from fvl_lightning.fusions.concat import ConcatFusion
 from fvl_lightning.fusions.gated import GatedFusion
@@ -221,3 +222,7 @@ def test_no_source_is_an_error(name: str) -> None:
     component = registry.component("fusion", name)
     with pytest.raises(ConfigError, match=r"no source to fuse; name at least one in encoder\.sources"):
         component(component.Config(), {})
+
+
+def test_fusions_of_users_find_the_earlier_name_of_source_weights() -> None:
+    assert base.source_masses is base.source_weights
