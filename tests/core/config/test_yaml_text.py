@@ -161,7 +161,7 @@ def test_a_configuration_from_plain_values_is_taken_as_it_is() -> None:
 @example("a\x85b\u2028\ufffe\uffff\x7f")
 def test_any_text_survives_writing_and_reading(text: str) -> None:
     assert parse_override(override("a", text)) == {"a": text}
-    written = write_yaml({"a": [text], text or "b": 1})
+    written = write_yaml({"a": [text], f"{text}b": 1})
     assert read_yaml(written)["a"] == [text]
     assert yaml.safe_load(written)["a"] == [text]
 
