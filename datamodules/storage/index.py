@@ -66,12 +66,12 @@ class ShardIndex:
 
     @property
     def damaged(self) -> bool:
-        """Whether the tar has lost samples."""
+        """Returns whether the tar has lost samples."""
         return any(reason in self.problems for reason in DAMAGE)
 
     @property
     def outdated(self) -> bool:
-        """Whether the index must be rebuilt: an earlier version left out a part of the tar."""
+        """Returns whether the index must be rebuilt: an earlier version left out a part of the tar."""
         return self.version < VERSION and bool(self.problems or self.ignored)
 
     def raw_key(self, row: int) -> bytes:
@@ -267,5 +267,5 @@ def _check(index: ShardIndex) -> None:
 
 
 def _splits(ends: NDArray[np.uint32], length: int) -> bool:
-    """Whether `ends` divide a sequence of that length into pieces, none of them empty."""
+    """Returns whether `ends` divide a sequence of that length into pieces, none of them empty."""
     return (int(ends[-1]) if len(ends) else 0) == length and bool((np.diff(ends.astype(np.int64), prepend=0) > 0).all())

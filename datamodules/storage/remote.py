@@ -51,7 +51,7 @@ def protocol_of(place: str) -> str | None:
 
 
 def is_remote(place: str) -> bool:
-    """Whether a place is a URL (file:// is one too); DataError for a protocol that is not allowed."""
+    """Returns whether a place is a URL (file:// is one too); DataError for a protocol that is not allowed."""
     return protocol_of(place) is not None
 
 

@@ -126,7 +126,7 @@ def _behind_end_mark(tar: BinaryIO, end: int, size: int) -> int | None:
 
 
 def is_checked_header(block: bytes) -> bool:
-    """Whether a block is the header of a member, judged by its checksum."""
+    """Returns whether a block is the header of a member, judged by its checksum."""
     try:
         tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.TarError, ValueError):
@@ -143,7 +143,7 @@ def _packed(start: bytes) -> str:
 
 
 def is_header(block: bytes, start: int, name: bytes, size: int) -> bool:
-    """Whether a block has the header of a member at `start`; `name` has its suffix in lower case."""
+    """Returns whether a block has the header of a member at `start`; `name` has its suffix in lower case."""
     # The common case of most writers, checked faster.
     if block.startswith(name + b"\0", start) and block.startswith(b"%011o\0" % size, start + 124):
         return True

@@ -209,11 +209,11 @@ class _Run:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it has both a text and an image."""
+        """Returns whether it has both a text and an image."""
         return len({member.is_text for member in self.members.values()}) == 2
 
     def completes(self, earlier: "_Run") -> bool:
-        """Whether this and an earlier run of the key can form one sample."""
+        """Returns whether this and an earlier run of the key can form one sample."""
         return not (self.is_whole and earlier.is_whole) and self.members.keys().isdisjoint(earlier.members)
 
 

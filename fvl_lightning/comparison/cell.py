@@ -63,7 +63,7 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        """Whether there is a result of exactly this specification."""
+        """Returns whether there is a result of exactly this specification."""
         return self._read("result.json").get("cell") == self.key
 
     @property

@@ -118,7 +118,7 @@ class TrainerConfig:
 
     @property
     def sharded(self) -> bool:
-        """Whether the model is split over devices."""
+        """Returns whether the model is split over devices."""
         return self.strategy in ("fsdp", "hsdp")
 
     @property

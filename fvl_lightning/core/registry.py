@@ -80,7 +80,7 @@ def registered(slot: str) -> dict[str, type[Any]]:
 
 
 def is_loaded(slot: str) -> bool:
-    """Whether every component of a slot has been imported."""
+    """Returns whether every component of a slot has been imported."""
     return slot in _loaded
 
 

@@ -108,7 +108,7 @@ class Batch:
 
     @property
     def has_images(self) -> bool:
-        """Whether any row has an image."""
+        """Returns whether any row has an image."""
         inputs = [self.images] if self.features is None else list(self.features.values())
         return any(x is not None and x.shape[0] > 0 for x in inputs)
 

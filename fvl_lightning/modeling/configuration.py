@@ -35,7 +35,7 @@ class FlorenceVLConfig(PreTrainedConfig):
 
     @property
     def tie_word_embeddings(self) -> bool:
-        """Whether the head shares the weights of the token embeddings, as `text_config` says."""
+        """Returns whether the head shares the weights of the token embeddings, as `text_config` says."""
         return bool(getattr(self.get_text_config(), "tie_word_embeddings", False))
 
     @tie_word_embeddings.setter

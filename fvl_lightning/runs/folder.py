@@ -157,7 +157,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has ended and has saved its model."""
+        """Returns whether the run has ended and has saved its model."""
         return self.info.get("status") == "finished"
 
     def check_finished(self) -> None:

@@ -32,7 +32,7 @@ MLFLOW_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_
 
 
 def is_server(uri: str) -> bool:
-    """Whether the store is behind a server, rather than a file."""
+    """Returns whether the store is behind a server, rather than a file."""
     return uri.startswith(("http://", "https://"))
 
 

@@ -74,7 +74,7 @@ class RowOptions:
 
     @property
     def truncates(self) -> bool:
-        """Whether rows that are too long are truncated."""
+        """Returns whether rows that are too long are truncated."""
         return self.truncation not in (False, "do_not_truncate")
 
     def limit(self, tokenizer: Any) -> int | None:

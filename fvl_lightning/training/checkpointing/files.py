@@ -72,7 +72,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
     @property
     def written(self) -> bool:
-        """Whether this rank has nothing left to write."""
+        """Returns whether this rank has nothing left to write."""
         return self._writing is None or self._writing.done()
 
     def finish(self) -> None:
@@ -134,7 +134,7 @@ def best_checkpoint(folder: Path) -> Path | None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every byte is what was written, by the checksums that torch writes and does not read."""
+    """Returns whether every byte is what was written, by the checksums that torch writes and does not read."""
     if path.is_dir():
         return is_whole_folder(path)
     try:

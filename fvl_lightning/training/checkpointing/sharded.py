@@ -126,7 +126,7 @@ def write_manifest(folder: Path, files: Manifest) -> None:
 
 
 def is_whole_folder(folder: Path) -> bool:
-    """Whether every file of the manifest is there, byte for byte."""
+    """Returns whether every file of the manifest is there, byte for byte."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return COMMON in files and all(

@@ -39,7 +39,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is rank 0, which prints, writes and tracks for all."""
+        """Returns whether this is rank 0, which prints, writes and tracks for all."""
         return self.rank == 0
 
     def broadcast_from_rank0(self, do: Callable[[], T]) -> T:
