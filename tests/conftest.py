@@ -172,9 +172,11 @@ def quick_demo(tmp_path_factory: pytest.TempPathFactory, fvl: Run) -> Path:
 
 
 def furnish(folder: Path, data: Path) -> Path:
-    """Puts `experiments` and `data` into a working folder."""
+    """Puts `experiments` and the sets of `data` into a working folder; what a test draws stays in that folder."""
     (folder / "experiments").symlink_to(ROOT / "experiments")
-    (folder / "data").symlink_to(data)
+    (folder / "data" / "demo").mkdir(parents=True)
+    for shared in (data / "demo").iterdir():
+        (folder / "data" / "demo" / shared.name).symlink_to(shared)
     return folder
 
 
