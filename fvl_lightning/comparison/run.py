@@ -14,7 +14,7 @@ from fvl_lightning.comparison.report.report import rich_table, write_report
 from fvl_lightning.comparison.results import collect, loss_curves, sample_answers
 from fvl_lightning.comparison.runner import Encoders, Runner
 from fvl_lightning.comparison.size_matching import match_sizes
-from fvl_lightning.comparison.test_split_log import read_test_access
+from fvl_lightning.comparison.split_readings import read_test_access
 from fvl_lightning.comparison.tracking import log_report, tracked_parent
 from fvl_lightning.comparison.tuning import tune, tuning_plans
 from fvl_lightning.core.config.files import COMMAND_LINE

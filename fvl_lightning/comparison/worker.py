@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fvl_lightning.comparison.result_files.cell import AnswerRow, CellResult, CellSpec, Measurements, TrialResult
-from fvl_lightning.comparison.test_split_log import log_test_access
+from fvl_lightning.comparison.split_readings import log_test_access
 from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USAGE_ERROR, ConfigError, UserError

@@ -14,7 +14,7 @@ from fvl_lightning.comparison.fairness import check_same_encoder, check_same_sam
 from fvl_lightning.comparison.plan import arm_differences, experiments, plan_alike
 from fvl_lightning.comparison.result_files.cell import CellResult, CellSpec
 from fvl_lightning.comparison.size_matching import match_sizes
-from fvl_lightning.comparison.test_split_log import read_test_access
+from fvl_lightning.comparison.split_readings import read_test_access
 from fvl_lightning.core.config.loading import as_plain, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig

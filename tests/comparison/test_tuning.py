@@ -12,7 +12,7 @@ from fvl_lightning.comparison.config import ComparisonConfig, TuneConfig
 from fvl_lightning.comparison.plan import SeedPlan
 from fvl_lightning.comparison.result_files.cell import CellSpec
 from fvl_lightning.comparison.result_files.comparison import ArmTuning, RepeatedAccess
-from fvl_lightning.comparison.test_split_log import log_test_access, read_test_access
+from fvl_lightning.comparison.split_readings import log_test_access, read_test_access
 from fvl_lightning.comparison.tuning import best_factor, chosen_rates, trial_name, trials
 from fvl_lightning.core.config.fields import differences
 from fvl_lightning.core.config.loading import as_plain, load_config

@@ -95,7 +95,7 @@ class EarlierReport(Record):
 
 @dataclass
 class SplitAccess(Record):
-    """Summary of the test-split access log; see test_split_log.py."""
+    """Summary of the test-split access log; see split_readings.py."""
 
     first: str | None = None
     """ISO, UTC; None where nothing was scored, as below."""

@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torchmetrics import Metric
 
-from fvl_lightning.evaluation.metrics.names import OVER_KINDS, OVER_QUESTIONS
+from fvl_lightning.evaluation.metrics.averages import OVER_KINDS, OVER_QUESTIONS
 
 
 @dataclass

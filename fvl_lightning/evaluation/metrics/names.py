@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 
 from fvl_lightning.core import registry
 from fvl_lightning.core.errors import unknown_name
+from fvl_lightning.evaluation.metrics.averages import OVER_KINDS
 
 if TYPE_CHECKING:
     from fvl_lightning.evaluation.metrics.base import AnswerMetric
 
-OVER_KINDS = "macro"
-"""The average over the kinds of question, each kind with the same weight."""
-OVER_QUESTIONS = "overall"
-"""The average over the questions."""
 DEFAULT_METRIC = "accuracy"
 """The metric of answers unless another one is named."""
 DEFAULT_SCORE = f"{DEFAULT_METRIC}/{OVER_KINDS}"
