@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.core.config.files import in_file
 from fvl_lightning.core.config.merging import override, parse_override
+from fvl_lightning.core.config.places import origin_of
 from fvl_lightning.core.config.yaml_text import plain
 from fvl_lightning.core.errors import ConfigError, unknown_name
 
@@ -35,6 +37,11 @@ class Arm:
     """{key: value} that the overrides set."""
 
 
+def written_at(config: ComparisonConfig, key: str, path: Path) -> str:
+    """Returns a key with the place where it was written: the comparison's file or the command line."""
+    return key + in_file(origin_of(config, key, str(path)))
+
+
 def arms_of(config: ComparisonConfig, path: Path) -> dict[str, Arm]:
     """Returns the arms of the comparison by name, in order.
 
@@ -50,25 +57,25 @@ def arms_of(config: ComparisonConfig, path: Path) -> dict[str, Arm]:
         given = "both, and" if config.arms else "neither, and"
         raise ConfigError(f"arms and axes in {path}: there are {given} a comparison needs exactly one of the two")
     if config.axes:
-        arms = _crossed(_flat(config.axes, path), config.combine, path)
+        arms = _crossed(_flat(config.axes, path), config.combine, written_at(config, "axes", path))
     else:
         arms = {}
         for name, written in config.arms.items():
-            origin = f"arms.{name}.set in {path}"
+            origin = written_at(config, f"arms.{name}.set", path)
             values = dict(_leaf(parse_override(text, origin)) for text in written.set)
             arms[name] = Arm(tuple(written.set), origin, values)
     for name in arms:
         _check(name, arms[name], path)
     if config.baseline is not None and config.baseline not in arms:
-        raise unknown_name("arm", config.baseline, arms, f"baseline in {path}")
+        raise unknown_name("arm", config.baseline, arms, written_at(config, "baseline", path))
     return arms
 
 
-def _crossed(axes: Mapping[str, Sequence[Any]], combine: str, path: Path) -> dict[str, Arm]:
+def _crossed(axes: Mapping[str, Sequence[Any]], combine: str, origin: str) -> dict[str, Arm]:
     lengths = {key: len(values) for key, values in axes.items()}
     if combine == "zip" and len(set(lengths.values())) > 1:
         counts = ", ".join(f"{key} has {number}" for key, number in lengths.items())
-        raise ConfigError(f"axes in {path}: `combine: zip` needs the same number of values of every axis, but {counts}")
+        raise ConfigError(f"{origin}: `combine: zip` needs the same number of values of every axis, but {counts}")
     combined = zip(*axes.values(), strict=True) if combine == "zip" else itertools.product(*axes.values())
     arms: dict[str, Arm] = {}
     for chosen in combined:
@@ -77,8 +84,8 @@ def _crossed(axes: Mapping[str, Sequence[Any]], combine: str, path: Path) -> dic
         values = {key: plain(value) for key, value in values.items()}
         name = "-".join(_label(key, value) for key, value in values.items())
         if name in arms:
-            raise ConfigError(f"axes in {path}: duplicate arm name {name}, an axis lists a value twice")
-        arms[name] = Arm(overrides, f"axes in {path}", values)
+            raise ConfigError(f"{origin}: duplicate arm name {name}, an axis lists a value twice")
+        arms[name] = Arm(overrides, origin, values)
     return _distinct_names(arms)
 
 

@@ -1,13 +1,13 @@
 """Schema of a comparison file."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from fvl_lightning.core.atomic import check_folder_name
 from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.config.fields import MAX_SEED, number
 from fvl_lightning.core.config.loading import AS_WRITTEN
-from fvl_lightning.core.experiment import TrackingConfig
+from fvl_lightning.core.experiment import ExperimentConfig, TrackingConfig
 from fvl_lightning.evaluation.metrics.names import DEFAULT_SCORE
 from fvl_lightning.launchers.ray import RayConfig
 
@@ -91,6 +91,12 @@ class ComparisonConfig:
     output: PathText = "runs"
     plugins: list[PathText] = field(default_factory=list)
 
+    @staticmethod
+    def advice_for_unknown(key: str) -> str:
+        """Returns how a key of the experiments is set, for the message that refuses it."""
+        of_experiments = key in {field.name for field in fields(ExperimentConfig)}
+        return f"`set` sets {key} in the experiments, as in set=trainer.max_steps=20" if of_experiments else ""
+
     def __post_init__(self) -> None:
         check_folder_name(self.name, "name")
         self.seeds = self.seeds or [self.seed]
@@ -100,5 +106,3 @@ class ComparisonConfig:
             raise ValueError(
                 f"tune.seeds: {min(shared)} is one of `seeds` too; learning rates are chosen with seeds of their own"
             )
-
-

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fvl_lightning.comparison.arms import Arm, arms_of
+from fvl_lightning.comparison.arms import Arm, arms_of, written_at
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.core.component_sources.components import source_check
 from fvl_lightning.core.config.fields import differences
@@ -67,22 +67,17 @@ def experiments(
     arms = arms_of(config, path)
     load = load_config if import_components else read_config
     if import_components:
-        metric_of(config.metric, f"metric in {path}")
-    if not config.stages:
-        raise ConfigError(f"stages in {path}: a comparison needs some; see experiments/demo/comparison.yaml")
-    if config.lineage == "end_to_end" and config.encoder_stage:
-        raise ConfigError(
-            f"encoder_stage in {path}: end_to_end means that every arm trains an encoder of its own; name the file "
-            "first in `stages`, or choose lineage: frozen_encoder"
-        )
+        metric_of(config.metric, written_at(config, "metric", path))
+    _check_stages(config, path)
     several, base = seeds is not None or len(config.seeds) > 1, path.parent
+    common_origin = written_at(config, "set", path)
     plans: dict[int, SeedPlan] = {}
     for seed in config.seeds if seeds is None else seeds:
         common, encoder = _common_overrides(config, seed), None
         if config.encoder_stage:
             output = folder / "encoders" / str(seed) if several else folder
             overrides = [*common, override("output", str(output))]
-            encoder = load(ExperimentConfig, base / config.encoder_stage, overrides, f"set in {path}")
+            encoder = load(ExperimentConfig, base / config.encoder_stage, overrides, common_origin)
         plans[seed] = SeedPlan(encoder, {}, {})
         for name, arm in arms.items():
             own = folder / name / str(seed) if several else folder / name
@@ -90,16 +85,28 @@ def experiments(
             if config.lineage == "frozen_encoder":
                 overrides.append(override("feature_cache", str(folder / "feature_cache")))
             plans[seed].folders[name] = own
+            origins = dict.fromkeys(overrides, common_origin) | dict.fromkeys(arm.overrides, arm.origin)
             plans[seed].arms[name] = [
-                load(ExperimentConfig, base / stage, overrides, arm.origin) for stage in config.stages
+                load(ExperimentConfig, base / stage, overrides, origins) for stage in config.stages
             ]
             for level in config.transfer_levels if seed == config.seeds[0] else ():
                 if import_components:
                     _check_levels(plans[seed].arms[name][-1], path)
                 at_level = [*overrides, override("data.level", level)]
-                load(ExperimentConfig, base / config.stages[-1], at_level, f"transfer_levels in {path}")
+                load(ExperimentConfig, base / config.stages[-1], at_level, written_at(config, "transfer_levels", path))
     _check_swept(config, path, next(iter(plans.values())).arms, [key for arm in arms.values() for key in arm.values])
     return plans
+
+
+def _check_stages(config: ComparisonConfig, path: Path) -> None:
+    if not config.stages:
+        where = written_at(config, "stages", path)
+        raise ConfigError(f"{where}: a comparison needs some; see experiments/demo/comparison.yaml")
+    if config.lineage == "end_to_end" and config.encoder_stage:
+        raise ConfigError(
+            f"{written_at(config, 'encoder_stage', path)}: end_to_end means that every arm trains an encoder of its "
+            "own; name the file first in `stages`, or choose lineage: frozen_encoder"
+        )
 
 
 def _common_overrides(config: ComparisonConfig, seed: int) -> list[str]:

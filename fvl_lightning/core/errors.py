@@ -60,25 +60,30 @@ def os_error_in_words(error: OSError) -> str:
     return f"{message} (a process may have {limit} of them here; `ulimit -n 4096` allows more)"
 
 
-def nearest(value: str, allowed: Iterable[str]) -> str | None:
-    """Returns the allowed name closest to `value`, or None where none is close."""
-    matches = get_close_matches(value, list(allowed), n=1, cutoff=0.5)
+def nearest(value: str, allowed: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Returns the allowed name closest to `value`, or None where none is as similar as `cutoff`, from 0 to 1."""
+    matches = get_close_matches(value, list(allowed), n=1, cutoff=cutoff)
     return matches[0] if matches else None
 
 
-def unknown_name(what: str, value: object, allowed: Iterable[str], where: str) -> ConfigError:
-    """Returns the error for a name that is not one of `allowed`, with the closest allowed name.
+def unknown_name(
+    what: str, value: object, allowed: Iterable[str], where: str, meant: str | None = None, advice: str = ""
+) -> ConfigError:
+    """Returns the error for a name that is not one of `allowed`, with the name that was probably meant.
 
     Args:
         what: the kind of name, such as "fusion" or "key".
         value: the wrong name.
         allowed: the names to choose from.
         where: the place of the mistake, such as "fusion in experiments/demo/finetune.yaml".
+        meant: the name that was probably meant; None for the closest of `allowed`.
+        advice: the end of the sentence, in place of that name.
     """
     names = sorted(allowed)
-    close = nearest(str(value), names)
+    close = meant or nearest(str(value), names)
     hint = f"; did you mean '{close}'?" if close else ""
-    return ConfigError(f"{where}: unknown {what} '{value}', allowed: {', '.join(names) or 'none'}{hint}")
+    end = f"; {advice}" if advice else hint
+    return ConfigError(f"{where}: unknown {what} '{value}', allowed: {', '.join(names) or 'none'}{end}")
 
 
 def refuse_unknown_fields(given: Mapping[str, Any], config_class: Any, where: str) -> None:

@@ -16,6 +16,8 @@ COMPONENTS = ("encoder", "fusion", "projector", "language_model")
 """Components of the model; each is frozen or trained as a whole and may have its own learning rate."""
 REPEATED = ("encoder", "language_model")
 """Components made of blocks, the units of sharding and activation checkpointing."""
+OF_COMPARISONS = ("arms", "axes", "baseline", "encoder_stage", "lineage", "match", "seeds", "stages", "swept")
+"""Keys of comparison files, which are easily given to the wrong command."""
 
 
 @dataclass
@@ -204,6 +206,11 @@ class ExperimentConfig:
     """Modules or .py files that register your own components."""
     chosen: dict[str, str] = changes("nothing", default_factory=dict)
     """Record of the choices selected among the `variants` of the file and its bases, such as {recipe: released}."""
+
+    @staticmethod
+    def advice_for_unknown(key: str) -> str:
+        """Returns which command takes a file with a key that experiments do not have, for the message about it."""
+        return f"{key} is a key of comparisons, which `fvl compare` takes" if key in OF_COMPARISONS else ""
 
     def __post_init__(self) -> None:
         check_folder_name(self.name, "name")

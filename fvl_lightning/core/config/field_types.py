@@ -7,18 +7,28 @@ OmegaConf accepts silently, or reports in its own terms, are reported here in on
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationKeyError,
+    OmegaConfBaseException,
+)
 
 from fvl_lightning.core.addresses import has_password, without_login
 from fvl_lightning.core.config.field_docs import field_meanings
+from fvl_lightning.core.config.known_keys import OTHER_VALUES
+from fvl_lightning.core.config.places import Location
 from fvl_lightning.core.config.yaml_text import Texts, joined
 from fvl_lightning.core.errors import ConfigError, first_line, unknown_name
 
-Location = Callable[[str], str]
-"""Maps a dotted key to the place where it was written, for messages; "" stands for the whole configuration."""
-NUMBERS = {"Integer": "a whole number", "Float": "a number"}
-"""OmegaConf's type names in plain words."""
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+"""What a field of one value takes."""
+BOOLEANS = ("true", "false", "yes", "no", "on", "off", "y", "n", "1", "0")
+"""Texts that stand for a boolean."""
+WHOLE_INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
+"""A text that is one interpolation, which may stand for a list."""
 _PATH = "path"
 PathText = Annotated[str, _PATH]
 """A file or folder, where ~ is the home folder; or an alternative to a path, such as a hub id."""
@@ -45,20 +55,30 @@ def conform(expected: Any, value: Any, key: str, place: Location, texts: Texts) 
             options = [list[str] if isinstance(value, list) else str]
         value = conform(options[0], value, key, place, texts)
         return _path(value, key, place) if _PATH in expected.__metadata__ else value
-    if expected is Any or (isinstance(value, str) and "${" in value):
-        return value  # OmegaConf checks an interpolation once it is resolved
+    if expected is Any:
+        return value
+    if isinstance(value, str) and "${" in value:  # OmegaConf checks an interpolation once it is resolved
+        return [value] if get_origin(expected) is list and not WHOLE_INTERPOLATION.fullmatch(value) else value
     if type(None) in get_args(expected):
         return _optional(options, value, key, place, texts)
     if dataclasses.is_dataclass(expected):
         return _fields(expected, value, key, place, texts)
-    origin = get_origin(expected)
-    if origin is dict and isinstance(value, Mapping):
-        return {name: conform(options[1], inner, joined(key, name), place, texts) for name, inner in value.items()}
-    if origin is list:
-        return _list(options[0], value, key, place, texts)
+    return _of_type(expected, options, value, key, place, texts)
+
+
+def _of_type(expected: Any, options: list[Any], value: Any, key: str, place: Location, texts: Texts) -> Any:
+    origin = get_origin(expected) or expected
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            full = place(key).partition(" ")[0]
+            raise ConfigError(f"{place(key)}: expected keys and values, such as {full}.<name>=..., found {value!r}")
+        inner = options[1] if options else Any
+        return {name: conform(inner, given, joined(key, name), place, texts) for name, given in value.items()}
+    if origin is list or (origin is tuple and (... in options or not options)):
+        return _list(options[0] if options else Any, value, key, place, texts)
     if origin is Literal:
         return _one_of(options, value, key, place, texts)
-    if origin is tuple and ... not in options:
+    if origin is tuple:
         return _tuple(expected, options, value, key, place)
     if value is None:
         raise ConfigError(f"{place(key)}: a value is needed, found null")
@@ -88,8 +108,6 @@ def _fields(expected: Any, value: Any, key: str, place: Location, texts: Texts) 
     types = {f.name: hints[f.name] for f in dataclasses.fields(expected)}
     taken = {}
     for name, inner in value.items():
-        if name not in types:
-            raise unknown_name("key", name, types, place(joined(key, name)))
         taken[name] = conform(types[name], inner, joined(key, name), place, texts)
     for f in dataclasses.fields(expected):
         if f.default is f.default_factory is dataclasses.MISSING and f.name not in value:
@@ -109,7 +127,8 @@ def _list(expected: Any, value: Any, key: str, place: Location, texts: Texts) ->
 def _one_of(options: list[Any], value: Any, key: str, place: Location, texts: Texts) -> Any:
     written = texts.get(key, value) if all(isinstance(option, str) for option in options) else value
     if written not in options:
-        raise unknown_name("value", written, options, place(key))
+        meant = OTHER_VALUES.get(str(written).lower())
+        raise unknown_name("value", written, options, place(key), meant if meant in options else None)
     return written
 
 
@@ -122,15 +141,28 @@ def _tuple(expected: Any, options: list[Any], value: Any, key: str, place: Locat
 
 
 def _scalar(expected: Any, value: Any, key: str, place: Location, texts: Texts) -> Any:
+    kind = KINDS.get(expected)
+    if kind is not None and isinstance(value, list | tuple | Mapping):
+        raise ConfigError(f"{place(key)}: expected {kind}, found {value!r}")
     if expected is str:
         return texts.get(key, value)
-    if expected is bool and isinstance(value, int | float) and value not in (0, 1):
-        raise ConfigError(f"{place(key)}: expected true or false, found {value!r}")
+    if expected is bool and not _is_boolean(value):
+        raise ConfigError(f"{place(key)}: expected {kind}, found {value!r}")
     return value
 
 
-def refusal(error: Exception) -> str:
-    """Returns OmegaConf's message, reworded where it is about types."""
-    message = first_line(error)
-    type_error = re.match(r"Value '(.*)' of type '.*' could not be converted to (Integer|Float)", message)
-    return f"expected {NUMBERS[type_error[2]]}, found '{type_error[1]}'" if type_error else message
+def _is_boolean(value: Any) -> bool:
+    return value.lower() in BOOLEANS if isinstance(value, str) else value in (0, 1)
+
+
+def refusal(error: OmegaConfBaseException) -> str:
+    """Returns in plain words why OmegaConf refuses a value; these are values with ${...}."""
+    if isinstance(error, InterpolationKeyError):
+        missing = re.search(r"'([^']*)'", first_line(error))
+        return f"there is no key '{missing[1] if missing else '?'}' to take the value of"
+    if isinstance(error, GrammarParseError):
+        return "a value with '${' refers to another key, as in ${optimizer.learning_rate}, and this one refers to none"
+    number = re.search(r"Value '(.*)' of type '.*' could not be converted to (Integer|Float)", first_line(error))
+    if number:
+        return f"expected {KINDS[int if number[2] == 'Integer' else float]}, found '{number[1]}'"
+    return "what it refers to with ${...} is of another type"

@@ -13,8 +13,23 @@ from fvl_lightning.core.errors import ConfigError, first_line, nearest
 COMMAND_LINE = "the command line"
 OVERRIDES = "the overrides"
 """The origin of overrides that are given in Python."""
+MAX_BYTES = 16 * 2**20
+"""Size of the largest file that is read as a configuration."""
 Layer = tuple[str, dict[str, Any]]
 """(origin, values): the origin is the path of a file, or a description for messages; the values contain Scalars."""
+
+
+class Override(tuple[str, dict[str, Any]]):
+    """The layer of one `key=value`."""
+
+    @property
+    def key(self) -> str:
+        """The dotted key that is set."""
+        key, value = "", self[1]
+        while isinstance(value, Mapping) and len(value) == 1 and (not key or "name" not in value):
+            (name, value), *_ = value.items()
+            key = f"{key}.{name}" if key else name
+        return key
 
 
 def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
@@ -30,23 +45,35 @@ def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
     if path.resolve() in chain:
         raise ConfigError(f"{path}: `base:` leads back to itself")
     if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        by = f", named in `base:` of {chain[-1].name}" if chain else ""
-        hint = f"; in {path.parent} there are {', '.join(near)}" if near else ""
-        close = nearest(path.name, near)
-        raise ConfigError(f"no configuration file {path}{by}{hint}" + (f"; did you mean '{close}'?" if close else ""))
+        raise _no_file(path, f", named in `base:` of {chain[-1].name}" if chain else "")
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path} is no configuration file: it has more than {MAX_BYTES:,} bytes")
         values = read_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no configuration file: it is not text (UTF-8)") from None
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ConfigError(f"{path} is not valid YAML: {line}{error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, OSError) as error:
         raise ConfigError(f"{path} could not be read: {first_line(error)}") from None
     if plain(values) is None:
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold keys and values, not a {type(plain(values)).__name__}")
     return layers_of(values, path, chain)
+
+
+def _no_file(path: Path, by: str) -> ConfigError:
+    """Returns the error for a path that is no file, with the files that may have been meant."""
+    if path.is_dir():
+        inner = [str(file) for file in sorted(path.glob("*.yaml"))]
+        named = f", such as {', '.join(inner)}" if inner else ""
+        return ConfigError(f"no configuration file {path}{by}: it is a folder, not a YAML file{named}")
+    near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    hint = f"; in {path.parent} there are {', '.join(near)}" if near else ""
+    close = nearest(path.name, near)
+    return ConfigError(f"no configuration file {path}{by}{hint}" + (f"; did you mean '{close}'?" if close else ""))
 
 
 def layers_of(values: Mapping[str, Any], path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:

@@ -12,108 +12,44 @@ import hashlib
 import json
 import numbers
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from fvl_lightning.core.component_sources.components import ConfigReader, source_check
-from fvl_lightning.core.config.field_types import Location, conform, refusal
-from fvl_lightning.core.config.fields import check_numbers
-from fvl_lightning.core.config.files import COMMAND_LINE, Layer, in_file, read_layers
-from fvl_lightning.core.config.merging import MergedLayers, override, parse_scalars, slot_entry
+from fvl_lightning.core.config.choices import Choice, ConfigLookup, choose, imported_config, slot, to_dataclass
+from fvl_lightning.core.config.files import COMMAND_LINE, Layer, Override, read_layers
+from fvl_lightning.core.config.merging import MergedLayers, override, parse_scalars
+from fvl_lightning.core.config.places import RefusedValuesError, culprit, location, place_of, remember_origins
 from fvl_lightning.core.config.variants import choose_variants
 from fvl_lightning.core.config.yaml_text import Scalar, Texts, texts_under, with_texts
-from fvl_lightning.core.errors import ConfigError, first_line
+from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.plugins import import_plugin
-from fvl_lightning.core.registry import component, is_loaded, names
+from fvl_lightning.core.registry import is_loaded, names
 
+__all__ = [
+    "AS_WRITTEN", "Choice", "as_overrides", "as_plain", "check_config", "choose", "config_hash", "load_config",
+    "merge_layers", "read_config", "slot",
+]  # fmt: skip
 Schema = TypeVar("Schema")
-ConfigLookup = Callable[[str, str, str], Any]
-"""(slot, name, how messages name the place) -> the Config class of a component."""
 AS_WRITTEN = {"as_written": True}
 """Metadata of a field of any values that keeps Scalars, since they are later assigned to fields that may be text."""
 
 
-def slot(name: str, default: Any = None) -> Any:
-    """Returns a dataclass field for the component of slot `name`; typed Any, as OmegaConf has no polymorphic fields."""
-    return field(default=default, metadata={"slot": name})
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The component of a slot: its registered `name` and an instance of its Config."""
-
-    slot: str
-    name: str
-    config: Any
-
-    @property
-    def component(self) -> type[Any]:
-        """The component's class."""
-        return component(self.slot, self.name)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns `{name: ..., <fields>}`, as it is written in YAML."""
-        inner = {
-            key: {name: choice.as_dict() for name, choice in getattr(self.config, key).items()}
-            for key in _inner_slots(self.config)
-        }
-        return {"name": self.name, **dataclasses.asdict(self.config), **inner}
-
-
-def imported_config(slot_name: str, name: str, where: str) -> Any:
-    """The Config of a component, which is imported."""
-    return component(slot_name, name, where).Config
-
-
-def choose(
-    slot_name: str,
-    entry: Any,
-    where: str = "",
-    place: Location | None = None,
-    texts: Texts | None = None,
-    config_of: ConfigLookup = imported_config,
-) -> Choice:
-    """Checks one slot entry (a name, or a mapping with `name`) against the component's Config.
-
-    A Config may have a field of type dict[str, Any] with the metadata {"slots": <slot>}, which holds components by
-    names of the user's choice; they are checked in the same way and become Choices.
-
-    Args:
-        slot_name: the slot.
-        entry: the name or mapping.
-        where: name of the slot, for messages.
-        place: maps a key of the entry to where it was written.
-        texts: the characters of the plain scalars in the entry.
-        config_of: finds the Config of a component.
-    """
-    where = where or slot_name
-    fields = slot_entry(entry, where)
-    name = fields.pop("name")
-    place = place or (lambda key: f"{where}: {key}" if key else where)
-    texts = texts or {}
-    config = _to_dataclass(config_of(slot_name, name, where), fields, place, texts)
-    for key, inner_slot in _inner_slots(config).items():
-        for inner_name, inner_entry in getattr(config, key).items():
-            inner = _under(f"{key}.{inner_name}", place)
-            getattr(config, key)[inner_name] = choose(
-                inner_slot, inner_entry, inner(""), inner, texts_under(texts, f"{key}.{inner_name}"), config_of
-            )
-    return Choice(slot_name, name, config)
-
-
-def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = (), origin: str = COMMAND_LINE) -> Schema:
+def load_config(
+    schema: type[Schema],
+    path: Path,
+    overrides: Sequence[str] = (),
+    origin: str | Mapping[str, str] = COMMAND_LINE,
+) -> Schema:
     """Reads, merges and checks `path` with its bases and `overrides` into an instance of `schema`.
 
     Args:
         schema: a dataclass.
         path: a YAML file.
         overrides: "key=value" strings.
-        origin: where the overrides were written, for messages.
+        origin: where the overrides were written, for messages; or {override: where}.
 
     Raises:
         ConfigError: a missing or malformed file, an unknown key or name, a wrong type; one sentence with the place.
@@ -122,48 +58,89 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = (),
 
 
 def merge_layers(
-    schema: type[Schema], files: Sequence[Layer], overrides: Sequence[str], origin: str, path: Path | None = None
+    schema: type[Schema],
+    files: Sequence[Layer],
+    overrides: Sequence[str],
+    origin: str | Mapping[str, str],
+    path: Path | None = None,
 ) -> Schema:
     """Merges and checks the layers of files, the farthest base first, and `overrides`; see load_config.
 
     Args:
         path: the file that was loaded; None for overrides alone.
     """
-    merged, folder = _merge(schema, files, overrides, origin, path)
-    if not all(map(is_loaded, _slot_names(schema).values())):
-        with source_check():  # a mistake is found before seconds of imports; the imported classes have the last word
-            _check_by_source(schema, merged, folder)
-    return check_config(schema, merged.values, merged.origins, folder, merged.texts)
+    layers = _layers(schema, files, overrides, origin)
+    try:
+        merged, folder = _merge(schema, layers, path)
+        if not all(map(is_loaded, _slot_names(schema).values())):
+            # A mistake is found before seconds of imports; the imported classes have the last word.
+            with source_check():
+                _check_by_source(schema, merged, folder)
+        config = check_config(schema, merged.values, merged.origins, folder, merged.texts)
+    except RefusedValuesError as error:
+        raise culprit(error, layers, partial(_refusal_of, schema, path)) from None
+    remember_origins(config, merged.origins)
+    return config
 
 
-def read_config(schema: type[Schema], path: Path, overrides: Sequence[str] = (), origin: str = COMMAND_LINE) -> Schema:
+def read_config(
+    schema: type[Schema],
+    path: Path,
+    overrides: Sequence[str] = (),
+    origin: str | Mapping[str, str] = COMMAND_LINE,
+) -> Schema:
     """Checks as load_config does, by the components' source files: none is imported, their Configs are stand-ins.
 
     Raises:
         ConfigError: as load_config.
         Exception: the source files do not answer, which `source_check` passes over.
     """
-    merged, folder = _merge(schema, read_layers(Path(path)), overrides, origin, Path(path))
-    return _check_by_source(schema, merged, folder)
+    layers = _layers(schema, read_layers(Path(path)), overrides, origin)
+    try:
+        return _check_by_source(schema, *_merge(schema, layers, Path(path)))
+    except RefusedValuesError as error:
+        raise culprit(error, layers, partial(_refusal_of, schema, Path(path))) from None
 
 
-def _merge(
-    schema: type[Any], files: Sequence[Layer], overrides: Sequence[str], origin: str, path: Path | None
-) -> tuple[MergedLayers, Path]:
+def _layers(
+    schema: type[Any], files: Sequence[Layer], overrides: Sequence[str], origin: str | Mapping[str, str]
+) -> list[Layer]:
+    """Returns all layers in order, variants among them; each override is one."""
+    places = {word: origin if isinstance(origin, str) else origin[word] for word in overrides}
+    words = [Override((places[word], parse_scalars(word, places[word]))) for word in overrides]
+    return choose_variants(files, words, [f.name for f in dataclasses.fields(schema)])
+
+
+def _merge(schema: type[Any], layers: Sequence[Layer], path: Path | None) -> tuple[MergedLayers, Path]:
     """Returns the merged layers, and the folder that holds the plugins."""
-    merged = MergedLayers(origins={"": origin if path is None else str(path)}, overrides_origin=origin)
-    override_layers = [(origin, parse_scalars(override, origin)) for override in overrides]
-    for layer_origin, layer in choose_variants(files, override_layers, [f.name for f in dataclasses.fields(schema)]):
-        merged.add(layer, _slot_names(schema), layer_origin)
-    listed_in = merged.origins.get("plugins", origin)
-    return merged, ((path or Path()) if listed_in == origin else Path(listed_in)).parent
+    root = str(path) if path is not None else layers[-1][0] if layers else ""
+    overrides = {origin for origin, _ in (layer for layer in layers if isinstance(layer, Override))}
+    merged = MergedLayers(origins={"": root}, override_origins=overrides)
+    for origin, layer in layers:
+        merged.add(layer, _slot_names(schema), origin)
+    listed_in = merged.origins.get("plugins")
+    in_a_file = listed_in is not None and listed_in not in overrides
+    return merged, (Path(listed_in) if in_a_file and listed_in else path or Path()).parent
 
 
 def _check_by_source(schema: type[Schema], merged: MergedLayers, folder: Path) -> Schema:
-    config = _to_dataclass(schema, merged.values, _inside("", merged.origins), merged.texts)
+    config = to_dataclass(schema, merged.values, location("", merged.origins), merged.texts)
     reader = ConfigReader(vars(config).get("plugins", []), folder)
     _choose_all(config, _slot_names(schema), merged.origins, merged.texts, reader)
     return config
+
+
+def _refusal_of(schema: type[Any], path: Path | None, layers: Sequence[Layer]) -> RefusedValuesError | None:
+    """Returns the error with which a Config refuses the values of these layers; None where no Config does."""
+    try:
+        merged, folder = _merge(schema, layers, path)
+        merged.origins[""] = layers[-1][0] if layers else ""
+        _check_by_source(schema, merged, folder)
+    except RefusedValuesError as error:
+        return error
+    except Exception:  # another mistake, which has its own message, or source files that do not answer
+        return None
+    return None
 
 
 def as_overrides(overrides: Iterable[str | Mapping[str, Any]]) -> list[str]:
@@ -200,7 +177,7 @@ def check_config(
     """
     origins, texts = origins or {}, texts or {}
     slots = _slot_names(schema)
-    config = _to_dataclass(schema, values, _inside("", origins), texts)
+    config = to_dataclass(schema, values, location("", origins), texts)
     as_written = (f.name for f in dataclasses.fields(config) if "as_written" in f.metadata)  # type: ignore[arg-type]
     for key in as_written:
         setattr(config, key, with_texts(getattr(config, key), texts_under(texts, key)))
@@ -220,9 +197,9 @@ def _choose_all(
     for key, slot_name in slots.items():
         entry = getattr(config, key)
         if entry is not None:
-            where = key + _at(f"{key}.name", origins)
-            choice = choose(slot_name, entry, where, _inside(key, origins), texts_under(texts, key), config_of)
-            setattr(config, key, choice)
+            where = key + place_of(f"{key}.name", origins)
+            place, inner_texts = location(key, origins), texts_under(texts, key)
+            setattr(config, key, choose(slot_name, entry, where, place, inner_texts, config_of, type(config)))
 
 
 def as_plain(config: Any) -> Any:
@@ -252,43 +229,3 @@ def config_hash(config: Any) -> str:
 
 def _slot_names(schema: Any) -> dict[str, str]:
     return {f.name: f.metadata["slot"] for f in dataclasses.fields(schema) if "slot" in f.metadata}
-
-
-def _inner_slots(schema: Any) -> dict[str, str]:
-    return {f.name: f.metadata["slots"] for f in dataclasses.fields(schema) if "slots" in f.metadata}
-
-
-def _at(key: str, origins: Mapping[str, str]) -> str:
-    """Returns " in a.yaml" or " on the command line": where `key`, or the mapping around it, was written last."""
-    while key and key not in origins:
-        key = key.rpartition(".")[0]
-    return in_file(origins.get(key, ""))
-
-
-def _inside(outer: str, origins: Mapping[str, str]) -> Location:
-    """Returns the function that gives the place of keys under `outer` ("" for the whole configuration)."""
-
-    def place(key: str) -> str:
-        full = ".".join(part for part in (outer, key) if part)
-        return (full or "configuration") + _at(full, origins)
-
-    return place
-
-
-def _under(outer: str, place: Location) -> Location:
-    """Returns `place` for keys relative to `outer`."""
-    return lambda key: place(f"{outer}.{key}" if key else outer)
-
-
-def _to_dataclass(schema: type[Schema], values: Mapping[str, Any], place: Location, texts: Texts) -> Schema:
-    """Returns an instance of the dataclass `schema` with `values` over its defaults, interpolations resolved."""
-    values = conform(schema, values, "", place, texts)
-    try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{place(error.full_key or '')}: {refusal(error)}") from None
-    except ValueError as error:  # a Config's own __post_init__ refused a value
-        raise ConfigError(f"{place('')}: {first_line(error)}") from None
-    assert isinstance(config, schema)
-    check_numbers(config, place)
-    return config

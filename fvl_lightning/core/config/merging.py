@@ -1,6 +1,6 @@
 """Merges layers of configuration: files and overrides, later ones over earlier ones."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,13 +47,13 @@ class MergedLayers:
         values: plain values.
         origins: where each dotted key was written last.
         texts: the characters of the plain scalars among the values.
-        overrides_origin: where the overrides are written; none of them may be lost.
+        override_origins: where overrides are written; none of them may be lost.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
-    overrides_origin: str = ""
+    override_origins: Set[str] = frozenset()
 
     def add(self, layer: Mapping[str, Any], slots: Mapping[str, str], origin: str) -> None:
         """Adds a layer over the others; a slot with another name replaces the slot."""
@@ -71,12 +71,12 @@ class MergedLayers:
 
     def _refuse_lost_override(self, slot: str, name: str, origin: str) -> None:
         """Raises ConfigError for an override of a field whose slot is replaced by a later override."""
-        lost = [path for path, place in self.origins.items() if path.startswith(f"{slot}.") and place == origin]
-        fields = [path for path in lost if path != f"{slot}.name"]
-        if fields and origin == self.overrides_origin:
+        overridden = [path for path, place in self.origins.items() if place in self.override_origins]
+        fields = [path for path in overridden if path.startswith(f"{slot}.") and path != f"{slot}.name"]
+        if fields and origin in self.override_origins:
+            where = fields[0] + in_file(self.origins[fields[0]])
             raise ConfigError(
-                f"{fields[0]}{in_file(origin)} is lost: {slot}={name} after it replaces the whole {slot}; "
-                f"write {slot}={name} first"
+                f"{where} is lost: {slot}={name} after it replaces the whole {slot}; write {slot}={name} first"
             )
 
     def _set(self, into: dict[str, Any], key: str, value: Any, path: str, origin: str) -> None:

@@ -27,7 +27,7 @@ Offer = dict[str, dict[str, Mapping[str, Any]]]
 
 
 def choose_variants(files: Sequence[Layer], overrides: Sequence[Layer], fields: Collection[str]) -> list[Layer]:
-    """Returns all layers in order: those of the files, each followed by its selected choices, and of the overrides.
+    """Returns the record of the choices, and the layers of files, each followed by its choices, and of overrides.
 
     Args:
         files: the layers of the files, the farthest base first.
@@ -48,7 +48,7 @@ def choose_variants(files: Sequence[Layer], overrides: Sequence[Layer], fields: 
         layers.append((origin, values))
         for name, choices in offer.items():
             layers += selection.layers(name, choices, origin)
-    return [*layers, *overrides, (files[-1][0], {CHOSEN: selection.chosen})]
+    return [(files[-1][0], {CHOSEN: selection.chosen}), *layers, *overrides]
 
 
 class _Selection:

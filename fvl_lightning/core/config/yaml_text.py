@@ -20,6 +20,10 @@ STRING = "tag:yaml.org,2002:str"
 MERGE = "tag:yaml.org,2002:merge"
 
 
+MAX_DEPTH, MAX_NODES = 100, 1_000_000
+"""Levels of the deepest tree, and values of the largest, that are read."""
+
+
 @dataclass(frozen=True)
 class Scalar:
     """A plain scalar that YAML does not read as text: its characters, and the value that YAML gives them."""
@@ -112,8 +116,25 @@ Loader.add_constructor(MERGE, lambda loader, node: node.value)
 
 
 def read_yaml(text: str) -> Any:
-    """Parses YAML into containers, text and Scalars; yaml.YAMLError where it is not valid."""
-    return yaml.load(text, Loader)
+    """Parses YAML into containers, text and Scalars.
+
+    Raises:
+        yaml.YAMLError: it is not valid, is nested too deeply, or is too large with its aliases written out.
+    """
+    try:
+        tree = yaml.load(text, Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    waiting, nodes = [(tree, 0)], 0
+    while waiting:
+        node, depth = waiting.pop()
+        inner = list(node.values()) if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+        nodes += 1 + len(inner)
+        if depth > MAX_DEPTH or nodes > MAX_NODES:
+            what = "is nested too deeply" if depth > MAX_DEPTH else "has too many values, with its aliases written out"
+            raise yaml.YAMLError(f"it {what}")
+        waiting += [(value, depth + 1) for value in inner if isinstance(value, Mapping | list)]
+    return tree
 
 
 def write_yaml(plain: Any) -> str:

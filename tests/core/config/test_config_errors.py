@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fvl_lightning.core.config.files import MAX_BYTES
 from fvl_lightning.core.config.loading import choose, load_config
 from fvl_lightning.core.errors import ConfigError
 from tests.core.tiny import Tiny
@@ -26,6 +27,20 @@ IN_THE_FILE = [
     ("arms: {a: {sets: []}}", "arms.a.sets in tiny.yaml: unknown key 'sets', allowed: set; did you mean 'set'?"),
     ("1: 2", "1 in tiny.yaml: unknown key '1', allowed: arms, fusion, name, plugins, projector, seed, tags,"
      " trainable, trainer"),
+    ("max_step: 1", "max_step in tiny.yaml: unknown key 'max_step', allowed: arms, fusion, name, plugins, projector,"
+     " seed, tags, trainable, trainer; did you mean 'trainer.max_steps'?"),
+    ("trainer: {lr: 1}", "trainer.lr in tiny.yaml: unknown key 'lr', allowed: " + TRAINER
+     + "; did you mean 'learning_rate'?"),
+    ("gradient_clip_val: 1", "gradient_clip_val in tiny.yaml: unknown key 'gradient_clip_val', allowed: arms, fusion,"
+     " name, plugins, projector, seed, tags, trainable, trainer; did you mean 'trainer.clip_norm'?"),
+    ("trainer: {seed: 1}", "trainer.seed in tiny.yaml: unknown key 'seed', allowed: " + TRAINER
+     + "; did you mean 'seed'?"),
+    ("fusion: mean\ntrainer: {gate: sigmoid}", "trainer.gate in tiny.yaml: unknown key 'gate', allowed: " + TRAINER
+     + "; did you mean 'fusion.gate'?"),
+    ("fusion: {name: mean, gate: sigmoid}", "fusion.gate in tiny.yaml: unknown key 'gate', allowed: hidden; mean has no"
+     " such key, gated has it"),
+    ("fusion: {name: mean, max_steps: 1}", "fusion.max_steps in tiny.yaml: unknown key 'max_steps', allowed: hidden;"
+     " did you mean 'trainer.max_steps'?"),
     # names
     ("fusion: gate", "fusion in tiny.yaml: unknown fusion 'gate', allowed: gated, mean; did you mean 'gated'?"),
     ("fusion: {name: men}", "fusion in tiny.yaml: unknown fusion 'men', allowed: gated, mean; did you mean 'mean'?"),
@@ -40,7 +55,7 @@ IN_THE_FILE = [
     # types
     ("seed: one", "seed in tiny.yaml: expected a whole number, found 'one'"),
     ("seed: 1.5", "seed in tiny.yaml: expected a whole number, found '1.5'"),
-    ("trainer: {resume: maybe}", "trainer.resume in tiny.yaml: Value 'maybe' is not a valid bool (type str)"),
+    ("trainer: {resume: maybe}", "trainer.resume in tiny.yaml: expected true or false, found 'maybe'"),
     ("trainer: {rates: {fusion: high}}", "trainer.rates.fusion in tiny.yaml: expected a number, found 'high'"),
     ("fusion: {name: gated, hidden: wide}", "fusion.hidden in tiny.yaml: expected a whole number, found 'wide'"),
     ("trainer: 3", "trainer in tiny.yaml: expected keys and values, found 3"),
@@ -50,7 +65,16 @@ IN_THE_FILE = [
     ("trainer: {betas: 0.9}", "trainer.betas in tiny.yaml: expected tuple[float, float], found 0.9"),
     ("trainer: {betas: [0.9, high]}", "trainer.betas in tiny.yaml: expected tuple[float, float], found [0.9, 'high']"),
     ("fusion: {name: gated, window: [1, 2.5]}", "fusion.window in tiny.yaml: expected tuple[int, int], found [1, 2.5]"),
+    ("trainable: frozen", "trainable in tiny.yaml: expected keys and values, such as trainable.<name>=..., found"
+     " 'frozen'"),
+    ("name: [a]", "name in tiny.yaml: expected text, found ['a']"),
+    ("seed: [1]", "seed in tiny.yaml: expected a whole number, found [1]"),
+    ("trainer: {learning_rate: {a: 1}}", "trainer.learning_rate in tiny.yaml: expected a number, found {'a': 1}"),
+    ("trainer: {resume: [true]}", "trainer.resume in tiny.yaml: expected true or false, found [True]"),
+    ("seed: ${name}", "seed in tiny.yaml: expected a whole number, found 'tiny'"),
     # one of a few values
+    ("trainer: {precision: fp32}", "trainer.precision in tiny.yaml: unknown value 'fp32', allowed: 32-true, bf16-mixed;"
+     " did you mean '32-true'?"),
     ("trainer: {precision: bf16}", "trainer.precision in tiny.yaml: unknown value 'bf16', allowed: 32-true,"
      " bf16-mixed; did you mean 'bf16-mixed'?"),
     ("trainable: {encoder: froze}", "trainable.encoder in tiny.yaml: unknown value 'froze', allowed: frozen, full;"
@@ -61,8 +85,9 @@ IN_THE_FILE = [
     ("fusion: {name: gated, hidden: 3}", "fusion in tiny.yaml: hidden must be even, found 3"),
     ("trainer: {max_steps: -1}", "configuration in tiny.yaml: max_steps must not be negative, found -1"),
     # interpolation
-    ("name: ${sede}", "name in tiny.yaml: Interpolation key 'sede' not found"),
-    ("name: ${", "name in tiny.yaml: no viable alternative at input '${'"),
+    ("name: ${sede}", "name in tiny.yaml: there is no key 'sede' to take the value of"),
+    ("name: ${", "name in tiny.yaml: a value with '${' refers to another key, as in ${optimizer.learning_rate}, and"
+     " this one refers to none"),
     # the file itself
     ("- a\n- b", "tiny.yaml must hold keys and values, not a list"),
     ("just words", "tiny.yaml must hold keys and values, not a str"),
@@ -105,7 +130,7 @@ ON_THE_COMMAND_LINE = [
     ("trainer=3", "trainer on the command line: expected keys and values, found 3"),
     ("base=other.yaml", "base on the command line: unknown key 'base', allowed: arms, fusion, name, plugins,"
      " projector, seed, tags, trainable, trainer; did you mean 'tags'?"),
-    ("name=${sede}", "name on the command line: Interpolation key 'sede' not found"),
+    ("name=${sede}", "name on the command line: there is no key 'sede' to take the value of"),
     ("trainer.betas=[1]", "trainer.betas on the command line: expected tuple[float, float], found [1]"),
     ("seed", "'seed' on the command line is not key=value, such as trainer.max_steps=20"),
 ]
@@ -134,6 +159,35 @@ def test_the_place_is_the_file_in_which_the_mistake_stands(sentence: Sentence, w
     assert sentence(*mended).startswith("fusion.hiden in base.yaml: ")
     write("base.yaml", "fusion: gate")
     assert sentence(*mended).startswith("fusion in base.yaml: unknown fusion 'gate'")
+
+
+class TestWhoseMistakeItIs:
+    """Values that a Config refuses together: the place is the layer that made them wrong."""
+
+    def test_an_override_of_several(self, sentence: Sentence) -> None:
+        text = "trainer: {max_steps: 4}\nfusion: {name: gated, hidden: 4}"
+        assert sentence(text, "seed=1", "trainer.max_steps=-1", "name=a") == (
+            "trainer.max_steps on the command line: max_steps must not be negative, found -1"
+        )
+        assert sentence(text, "fusion.hidden=3", "fusion.label=a") == (
+            "fusion.hidden on the command line: hidden must be even, found 3"
+        )
+
+    def test_a_base_although_later_layers_say_more(self, sentence: Sentence, write: Write) -> None:
+        write("base.yaml", "trainer: {max_steps: -1}\nfusion: {name: gated, hidden: 3}")
+        expected = "configuration in base.yaml: max_steps must not be negative, found -1"
+        assert sentence("base: base.yaml\ntrainer: {precision: 32-true}", "trainer.resume=true") == expected
+        expected = "fusion in base.yaml: hidden must be even, found 3"
+        assert sentence("base: base.yaml\ntrainer: {max_steps: 1}", "fusion.label=a") == expected
+
+    def test_the_same_mistake_twice_is_the_later_ones(self, sentence: Sentence) -> None:
+        said = sentence("trainer: {max_steps: -1}", "trainer.max_steps=-2")
+        assert said == "trainer.max_steps on the command line: max_steps must not be negative, found -2"
+
+    def test_a_place_of_each_override(self, load: Callable[..., Tiny], write: Write) -> None:
+        places = {"seed=one": "set in c.yaml", "seed=2": "arms.a.set in c.yaml"}
+        with pytest.raises(ConfigError, match=r"^seed in set in c\.yaml: expected a whole number"):
+            load_config(Tiny, write("tiny.yaml", "fusion: mean"), ["seed=2", "seed=one"], places)
 
 
 def test_a_mistake_that_a_later_layer_replaces_is_none(load: Callable[..., Tiny]) -> None:
@@ -167,11 +221,24 @@ class TestFiles:
         assert self.refused(tmp_path / "no" / "a.yaml") == f"no configuration file {tmp_path}/no/a.yaml"
 
     def test_a_folder(self, tmp_path: Path) -> None:
-        assert self.refused(tmp_path) == f"no configuration file {tmp_path}"
+        assert self.refused(tmp_path) == f"no configuration file {tmp_path}: it is a folder, not a YAML file"
+        (tmp_path / "config.yaml").touch()
+        assert self.refused(tmp_path).endswith(f"a folder, not a YAML file, such as {tmp_path}/config.yaml")
 
     def test_not_text(self, tmp_path: Path) -> None:
         (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00seed")
-        assert self.refused(tmp_path / "a.yaml").startswith(f"{tmp_path}/a.yaml could not be read: 'utf-8' codec")
+        expected = f"{tmp_path}/a.yaml is no configuration file: it is not text (UTF-8)"
+        assert self.refused(tmp_path / "a.yaml") == expected
+
+    def test_too_large_too_deep_or_without_end(self, write: Write, tmp_path: Path) -> None:
+        with (tmp_path / "model.ckpt").open("wb") as file:
+            file.truncate(MAX_BYTES + 1)
+        assert "has more than 16,777,216 bytes" in self.refused(tmp_path / "model.ckpt")
+        assert "nested too deeply" in self.refused(write("a.yaml", f"name: {'[' * 5000}{']' * 5000}"))
+        assert "nested too deeply" in self.refused(write("a.yaml", f"name: {'[' * 150}{']' * 150}"))
+        assert "nested too deeply" in self.refused(write("a.yaml", "tags: &a [*a]"))
+        nine = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
+        assert "too many values" in self.refused(write("a.yaml", f"a0: &a0 [1]\n{nine}"))
 
     def test_with_characters_that_yaml_does_not_know(self, write: Write) -> None:
         path = write("a.yaml", "name: \x00")

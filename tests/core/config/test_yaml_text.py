@@ -115,6 +115,9 @@ def test_null(file: Path) -> None:
 def test_one_stands_for_a_list_of_one(file: Path) -> None:
     assert kinds(file, "texts=runs/a").texts == ["runs/a"]
     assert kinds(file, text="texts: 007").texts == ["007"]
+    assert kinds(file, "texts=${text}/a", "text=runs").texts == ["runs/a"]
+    assert check_config(Kinds, {"texts": "runs/a"}).texts == ["runs/a"]
+    assert check_config(Kinds, {"texts": ("runs/a", "runs/b")}).texts == ["runs/a", "runs/b"]
 
 
 REFUSED = {
