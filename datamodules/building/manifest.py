@@ -68,16 +68,16 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, place: str, already_complete: bool = False) -> "Manifest":
-        """Reads a file's content; DataError naming its `place` if it is no manifest of this kit."""
+        """Reads a file's content; DataError naming its `place` if it is not the manifest of a build."""
         try:
             content = json.loads(text)
             shards = {
-                split: [Shard(**shard) for shard in found["shards"]] for split, found in content["splits"].items()
+                split: [Shard.read(shard) for shard in found["shards"]] for split, found in content["splits"].items()
             }
-            refused, passed_over = dict(content["refused"]), dict(content.get("passed_over", {}))
+            refused, passed_over = _counts(content["refused"]), _counts(content.get("passed_over", {}))
             return cls(dict(content["settings"]), shards, refused, passed_over, already_complete)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise DataError(f"{place} is not the manifest of a build of shards; delete or move it") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise DataError(f"{place} is not the manifest of a build of shards, or it is damaged") from None
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,11 @@ def in_words(passed_over: Mapping[str, int]) -> str:
     most = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
     more = f" and {len(most) - _KINDS_NAMED} more kinds" if len(most) > _KINDS_NAMED else ""
     return ", ".join(f"{count:,} {kind}" for kind, count in most[:_KINDS_NAMED]) + more
+
+
+def _counts(fields: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the counts of a JSON object."""
+    return {name: int(count) for name, count in fields.items()}
 
 
 def _totals(shards: Sequence[Shard]) -> dict[str, int]:

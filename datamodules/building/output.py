@@ -64,7 +64,10 @@ class Output:
         """
         names = list(self._names())
         for name in filter(MANIFEST_NAME.fullmatch, names):
-            found = Manifest.from_json(self._read(name), f"{self.place}/{name}", already_complete=True)
+            try:
+                found = Manifest.from_json(self._read(name), f"{self.place}/{name}", already_complete=True)
+            except DataError as error:
+                raise DataError(f"{error}; choose another output") from None
             self.refuse_other(found.settings, settings)
             if name == self.manifest:
                 self.check_there(found.all_shards)

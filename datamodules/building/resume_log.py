@@ -86,7 +86,7 @@ class ResumeLog:
         try:
             rows = list(read_rows(self.path))
             for line in rows[1:]:
-                state.shards.setdefault(line["split"], []).append(Shard(**line["shard"]))
+                state.shards.setdefault(line["split"], []).append(Shard.read(line["shard"]))
                 state.position = (int(line["position"][0]), int(line["position"][1]))
                 state.open = {split: Length(**length) for split, length in line["open"].items()}
                 state.refused, state.refused_bytes = line["refused"], line["refused_bytes"]

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.building.manifest import MANIFEST_NAME, Manifest
 from datamodules.encoding.messages import parts_of
 from datamodules.encoding.placeholders import find_placeholder
 from datamodules.encoding.views import Messages, messages_of
 from datamodules.images.decoding import ImageHeader, verify_image
 from datamodules.inspection.parallel import map_in_processes
 from datamodules.storage.index import ShardIndex, index_as_bytes, index_name, load_index, parse_index, scan_tar
-from datamodules.storage.remote import is_remote, list_names, read_bytes, read_if_there
+from datamodules.storage.remote import is_remote, read_if_there
 from datamodules.storage.sample import SampleError
 from datamodules.storage.sample_store import SampleStore
 from datamodules.storage.shard_cache import ShardCache
@@ -83,32 +82,6 @@ class CheckedShard:
     shard: str
     findings: Findings
     usable: bool
-
-
-def read_manifests(shards: Sequence[str]) -> dict[str, Shard]:
-    """Returns the shards listed in the manifests next to these shards, by path; empty without a manifest.
-
-    Raises:
-        DataError: a manifest that cannot be read.
-    """
-    known: dict[str, Shard] = {}
-    for folder in sorted({shard.rpartition("/")[0] for shard in shards}):
-        for name in filter(MANIFEST_NAME.fullmatch, _listed(folder)):
-            place = f"{folder}/{name}" if folder else name
-            content = read_bytes(place) if is_remote(place) else Path(place).read_bytes()
-            manifest = Manifest.from_json(content.decode("utf-8", errors="replace"), place)
-            known |= {f"{folder}/{shard.name}" if folder else shard.name: shard for shard in manifest.all_shards}
-    return known
-
-
-def missing_shards(known: Mapping[str, Shard], shards: Sequence[str]) -> Findings:
-    """Returns a finding for every shard of a manifest that is neither in its folder nor among `shards`."""
-    findings = Findings()
-    names = {folder: set(_listed(folder)) for folder in {place.rpartition("/")[0] for place in known}}
-    for place, shard in known.items():
-        if place not in shards and shard.name not in names[place.rpartition("/")[0]]:
-            findings.add(ShardProblem("missing shard", place, "", f"the manifest lists it, {shard.samples} samples"))
-    return findings
 
 
 def index_shard(cache: ShardCache, shard: str) -> Findings:
@@ -237,15 +210,6 @@ def _remote_index(url: str) -> ShardIndex | None:
     content = read_if_there(name)
     index = None if content is None else parse_index(content, name)
     return None if index is None or index.outdated else index
-
-
-def _listed(folder: str) -> list[str]:
-    if not is_remote(folder):
-        return sorted(path.name for path in Path(folder or ".").iterdir())
-    try:
-        return list_names(folder)
-    except DataError:  # a plain web server has no listing
-        return []
 
 
 def _sha256(tar: Path) -> str:

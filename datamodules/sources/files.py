@@ -98,8 +98,8 @@ def open_file(path: str | Path) -> BinaryIO:
 def read_images(folder: Path, names: Iterable[str], links: Sequence[str] | None = None) -> tuple[bytes, ...]:
     """Reads the images that a row names, relative to `folder`.
 
-    Symbolic links may lead into `folder` or into `links`. A folder that is linked directly into `folder`, as
-    images/coco often is, counts as inside.
+    Symbolic links may lead into `folder` or into `links`, and nowhere else: whoever packed `folder` may have put a link
+    to / into it.
 
     Args:
         folder: the folder that names are relative to.
@@ -137,7 +137,7 @@ def _read_image(folder: Path, name: str, room: int, links: Sequence[str] | None)
         raise Refused("unsafe path", name)
     try:
         path = os.path.realpath(os.path.join(folder, name))
-        if not any(_lies_in(allowed, path) for allowed in _allowed(folder, name, links or ())):
+        if not any(_lies_in(allowed, path) for allowed in _allowed(folder, links or ())):
             advice = "" if links is None else "; add a folder that contains it to source.links to follow it"
             raise Refused("unsafe path", f"{name} leads out of {folder} through a link, to {path}{advice}")
         with open(path, "rb", opener=_opener) as file:
@@ -154,12 +154,9 @@ def _read_image(folder: Path, name: str, room: int, links: Sequence[str] | None)
         raise Refused(reason, f"{name}: {error.strerror}") from None
 
 
-def _allowed(folder: Path, name: str, links: Sequence[str]) -> Iterator[str]:
-    """Yields the resolved folders that the file of a name may lie in."""
+def _allowed(folder: Path, links: Sequence[str]) -> Iterator[str]:
+    """Yields the resolved folders that an image may lie in."""
     yield os.path.realpath(folder)
-    linked = os.path.realpath(os.path.join(folder, *Path(name).parts[:1]))
-    if os.path.isdir(linked):
-        yield linked
     yield from (os.path.realpath(os.path.expanduser(link)) for link in links)
 
 

@@ -36,10 +36,11 @@ class LlavaJsonSource(Source):
         file: PathsText
         """The .json or .jsonl file: a path, a glob such as parts/*.jsonl, or a list of them."""
         images: PathText
-        """Folder that the rows' image paths are relative to. Nothing outside is read, except for folders linked
-        directly into it and those of `links`."""
+        """Folder that the rows' image paths are relative to. Nothing outside is read, except in the folders of
+        `links`."""
         links: list[PathText] = field(default_factory=list)
-        """Other folders that links in `images` may lead into, such as ~/.cache/huggingface/hub for a hub snapshot."""
+        """Other folders that links in `images` may lead into, such as /data/coco where images/coco is a link to it, or
+        ~/.cache/huggingface/hub for a hub snapshot."""
         image: str | None = None
         """Field with the path of an image or a list of them; null for `image`, or `images` where that is empty."""
         answer_as_caption: bool = False

@@ -47,10 +47,11 @@ class PairsSource(Source):
         """The .jsonl, .json, .csv or .tsv file: a path, a glob, or a list of them. Tables begin with their column
         names."""
         images: PathText
-        """Folder that the rows' image paths are relative to. Nothing outside is read, except for folders linked
-        directly into it and those of `links`."""
+        """Folder that the rows' image paths are relative to. Nothing outside is read, except in the folders of
+        `links`."""
         links: list[PathText] = field(default_factory=list)
-        """Other folders that links in `images` may lead into, such as ~/.cache/huggingface/hub for a hub snapshot."""
+        """Other folders that links in `images` may lead into, such as /data/coco where images/coco is a link to it, or
+        ~/.cache/huggingface/hub for a hub snapshot."""
         image: str = "image"
         """Column with the image's path."""
         caption: str = "caption"

@@ -61,7 +61,7 @@ def split_shards(root: str, split: str) -> list[str]:
     """
     root = _local(root)
     names = _names(root)
-    found = [(name, match[1]) for name in names if (match := _SHARD.fullmatch(name))]
+    found = [(name, of_split) for name in names if (of_split := split_of_shard(name)) is not None]
     shards = [f"{root.rstrip('/')}/{name}" for name, of_split in found if of_split == split]
     if not shards:
         splits = sorted({of_split for _, of_split in found})
@@ -69,6 +69,12 @@ def split_shards(root: str, split: str) -> list[str]:
         advice = f"; {TO_VALIDATE_ON}" if split == "validation" and splits else ""
         raise DataError(f"no shard {split}-<number>.tar in {root}: {there}{_near(split, splits)}{advice}")
     return shards
+
+
+def split_of_shard(name: str) -> str | None:
+    """Returns the split of a shard by its file name; None where the name is not `<split>-<number>.tar`."""
+    match = _SHARD.fullmatch(name)
+    return None if match is None else match[1]
 
 
 def _local(place: str) -> str:

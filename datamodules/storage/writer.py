@@ -38,6 +38,15 @@ class Shard:
     bytes: int
     sha256: str
 
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> "Shard":
+        """Returns the shard in the fields of a JSON object; TypeError where they have other names or types."""
+        shard = cls(**fields)
+        numbers = (shard.samples, shard.images, shard.bytes)
+        if not all(type(number) is int for number in numbers) or not isinstance(shard.name, str):
+            raise TypeError("a shard has a name, and its numbers are whole")
+        return shard
+
 
 def encode_record(record: Mapping[str, Any]) -> bytes:
     """Returns a sample's JSON in UTF-8; equal records give equal bytes.

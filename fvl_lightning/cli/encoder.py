@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fvl_lightning.core.terminal import say, terminal, visible
+from fvl_lightning.core.terminal import say, terminal
 
 
 def encoder(
@@ -35,11 +35,11 @@ def encoder(
     if answer.boxes:
         table = Table("object", "left", "top", "right", "bottom", title=f"{image}, in pixels")
         for box in answer.boxes:
-            table.add_row(visible(box.label), *(f"{edge:.0f}" for edge in box.frame))
+            table.add_row(box.label, *(f"{edge:.0f}" for edge in box.frame))
         save_png(draw_boxes(picture, answer.boxes), output)
         console.print(table)
         console.print(f"boxes: {output}", soft_wrap=True)
     else:
-        console.print(visible(answer.text), soft_wrap=True)
+        console.print(answer.text, soft_wrap=True)
     if not answer.ended:
         say("the answer was cut where its tokens ended, see --max-tokens", stderr=True)

@@ -7,7 +7,7 @@ import typer
 
 from fvl_lightning.cli.options import Adapter, Model
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.core.terminal import plural, say, visible
+from fvl_lightning.core.terminal import plural, say
 
 
 def generate(
@@ -46,7 +46,7 @@ def generate(
         asked = encode(loaded, [user_message(list(image), prompt or "")])
         start_drawing(seed)
         (text,) = answer(loaded, [asked], sampling)
-        say(visible(text))
+        say(text)
         return
     assert output is not None
     requests = file_requests(input) if input else folder_requests(images or Path(), prompt or "")

@@ -15,7 +15,7 @@ from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USAGE_ERROR, ConfigError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.core.terminal import quiet_libraries
+from fvl_lightning.core.terminal import quiet_libraries, visible
 from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.evaluation.answers import Answer
 from fvl_lightning.evaluation.cost import count_cost
@@ -35,7 +35,7 @@ def main(specification: Path) -> int:
         result = run_cell(CellSpec.read(values), values["cell"], specification.parent)
         write_text_atomically(specification.with_name("result.json"), json.dumps(result.plain(), indent=2))
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{visible(str(error))}\n")
         return EXIT_USAGE_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -1,16 +1,18 @@
 """Terminal output: consoles, messages, progress bars and tables.
 
-Text is printed literally; by default, Rich would read [r=8] in a name as markup and :star: as an emoji.
+Text is printed literally; by default, Rich would read [r=8] in a name as markup and :star: as an emoji. Control
+characters are printed as symbols, whoever wrote them: names in a tar, answers of a model, errors of a library.
 """
 
 import logging
 import os
+import re
 import sys
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
@@ -21,13 +23,49 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+_HIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+"""Control characters, halves of characters, and marks that change the writing direction of the following text."""
+
+
+def visible(text: str) -> str:
+    """Replaces control characters and unprintable ones by symbols; line breaks and tabs stay."""
+    return _HIDDEN.sub(_symbol, text)
+
+
+def _symbol(found: re.Match[str]) -> str:
+    letter = found[0]
+    # U+2400 and the following are symbols of the ASCII control characters.
+    return chr(0x2400 + ord(letter)) if ord(letter) < 0x20 else "\N{REPLACEMENT CHARACTER}"
+
+
+class VisibleConsole(Console):
+    """A console that prints every text through `visible`; only Rich itself writes control characters."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Converts a string as Rich does; before Rich measures it and removes some control characters."""
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Renders as Rich does; this reaches texts that are no strings, such as Text and Syntax."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+class VisibleRecord(logging.LogRecord):
+    """A log record with a `visible` message, for the handlers of libraries too."""
+
+    def getMessage(self) -> str:
+        """Returns the message with its arguments."""
+        return visible(super().getMessage())
 
 
 def terminal(stderr: bool = False, quiet: bool = False) -> Console:
     """Returns the console that commands and callbacks print to; styled output is a rich Text."""
-    return Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
+    return VisibleConsole(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
 
 
 def say(message: str, stderr: bool = False) -> None:
@@ -37,7 +75,7 @@ def say(message: str, stderr: bool = False) -> None:
 
 def say_error(message: str, rank: str = "") -> None:
     """Prints an error to standard error; `rank` follows the word "error", such as " on rank 1"."""
-    terminal(stderr=True).print(Text.assemble((f"error{rank}:", "bold red"), f" {message}"), soft_wrap=True)
+    terminal(stderr=True).print(Text.assemble((f"error{rank}:", "bold red"), visible(f" {message}")), soft_wrap=True)
 
 
 def progress(*columns: ProgressColumn, stderr: bool = True, console: Console | None = None) -> Progress:
@@ -74,6 +112,7 @@ def quiet_libraries() -> None:
     handler = RichHandler(console=terminal(stderr=True), show_path=False, show_time=False, markup=False)
     handler.addFilter(lambda record: record.levelno >= logging.ERROR or not record.name.startswith(QUIET_LIBRARIES))
     rank = f"rank {own_rank()}: " if own_rank() else ""
+    logging.setLogRecordFactory(VisibleRecord)
     logging.basicConfig(level=logging.WARNING, format=f"{rank}%(message)s", handlers=[handler], force=True)
     for name in ("fvl_lightning", "datamodules"):
         logging.getLogger(name).setLevel(logging.INFO)
@@ -118,22 +157,6 @@ def counted_table(columns: Sequence[str]) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     return table
-
-
-_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Marks that change the writing direction of the following text."""
-
-
-def visible(text: str) -> str:
-    """Replaces control characters and unprintable ones by symbols; line breaks and tabs stay."""
-    return "".join(_symbol(letter) for letter in text)
-
-
-def _symbol(letter: str) -> str:
-    if letter in "\n\t" or (unicodedata.category(letter) not in ("Cc", "Cs") and letter not in _TURNS):
-        return letter
-    # U+2400 and the following are symbols of the ASCII control characters.
-    return chr(0x2400 + ord(letter)) if ord(letter) < 0x20 else "\N{REPLACEMENT CHARACTER}"
 
 
 def own_rank() -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.core.terminal import progress_bar, say, visible
+from fvl_lightning.core.terminal import progress_bar, say
 from fvl_lightning.inference.answers_file import AnswersFile
 from fvl_lightning.inference.generation import Prompt, Sampling, answer, encode
 from fvl_lightning.inference.requests import Request, Requests
@@ -56,4 +56,4 @@ def answer_batch(loaded: LoadedModel, batch: Sequence[Request], sampling: Sampli
 def _print_error(request: Request, row: dict[str, Any], failed: int) -> None:
     if failed <= MAX_PRINTED_ERRORS:
         more = "; further ones are in the output only" if failed == MAX_PRINTED_ERRORS else ""
-        say(visible(f"{request.place}: {row['error']}{more}"), stderr=True)
+        say(f"{request.place}: {row['error']}{more}", stderr=True)

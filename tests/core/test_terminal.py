@@ -2,14 +2,20 @@
 
 import ast
 import io
+import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.markdown import Markdown
+from rich.panel import Panel
+from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
 
 from fvl_lightning.core import terminal as module
-from fvl_lightning.core.terminal import progress, progress_text, say, say_error, terminal
+from fvl_lightning.core.terminal import progress, progress_text, quiet_libraries, say, say_error, terminal, visible
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for folder in ("fvl_lightning", "datamodules") for path in (ROOT / folder).rglob("*.py"))
@@ -77,3 +83,56 @@ def test_a_bar_shows_descriptions_and_fields_as_they_are(monkeypatch: pytest.Mon
         bar.add_task(ODD, said=f"said {ODD}")
         console.print(bar.get_renderable())
     assert console.file.getvalue().count(ODD) == 2
+
+
+HOSTILE = "a\x1bc\x1b]0;b\x07\x9b2J\r\b\x7f\u202egnp\u2066\udc9b.json"
+"""What clears a terminal, sets its title, goes back over what is written, or turns the direction of the text."""
+CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_no_control_character_of_other_people_reaches_the_terminal(on_terminal: bool) -> None:
+    """Whatever carries it: only Rich's own sequences are left, and nothing is lost without a symbol in its place."""
+    console = terminal()
+    console.file, console._force_terminal = io.StringIO(), on_terminal
+    table = Table(HOSTILE, title=HOSTILE, caption=HOSTILE)
+    table.add_row(HOSTILE)
+    for text in (HOSTILE, Text(HOSTILE, "red"), table, Panel(HOSTILE, title=HOSTILE), Syntax(HOSTILE, "yaml")):
+        console.print(text)
+    console.print(Markdown(HOSTILE))
+    console.rule(HOSTILE)
+    console.print(HOSTILE, style="bold", soft_wrap=True)
+    with progress(progress_text("description"), console=console) as bar:
+        bar.add_task(HOSTILE)
+        bar.refresh()
+    written = re.sub(r"\x1b\[[\d;?]*[mlhKA]|\r", "" if on_terminal else "?", console.file.getvalue())
+    assert not CONTROL.findall(written)
+    assert written.count("a\u241bc") >= 9
+    assert "\u2407" in written, "Rich alone would have dropped it"
+
+
+def test_messages_of_any_library_are_visible(capsys: pytest.CaptureFixture[str]) -> None:
+    """A library may have a handler of its own, as transformers has."""
+    root, factory = logging.getLogger(), logging.getLogRecordFactory()
+    before = root.handlers[:], root.level
+    own = logging.getLogger("a_library_of_its_own")
+    stream = io.StringIO()
+    own.addHandler(logging.StreamHandler(stream))
+    try:
+        quiet_libraries()
+        own.warning("loaded %s", HOSTILE)
+        logging.getLogger("fvl_lightning").error(HOSTILE)
+    finally:
+        logging.setLogRecordFactory(factory)
+        root.handlers[:], root.level = before
+    say(HOSTILE)
+    say_error(HOSTILE)
+    out, err = capsys.readouterr()
+    for written in (stream.getvalue(), out, err):
+        assert not CONTROL.findall(written)
+        assert "a\u241bc" in written
+
+
+def test_visible_keeps_what_people_write() -> None:
+    for text in ("a\tb\nc", "é 漢字 🙂 עברית العربية \u200f", "▁[bold]:star:"):
+        assert visible(text) == text

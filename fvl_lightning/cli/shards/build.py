@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn
-from rich.text import Text
 
 from datamodules.building.config import BuildConfig
 from datamodules.storage.shard_paths import TO_VALIDATE_ON
@@ -24,7 +23,6 @@ from fvl_lightning.core.terminal import (
     progress,
     progress_text,
     terminal,
-    visible,
 )
 
 if TYPE_CHECKING:
@@ -135,4 +133,4 @@ def _show(manifest: "Manifest", config: BuildConfig, console: Console) -> None:
         from datamodules.building.manifest import in_words
 
         line = f"passed over, since it says nothing to training: {in_words(manifest.passed_over)}"
-        console.print(Text(visible(line)), soft_wrap=True)
+        console.print(line, soft_wrap=True)

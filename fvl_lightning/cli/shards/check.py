@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fvl_lightning.cli.shards.options import Paths, Processes
-from fvl_lightning.core.terminal import counted_table, plural, progress_bar, terminal, visible
+from fvl_lightning.core.terminal import counted_table, plural, progress_bar, terminal
 
 if TYPE_CHECKING:
     from datamodules.inspection.check import Findings
@@ -46,18 +46,20 @@ def check(paths: Paths, processes: Processes = None) -> None:
 
     Example: `fvl shards check 'shards/mine/train-{000000..000009}.tar' --processes 4`
     """
-    from datamodules.inspection.check import check_samples, check_tar, missing_shards, read_manifests
+    from datamodules.inspection.check import check_samples, check_tar
+    from datamodules.inspection.manifests import missing_shards, read_manifests, wrong_counts
     from datamodules.inspection.parallel import map_in_processes
     from datamodules.storage.sample_store import SampleStore
     from datamodules.storage.shard_cache import shard_cache
     from datamodules.storage.shard_paths import expand_shards
 
     shards = expand_shards(paths)
-    known, cache = read_manifests(shards), shard_cache()
-    findings = missing_shards(known, shards)
-    usable = []
+    manifests, cache = read_manifests(shards), shard_cache()
+    findings = manifests.findings
+    findings.merge(missing_shards(manifests, shards))
+    usable, samples = [], dict.fromkeys(shards, 0)
     with progress_bar("bytes and structure, shards", len(shards)) as progress:
-        for checked in map_in_processes(partial(check_tar, known, cache), shards, processes):
+        for checked in map_in_processes(partial(check_tar, manifests.shards, cache), shards, processes):
             findings.merge(checked.findings)
             usable += [checked.shard] if checked.usable else []
             progress(1)
@@ -65,7 +67,12 @@ def check(paths: Paths, processes: Processes = None) -> None:
         store = SampleStore(usable, "all", cache)
         with progress_bar("texts and images, samples", len(store)) as progress:
             findings.merge(check_samples(store, processes, progress))
-    _show(findings, len(shards), "all is well", terminal())
+        samples |= zip(usable, store.samples_per_shard, strict=True)
+    findings.merge(wrong_counts(manifests, samples))
+    console = terminal()
+    for place in manifests.others:
+        console.print(f"{place} is not the manifest of a build: no sizes and checksums to compare", soft_wrap=True)
+    _show(findings, len(shards), "all is well", console)
     if findings.counts:
         raise typer.Exit(FOUND)
 
@@ -73,7 +80,7 @@ def check(paths: Paths, processes: Processes = None) -> None:
 def _show(findings: "Findings", shards: int, well: str, console: Console) -> None:
     looked = f"{plural(shards, 'shard')}, {plural(findings.samples, 'sample')}, {plural(findings.images, 'image')}"
     if findings.ignored:
-        passed = ", ".join(f"{count:,} {visible(suffix)}" for suffix, count in findings.ignored.most_common(5))
+        passed = ", ".join(f"{count:,} {suffix}" for suffix, count in findings.ignored.most_common(5))
         console.print(f"members that say nothing to training, passed over: {passed}", soft_wrap=True)
     if not findings.counts:
         console.print(f"{looked}: {well}", soft_wrap=True)
@@ -87,5 +94,5 @@ def _show(findings: "Findings", shards: int, well: str, console: Console) -> Non
     for reason, _ in findings.counts.most_common():
         for finding in findings.examples[reason]:
             cells = (finding.shard, finding.key, finding.detail)
-            examples.add_row(reason, *map(visible, cells))
+            examples.add_row(reason, *cells)
     console.print(examples)

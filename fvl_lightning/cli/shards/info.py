@@ -12,7 +12,7 @@ from rich.table import Table
 from fvl_lightning.cli.shards.options import Paths, Processes, Tokenizer
 from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.core.terminal import bytes_in_words, counted_table, plural, progress_bar, terminal, visible
+from fvl_lightning.core.terminal import bytes_in_words, counted_table, plural, progress_bar, terminal
 
 NOT_SUMMED = ("width", "height")
 """Measures of which a total would say nothing."""
@@ -85,7 +85,7 @@ def _show(summary: dict[str, Any], console: Console) -> None:
             continue
         counted = counted_table(columns)
         for value, count in list(counts.items())[:SHOWN]:
-            counted.add_row(visible(value), f"{count:,}")
+            counted.add_row(value, f"{count:,}")
         if len(counts) > SHOWN:
             counted.add_row(f"{len(counts) - SHOWN:,} more", f"{sum(list(counts.values())[SHOWN:]):,}")
         console.print(counted)

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.core.terminal import terminal, visible
+from fvl_lightning.core.terminal import terminal
 
 
 def order(
@@ -45,7 +45,7 @@ def order(
     for sample in samples:
         cells = [store.shard(sample), store.key(sample)]
         cells += [names[bisect_right(loader.dataset.ends, sample)]] if names[1:] else []
-        table.add_row(*map(visible, cells))
+        table.add_row(*cells)
     console = terminal()
     console.print(table)
     number = int(hash_keys([store.key(sample) for sample in samples]))

@@ -16,15 +16,13 @@ from datamodules.inspection.check import (
     ShardProblem,
     check_samples,
     check_tar,
-    missing_shards,
-    read_manifests,
 )
+from datamodules.inspection.manifests import missing_shards, read_manifests, wrong_counts
 from datamodules.storage.index import index_path, save_index, scan_tar
 from datamodules.storage.sample_store import SampleStore
 from datamodules.storage.shard_cache import ShardCache
 from datamodules.storage.shard_paths import expand_shards
 from datamodules.storage.writer import Shard
-from fvl_lightning.core.errors import DataError
 
 Write = Callable[..., Path]
 
@@ -64,11 +62,11 @@ def tar_of(folder: Path, members: dict[str, bytes], name: str = "train-000000.ta
 
 def test_a_good_set_has_no_findings(good: Path, cache: ShardCache) -> None:
     shards = expand_shards(str(good))
-    known = read_manifests(shards)
-    assert sorted(known) == shards
-    assert not missing_shards(known, shards).counts
+    manifests = read_manifests(shards)
+    assert sorted(manifests.shards) == shards
+    assert not missing_shards(manifests, shards).counts
     for shard in shards:
-        checked = check_tar(known, cache, shard)
+        checked = check_tar(manifests.shards, cache, shard)
         assert checked.usable
         assert not checked.findings.counts
     found = check_samples(SampleStore(shards, "all"), processes=1)
@@ -77,7 +75,7 @@ def test_a_good_set_has_no_findings(good: Path, cache: ShardCache) -> None:
 
 def test_bytes_other_than_those_built(good: Path, cache: ShardCache) -> None:
     first, second = expand_shards(str(good))
-    known = read_manifests([first])
+    known = read_manifests([first]).shards
     content = bytearray(Path(first).read_bytes())
     content[600] ^= 1
     Path(first).write_bytes(content)
@@ -95,10 +93,43 @@ def test_a_shard_that_is_gone(good: Path) -> None:
     assert found.examples == {"missing shard": [expected]}
 
 
-def test_a_manifest_that_is_none(good: Path) -> None:
-    (good / "manifest.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(DataError, match=r"manifest\.json is not the manifest"):
-        read_manifests(expand_shards(str(good)))
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{}",
+        "",
+        "3",
+        "[" * 100_000,
+        '{"settings": {}, "splits": {"train": {"shards": [{}]}}}',
+        '{"splits": {"a": {"shards": [{"name": 3, "samples": 1, "images": 1, "bytes": 1, "sha256": "0"}]}}}',
+        '{"settings": {}, "splits": {}, "refused": {"a": []}}',
+        '{"splits": 3, "counts": {"train": "8"}}',
+    ],
+)
+def test_a_damaged_manifest_is_a_finding(good: Path, damage: str) -> None:
+    """Everything else is checked all the same."""
+    (good / "manifest.json").write_text(damage, encoding="utf-8")
+    found = read_manifests(expand_shards(str(good)))
+    assert found.findings.counts == {"manifest": 1}
+    assert not found.shards
+    whole = Manifest({}, {"train": []}, {}).to_json()
+    for end in range(len(whole) - 1):
+        (good / "manifest.json").write_text(whole[:end], encoding="utf-8")
+        assert read_manifests(expand_shards(str(good))).findings.counts == {"manifest": 1}
+
+
+def test_manifests_that_are_none_of_a_build(good: Path) -> None:
+    """The demo's manifest has numbers of samples, which are compared; another program's file is passed over."""
+    shards = expand_shards(str(good))
+    (good / "manifest.json").write_text('{"format": 1, "counts": {"train": 8, "test": 2}}', encoding="utf-8")
+    (good / "manifest-part1of2.json").write_text('{"files": []}', encoding="utf-8")
+    manifests = read_manifests(shards)
+    assert not manifests.findings.counts
+    assert manifests.others == [f"{good}/manifest-part1of2.json"]
+    (lost,) = wrong_counts(manifests, dict.fromkeys(shards, 4)).examples["samples"]
+    assert (lost.shard, lost.detail) == (f"{good}/test-*.tar", "0 samples, 2 in the manifest")
+    assert wrong_counts(manifests, dict.fromkeys(shards, 3)).counts == {"samples": 2}
+    assert wrong_counts(manifests, {shards[0]: 3}).counts == {"samples": 1}, "a part of a split is not judged"
 
 
 def test_an_index_of_another_tar(good: Path, cache: ShardCache) -> None:

@@ -52,28 +52,29 @@ def test_a_link_that_leads_out_is_refused(images: Path, target: str) -> None:
     assert refusal(images, "link.png").reason == "unsafe path"
 
 
-def test_a_folder_linked_directly_into_the_folder_is_inside(images: Path) -> None:
-    """As image collections that several data sets share often are."""
-    (images / "coco").symlink_to("../images_beside")
-    assert read_images(images, ["coco/d.png", "./coco/d.png"]) == ((images / "coco" / "d.png").read_bytes(),) * 2
-    (images.parent / "images_beside" / "link.png").symlink_to("../outside.png")
-    outside = images.parent / "outside.png"
-    detail = f"coco/link.png leads out of {images} through a link, to {outside}"
-    assert refusal(images, "coco/link.png") == Refusal("unsafe path", detail)
-
-
-def test_a_linked_folder_further_down_is_followed_where_the_recipe_names_its_target(images: Path) -> None:
-    (images / "sub" / "coco").symlink_to("../../images_beside")
-    (images / "sub" / "link.png").symlink_to("../../outside.png")
+@pytest.mark.parametrize("place", ["coco", "sub/coco"])
+def test_a_linked_folder_is_followed_where_the_recipe_names_its_target(images: Path, place: str) -> None:
     beside = images.parent / "images_beside"
+    (images / place).symlink_to(beside)
+    (beside / "link.png").symlink_to("../outside.png")
     with pytest.raises(Refused) as caught:
-        read_images(images, ["sub/coco/d.png"], [])
-    said = f"sub/coco/d.png leads out of {images} through a link, to {beside}/d.png"
-    assert caught.value.refusal.detail == f"{said}; add a folder that contains it to source.links to follow it"
-    assert refusal(images, "sub/coco/d.png") == Refusal("unsafe path", said)
-    assert read_images(images, ["sub/coco/d.png"], [str(beside)]) == ((beside / "d.png").read_bytes(),)
+        read_images(images, [f"./{place}/d.png"], [])
+    said = f"{place}/d.png leads out of {images} through a link, to {beside}/d.png"
+    assert caught.value.refusal.detail == f"./{said}; add a folder that contains it to source.links to follow it"
+    assert refusal(images, f"{place}/d.png") == Refusal("unsafe path", said)
+    assert read_images(images, [f"{place}/d.png"], [str(beside)]) == ((beside / "d.png").read_bytes(),)
     with pytest.raises(Refused):
-        read_images(images, ["sub/link.png"], [str(beside)])
+        read_images(images, [f"{place}/link.png"], [str(beside)])
+
+
+@pytest.mark.parametrize("target", ["/", "../..", "../../.."])
+def test_a_link_to_everything_shows_nothing(images: Path, target: str) -> None:
+    """The folder of images comes from strangers, and so may a link in it."""
+    (images / "root").symlink_to(target)
+    outside = (images.parent / "outside.png").relative_to((images / "root").resolve())
+    assert refusal(images, f"root/{outside}").reason == "unsafe path"
+    inside = (images / "a.png").relative_to((images / "root").resolve())
+    assert read_images(images, [f"root/{inside}"]) == (PNG + b"a.png",)
 
 
 @pytest.mark.parametrize("name", ["llava_json", "pairs"])
