@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from datamodules.batching.loader import MIN_SAMPLES_JUDGED, as_is
+from datamodules.batching.loader import MIN_SAMPLES_JUDGED
+from datamodules.batching.workers import read_ahead
 from datamodules.encoding.items import Items
 from datamodules.encoding.views import TOO_LONG, TextView
 from datamodules.storage.sample import SampleError
@@ -131,17 +131,13 @@ class _Measuring(Dataset[tuple[Measured, "Counter[str]"]]):
 
 
 def _measure(store: SampleStore, samples: range, view: TextView, workers: int) -> Items:
-    chunks = DataLoader(
-        _Measuring(store, samples, view),
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=as_is,
-        # A loader without its own generator draws from torch's global one, so that a run that measures would differ.
-        generator=torch.Generator(),
-    )
     chunk_tables: list[Any] = []
     counts: Counter[str] = Counter()
-    with progress(MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+    measuring = _Measuring(store, samples, view)
+    with (
+        read_ahead(measuring, workers, range(len(measuring))) as chunks,
+        progress(MofNCompleteColumn(), TimeRemainingColumn()) as bar,
+    ):
         task = bar.add_task(f"measuring {store.split}", total=len(samples))
         for measured, chunk_counts in chunks:
             chunk_tables.append(np.array(measured, dtype=np.int64).reshape(-1, 4))

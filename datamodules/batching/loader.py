@@ -1,21 +1,20 @@
 """Loads the rows of the order as batches; bad samples are dropped and counted, and too many of them are an error."""
 
 import logging
-import signal
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any
+from weakref import WeakSet
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from datamodules.batching.collate import Collate, EncodedSample
 from datamodules.batching.rows import Row, Rows
+from datamodules.batching.workers import read_ahead
 from datamodules.encoding.items import Piece
 from datamodules.encoding.views import View
 from datamodules.storage.sample import SampleError
@@ -147,9 +146,21 @@ class CountingLoader(ABC):
     def __init__(self, max_bad_fraction: float) -> None:
         self.max_bad_fraction = max_bad_fraction
         self.tally = Tally()
+        self._reading: WeakSet[Generator[Batch | PromptedBatch, None, None]] = WeakSet()
+
+    def __iter__(self) -> Iterator[Batch | PromptedBatch]:
+        """Returns an iterator over the batches."""
+        batches = self._batches()
+        self._reading.add(batches)
+        return batches
+
+    def close(self) -> None:
+        """Ends all iterators over this loader, with their workers; they may be referred to by a traceback."""
+        for batches in list(self._reading):
+            batches.close()
 
     @abstractmethod
-    def __iter__(self) -> Iterator[Batch | PromptedBatch]:
+    def _batches(self) -> Generator[Batch | PromptedBatch, None, None]:
         """Yields the batches."""
 
     def _count(self, loaded: LoadedBatch) -> Batch | PromptedBatch:
@@ -195,19 +206,10 @@ class BatchLoader(CountingLoader):
         self.dataset, self.rows, self.workers = dataset, rows, workers
         self._shortened = np.zeros(len(dataset.store), dtype=bool)
 
-    def __iter__(self) -> Iterator[Batch | PromptedBatch]:
-        loader = DataLoader(
-            self.dataset,
-            batch_size=None,
-            sampler=self.rows,
-            num_workers=self.workers,
-            collate_fn=as_is,
-            worker_init_fn=ignore_signals,
-            # Without one of its own a loader draws from torch's global stream, and a resumed run would draw otherwise.
-            generator=torch.Generator(),
-        )
-        for loaded in loader:
-            yield self._count(loaded)
+    def _batches(self) -> Generator[Batch | PromptedBatch, None, None]:
+        with read_ahead(self.dataset, self.workers, self.rows) as batches:
+            for loaded in batches:
+                yield self._count(loaded)
 
     def _log_shortened(self, samples: list[int]) -> None:
         """Logs the first, second, fourth, eighth ... shortened sample; each sample counts once."""
@@ -225,14 +227,3 @@ class FiniteBatchLoader(BatchLoader):
     def __len__(self) -> int:
         assert isinstance(self.rows, Sized)
         return len(self.rows)
-
-
-def ignore_signals(worker: int) -> None:
-    """Makes a worker ignore the signals that stop a job, since the current step may still need its batches."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def as_is(value: Any) -> Any:
-    """Returns its argument: a collate function for a dataset that returns batches."""
-    return value

@@ -3,10 +3,12 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from datamodules.batching.workers import read_ahead
 from fvl_lightning.core.errors import DataError, UserError
 
 Item = TypeVar("Item")
@@ -29,28 +31,22 @@ def map_in_processes(
     """
     processes = processes or os.cpu_count() or 1
     workers = min(processes, len(items))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # more processes than cores, on request
-        loader: DataLoader[Any] = DataLoader(
-            _Work(work),
-            batch_size=None,
-            sampler=items,
-            num_workers=workers if workers > 1 else 0,
-            collate_fn=_as_is,
-        )
-        results = iter(loader)
-    while True:
-        try:
-            result = next(results, None)
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):
-                raise
-            raise DataError("a worker process was killed, perhaps out of memory; use fewer --processes") from None
-        if result is None:
-            return
-        if isinstance(result[0], UserError):
-            raise result[0]
-        yield result[0]
+    with ExitStack() as reading:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # more processes than cores, on request
+            results = reading.enter_context(read_ahead(_Work(work), workers if workers > 1 else 0, items))
+        while True:
+            try:
+                result = next(results, None)
+            except RuntimeError as error:
+                if "exited unexpectedly" not in str(error):
+                    raise
+                raise DataError("a worker process was killed, perhaps out of memory; use fewer --processes") from None
+            if result is None:
+                return
+            if isinstance(result[0], UserError):
+                raise result[0]
+            yield result[0]
 
 
 class _Work(Dataset[tuple[Any]]):
@@ -63,7 +59,3 @@ class _Work(Dataset[tuple[Any]]):
         except UserError as error:
             # It is returned rather than raised: torch turns an exception in a worker into pages of traceback.
             return (error,)
-
-
-def _as_is(result: Any) -> Any:
-    return result

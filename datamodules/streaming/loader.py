@@ -2,23 +2,21 @@
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from datamodules.batching.collate import Collate, EncodedSample
 from datamodules.batching.loader import (
     MIN_SAMPLES_JUDGED,
     CountingLoader,
     LoadedBatch,
-    as_is,
-    ignore_signals,
 )
 from datamodules.batching.packing import best_fit
 from datamodules.batching.rows import Layout, Rows
+from datamodules.batching.workers import read_ahead
 from datamodules.encoding.items import Piece
 from datamodules.encoding.views import TextView, Turns, View
 from datamodules.storage.sample import SampleError
@@ -203,21 +201,13 @@ class StreamLoader(CountingLoader):
         super().__init__(max_bad_fraction)
         self.dataset, self.start, self.workers = dataset, start, workers
 
-    def __iter__(self) -> Iterator[Batch | PromptedBatch]:
-        loader = DataLoader(
-            self.dataset,
-            batch_size=None,
-            num_workers=self.workers,
-            collate_fn=as_is,
-            worker_init_fn=ignore_signals,
-            # Without one of its own a loader draws from torch's global stream, and a resumed run would draw otherwise.
-            generator=torch.Generator(),
-        )
+    def _batches(self) -> Generator[Batch | PromptedBatch, None, None]:
         passed = dict.fromkeys(range(max(1, self.workers)), self.start)
-        for loaded in loader:
-            passed[loaded.reader] = loaded.passed
-            batch = self._count(loaded)
-            yield replace(batch, position=tuple(map(min, zip(*passed.values(), strict=True))))
+        with read_ahead(self.dataset, self.workers) as batches:
+            for loaded in batches:
+                passed[loaded.reader] = loaded.passed
+                batch = self._count(loaded)
+                yield replace(batch, position=tuple(map(min, zip(*passed.values(), strict=True))))
 
     def _log_shortened(self, samples: list[int]) -> None:
         """Logs the first, second, fourth, eighth ... sample that is shortened."""

@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +142,10 @@ def fit(
         # Lightning advises more loader workers and lists missing hooks; both are choices here.
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # no output of a block is changed
+        training, validation = data.train_dataloader(), data.val_dataloader()
         try:
-            trainer.fit(
-                stage,
-                train_dataloaders=data.train_dataloader(),
-                val_dataloaders=data.val_dataloader(),
-                ckpt_path=checkpoint,
-                weights_only=True,
-            )
+            with closing(training), closing(validation):  # Lightning does not, if an error refers to its iterators
+                trainer.fit(stage, training, validation, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # Lightning raises it after a Ctrl-C that does not wait for the end of the step
             (signals.requested or Stop.PERSON).raise_for()
     if metrics_log:
