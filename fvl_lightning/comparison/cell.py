@@ -12,6 +12,8 @@ from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import config_hash
 from fvl_lightning.runs.folder import RunFolder
 
+CELL, RESULT = "cell.json", "result.json"
+"""Files of a cell: its specification, and what it measured."""
 NOT_HASHED = ("parent_run_id", "tags", "fresh", "split")
 """Parts of a specification that do not change the result; another split is scored in another folder."""
 
@@ -54,7 +56,7 @@ class Cell:
     @property
     def command(self) -> list[str]:
         """Command line of its process."""
-        return [sys.executable, "-m", "fvl_lightning.comparison.worker", str(self.folder / "cell.json")]
+        return [sys.executable, "-m", "fvl_lightning.comparison.worker", str(self.folder / CELL)]
 
     @property
     def log(self) -> Path:
@@ -64,7 +66,7 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Returns whether there is a result of exactly this specification."""
-        return self._read("result.json").get("cell") == self.key
+        return self._read(RESULT).get("cell") == self.key
 
     @property
     def failure(self) -> str | None:
@@ -75,9 +77,9 @@ class Cell:
     def prepare(self) -> None:
         """Writes the specification for the process, and removes an earlier result or failure."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in ("result.json", "failure.json"):
+        for name in (RESULT, "failure.json"):
             (self.folder / name).unlink(missing_ok=True)
-        self._write("cell.json", {**self.spec.plain(), "cell": self.key})
+        self._write(CELL, {**self.spec.plain(), "cell": self.key})
         self.code, self.started = None, (time.monotonic(), self.progress().step)
 
     def record_failure(self) -> None:
@@ -89,11 +91,11 @@ class Cell:
 
     def result(self) -> CellResult:
         """Returns what a finished cell measured on the test split."""
-        return CellResult.read(self._read("result.json"))
+        return CellResult.read(self._read(RESULT))
 
     def trial(self) -> TrialResult:
         """Returns what a finished cell measured on another split, to choose learning rates by."""
-        return TrialResult.read(self._read("result.json"))
+        return TrialResult.read(self._read(RESULT))
 
     def progress(self) -> CellProgress:
         """Returns the progress, read from the metrics logs of its runs."""

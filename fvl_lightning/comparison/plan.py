@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fvl_lightning.comparison.arms import Arm, arms_of, written_at
 from fvl_lightning.comparison.config import ComparisonConfig
@@ -15,6 +15,9 @@ from fvl_lightning.core.config.merging import override
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.metrics.names import metric_of
+
+if TYPE_CHECKING:
+    from fvl_lightning.stages.base import Stage
 
 ALWAYS_DIFFERENT = ("output", "init_from")
 """Keys in which arms always differ: their folder, and the run that they start from."""
@@ -94,6 +97,7 @@ def experiments(
                     _check_levels(plans[seed].arms[name][-1], path)
                 at_level = [*overrides, override("data.level", level)]
                 load(ExperimentConfig, base / config.stages[-1], at_level, written_at(config, "transfer_levels", path))
+    _check_devices(next(iter(plans.values())), path)
     _check_swept(config, path, next(iter(plans.values())).arms, [key for arm in arms.values() for key in arm.values])
     return plans
 
@@ -115,20 +119,24 @@ def _common_overrides(config: ComparisonConfig, seed: int) -> list[str]:
     return [*config.set, f"seed={seed}", *fields]
 
 
-def plan_alike(plans: Sequence[Arms], lineage: str = "frozen_encoder") -> None:
+def plan_alike(plans: Sequence[Arms], lineage: str = "frozen_encoder") -> "dict[str, list[Stage]]":
     """Makes all arms train on the same samples at every step, by planning rows for the largest number of image tokens.
 
     Args:
         plans: the arms of each seed; they are changed in place.
         lineage: as declared; it is checked here because the stages are built here.
 
-    Raises:
-        ConfigError: a stage trains the encoder that all arms share, or no stage of an arm trains the arm's own.
-    """
-    from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
-    from fvl_lightning.runs.setup import build_stage
+    Returns:
+        The stages of every arm, with shapes and without values.
 
-    built = {arm: [build_stage(stage, "meta") for stage in stages] for arm, stages in plans[0].items()}
+    Raises:
+        ConfigError: an arm cannot be built or cannot compute; a stage trains the encoder that all arms share, or no
+            stage of an arm trains the arm's own.
+    """
+    from fvl_lightning.comparison.checks.models import build_arms
+    from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
+
+    built = build_arms(plans[0])
     _check_lineage(lineage, {arm: [stage.trainable["encoder"] for stage in stages] for arm, stages in built.items()})
     for number, stages in enumerate(zip(*built.values(), strict=True)):
         models = [stage.model for stage in stages if isinstance(stage.model, FlorenceVLForConditionalGeneration)]
@@ -138,6 +146,7 @@ def plan_alike(plans: Sequence[Arms], lineage: str = "frozen_encoder") -> None:
                 stage = experiments_of_arm[number]
                 planned = dataclasses.replace(stage.data.config, planned_tokens_per_image=max(tokens))
                 stage.data = dataclasses.replace(stage.data, config=planned)
+    return built
 
 
 def arm_differences(arms: Arms, baseline: str) -> dict[str, dict[str, list[Any]]]:
@@ -198,6 +207,20 @@ def _check_swept(config: ComparisonConfig, path: Path, arms: Arms, set_keys: Ite
             raise ConfigError(
                 f"arms in {path}: {arm} differs from {baseline} in {key} too ({value!r}, not {base!r}), and only "
                 f"{', '.join(swept) or 'nothing'} is compared; make it equal, or add it to `swept`"
+            )
+
+
+def _check_devices(plan: SeedPlan, path: Path) -> None:
+    """Raises ConfigError where a stage asks for more than the one device that a cell trains on."""
+    stages = {"encoder_stage": [plan.encoder] if plan.encoder else [], **plan.arms}
+    for who, experiment in ((who, experiment) for who, of_arm in stages.items() for experiment in of_arm):
+        trainer = experiment.trainer
+        if trainer.world_size > 1:
+            raise ConfigError(
+                f"trainer.devices of {who} in {path}: stage {experiment.name} is for {trainer.devices} x "
+                f"{trainer.nodes} devices (trainer.devices x trainer.nodes), but a comparison trains every cell on "
+                "one; add trainer.devices=1, trainer.nodes=1 and trainer.strategy=single to `set`, and multiply "
+                f"trainer.accumulate by {trainer.world_size} to keep the batch"
             )
 
 

@@ -1,6 +1,6 @@
 """Runs a whole comparison: plan, encoders, cells, results, report."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -8,18 +8,18 @@ from rich.table import Table
 from datamodules.base import BatchData
 from fvl_lightning.comparison.arms import arms_of
 from fvl_lightning.comparison.cell import Cell
+from fvl_lightning.comparison.checks.before_start import check_before_start, plan_comparison
 from fvl_lightning.comparison.config import ComparisonConfig
-from fvl_lightning.comparison.plan import SeedPlan, axis_values, experiments, plan_alike
+from fvl_lightning.comparison.plan import axis_values
 from fvl_lightning.comparison.report.report import rich_table, write_report
 from fvl_lightning.comparison.results import collect, loss_curves, sample_answers
 from fvl_lightning.comparison.runner import Encoders, Runner
-from fvl_lightning.comparison.size_matching import match_sizes
 from fvl_lightning.comparison.split_readings import read_test_access
 from fvl_lightning.comparison.tracking import log_report, tracked_parent
-from fvl_lightning.comparison.tuning import tune, tuning_plans
+from fvl_lightning.comparison.tuning import tune
 from fvl_lightning.core.config.files import COMMAND_LINE
 from fvl_lightning.core.config.loading import check_config, load_config
-from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import terminal
 from fvl_lightning.evaluation.scoring import score_encoder
@@ -66,29 +66,24 @@ def run_comparison(
 
     Raises:
         ConfigError: the arms are not well defined, or the comparison would not be fair.
-        DataError: cells failed (the report of the others is written), or there is nothing to report.
+        DataError: what a comparison needs is missing (checks/before_start.py), cells failed (the report of the others
+            is written), or there is nothing to report.
     """
     config = load_config(ComparisonConfig, path, overrides, origin)
-    folder = Path(config.output) / config.name
-    plans = experiments(config, path, folder)
-    check_data(config, path, plans)
-    trials = tuning_plans(config, path, folder)
-    by_seed = [plan.arms for plan in (*plans.values(), *trials.values())]
-    baseline = config.baseline or next(iter(by_seed[0]))
-    plan_alike(by_seed, config.lineage)
-    if config.match != "natural":
-        match_sizes(by_seed, baseline, config.match)
+    planned = plan_comparison(config, path)
+    check_before_start(planned, fresh, report_only)
+    folder, plans = planned.folder, planned.plans
     with tracked_parent(config, folder, fresh) as tracker:
         parent = tracker.run_id or None
         runner = Runner(config, launcher_of(config, folder), terminal(), parent, fresh, retry_failed, report_only)
         arms = plans[config.seeds[0]].arms
         values = axis_values(arms_of(config, path), arms)
-        tuning = tune(runner, trials, plans, values)
+        tuning = tune(runner, planned.trials, plans, values)
         cells, encoders = runner.run(plans, values, "test")
         score_encoders(encoders, show)
         comparison, answers = collect(config, plans, encoders, cells, parent)
         comparison.tuning, comparison.test_readings = tuning, read_test_access(folder, cells)
-        limits = prepare_data(arms[baseline][-1]).limits()
+        limits = prepare_data(arms[planned.baseline][-1]).limits()
         write_report(comparison, sample_answers(arms, answers), loss_curves(cells), folder, limits)
         log_report(tracker, comparison, folder)
     for table in rich_table(comparison):
@@ -96,23 +91,6 @@ def run_comparison(
     show(f"report: {folder / 'report.md'}   (follow the runs with `fvl ui`)")
     refuse_missing(cells)
     return folder
-
-
-def check_data(config: ComparisonConfig, path: Path, plans: Mapping[int, SeedPlan]) -> None:
-    """Prepares the data of every arm, and checks that it has what the comparison scores.
-
-    Raises:
-        ConfigError: learning rates are to be chosen on a validation split without questions.
-        DataError: a split is missing or broken.
-    """
-    for stages in plans[config.seeds[0]].arms.values():
-        data = prepare_data(stages[-1])
-        for split in config.unseen_splits:
-            data.store(split)
-        if config.tune and not data.questions("validation"):
-            raise ConfigError(
-                f"tune in {path}: the validation split has no questions, and by them learning rates are chosen"
-            )
 
 
 def launcher_of(config: ComparisonConfig, folder: Path) -> Launcher:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import bytes_in_words, plural
 from fvl_lightning.doctor.finding import Finding, skipped
@@ -93,15 +94,11 @@ def check_disk_space(experiment: ExperimentConfig, stage: Stage | None) -> list[
     Args:
         stage: gives the size of a checkpoint; None where the model could not be built.
     """
-    folder = Path(experiment.output).absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
     try:
-        with TemporaryFile(dir=there) as file:
-            file.write(b"0")
-    except OSError as error:
+        there, free = free_space(Path(experiment.output))
+    except DataError as error:
         advice = "name another folder in `output`, or make this one writable"
-        return [Finding("run folder", "failed", f"{there} cannot be written to ({error.strerror})", advice)]
-    free = shutil.disk_usage(there).free
+        return [Finding("run folder", "failed", str(error), advice)]
     if stage is None:
         return [skipped("run folder", f"the model, to compare {bytes_in_words(free)} free in {there} with")]
     size = checkpoint_bytes(stage.experiment, stage.model)
@@ -110,6 +107,32 @@ def check_disk_space(experiment: ExperimentConfig, stage: Stage | None) -> list[
         advice = f"make room for {CHECKPOINTS} of them, or name another folder in `output`"
         return [Finding("run folder", "failed", message, advice)]
     return [Finding("run folder", "ok", message)]
+
+
+def free_space(folder: Path) -> tuple[Path, int]:
+    """Returns the first of a folder and its parents that exists, and the free bytes there; DataError if read-only."""
+    folder = folder.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with TemporaryFile(dir=there) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise DataError(f"{there} cannot be written to ({error.strerror})") from None
+    return there, shutil.disk_usage(there).free
+
+
+def bytes_left_by_run(stage: Stage) -> int:
+    """Returns the bytes that a finished run keeps: one or two checkpoints, perhaps the best weights, and its model."""
+    trainer = stage.experiment.trainer
+    kept = min(CHECKPOINTS - 1, math.ceil(trainer.max_steps / trainer.checkpoint_every))
+    weights = sum(tensor.nbytes for tensor in stage.model.state_dict().values())
+    best = weights if trainer.keep_best else 0
+    return kept * checkpoint_bytes(stage.experiment, stage.model) + best + weights
+
+
+def bytes_while_training(stage: Stage) -> int:
+    """Returns the bytes that a running training needs besides: a checkpoint is whole before the oldest is removed."""
+    return checkpoint_bytes(stage.experiment, stage.model)
 
 
 def check_tracking(experiment: ExperimentConfig) -> list[Finding]:

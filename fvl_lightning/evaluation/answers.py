@@ -29,6 +29,25 @@ class Answer:
     text: str
 
 
+def scored_questions(data: BatchData, split: str) -> list[Question]:
+    """Returns the questions of a split, once it is clear that answers to them can be generated and scored.
+
+    Raises:
+        DataError: there is no such split, it has no questions, a question has no answer, or a sample with questions
+            has no image or several.
+    """
+    questions = data.questions(split)
+    if not questions:
+        raise _no_questions(data, split)
+    store = data.store(split)
+    for question in questions:
+        if (images := store.image_count(question.index)) != 1:
+            raise store.error(question.index, "images", f"only samples with exactly one can be scored, it has {images}")
+        if not question.answer.strip():
+            raise store.error(question.index, "answers", f"the answer to a question of kind {question.kind} is empty")
+    return questions
+
+
 def score_answers(answers: Iterable[Answer], metric: str) -> KindScores:
     """Returns the scores of the answers by a registered metric."""
     answers = list(answers)
@@ -69,8 +88,7 @@ def answer_questions(
     """
     questions = data.questions(split)
     if not questions:
-        where = f"split {split} ({data.store(split).shards[0]} ...)"
-        raise DataError(f"{where} has no questions to score: its records name no `kinds`")
+        raise _no_questions(data, split)
     samples = sorted({question.index for question in questions})
     # Shifted by half the samples: each sample gets the image of another one, always the same.
     other = dict(zip(samples, samples[len(samples) // 2 :] + samples[: len(samples) // 2], strict=True))
@@ -94,3 +112,6 @@ def answer_questions(
     return answers
 
 
+def _no_questions(data: BatchData, split: str) -> DataError:
+    where = f"split {split} ({data.store(split).shards[0]} ...)"
+    return DataError(f"{where} has no questions to score: its records name no `kinds`")

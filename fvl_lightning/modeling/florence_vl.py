@@ -20,6 +20,7 @@ from fvl_lightning.modeling.initialization import initializers, reset_module
 from fvl_lightning.modeling.loss import token_loss
 from fvl_lightning.modeling.outputs import FlorenceVLOutput, language_model_inputs
 from fvl_lightning.modeling.packing import cache_for
+from fvl_lightning.modeling.shapes import check_declarations, check_fused, check_projected, check_sources
 from fvl_lightning.modeling.splice import splice_images
 
 
@@ -36,9 +37,11 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
         self.encoder = encoder.component(encoder.config)
         self.alignment = SourceAlignment(self.encoder.specs, normalize=config.normalize_sources)
         self.fusion = fusion.component(fusion.config, self.alignment.specs)
+        check_declarations(self.fusion, fusion.name)
         self.output_norm = nn.LayerNorm(self.fusion.output.dim) if config.normalize_output else nn.Identity()
         self.language_model = language_model.component(language_model.config)
         self.projector = projector.component(projector.config, self.fusion.output, self.language_model.dim)
+        self._shapes_are_checked = False  # until the first forward pass with images
         self.compose()
         self.post_init()
 
@@ -64,6 +67,7 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
             sources: the encoder's output {source: [I, N_source, D_source]}, in place of `pixel_values`.
 
         Raises:
+            ConfigError: in the first call, where a component returns another shape than it declares.
             ValueError: neither is given.
         """
         if sources is None:
@@ -73,9 +77,21 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
         else:
             images = len(next(iter(sources.values())))
             sources = {name: _or_blank(source) for name, source in sources.items()}
+        checked, shown = self._shapes_are_checked, max(images, 1)
+        if not checked:
+            check_sources(self._name("encoder"), self.encoder.specs, sources)
         fused = self.fusion(self.alignment(sources))
+        if not checked:
+            check_fused(self._name("fusion"), self.fusion.output, shown, fused)
         features = self.projector(self.output_norm(fused.features))
+        if not checked:
+            check_projected(self._name("projector"), self.projector.tokens, self.language_model.dim, shown, features)
+            self._shapes_are_checked = True
         return features[:images], fused.diagnostics if images else {}
+
+    def _name(self, slot: str) -> str:
+        """Returns the registered name of the component in a slot, for messages."""
+        return getattr(self.config, slot)["name"]
 
     @can_return_tuple
     def forward(

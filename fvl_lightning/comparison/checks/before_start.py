@@ -1,0 +1,126 @@
+"""Plans a comparison and finds what would end it, or make it unfair, before anything is trained."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fvl_lightning.comparison.cell import RESULT
+from fvl_lightning.comparison.checks.data import check_data
+from fvl_lightning.comparison.checks.disk import Work, bytes_in, check_disk
+from fvl_lightning.comparison.checks.models import build_checked
+from fvl_lightning.comparison.checks.output import check_output
+from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.comparison.plan import SeedPlan, experiments, plan_alike
+from fvl_lightning.comparison.size_matching import match_sizes
+from fvl_lightning.comparison.tuning import trial_name, trials, tuning_plans
+from fvl_lightning.core.errors import ConfigError, DataError, UserError
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.stages.base import Stage
+
+Check = Callable[[], str]
+"""Returns what it has found to be right, or raises a UserError."""
+
+
+@dataclass
+class PlannedComparison:
+    """A comparison that is ready to start: its experiments, planned alike and of matched sizes."""
+
+    config: ComparisonConfig
+    path: Path
+    plans: dict[int, SeedPlan]
+    """{seed: its experiments}."""
+    trials: dict[int, SeedPlan]
+    """{seed of tune: the arms}; empty where no learning rates are tuned."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the comparison."""
+        return Path(self.config.output) / self.config.name
+
+    @property
+    def baseline(self) -> str:
+        """The arm that the others are compared to."""
+        return self.config.baseline or next(iter(self.plans[self.config.seeds[0]].arms))
+
+    @property
+    def encoders(self) -> list[ExperimentConfig]:
+        """The trainings of shared encoders, one per seed; none where the encoder of the stages is taken."""
+        plans = (*self.plans.values(), *self.trials.values())
+        return [plan.encoder for plan in plans if plan.encoder is not None]
+
+
+def plan_comparison(config: ComparisonConfig, path: Path) -> PlannedComparison:
+    """Returns the experiments of all seeds and trials; ConfigError as `experiments`."""
+    folder = Path(config.output) / config.name
+    return PlannedComparison(config, path, experiments(config, path, folder), tuning_plans(config, path, folder))
+
+
+def check_before_start(planned: PlannedComparison, fresh: bool = False, report_only: bool = False) -> None:
+    """Checks data, arms, output folder and disk, and makes the arms train alike and with matched sizes.
+
+    Args:
+        planned: changed in place.
+        fresh: whether finished cells are trained again.
+        report_only: whether nothing will be trained.
+
+    Raises:
+        ConfigError, DataError: all problems that were found, in one sentence.
+    """
+    for checks in steps_of_checks(planned, fresh, report_only):
+        errors: list[UserError] = []
+        for check in checks.values():
+            try:
+                check()
+            except UserError as error:
+                errors.append(error)
+        if errors:
+            kind = ConfigError if any(isinstance(error, ConfigError) for error in errors) else DataError
+            raise kind("; ".join(map(str, errors)))
+
+
+def steps_of_checks(planned: PlannedComparison, fresh: bool, report_only: bool) -> list[Mapping[str, Check]]:
+    """Returns {name: check} in two steps; those of the second need that all of the first have passed."""
+    built: dict[str, list[Stage]] = {}
+    config = planned.config
+    by_seed = [plan.arms for plan in (*planned.plans.values(), *planned.trials.values())]
+
+    def arms() -> str:
+        for encoder in planned.encoders[:1]:
+            built[""] = [build_checked(encoder)]
+        built.update(plan_alike(by_seed, config.lineage))
+        return f"{', '.join(by_seed[0])} can be built; fusions and projectors return the shapes that they declare"
+
+    def sizes() -> str:
+        match_sizes(by_seed, planned.baseline, config.match)
+        return f"match: {config.match} was solved for every arm"
+
+    first: dict[str, Check] = {"data": lambda: check_data(config, planned.plans), "arms": arms}
+    second: dict[str, Check] = {} if config.match == "natural" else {"sizes": sizes}
+    if not fresh:
+        second["output"] = lambda: check_output(config, planned.folder, planned.plans)
+    if not report_only:
+        second["disk"] = lambda: check_disk(planned.folder, _work(planned, built, fresh), config.jobs)
+    return [first, second]
+
+
+def _work(planned: PlannedComparison, built: Mapping[str, list[Stage]], fresh: bool) -> Work:
+    """Returns the cells, trials and encoders that are not finished.
+
+    Args:
+        built: {arm: its stages}; under "" the stage of the shared encoder.
+    """
+    factors = planned.config.tune.learning_rate_factors if planned.config.tune else []
+    stages = dict(built) | {trial_name(arm, factor): built[arm] for arm in built for factor in factors}
+    cells = [
+        (folder, label)
+        for plan in (*planned.plans.values(), *trials(planned.trials, factors).values())
+        for label, folder in plan.folders.items()
+        if fresh or not (folder / RESULT).is_file()
+    ]
+    encoders = [
+        (Path(encoder.output) / encoder.name, "")
+        for encoder in planned.encoders
+        if fresh or not any(run.finished for run in RunFolder.named(Path(encoder.output), encoder.name))
+    ]
+    return [(0 if fresh else bytes_in(folder), stages[label]) for folder, label in (*encoders, *cells)]

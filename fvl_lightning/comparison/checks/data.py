@@ -1,0 +1,73 @@
+"""Checks that the data of every arm has the questions that a comparison scores."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+from datamodules.base import BatchData
+from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.comparison.plan import SeedPlan
+from fvl_lightning.core.config.loading import as_plain, check_config, config_hash
+from fvl_lightning.core.errors import DataError, UserError
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.evaluation.answers import scored_questions
+from fvl_lightning.runs.setup import prepare_data
+
+NEEDS = "a comparison scores every arm on questions with answers, one image each (docs/comparison.md)"
+
+
+def check_data(config: ComparisonConfig, plans: Mapping[int, SeedPlan]) -> str:
+    """Prepares the data of every arm, and checks that it has what the comparison scores.
+
+    Returns:
+        How many questions the splits have.
+
+    Raises:
+        DataError: splits, questions or answers are missing; all problems in one sentence.
+    """
+    found: list[str] = []
+    problems: list[str] = []
+    plan = plans[config.seeds[0]]
+    for arms, experiment in _distinct({arm: stages[-1] for arm, stages in plan.arms.items()}):
+        whose = f"data of {', '.join(arms)}" if len(arms) < len(plan.arms) else "data"
+        try:
+            _check_cached(config, prepare_data(experiment))
+            found += [f"{whose}: {text}" for text in _questions(config, experiment)]
+        except UserError as error:
+            problems.append(f"{whose}: {error}; {NEEDS}")
+    if plan.encoder is not None:
+        try:  # its own test score is part of the report
+            prepare_data(plan.encoder).store("test")
+        except UserError as error:
+            problems.append(f"data of encoder_stage: {error}; the encoder is scored on this split")
+    if problems:
+        raise DataError("; ".join(problems))
+    return "; ".join(found)
+
+
+def _distinct(experiments: Mapping[str, ExperimentConfig]) -> Iterator[tuple[Sequence[str], ExperimentConfig]]:
+    """Yields the arms that share one data configuration, and the experiment of one of them."""
+    shared: dict[str, list[str]] = defaultdict(list)
+    for arm, experiment in experiments.items():
+        shared[config_hash(experiment.data)].append(arm)
+    for arms in shared.values():
+        yield arms, experiments[arms[0]]
+
+
+def _check_cached(config: ComparisonConfig, data: BatchData) -> None:
+    if config.lineage == "frozen_encoder" and data.STREAMS:
+        raise DataError(
+            "the features of the shared frozen encoder are cached, but samples of a stream have no numbers to keep "
+            "features by; use data: shards, or lineage: end_to_end"
+        )
+
+
+def _questions(config: ComparisonConfig, experiment: ExperimentConfig) -> Iterator[str]:
+    """Yields the number of questions of every split and level that is scored; DataError or ConfigError for none."""
+    data = prepare_data(experiment)
+    for split in ["test", *config.unseen_splits, *(["validation"] if config.tune else [])]:
+        yield f"{len(scored_questions(data, split))} questions in {split}"
+    for level in config.transfer_levels:
+        plain = as_plain(experiment)
+        plain["data"]["level"] = level
+        at_level = prepare_data(check_config(ExperimentConfig, plain))
+        yield f"{len(scored_questions(at_level, 'test'))} questions in test of level {level}"
