@@ -29,9 +29,7 @@ Collate = Callable[[list[list[EncodedSample]], Rows], Batch | PromptedBatch]
 """(the samples of each row, the rows) -> batch"""
 
 
-def row_collate(
-    context: DataContext, with_features: bool, packed: bool, datasets: Sequence[str], fit: Fit
-) -> Collate:
+def row_collate(context: DataContext, with_features: bool, packed: bool, datasets: Sequence[str], fit: Fit) -> Collate:
     """Returns a function that collates samples into a Batch, padded on the right to the longest row.
 
     Args:

@@ -20,8 +20,11 @@ from datamodules.building.config import BuildConfig
 from datamodules.building.manifest import BuildProgress, Manifest, Reporter, in_words
 from datamodules.building.output import Output, settings_of
 from datamodules.building.processes import prepare_all
+from datamodules.building.replacement import Replacement
 from datamodules.building.resume_log import Position, ResumeLog
 from datamodules.building.row_to_sample import BuiltSample, Outcome
+from datamodules.building.source_state import State, state_of
+from datamodules.building.splits import MANY, few_images
 from datamodules.sources.base import Ignored, Refusal, Source
 from datamodules.storage.writer import Length, OpenShard, Shard, whole_size
 from fvl_lightning.core.atomic import write_text_atomically
@@ -39,45 +42,66 @@ _LOG = "refused.log"
 """The file of refusals so far, in the work folder."""
 
 
-def build_shards(config: BuildConfig, progress: Report | None = None) -> Manifest:
+def build_shards(config: BuildConfig, progress: Report | None = None, fresh: bool = False) -> Manifest:
     """Builds the shards of a checked recipe, or the part that it names; resumes a build that was killed.
 
-    A finished build is left alone; its manifest then has `already_complete`.
+    A finished build is left alone if its source has not changed; its manifest then has `already_complete`.
+
+    Args:
+        config: the recipe.
+        progress: is called now and then.
+        fresh: whether to build anew beside a finished build, which is replaced at the end.
 
     Raises:
-        ConfigError: no source.
-        DataError: the source cannot be read or has no good row, the output cannot be written or holds something else,
-            or another process is building there.
+        ConfigError: no source, or `fresh` for a part or a URL.
+        DataError: the source cannot be read, has no good row or has changed, the output cannot be written or holds
+            something else, or another process is building there.
     """
     if config.source is None:
         raise ConfigError("source: a build needs one, such as source.name=llava_json")
     source: Source = config.source.component(config.source.config)
     output, settings = Output(config.output, config.part), settings_of(config)
+    replacement = Replacement(config.output, config.part)
     try:
-        finished = output.finished(settings)
+        replacement.recover()
+        now = state_of(source.inputs())
+        if fresh:
+            replacement.begin(settings, now)
+            output = Output(replacement.new, config.part)
+        finished = output.finished(settings, now)
         if finished is None:
-            return _build(config, source, output, settings, progress)
+            finished = _build(config, source, output, settings, now, progress)
+        else:
+            output.remove_work()
+        if fresh:
+            replacement.finish()
+            return replace(finished, already_complete=False)
+        return finished
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         raise DataError(f"the build of {config.output} stopped: {os_error_in_words(error)}{place}") from None
-    output.remove_work()
-    return finished
 
 
 def _build(
-    config: BuildConfig, source: Source, output: Output, settings: dict[str, Any], progress: Report | None
+    config: BuildConfig,
+    source: Source,
+    output: Output,
+    settings: dict[str, Any],
+    sources: State,
+    progress: Report | None,
 ) -> Manifest:
     output.begin()
     with ResumeLog(output.work) as journal:
         # A build without a finished shard has nothing to lose, so a corrected recipe may start again.
         if journal.settings is not None and journal.state.shards:
             output.refuse_other(journal.settings, settings)
+            output.refuse_changed(journal.sources, sources)
             output.check_there(shard for shards in journal.state.shards.values() for shard in shards)
         try:
             if not journal.state.shards:
                 output.refuse_strangers()
                 output.tidy()
-                journal.begin(settings)
+                journal.begin(settings, sources)
             build = _Build(config, output, journal)
             with closing(build):
                 if build.state.shards:
@@ -111,6 +135,7 @@ class _Build:
         self._log.truncate(self.state.refused_bytes)
         self._log.seek(0, os.SEEK_END)
         self._next = self.state.position
+        self._places = None if self.state.places is None else set(self.state.places)
         lengths: list[Shard | Length] = [*whole, *self.state.open.values()]
         self.before = BuildProgress(
             samples=sum(each.samples for each in lengths),
@@ -157,7 +182,10 @@ class _Build:
         if not self.state.shards:
             raise self._nothing()
         shards = {split: self.state.shards.get(split, []) for split in sorted(self.config.splits)}
-        manifest = Manifest(settings, shards, dict(self.state.refused), dict(self.state.passed_over))
+        if self._places is not None and (why := few_images(sorted(self._places), self.config.splits)):
+            log.warning("%s: %s", self.config.output, why)
+        refused, passed_over = dict(self.state.refused), dict(self.state.passed_over)
+        manifest = Manifest(settings, shards, refused, passed_over, self.journal.sources)
         file = self.output.work / self.output.manifest
         write_text_atomically(file, manifest.to_json())
         self.output.publish(file)
@@ -174,6 +202,9 @@ class _Build:
         if isinstance(outcome, BuiltSample):
             self._make_room(outcome)
             self._open[outcome.split].append(outcome.members, outcome.images)
+            if self._places is not None:
+                self._places.add(outcome.place)
+                self._places = self._places if len(self._places) <= MANY else None
             for name in outcome.unused:
                 self._pass_over(f"fields '{name}'", 1)
         elif isinstance(outcome, Ignored):
@@ -221,6 +252,7 @@ class _Build:
         self.state.shards.setdefault(split, []).append(shard)
         self.state.open = {other: opened.length for other, opened in self._open.items()}
         self.state.position, self.state.refused_bytes = self._next, self._log.tell()
+        self.state.places = None if self._places is None else sorted(self._places)
         self.journal.add(split, shard)
         self.output.publish_shard(shard)
 

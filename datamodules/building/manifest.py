@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from datamodules.building.source_state import State, read_state
 from datamodules.storage.writer import Shard
 from fvl_lightning.core.errors import DataError
 
@@ -28,6 +29,7 @@ class Manifest:
 
     Args:
         settings: the resolved recipe without the fields that the shards do not depend on.
+        sources: the state of the source's files when the build began; empty if it is not known.
         already_complete: the build had been finished before, so nothing was done; not part of the file.
     """
 
@@ -35,6 +37,7 @@ class Manifest:
     shards: Mapping[str, Sequence[Shard]]
     refused: Mapping[str, int]
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    sources: State = field(default_factory=dict)
     already_complete: bool = field(default=False, compare=False)
 
     @property
@@ -56,6 +59,7 @@ class Manifest:
         """Returns the file's content; equal builds give equal text."""
         content = {
             "settings": self.settings,
+            **({"sources": self.sources} if self.sources else {}),
             "splits": {
                 split: {**_totals(shards), "shards": [asdict(shard) for shard in shards]}
                 for split, shards in sorted(self.shards.items())
@@ -75,7 +79,8 @@ class Manifest:
                 split: [Shard.read(shard) for shard in found["shards"]] for split, found in content["splits"].items()
             }
             refused, passed_over = _counts(content["refused"]), _counts(content.get("passed_over", {}))
-            return cls(dict(content["settings"]), shards, refused, passed_over, already_complete)
+            sources = read_state(content.get("sources", {}))
+            return cls(dict(content["settings"]), shards, refused, passed_over, sources, already_complete)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise DataError(f"{place} is not the manifest of a build of shards, or it is damaged") from None
 

@@ -14,6 +14,7 @@ from typing import Any
 from datamodules.building.config import BuildConfig
 from datamodules.building.manifest import FORMAT, MANIFEST_NAME, Manifest
 from datamodules.building.resume_log import NAME as JOURNAL
+from datamodules.building.source_state import State, changes
 from datamodules.storage.index import index_path, save_index, scan_tar
 from datamodules.storage.remote import is_remote, list_names, put_file, read_bytes
 from datamodules.storage.writer import Shard
@@ -56,11 +57,12 @@ class Output:
         """Returns the name of a split's tar."""
         return f"{split}{self._part}-{number:06d}.tar"
 
-    def finished(self, settings: Mapping[str, Any]) -> Manifest | None:
+    def finished(self, settings: Mapping[str, Any], sources: State) -> Manifest | None:
         """Returns the manifest of this build if it is finished.
 
         Raises:
-            DataError: the output holds another build, or the finished one lacks a shard.
+            DataError: the output holds another build or one of a source that has changed, or the finished one lacks a
+                shard.
         """
         names = list(self._names())
         for name in filter(MANIFEST_NAME.fullmatch, names):
@@ -69,6 +71,7 @@ class Output:
             except DataError as error:
                 raise DataError(f"{error}; choose another output") from None
             self.refuse_other(found.settings, settings)
+            self.refuse_changed(found.sources, sources)
             if name == self.manifest:
                 self.check_there(found.all_shards)
                 return found
@@ -80,6 +83,16 @@ class Output:
         if different:
             which = ", ".join(different)
             raise DataError(f"{self.place} holds another build (differing in {which}); choose another output")
+
+    def refuse_changed(self, before: State, now: State) -> None:
+        """Raises DataError if the source's files are not those of a build; an unknown state (of an earlier version, or
+        of a source that names no files) is not compared."""
+        different = changes(before, now) if before else ""
+        if different:
+            raise DataError(
+                f"the source of {self.place} is not the one that it was built from: {different}; `--fresh` builds it "
+                "anew, another output keeps both"
+            )
 
     def begin(self) -> None:
         """Creates the work folder, and remembers which folders were created for it."""

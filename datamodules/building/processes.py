@@ -34,14 +34,14 @@ CHUNK_FILES = "chunk-"
 Job = tuple[int, Any]
 """A chunk with its number."""
 Outcomes = Iterator[Outcome]
-_Packed = Refusal | Ignored | tuple[str, int, int, tuple[str, ...]]
+_Packed = Refusal | Ignored | tuple[str, int, int, tuple[str, ...], float]
 
 
 @dataclass(frozen=True)
 class _Prepared:
     """A chunk as a process returns it: the outcome of each row, and the bytes of all samples, concatenated.
 
-    Among the rows, a sample is (split, images, bytes, unused).
+    Among the rows, a sample is (split, images, bytes, unused, place).
     """
 
     rows: list[_Packed]
@@ -51,7 +51,11 @@ class _Prepared:
         file: IO[bytes] = self.members.open("rb") if isinstance(self.members, Path) else BytesIO(self.members)
         with file:
             for row in self.rows:
-                yield BuiltSample(row[0], row[1], file.read(row[2]), row[3]) if isinstance(row, tuple) else row
+                if isinstance(row, tuple):
+                    split, images, size, unused, place = row
+                    yield BuiltSample(split, images, file.read(size), unused, place)
+                else:
+                    yield row
 
     def remove(self) -> None:
         if isinstance(self.members, Path):
@@ -151,7 +155,7 @@ def _prepare(number: int, chunk: Any) -> _Prepared:
                 file.write(held.getbuffer())
                 held = BytesIO()
             file.write(outcome.members)
-            rows.append((outcome.split, outcome.images, len(outcome.members), outcome.unused))
+            rows.append((outcome.split, outcome.images, len(outcome.members), outcome.unused, outcome.place))
         return _Prepared(rows, path if file is not held else held.getvalue())
     finally:
         file.close()

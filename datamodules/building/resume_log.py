@@ -11,8 +11,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
+from datamodules.building.source_state import State as SourceState
+from datamodules.building.source_state import read_state
 from datamodules.storage.writer import Length, Shard
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.jsonl import append_rows, read_rows
@@ -35,6 +37,8 @@ class State:
     refused: dict[str, int] = field(default_factory=dict)
     passed_over: dict[str, int] = field(default_factory=dict)
     refused_bytes: int = 0
+    places: list[float] | None = field(default_factory=list)
+    """The different places by which samples have got their splits (splits.py); None where they are many."""
 
 
 class ResumeLog:
@@ -46,29 +50,21 @@ class ResumeLog:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
-        self.path.touch()
-        self._lock = self.path.open("rb")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise DataError(f"another process is building into {folder.parent} at this moment") from None
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): start no second build of it", self.path, error.strerror)
-        self.settings, self.state = self._read()
+        self._lock = _locked(self.path)
+        self.settings, self.sources, self.state = self._read()
 
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Starts the log anew with the settings as its first line."""
-        self.settings, self.state = settings, State()
+    def begin(self, settings: Mapping[str, Any], sources: SourceState) -> None:
+        """Starts the log anew with the settings and the state of the source's files as its first line."""
+        self.settings, self.sources, self.state = settings, sources, State()
         os.truncate(self.path, 0)
-        append_rows(self.path, [settings], durable=True)
+        append_rows(self.path, [{**settings, "sources": sources}], durable=True)
 
     def add(self, split: str, shard: Shard) -> None:
         """Appends a line for a finished shard and the current `state`, which has the shard already."""
         state = self.state
         lengths = {name: asdict(length) for name, length in state.open.items()}
         line = {"split": split, "shard": asdict(shard), "position": state.position, "open": lengths}
-        counts = {"refused": state.refused, "passed_over": state.passed_over}
+        counts = {"refused": state.refused, "passed_over": state.passed_over, "places": state.places}
         append_rows(self.path, [{**line, **counts, "refused_bytes": state.refused_bytes}], durable=True)
 
     def close(self) -> None:
@@ -81,16 +77,44 @@ class ResumeLog:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
-    def _read(self) -> tuple[Mapping[str, Any] | None, State]:
+    def _read(self) -> tuple[Mapping[str, Any] | None, SourceState, State]:
         state = State()
         try:
             rows = list(read_rows(self.path))
+            settings = dict(rows[0]) if rows else None
+            sources = read_state(settings.pop("sources", {})) if settings else {}
             for line in rows[1:]:
                 state.shards.setdefault(line["split"], []).append(Shard.read(line["shard"]))
                 state.position = (int(line["position"][0]), int(line["position"][1]))
-                state.open = {split: Length(**length) for split, length in line["open"].items()}
-                state.refused, state.refused_bytes = line["refused"], line["refused_bytes"]
-                state.passed_over = line.get("passed_over", {})
-        except (DataError, ValueError, KeyError, TypeError, IndexError):
+                state.open = {split: Length(**_numbers(length)) for split, length in line["open"].items()}
+                state.refused, state.refused_bytes = _numbers(line["refused"]), int(line["refused_bytes"])
+                state.passed_over = _numbers(line.get("passed_over", {}))
+                places = line.get("places")
+                state.places = None if places is None else [float(place) for place in places]
+        except (DataError, ValueError, KeyError, TypeError, IndexError, AttributeError):
             raise DataError(f"{self.path} is damaged; delete {self.path.parent} and start the build again") from None
-        return (rows[0] if rows else None), state
+        return settings, sources, state
+
+
+def refuse_running(folder: Path) -> None:
+    """Raises DataError if another process is building in a work folder, which need not exist."""
+    if folder.is_dir():
+        _locked(folder / NAME).close()
+
+
+def _locked(path: Path) -> BinaryIO:
+    """Opens a resume log and locks it; DataError if another process has locked it."""
+    path.touch()
+    file = path.open("rb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise DataError(f"another process is building into {path.parent.parent} at this moment") from None
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): start no second build of it", path, error.strerror)
+    return file
+
+
+def _numbers(fields: Mapping[str, Any]) -> dict[str, int]:
+    return {name: int(number) for name, number in fields.items()}

@@ -1,12 +1,11 @@
 """Turns one row of a source into one sample of a shard, after all checks."""
 
-import hashlib
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from datamodules.building.splits import place_of, split_at
 from datamodules.encoding.messages import check_messages, image_parts, parts_of
 from datamodules.encoding.placeholders import find_placeholder
 from datamodules.images.decoding import to_png, verify_image
@@ -29,12 +28,13 @@ _MAX_DETAIL = 500
 
 @dataclass(frozen=True)
 class BuiltSample:
-    """One sample: its split, its number of images, its stretch of tar, and the row's unused fields."""
+    """One sample: its split, number of images, stretch of tar, the row's unused fields, and its place (splits.py)."""
 
     split: str
     images: int
     members: bytes
     unused: tuple[str, ...] = ()
+    place: float = 0.0
 
 
 Outcome = BuiltSample | Refusal | Ignored
@@ -66,24 +66,6 @@ def prepare_chunk(source: Source, number: int, chunk: Any, splits: Mapping[str, 
             yield _short(replace(refused.refusal, where=row.where, id=row_id(row.record)))
 
 
-def split_of(record: Mapping[str, Any], images: Sequence[bytes], splits: Mapping[str, float]) -> str:
-    """Returns the split of a sample, chosen by its content: equal images are never in two splits.
-
-    The smallest hash of several images decides, so that their order does not matter. Samples that share only some of
-    their images can still be in different splits.
-    """
-    text = json.dumps(record.get("messages") or record.get("caption"), sort_keys=True)
-    digest = min(hashlib.sha256(content).digest() for content in images or [text.encode()])
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    # Sorted by name, so that their order in a recipe does not matter.
-    *others, last = sorted(splits)
-    for name in others:
-        place -= splits[name]
-        if place < 0:
-            return name
-    return last
-
-
 def _prepare(row: Row, key: str, splits: Mapping[str, float]) -> BuiltSample:
     text = _encode(row.record)
     _check_text(row.record, len(row.images))
@@ -92,7 +74,8 @@ def _prepare(row: Row, key: str, splits: Mapping[str, float]) -> BuiltSample:
     images = [_image(i, content) for i, content in enumerate(row.images)]
     names = image_names([extension for extension, _ in images])
     members = {"json": text, **{name: content for name, (_, content) in zip(names, images, strict=True)}}
-    return BuiltSample(split_of(row.record, row.images, splits), len(images), tar_members(key, members), row.unused)
+    place = place_of(row.record, row.images)
+    return BuiltSample(split_at(place, splits), len(images), tar_members(key, members), row.unused, place)
 
 
 def _encode(record: Mapping[str, Any]) -> bytes:

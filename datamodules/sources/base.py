@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 
@@ -53,6 +54,21 @@ class Ignored:
     count: int
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The files that the rows of a source come from, by which a finished build notices that they have changed.
+
+    Attributes:
+        files: files whose content counts, such as the JSON of the rows.
+        images: the folder of the images that rows name; None where rows hold them.
+        links: the folders that links in `images` may lead into.
+    """
+
+    files: tuple[Path, ...] = ()
+    images: Path | None = None
+    links: tuple[str, ...] = ()
+
+
 class Source(ABC):
     """A source format. Its rows and their order depend only on its files, so a build can be repeated and resumed."""
 
@@ -70,6 +86,14 @@ class Source(ABC):
         Raises:
             DataError: a file is missing, or no file has this format.
         """
+
+    def inputs(self) -> Inputs:
+        """Returns the files that the rows come from; by default none, so that a changed source is not noticed.
+
+        Raises:
+            DataError: as of `chunks`.
+        """
+        return Inputs()
 
     @abstractmethod
     def rows(self, chunk: Any) -> Iterator[Row | Refusal | Ignored]:

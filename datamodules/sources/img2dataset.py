@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from datamodules.sources.base import Ignored, Refusal, Row, Source
+from datamodules.sources.base import Ignored, Inputs, Refusal, Row, Source
 from datamodules.sources.files import MAX_IMAGE_BYTES, check_file, find_files, open_file, sort_out
 from datamodules.sources.json_rows import parse_json
 from datamodules.sources.records import caption, metadata
@@ -42,6 +42,10 @@ class Img2datasetSource(Source):
         """Returns the tars; each is one chunk, since it is read from front to back anyway."""
         tars = sort_out(find_files(self.config.file, (".tar",)), _check_tar)
         return iter([found if isinstance(found, Refusal) else str(found) for found in tars])
+
+    def inputs(self) -> Inputs:
+        """Returns the files, which hold the images too."""
+        return Inputs(tuple(find_files(self.config.file, (".tar",))))
 
     def rows(self, chunk: str) -> Iterator[Row | Refusal | Ignored]:
         """Yields the samples and refused members of a tar, in order, then the ignored members."""

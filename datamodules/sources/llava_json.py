@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datamodules.sources.base import Refusal, Row, Source
+from datamodules.sources.base import Inputs, Refusal, Row, Source
 from datamodules.sources.files import check_file, find_files, find_folders, read_images, sort_out
 from datamodules.sources.json_rows import JsonChunk, check_json, json_chunks, json_rows
 from datamodules.sources.media import check_media
@@ -57,6 +57,13 @@ class LlavaJsonSource(Source):
                 yield found
             else:
                 yield from json_chunks(found)
+
+    def inputs(self) -> Inputs:
+        """Returns the files of rows and the folder of their images."""
+        config = self.config
+        find_folders(config.images, config.links)
+        files = find_files(config.file, (".json", ".jsonl"))
+        return Inputs(tuple(files), Path(config.images), tuple(config.links))
 
     def rows(self, chunk: JsonChunk) -> Iterator[Row | Refusal]:
         """Yields conversations with the images they name."""

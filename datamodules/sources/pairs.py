@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datamodules.sources.base import Refusal, Row, Source
+from datamodules.sources.base import Inputs, Refusal, Row, Source
 from datamodules.sources.files import (
     ROWS_PER_CHUNK,
     check_file,
@@ -70,6 +70,13 @@ class PairsSource(Source):
                 yield from map(TableChunk, groups(table_rows(found, self.config.image), ROWS_PER_CHUNK))
             else:
                 yield from json_chunks(found)
+
+    def inputs(self) -> Inputs:
+        """Returns the files of rows and the folder of their images."""
+        config = self.config
+        find_folders(config.images, config.links)
+        files = find_files(config.file, _SUFFIXES)
+        return Inputs(tuple(files), Path(config.images), tuple(config.links))
 
     def rows(self, chunk: JsonChunk | TableChunk) -> Iterator[Row | Refusal]:
         """Yields captions with the images they name."""

@@ -7,7 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.sources.base import Ignored, Refusal, Row, Source
+from datamodules.sources.base import Ignored, Inputs, Refusal, Row, Source
 from datamodules.sources.files import check_file, check_size, find_files, sort_out
 from datamodules.sources.media import FIELDS as MEDIA_FIELDS
 from datamodules.sources.media import check_media
@@ -95,6 +95,10 @@ class ParquetSource(Source):
             with _open(found) as file:
                 chunks += _row_groups(found, file, self._columns(found, file.schema_arrow))
         return iter(chunks)
+
+    def inputs(self) -> Inputs:
+        """Returns the files, which hold the images too."""
+        return Inputs(tuple(find_files(self.config.file, (".parquet",))))
 
     def rows(self, chunk: RowGroup) -> Iterator[Row | Refusal | Ignored]:
         """Yields the rows of a group, with a few in memory at a time; all unreadable rows are one Refusal."""

@@ -198,9 +198,7 @@ class _Quoted:
         if self.rows_inside > 1:
             assert self.second is not None, "a single line is at most one row"
             self.lines.go_back(self.second)
-            detail = (
-                f"a quotation mark that is closed only in line {self.line.number}, after lines that look like rows"
-            )
+            detail = f"a quotation mark that is closed only in line {self.line.number}, after lines that look like rows"
             return _Record(first, Refusal("bad row", detail))
         if self.characters > MAX_ROW_BYTES:
             cells = _too_large(self.characters)

@@ -36,7 +36,7 @@ def content_hash(shards: Sequence[str], sizes: Sequence[int]) -> str:
     places = max(1, PLACES // len(shards))
     digest = hashlib.sha256()
     for shard, size in zip(shards, sizes, strict=True):
-        found = versions[shard] if shard in versions else _hash_file(shard, size, None if whole else places)
+        found = versions[shard] if shard in versions else hash_file(shard, size, None if whole else places)
         digest.update(f"{found}\n".encode())
     return digest.hexdigest()
 
@@ -50,13 +50,17 @@ def folder_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         size = file.stat().st_size
-        content = _hash_file(str(file), size, None if size <= WHOLE_FILE else PLACES_OF_A_FILE)
+        content = hash_file(str(file), size, None if size <= WHOLE_FILE else PLACES_OF_A_FILE)
         digest.update(f"{file.name} {size} {content}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def _hash_file(path: str, size: int, places: int | None) -> str:
-    """Returns the hash of a whole file, or of `places` blocks of it, with its first and last block."""
+def hash_file(path: str, size: int, places: int | None) -> str:
+    """Returns the hash of a whole file, or of `places` blocks of it, with its first and last block.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         with open(path, "rb") as file:
             if places is None:

@@ -106,7 +106,9 @@ def test_what_training_will_miss_is_told(raw: Path, fvl_here: Run) -> None:
     splits = "splits={train: 0.0000001, validation: 0.9999999}"
     both = fvl_here(raw, "shards", "build", *SOURCE, "output=both", splits, "processes=1")
     assert both.returncode == 0
-    assert both.stderr == ""
+    lost = " ".join(both.stderr.split())
+    assert "train got no row: the rows have 3 different images (or texts without one)" in lost
+    assert re.search(r'"splits=\{train: [\d.]+, validation: [\d.]+\}" would give 1 to train, 2 to validation', lost)
 
 
 def test_an_output_with_other_files_is_told(raw: Path, fvl_here: Run) -> None:
@@ -120,8 +122,14 @@ def test_a_finished_build_is_left_alone(built: Path, fvl_here: Run) -> None:
     before = (built / "out" / "manifest.json").stat().st_mtime_ns
     done = fvl_here(built, *BUILD)
     assert done.returncode == 0
-    assert "complete already" in done.stdout
+    assert "out was complete already, and its source has not changed; nothing was done" in done.stdout
     assert (built / "out" / "manifest.json").stat().st_mtime_ns == before
+    (built / "photos" / "0.jpg").write_bytes((built / "photos" / "1.jpg").read_bytes())
+    changed = fvl_here(built, *BUILD)
+    assert changed.returncode == 2
+    assert changed.stderr.startswith("error: the source of out is not the one that it was built from: photos/ has")
+    assert fvl_here(built, *BUILD, "--fresh").returncode == 0
+    assert (built / "out" / "manifest.json").stat().st_mtime_ns > before
 
 
 def test_a_recipe_file_and_a_source_name_build_the_same(built: Path, fvl_here: Run) -> None:

@@ -43,6 +43,7 @@ def build(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value words, such as output=shards/mine.")] = None,
     part: Annotated[str | None, typer.Option(help="i/n: build the i-th of n parts, one per machine.")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes that read and check; one per core.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Build anew; replaces a finished build at the end.")] = False,
 ) -> None:
     """Build shards of a data set in another format; started again, a stopped build goes on.
 
@@ -56,20 +57,17 @@ def build(
 
     for split in OTHER_NAMES & config.splits.keys():
         log.warning("splits: training reads the split validation, and will not look for %s", split)
-    manifest = _build(config)
+    manifest = _build(config, fresh)
     console = terminal()
     if manifest.already_complete:
-        console.print(
-            f"{config.output} was complete already; nothing was done, and what changed in the source since then is not "
-            "in it: give another output for that",
-            soft_wrap=True,
-        )
+        known = "its source has not changed" if manifest.sources else "whether its source has changed is not known"
+        console.print(f"{config.output} was complete already, and {known}; nothing was done", soft_wrap=True)
     _show(manifest, config, console)
     output = Output(config.output, config.part)
     console.print(f"manifest: {config.output}/{output.manifest}", soft_wrap=True)
     if manifest.refused:
         console.print(f"refused rows: {config.output}/{output.refusals}", soft_wrap=True)
-    if not manifest.shards.get("validation") and config.part == "1/1":
+    if "validation" not in config.splits and config.part == "1/1":
         log.warning("%s has no split validation, which training needs: %s", config.output, TO_VALIDATE_ON)
 
 
@@ -80,7 +78,7 @@ def read_recipe(recipe: str, words: list[str]) -> BuildConfig:
     return merge_layers(BuildConfig, [(COMMAND_LINE, {"source": {"name": recipe}})], words, COMMAND_LINE)
 
 
-def _build(config: BuildConfig) -> "Manifest":
+def _build(config: BuildConfig, fresh: bool) -> "Manifest":
     """Builds with a bar on standard error, on a terminal only."""
     from datamodules.building.builder import build_shards
 
@@ -96,7 +94,7 @@ def _build(config: BuildConfig) -> "Manifest":
             counts = f"{now.samples:,} samples, {rate}, {now.refused:,} refused{left}"
             bar.update(task, completed=now.chunks, total=now.chunks_in_all, counts=counts)
 
-        return build_shards(config, show)
+        return build_shards(config, show, fresh)
 
 
 def _counted(config: BuildConfig) -> list[int]:

@@ -1,5 +1,6 @@
 """What is checked about a row before it becomes a sample."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -7,8 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.building.row_to_sample import MAX_IMAGES, BuiltSample, prepare_chunk, split_of
+from datamodules.building.config import BuildConfig
+from datamodules.building.row_to_sample import MAX_IMAGES, BuiltSample, prepare_chunk
+from datamodules.building.splits import few_images, place_of, split_at
 from datamodules.sources.base import Refusal, Row, Source
+from fvl_lightning.core.config.loading import check_config
 
 Bytes = Callable[..., bytes]
 SPLITS = {"train": 0.5, "validation": 0.5}
@@ -108,16 +112,42 @@ def test_taken(image_bytes: Bytes, record: dict[str, Any], images: int) -> None:
 def test_the_split_depends_on_the_content_alone(shares: list[int], images: list[bytes], order: Any) -> None:
     splits = {f"s{i}": share / sum(shares) for i, share in enumerate(shares)}
     record = {"caption": "text", "id": 1}
-    found = split_of(record, images, splits)
+    found = split_at(place_of(record, images), splits)
     assert found in splits
     shuffled, names = order.sample(images, len(images)), order.sample(sorted(splits), len(splits))
-    assert split_of({**record, "id": 2}, shuffled, {name: splits[name] for name in names}) == found
+    assert split_at(place_of({**record, "id": 2}, shuffled), {name: splits[name] for name in names}) == found
     if images:
-        assert split_of({"caption": "another"}, images * 2, splits) == found
+        assert split_at(place_of({"caption": "another"}, images * 2), splits) == found
 
 
 def test_splits_have_their_shares() -> None:
     splits = {"train": 0.9, "validation": 0.06, "test": 0.04}
-    found = [split_of({"caption": str(i)}, (), splits) for i in range(5000)]
+    found = [split_at(place_of({"caption": str(i)}, ()), splits) for i in range(5000)]
     for name, share in splits.items():
         assert abs(found.count(name) / 5000 - share) < 0.015
+
+
+@given(
+    places=st.sets(st.floats(0, 1, exclude_max=True), min_size=1, max_size=30),
+    shares=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+)
+def test_the_advice_for_few_images_gives_every_split_one(places: set[float], shares: list[int]) -> None:
+    splits = {f"s{i}": share / sum(shares) for i, share in enumerate(shares)}
+    said = few_images(sorted(places), splits)
+    filled = {split_at(place, splits) for place in places} == splits.keys()
+    assert filled == (said == "")
+    if advice := re.search(r'"splits=\{(.+)\}"', said):
+        pairs = (pair.split(": ") for pair in advice[1].split(", "))
+        better = check_config(BuildConfig, {"splits": {name: float(fraction) for name, fraction in pairs}}).splits
+        assert {split_at(place, better) for place in places} == splits.keys()
+    elif said:
+        assert len(places) < len(splits)
+
+
+def test_the_advice_for_few_images_is_short() -> None:
+    places = [0.03, 0.11, 0.2, 0.31, 0.44, 0.52, 0.6, 0.63, 0.7, 0.71, 0.74, 0.78]
+    assert few_images(places, {"train": 0.8, "validation": 0.2}) == (
+        "validation got no row: the rows have 12 different images (or texts without one), and rows with the same image "
+        'stay together; "splits={train: 0.74, validation: 0.26}" would give 10 to train, 2 to validation'
+    )
+    assert few_images(places[:1], {"train": 0.8, "validation": 0.2}).endswith("add images, or name fewer splits")
