@@ -63,10 +63,7 @@ class BatchData(LightningDataModule):
     STREAMS: ClassVar[bool] = False
     """Whether the split train is read as a stream, in which samples have no numbers."""
     levels: ClassVar[tuple[str, ...]] = ()
-    """Names that the field `level` of Config takes, where the data set comes in several levels of difficulty.
-
-    `fvl evaluate --level` and `transfer_levels` of a comparison score a model on another level than its own.
-    """
+    """Levels of difficulty, which the field `level` of Config takes; a model may be scored on another than its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,6 +81,13 @@ class BatchData(LightningDataModule):
         for split in TRAINING_SPLITS:
             self.store(split)
 
+    def prepare_split(self, split: str) -> None:
+        """Makes one split readable, whatever others there are; DataError if it is missing or broken."""
+        self.store(split)
+
+    def prepare_tokenizer(self) -> None:
+        """Makes the tokenizer that comes with the data, where there is one; draws and reads no samples."""
+
     def connect(self, context: DataContext) -> None:
         """Sets what the batches are for: image size, tokenizer, batch size, seed, position, rank."""
         self._context = context
@@ -95,8 +99,7 @@ class BatchData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Takes the rank from the Trainer that this module was handed to as `datamodule`; Lightning calls it."""
         if self.trainer is not None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-            self._context = replace(self.context, rank=rank, world_size=world_size)
+            self._context = replace(self.context, rank=self.trainer.global_rank, world_size=self.trainer.world_size)
 
     def start_at(self, position: Position) -> None:
         """Makes the next training loader begin at a position, that of a batch or checkpoint."""
@@ -204,8 +207,7 @@ class BatchData(LightningDataModule):
 
     def manifest_hash(self) -> str:
         """Returns the name of a training run's data: the hash of its two splits."""
-        hashes = [self.split_hash(split) for split in TRAINING_SPLITS]
-        return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+        return hashlib.sha256("".join(map(self.split_hash, TRAINING_SPLITS)).encode()).hexdigest()[:16]
 
     def content_hash(self, splits: Sequence[str] = TRAINING_SPLITS) -> str:
         """Returns a hash of these splits with their bytes (SampleStore.content_hash); it needs no `connect`."""

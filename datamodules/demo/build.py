@@ -49,11 +49,8 @@ def build_demo(root: Path, level: str, counts: Mapping[str, int], seed: int) -> 
     """
     assert set(counts) == set(ALL_SPLITS), f"counts for {', '.join(ALL_SPLITS)}"
     chosen, folder = level_named(level), demo_folder(root, level, counts, seed)
+    build_tokenizer(root)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        if not _complete(root / "tokenizer", {"format": FORMAT}):
-            with _atomic_folder(root / "tokenizer", {"format": FORMAT}) as tmp_path:
-                save_tokenizer(tmp_path)
         manifest = _manifest(level, counts, seed)
         if not _complete(folder, manifest):
             log.info("drawing the demo set %s (%d images)", folder, sum(counts.values()))
@@ -63,6 +60,17 @@ def build_demo(root: Path, level: str, counts: Mapping[str, int], seed: int) -> 
     except OSError as error:
         raise DataError(f"the demo set cannot be written to {root}: {error.strerror or error}") from None
     return folder
+
+
+def build_tokenizer(root: Path) -> None:
+    """Builds the tokenizer of all demo sets under `root`, unless it exists; DataError if it cannot be written."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not _complete(root / "tokenizer", {"format": FORMAT}):
+            with _atomic_folder(root / "tokenizer", {"format": FORMAT}) as tmp_path:
+                save_tokenizer(tmp_path)
+    except OSError as error:
+        raise DataError(f"the demo set cannot be written to {root}: {error.strerror or error}") from None
 
 
 def _write_split(folder: Path, level: Level, split: str, count: int, seed: int) -> None:

@@ -6,7 +6,7 @@ from typing import Self
 
 from datamodules.base import BatchData, SplitDataset
 from datamodules.batching.config import BatchConfig
-from datamodules.demo.build import COUNTS, build_demo, demo_folder
+from datamodules.demo.build import COUNTS, build_demo, build_tokenizer, demo_folder
 from datamodules.demo.levels import HELD_OUT_PAIRS, LEVELS, level_named
 from datamodules.demo.scenes import UNSEEN_PAIRS, UNSEEN_WORDS
 from datamodules.storage.shard_paths import split_shards
@@ -100,3 +100,12 @@ class DemoData(BatchData):
         """Draws the set and trains its tokenizer, unless they exist; ConfigError without scikit-learn."""
         build_demo(Path(self.config.root), self.config.level, self.config.counts, self.config.seed)
         super().prepare_data()
+
+    def prepare_split(self, split: str) -> None:
+        """Draws the whole set, unless it exists, and opens the split."""
+        self.prepare_data()
+        super().prepare_split(split)
+
+    def prepare_tokenizer(self) -> None:
+        """Makes the tokenizer of all demo sets, unless it exists."""
+        build_tokenizer(Path(self.config.root))

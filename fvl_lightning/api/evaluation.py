@@ -56,7 +56,7 @@ def evaluate(
     experiment = (open_run(model.reference).experiment if data is None else data).with_overrides(
         {"data.image_fit": images.fit, "data.scaled_decode": images.scaled_decode}
     )
-    prepared = prepare_data(experiment)
+    prepared = prepare_data(experiment, split)
     prepared.connect(data_context(model.loaded.model, model.loaded.tokenizer, experiment))
     scores, answers = score(model.loaded, prepared, split, metric=metric)
     asked = score_controls(model.loaded, prepared, split, metric=metric) if controls else None

@@ -13,14 +13,15 @@ from fvl_lightning.core.terminal import terminal
 
 def compare(
     comparison: Annotated[Path, typer.Argument(help="Comparison file, such as experiments/demo/comparison.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value words of the comparison.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is finished already.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed cells again.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Write the report again; train and score nothing.")] = False,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value overrides, such as jobs=2.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train all cells again, also finished ones.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Only write the report of what is finished.")] = False,
 ) -> None:
     """Train and score every arm with every seed, and write the report.
 
-    Finished cells of the same configuration are kept, unfinished ones resumed; failed ones are left until asked for.
+    A cell is one arm with one seed. Started again, the comparison keeps finished cells and resumes unfinished ones.
+    Overrides set keys of the comparison; its key `set` overrides the experiments, as in set=trainer.max_steps=20.
 
     Example: `fvl compare experiments/demo/comparison.yaml jobs=2`
     """
@@ -35,10 +36,12 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "demo"
 
 
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer steps and images; little is learned.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is finished already.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer steps and images: minutes, but little is learnt.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train all cells again, also finished ones.")] = False,
 ) -> None:
-    """Train a small Florence-2 and three fusions on it, ask about new images, leave a report and MLflow runs.
+    """Train a small Florence-2 and three fusions, score them on new images, and write a report.
 
     Example: `fvl demo --quick`
     """

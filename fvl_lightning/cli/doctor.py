@@ -1,4 +1,4 @@
-"""`fvl doctor`: what would end a training, or waste it, found on one CPU before any GPU waits."""
+"""`fvl doctor`: finds on one CPU what would end or waste a training, before a GPU is asked for."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,15 +18,15 @@ from fvl_lightning.doctor.tables import LOG_WIDTH, findings_table, memory_table
 
 def doctor(
     experiment: Annotated[Path, typer.Argument(help="Experiment file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value words, as for fvl train.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value overrides, as for fvl train.")] = None,
     memory_gb: Annotated[
         float | None,
         typer.Option("--memory-gb", min=0.1, help="Memory of a device, in 10^9 bytes; by default that of this GPU."),
     ] = None,
 ) -> None:
-    """Check an experiment before it starts, on a CPU: data, masks, batches, memory, room, tracking, one batch.
+    """Check an experiment before it starts, on a CPU: data, labels, batches, memory, disk, tracking, one batch.
 
-    Exit code 2 where a check has failed.
+    Data that is made on first use, such as the demo set, is made. The exit code is 2 if a check has failed.
 
     Example: `fvl doctor experiments/demo/finetune.yaml --memory-gb 80`
     """

@@ -15,12 +15,15 @@ def encoder(
     ],
     image: Annotated[Path, typer.Option(help="Picture to look at (PNG, JPEG, WebP, GIF or BMP).")],
     task: Annotated[str, typer.Option(help="The prompt: caption, ocr, grounding, or the model's own.")] = "caption",
-    output: Annotated[Path, typer.Option(help="PNG of the picture with the boxes, where the answer has some.")] = Path(
+    output: Annotated[Path, typer.Option(help="PNG file for the picture with the boxes of the answer.")] = Path(
         "boxes.png"
     ),
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens to write; 1024 or what it holds.")] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of the longest answer; by default 1024, or fewer for a smaller model."),
+    ] = None,
 ) -> None:
-    """Does the encoder see it? Its own decoder writes a caption, the words or the boxes of a picture.
+    """Ask the encoder itself: its own decoder writes a caption, the text or the boxes of a picture.
 
     Example: `fvl encoder runs/demo/encoder_pretrain --task grounding --image picture.png`
     """

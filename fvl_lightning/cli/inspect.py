@@ -1,22 +1,24 @@
 """`fvl list`, `fvl describe` and `fvl show`: what there is, what it takes, and what an experiment comes to."""
 
 import dataclasses
+import inspect
 import re
-from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from rich.syntax import Syntax
 from rich.table import Column, Table
 from rich.text import Text
 
+from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.core.component_sources.components import summaries
 from fvl_lightning.core.config.field_docs import field_meanings
 from fvl_lightning.core.config.field_types import PathsText, PathText
+from fvl_lightning.core.config.known_keys import meant_key
 from fvl_lightning.core.config.loading import as_plain, load_config
 from fvl_lightning.core.config.yaml_text import write_yaml
-from fvl_lightning.core.errors import DataError, unknown_name
+from fvl_lightning.core.errors import unknown_name
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.registry import SLOT_PACKAGES
 from fvl_lightning.core.terminal import terminal
@@ -37,13 +39,32 @@ def list_components(
 
 
 def describe(
-    slot: Annotated[str, typer.Argument(help="A slot, such as fusion.")],
-    name: Annotated[str, typer.Argument(help="A registered name, such as gated.")],
+    slot: Annotated[
+        str | None, typer.Argument(help="A slot, such as fusion, or a section of an experiment, such as trainer.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A component of the slot, such as gated, or a key of the section.")
+    ] = None,
 ) -> None:
-    """Describe a component and every field of its configuration.
+    """Describe a component or a section of an experiment: every key, its type, default and meaning.
+
+    Without a name, a slot is described by its components; without arguments, an experiment by its keys. `comparison`
+    describes the keys of a comparison file.
 
     Example: `fvl describe fusion gated`
     """
+    section, _, key = (slot or "").partition(".")
+    wanted = name or key or None
+    if section in SLOT_PACKAGES:
+        if wanted is None:
+            list_components(section)
+        else:
+            _describe_component(section, wanted)
+        return
+    _describe_section(section, wanted)
+
+
+def _describe_component(slot: str, name: str) -> None:
     components = summaries(slot)
     if name not in components:
         raise unknown_name(slot, name, components, slot)
@@ -51,29 +72,63 @@ def describe(
     heading = Text.assemble((f"{slot} {name}", "bold"), f"  ({component.qualified_name})")
     console.print(heading, soft_wrap=True)
     console.print(component.docstring)
-    fields = dataclasses.fields(component.config)
-    if not fields:
+    if dataclasses.fields(component.config):
+        console.print(_fields(component.config))
+    else:
         console.print(f"\nNothing to set: `{slot}: {name}`")
-        return
+
+
+def _describe_section(section: str, key: str | None) -> None:
+    """Prints the keys of an experiment, of a comparison, or of one of their sections; or a single key."""
+    schemas = {"": ExperimentConfig, "experiment": ExperimentConfig, "comparison": ComparisonConfig}
+    if section not in schemas:
+        types = get_type_hints(ExperimentConfig)
+        if section not in types:
+            raise unknown_name("slot or section", section, {*SLOT_PACKAGES, *types, "comparison"}, "describe")
+        inner = next(
+            (one for one in (types[section], *get_args(types[section])) if dataclasses.is_dataclass(one)), None
+        )
+        if inner is None:
+            terminal().print(_fields(ExperimentConfig, section))
+            return
+        schemas[section] = inner
+    schema = schemas[section]
+    known = [field.name for field in dataclasses.fields(schema)]
+    if key is not None and key not in known:
+        raise unknown_name("key", key, known, section, meant_key(key, known, schema, {}))
+    if key is None:
+        terminal().print(Text.assemble((section or "experiment", "bold")), inspect.getdoc(schema) or "")
+    terminal().print(_fields(schema, key))
+
+
+def _fields(config: Any, key: str | None = None) -> Table:
+    """Returns a table of the fields of a dataclass, or of one of them."""
     table = Table(
         Column("field", no_wrap=True), *(Column(name, overflow="fold") for name in ("type", "default", "meaning"))
     )
-    meanings = field_meanings(component.config)
-    for field in fields:
+    meanings = field_meanings(config)
+    for field in dataclasses.fields(config):
+        if key not in (None, field.name):
+            continue
         default = field.default if field.default is not dataclasses.MISSING else "(needed)"
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        allowed = str(field.metadata.get("range") or "")
+        allowed, meaning = str(field.metadata.get("range") or ""), meanings.get(field.name, "")
         typed = f"{_type_name(field.type)}, {allowed}" if allowed else _type_name(field.type)
-        table.add_row(field.name, typed, str(default), meanings.get(field.name, ""))
-    console.print(table)
+        if "slot" in field.metadata or dataclasses.is_dataclass(default):
+            default, typed = "", "component" if "slot" in field.metadata else "section"
+            meaning = meaning or f"`fvl describe {field.name}` lists its {'components' if typed[0] == 'c' else 'keys'}."
+        table.add_row(field.name, typed, str(default), meaning)
+    return table
 
 
 def show(
     experiment: Annotated[Path, typer.Argument(help="Experiment file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value words.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value overrides, such as fusion=attention.")
+    ] = None,
 ) -> None:
-    """Show an experiment: its resolved configuration, and the parameters of each component, frozen or trained.
+    """Show the resolved configuration of an experiment, its batch, and the parameters of each component.
 
     Example: `fvl show experiments/demo/finetune.yaml fusion=attention`
     """
@@ -86,12 +141,12 @@ def show(
 
 def _parts(config: ExperimentConfig) -> Table:
     """Parameters of each component, and how it learns."""
-    from fvl_lightning.runs.setup import build_stage, prepare_data
+    from fvl_lightning.runs.setup import build_stage
     from fvl_lightning.training.components import count_parameters
 
     assert config.stage is not None
-    with suppress(DataError):  # of the data only the demo's tokenizer is needed, and shards may not be here yet
-        prepare_data(config)
+    if config.data is not None:
+        config.data.component(config.data.config).prepare_tokenizer()
     stage = build_stage(config, device="meta")
     stage.adapt(Path())
     table = Table("component", "parameters", "trainable", "mode", title=f"{config.name}: stage {config.stage.name}")
@@ -106,4 +161,5 @@ def _type_name(annotation: Any) -> str:
     if isinstance(annotation, type) and not get_args(annotation):
         return annotation.__name__
     text = str(annotation).replace(str(PathText), "path").replace(str(PathsText), "path or list of paths")
+    text = re.sub(r"\b(?:\w+\.)+(\w+Config)\b", r"\1", text)
     return re.sub(r"Optional\[(.*)\]$", r"\1 | None", text.replace("typing.", ""))

@@ -23,27 +23,30 @@ from fvl_lightning.launchers.slurm_job import Job
 def launch(
     experiment: Annotated[Path, typer.Argument(help="Experiment file, such as experiments/demo/finetune.yaml.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value words, such as trainer.strategy=fsdp.")
+        list[str] | None, typer.Argument(help="key=value overrides, such as trainer.strategy=fsdp.")
     ] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Machines; trainer.nodes where left out.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Number of machines; by default trainer.nodes.")] = None,
     gpus_per_node: Annotated[
-        int | None, typer.Option(min=1, help="Processes per machine; trainer.devices where left out.")
+        int | None, typer.Option(min=1, help="Processes per machine; by default trainer.devices.")
     ] = None,
     rendezvous: Annotated[
-        str | None, typer.Option(help="HOST:PORT of the first machine, free and open to all others.")
+        str | None,
+        typer.Option(help="HOST:PORT of the first machine; the port must be free, and reachable from the others."),
     ] = None,
-    node_rank: Annotated[int | None, typer.Option(min=0, help="Which of the machines this is, from 0.")] = None,
+    node_rank: Annotated[int | None, typer.Option(min=0, help="The number of this machine, from 0.")] = None,
     slurm: Annotated[
-        bool, typer.Option("--slurm", help="Submit it as a job that is started again until done.")
+        bool, typer.Option("--slurm", help="Submit a SLURM job, which is requeued until the training is finished.")
     ] = False,
     sbatch: Annotated[
-        list[str] | None, typer.Option(help="An option of sbatch, such as --partition=long; may be repeated.")
+        list[str] | None, typer.Option(help="An option of sbatch, such as --partition=long; repeat it for several.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started; start nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the commands or the job script, and start nothing.")
+    ] = False,
 ) -> None:
-    """Start a training on one machine or many, or go on with it: what `fvl train --resume-or-start` does on each.
+    """Start or resume a training on one machine or several (`fvl train --resume-or-start` on each).
 
-    Several machines without SLURM: the same with `--rendezvous`, on each with its own `--node-rank`.
+    Without SLURM, run it on every machine, with the same `--rendezvous` and its own `--node-rank`.
 
     Example: `fvl launch experiments/demo/finetune.yaml trainer.strategy=fsdp --nodes 2 --gpus-per-node 8 --slurm`
     """
@@ -64,7 +67,7 @@ def launch(
         for number in range(machine.nodes):
             say(shlex.join([*again, "--node-rank", str(number)]))
         return
-    _refuse("one machine meets nobody", {"--rendezvous": rendezvous, "--node-rank": node_rank})
+    _refuse("it is for several machines", {"--rendezvous": rendezvous, "--node-rank": node_rank})
     if dry_run:
         say(shlex.join(["fvl", *command]))
     else:
@@ -80,7 +83,7 @@ def _as_job(config: ExperimentConfig, command: Sequence[str], options: Sequence[
     if dry_run:
         terminal().print(job.text(), end="", soft_wrap=True)
     else:
-        say(f"submitted as job {job.submit()}: {job.script}, which speaks in {job.log}")
+        say(f"submitted as job {job.submit()}: {job.script}, which logs to {job.log}")
 
 
 def _placed(overrides: Sequence[str], nodes: int | None, gpus_per_node: int | None) -> list[str]:
@@ -90,9 +93,7 @@ def _placed(overrides: Sequence[str], nodes: int | None, gpus_per_node: int | No
         trainers = [parse_override(word).get("trainer") for word in overrides]
         others = [trainer[key] for trainer in trainers if isinstance(trainer, dict) and key in trainer]
         if value is not None and any(other != value for other in others):
-            raise ConfigError(
-                f"{option}: it is {value}, and trainer.{key}={others[-1]} says otherwise; give one of them"
-            )
+            raise ConfigError(f"{option}: it is {value}, but trainer.{key} is {others[-1]}; give one of them")
         if value is not None and not others:
             placed.append(f"trainer.{key}={value}")
     return placed
@@ -109,7 +110,7 @@ def _meeting(nodes: int, rendezvous: str | None, node_rank: int | None) -> Machi
         raise ConfigError(f"--rendezvous: '{rendezvous}' is not HOST:PORT, such as node01:29500")
     if node_rank is None:
         raise ConfigError(
-            f"--node-rank: say which of the {nodes} machines this is, 0 to {nodes - 1}; --dry-run shows how"
+            f"--node-rank: each of the {nodes} machines needs its number, 0 to {nodes - 1}; --dry-run prints them"
         )
     if node_rank >= nodes:
         raise ConfigError(f"--node-rank: {nodes} machines are 0 to {nodes - 1}, not {node_rank}")

@@ -5,12 +5,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
+from fvl_lightning import __version__
 from fvl_lightning.cli import (
     chat,
     compare,
@@ -26,6 +28,7 @@ from fvl_lightning.cli import (
     serve,
     train,
 )
+from fvl_lightning.cli.options import as_overrides
 from fvl_lightning.cli.shards import app as shards
 from fvl_lightning.core.errors import (
     EXIT_INTERRUPTED,
@@ -37,12 +40,14 @@ from fvl_lightning.core.errors import (
     is_of_the_machine,
     os_error_in_words,
 )
-from fvl_lightning.core.terminal import own_rank, quiet_libraries, say_error, terminal
+from fvl_lightning.core.terminal import own_rank, quiet_libraries, say, say_error, terminal
 from fvl_lightning.training.fault_tolerance.hang_detection import LostRankError, PeerFailedError
 from fvl_lightning.training.fault_tolerance.signals import Preempted, end_at_once
 
 PREEMPTIBLE = ("train", "launch", "compare", "demo")
 """The commands that a cluster may stop."""
+VERSIONED = ("torch", "lightning", "transformers", "peft", "mlflow")
+"""The libraries that `fvl --version` names."""
 
 app = typer.Typer(
     help="How should a vision encoder's features enter a language model? Swap fusions in YAML and compare.\n\n"
@@ -52,6 +57,34 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def print_versions(wanted: bool) -> None:
+    """Prints the versions of the kit, Python and the libraries that change results, without importing them."""
+    if not wanted:
+        return
+    found = [f"fvl_lightning {__version__}", f"Python {sys.version.split()[0]}"]
+    for package in VERSIONED:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} is not installed")
+    say("\n".join(found))
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    versions: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=print_versions, is_eager=True, help="Print the versions of the kit and its libraries."
+        ),
+    ] = False,
+) -> None:
+    """Options of `fvl` itself."""
+
+
 app.command("demo")(compare.demo)
 app.command("train")(train.train)
 app.command("launch")(launch.launch)
@@ -141,7 +174,7 @@ def run(arguments: list[str]) -> int:
         return EXIT_USAGE_ERROR
     except TyperException as error:
         if error.format_message():  # without one, the help has been shown
-            say_error(error.format_message())
+            say_error(as_overrides(arguments, getattr(error, "option_name", None)) or error.format_message())
         return EXIT_USAGE_ERROR
     except Preempted:
         for_all.print(

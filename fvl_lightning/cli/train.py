@@ -15,18 +15,18 @@ from fvl_lightning.launchers.ranks import run_ranks
 
 def train(
     experiment: Annotated[Path, typer.Argument(help="Experiment file, such as experiments/demo/finetune.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value words, such as fusion=gated.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this name.")] = False,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value overrides, such as fusion=gated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the newest run of this name.")] = False,
     resume_or_start: Annotated[
-        bool, typer.Option("--resume-or-start", help="Go on where there is a run to go on with, else start: for jobs.")
+        bool, typer.Option("--resume-or-start", help="Resume the newest run of this name; start one if there is none.")
     ] = False,
 ) -> None:
-    """Train one stage.
+    """Train one stage: read an experiment file, train, and save the model in a run folder.
 
     Example: `fvl train experiments/demo/finetune.yaml fusion=gated trainer.max_steps=20`
     """
     if resume and resume_or_start:
-        raise ConfigError("--resume, --resume-or-start: they differ where there is no run to go on with; give one")
+        raise ConfigError("--resume, --resume-or-start: they differ where there is no run to resume; give one of them")
     config = load_config(ExperimentConfig, experiment, overrides or ())
     from fvl_lightning.runs.resume import stopped_run
     from fvl_lightning.runs.run import reuse_or_train, run_training
@@ -44,5 +44,3 @@ def train(
         if curve := run.curve(name):
             say(f"{name} {curve[-1][1]:.4f} at step {curve[-1][0]}")
     say(f"finished: {run.path}   (model in {run.model})")
-
-

@@ -9,6 +9,7 @@ import torch
 
 from datamodules.base import BatchData
 from datamodules.encoding.questions import Question
+from datamodules.storage.sample import spread
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.metrics.base import KindScores
 from fvl_lightning.evaluation.metrics.names import build_metric
@@ -67,6 +68,12 @@ def prior_answers(asked: Sequence[Question], seen: Sequence[Question]) -> list[A
     return [Answer(question, prior.get(question.kind, "")) for question in asked]
 
 
+def asked_questions(data: BatchData, split: str, limit: int | None = None) -> list[Question]:
+    """Returns the questions of a split, or `limit` of them, spread evenly."""
+    questions = data.questions(split)
+    return questions if limit is None else [questions[i] for i in spread(len(questions), limit)]
+
+
 @torch.no_grad()
 def answer_questions(
     built: BuiltModel,
@@ -74,14 +81,16 @@ def answer_questions(
     split: str,
     images: Images = "real",
     progress: Callable[[int, int], None] = lambda done, total: None,
+    limit: int | None = None,
 ) -> list[Answer]:
-    """Generates greedy answers to every question of a split.
+    """Generates greedy answers to the questions of a split.
 
     Args:
         built: model and tokenizer.
         data: a connected data module.
         images: the real ones, all pixels zero, or each question with the image of another sample.
         progress: called with the number of questions answered and the number of all questions.
+        limit: how many questions, spread evenly over the split; None for all.
 
     Raises:
         DataError: the split has no questions, or samples with several images.
@@ -90,6 +99,7 @@ def answer_questions(
     if not questions:
         raise _no_questions(data, split)
     samples = sorted({question.index for question in questions})
+    questions = asked_questions(data, split, limit)
     # Shifted by half the samples: each sample gets the image of another one, always the same.
     other = dict(zip(samples, samples[len(samples) // 2 :] + samples[: len(samples) // 2], strict=True))
     answers: list[Answer] = []

@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import BatchData
+from datamodules.encoding.questions import Question
 from fvl_lightning.core import registry
 from fvl_lightning.core.config.loading import as_plain, check_config, load_config
-from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.evaluation.answers import Answer, answer_questions, prior_answers, score_answers
+from fvl_lightning.evaluation.answers import (
+    Answer,
+    Images,
+    answer_questions,
+    asked_questions,
+    prior_answers,
+    score_answers,
+)
 from fvl_lightning.evaluation.encoder_scores import encoder_scores
 from fvl_lightning.evaluation.metrics.base import KindScores
 from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC
@@ -34,25 +42,31 @@ class ControlScores:
     """The most frequent answer of each kind in training, given without looking."""
 
 
-def open_model(run: RunFolder, level: str | None = None) -> tuple[LoadedModel, BatchData]:
+def open_model(run: RunFolder, level: str | None = None, split: str | None = None) -> tuple[LoadedModel, BatchData]:
     """Opens the model of a finished run, and its data connected to it.
 
     Args:
         run: the run.
         level: another level of its data set than the one it was trained on.
+        split: the only split that the data must have; None for those of a training.
 
     Raises:
         ConfigError: the data set has no levels, or none of that name.
     """
     experiment = check_config(ExperimentConfig, _at_level(run.config, level, str(run.path)))
-    data = prepare_data(experiment)
+    data = prepare_data(experiment, split)
     built = load_model(run.model)
     data.connect(data_context(built.model, built.tokenizer, experiment))
     return built, data
 
 
-def open_with_data(reference: str, file: Path | None, level: str | None = None) -> tuple[LoadedModel, BatchData]:
-    """Opens any model, and the data of an experiment file connected to it, with images fitted as the model expects."""
+def open_with_data(
+    reference: str, file: Path | None, level: str | None = None, split: str | None = None
+) -> tuple[LoadedModel, BatchData]:
+    """Opens any model, and the data of an experiment file connected to it, with images fitted as the model expects.
+
+    The data needs only `split`, or without it the splits of a training.
+    """
     if file is None:
         raise ConfigError(f"--data: {reference} is a model without data; name an experiment file whose data it answers")
     config = as_plain(load_config(ExperimentConfig, file))
@@ -62,7 +76,7 @@ def open_with_data(reference: str, file: Path | None, level: str | None = None) 
     images = loaded.processor.image_processor
     config["data"] |= {"image_fit": images.fit, "scaled_decode": images.scaled_decode}
     experiment = check_config(ExperimentConfig, _at_level(config, level, str(file)))
-    data = prepare_data(experiment)
+    data = prepare_data(experiment, split)
     data.connect(data_context(loaded.model, loaded.tokenizer, experiment))
     return loaded, data
 
@@ -98,7 +112,12 @@ def score_run(
 
 
 def score(
-    built: BuiltModel, data: BatchData, split: str, progress: Progress = _silent, metric: str = DEFAULT_METRIC
+    built: BuiltModel,
+    data: BatchData,
+    split: str,
+    progress: Progress = _silent,
+    metric: str = DEFAULT_METRIC,
+    limit: int | None = None,
 ) -> tuple[KindScores, list[Answer]]:
     """Answers the questions of a split and scores the answers.
 
@@ -108,9 +127,29 @@ def score(
         split: the name of the split.
         progress: see Progress.
         metric: the registered name of the metric.
+        limit: how many questions, spread evenly over the split; None for all.
     """
-    answers = answer_questions(built, data, split, progress=partial(progress, "images as they are"))
+    answers = answer_questions(built, data, split, "real", partial(progress, "images as they are"), limit)
     return score_answers(answers, metric), answers
+
+
+def score_control(
+    name: str,
+    built: BuiltModel,
+    data: BatchData,
+    split: str,
+    progress: Progress = _silent,
+    metric: str = DEFAULT_METRIC,
+    limit: int | None = None,
+) -> KindScores | None:
+    """Returns the score of one control, a field of ControlScores; None for a prior without questions in training."""
+    if name == "prior":
+        seen = training_questions(data)
+        return score_answers(prior_answers(asked_questions(data, split, limit), seen), metric) if seen else None
+    images: Images = "zeroed" if name == "image_zeroed" else "shuffled"
+    return score_answers(
+        answer_questions(built, data, split, images, partial(progress, f"images {images}"), limit), metric
+    )
 
 
 def score_controls(
@@ -119,12 +158,20 @@ def score_controls(
     """Answers the same questions without the image and with another one, and scores that and the prior; see `score`."""
     zeroed = answer_questions(built, data, split, "zeroed", partial(progress, "images zeroed"))
     shuffled = answer_questions(built, data, split, "shuffled", partial(progress, "images shuffled"))
-    prior = prior_answers(data.questions(split), data.questions("train"))
+    prior = prior_answers(data.questions(split), training_questions(data))
     return ControlScores(
         image_zeroed=score_answers(zeroed, metric),
         image_shuffled=score_answers(shuffled, metric),
         prior=score_answers(prior, metric),
     )
+
+
+def training_questions(data: BatchData) -> list[Question]:
+    """Returns the questions of the split train; none where the data has no such split."""
+    try:
+        return data.questions("train")
+    except (DataError, ConfigError):
+        return []
 
 
 def score_encoder(run: RunFolder, split: str = "test") -> dict[str, float]:

@@ -26,8 +26,12 @@ TRAINING_SPLITS = ["train", "validation"]
 """The splits that a training run reads."""
 
 
-def prepare_data(experiment: ExperimentConfig) -> BatchData:
+def prepare_data(experiment: ExperimentConfig, split: str | None = None) -> BatchData:
     """Returns the data module, with its shards (and the tokenizer of the demo set) on disk.
+
+    Args:
+        experiment: names the data.
+        split: the only split that is needed; None for those of a training.
 
     Raises:
         ConfigError: the experiment sets no data.
@@ -36,7 +40,7 @@ def prepare_data(experiment: ExperimentConfig) -> BatchData:
     if experiment.data is None:
         raise ConfigError("data: the experiment sets no data, write for instance `data: {name: shards, root: ...}`")
     data: BatchData = experiment.data.component(experiment.data.config)
-    data.prepare_data()
+    data.prepare_data() if split is None else data.prepare_split(split)
     return data
 
 

@@ -2,12 +2,15 @@
 
 import re
 import shlex
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 
+from fvl_lightning import __version__
 from fvl_lightning.cli.inspect import describe
+from fvl_lightning.cli.main import run
 from fvl_lightning.core import registry
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -75,6 +78,30 @@ def test_describe_says_what_each_field_means(tmp_path: Path, fvl_here: Run) -> N
     assert "Nothing to set" in fvl_here(tmp_path, "describe", "projector", "linear").stdout
 
 
+def test_describe_takes_sections_and_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, part in {
+        ("trainer",): "max_steps",
+        ("lora",): "quantization",
+        ("optimizer", "betas"): "0.95",
+        ("trainer.devices",): "Processes per machine",
+        ("init_from",): "list[path]",
+        ("data",): "webdataset",
+        (): "`fvl describe trainer`",
+        ("comparison",): "smallest_effect",
+    }.items():
+        describe(*words)
+        assert part in " ".join(capsys.readouterr().out.split()), words
+    describe("optimizer", "betas")
+    assert "learning_rate" not in capsys.readouterr().out
+
+
+def test_version_names_the_kit_and_its_libraries(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    said = capsys.readouterr().out.split("\n")
+    assert said[0] == f"fvl_lightning {__version__}"
+    assert f"torch {version('torch')}" in said
+
+
 def test_describe_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     describe("data", "shards")
@@ -113,6 +140,13 @@ def test_show_resolves_and_counts_what_train_then_trains(workspace: Path, fvl_he
     assert run.config == resolved
     counted = {name: [entry["parameters"], entry["trainable"]] for name, entry in run.info["components"].items()}
     assert counted == {name: row[:2] for name, row in table.items()}
+
+
+def test_show_draws_no_images(workspace: Path, fvl_here: Run) -> None:
+    before = sorted((workspace / "data" / "demo").iterdir())
+    shown = fvl_here(workspace, "show", FINETUNE, "data.train_images=77")
+    assert shown.returncode == 0, shown.stderr
+    assert sorted((workspace / "data" / "demo").iterdir()) == before
 
 
 def test_what_show_prints_is_an_experiment(workspace: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,8 @@ def test_the_package_has_no_effects() -> None:
     ("words", "shown"),
     [
         ("--help", "--help"),
+        ("--version", "torch "),
+        ("describe trainer", "max_steps"),
         ("compare --help", "--retry-failed"),
         ("list", "token_concat"),
         ("describe data shards", "cache_gigabytes"),
@@ -80,6 +82,7 @@ MISTAKES = {
     "shards build llava_json": "source.file.* is needed",
     "train nowhere.yaml": "no configuration file",
     "train --resum": "No such option",
+    f"train {FINETUNE} --fusion attention": "without dashes: fusion=attention",
     "describe fusion gatted": "unknown fusion 'gatted'.*did you mean 'gated'",
 }
 

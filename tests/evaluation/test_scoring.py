@@ -49,6 +49,26 @@ def test_a_run_that_was_never_asked_anything_is_scored_with_a_warning(folder: Pa
     assert table(done.stdout)
 
 
+def test_some_questions_and_some_controls_of_data_without_training(folder: Path, fvl_here: Run) -> None:
+    """A benchmark has one split; its prior, which counts answers in training, is left out with a line that says so."""
+    (drawn,) = (folder / "data" / "demo").glob("easy-*/test-000000.tar")
+    shards = shutil.copytree(drawn.parent, folder / "bench", ignore=shutil.ignore_patterns("train*", "validation*"))
+    (folder / "bench.yaml").write_text(
+        f"data: {{name: shards, root: {shards}, view: conversation, sequence_length: 96}}\n", encoding="utf-8"
+    )
+    whole = table(fvl_here(folder, "evaluate", "runs/tiny").stdout)
+    other = fvl_here(folder, "evaluate", "runs/tiny", "--data", "bench.yaml")
+    assert other.returncode == 0, other.stderr
+    assert "prior: the data has no split train" in other.stderr
+    assert table(other.stdout) == [row[:-1] for row in whole]
+    some = fvl_here(folder, "evaluate", "runs/tiny", "--data", "bench.yaml", "--limit", "7", "--controls", "none")
+    assert some.returncode == 0, some.stderr
+    assert "on test, 7 questions" in " ".join(some.stdout.split())
+    assert {len(row) for row in table(some.stdout)} == {2}
+    one = fvl_here(folder, "evaluate", "runs/tiny", "--controls", "image_shuffled")
+    assert [row[2] for row in table(one.stdout)] == [row[3] for row in whole]
+
+
 MISTAKES = [
     (("model",), "--data: model is a model without data; name an experiment file whose data it answers"),
     (("model", "--data", "mine.yml"), "no configuration file mine.yml"),

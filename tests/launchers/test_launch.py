@@ -129,7 +129,7 @@ def test_a_launch_through_slurm_says_where_to_look(
 ) -> None:
     stand_ins(workspace, monkeypatch, sbatch="#!/bin/bash\necho 12\n")
     done = fvl_here(workspace, "launch", FINETUNE, "name=mine", "--slurm")
-    assert done.stdout == "submitted as job 12: runs/mine.launch.sh, which speaks in runs/mine.launch.log\n"
+    assert done.stdout == "submitted as job 12: runs/mine.launch.sh, which logs to runs/mine.launch.log\n"
     assert subprocess.run(["bash", "-n", "runs/mine.launch.sh"], cwd=workspace, check=False).returncode == 0
 
 
@@ -187,15 +187,15 @@ def test_the_ranks_of_a_machine_know_all_others(tmp_path: Path, monkeypatch: pyt
         (["experiments/demo/finetun.yaml"], "experiments/demo/finetun.yaml"),
         ([FINETUNE, "--nodes", "0"], "Invalid value for '--nodes'"),
         ([FINETUNE, "--gpus-per-node", "4"], "trainer.strategy: single is one device"),
-        ([FINETUNE, SHARDED, "trainer.devices=4", "--gpus-per-node", "8"], "--gpus-per-node: it is 8, and trainer.dev"),
-        ([FINETUNE, SHARDED, "trainer={nodes: 4}", "--nodes", "8"], "--nodes: it is 8, and trainer.nodes=4 says other"),
+        ([FINETUNE, SHARDED, "trainer.devices=4", "--gpus-per-node", "8"], "--gpus-per-node: it is 8, but trainer.dev"),
+        ([FINETUNE, SHARDED, "trainer={nodes: 4}", "--nodes", "8"], "--nodes: it is 8, but trainer.nodes is 4"),
         ([FINETUNE, SHARDED, "--nodes", "4"], "--nodes: 4 machines need --slurm, or --rendezvous HOST:PORT"),
         ([FINETUNE, SHARDED, "--nodes", "4", "--rendezvous", "node1"], "--rendezvous: 'node1' is not HOST:PORT"),
         ([FINETUNE, SHARDED, "--nodes", "4", "--rendezvous", "node1:70000"], "'node1:70000' is not HOST:PORT"),
-        ([FINETUNE, SHARDED, "--nodes", "4", "--rendezvous", "n:1"], "which of the 4 machines this is, 0 to 3"),
+        ([FINETUNE, SHARDED, "--nodes", "4", "--rendezvous", "n:1"], "each of the 4 machines needs its number, 0 to 3"),
         ([FINETUNE, SHARDED, "--nodes", "4", "--rendezvous", "n:1", "--node-rank", "4"], "are 0 to 3, not 4"),
         ([FINETUNE, SHARDED, "--nodes", "2", "--rendezvous", "n:1", "--node-rank", "5", "--dry-run"], "not 5"),
-        ([FINETUNE, "--rendezvous", "node1:29500"], "--rendezvous: one machine meets nobody, leave it out"),
+        ([FINETUNE, "--rendezvous", "node1:29500"], "--rendezvous: it is for several machines, leave it out"),
         ([FINETUNE, "--slurm", "--node-rank", "0"], "--node-rank: --slurm finds the machines itself, leave it out"),
         ([FINETUNE, "--sbatch", "--partition=long"], "--sbatch: --sbatch is for --slurm, leave it out"),
         ([FINETUNE, "--slurm", "--sbatch", "-p long"], "--sbatch: '-p long' is not an sbatch option"),

@@ -17,7 +17,7 @@ from fvl_lightning.core.terminal import terminal
 def order(
     experiment: Annotated[Path, typer.Argument(help="Experiment file, or the config.yaml of a run.")],
     step: Annotated[int, typer.Option(min=1, help="The step, as in metrics.jsonl.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value words, as the training had them.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value overrides, those of the training.")] = None,
 ) -> None:
     """List the samples of one step of a training, and the number that `data/step_keys` logs for them.
 

@@ -81,7 +81,9 @@ def _bare(expected: Any) -> Any:
     return _bare(options[0]) if optional else expected
 
 
-def meant_key(name: str, here: Iterable[str], schema: Any, values: Mapping[str, Any]) -> str | None:
+def meant_key(
+    name: str, here: Iterable[str], schema: Any, values: Mapping[str, Any], at_least: float = ALIKE
+) -> str | None:
     """Returns the key that was probably meant: one of `here`, or the dotted key of another section; None for none.
 
     Args:
@@ -89,6 +91,7 @@ def meant_key(name: str, here: Iterable[str], schema: Any, values: Mapping[str, 
         here: the keys that its section has.
         schema: the dataclass of the whole configuration.
         values: its values, which name the component of each slot.
+        at_least: how similar a spelling must be, from 0 to 1.
     """
     here, other = list(here), OTHER_NAMES.get(name.lower().replace("-", "_"))
     elsewhere = [path for path in _dotted_keys(schema, values) if path not in here] if schema else []
@@ -106,7 +109,7 @@ def meant_key(name: str, here: Iterable[str], schema: Any, values: Mapping[str, 
     if len(starts) == 1:
         return starts[0]
     close = nearest(name, by_last, CLOSE)
-    return by_last[close] if close else nearest(name, here, ALIKE)
+    return by_last[close] if close else nearest(name, here, at_least)
 
 
 def _dotted_keys(schema: Any, values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
