@@ -42,7 +42,13 @@ LAYERS = {
 """Each folder (or file directly in fvl_lightning/) and its layer; a folder imports itself and layers below its own."""
 
 INNER_LAYERS = {
-    "fvl_lightning.training": {"stage_interface": 0, "fault_tolerance": 0, "checkpointing": 1, "distributed": 2},
+    "fvl_lightning.training": {
+        "stage_interface": 0,
+        "fault_tolerance": 0,
+        "checkpointing": 1,
+        "distributed": 2,
+        "callbacks": 3,
+    },
     "datamodules": {
         "images": 0,
         "storage": 1,

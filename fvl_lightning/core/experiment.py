@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from fvl_lightning.core.addresses import refuse_login
 from fvl_lightning.core.atomic import check_folder_name
+from fvl_lightning.core.config.component_lists import component_list
 from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.config.fields import MAX_SEED, changes, number
 from fvl_lightning.core.config.files import OVERRIDES
@@ -97,6 +98,10 @@ class TrainerConfig:
     """Keep the weights of the lowest validation loss in checkpoints/best.ckpt, for `fvl export --checkpoint best`."""
     log_every: int = number(10, at_least=1, changes="nothing")
     """Steps between two logged points."""
+    loggers: list[Any] = component_list("logger", "mlflow", changes="nothing")
+    """Loggers of the metrics, by registered name or as <dotted name of a class>: {<argument>: <value>}."""
+    callbacks: list[Any] = component_list("callback")
+    """Lightning callbacks, named in the same way."""
     max_skipped: int = number(3, at_least=0, changes="nothing")
     """Consecutive steps that may be skipped because their loss or gradient is not finite; one more ends the run."""
     spike_threshold: float | None = number(None, above=0, hint="null looks for none")
@@ -214,6 +219,11 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         check_folder_name(self.name, "name")
+
+    @property
+    def tracked(self) -> bool:
+        """Returns whether the run is sent to MLflow, which both `tracking` and the list of loggers can turn off."""
+        return self.tracking.enabled and any(getattr(one, "name", one) == "mlflow" for one in self.trainer.loggers)
 
     def with_overrides(self, *overrides: str | Mapping[str, Any]) -> "ExperimentConfig":
         """Returns a checked copy with overrides applied: "key=value" words, or mappings {dotted key: value}.

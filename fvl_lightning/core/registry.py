@@ -27,6 +27,8 @@ SLOT_PACKAGES = {
     "projector": "fvl_lightning.projectors",
     "language_model": "fvl_lightning.language_models",
     "stage": "fvl_lightning.stages",
+    "logger": "fvl_lightning.tracking.loggers",
+    "callback": "fvl_lightning.training.callbacks",
     "metric": "fvl_lightning.evaluation.metrics",
     "data": "datamodules",
     "source": "datamodules.sources",

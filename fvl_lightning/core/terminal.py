@@ -94,8 +94,12 @@ def progress_text(field: str) -> TextColumn:
     return TextColumn(f"{{task.{field}}}", markup=False)
 
 
-QUIET_LIBRARIES = ("lightning.pytorch", "lightning.fabric", "alembic", "mlflow", "huggingface_hub")
-"""Libraries of which errors alone are shown."""
+QUIET_LIBRARIES = (
+    "lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric",
+    "lightning.fabric.utilities.rank_zero", "alembic", "mlflow", "huggingface_hub",
+)  # fmt: skip
+"""Loggers of libraries of which errors alone are shown. Lightning sets the levels of its packages when it is imported,
+but not those of the modules that its messages come from."""
 
 
 def quiet_libraries() -> None:

@@ -14,6 +14,11 @@ def check_configuration(path: Path, overrides: list[str], configs: list[Experime
     config = load_config(ExperimentConfig, path, overrides)
     if config.data is None or config.stage is None:
         raise ConfigError("stage, data: the experiment must name both, or there is no training to check")
+    from fvl_lightning.tracking.loggers.base import check_loggers
+    from fvl_lightning.training.callbacks.base import build_callbacks
+
+    check_loggers(config.trainer.loggers)
+    build_callbacks(config.trainer.callbacks)
     plugins = f", plugins {', '.join(config.plugins)}" if config.plugins else ""
     yield Finding("configuration", "ok", f"stage {config.stage.name}{plugins}")
     configs.append(config)

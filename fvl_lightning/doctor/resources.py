@@ -137,8 +137,8 @@ def bytes_while_training(stage: Stage) -> int:
 
 def check_tracking(experiment: ExperimentConfig) -> list[Finding]:
     """Checks that the MLflow store can be opened, and creates a missing sqlite file; DataError otherwise."""
-    if not experiment.tracking.enabled:
-        return [Finding("tracking", "ok", "off (tracking.enabled=false)")]
+    if not experiment.tracked:
+        return [Finding("tracking", "ok", "off (tracking.enabled=false, or trainer.loggers without mlflow)")]
     began = time.monotonic()
     open_store(experiment.tracking.uri, experiment.tracking.experiment)
     seconds = time.monotonic() - began

@@ -26,13 +26,11 @@ from fvl_lightning.core.config.loading import config_hash
 from fvl_lightning.core.config.yaml_text import write_yaml
 from fvl_lightning.core.errors import ConfigError, DataError, nearest
 from fvl_lightning.runs.identity import RunIdentity
-from fvl_lightning.tracking.metrics_log import read_metrics
+from fvl_lightning.tracking.metrics_log import NO_METRICS, read_metrics
 from fvl_lightning.training.checkpointing.files import LAST, is_whole, present_checkpoints
 
 logger = logging.getLogger(__name__)
 
-NO_METRICS = {"step", "time", "note"}
-"""The keys of a line in metrics.jsonl that are no metrics."""
 WEIGHT = "mass/"
 """The metrics `mass/<source>` are the weights of the sources."""
 

@@ -16,6 +16,7 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import own_rank
 from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.runs.adapter_base import attach_trainable_adapters
+from fvl_lightning.runs.extensions import callbacks_of, loggers_of
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.resume import identity_of, run_folder, saved_position
 from fvl_lightning.runs.setup import build_training, prepare_data
@@ -94,7 +95,7 @@ def run_training(
 
 def begin_tracking(experiment: ExperimentConfig, stopped: RunFolder | None) -> None:
     """Opens the tracking store of a new run first, so that a run never starts without one."""
-    if experiment.tracking.enabled and stopped is None:
+    if experiment.tracked and stopped is None:
         open_store(experiment.tracking.uri, experiment.tracking.experiment)
 
 
@@ -134,8 +135,9 @@ def fit(
     every, keep_best = experiment.trainer.checkpoint_every, experiment.trainer.keep_best
     checkpoints = CheckpointCallback(run.last_checkpoint, every, signals, keep_best)
     title = f"{experiment.name} ({experiment.fusion.name})" if experiment.fusion else experiment.name
-    loggers: list[Any] = [metrics_log] if metrics_log else []
-    callbacks = [log, *([StepProgress(title, run.path, log)] if metrics_log else []), checkpoints, beats]
+    loggers = loggers_of(experiment, run, metrics_log, checkpoint)
+    shown = [StepProgress(title, run.path, log)] if metrics_log else []
+    callbacks = callbacks_of(experiment, [log, *shown], [checkpoints, beats])
     trainer = build_trainer(experiment.trainer, run.path, loggers, callbacks)
     torch.manual_seed(experiment.seed + own_rank())  # for dropout; the rest has seeds of its own
     with warnings.catch_warnings(), signals:

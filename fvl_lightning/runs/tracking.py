@@ -39,7 +39,7 @@ def tracked(
     """Yields the logger of a training loop, whose run ends in MLflow and in run.json as finished, killed or failed."""
     run.record(status="running")
     sync = None
-    if experiment.tracking.enabled:
+    if experiment.tracked:
         describe(experiment, run, stage, data, parent_run_id, tags)
         sync = live_sync(run)
     try:

@@ -246,6 +246,7 @@ class Stage(StageInterface, ABC):
         checkpoint["frozen_hash"] = self.frozen_hash
         checkpoint["position"] = earliest(self._gather_from_ranks(self.position))
         checkpoint["samples"] = int(self.samples)
+        checkpoint["windows"] = self._gather_from_ranks(self.step_metrics.state())
         checkpoint["skipped_in_a_row"] = self.guard.in_a_row
         checkpoint["recent_updates"] = self.guard.recent
         checkpoint["random_states"] = self._gather_from_ranks(random_states(self.trainer.strategy.root_device))
@@ -263,6 +264,7 @@ class Stage(StageInterface, ABC):
         if isinstance(data := self.trainer.datamodule, BatchData):  # else the loaders begin there already
             data.start_at(self.position)
         self.guard.in_a_row, self.guard.recent = checkpoint["skipped_in_a_row"], checkpoint["recent_updates"]
+        self.step_metrics.restore(checkpoint.get("windows", ()), self.trainer.global_rank, self.trainer.world_size)
         states = checkpoint["random_states"]
         if len(states) == self.trainer.world_size:  # otherwise each rank keeps the random stream of its own seed
             self._random_states = states[self.trainer.global_rank]

@@ -1,7 +1,7 @@
 """Metrics of the optimiser steps: sums that stay on the device until they are read, so that no step waits for them."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from itertools import chain
 from typing import Any
@@ -85,6 +85,37 @@ class StepMetrics:
             del values["train/loss"], values["train/token_accuracy"], values["train/gradient_norm"]
         return values
 
+    def state(self) -> dict[str, Any]:
+        """Returns the sums of the window under way as numbers, for a checkpoint at the end of a step."""
+        return {
+            "loss": float(self._loss),
+            "tokens": int(self._tokens),
+            "correct": int(self._correct),
+            "padding": int(self._padding),
+            "row_tokens": int(self.row_tokens),
+            "gradient_norm": float(self.gradient_norm),
+            "diagnostics": {name: float(value) for name, value in self._diagnostics.items() if value.ndim == 0},
+            "datasets": self.datasets.state(),
+        }
+
+    def restore(self, states: Sequence[Mapping[str, Any]], rank: int, ranks: int) -> None:
+        """Continues a window, so that a resumed run logs what an uninterrupted one logs.
+
+        Args:
+            states: the states of all ranks; those of another number of ranks are not used.
+            rank: this rank.
+            ranks: the number of ranks.
+        """
+        if len(states) != ranks:
+            return
+        state = states[rank]
+        self._loss, self._tokens, self._correct = state["loss"], state["tokens"], state["correct"]
+        self._padding, self.row_tokens = state["padding"], state["row_tokens"]
+        self.gradient_norm = state["gradient_norm"]
+        self._diagnostics = {name: torch.tensor(value) for name, value in state["diagnostics"].items()}
+        self.datasets.restore(state["datasets"])
+        self._at_last_update = self._sums()
+
     def _reset(self) -> None:
         self._loss, self._tokens, self._correct, self._padding = 0.0, 0, 0, 0
         self.row_tokens = 0
@@ -138,6 +169,9 @@ class DatasetMetrics:
             return
         assert self._names in ((), batch.datasets), f"batches of {self._names} and of {batch.datasets} in one window"
         self._names = batch.datasets
+        if not isinstance(self._sums, Tensor):
+            self._sums = torch.as_tensor(self._sums, device=loss.dataset_sums.device)
+            self._tokens = torch.as_tensor(self._tokens, device=loss.dataset_sums.device)
         self._sums = self._sums + loss.dataset_sums
         self._tokens = self._tokens + loss.dataset_tokens
 
@@ -156,6 +190,19 @@ class DatasetMetrics:
         losses = {name: total / count for (name, count), total in zip(counts.items(), sums, strict=True) if count > 0}
         self._reset()
         return losses, counts
+
+    def state(self) -> dict[str, Any]:
+        """Returns the names and sums as texts and numbers."""
+        if not self._names:
+            return {"names": [], "sums": [], "tokens": []}
+        sums, tokens = list(map(float, self._sums)), list(map(int, self._tokens))
+        return {"names": list(self._names), "sums": sums, "tokens": tokens}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continues from a state."""
+        self._reset()
+        if state["names"]:
+            self._names, self._sums, self._tokens = tuple(state["names"]), state["sums"], state["tokens"]
 
     def _reset(self) -> None:
         self._names, self._sums, self._tokens = (), 0.0, 0

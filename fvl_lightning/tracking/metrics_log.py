@@ -18,6 +18,10 @@ from fvl_lightning.core.jsonl import RowReader, append_rows, read_rows
 logger = logging.getLogger(__name__)
 
 
+NO_METRICS = {"step", "time", "note"}
+"""The keys of a line that are no metrics."""
+LIGHTNINGS_EPOCH = "epoch"
+"""Lightning adds it to what `self.log` logs; it is left out, since the training data has no epochs."""
 _NO_NUMBERS = ("NaN", "Infinity", "-Infinity")
 
 
@@ -58,6 +62,7 @@ class JsonlLogger(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Appends `metrics` as a line of `step`."""
+        metrics = {name: value for name, value in metrics.items() if name != LIGHTNINGS_EPOCH}
         self._append({"step": step, "time": _now()} | {name: _written(value) for name, value in metrics.items()})
         if self._follower is not None:
             self._follower.points_added(len(metrics))

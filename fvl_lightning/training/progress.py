@@ -24,7 +24,7 @@ class StepProgress(Callback):
 
     Args:
         title: the name of the training.
-        folder: the run folder, as the first log line names it.
+        folder: the run folder, as the first line names it.
         window: the source of the training loss.
     """
 
@@ -36,16 +36,18 @@ class StepProgress(Callback):
         self._logged_at = 0.0
 
     def on_train_start(self, trainer: Trainer, stage: LightningModule) -> None:
-        """Shows the bar, or logs a line, at the step from which the run starts or resumes."""
+        """Shows or logs folder, step and size of the run, where it starts or resumes, and shows the bar."""
         step, steps = trainer.global_step, trainer.max_steps
         self._task = self._progress.add_task(self._title, total=steps, completed=step, losses="")
+        trainable = sum(parameter.numel() for parameter in stage.parameters() if parameter.requires_grad)
+        begins = f"{self._folder}: step {step} of {steps}"
+        begins = f"{begins}, {trainable:,} trainable parameters on {trainer.strategy.root_device}"
         if self._on_terminal:
+            self._progress.console.print(begins, soft_wrap=True)
             self._progress.start()
             return
         self._logged_at = time.monotonic()
-        trainable = sum(parameter.numel() for parameter in stage.parameters() if parameter.requires_grad)
-        where = f"{self._folder}: step {step} of {steps}"
-        logger.info("%s, %s trainable parameters on %s", where, f"{trainable:,}", trainer.strategy.root_device)
+        logger.info("%s", begins)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Updates the bar, or logs a line if the last one is a minute old."""

@@ -12,12 +12,16 @@ from lightning.pytorch.loggers.logger import Logger
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import TrainerConfig
+from fvl_lightning.tracking.loggers.base import check_loggers
+from fvl_lightning.training.callbacks.base import build_callbacks
 from fvl_lightning.training.checkpointing.files import CheckpointFiles
 from fvl_lightning.training.distributed.strategies import build_strategy
 
 
 def check_machine(config: TrainerConfig) -> None:
-    """Raises ConfigError if this machine lacks a device or a compiler that the experiment needs."""
+    """Raises ConfigError if this machine lacks a device, a compiler, or a logger or callback of the experiment."""
+    check_loggers(config.loggers)
+    build_callbacks(config.callbacks)
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not present.get(config.accelerator, True):
         raise ConfigError(f"trainer.accelerator: this machine has no {config.accelerator} device; take auto or cpu")
@@ -48,6 +52,7 @@ def build_trainer(config: TrainerConfig, folder: Path, loggers: list[Logger], ca
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         logger=loggers,
+        log_every_n_steps=config.log_every,  # for `self.log`; the kit's own metrics have their LogWindow
         callbacks=callbacks,
         plugins=plugins,
         enable_checkpointing=True,

@@ -15,6 +15,8 @@ CLASS_ENDINGS = {
     "projector": "Projector",
     "language_model": "LanguageModel",
     "stage": "Stage",
+    "logger": "Logger",
+    "callback": "Callback",
     "metric": "Metric",
     "data": "Data",
     "source": "Source",

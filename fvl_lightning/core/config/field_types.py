@@ -117,7 +117,7 @@ def _fields(expected: Any, value: Any, key: str, place: Location, texts: Texts) 
 
 
 def _list(expected: Any, value: Any, key: str, place: Location, texts: Texts) -> list[Any]:
-    if value is None or isinstance(value, Mapping):
+    if value is None or (isinstance(value, Mapping) and expected is not Any):
         raise ConfigError(f"{place(key)}: expected a list, found {'null' if value is None else value}")
     if not isinstance(value, list | tuple):
         return [conform(expected, value, key, place, texts)]  # one stands for a list of one

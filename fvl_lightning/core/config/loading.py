@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from fvl_lightning.core.component_sources.components import ConfigReader, source_check
 from fvl_lightning.core.config.choices import Choice, ConfigLookup, choose, imported_config, slot, to_dataclass
+from fvl_lightning.core.config.component_lists import choose_lists, component_lists
 from fvl_lightning.core.config.files import COMMAND_LINE, Layer, Override, read_layers
 from fvl_lightning.core.config.merging import MergedLayers, override, parse_scalars
 from fvl_lightning.core.config.places import RefusedValuesError, culprit, location, place_of, remember_origins
@@ -182,7 +183,7 @@ def check_config(
     for key in as_written:
         setattr(config, key, with_texts(getattr(config, key), texts_under(texts, key)))
     plugins = vars(config).get("plugins", [])
-    for slot_name in slots.values() if plugins else ():
+    for slot_name in (*slots.values(), *(one[-1] for one in component_lists(config))) if plugins else ():
         names(slot_name)  # registers the kit's components first, so that a name conflict is reported for the plugin
     # Plugin files become absolute paths: a run may be opened again from another working directory.
     plugins[:] = [import_plugin(plugin, folder) for plugin in plugins]
@@ -200,6 +201,7 @@ def _choose_all(
             where = key + place_of(f"{key}.name", origins)
             place, inner_texts = location(key, origins), texts_under(texts, key)
             setattr(config, key, choose(slot_name, entry, where, place, inner_texts, config_of, type(config)))
+    choose_lists(config, origins, config_of)
 
 
 def as_plain(config: Any) -> Any:

@@ -9,6 +9,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.training.checkpointing.due_validation import run_due_validation
 from fvl_lightning.training.checkpointing.files import BEST, CheckpointFiles, best_checkpoint, read_checkpoint
 from fvl_lightning.training.fault_tolerance.heartbeat import announce_save
 from fvl_lightning.training.fault_tolerance.signals import Stop, StopSignals
@@ -38,6 +39,7 @@ class CheckpointCallback(Checkpoint):
         self._last_step = trainer.global_step
         self.signals.listen()
         self._read_best()
+        run_due_validation(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Saves where it is due; stops where it was asked for."""
@@ -54,8 +56,7 @@ class CheckpointCallback(Checkpoint):
         if asked and not last:
             self.stop = asked
             trainer.should_stop = True
-            if step * trainer.accumulate_grad_batches % trainer.val_check_batch:
-                trainer.limit_val_batches = 0  # Lightning would validate at a stop, where no other run does
+            trainer.limit_val_batches = 0  # Lightning would validate at a stop; what is due a resume begins with
 
     def on_validation_end(self, trainer: Trainer, stage: StageInterface) -> None:
         """Keeps the weights where none before had a lower loss; all ranks have found the same one.

@@ -1,0 +1,1 @@
+"""Loggers beside metrics.jsonl, for the list `trainer.loggers`. One file per registered name."""

@@ -1,0 +1,1 @@
+"""Callbacks for the list `trainer.callbacks`. One file per registered name."""
