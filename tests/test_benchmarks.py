@@ -85,6 +85,7 @@ def test_steps_are_timed_and_their_losses_are_the_same_under_fsdp(
     assert gpu.loss_difference(one, split) < 1e-3
 
 
+@pytest.mark.slow
 def test_operations_on_shapes_are_those_of_the_real_model(
     gpu: Any, options: argparse.Namespace, tokenizer: Path
 ) -> None:

@@ -18,13 +18,23 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def seed_streams(seed: int) -> None:
+    """Seeds the random streams of the CPU and of CUDA devices in use, with the values of `torch.manual_seed`.
+
+    `torch.manual_seed` also formats a traceback for CUDA devices that are not in use: milliseconds for every module.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 @torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
     """Sets all parameters and computed buffers of `model`; the seed of a module is hash(seed, its qualified name)."""
     owners = initializers(model)
     with torch.random.fork_rng(devices=[]):
         for name, module in model.named_modules():
-            torch.manual_seed(derived_seed(seed, name))
+            seed_streams(derived_seed(seed, name))
             reset_module(module, owners.get(module))
 
 

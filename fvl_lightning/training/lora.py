@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from fvl_lightning.core.errors import ConfigError, nearest, unknown_name
 from fvl_lightning.core.experiment import LoraConfig
 from fvl_lightning.modeling.adapters.folders import ADAPTER
-from fvl_lightning.modeling.initialization import derived_seed
+from fvl_lightning.modeling.initialization import derived_seed, seed_streams
 from fvl_lightning.training.components import freeze, is_trainable, trainable_names
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def add_adapters(model: PreTrainedModel, trainable: Mapping[str, str], settings:
         peft.inject_adapter_in_model(config, model, ADAPTER)
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer):
-                torch.manual_seed(derived_seed(seed, f"{name}.lora_A"))
+                seed_streams(derived_seed(seed, f"{name}.lora_A"))
                 module.reset_lora_parameters(ADAPTER, init_lora_weights=True)
     freeze(model, trainable)  # peft has frozen all parameters but its own
 

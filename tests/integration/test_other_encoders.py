@@ -30,7 +30,9 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("clip", "ensemble") else pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS]
+)
 def test_two_stages(workspace: Path, fvl_here: Run, name: str) -> None:
     """Trained end to end on captions, then frozen, on conversations, from that run and from kept features."""
     (workspace / "mine.yaml").write_text(yaml.safe_dump({"encoder": ENCODERS[name]}), encoding="utf-8")

@@ -29,7 +29,7 @@ JOB = ("train", *FINETUNE, *TINY_DATA, *STEPS, UNTRACKED, "name=job", "--resume-
 """One command for the first start and for every requeue."""
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
 def test_one_command_starts_goes_on_and_then_has_nothing_to_do(
     name: str, workspace: Path, fvl_here: Run, stop_at: StopAt, straight: Straight, monkeypatch: pytest.MonkeyPatch
 ) -> None:

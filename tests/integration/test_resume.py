@@ -47,7 +47,7 @@ def test_a_seed_gives_the_same_weights_and_another_others(workspace: Path, fvl_h
         pytest.param(FINETUNE, 10, id="at-a-checkpoint"),
         pytest.param(PACKED, 13, id="packed", marks=pytest.mark.slow),
         pytest.param(ENCODER, 14, id="accumulated", marks=pytest.mark.slow),
-        pytest.param(ENCODER, 13, id="in-the-middle-of-an-accumulated-step"),
+        pytest.param(ENCODER, 13, id="in-the-middle-of-an-accumulated-step", marks=pytest.mark.slow),
     ],
 )
 def test_ctrl_c_then_resume_equals_an_uninterrupted_run(

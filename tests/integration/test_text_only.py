@@ -39,7 +39,8 @@ def folder(workspace: Path) -> Path:
 @pytest.mark.parametrize(
     "words",
     [
-        [], ["data.packing=best_fit", "data.sequence_length=48"], ["trainable.encoder=full", "fusion=attention"],
+        pytest.param([], marks=pytest.mark.slow), ["data.packing=best_fit", "data.sequence_length=48"],
+        pytest.param(["trainable.encoder=full", "fusion=attention"], marks=pytest.mark.slow),
         ["feature_cache=features", "fusion=gated"],
     ],
     ids=["padded", "packed", "end to end", "cached features"],

@@ -7,7 +7,7 @@ from torch import nn
 from fvl_lightning.core import registry
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.modeling.build import EncoderModel
-from fvl_lightning.modeling.initialization import derived_seed, initialize
+from fvl_lightning.modeling.initialization import derived_seed, initialize, seed_streams
 from tests.tiny_models import Holder, encoder_config, named_tensors, snapshot, tiny_encoder, tiny_model
 
 
@@ -18,6 +18,14 @@ def module_shapes(model: nn.Module) -> dict[str, list[torch.Size]]:
         for name, module in model.named_modules()
     }
     return {name: own for name, own in shapes.items() if own}
+
+
+def test_the_stream_is_that_of_manual_seed() -> None:
+    with torch.random.fork_rng(devices=[]):
+        seed_streams(derived_seed(3, "a"))
+        ours = torch.randn(5)
+        torch.manual_seed(derived_seed(3, "a"))
+        assert torch.equal(ours, torch.randn(5))
 
 
 @pytest.mark.parametrize("fusion", [name for name in registry.names("fusion") if name != "concat"])

@@ -47,7 +47,7 @@ def adapted(model: nn.Module, **settings: Any) -> PeftModel:
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("dora", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["lora", "dora"])
 def test_all_linear_leaves_the_head_out_and_merges_to_the_same_logits(tied: bool, dora: bool) -> None:
     model = adapted(fresh(tied), target_modules="all-linear", use_dora=dora)
     names = {name for name, _ in model.named_parameters() if "lora_A" in name}

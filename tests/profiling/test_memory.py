@@ -227,6 +227,7 @@ def test_the_encoder_alone_is_estimated(tmp_path: Path) -> None:
     assert sum(estimate.activations.values()) > 0
 
 
+@pytest.mark.slow
 def test_packed_rows_and_cached_features(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = estimated(demo_stage(workspace, monkeypatch, "data.packing=best_fit", device="meta"))
     plain = estimated(demo_stage(workspace, monkeypatch, device="meta"))
