@@ -9,7 +9,8 @@ follow each other: its JSON, its text, then its images in order):
     offsets       [m] int64    where the member's content begins, in bytes from the start of the tar
     sizes         [m] uint32   its length in bytes
     summary       [..] uint8   a JSON with `suffixes` (json, txt, png, 0.png, 1.png ...), `tar_bytes` (the size of the
-                               tar the index was made of), `problems` and `ignored` (see ShardIndex), and `version`
+                               tar the index was made of), `problems` and `ignored` (see ShardIndex), `version`, and
+                               `checksum` (CRC-32 of all of this; indexes of earlier versions have none)
 
 An index of an earlier version that left out a part of its tar is rebuilt, because this version may read that part.
 """
@@ -17,6 +18,7 @@ An index of an earlier version that left out a part of its tar is rebuilt, becau
 import json
 import logging
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,17 +171,29 @@ def save_index(index: ShardIndex, path: Path) -> None:
 
 def index_as_bytes(index: ShardIndex) -> bytes:
     """Returns the content of an index file."""
-    summary = {
-        "suffixes": index.suffixes,
-        "tar_bytes": index.tar_bytes,
-        "problems": {reason: [found.count, found.examples] for reason, found in index.problems.items()},
-        "ignored": dict(index.ignored),
-        "version": VERSION,
-    }
+    summary = {**_summary(index, VERSION), "checksum": _checksum(index, VERSION)}
     arrays = {name: getattr(index, name) for name in _ARRAYS}
     for name, content in (("key_bytes", index.key_bytes), ("summary", json.dumps(summary).encode())):
         arrays[name] = np.frombuffer(content, dtype=np.uint8)
     return save(arrays)
+
+
+def _summary(index: ShardIndex, version: int) -> dict[str, Any]:
+    return {
+        "suffixes": index.suffixes,
+        "tar_bytes": index.tar_bytes,
+        "problems": {reason: [found.count, found.examples] for reason, found in index.problems.items()},
+        "ignored": dict(index.ignored),
+        "version": version,
+    }
+
+
+def _checksum(index: ShardIndex, version: int) -> int:
+    """Returns the CRC-32 of all that an index file holds."""
+    found = zlib.crc32(json.dumps(_summary(index, version)).encode() + index.key_bytes)
+    for name in _ARRAYS:
+        found = zlib.crc32(np.ascontiguousarray(getattr(index, name)).view(np.uint8).data, found)
+    return found
 
 
 def open_index(tar: Path) -> ShardIndex:
@@ -241,7 +255,9 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
             **{name: arrays[name] for name in _ARRAYS},
         )
         _check(index)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if summary.get("checksum") not in (None, _checksum(index, index.version)):
+            raise ValueError("its checksum is wrong")
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"index {name} cannot be read ({reason}); delete it and it is rebuilt") from None
     return index

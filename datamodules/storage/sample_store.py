@@ -16,13 +16,14 @@ from datamodules.storage.sample import Decode, RawSample, SampleError, Samples
 from datamodules.storage.shard_cache import ShardCache
 from datamodules.storage.shard_files import ShardFiles, open_indexes
 from datamodules.storage.shard_paths import split_shards
-from datamodules.storage.tar_headers import HEADER, is_header
+from datamodules.storage.tar_headers import HEADER, is_extended_header, is_header
 from datamodules.storage.tar_samples import TEXTS, Problem, readable
 from fvl_lightning.core.errors import DataError
 
 log = logging.getLogger(__name__)
 
 _GAP = 64 * 1024  # bytes between the members of a sample that are read over rather than sought over
+_EXTENSION = 4096  # bytes before a header in which the name of an extension is looked for
 _TEXTS = tuple(f".{suffix}".encode() for suffix in TEXTS)
 
 
@@ -189,11 +190,17 @@ class SampleStore(Samples):
         contents, view = [], memoryview(block)
         for suffix, offset, size in zip(suffixes, offsets, sizes, strict=True):
             begin, name = offset - start, key + suffix
-            if not is_header(block, begin - HEADER, name, size):
+            if not (is_header(block, begin - HEADER, name, size) or self._is_extended(shard, offset, name)):
                 where = f"{readable(name)} of {size} bytes at byte {offset - HEADER}"
                 raise mismatch(index_name(self.shards[shard]), f"no member {where}")
             contents.append(view[begin : begin + size])
         return contents
+
+    def _is_extended(self, shard: int, offset: int, name: bytes) -> bool:
+        """Returns whether a member at `offset` has its name from an extension of its header."""
+        start = max(0, offset - HEADER - _EXTENSION)
+        before = self._files.read(shard, start, offset - start)
+        return is_extended_header(before[:-HEADER], before[-HEADER:], name)
 
     def _count(self, shard: str, index: ShardIndex) -> None:
         """Adds the problems of a shard, and logs them."""

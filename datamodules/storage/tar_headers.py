@@ -9,7 +9,8 @@ from typing import BinaryIO
 HEADER = tarfile.BLOCKSIZE
 """Bytes of the header before each member's content."""
 
-_MAX_EXTENSION = 2**20
+MAX_HEADERS = 2**22
+"""Bytes that the headers of one member may have together: its own, and the extensions before it."""
 _ZEROS_AT_ONCE = 2**20
 _PACKERS = {
     b"\x1f\x8b": "gzip",
@@ -71,7 +72,7 @@ def _members_from(tar: BinaryIO, start: int, size: int) -> Generator[tarfile.Tar
             _HeaderReader(io.FileIO(tar.fileno(), closefd=False)) as file,
             _opened(file, start) as archive,
         ):
-            while (member := archive.next()) is not None:
+            while (member := file.next_of(archive)) is not None:
                 # A forged size can be negative, and the headers would be read again forever.
                 if member.size < 0 or member.offset_data <= end:
                     raise tarfile.ReadError
@@ -96,12 +97,20 @@ def _opened(file: "_HeaderReader", start: int) -> tarfile.TarFile:
 
 
 class _HeaderReader(io.BufferedReader):
-    """Limits the size of headers: the parser would read an extension of any claimed size into memory."""
+    """Limits the size of headers: the parser would read extensions of any claimed size and number into memory."""
+
+    room = MAX_HEADERS
+
+    def next_of(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+        """Returns the next member of the archive that reads this file."""
+        self.room = MAX_HEADERS
+        return archive.next()
 
     def read(self, size: int | None = -1) -> bytes:
         """Reads as any file does; refuses sizes that no header needs."""
-        if size is None or not 0 <= size <= _MAX_EXTENSION:
+        if size is None or not 0 <= size <= self.room:
             raise tarfile.ReadError(f"{size} bytes of header")
+        self.room -= size
         return super().read(size)
 
 
@@ -148,18 +157,32 @@ def is_header(block: bytes, start: int, name: bytes, size: int) -> bool:
     if block.startswith(name + b"\0", start) and block.startswith(b"%011o\0" % size, start + 124):
         return True
     header = block[start : start + HEADER]
-    try:
-        # Numbers that do not fit as octal digits are written in binary after this bit.
-        if not header[124] & 0x80 and int(header[124:136].rstrip(b"\0 "), 8) != size:
-            return False
-    except ValueError:
+    stored = _name_and_size(header)
+    if stored is None:
         return False
-    stored = header[:100].rstrip(b"\0")
-    prefix = header[345:500].rstrip(b"\0") if header[257:263] == b"ustar\0" else b""
-    if prefix:
-        stored = prefix + b"/" + stored
-    if stored.lower() == name.lower():
-        return True
     # A longer or non-ASCII name is written in full in a header before this one; each kind of tar shortens it here in
     # its own way, or replaces its letters by "?".
-    return not (name.isascii() and len(name) < 100) and is_checked_header(header)
+    named = stored[0].lower() == name.lower() or not (name.isascii() and len(name) < 100)
+    # A size that does not fit as octal digits is written in binary after this bit, or in a header before this one.
+    return named and (stored[1] == size or bool(header[124] & 0x80))
+
+
+def is_extended_header(before: bytes, header: bytes, name: bytes) -> bool:
+    """Returns whether a header is the one of a name that an extension gives it.
+
+    Args:
+        before: what lies before the header in the tar.
+        header: the header.
+        name: the name with its suffix in lower case.
+    """
+    record = b"path=" + name.lower() + b"\n"
+    return record in before.lower() and _name_and_size(header) is not None
+
+
+def _name_and_size(header: bytes) -> tuple[bytes, int] | None:
+    """Returns name and size in a header, read as the index reads them; None where it is none."""
+    try:
+        found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except (tarfile.TarError, ValueError):
+        return None
+    return found.name.encode("utf-8", "surrogateescape"), found.size

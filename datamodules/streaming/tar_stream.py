@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from datamodules.images.decoding import EXTENSIONS, MAX_BYTES
-from datamodules.storage.tar_headers import HEADER, Damaged
+from datamodules.storage.tar_headers import HEADER, MAX_HEADERS, Damaged
 from datamodules.storage.tar_samples import MAX_TEXT_BYTES, TEXTS, readable
 from fvl_lightning.core.errors import DataError, first_line
 
@@ -15,7 +15,6 @@ _WANTED = re.compile(
 )
 """Names of members that training reads; the key ends at the first dot, as webdataset has it."""
 
-_MAX_EXTENSION = 2**20
 _BLOCK = 2**20
 
 
@@ -42,7 +41,7 @@ def stream_members(file: BinaryIO, place: str) -> Iterator[tuple[str, bytes | No
             encoding="utf-8",
             errors="surrogateescape",
         )
-        while (member := archive.next()) is not None:
+        while (member := forward.next_of(archive)) is not None:
             if member.size < 0:
                 raise Damaged("damaged", forward.tell())
             match = _WANTED.fullmatch(member.name)
@@ -87,14 +86,21 @@ class _ForwardFile:
     def __init__(self, file: BinaryIO, place: str) -> None:
         self._file, self._name, self._offset = file, place, 0
         self.at_end_mark = False
+        self._room = MAX_HEADERS
+
+    def next_of(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+        """Returns the next member of the archive that reads this file."""
+        self._room = MAX_HEADERS
+        return archive.next()
 
     def tell(self) -> int:
         return self._offset
 
     def read(self, size: int) -> bytes:
         """Returns so many bytes of headers, fewer at the end of the file."""
-        if not 0 <= size <= _MAX_EXTENSION:
+        if not 0 <= size <= self._room:
             raise Damaged("damaged", self._offset, f"{size} bytes of header")
+        self._room -= size
         return self._read(size)
 
     def seek(self, offset: int) -> None:
