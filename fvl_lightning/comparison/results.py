@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,11 +10,13 @@ from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.fairness import check_same_encoder, check_same_samples, check_same_start
 from fvl_lightning.comparison.plan import Arms, SeedPlan, arm_differences
-from fvl_lightning.comparison.report.figures import SampleAnswers
+from fvl_lightning.comparison.report.answer_sheet import SampleAnswers
+from fvl_lightning.comparison.report.figures import Curve, Losses
 from fvl_lightning.comparison.result_files.cell import AnswerRow, ArmResult, CellResult
 from fvl_lightning.comparison.result_files.comparison import Comparison, EncoderEntry, MlflowEntry, SeedResult
 from fvl_lightning.comparison.statistics.summary import averaged, summarize
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.plugins import plugin_hashes
 from fvl_lightning.evaluation.scoring import levels_of
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.setup import prepare_data
@@ -34,7 +36,7 @@ def collect(
     cells: Sequence[Cell],
     parent: str | None,
 ) -> tuple[Comparison, dict[str, list[AnswerRow]]]:
-    """Returns the results of a comparison, and {arm: its answers with its first seed}.
+    """Returns the results of a comparison, and {arm: its answers for the sheet of samples}, of one seed if possible.
 
     Args:
         config: the comparison.
@@ -80,8 +82,17 @@ def collect(
         cells=[SeedResult(arm, seed, reported[seed][arm]) for arm in present for seed in answers[arm]],
         differences=differing,
         statistics=summarize(config.metric, baseline, config.smallest_effect, results, answers),
+        questions=dict(Counter(row.kind for row in next(iter(answers[present[0]].values())))),
+        sample_seeds=sample_seeds({arm: list(answers[arm]) for arm in present}),
+        plugins={name: code for of in first_plan.arms.values() for name, code in plugin_hashes(of[-1].plugins).items()},
     )
-    return comparison, {arm: next(iter(answers[arm].values())) for arm in present}
+    return comparison, {arm: answers[arm][seed] for arm, seed in comparison.sample_seeds.items()}
+
+
+def sample_seeds(finished: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Returns {arm: the seed whose answers are shown}: the first seed of all arms, or else the first of each arm."""
+    shared = [seed for seed in next(iter(finished.values())) if all(seed in seeds for seeds in finished.values())]
+    return {arm: (shared or seeds)[0] for arm, seeds in finished.items()}
 
 
 def _finished(cells: Sequence[Cell]) -> Results:
@@ -140,18 +151,27 @@ def sample_answers(arms: Arms, answers: Mapping[str, Sequence[AnswerRow]]) -> li
     ]
 
 
-def loss_curves(cells: Sequence[Cell]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Returns {arm: {stage: [(step, training loss averaged over seeds)]}}, for steps that all seeds of it logged."""
-    curves: dict[str, dict[str, list[dict[int, float]]]] = defaultdict(lambda: defaultdict(list))
+def loss_curves(cells: Sequence[Cell]) -> dict[str, dict[str, Losses]]:
+    """Returns {arm: {stage: the losses of its finished seeds}}."""
+    runs: dict[str, dict[str, list[RunFolder]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
         if cell.finished:
             for stage, path in cell.result().runs.items():
-                curves[cell.arm][stage].append(dict(RunFolder(Path(path)).curve("train/loss")))
+                runs[cell.arm][stage].append(RunFolder(Path(path)))
     return {
-        arm: {stage: _mean_curve(by_seed) for stage, by_seed in by_stage.items()} for arm, by_stage in curves.items()
+        arm: {
+            stage: Losses([run.curve("train/loss") for run in seeds], [run.curve("validation/loss") for run in seeds])
+            for stage, seeds in by_stage.items()
+        }
+        for arm, by_stage in runs.items()
     }
 
 
-def _mean_curve(curves: Sequence[Mapping[int, float]]) -> list[tuple[int, float]]:
-    shared = sorted(set.intersection(*map(set, curves)))
-    return [(step, sum(curve[step] for curve in curves) / len(curves)) for step in shared]
+def source_weights(cells: Sequence[Cell]) -> dict[str, dict[str, list[Curve]]]:
+    """Returns {arm: {source: the curve of its weight in the last stage with each seed}}, of fusions that report it."""
+    curves: dict[str, dict[str, list[Curve]]] = {}
+    for cell in cells:
+        if cell.finished:
+            for source, curve in RunFolder(Path(list(cell.result().runs.values())[-1])).source_weights().items():
+                curves.setdefault(cell.arm, {}).setdefault(source, []).append(curve)
+    return curves

@@ -12,7 +12,7 @@ from fvl_lightning.comparison.checks.before_start import check_before_start, pla
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import axis_values
 from fvl_lightning.comparison.report.report import rich_table, write_report
-from fvl_lightning.comparison.results import collect, loss_curves, sample_answers
+from fvl_lightning.comparison.results import collect, loss_curves, sample_answers, source_weights
 from fvl_lightning.comparison.runner import Encoders, Runner
 from fvl_lightning.comparison.split_readings import read_test_access
 from fvl_lightning.comparison.tracking import log_report, tracked_parent
@@ -84,7 +84,8 @@ def run_comparison(
         comparison, answers = collect(config, plans, encoders, cells, parent)
         comparison.tuning, comparison.test_readings = tuning, read_test_access(folder, cells)
         limits = prepare_data(arms[planned.baseline][-1]).limits()
-        write_report(comparison, sample_answers(arms, answers), loss_curves(cells), folder, limits)
+        sheet = sample_answers(arms, answers)
+        write_report(comparison, sheet, loss_curves(cells), folder, limits, source_weights(cells))
         log_report(tracker, comparison, folder)
     for table in rich_table(comparison):
         show(table)

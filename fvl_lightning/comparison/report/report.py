@@ -10,9 +10,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from fvl_lightning.comparison.report.answer_sheet import SampleAnswers, answer_sheet
 from fvl_lightning.comparison.report.choices import access_text, tuning_grids
-from fvl_lightning.comparison.report.figures import Curve, SampleAnswers, accuracy_figure, answer_sheet, loss_figure
+from fvl_lightning.comparison.report.figures import Curve, Losses, accuracy_figure, loss_figure, source_weight_figure
 from fvl_lightning.comparison.report.interval_figures import interval_figure, pareto_figure
+from fvl_lightning.comparison.report.sections import intervals_text, plugin_grids, questions_text, samples_text
 from fvl_lightning.comparison.report.tables import (
     Grid,
     cost_grid,
@@ -29,36 +31,43 @@ from fvl_lightning.evaluation.metrics.names import metric_of, split_score
 
 FILES = (
     "report.md", "comparison.json", "comparison.png", "loss_curves.png", "samples.png", "pareto.png", "intervals.png",
+    "source_mass.png",
 )  # fmt: skip
-"""Files of a report; there are no intervals for a single seed."""
+"""Files of a report; there are no intervals for a single seed, and no source weights where no fusion reports them."""
 
 
 def write_report(
     comparison: Comparison,
     samples: Sequence[SampleAnswers],
-    curves: Mapping[str, Mapping[str, Curve]],
+    curves: Mapping[str, Mapping[str, Losses]],
     folder: Path,
     limits: str = "",
+    weights: Mapping[str, Mapping[str, Sequence[Curve]]] | None = None,
 ) -> None:
     """Writes FILES, comparison.json last.
 
     Args:
         comparison: the results.
         samples: questions for the sheet of answers.
-        curves: {arm: {stage: [(step, training loss)]}}.
+        curves: {arm: {stage: its losses}}.
         folder: created if missing; every file is replaced as a whole.
         limits: what a score on this data cannot show; see BatchData.limits.
+        weights: {arm: {source: the curve of its weight with each seed}}, of the arms whose fusion reports weights.
     """
+    higher = metric_of(comparison.metric).higher_is_better
     files = {
         "comparison.png": _png(accuracy_figure(comparison)),
         "loss_curves.png": _png(loss_figure(curves)),
         "samples.png": _png(answer_sheet(samples, split_score(comparison.metric)[0])),
         "pareto.png": _png(pareto_figure(comparison)),
-        **({"intervals.png": _png(interval_figure(comparison.statistics))} if _several(comparison) else {}),
-        "report.md": markdown(comparison, limits).encode(),
+        **({"intervals.png": _png(interval_figure(comparison.statistics, higher))} if _several(comparison) else {}),
+        **({"source_mass.png": _png(source_weight_figure(weights))} if weights else {}),
+        "report.md": markdown(comparison, limits, bool(weights)).encode(),
         "comparison.json": json.dumps(_finite(comparison.plain()), indent=2, allow_nan=False, default=str).encode(),
     }
     folder.mkdir(parents=True, exist_ok=True)
+    for name in set(FILES) - set(files):  # of an earlier report
+        (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
         with atomic_write(folder / name) as tmp_path:
             tmp_path.write_bytes(content)
@@ -80,12 +89,13 @@ def rich_table(comparison: Comparison) -> list[Table]:
     return tables
 
 
-def markdown(comparison: Comparison, limits: str = "") -> str:
+def markdown(comparison: Comparison, limits: str = "", with_weights: bool = False) -> str:
     """Returns the report as Markdown; its pictures are those that write_report writes into the same folder.
 
     Args:
         comparison: the results.
         limits: what a score on this data cannot show; see BatchData.limits.
+        with_weights: whether there is a figure of the source weights.
     """
     over_seeds = statistics_grids(comparison)
     by_kind, *others = grids(comparison)[len(over_seeds) :]
@@ -95,18 +105,21 @@ def markdown(comparison: Comparison, limits: str = "") -> str:
         _introduction(comparison),
         verdict_section(comparison),
         access_text(comparison.test_readings),
-        "![differences to the baseline with their intervals](intervals.png)" if _several(comparison) else "",
+        intervals_text(comparison.statistics) if _several(comparison) else "",
         *(_markdown_table(grid) for grid in over_seeds),
         _markdown_table(by_kind),
         f"![{name} of every arm by kind of question, with controls](comparison.png)",
+        "![weight of every source in the fused features](source_mass.png)" if with_weights else "",
         *(_markdown_table(grid) for grid in others),
         "![score against operations and parameters](pareto.png)\n\nA line joins the arms that no other one beats in "
         "both score and cost, where there are several; it does not take chance into account.",
         *(_markdown_table(grid) for grid in tuning_grids(comparison.tuning)),
         _markdown_table(differences_grid(comparison)),
         _encoder_section(comparison.encoder, len(comparison.seeds)),
-        "## Losses\n\n![training loss of every arm and stage](loss_curves.png)",
-        "## Sample answers\n\n![images with question, truth and every arm's answer](samples.png)",
+        "## Losses\n\n![losses of every arm and stage](loss_curves.png)",
+        f"## Sample answers\n\n{samples_text(comparison)}![images with question, truth and every arm's answer]"
+        "(samples.png)",
+        *(_markdown_table(grid) for grid in plugin_grids(comparison.plugins)),
         f"## What is closed about this set\n\n{limits}" if limits else "",
         _again_section(comparison),
     ]
@@ -166,7 +179,8 @@ def _introduction(comparison: Comparison) -> str:
         f"{len(comparison.arms)} arms, {trained}, on one machine ({described}). Lineage `{comparison.lineage}`: "
         f"{_lineage(comparison)} Answers are generated greedily for questions on images of the test split, which "
         f"training never saw, and {metric_of(comparison.metric).explanation}. The prior answers every question with "
-        f"the most frequent answer of its kind in training, without looking.{averages}"
+        "the most frequent answer of its kind in training, without looking."
+        f"{questions_text(comparison.questions)}{averages}"
     )
 
 

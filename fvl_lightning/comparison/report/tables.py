@@ -31,16 +31,18 @@ class Grid:
 
 
 def statistics_grids(comparison: Comparison) -> list[Grid]:
-    """Returns the tables over seeds: arms, contrasts, intervals over images, hints by kind; none for one seed."""
+    """Returns the tables over seeds: arms, contrasts, scores, intervals over images, hints by kind; none for one."""
     statistics, images = comparison.statistics, comparison.statistics.images
     if len(comparison.seeds) == 1:
         return []
     arms = [[arm.arm, format_score(arm.mean), format_score(arm.sd), str(arm.seeds)] for arm in statistics.arms]
-    contrasts = [_contrast_row(contrast) for contrast in statistics.contrasts]
+    contrasts = [_contrast_row(contrast, statistics.alpha) for contrast in statistics.contrasts]
     grids = [
         Grid(f"{metric_title(comparison.metric)}, over seeds", ARM_HEADER, arms),
-        Grid(f"Difference to {statistics.baseline}", CONTRAST_HEADER, contrasts),
+        Grid(f"Difference to {statistics.baseline}", CONTRAST_HEADER, contrasts, pooling_note(statistics)),
     ]
+    if comparison.cells:
+        grids.append(_seeds_grid(comparison))
     if images.arms:
         rows = [[arm, signed(entry.estimate), interval(entry.interval)] for arm, entry in images.arms.items()]
         note = (
@@ -62,7 +64,7 @@ def verdict_section(comparison: Comparison) -> str:
             "The arms are listed in the order of the configuration, and no winner is named."
         )
     lines = [f"> - {contrast.sentence}" for contrast in statistics.contrasts]
-    lines += [f"> - {note}" for note in statistics.notes]
+    lines += [f"> - {note}" for note in (pooling_note(statistics), *statistics.notes) if note]
     head = (
         f"> **What {len(comparison.seeds)} seeds show** ({metric_title(comparison.metric)}, against "
         f"{statistics.baseline}; a difference below {statistics.smallest_effect:g} does not matter):\n>\n"
@@ -143,9 +145,40 @@ def interval(bounds: Sequence[float]) -> str:
     return f"{signed(bounds[0])} to {signed(bounds[1])}" if all(map(isfinite, bounds)) else ABSENT
 
 
-def _contrast_row(contrast: Contrast) -> list[str]:
+def _seeds_grid(comparison: Comparison) -> Grid:
+    """Returns the score of every arm with every seed; a cell that is not finished has none."""
+    scores = {(cell.arm, cell.seed): cell.result.score(comparison.metric) for cell in comparison.cells}
+    rows = [[arm, *(format_score(scores.get((arm, seed))) for seed in comparison.seeds)] for arm in comparison.arms]
+    header = ["arm", *(f"seed {seed}" for seed in comparison.seeds)]
+    return Grid(f"{metric_title(comparison.metric)}, of each seed", header, rows)
+
+
+def pooling_note(statistics: ComparisonStatistics) -> str:
+    """Returns which verdicts rest on pooling, and what that means; empty where none does."""
+    weak = {c.arm: c.p_paired for c in statistics.contrasts if rests_on_pooling(c, statistics.alpha)}
+    if not weak:
+        return ""
+    arms = ", ".join(f"{arm} (p = {p:.2g})" for arm, p in weak.items())
+    return (
+        f"Rests on pooling: a t test of this arm and {statistics.baseline} alone, Holm-adjusted too, does not confirm "
+        f"the verdict: {arms}. The pooled test assumes that the differences of all arms vary equally over seeds."
+    )
+
+
+def verdict_text(contrast: Contrast, alpha: float) -> str:
+    """Returns a verdict as tables and figures show it: one that rests on pooling says so."""
+    return f"{contrast.verdict}, rests on pooling" if rests_on_pooling(contrast, alpha) else contrast.verdict
+
+
+def rests_on_pooling(contrast: Contrast, alpha: float) -> bool:
+    """Returns whether an arm is better or worse by the pooled test, but not by a t test of this pair alone."""
+    return contrast.verdict in ("better", "worse") and contrast.p_paired > alpha
+
+
+def _contrast_row(contrast: Contrast, alpha: float) -> list[str]:
     p = f"{contrast.p_holm:.2g}" if isfinite(contrast.p_holm) else ABSENT
-    return [contrast.arm, signed(contrast.estimate), interval(contrast.interval), p, contrast.verdict]
+    verdict = verdict_text(contrast, alpha)
+    return [contrast.arm, signed(contrast.estimate), interval(contrast.interval), p, verdict]
 
 
 def _exploratory(statistics: ComparisonStatistics) -> Grid:

@@ -136,6 +136,12 @@ class Comparison(Record):
     statistics: ComparisonStatistics
     tuning: Tuning | None = None
     """None where the learning rates were given."""
+    questions: dict[str, int] = field(default_factory=dict)
+    """{kind: number of its questions in the test split}; empty in files of earlier versions, as the next two."""
+    sample_seeds: dict[str, int] = field(default_factory=dict)
+    """{arm: the seed whose answers are on the sheet of samples}."""
+    plugins: dict[str, str] = field(default_factory=dict)
+    """{plugin: hash of its code}."""
     test_readings: SplitAccess = field(default_factory=SplitAccess)
 
 

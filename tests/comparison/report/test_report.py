@@ -14,7 +14,8 @@ from PIL import Image
 from rich.console import Console
 
 from datamodules.demo.data import DemoData
-from fvl_lightning.comparison.report.figures import accuracy_figure, answer_sheet, loss_figure, source_weight_figure
+from fvl_lightning.comparison.report.answer_sheet import answer_sheet
+from fvl_lightning.comparison.report.figures import Losses, accuracy_figure, loss_figure, source_weight_figure
 from fvl_lightning.comparison.report.interval_figures import pareto_figure
 from fvl_lightning.comparison.report.report import markdown, rich_table, write_report
 from fvl_lightning.comparison.result_files.cell import AnswerRow, Measurements
@@ -26,7 +27,10 @@ from fvl_lightning.evaluation.metrics.base import AnswerMetric
 KINDS = ("bars", "colour", "count", "handwritten digits", "word colour")
 ARMS = ("gated", "concat", "attention")
 CURVES = {
-    arm: {stage: [(step, 5.0 / step) for step in range(10, 60, 10)] for stage in ("pretrain", "finetune")}
+    arm: {
+        stage: Losses([[(step, 5.0 / step) for step in range(10, 60, 10)]], [[(30, 0.2)]])
+        for stage in ("pretrain", "finetune")
+    }
     for arm in ARMS
 }
 
@@ -224,11 +228,34 @@ def test_figures_of_many_arms(comparison: dict[str, Any]) -> None:
 def test_curves() -> None:
     figure = loss_figure(CURVES)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["pretrain", "finetune"]
-    [*_, last] = figure.axes[0].lines
-    assert list(last.get_xdata()) == [10, 20, 30, 40, 50]
+    [*_, training, validation] = figure.axes[0].lines
+    assert list(training.get_xdata()) == [10, 20, 30, 40, 50]
+    assert list(validation.get_xdata()) == [30]
+    assert legend_of(figure) == [*ARMS, "training", "validation"]
     masses = {arm: {"davit": [(10, 0.7), (20, 0.6)], "caption": [(10, 0.3), (20, 0.4)]} for arm in ARMS[:2]}
     assert [axes.get_title(loc="left") for axes in source_weight_figure(masses).axes] == list(ARMS[:2])
     assert loss_figure({}).texts[0].get_text() == "nothing was logged"
+
+
+def legend_of(figure: Any) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_curves_of_several_seeds_have_a_mean_and_a_band() -> None:
+    seeds = [[(1, 2.0), (2, 1.8), (3, 1.6)], [(1, 2.2), (2, 2.0)]]
+    figure = loss_figure({"gated": {"finetune": Losses(seeds, seeds)}})
+    [axes] = figure.axes
+    assert list(axes.lines[0].get_ydata()) == pytest.approx([2.1, 1.9]), "the steps that every seed has logged"
+    assert axes.collections[0].get_paths()[0].vertices[:, 1].max() == pytest.approx(2.2)
+    band = "band: lowest to highest seed"
+    assert legend_of(figure) == ["gated", "training, mean over 2 seeds", band, "validation, mean"]
+    figure.canvas.draw()
+    assert all(float(tick).is_integer() for tick in axes.get_xticks()), "steps are whole numbers"
+    low, high = axes.get_ylim()
+    assert high - low >= 0.2 * 2.2
+    weights = source_weight_figure({"gated": {"davit": [[(1, 0.5), (2, 0.7)], [(1, 0.6), (2, 0.8)]]}})
+    assert list(weights.axes[0].lines[0].get_ydata()) == pytest.approx([0.55, 0.75])
+    assert legend_of(weights) == ["davit", "equal weights", "band: lowest to highest of 2 seeds"]
 
 
 def test_another_metric_names_tables_and_axes(
@@ -261,7 +288,7 @@ def test_another_metric_names_tables_and_axes(
     assert "accuracy" not in text.lower()
     axes = accuracy_figure(other).axes[0]
     assert axes.get_ylabel() == "edit length (characters)"
-    assert axes.get_ylim() == (0, 52.5)
+    assert axes.get_ylim() == pytest.approx((0, 0.1 * 50 * 1.06)), "scores below 1 of 50, on a tenth of the range"
     assert pareto_figure(other).axes[0].get_ylabel() == "edit length, overall (one seed)"
     marks = {text.get_text() for text in answer_sheet(samples, "edits").findobj(Text)}
     assert {"✗ gated: Red.", "✗ concat: blue"} <= marks, "no answer has the best score, a length of 3"

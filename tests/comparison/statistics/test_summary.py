@@ -1,5 +1,6 @@
 """What the cells of a made-up comparison show, and what it costs."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,16 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from fvl_lightning.comparison.report.interval_figures import interval_figure, pareto_figure, pareto_front
-from fvl_lightning.comparison.report.tables import differences_grid, statistics_grids, verdict_section
+from fvl_lightning.comparison.report.figures import accuracy_figure
+from fvl_lightning.comparison.report.interval_figures import (
+    holm_intervals,
+    interval_figure,
+    pareto_figure,
+    pareto_front,
+)
+from fvl_lightning.comparison.report.tables import differences_grid, statistics_grids, verdict_section, verdict_text
 from fvl_lightning.comparison.result_files.cell import AnswerRow, ArmResult
-from fvl_lightning.comparison.result_files.comparison import Comparison, MlflowEntry
+from fvl_lightning.comparison.result_files.comparison import Comparison, MlflowEntry, SeedResult
 from fvl_lightning.comparison.results import mean_result
 from fvl_lightning.comparison.statistics.image_bootstrap import LABEL
 from fvl_lightning.comparison.statistics.summary import averaged, summarize
@@ -135,6 +142,76 @@ def test_figures_show_every_arm() -> None:
     panels = pareto_figure(several).axes
     assert len(panels) == 3
     assert panels[0].get_legend_handles_labels()[1] == list(MEANS)
+
+
+@pytest.mark.parametrize("means", [{"concat": 0.6, "gated": 0.8, "mean": 0.61}, {"concat": 0.6, "a": 0.62, "b": 0.55}])
+def test_table_json_and_figure_have_one_verdict(means: dict[str, float]) -> None:
+    """The label in the figure is the table's; the thin interval excludes zero exactly where there is a difference."""
+    for seeds in (3, 5, 8):
+        several = shown(*cells(seeds, means))
+        statistics = several.statistics
+        figure = interval_figure(statistics)
+        labels = [text.get_text().replace("\n", " ") for text in figure.axes[0].texts]
+        table = {row[0]: row[-1] for row in statistics_grids(several)[1].rows}
+        intervals = holm_intervals(statistics)
+        for contrast in statistics.contrasts:
+            assert table[contrast.arm] == verdict_text(contrast, statistics.alpha)
+            assert table[contrast.arm].startswith(contrast.verdict), "comparison.json"
+            assert table[contrast.arm] in labels
+            low, high = intervals[contrast.arm]
+            assert (low > 0 or high < 0) == (contrast.p_holm <= statistics.alpha)
+            weak = contrast.verdict in ("better", "worse") and contrast.p_paired > 0.05
+            assert ("rests on pooling" in table[contrast.arm]) == weak
+        assert {"← worse than concat  ", "  better than concat →"} <= set(labels)
+        effect = statistics.smallest_effect
+        low, high = figure.axes[0].get_xlim()
+        assert low < -effect
+        assert high > effect
+
+
+def test_a_metric_of_errors_is_better_on_the_left() -> None:
+    labels = [text.get_text() for text in interval_figure(shown(*cells(3)).statistics, False).axes[0].texts]
+    assert {"← better than concat  ", "  worse than concat →"} <= set(labels)
+
+
+@pytest.mark.parametrize("level", [0.002, 0.5, 0.995])
+def test_axes_do_not_magnify_one_per_cent(level: float) -> None:
+    results, answers = cells(3)
+    for by_arm in results.values():
+        for number, result in enumerate(by_arm.values()):
+            score = level + 0.001 * number
+            of_level = KindScores(score, score, dict.fromkeys(KINDS, score))
+            result.scores["accuracy"] = result.prior = result.image_zeroed = result.image_shuffled = of_level
+            result.training_flops *= 1 + 0.003 * number
+    comparison = shown(results, answers)
+    figure = pareto_figure(comparison)
+    figure.canvas.draw()
+    low, high = figure.axes[0].get_ylim()
+    assert 0.1 <= high - low < 0.15
+    assert low < level < high
+    left, right = figure.axes[0].get_xlim()
+    assert right - left >= 0.2 * 10
+    for axis in (axes.xaxis for axes in figure.axes):
+        boxes = [label.get_window_extent() for label in axis.get_ticklabels() if label.get_text()]
+        assert all(one.x1 < two.x0 for one, two in pairwise(boxes)), "labels of ticks touch"
+    bars = accuracy_figure(comparison).axes[0]
+    assert bars.get_ylim()[0] == 0
+    assert bars.get_ylim()[1] == pytest.approx(max(0.1, level + 0.002) * 1.06, rel=0.01)
+
+
+def test_the_score_of_every_seed_is_a_table_and_a_point() -> None:
+    results, answers = cells(3)
+    several = shown(results, answers)
+    there = [(arm, seed) for arm in MEANS for seed in results if (arm, seed) != ("mean", 1)]
+    several.cells = [SeedResult(arm, seed, results[seed][arm]) for arm, seed in there]
+    grid = statistics_grids(several)[2]
+    assert grid.title == "Accuracy, macro average over kinds, of each seed"
+    score = {seed: results[seed]["mean"].score("accuracy/macro") for seed in results}
+    assert grid.rows[2] == ["mean", f"{score[0]:.3f}", "-", f"{score[2]:.3f}"]
+    [_, controls] = accuracy_figure(several).axes
+    points = [line for line in controls.lines if line.get_marker() == "o"]
+    assert list(points[6].get_ydata()) == pytest.approx([score[0], score[2]])
+    assert len(controls.texts) == 0, "no number lies on a line"
 
 
 def test_the_front_is_what_nothing_beats() -> None:
