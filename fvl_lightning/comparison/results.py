@@ -73,11 +73,7 @@ def collect(
         metric=config.metric,
         mlflow=mlflow_entry(config, parent),
         encoder=None if encoder is None else EncoderEntry.read(encoder),
-        machine={
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-        },
+        machine={"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
         arms={arm: mean_result([by[arm] for by in reported.values() if arm in by]) for arm in present},
         cells=[SeedResult(arm, seed, reported[seed][arm]) for arm in present for seed in answers[arm]],
         differences=differing,

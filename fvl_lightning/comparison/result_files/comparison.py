@@ -144,6 +144,11 @@ class Comparison(Record):
     """{plugin: hash of its code}."""
     test_readings: SplitAccess = field(default_factory=SplitAccess)
 
+    def plain(self) -> dict[str, Any]:
+        """Returns the plain form; what files of earlier versions lack is left out where it is empty."""
+        new = ("questions", "sample_seeds", "plugins")
+        return {key: value for key, value in super().plain().items() if value or key not in new}
+
 
 def read_comparison(folder: Path) -> Comparison:
     """Reads the results of a comparison from its folder.

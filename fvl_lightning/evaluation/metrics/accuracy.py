@@ -13,7 +13,8 @@ class AccuracyMetric(AnswerMetric):
     title = "Accuracy"
     criterion = "exact match"
     explanation = (
-        "count as right when they equal the truth after lower-casing, with white space folded and without a final full stop"
+        "count as right when they equal the truth after lower-casing, with white space folded and without a final full "
+        "stop"
     )
 
     @dataclass
