@@ -34,7 +34,9 @@ footer {display: none !important}
 def build_page(gradio: Any, loaded: LoadedModel, sampling: Sampling, name: str, adapters: Sequence[str] = ()) -> Any:
     """The page, ready to be launched; one answer is written at a time, with the adapter that the page has chosen."""
     with gradio.Blocks(title=f"{name} · fvl", analytics_enabled=False) as page:
-        messages = gradio.State([])
+        # The conversation stays in the server, as it is shown and as the model has it. From the browser it would be
+        # whatever a stranger's program sends, from which gradio makes components and copies files.
+        chat, messages = gradio.State([]), gradio.State([])
         gradio.HTML(head_html(loaded, name), elem_id="head")
         with gradio.Row():
             with gradio.Column(scale=3, min_width=420):
@@ -65,7 +67,7 @@ def build_page(gradio: Any, loaded: LoadedModel, sampling: Sampling, name: str, 
                 means = gradio.Label(label="Mean weights", show_heading=False, elem_id="weights", visible=False)
                 gallery = gradio.Gallery(show_label=False, columns=2, buttons=[], visible=False, elem_id="pictures")
         panel = [note, means, gallery]
-        _connect(gradio, loaded, sampling, anew, [asked, shown, messages, *panel], adapter, adapters)
+        _connect(gradio, loaded, sampling, anew, [asked, shown, chat, messages, *panel], adapter, adapters)
     return page
 
 
@@ -92,8 +94,11 @@ def _connect(
     adapter: Any,
     adapters: Sequence[str],
 ) -> None:
-    """Connects a question, stop and `anew` to their effects on (text box, chat, messages, note, means, gallery)."""
-    asked = everything[0]
+    """Connects a question, stop and `anew` to their effects on everything.
+
+    That is (text box, chat as it is shown, its state, messages, note, means, gallery).
+    """
+    asked, _, *states = everything[:4]
 
     def panel_values(panel: WeightsPanel | None) -> tuple[Any, Any, Any]:
         if panel is None:
@@ -109,22 +114,22 @@ def _connect(
         box: Any = gradio.MultimodalTextbox({"text": "", "files": []}, submit_btn=False, stop_btn=True)
         try:
             for chat, after, panel in reply(loaded, sampling, question, so_far, before):
-                yield box, chat, after, *panel_values(panel)
+                yield box, chat, chat, after, *panel_values(panel)
                 box = gradio.skip()  # the next question may be typed meanwhile
         except DataError as error:
             gradio.Warning(str(error), title="Not answered")
-            yield (gradio.skip(),) * 6
+            yield (gradio.skip(),) * len(everything)
 
     def ready() -> Any:
         return gradio.MultimodalTextbox(submit_btn=True, stop_btn=False)
 
     def begin_anew() -> tuple[Any, ...]:
         empty = gradio.MultimodalTextbox({"text": "", "files": []}, submit_btn=True, stop_btn=False)
-        return empty, [], [], *panel_values(NO_PICTURE)
+        return empty, [], [], [], *panel_values(NO_PICTURE)
 
     # Handlers of a page are an interface for programs, too, unless they are private. A sign of progress would lie over
     # the button that stops the answer.
-    inputs = [*everything[:3], adapter]
+    inputs = [asked, *states, adapter]
     answering = asked.submit(answer, inputs, everything, show_progress="hidden", api_visibility="private")
     answering.then(ready, None, asked, api_visibility="private")
     asked.stop(ready, None, asked, cancels=[answering], api_visibility="private")
@@ -138,7 +143,7 @@ def reply(
 
     Args:
         question: {"text", "files"}, the text and the paths of the uploaded pictures.
-        shown: the chat as the page has it.
+        shown: the chat so far, as it is shown.
         before: the messages as the model has them, with decoded pictures.
 
     Raises:

@@ -6,9 +6,12 @@ from typing import Any
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.serving.page import CSS
+from fvl_lightning.serving.same_host import SameHost
 
 MAX_UPLOAD = "20mb"
 """An uploaded file may have this size."""
+MAX_SESSIONS = 1000
+"""Conversations that are kept; the oldest are forgotten."""
 
 
 def offline_gradio() -> Any:
@@ -21,7 +24,9 @@ def offline_gradio() -> Any:
 
 
 def launch_page(gradio: Any, page: Any, host: str, port: int) -> None:
-    """Serves the page in a thread of its own, without what asks anything of other machines."""
+    """Serves the page in a thread of its own, to visitors of this host only, and asks nothing of other machines."""
+    from starlette.middleware import Middleware  # a part of gradio, and thereby of the extra
+
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     page.launch(
         server_name=host,
@@ -36,4 +41,7 @@ def launch_page(gradio: Any, page: Any, host: str, port: int) -> None:
         theme=gradio.themes.Soft(primary_hue="indigo", **fonts),
         css=CSS,
         prevent_thread_lock=True,
+        num_workers=0,  # they would answer on ports of their own, without the check of the host
+        state_session_capacity=MAX_SESSIONS,
+        app_kwargs={"middleware": [Middleware(SameHost, host=host)]},
     )
