@@ -137,6 +137,7 @@ def show(
     parts = _parts(config) if config.stage else ""  # what cannot be built is said without all that was written
     console.print(Syntax(write_yaml(as_plain(config)), "yaml", background_color="default"))
     console.print(parts)
+    console.print(f"batch: {config.trainer.batch_in_words()}", soft_wrap=True)
 
 
 def _parts(config: ExperimentConfig) -> Table:

@@ -61,6 +61,7 @@ def launch(
     _refuse("--sbatch is for --slurm", {"--sbatch": sbatch})
     if config.trainer.nodes > 1:
         machine = _meeting(config.trainer.nodes, rendezvous, node_rank or 0 if dry_run else node_rank)
+        _say_batch(config)
         if not dry_run:
             raise typer.Exit(run_ranks(config.trainer.devices, command, machine))
         again = ["fvl", "launch", str(experiment), *words, "--rendezvous", f"{machine.host}:{machine.port}"]
@@ -68,6 +69,7 @@ def launch(
             say(shlex.join([*again, "--node-rank", str(number)]))
         return
     _refuse("it is for several machines", {"--rendezvous": rendezvous, "--node-rank": node_rank})
+    _say_batch(config)
     if dry_run:
         say(shlex.join(["fvl", *command]))
     else:
@@ -81,9 +83,16 @@ def _as_job(config: ExperimentConfig, command: Sequence[str], options: Sequence[
         [sys.executable, "-m", "fvl_lightning", *command], Path(config.output), options,
     )  # fmt: skip
     if dry_run:
+        _say_batch(config)
         terminal().print(job.text(), end="", soft_wrap=True)
     else:
-        say(f"submitted as job {job.submit()}: {job.script}, which logs to {job.log}")
+        number = job.submit()
+        _say_batch(config)
+        say(f"submitted as job {number}: {job.script}, which logs to {job.log}")
+
+
+def _say_batch(config: ExperimentConfig) -> None:
+    say(f"batch: {config.trainer.batch_in_words()}", stderr=True)
 
 
 def _placed(overrides: Sequence[str], nodes: int | None, gpus_per_node: int | None) -> list[str]:

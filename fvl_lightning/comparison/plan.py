@@ -219,8 +219,8 @@ def _check_devices(plan: SeedPlan, path: Path) -> None:
             raise ConfigError(
                 f"trainer.devices of {who} in {path}: stage {experiment.name} is for {trainer.devices} x "
                 f"{trainer.nodes} devices (trainer.devices x trainer.nodes), but a comparison trains every cell on "
-                "one; add trainer.devices=1, trainer.nodes=1 and trainer.strategy=single to `set`, and multiply "
-                f"trainer.accumulate by {trainer.world_size} to keep the batch"
+                "one; add trainer.devices=1, trainer.nodes=1 and trainer.strategy=single to `set`, and "
+                f"trainer.global_batch={trainer.samples_per_step} to keep the batch"
             )
 
 

@@ -61,7 +61,10 @@ class TrainerConfig:
     batch_size: int = number(32, at_least=1, changes="placement")
     """Samples per step and device, before accumulation."""
     accumulate: int = number(1, at_least=1)
-    """Batches per optimiser step."""
+    """Batches per optimiser step and device."""
+    global_batch: int | None = number(None, at_least=1, changes="nothing", instead_of="accumulate")
+    """Samples per optimiser step on all devices, instead of `accumulate`, which follows from it: global_batch /
+    (batch_size x devices x nodes)."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Lightning's name of the device type: auto, cpu, cuda, mps."""
     strategy: Literal["single", "ddp", "fsdp", "hsdp"] = changes("placement", "single")
@@ -112,6 +115,7 @@ class TrainerConfig:
     ever."""
 
     def __post_init__(self) -> None:
+        self._divide_global_batch()
         if self.strategy == "single" and self.world_size > 1:
             raise ValueError(f"trainer.strategy: single is one device, take ddp or fsdp for {self.world_size}")
         if not self.sharded:
@@ -122,6 +126,33 @@ class TrainerConfig:
             for name in vars(self)[option]:
                 if name not in REPEATED:
                     raise unknown_name("component with blocks", name, REPEATED, f"trainer.{option}")
+
+    def _divide_global_batch(self) -> None:
+        """Sets `accumulate` from `global_batch`; ValueError where the division leaves a rest."""
+        rows = self.batch_size * self.world_size
+        if self.global_batch is None or min(self.global_batch, self.batch_size, self.devices, self.nodes) < 1:
+            return  # numbers out of range have a message of their own
+        if self.global_batch % rows:
+            share, rest = divmod(self.global_batch, self.world_size)
+            sizes = [size for size in range(1, min(self.batch_size, share) + 1) if share % size == 0 and not rest]
+            advice = f"; trainer.batch_size={sizes[-1]} fits" if sizes else "; choose another number of devices"
+            raise ValueError(
+                f"trainer.global_batch: {self.global_batch} samples are no whole number of batches of {rows} "
+                f"(batch_size {self.batch_size} x devices {self.devices} x nodes {self.nodes}){advice}"
+            )
+        self.accumulate = self.global_batch // rows
+
+    def batch_in_words(self, what: str = "sample") -> str:
+        """Returns how many samples an optimiser step has, as a product, such as "8 x 2 devices x ... a step"."""
+        counts = {"device": self.devices, "node": self.nodes}
+        several = " x ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
+        total = f"{self.samples_per_step:,} {what}{'' if self.samples_per_step == 1 else 's'}"
+        return f"{self.batch_size} x {several} x {self.accumulate} accumulated = {total} a step"
+
+    @property
+    def samples_per_step(self) -> int:
+        """Number of samples (rows, where they are packed) of an optimiser step, on all devices."""
+        return self.batch_size * self.world_size * self.accumulate
 
     @property
     def sharded(self) -> bool:

@@ -29,10 +29,9 @@ def check_schedule(experiment: ExperimentConfig, samples: int | None, tokens: in
         tokens: mean number of tokens in the inspected rows; None where none was inspected.
     """
     trainer, warmup = experiment.trainer, experiment.optimizer.warmup_steps
-    batch = trainer.batch_size * trainer.world_size * trainer.accumulate
+    batch = trainer.samples_per_step
     packed = experiment.data.config.layout == "packed"
-    message = f"{trainer.batch_size} x {plural(trainer.devices, 'device')} x {plural(trainer.nodes, 'node')}"
-    message += f" x {trainer.accumulate} accumulated = {plural(batch, 'row' if packed else 'sample')} a step"
+    message = trainer.batch_in_words("row" if packed else "sample")
     if tokens is not None:
         row = experiment.data.config.sequence_length if packed else tokens
         message += f", about {batch * row:,} tokens"

@@ -38,12 +38,12 @@ CELLS: dict[tuple[str, str], tuple[int, float, float]] = {
     ("3b/finetune", "released"): (4096, 9e-5, 30e6),
 }
 """(preset, recipe): global batch, learning rate, samples over all epochs."""
-BATCH = ["trainer.accumulate", "trainer.max_steps", "optimizer.warmup_steps"]
+BATCH = ["trainer.accumulate", "trainer.global_batch", "trainer.max_steps", "optimizer.warmup_steps"]
 """The keys of a global batch: for the same samples, another one takes other numbers of steps."""
 
 
 def check_schedule(config: ExperimentConfig, batch: int, rate: float, samples: float) -> None:
-    assert config.trainer.batch_size * config.trainer.accumulate == batch
+    assert config.trainer.batch_size * config.trainer.accumulate == config.trainer.global_batch == batch
     assert config.trainer.max_steps == ceil(samples / batch)
     assert config.optimizer.warmup_steps == ceil(0.03 * config.trainer.max_steps)
     assert config.optimizer.learning_rate == rate

@@ -57,12 +57,17 @@ def number(
     below: float | None = None,
     hint: str = "",
     changes: Changes = "result",
+    instead_of: str | None = None,
 ) -> Any:
     """Returns a dataclass field for a number, or for a list, tuple or mapping of numbers, each within the range.
 
+    Args:
+        instead_of: another field of the dataclass that says the same in another way. The later layer of configuration
+            with one of the two has the last word: it removes the other one of earlier layers.
+
     The return type is Any, as it is for `dataclasses.field`.
     """
-    declared = {"range": Range(at_least, above, at_most, below, hint), "changes": changes}
+    declared = {"range": Range(at_least, above, at_most, below, hint), "changes": changes, "instead_of": instead_of}
     if default_factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=default_factory, metadata=declared)
     if default is not dataclasses.MISSING:

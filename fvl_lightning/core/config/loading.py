@@ -116,7 +116,7 @@ def _merge(schema: type[Any], layers: Sequence[Layer], path: Path | None) -> tup
     """Returns the merged layers, and the folder that holds the plugins."""
     root = str(path) if path is not None else layers[-1][0] if layers else ""
     overrides = {origin for origin, _ in (layer for layer in layers if isinstance(layer, Override))}
-    merged = MergedLayers(origins={"": root}, override_origins=overrides)
+    merged = MergedLayers(origins={"": root}, override_origins=overrides, alternatives=_alternatives(schema))
     for origin, layer in layers:
         merged.add(layer, _slot_names(schema), origin)
     listed_in = merged.origins.get("plugins")
@@ -227,6 +227,17 @@ def config_hash(config: Any) -> str:
     """Returns twelve hex digits that identify a resolved configuration (sha256 of its canonical JSON)."""
     canonical = json.dumps(as_plain(config), sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _alternatives(schema: Any, prefix: str = "") -> dict[str, str]:
+    """Returns {dotted key: the key beside it that says the same in another way} of a dataclass and its sections."""
+    found: dict[str, str] = {}
+    for field in dataclasses.fields(schema):
+        if other := field.metadata.get("instead_of"):
+            found |= {prefix + field.name: other, prefix + other: field.name}
+        if dataclasses.is_dataclass(field.type):
+            found |= _alternatives(field.type, f"{prefix}{field.name}.")
+    return found
 
 
 def _slot_names(schema: Any) -> dict[str, str]:

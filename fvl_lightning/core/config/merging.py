@@ -48,12 +48,14 @@ class MergedLayers:
         origins: where each dotted key was written last.
         texts: the characters of the plain scalars among the values.
         override_origins: where overrides are written; none of them may be lost.
+        alternatives: {dotted key: the key beside it that says the same in another way}; the later of both counts.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     override_origins: Set[str] = frozenset()
+    alternatives: Mapping[str, str] = field(default_factory=dict)
 
     def add(self, layer: Mapping[str, Any], slots: Mapping[str, str], origin: str) -> None:
         """Adds a layer over the others; a slot with another name replaces the slot."""
@@ -81,6 +83,8 @@ class MergedLayers:
 
     def _set(self, into: dict[str, Any], key: str, value: Any, path: str, origin: str) -> None:
         self.origins[path] = origin
+        if path in self.alternatives and plain(value) is not None:
+            self._replace(into, self.alternatives[path], path, origin)
         if isinstance(value, Mapping) and value and isinstance(into.get(key), dict):
             target = into[key]
         else:
@@ -97,6 +101,17 @@ class MergedLayers:
                 self._set(target, inner, inner_value, f"{path}.{inner}", origin)
         else:
             self.texts |= texts_of(value, path)
+
+    def _replace(self, into: dict[str, Any], other: str, path: str, origin: str) -> None:
+        """Removes the alternative of a key if an earlier layer wrote it; ConfigError if both are overrides."""
+        other_path = ".".join([*path.split(".")[:-1], other])
+        if other_path not in self.origins or into.get(other) is None:
+            return
+        if origin in self.override_origins and self.origins[other_path] in self.override_origins:
+            raise ConfigError(f"{path} and {other_path}{in_file(origin)}: one replaces the other; give one of them")
+        if self.origins[other_path] != origin:
+            into.pop(other)
+            self._forget(other_path)
 
     def _forget(self, path: str) -> None:
         """Removes the characters of replaced values."""

@@ -1,6 +1,7 @@
 """A comparison that cannot be finished is refused before a run folder, a store or a weight exists."""
 
 import json
+import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -84,8 +85,10 @@ def refused(work: Path, fvl_here: Run, *words: str, command: str = "compare") ->
 def test_more_devices_than_one(work: Path, fvl_here: Run, devices: str, factor: int) -> None:
     said = refused(work, fvl_here, f"set=[trainer.strategy=ddp, {devices}]")
     assert "a comparison trains every cell on one" in said
-    assert "add trainer.devices=1, trainer.nodes=1 and trainer.strategy=single to `set`, and multiply " in said
-    assert f"trainer.accumulate by {factor} to keep the batch" in said
+    assert "add trainer.devices=1, trainer.nodes=1 and trainer.strategy=single to `set`, and " in said
+    batch = re.search(r"trainer\.global_batch=(\d+) to keep the batch", said)
+    assert batch is not None
+    assert int(batch[1]) % factor == 0
     assert "fvl launch" not in said
 
 

@@ -12,8 +12,8 @@ import pytest
 from datamodules.building.config import BuildConfig
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.core import registry
-from fvl_lightning.core.config.fields import keys_that_change, number
-from fvl_lightning.core.config.loading import check_config, load_config
+from fvl_lightning.core.config.fields import differences, keys_that_change, number
+from fvl_lightning.core.config.loading import as_plain, check_config, load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 
@@ -109,6 +109,53 @@ def test_a_config_of_ones_own_is_checked_alike() -> None:
         check_config(Foreign, {"needed": 1})
     # A language model's own configuration may say infinity.
     assert check_config(Foreign, {"settings": {"limit": float("inf")}}).settings["limit"] == float("inf")
+
+
+class TestGlobalBatch:
+    """trainer.global_batch is divided by batch_size x devices x nodes into trainer.accumulate."""
+
+    def load(self, tmp_path: Path, text: str, *words: str) -> ExperimentConfig:
+        (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
+        return load_config(ExperimentConfig, tmp_path / "a.yaml", words)
+
+    def test_is_divided(self, tmp_path: Path) -> None:
+        text = "trainer: {batch_size: 8, global_batch: 256, strategy: ddp}"
+        for words, accumulate in (((), 32), (("trainer.devices=8",), 4), (("trainer.devices=8", "trainer.nodes=4"), 1)):
+            config = self.load(tmp_path, text, *words)
+            assert (config.trainer.accumulate, config.trainer.samples_per_step) == (accumulate, 256)
+        again = config.with_overrides("trainer.nodes=2")
+        assert again.trainer.accumulate == 2, "a resolved configuration is divided anew"
+        assert again.trainer.batch_in_words() == "8 x 8 devices x 2 nodes x 2 accumulated = 256 samples a step"
+        assert self.load(tmp_path, "trainer: {accumulate: 3}").trainer.accumulate == 3
+
+    def test_the_later_of_both_counts(self, tmp_path: Path) -> None:
+        text = "trainer: {batch_size: 8, global_batch: 256}"
+        config = self.load(tmp_path, text, "trainer.accumulate=1")
+        assert (config.trainer.accumulate, config.trainer.global_batch) == (1, None)
+        config = self.load(tmp_path, "trainer: {batch_size: 8, accumulate: 7}", "trainer.global_batch=16")
+        assert config.trainer.accumulate == 2
+        with pytest.raises(ConfigError, match="on the command line: one replaces the other; give one of them"):
+            self.load(tmp_path, text, "trainer.accumulate=2", "trainer.global_batch=64")
+
+    @pytest.mark.parametrize(
+        ("words", "end"),
+        [
+            (("trainer.batch_size=24",), "no whole number of batches of 24 .*; trainer.batch_size=16 fits"),
+            (("trainer.batch_size=512",), "trainer.batch_size=256 fits"),
+            (("trainer.strategy=ddp", "trainer.devices=3"), r"\(batch_size 8 x devices 3 x nodes 1\); choose"),
+            (("trainer.global_batch=0",), "trainer.global_batch on the command line must be at least 1, not 0"),
+            (("trainer.batch_size=0",), "trainer.batch_size on the command line must be at least 1, not 0"),
+        ],
+    )
+    def test_what_does_not_divide_is_one_sentence(self, tmp_path: Path, words: tuple[str, ...], end: str) -> None:
+        with pytest.raises(ConfigError, match=f"on the command line.*{end}|{end}"):
+            self.load(tmp_path, "trainer: {batch_size: 8, global_batch: 256}", *words)
+
+    def test_a_run_from_before_may_be_resumed(self, tmp_path: Path) -> None:
+        before = as_plain(self.load(tmp_path, "trainer: {batch_size: 8, accumulate: 32}"))
+        before["trainer"].pop("global_batch")
+        now = self.load(tmp_path, "trainer: {batch_size: 8, global_batch: 256}")
+        assert set(differences(before, as_plain(now))) <= keys_that_change(now, "nothing")
 
 
 def test_what_changes_nothing_is_said_by_the_fields() -> None:
