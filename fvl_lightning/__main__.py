@@ -1,5 +1,22 @@
-"""`python -m fvl_lightning` is `fvl`."""
+"""`python -m fvl_lightning` is `fvl`. Its signals are handled from here on, before it imports what takes long."""
 
-from fvl_lightning.cli.main import main
+import sys
 
-main()
+try:
+    from fvl_lightning.training.fault_tolerance.signals import SUPPORTED, handle_for_command
+except KeyboardInterrupt:
+    sys.stderr.write("stopped; nothing had begun\n")
+    sys.exit(130)
+
+
+def main() -> None:
+    """Runs the command line."""
+    if SUPPORTED:
+        handle_for_command(sys.argv[1:])
+    from fvl_lightning.cli.main import main as run_command
+
+    run_command()
+
+
+if __name__ == "__main__":
+    main()

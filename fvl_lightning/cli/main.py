@@ -2,7 +2,6 @@
 
 import functools
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -42,10 +41,9 @@ from fvl_lightning.core.errors import (
 )
 from fvl_lightning.core.terminal import own_rank, quiet_libraries, say, say_error, terminal
 from fvl_lightning.training.fault_tolerance.hang_detection import LostRankError, PeerFailedError
-from fvl_lightning.training.fault_tolerance.signals import Preempted, end_at_once
+from fvl_lightning.training.fault_tolerance.process_exit import begin_exit
+from fvl_lightning.training.fault_tolerance.signals import INTERRUPTED, SUPPORTED, Preempted, handle_for_command
 
-PREEMPTIBLE = ("train", "launch", "compare", "demo")
-"""The commands that a cluster may stop."""
 VERSIONED = ("torch", "lightning", "transformers", "peft", "mlflow")
 """The libraries that `fvl --version` names."""
 
@@ -140,14 +138,20 @@ for _command in every_command(app):
 
 def main() -> None:
     """Runs a command; a user's mistake is one sentence on standard error and exit code 2."""
-    if not hasattr(signal, "SIGUSR1"):
+    if not SUPPORTED:
         sys.stderr.write("error: fvl runs on Linux and macOS only; on Windows it runs in WSL, its Linux\n")
         sys.exit(EXIT_USAGE_ERROR)
     arguments = sys.argv[1:]
-    if arguments and arguments[0] in PREEMPTIBLE:
-        # The imports of the command take seconds, in which a cluster may already want the machine back.
-        end_at_once()
-    sys.exit(run(arguments))
+    handle_for_command(arguments)
+    code = 1  # of an error that nobody expects, which Python prints
+    try:
+        code = run(arguments)
+    except KeyboardInterrupt:  # before the command itself began, or after it had ended
+        say(INTERRUPTED, stderr=True)
+        code = EXIT_INTERRUPTED
+    finally:
+        begin_exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -184,6 +188,5 @@ def run(arguments: list[str]) -> int:
         )
         return EXIT_REQUEUE
     if result == EXIT_INTERRUPTED:  # typer's answer to KeyboardInterrupt
-        line = "stopped; what was saved is kept, and the same command (`--resume` for a training) goes on from there"
-        for_all.print(line, soft_wrap=True)
+        for_all.print(INTERRUPTED, soft_wrap=True)
     return result if isinstance(result, int) else 0

@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 from fvl_lightning.comparison.result_files.cell import CellResult, CellSpec, Failure, TrialResult
 from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import config_hash
+from fvl_lightning.core.locks import is_held
 from fvl_lightning.runs.folder import RunFolder
 
 CELL, RESULT = "cell.json", "result.json"
 """Files of a cell: its specification, and what it measured."""
+LOCK = ".lock"
+"""File in the folder of a cell that its process has locked."""
 NOT_HASHED = ("parent_run_id", "tags", "fresh", "split")
 """Parts of a specification that do not change the result; another split is scored in another folder."""
 
@@ -66,24 +69,34 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Returns whether there is a result of exactly this specification."""
-        return self._read(RESULT).get("cell") == self.key
+        return is_finished(self.folder, self.key)
+
+    @property
+    def held(self) -> bool:
+        """Returns whether another process runs the cell, such as one of an earlier start of the comparison."""
+        return is_held(self.folder / LOCK)
 
     @property
     def failure(self) -> str | None:
-        """Last log line of an earlier process with exactly this specification, if it failed."""
-        failure = self._read("failure.json")
+        """Last log line of an earlier process with exactly this specification, if it failed and none succeeded."""
+        failure = {} if self.finished else self._read("failure.json")
         return Failure.read(failure).words if failure.get("cell") == self.key else None
 
     def prepare(self) -> None:
-        """Writes the specification for the process, and removes an earlier result or failure."""
+        """Writes the specification for the process, and removes an earlier failure and result.
+
+        A result of this specification stays, unless it is to be `fresh`: another process was faster.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (RESULT, "failure.json"):
+        for name in ("failure.json", *([RESULT] if self.spec.fresh or not self.finished else [])):
             (self.folder / name).unlink(missing_ok=True)
         self._write(CELL, {**self.spec.plain(), "cell": self.key})
         self.code, self.started = None, (time.monotonic(), self.progress().step)
 
     def record_failure(self) -> None:
         """Writes why the process failed, so that it is not tried again unless the user asks."""
+        if self.finished:
+            return
         log = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.is_file() else []
         lines = [line.strip() for line in log if line.strip()]
         ended = f"ended by signal {-self.code}" if self.code is not None and self.code < 0 else f"exit code {self.code}"
@@ -112,10 +125,20 @@ class Cell:
         return CellProgress("answering", total, total)
 
     def _read(self, name: str) -> dict[str, Any]:
-        try:
-            return json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+        return _read(self.folder / name)
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
         write_text_atomically(self.folder / name, json.dumps(values, indent=2))
+
+
+def is_finished(folder: Path, key: str) -> bool:
+    """Returns whether the folder of a cell has a result of exactly the specification that `key` names."""
+    return _read(folder / RESULT).get("cell") == key
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,6 +1,7 @@
 """Runs the cells of a comparison: trains shared encoders, caches their features, then runs every cell."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,13 @@ from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import progress
 from fvl_lightning.evaluation.metrics.names import split_score
-from fvl_lightning.launchers.base import Launcher
+from fvl_lightning.launchers.base import POLL_SECONDS, Launcher
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import input_hashes
 from fvl_lightning.runs.resume import identity_of
 from fvl_lightning.runs.run import reuse_or_train, run_training
 from fvl_lightning.runs.setup import TRAINING_SPLITS, build_stage, data_context, prepare_data
+from fvl_lightning.training.fault_tolerance.signals import Preempted, StopSignals
 from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.weights import load_components
 
@@ -90,7 +92,9 @@ class Runner:
                 raise DataError(f"--report: {plan.encoder.output} has no finished {plan.encoder.name} of seed {seed}")
             return run
         train = run_training if self.fresh else reuse_or_train
-        return train(plan.encoder, parent_run_id=self.parent)
+        run = train(plan.encoder, parent_run_id=self.parent)
+        StopSignals.late.raise_for()
+        return run
 
     def _specification(
         self, plan: SeedPlan, arm: str, values: Mapping[str, str], encoder_run: RunFolder | None, split: str
@@ -154,7 +158,8 @@ def warm_feature_cache(encoder_run: RunFolder | None, plan: SeedPlan, console: C
 def run_cells(cells: Sequence[Cell], launcher: Launcher, console: Console, fresh: bool, retry_failed: bool) -> None:
     """Runs the cells that are not finished, and records why cells fail.
 
-    Progress is shown as a live table, or as log lines where there is no terminal.
+    Progress is shown as a live table, or as log lines where there is no terminal. A cell that another process runs is
+    waited for, and run again only if it has no result then.
 
     Args:
         cells: all cells of the comparison.
@@ -165,12 +170,38 @@ def run_cells(cells: Sequence[Cell], launcher: Launcher, console: Console, fresh
     """
     wanted = [cell for cell in cells if fresh or not cell.finished]
     todo = [cell for cell in wanted if fresh or retry_failed or cell.failure is None]
-    if not todo:
-        return
+    while todo:
+        elsewhere = [cell for cell in todo if cell.held]
+        own = [cell for cell in todo if cell not in elsewhere]
+        if own:
+            _launch(cells, own, launcher, console)
+        # Another start of the comparison may have begun one of them at the same moment.
+        elsewhere += [cell for cell in own if cell.code == EXIT_REQUEUE and cell.held]
+        for cell in elsewhere:
+            _wait_for(cell)
+        left = [cell for cell in elsewhere if fresh or not cell.finished]
+        todo = [cell for cell in left if fresh or retry_failed or cell.failure is None]
+
+
+def _launch(cells: Sequence[Cell], own: Sequence[Cell], launcher: Launcher, console: Console) -> None:
+    """Runs the cells of `own`, and records why cells fail; one that was stopped with this process has not failed."""
+    stopped = False
     try:
-        with show_progress(cells, todo, console) as update:
-            launcher.run(todo, update)
+        with show_progress(cells, own, console) as update:
+            launcher.run(own, update)
+    except (KeyboardInterrupt, Preempted):
+        stopped = True
+        raise
     finally:
-        for cell in todo:
-            if cell.code not in (None, 0, EXIT_INTERRUPTED, EXIT_REQUEUE):
+        for cell in own:
+            ended_by_signal = cell.code is not None and cell.code < 0
+            if cell.code not in (None, 0, EXIT_INTERRUPTED, EXIT_REQUEUE) and not (stopped and ended_by_signal):
                 cell.record_failure()
+
+
+def _wait_for(cell: Cell) -> None:
+    """Waits for the end of the process that runs a cell; the lock ends with it."""
+    if cell.held:
+        logger.info("%s is being run by another process; waiting for its end", cell.name)
+    while cell.held:
+        time.sleep(POLL_SECONDS)

@@ -3,18 +3,25 @@
 `python -m fvl_lightning.comparison.worker CELL.json` writes result.json into the folder of the specification.
 """
 
+from fvl_lightning.training.fault_tolerance.signals import handle_from_start
+
+if __name__ == "__main__":
+    handle_from_start(preemptible=True)
+
 import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fvl_lightning.comparison.cell import LOCK, is_finished
 from fvl_lightning.comparison.result_files.cell import AnswerRow, CellResult, CellSpec, Measurements, TrialResult
 from fvl_lightning.comparison.split_readings import log_test_access
 from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USAGE_ERROR, ConfigError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.locks import HeldError, held
 from fvl_lightning.core.terminal import quiet_libraries, visible
 from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.evaluation.answers import Answer
@@ -24,16 +31,30 @@ from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.run import reuse_or_train, run_training
 from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.runs.tracking import track_results
-from fvl_lightning.training.fault_tolerance.signals import Preempted
+from fvl_lightning.training.fault_tolerance.process_exit import begin_exit
+from fvl_lightning.training.fault_tolerance.signals import Preempted, StopSignals, preemptible
+
+LOCK_SECONDS = 2.0
+"""Time to wait for the lock of a cell: a process that looks whether it is held has it for an instant."""
 
 
 def main(specification: Path) -> int:
-    """Runs the cell. Returns 0, or 2 after a message on standard error, 130 after Ctrl-C, or 75 after SIGTERM."""
+    """Runs the cell. Returns 0, or 2 after a message on standard error, 130 after Ctrl-C, or 75 after SIGTERM.
+
+    Another process that runs the cell at this moment is left alone, with exit code 75.
+    """
     quiet_libraries()
+    folder = specification.parent
     try:
-        values = json.loads(specification.read_text(encoding="utf-8"))
-        result = run_cell(CellSpec.read(values), values["cell"], specification.parent)
-        write_text_atomically(specification.with_name("result.json"), json.dumps(result.plain(), indent=2))
+        with preemptible(), held(folder / LOCK, f"{folder} is being run by another process", LOCK_SECONDS):
+            values = json.loads(specification.read_text(encoding="utf-8"))
+            if not values.get("fresh") and is_finished(folder, values["cell"]):
+                return 0
+            result = run_cell(CellSpec.read(values), values["cell"], folder)
+            write_text_atomically(folder / "result.json", json.dumps(result.plain(), indent=2))
+    except HeldError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_REQUEUE
     except UserError as error:
         sys.stderr.write(f"{visible(str(error))}\n")
         return EXIT_USAGE_ERROR
@@ -62,6 +83,7 @@ def run_cell(spec: CellSpec, key: str, folder: Path) -> CellResult | TrialResult
         experiment = check_config(ExperimentConfig, started)
         train = run_training if spec.fresh else reuse_or_train
         run = train(experiment, parent_run_id=spec.parent_run_id, tags=spec.tags)
+        StopSignals.late.raise_for()
         own = run.info["encoder_hash"]
         if spec.encoder_hash not in (None, own):
             raise ConfigError(
@@ -149,4 +171,6 @@ def initial_weights(plain: dict[str, Any]) -> dict[str, tuple[list[int], str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    code = main(Path(sys.argv[1]))
+    begin_exit(code)
+    sys.exit(code)

@@ -1,5 +1,6 @@
 """Launcher of the ranks of a training: one process per device of this machine, as with torchrun, and one exit code."""
 
+import itertools
 import os
 import signal
 import socket
@@ -14,10 +15,13 @@ from typing import Any
 from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USAGE_ERROR
 from fvl_lightning.core.terminal import say_error
 from fvl_lightning.training.fault_tolerance.hang_detection import rank_names
+from fvl_lightning.training.fault_tolerance.process_exit import started_by_this_process
 from fvl_lightning.training.fault_tolerance.signals import CLUSTER, handled
 
 POLL_SECONDS = 0.1
-EXIT_GRACE_SECONDS = 60.0
+PATIENCE = 2
+"""Ctrl-C that the ranks may answer by themselves."""
+EXIT_GRACE_SECONDS = 30.0
 """Time that the other ranks have to end by themselves after one has failed; they may be waiting for it."""
 
 
@@ -36,8 +40,8 @@ class Machine:
 def run_ranks(devices: int, arguments: Sequence[str], machine: Machine | None = None) -> int:
     """Runs `fvl <arguments>` once per device of this machine.
 
-    Signals that ask this process to stop are forwarded to all ranks, which save and end; the terminal sends them
-    Ctrl-C.
+    Signals that ask this process to stop are forwarded to all ranks, which save and end. Each has a session of its own,
+    so that Ctrl-C reaches it once, through this process; a third Ctrl-C kills them.
 
     Args:
         devices: the number of ranks on this machine.
@@ -46,6 +50,9 @@ def run_ranks(devices: int, arguments: Sequence[str], machine: Machine | None = 
 
     Returns:
         0, or the exit code of a rank that failed.
+
+    Raises:
+        KeyboardInterrupt: after a third Ctrl-C.
     """
     machine = machine or Machine()
     shared = {
@@ -56,21 +63,27 @@ def run_ranks(devices: int, arguments: Sequence[str], machine: Machine | None = 
     command = [sys.executable, "-m", "fvl_lightning", *arguments]
     processes: list[subprocess.Popen[bytes]] = []
 
+    interrupts = itertools.count(1)
+
     def forward(signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and next(interrupts) > PATIENCE:
+            raise KeyboardInterrupt
         for process in reversed(processes):  # rank 0, which holds the rendezvous store, is signalled last
             process.send_signal(signum)
 
-    handlers: dict[int, Any] = dict.fromkeys(CLUSTER, forward) | {signal.SIGINT: lambda *_: None}
+    stops = (*CLUSTER, signal.SIGINT)
+    handlers: dict[int, Any] = dict.fromkeys(stops, forward)
     with handled(handlers):
         # The started processes inherit the blocked signals and unblock them once their handlers are installed
         # (training/fault_tolerance/signals.py), so no signal is lost.
-        signal.pthread_sigmask(signal.SIG_BLOCK, CLUSTER)
+        signal.pthread_sigmask(signal.SIG_BLOCK, stops)
         try:
             for local in range(devices):
                 ranks = {"RANK": machine.number * devices + local, "LOCAL_RANK": local}
                 own = {name: str(value) for name, value in {**shared, **ranks}.items()}
-                processes.append(subprocess.Popen(command, env={"OMP_NUM_THREADS": str(threads)} | os.environ | own))
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, CLUSTER)
+                environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | own | started_by_this_process()
+                processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
             return _wait(processes, machine.number * devices)
         finally:
             for process in processes:

@@ -11,6 +11,7 @@ from typing import Any
 from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.launchers.base import ONE_THREAD, POLL_SECONDS, Task
+from fvl_lightning.training.fault_tolerance.process_exit import STARTED_BY
 from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 
@@ -101,16 +102,18 @@ def cell_process() -> Callable[..., int]:
 
     A nested function is sent by value, so Ray's workers import nothing of this package.
     """
+    starter = STARTED_BY
 
     def run(command: list[str], log: str, folder: str, environment: Mapping[str, str], pause: float) -> int:
         import os
         import subprocess
         import time
 
+        started = {starter: str(os.getpid())}  # a cell ends with Ray's worker
         with open(log, "w", encoding="utf-8") as file:
             process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, cwd=folder, env={**os.environ, **environment},
-                start_new_session=True,
+                command, stdout=file, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True,
+                env={**os.environ, **environment, **started},
             )  # fmt: skip
         try:
             while process.poll() is None:

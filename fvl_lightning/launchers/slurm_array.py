@@ -15,6 +15,7 @@ from fvl_lightning.launchers.sbatch import check_options, job_name
 from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 POLL_SECONDS = 2.0
+SCANCEL_SECONDS = 30.0
 EXIT_CODE = "exit_code"
 """File in a task's folder with the exit code of its process."""
 
@@ -41,14 +42,17 @@ class SlurmLauncher:
                 ["sbatch", "--parsable", "--wait", str(self.script)], stdout=subprocess.PIPE, text=True
             ) as waiting:
                 assert waiting.stdout is not None
-                job = waiting.stdout.readline().strip().partition(";")[0]
+                job = ""
                 try:
+                    job = waiting.stdout.readline().strip().partition(";")[0]
                     while waiting.poll() is None:
                         watch()
                         time.sleep(POLL_SECONDS)
                 except (KeyboardInterrupt, Preempted):
                     waiting.kill()
-                    subprocess.run(["scancel", job], check=False)
+                    if job:
+                        with contextlib.suppress(subprocess.TimeoutExpired):
+                            subprocess.run(["scancel", job], check=False, timeout=SCANCEL_SECONDS)
                     raise
         except FileNotFoundError:
             raise ConfigError("launcher: there is no sbatch on this machine, use launcher: local") from None

@@ -10,7 +10,6 @@
 """
 
 import contextlib
-import fcntl
 import itertools
 import json
 import logging
@@ -25,6 +24,7 @@ from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import config_hash
 from fvl_lightning.core.config.yaml_text import write_yaml
 from fvl_lightning.core.errors import ConfigError, DataError, nearest
+from fvl_lightning.core.locks import held
 from fvl_lightning.runs.identity import RunIdentity
 from fvl_lightning.tracking.metrics_log import NO_METRICS, read_metrics
 from fvl_lightning.training.checkpointing.files import LAST, is_whole, present_checkpoints
@@ -173,13 +173,7 @@ class RunFolder:
         Raises:
             DataError: another process has the lock.
         """
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise DataError(f"{self.path} is being trained by another process") from None
-            except OSError as error:
-                logger.info("%s cannot be locked (%s)", self.path, error.strerror)
+        with held(self.path / ".lock", f"{self.path} is being trained by another process"):
             yield
 
     def record(self, **values: Any) -> None:

@@ -25,6 +25,8 @@ from fvl_lightning.core.errors import DataError, first_line
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 SQLITE_MAGIC = b"SQLite format 3\0"
+SERVER_EXIT_SECONDS = 10.0
+"""Seconds that a server of `fvl ui` has to end."""
 SERVER_TIMEOUT = 5.0
 """Seconds a tracking server has to answer when it is opened."""
 MLFLOW_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -274,7 +276,9 @@ def _run_until_interrupted(command: list[str]) -> int:
     except KeyboardInterrupt:
         return 0
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+                server.wait(SERVER_EXIT_SECONDS)
         signal.signal(signal.SIGTERM, before)

@@ -2,10 +2,13 @@
 
 import io
 import json
+import multiprocessing
+import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +16,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fvl_lightning.comparison.cell import Cell
+from fvl_lightning.comparison.cell import LOCK, Cell
 from fvl_lightning.comparison.progress import cells_table
-from fvl_lightning.comparison.result_files.cell import CellSpec
+from fvl_lightning.comparison.result_files.cell import CellSpec, Failure
 from fvl_lightning.comparison.run import refuse_missing
 from fvl_lightning.comparison.runner import run_cells
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.locks import held
+from fvl_lightning.launchers.base import Task
 from fvl_lightning.launchers.local import LocalLauncher
 from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 SPECIFICATION: dict[str, Any] = {"stages": [{"name": "finetune", "trainer": {"max_steps": 20}}], "encoder_hash": "aa"}
 FINISHES = "(folder / 'result.json').write_text(json.dumps({'cell': json.loads(text)['cell'], 'of': started}))"
@@ -103,6 +109,128 @@ def test_a_cell_that_was_stopped_has_not_failed(tmp_path: Path, code: int) -> No
         refuse_missing([cell(tmp_path)])
 
 
+@pytest.mark.parametrize("finishes", [True, False], ids=["and finishes it", "and is killed"])
+def test_a_cell_that_another_process_runs_is_waited_for(finishes: bool, tmp_path: Path) -> None:
+    """As an earlier start of the comparison, whose parent was killed, or another one at the same moment."""
+    one = cell(tmp_path)
+    one.prepare()
+
+    def other() -> None:
+        with held(one.folder / LOCK, "held"):
+            (tmp_path / "holds").touch()
+            time.sleep(1.0)
+            if finishes:
+                (one.folder / "result.json").write_text(json.dumps({"cell": one.key, "of": "other"}), encoding="utf-8")
+            os._exit(1)
+
+    process = multiprocessing.get_context("fork").Process(target=other)
+    process.start()
+    while not (tmp_path / "holds").exists():
+        time.sleep(0.02)
+    run([cell(tmp_path), cell(tmp_path, seed=1)])
+    process.join()
+    assert (result(cell(tmp_path))["of"] == "other") is finishes
+    assert cell(tmp_path, seed=1).finished
+    refuse_missing([cell(tmp_path)])
+
+
+def test_a_result_counts_more_than_a_failure_beside_it(tmp_path: Path) -> None:
+    """Whoever recorded the failure did not know of the process that went on."""
+    one = cell(tmp_path)
+    run([one])
+    one.code = 2
+    one.record_failure()
+    assert not (one.folder / "failure.json").exists()
+    failure = Failure(one.key, "is being trained by another process", 2)
+    (one.folder / "failure.json").write_text(json.dumps(failure.plain()), encoding="utf-8")
+    before = result(one)
+    for retry_failed in (False, True):
+        run([cell(tmp_path)], retry_failed=retry_failed)
+        refuse_missing([cell(tmp_path)])
+    assert result(one) == before
+    one.prepare()
+    assert result(one) == before, "another process was faster"
+
+
+def test_the_process_of_a_cell_leaves_alone_what_another_does_or_has_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fvl_lightning.comparison import worker
+
+    monkeypatch.setattr(worker, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "quiet_libraries", lambda: None)
+    one = cell(tmp_path)
+    one.prepare()
+    locked = multiprocessing.get_context("fork").Event()
+
+    def hold() -> None:
+        with held(one.folder / LOCK, "held"):
+            locked.set()
+            time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=hold)
+    process.start()
+    assert locked.wait(30)
+    assert worker.main(one.folder / "cell.json") == 75
+    assert f"is being run by another process (process {process.pid})" in capsys.readouterr().err
+    process.kill()
+    process.join()
+    (one.folder / "result.json").write_text(json.dumps({"cell": one.key}), encoding="utf-8")
+    assert worker.main(one.folder / "cell.json") == 0
+
+
+def test_a_cell_that_a_signal_ended_with_the_comparison_has_not_failed(tmp_path: Path) -> None:
+    """A cluster signals every process; one of a cell may not have begun to listen."""
+
+    class Stopped(LocalLauncher):
+        def run(self, tasks: Sequence[Task], watch: Callable[[], None]) -> None:
+            for task, code in zip(tasks, (-15, 2), strict=True):
+                task.prepare()
+                task.code = code
+            raise Preempted
+
+    cells = [cell(tmp_path, seed=seed) for seed in range(2)]
+    with pytest.raises(Preempted):
+        run_cells(cells, Stopped(2), Console(file=io.StringIO()), False, False)
+    assert [one.failure for one in cells] == [None, "exit code 2"]
+
+
+def test_cells_that_do_not_stop_are_killed_by_a_third_ctrl_c(tmp_path: Path) -> None:
+    deaf = "signal.signal(signal.SIGINT, lambda *_: 0)\n(folder / 'here').touch()\nwhile True: time.sleep(60)"
+    one = cell(tmp_path, script=f"import signal; exec({deaf!r})")
+
+    def stop() -> None:
+        while not (one.folder / "here").exists():
+            time.sleep(0.05)
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run([one])
+    assert one.code == -signal.SIGKILL
+    assert one.failure is None
+
+
+def test_a_cell_ends_with_the_comparison(tmp_path: Path) -> None:
+    """kill -9 of the comparison alone leaves no process that trains for nobody."""
+    listens = "from fvl_lightning.training.fault_tolerance.signals import handle_from_start\nhandle_from_start(True)\n"
+    waits = f"{listens}(folder / 'pid').write_text(str(__import__('os').getpid()))\ntime.sleep(600)"
+    one = cell(tmp_path, script=f"exec({waits!r})")
+    process = multiprocessing.get_context("fork").Process(target=run, args=([one],))
+    process.start()
+    file, end = one.folder / "pid", time.monotonic() + 30
+    while not (file.is_file() and file.read_text(encoding="utf-8")):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.kill()
+    process.join()
+    while Path(f"/proc/{file.read_text(encoding='utf-8')}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_a_stop_reaches_the_cells_that_run_and_starts_no_other(tmp_path: Path) -> None:
     waits = "(folder / 'here').touch()\ntry: time.sleep(60)\nexcept KeyboardInterrupt: sys.exit(130)"
     cells = [cell(tmp_path, seed=seed, script=f"exec({waits!r})") for seed in range(2)]
@@ -112,7 +240,7 @@ def test_a_stop_reaches_the_cells_that_run_and_starts_no_other(tmp_path: Path) -
             time.sleep(0.05)
         signal.raise_signal(signal.SIGINT)
 
-    threading.Thread(target=stop).start()
+    threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         run(cells, jobs=1)
     assert [one.code for one in cells] == [130, None]

@@ -73,7 +73,11 @@ class CheckpointCallback(Checkpoint):
         self._end_save(trainer)
 
     def on_exception(self, trainer: Trainer, *_: Any) -> None:
-        """A single process keeps what it was saving; of several, others may not be there to agree."""
+        """A single process keeps what it was saving; of several, others may not be there to agree.
+
+        Lightning ignores every further Ctrl-C at this point, which would have to wait for the disk.
+        """
+        self.signals.restore()
         if trainer.world_size == 1:
             self._end_save(trainer)
 

@@ -2,8 +2,10 @@
 
 - During training steps, a signal is a request (`StopSignals`). The current step is finished, and the checkpoint
   callback (training/checkpointing/callback.py) saves before the training ends.
-- Outside of steps, such as while data is prepared, the signal raises `Preempted` (`preemptible`).
-- During imports, and while ranks wait for each other, the signal ends the process (`end_at_once`).
+- Outside of steps, such as while data is prepared, the signal raises `Preempted` (`preemptible`) or KeyboardInterrupt.
+- During imports, and while ranks wait for each other, the signal ends the process (`handle_from_start`, `end_at_once`).
+- A second Ctrl-C raises KeyboardInterrupt in a step too. A thread ends the process where that takes too long, and soon
+  after a third one: the main thread may be in C++ code, or in a handler of a library that ignores Ctrl-C.
 
 The command line turns each of them into an exit code (cli/main.py). It imports this module first, so this module must
 import nothing that takes long.
@@ -15,13 +17,14 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from fvl_lightning.core.errors import EXIT_REQUEUE
+from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
+from fvl_lightning.training.fault_tolerance.process_exit import Interrupts, end_with_starter
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -33,10 +36,17 @@ CLUSTER = tuple(
 )  # fmt: skip
 """Signals that a cluster sends before it takes a machine away (SIGUSR1 if SLURM's `--signal` says so), and SIGHUP,
 unless nohup makes the process ignore it."""
+SUPPORTED = hasattr(signal, "SIGUSR1")
+"""Whether this system has the signals."""
+PREEMPTIBLE = ("train", "launch", "compare", "demo")
+"""The commands that a cluster may stop."""
+TALKS = "chat"
+"""The command in which Ctrl-C stops an answer, as often as it is pressed."""
 NOT_BEGUN = (
     "stopped for the cluster before the first step: nothing was trained, what was saved before is kept, exit code "
     f"{EXIT_REQUEUE} asks for the same command again (`--resume-or-start` for a training)"
 )
+INTERRUPTED = "stopped; what was saved is kept, and the same command (`--resume` for a training) goes on from there"
 LINGER_SECONDS = 0.5
 """Rank 0 ends this much later: it holds the process group's store, whose loss the others would log at length."""
 
@@ -66,6 +76,9 @@ class StopSignals:
     SIGTERM may arrive any number of times, because clusters and launchers often send it twice.
     """
 
+    late: ClassVar[Stop] = Stop.NOBODY
+    """The request that came during the last step of the last training, which it could not stop; for whoever goes on."""
+
     def __init__(self) -> None:
         self.requested = Stop.NOBODY
         """The request that this process received; `agreed` returns that of all ranks."""
@@ -77,7 +90,8 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        StopSignals.late = self.requested
+        self.restore()
 
     def listen(self) -> None:
         """Installs the handlers in the main thread; again when a training starts, as Lightning replaces SIGTERM's."""
@@ -95,7 +109,7 @@ class StopSignals:
 
     def _person_asks(self, signum: int, frame: FrameType | None) -> None:
         if self.requested is Stop.PERSON:
-            self._restore()
+            self.restore()
             raise KeyboardInterrupt
         self.requested = Stop.PERSON
 
@@ -103,7 +117,8 @@ class StopSignals:
         _leave_terminal(signum)
         self.requested = max(self.requested, Stop.CLUSTER)
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Gives the signals back to the handlers of before; after an error Lightning would ignore Ctrl-C."""
         _set(self._before)
 
 
@@ -126,19 +141,42 @@ def handled(handlers: Mapping[int, Any]) -> Iterator[None]:
         _set({number: signal.SIG_IGN if handler is _block else handler for number, handler in before.items()})
 
 
-def end_at_once() -> None:
-    """Makes SIGTERM, SIGUSR1 and SIGHUP end this process with one sentence and exit code 75; for the main thread.
+def handle_for_command(arguments: Sequence[str]) -> None:
+    """Calls `handle_from_start` for `fvl <arguments>`, unless that has been done."""
+    command = arguments[0] if arguments else ""
+    if signal.getsignal(signal.SIGINT) is not _interrupt:
+        handle_from_start(command in PREEMPTIBLE, limited=command != TALKS)
 
-    A thread does this, because a Python handler has to wait for the main thread, which may be in an import, or in C++
-    code that waits for other ranks. The signals are unblocked here: if the parent started this process with them
-    blocked, those that arrived before are handled now.
+
+def handle_from_start(preemptible: bool, limited: bool = True) -> None:
+    """Handles the signals of a process that has just begun; for the main thread, before it imports anything else.
+
+    Ctrl-C raises KeyboardInterrupt, or ends the process with one sentence and exit code 130 in an import, where code
+    that is not this project's would meet the error. If another process of this project started this one, this one
+    ends with it: nobody would know of it.
+
+    Args:
+        preemptible: whether SIGTERM, SIGUSR1 and SIGHUP end the process as in `end_at_once`.
+        limited: whether the process must end soon after a second Ctrl-C.
     """
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    threading.Thread(target=_answer, args=(reading,), daemon=True, name="stop").start()
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    _set(dict.fromkeys(CLUSTER, _block))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, CLUSTER)
+    _listen(Interrupts() if limited else None)
+    handlers: dict[int, Any] = dict.fromkeys(CLUSTER, _block) if preemptible else {}
+    _set({**handlers, signal.SIGINT: _interrupt})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*CLUSTER, signal.SIGINT))
+    os.register_at_fork(after_in_child=_listen_no_more)
+    end_with_starter()
+
+
+def end_at_once() -> None:
+    """Makes Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP end this process with one sentence and its exit code, 130 or 75.
+
+    For the main thread. A thread does this, because a Python handler has to wait for the main thread, which may be in
+    an import, or in C++ code that waits for other ranks. The signals are unblocked here: if the parent started this
+    process with them blocked, those that arrived before are handled now.
+    """
+    _listen(None)
+    _set(dict.fromkeys((*CLUSTER, signal.SIGINT), _block))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*CLUSTER, signal.SIGINT))
 
 
 @contextmanager
@@ -147,7 +185,7 @@ def ended_at_once() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in CLUSTER}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (*CLUSTER, signal.SIGINT)}
     earlier = signal.set_wakeup_fd(-1)
     end_at_once()
     try:
@@ -155,6 +193,14 @@ def ended_at_once() -> Iterator[None]:
     finally:
         _set(before)
         os.close(signal.set_wakeup_fd(earlier))
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            _end_with_a_sentence(signum)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _preempt(signum: int, frame: FrameType | None) -> None:
@@ -178,17 +224,39 @@ def _block(signum: int, frame: FrameType | None) -> None:
     threading.Event().wait()
 
 
-def _answer(reading: int) -> None:
-    """Ends the process when a signal arrives whose handler is still `_block`."""
+def _listen(interrupts: Interrupts | None) -> None:
+    """Starts a thread that is given the number of every signal with a Python handler, whatever the main thread does."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    threading.Thread(target=_answer, args=(reading, interrupts), daemon=True, name="stop").start()
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+
+def _listen_no_more() -> None:
+    """Keeps the signals of a forked process from the thread of its parent."""
+    with contextlib.suppress(ValueError):  # not forked by the main thread
+        signal.set_wakeup_fd(-1)
+
+
+def _answer(reading: int, interrupts: Interrupts | None) -> None:
+    """Ends the process when a signal arrives whose handler is still `_block`, and counts Ctrl-C."""
     while received := os.read(reading, 1):
         if signal.getsignal(received[0]) is _block:
-            if os.environ.get("RANK", "0") == "0":
-                with contextlib.suppress(OSError):  # a terminal that has gone
-                    os.write(2, f"{NOT_BEGUN}\n".encode())
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-                time.sleep(LINGER_SECONDS if "RANK" in os.environ else 0)
-            os._exit(EXIT_REQUEUE)
+            _end_with_a_sentence(received[0])
+        if interrupts is not None and received[0] == signal.SIGINT:
+            interrupts.add()
     os.close(reading)
+
+
+def _end_with_a_sentence(signum: int) -> None:
+    """Ends the process; rank 0 prints for all ranks."""
+    if os.environ.get("RANK", "0") == "0":
+        sentence = INTERRUPTED if signum == signal.SIGINT else NOT_BEGUN
+        with contextlib.suppress(OSError):  # a terminal that has gone
+            os.write(2, f"{sentence}\n".encode())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        time.sleep(LINGER_SECONDS if "RANK" in os.environ else 0)
+    os._exit(EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_REQUEUE)
 
 
 def _set(handlers: Mapping[int, Any]) -> None:

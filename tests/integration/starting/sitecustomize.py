@@ -1,4 +1,4 @@
-"""With this folder on PYTHONPATH every process of a training that begins has MOMENT: there the cluster asks to stop.
+"""With this folder on PYTHONPATH every process of a training that begins has MOMENT: there SIGNAL asks to stop.
 
 Python imports it before anything else. What stands at the moment is in no hurry afterwards.
 """
@@ -16,8 +16,8 @@ LISTENS = "0A"
 
 
 def ask() -> None:
-    """SIGTERM to the process that was started by hand, which is the parent of the ranks."""
-    os.kill(os.getppid() if RANK else os.getpid(), signal.SIGTERM)
+    """The signal to the process that was started by hand, which is the parent of the ranks."""
+    os.kill(os.getppid() if RANK else os.getpid(), signal.Signals[os.environ["SIGNAL"]])
     time.sleep(120)
 
 

@@ -5,14 +5,16 @@ import pty
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from fvl_lightning.core.errors import EXIT_REQUEUE
+from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
 from fvl_lightning.training.fault_tolerance.signals import (
+    INTERRUPTED,
     NOT_BEGUN,
     Preempted,
     Stop,
@@ -103,7 +105,7 @@ for _ in range(2):  # the second time for ever
 def ended(*code: str, rank: int | None = None) -> tuple[int, str]:
     """Exit code and words of a process that is sent SIGTERM and SIGUSR1 from a thread of its own."""
     lines = (
-        "import ctypes, os, signal, threading, time",
+        "import ctypes, os, signal, sys, threading, time",
         "from fvl_lightning.training.fault_tolerance.signals import *",
         "asks = lambda: [os.kill(os.getpid(), number) for number in (signal.SIGUSR1, signal.SIGTERM)]",
         *code,
@@ -135,6 +137,64 @@ def test_nothing_that_happens_meanwhile_is_told() -> None:
 def test_a_signal_that_came_before_is_not_missed() -> None:
     block = "signal.pthread_sigmask(signal.SIG_BLOCK, CLUSTER)"
     assert ended(block, "asks()", "end_at_once()", IN_C) == (EXIT_REQUEUE, f"{NOT_BEGUN}\n")
+
+
+def interrupted(folder: Path, module: str, *before: str) -> tuple[int, str]:
+    """Exit code and output of a process in which `module` is imported from a folder where it raises SIGINT."""
+    (folder / "slow.py").write_text(module, encoding="utf-8")
+    code = (f"import sys; sys.path.insert(0, {str(folder)!r})", *before, "import slow")
+    return ended(*code)
+
+
+SWALLOWS = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+except BaseException:
+    pass
+"""
+"""A module that takes Ctrl-C for a reason to do without something."""
+
+
+@pytest.mark.parametrize("preemptible", ["True", "False"])
+def test_ctrl_c_in_an_import_ends_the_process_with_one_sentence(preemptible: str, tmp_path: Path) -> None:
+    done = interrupted(tmp_path, SWALLOWS, f"handle_from_start({preemptible})")
+    assert done == (EXIT_INTERRUPTED, f"{INTERRUPTED}\n")
+
+
+def test_ctrl_c_outside_of_imports_is_an_exception() -> None:
+    program = "try: asks_person(1)\nexcept KeyboardInterrupt: os._exit(3)"
+    assert ended("handle_from_start(True)", ASKS_PERSON, program) == (3, "")
+
+
+ASKS_PERSON = "def asks_person(times): [(os.kill(os.getpid(), signal.SIGINT), time.sleep(0.1)) for _ in range(times)]"
+
+
+@pytest.mark.parametrize(("times", "limit"), [(2, "2"), (3, "3")])
+def test_further_ctrl_c_end_a_process_wherever_it_is(times: int, limit: str) -> None:
+    """In C code that waits for ever, where no handler of Python's is called."""
+    code = ended(
+        "from fvl_lightning.training.fault_tolerance.process_exit import SECONDS_LEFT",
+        f"SECONDS_LEFT.update({{2: 3600.0, 3: 3600.0}}); SECONDS_LEFT[{limit}] = 0.1",
+        ASKS_PERSON,
+        "handle_from_start(True)",
+        f"threading.Timer(0.2, asks_person, [{times}]).start()",
+        IN_C,
+    )
+    assert code == (EXIT_INTERRUPTED, "")
+
+
+def test_an_exit_that_hangs_has_a_limit() -> None:
+    """As of a thread of a library that nobody ends."""
+    code = ended(
+        "from fvl_lightning.training.fault_tolerance import process_exit",
+        "process_exit.EXIT_SECONDS = 0.2",
+        "threading.Thread(target=time.sleep, args=(600,)).start()",
+        "process_exit.begin_exit(2)",
+        "sys.exit(2)",
+    )
+    assert code == (2, "")
 
 
 def test_handlers_that_come_later_take_over_and_the_end_is_left_alone() -> None:
