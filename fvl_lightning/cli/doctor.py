@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from fvl_lightning.comparison.config import is_comparison_file
+from fvl_lightning.comparison.plan import check_files
 from fvl_lightning.core.errors import EXIT_USAGE_ERROR
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import terminal
@@ -17,7 +19,7 @@ from fvl_lightning.doctor.tables import LOG_WIDTH, findings_table, memory_table
 
 
 def doctor(
-    experiment: Annotated[Path, typer.Argument(help="Experiment file.")],
+    experiment: Annotated[Path, typer.Argument(help="Experiment or comparison file.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value overrides, as for fvl train.")] = None,
     memory_gb: Annotated[
         float | None,
@@ -25,6 +27,8 @@ def doctor(
     ] = None,
 ) -> None:
     """Check an experiment before it starts, on a CPU: data, labels, batches, memory, disk, tracking, one batch.
+
+    Of a comparison: data, arms, earlier results, disk and tracking, and one batch of every stage of every arm.
 
     Data that is made on first use, such as the demo set, is made. The exit code is 2 if a check has failed.
 
@@ -34,9 +38,16 @@ def doctor(
     if not console.is_terminal:
         console.width = max(console.width, LOG_WIDTH)
     configs: list[ExperimentConfig] = []
-    findings = run_check("configuration", lambda: check_configuration(experiment, overrides or [], configs))
     estimate = None
-    if configs:
+    if comparison := is_comparison_file(experiment):
+        check_files(experiment, overrides or [])
+        from fvl_lightning.comparison.checks.examine import examine_comparison
+
+        with _progress() as report_progress:
+            findings = examine_comparison(experiment, overrides or [], report_progress)
+    else:
+        findings = run_check("configuration", lambda: check_configuration(experiment, overrides or [], configs))
+    if configs and not comparison:
         from fvl_lightning.doctor.examine import examine
 
         with _progress() as report_progress:

@@ -1,13 +1,17 @@
 """Schema of a comparison file."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from fvl_lightning.core.atomic import check_folder_name
 from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.config.fields import MAX_SEED, number
+from fvl_lightning.core.config.files import read_layers
 from fvl_lightning.core.config.loading import AS_WRITTEN
-from fvl_lightning.core.experiment import ExperimentConfig, TrackingConfig
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.experiment import MARKS_OF_COMPARISONS, ExperimentConfig, TrackingConfig
 from fvl_lightning.evaluation.metrics.names import DEFAULT_SCORE
 from fvl_lightning.launchers.ray import RayConfig
 
@@ -92,6 +96,15 @@ class ComparisonConfig:
     plugins: list[PathText] = field(default_factory=list)
 
     @staticmethod
+    def file_of_another_kind(keys: Iterable[str]) -> tuple[str, str] | None:
+        """Returns a key that marks a file as an experiment, and what to do with such a file; None for a comparison."""
+        own = set(keys)
+        of_comparisons = {field.name for field in fields(ComparisonConfig)}
+        marks = [field.name for field in fields(ExperimentConfig) if field.name in own - of_comparisons]
+        advice = "this is an experiment file, which `fvl train` takes; a comparison file names it in `stages`"
+        return (marks[0], advice) if marks and not own & set(MARKS_OF_COMPARISONS) else None
+
+    @staticmethod
     def advice_for_unknown(key: str) -> str:
         """Returns how a key of the experiments is set, for the message that refuses it."""
         of_experiments = key in {field.name for field in fields(ExperimentConfig)}
@@ -106,3 +119,11 @@ class ComparisonConfig:
             raise ValueError(
                 f"tune.seeds: {min(shared)} is one of `seeds` too; learning rates are chosen with seeds of their own"
             )
+
+
+def is_comparison_file(path: Path) -> bool:
+    """Returns whether a YAML file or one of its bases has the keys of a comparison; False where it cannot be read."""
+    try:
+        return any(mark in layer for _, layer in read_layers(path) for mark in MARKS_OF_COMPARISONS)
+    except ConfigError:
+        return False

@@ -1,6 +1,6 @@
 """Schema of an experiment file; the fields of each component are in its own Config."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ REPEATED = ("encoder", "language_model")
 """Components made of blocks, the units of sharding and activation checkpointing."""
 OF_COMPARISONS = ("arms", "axes", "baseline", "encoder_stage", "lineage", "match", "seeds", "stages", "swept")
 """Keys of comparison files, which are easily given to the wrong command."""
+MARKS_OF_COMPARISONS = ("stages", "arms", "axes")
+"""Keys by which a file is recognised as a comparison: it names stages, and arms or axes."""
 
 
 @dataclass
@@ -242,6 +244,14 @@ class ExperimentConfig:
     """Modules or .py files that register your own components."""
     chosen: dict[str, str] = changes("nothing", default_factory=dict)
     """Record of the choices selected among the `variants` of the file and its bases, such as {recipe: released}."""
+
+    @staticmethod
+    def file_of_another_kind(keys: Iterable[str]) -> tuple[str, str] | None:
+        """Returns a key that marks a file as a comparison, and what to do with such a file; None for an experiment."""
+        there = set(keys)
+        marks = [key for key in MARKS_OF_COMPARISONS if key in there]
+        advice = "this is a comparison file, which `fvl compare` and `fvl doctor` take; an experiment file is needed"
+        return (marks[0], advice) if marks else None
 
     @staticmethod
     def advice_for_unknown(key: str) -> str:

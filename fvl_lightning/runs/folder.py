@@ -111,6 +111,9 @@ class RunFolder:
             if cls(candidate).info.get("mlflow_run_id") == reference:
                 return cls(candidate)
         what = "is not a run folder (run.json is missing)" if path.exists() else "is no run folder and no run id"
+        if (path / "comparison.json").is_file():
+            inside = ", ".join(sorted(str(file.parent) for file in path.glob("**/run.json")))
+            raise DataError(f"{path} is the folder of a comparison, not of a run; its runs: {inside}")
         close = nearest(reference, map(str, known))
         hint = f"; did you mean {close}?" if close else f"; runs in {output}: {', '.join(map(str, known)) or 'none'}"
         raise DataError(f"{reference} {what}{hint}")

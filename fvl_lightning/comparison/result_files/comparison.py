@@ -154,10 +154,14 @@ def read_comparison(folder: Path) -> Comparison:
     """Reads the results of a comparison from its folder.
 
     Raises:
-        DataError: there is no comparison.json, or it is not one.
+        DataError: the folder is a run's, there is no comparison.json, or it is not one.
     """
     file = folder / "comparison.json"
+    if not file.is_file() and (folder / "run.json").is_file():
+        raise DataError(f"{folder} is a run, not the folder of a comparison; open_run and `fvl evaluate` take it")
     try:
         return Comparison.read(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read ({error})") from None
+    except (AttributeError, LookupError, TypeError):  # JSON of another form
+        raise DataError(f"{file} is not the result of a comparison") from None

@@ -11,9 +11,10 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from fvl_lightning.core import registry
 from fvl_lightning.core.component_sources.components import component_sources
+from fvl_lightning.core.config.files import COMMAND_LINE, OVERRIDES
 from fvl_lightning.core.config.places import Location
 from fvl_lightning.core.config.yaml_text import joined
-from fvl_lightning.core.errors import nearest, unknown_name
+from fvl_lightning.core.errors import ConfigError, nearest, unknown_name
 
 OTHER_NAMES = {
     "accumulate_grad_batches": "accumulate", "bs": "batch_size", "epochs": "max_steps", "eval_steps": "validate_every",
@@ -60,6 +61,8 @@ def _check(expected: Any, value: Any, place: Location, schema: Any, values: Mapp
         for name, inner in value.items():
             path = joined(key, name)
             if name not in types:
+                if not key:
+                    _refuse_other_kind(expected, value, place)
                 meant = meant_key(str(name), types, schema, values)
                 advice = getattr(expected, "advice_for_unknown", lambda name: "")(str(name))
                 raise unknown_name("key", name, types, place(path), meant, advice)
@@ -70,6 +73,16 @@ def _check(expected: Any, value: Any, place: Location, schema: Any, values: Mapp
     elif get_origin(expected) is list and isinstance(value, list):
         for number, inner in enumerate(value):
             _check(get_args(expected)[0], inner, place, schema, values, joined(key, number))
+
+
+def _refuse_other_kind(schema: Any, values: Mapping[str, Any], place: Location) -> None:
+    """Raises ConfigError where a file is of another kind than `schema`, such as a comparison instead of an experiment.
+
+    A key of another kind on the command line says nothing about the file.
+    """
+    found = getattr(schema, "file_of_another_kind", lambda keys: None)(map(str, values))
+    if found is not None and not place(found[0]).endswith((COMMAND_LINE, OVERRIDES)):
+        raise ConfigError(f"{place(found[0])}: {found[1]}")
 
 
 def _bare(expected: Any) -> Any:

@@ -205,3 +205,21 @@ def test_a_disk_without_room(work: Path, fvl_here: Run, monkeypatch: pytest.Monk
     said = refused(work, fvl_here)
     assert "checkpoints and models of 2 cells take about" in said
     assert "make room, name another `output`, or compare fewer arms or seeds" in said
+
+
+def test_doctor_checks_a_comparison(work: Path, fvl_here: Run) -> None:
+    done = fvl_here(work, "doctor", "mine.yaml", "tracking.enabled=false")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [line.split("│")[1:4] for line in done.stdout.splitlines() if line.count("│") == 5]
+    lines = [[cell.strip() for cell in row] for row in found]
+    names = ("configuration", "data", "arms", "output", "disk", "tracking", "one batch", "one batch")
+    assert [line[:2] for line in lines if line[0] != "check"] == [[name, "ok"] for name in names]
+    assert "2 arms x 1 seed = 2 cells of 1 stage" in done.stdout
+    assert "film, finetune: the model itself: loss" in done.stdout
+    try:
+        write_film(work, "256")
+        said = refused(work, fvl_here, "tracking.enabled=false", command="doctor")
+    finally:
+        write_film(work)
+    assert "arm film: fusion film declares width 256 but returned [2, 16, 128]" in said
+    assert [word for word in ("skipped", "one batch") if word not in said] == []
