@@ -8,7 +8,7 @@ import typer
 from fvl_lightning.cli.options import Host
 from fvl_lightning.core.experiment import TrackingConfig
 from fvl_lightning.core.terminal import say
-from fvl_lightning.tracking.links import comparison_pages
+from fvl_lightning.tracking.links import TRAINING, comparison_pages
 from fvl_lightning.tracking.store import is_server, serve_ui
 
 
@@ -35,6 +35,8 @@ def ui(
             say(f"{what}: {page}")
         if is_server(uri):
             return
+    elif not is_server(uri):
+        say(f"experiments: http://{host}:{port}/#/experiments?{TRAINING}")
     serve_ui(uri, host, port)
 
 

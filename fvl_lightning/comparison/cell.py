@@ -17,6 +17,8 @@ CELL, RESULT = "cell.json", "result.json"
 """Files of a cell: its specification, and what it measured."""
 LOCK = ".lock"
 """File in the folder of a cell that its process has locked."""
+CELL_TAG = "fvl.cell"
+"""The tag of a cell's MLflow runs that has its key."""
 NOT_HASHED = ("parent_run_id", "tags", "fresh", "split")
 """Parts of a specification that do not change the result; another split is scored in another folder."""
 
@@ -50,6 +52,7 @@ class Cell:
     def __post_init__(self) -> None:
         parts = self.spec.plain()
         self.key = config_hash({name: part for name, part in parts.items() if name not in NOT_HASHED})
+        self.spec.tags = {**self.spec.tags, CELL_TAG: self.key}
 
     @property
     def name(self) -> str:
@@ -105,6 +108,11 @@ class Cell:
     def result(self) -> CellResult:
         """Returns what a finished cell measured on the test split."""
         return CellResult.read(self._read(RESULT))
+
+    def result_runs(self) -> list[str]:
+        """Returns the run folders of the stages; none before the cell is finished, or if it tried learning rates."""
+        result = self._read(RESULT)
+        return list(result.get("runs", {}).values()) if result.get("cell") == self.key else []
 
     def trial(self) -> TrialResult:
         """Returns what a finished cell measured on another split, to choose learning rates by."""

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from fvl_lightning.core.addresses import refuse_login
 from fvl_lightning.core.atomic import check_folder_name
 from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.config.fields import MAX_SEED, number
 from fvl_lightning.core.config.files import read_layers
 from fvl_lightning.core.config.loading import AS_WRITTEN
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.core.experiment import MARKS_OF_COMPARISONS, ExperimentConfig, TrackingConfig
+from fvl_lightning.core.experiment import MARKS_OF_COMPARISONS, ExperimentConfig
 from fvl_lightning.evaluation.metrics.names import DEFAULT_SCORE
 from fvl_lightning.launchers.ray import RayConfig
 
@@ -38,6 +39,20 @@ class TuneConfig:
         for name, values in lists.items():
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"tune.{name}: name at least one value, each once, not {values}")
+
+
+@dataclass
+class ComparisonTracking:
+    """MLflow tracking of all runs of a comparison; what is null is taken from the last stage."""
+
+    uri: str | None = None
+    """Tracking store: sqlite:///<path>, or the address of a server, without a login."""
+    experiment: str | None = None
+    enabled: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.uri is not None:
+            refuse_login(self.uri, "tracking.uri")
 
 
 @dataclass
@@ -87,7 +102,7 @@ class ComparisonConfig:
     slurm: list[str] = field(default_factory=list)
     """sbatch options of the array, such as --partition=long."""
     ray: RayConfig = field(default_factory=RayConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    tracking: ComparisonTracking = field(default_factory=ComparisonTracking)
     seed: int = number(0, at_least=0, at_most=MAX_SEED)
     """The only seed, where `seeds` is empty."""
     seeds: list[int] = number(default_factory=list, at_least=0, at_most=MAX_SEED)

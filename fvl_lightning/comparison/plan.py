@@ -98,6 +98,7 @@ def experiments(
                 at_level = [*overrides, override("data.level", level)]
                 load(ExperimentConfig, base / config.stages[-1], at_level, written_at(config, "transfer_levels", path))
     _check_devices(next(iter(plans.values())), path)
+    _track_together(plans.values())
     _check_swept(config, path, next(iter(plans.values())).arms, [key for arm in arms.values() for key in arm.values])
     return plans
 
@@ -114,9 +115,20 @@ def _check_stages(config: ComparisonConfig, path: Path) -> None:
 
 
 def _common_overrides(config: ComparisonConfig, seed: int) -> list[str]:
-    """The overrides that the experiments of all arms have."""
-    fields = [override("tracking", as_plain(config.tracking)), override("plugins", config.plugins)]
-    return [*config.set, f"seed={seed}", *fields]
+    """Returns the overrides that the experiments of all arms have."""
+    tracking = {key: value for key, value in as_plain(config.tracking).items() if value is not None}
+    fields = [override(f"tracking.{key}", value) for key, value in tracking.items()]
+    return [*config.set, f"seed={seed}", *fields, override("plugins", config.plugins)]
+
+
+def _track_together(plans: Iterable[SeedPlan]) -> None:
+    """Has all experiments tracked where the last stage is, since a run and its parent must be in one place."""
+    plans = list(plans)
+    tracking = next(iter(plans[0].arms.values()))[-1].tracking
+    for plan in plans:
+        for experiment in (plan.encoder, *(stage for stages in plan.arms.values() for stage in stages)):
+            if experiment is not None:
+                experiment.tracking = tracking
 
 
 def plan_alike(plans: Sequence[Arms], lineage: str = "frozen_encoder") -> "dict[str, list[Stage]]":

@@ -16,6 +16,7 @@ from fvl_lightning.comparison.result_files.cell import AnswerRow, ArmResult, Cel
 from fvl_lightning.comparison.result_files.comparison import Comparison, EncoderEntry, MlflowEntry, SeedResult
 from fvl_lightning.comparison.statistics.summary import averaged, summarize
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.experiment import TrackingConfig
 from fvl_lightning.core.plugins import plugin_hashes
 from fvl_lightning.evaluation.scoring import levels_of
 from fvl_lightning.runs.folder import RunFolder
@@ -71,7 +72,7 @@ def collect(
         seeds=config.seeds,
         lineage=config.lineage,
         metric=config.metric,
-        mlflow=mlflow_entry(config, parent),
+        mlflow=mlflow_entry(config, first_plan.arms[baseline][-1].tracking, parent),
         encoder=None if encoder is None else EncoderEntry.read(encoder),
         machine={"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
         arms={arm: mean_result([by[arm] for by in reported.values() if arm in by]) for arm in present},
@@ -108,10 +109,10 @@ def mean_result(seeds: Sequence[ArmResult]) -> ArmResult:
     return ArmResult.read(averaged([result.plain() for result in seeds]))
 
 
-def mlflow_entry(config: ComparisonConfig, parent: str | None) -> MlflowEntry:
+def mlflow_entry(config: ComparisonConfig, tracking: TrackingConfig, parent: str | None) -> MlflowEntry:
     """Returns where the runs of a comparison are tracked."""
     search = cells_search(parent or "", config.metric)
-    return MlflowEntry(parent, config.tracking.experiment, str(Path(config.output) / config.name), search)
+    return MlflowEntry(parent, tracking.experiment, str(Path(config.output) / config.name), search)
 
 
 def encoder_entry(run: RunFolder) -> EncoderEntry:

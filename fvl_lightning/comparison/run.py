@@ -12,10 +12,11 @@ from fvl_lightning.comparison.checks.before_start import check_before_start, pla
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import axis_values
 from fvl_lightning.comparison.report.report import rich_table, write_report
+from fvl_lightning.comparison.result_files.comparison import Comparison
 from fvl_lightning.comparison.results import collect, loss_curves, sample_answers, source_weights
 from fvl_lightning.comparison.runner import Encoders, Runner
 from fvl_lightning.comparison.split_readings import read_test_access
-from fvl_lightning.comparison.tracking import log_report, tracked_parent
+from fvl_lightning.comparison.tracking import link_pages, log_report, tracked_parent
 from fvl_lightning.comparison.tuning import tune
 from fvl_lightning.core.config.files import COMMAND_LINE
 from fvl_lightning.core.config.loading import check_config, load_config
@@ -73,25 +74,33 @@ def run_comparison(
     planned = plan_comparison(config, path)
     check_before_start(planned, fresh, report_only)
     folder, plans = planned.folder, planned.plans
-    with tracked_parent(config, folder, fresh) as tracker:
-        parent = tracker.run_id or None
-        runner = Runner(config, launcher_of(config, folder), terminal(), parent, fresh, retry_failed, report_only)
+    tracking = plans[config.seeds[0]].arms[planned.baseline][-1].tracking
+    with tracked_parent(config, tracking, folder, fresh) as tracker:
+        pages = link_pages(tracker, tracking.uri, config.metric)
+        runner = Runner(config, launcher_of(config, folder), terminal(), tracker, fresh, retry_failed, report_only)
         arms = plans[config.seeds[0]].arms
         values = axis_values(arms_of(config, path), arms)
         tuning = tune(runner, planned.trials, plans, values)
         cells, encoders = runner.run(plans, values, "test")
         score_encoders(encoders, show)
-        comparison, answers = collect(config, plans, encoders, cells, parent)
+        comparison, answers = collect(config, plans, encoders, cells, tracker.run_id or None)
+        comparison.mlflow.pages = pages
         comparison.tuning, comparison.test_readings = tuning, read_test_access(folder, cells)
         limits = prepare_data(arms[planned.baseline][-1]).limits()
         sheet = sample_answers(arms, answers)
         write_report(comparison, sheet, loss_curves(cells), folder, limits, source_weights(cells))
-        log_report(tracker, comparison, folder)
+        log_report(tracker, comparison, folder, missing_cells(cells))
+        show_results(comparison, folder, show)
+        refuse_missing(cells)
+    return folder
+
+
+def show_results(comparison: Comparison, folder: Path, show: Show) -> None:
+    """Shows the report's tables, and where the report is."""
     for table in rich_table(comparison):
         show(table)
-    show(f"report: {folder / 'report.md'}   (follow the runs with `fvl ui`)")
-    refuse_missing(cells)
-    return folder
+    in_mlflow = f"   (in MLflow: `fvl ui {folder}`)" if comparison.mlflow.run_id else ""
+    show(f"report: {folder / 'report.md'}{in_mlflow}")
 
 
 def launcher_of(config: ComparisonConfig, folder: Path) -> Launcher:
@@ -127,11 +136,15 @@ def _score_encoder(run: RunFolder, data: BatchData, content: str) -> dict[str, f
 
 
 def refuse_missing(cells: Sequence[Cell]) -> None:
-    """Raises DataError where cells failed, with the last log line of each, or where cells were not run."""
+    """Raises DataError where cells failed or were not run."""
+    if missing := missing_cells(cells):
+        retry = "; `--retry-failed` tries again" if any(cell.failure is not None for cell in cells) else ""
+        raise DataError(f"the report is incomplete, {' and '.join(missing)}{retry}")
+
+
+def missing_cells(cells: Sequence[Cell]) -> list[str]:
+    """Returns which cells failed, with the last log line of each, and which were not run; empty where all finished."""
     failed = [f"{cell.name}: {cell.failure}" for cell in cells if cell.failure is not None]
     absent = [cell.name for cell in cells if cell.failure is None and not cell.finished]
-    problems = [f"{len(failed)} of {len(cells)} cells failed ({'; '.join(failed)})"] if failed else []
-    problems += [f"not trained yet: {', '.join(absent)}"] if absent else []
-    if problems:
-        retry = "; `--retry-failed` tries again" if failed else ""
-        raise DataError(f"the report is incomplete, {' and '.join(problems)}{retry}")
+    missing = [f"{len(failed)} of {len(cells)} cells failed ({'; '.join(failed)})"] if failed else []
+    return missing + ([f"not trained yet: {', '.join(absent)}"] if absent else [])

@@ -14,6 +14,8 @@ from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import SeedPlan
 from fvl_lightning.comparison.progress import show_progress
 from fvl_lightning.comparison.result_files.cell import CellInputs, CellSpec
+from fvl_lightning.comparison.split_readings import report_to_replace
+from fvl_lightning.comparison.tracking import mark_current
 from fvl_lightning.core.config.loading import as_plain, config_hash
 from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -25,6 +27,8 @@ from fvl_lightning.runs.identity import input_hashes
 from fvl_lightning.runs.resume import identity_of
 from fvl_lightning.runs.run import reuse_or_train, run_training
 from fvl_lightning.runs.setup import TRAINING_SPLITS, build_stage, data_context, prepare_data
+from fvl_lightning.tracking.links import CURRENT_TAG
+from fvl_lightning.tracking.tracker import Tracker
 from fvl_lightning.training.fault_tolerance.signals import Preempted, StopSignals
 from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.weights import load_components
@@ -42,8 +46,8 @@ class Runner:
     config: ComparisonConfig
     launcher: Launcher
     console: Console
-    parent: str | None
-    """MLflow run of the comparison; None where nothing is tracked."""
+    tracker: Tracker
+    """MLflow run of the comparison, the parent of all others."""
     fresh: bool
     """Whether to train again what was trained before."""
     retry_failed: bool
@@ -68,20 +72,34 @@ class Runner:
         Raises:
             DataError: an encoder that `report_only` needs is not trained.
         """
-        encoders = {seed: self._encoder(seed, plan) for seed, plan in plans.items()}
+        encoders = {seed: self._encoder(seed, plan, split) for seed, plan in plans.items()}
         cells = [
             Cell(arm, seed, folder, self._specification(plan, arm, values[arm], encoders[seed], split))
             for seed, plan in plans.items()
             for arm, folder in plan.folders.items()
         ]
+        mark_current(self.tracker, cells, encoders)
+        if split == "test":
+            self._announce_new_report(cells)
         if not self.report_only:
             for seed, plan in plans.items():
                 if self.fresh or not all(cell.finished for cell in cells if cell.seed == seed):
                     warm_feature_cache(encoders[seed], plan, self.console)
-            run_cells(cells, self.launcher, self.console, self.fresh, self.retry_failed)
+            try:
+                run_cells(cells, self.launcher, self.console, self.fresh, self.retry_failed)
+            finally:
+                mark_current(self.tracker, cells, encoders)
         return cells, encoders
 
-    def _encoder(self, seed: int, plan: SeedPlan) -> RunFolder | None:
+    def _announce_new_report(self, cells: Sequence[Cell]) -> None:
+        """Prints that an earlier report of other cells will be replaced."""
+        folder = Path(self.config.output) / self.config.name
+        if (report := report_to_replace(folder, cells)) is not None:
+            when = report.time.replace("T", " ").removesuffix("+00:00")
+            line = f"{folder / 'report.md'} of {when} (UTC) will be replaced; changed since: "
+            self.console.print(line + ", ".join(report.changed), soft_wrap=True, markup=False)
+
+    def _encoder(self, seed: int, plan: SeedPlan, split: str) -> RunFolder | None:
         """Returns the encoder that all arms of the seed share, and trains it if needed."""
         if plan.encoder is None:
             return None
@@ -92,23 +110,27 @@ class Runner:
                 raise DataError(f"--report: {plan.encoder.output} has no finished {plan.encoder.name} of seed {seed}")
             return run
         train = run_training if self.fresh else reuse_or_train
-        run = train(plan.encoder, parent_run_id=self.parent)
+        run = train(plan.encoder, parent_run_id=self.tracker.run_id or None, tags=self._tags(split))
         StopSignals.late.raise_for()
         return run
+
+    def _tags(self, split: str) -> dict[str, str]:
+        """Returns the tags that all MLflow runs of the comparison have."""
+        name = self.config.name if split == "test" else f"{self.config.name}, {split}"
+        return {"fvl.comparison": name, "fvl.lineage": self.config.lineage, CURRENT_TAG: "true"}
 
     def _specification(
         self, plan: SeedPlan, arm: str, values: Mapping[str, str], encoder_run: RunFolder | None, split: str
     ) -> CellSpec:
         config, stages = self.config, plan.arms[arm]
-        comparison = config.name if split == "test" else f"{config.name}, {split}"
-        tags = {"fvl.comparison": comparison, "fvl.lineage": config.lineage, "fvl.arm": arm}
+        tags = {**self._tags(split), "fvl.arm": arm}
         return CellSpec(
             stages=[as_plain(stage) for stage in stages],
             encoder_run=None if encoder_run is None else str(encoder_run.path),
             encoder_hash=None if encoder_run is None else encoder_run.info["encoder_hash"],
             unseen_splits=config.unseen_splits if split == "test" else [],
             transfer_levels=config.transfer_levels if split == "test" else [],
-            parent_run_id=self.parent,
+            parent_run_id=self.tracker.run_id or None,
             tags=tags | {f"fvl.axis.{key}": value for key, value in values.items()},
             fresh=self.fresh,
             split=split,

@@ -49,16 +49,25 @@ def read_test_access(folder: Path, cells: Sequence[Cell]) -> SplitAccess:
     )
 
 
+def report_to_replace(folder: Path, cells: Sequence[Cell]) -> EarlierReport | None:
+    """Returns the newest report, if it was made of other cells than these; None where there is none, or a report of
+    the same cells.
+    """
+    reports = list(read_rows(folder / REPORT_LOG))
+    now = {cell.name: cell.key for cell in cells}
+    return _changed(reports[-1], now) if reports and reports[-1]["cells"] != now else None
+
+
 def _earlier(file: Path, cells: dict[str, str]) -> list[EarlierReport]:
     """Returns the reports of other cells than these {name: key}, which are logged as the newest report."""
     reports = list(read_rows(file))
     if not reports or reports[-1]["cells"] != cells:
         _add(file, {"cells": cells})
-    return [
-        EarlierReport(report["time"], sorted(dict(cells.items() ^ report["cells"].items())))
-        for report in reports
-        if report["cells"] != cells
-    ]
+    return [_changed(report, cells) for report in reports if report["cells"] != cells]
+
+
+def _changed(report: dict[str, Any], cells: dict[str, str]) -> EarlierReport:
+    return EarlierReport(report["time"], sorted(dict(cells.items() ^ report["cells"].items())))
 
 
 def _add(file: Path, line: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ class DataError(UserError):
     """Training data, an image, a run folder or a store is missing, broken or does not match."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or its class name where the message is empty."""
     return " ".join(str(error).strip().splitlines()[:1]) or type(error).__name__
 

@@ -73,8 +73,7 @@ def describe(
     }
     description = {
         "experiment": experiment.tracking.experiment,
-        # A folder that is a number, the seed of a comparison's cell, says nothing on its own.
-        "run_name": "/".join(run.path.parts[-3 if run.path.parent.name.isdigit() else -2 :]),
+        "run_name": run_name(experiment, run, tags),
         "key": run.read_tracking()["key"] if run.tracking.is_file() else uuid.uuid4().hex,
         "parent_run_id": parent_run_id,
         "tags": every_tag,
@@ -87,6 +86,19 @@ def describe(
         },
     }
     run.write_tracking(RunDescription.of(experiment.tracking.uri, description).plain())
+
+
+def run_name(experiment: ExperimentConfig, run: RunFolder, tags: Mapping[str, str]) -> str:
+    """Returns the name in MLflow: the arm, or else the fusion, then the seed, the output folder and the run's own.
+
+    A comparison's output folders have the names of arms and seeds, and `runs` is every experiment's by default, so
+    these are left out: gated/seed 0/finetune, or gated/seed 0/ablation/finetune for output=runs/ablation.
+    """
+    compared, fusion = "fvl.comparison" in tags, experiment.fusion
+    what = tags.get("fvl.arm") or ("encoder" if fusion is None else fusion.name)
+    output = run.path.parent.name
+    inside = [] if compared or output in ("", ExperimentConfig.output) else [output]
+    return "/".join([what, f"seed {experiment.seed}", *inside, run.path.name])
 
 
 def live_sync(run: RunFolder) -> LiveSync:

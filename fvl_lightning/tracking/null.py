@@ -1,6 +1,6 @@
 """The tracker of what is not tracked."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,26 @@ class NullTracker(Tracker):
         super().__init__(client=None, uri="", run_id="")
 
     def log_results(self, results: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def forget_results(self, but: Collection[str] = ()) -> None:
+        """Does nothing."""
+
+    def tags(self) -> dict[str, str]:
+        """Returns no tags."""
+        return {}
+
+    def delete_tags(self, names: Iterable[str]) -> None:
+        """Does nothing."""
+
+    def set_experiment_tag(self, key: str, value: str) -> None:
+        """Does nothing."""
+
+    def children(self) -> list[Any]:
+        """Returns no runs."""
+        return []
+
+    def tag_child(self, run_id: str, key: str, value: str) -> None:
         """Does nothing."""
 
     def log_config(self, config: Mapping[str, Any]) -> None:

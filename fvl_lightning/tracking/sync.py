@@ -19,6 +19,7 @@ from fvl_lightning.tracking.limits import (
     batches,
     clean_key,
 )
+from fvl_lightning.tracking.links import CURRENT_TAG
 from fvl_lightning.tracking.logged_model import send_model
 from fvl_lightning.tracking.store import open_store, resolve_uri, store_client, store_errors
 
@@ -102,7 +103,8 @@ def send_run(
         entries, model_id = list(entries), None
         if model is not None:
             last = max((entry["step"] for entry in entries), default=0)
-            model_id, sent = send_model(client, run, model, description.tags, description.params, last)
+            tags = {key: value for key, value in description.tags.items() if key != CURRENT_TAG}
+            model_id, sent = send_model(client, run, model, tags, description.params, last)
             report.others += sent
         report.others += _send_results(client, run, description, model_id)
         report.points = _send_missing_points(client, run, entries)
@@ -144,6 +146,8 @@ def _send_description(client: Any, run: Any, description: RunDescription) -> int
     tags = description.tags | {KEY_TAG: description.key}
     if description.parent_run_id:
         tags[MLFLOW_PARENT_RUN_ID] = description.parent_run_id
+    if CURRENT_TAG in data.tags:
+        tags.pop(CURRENT_TAG, None)  # the comparison has marked the run since
     new_tags = [RunTag(key, str(value)) for key, value in tags.items() if data.tags.get(key) != str(value)]
     for batch in batches(new_tags, BATCH_PARAMETERS):
         client.log_batch(run_id, tags=batch)

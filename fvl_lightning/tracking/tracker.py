@@ -1,7 +1,8 @@
 """A run in MLflow to which reports, figures and results are written; the curves of trainings come by sync.py."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ from fvl_lightning.tracking.store import open_store, resolve_uri, store_client, 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+SEARCH_PAGE = 500
+"""Runs that one call of a search returns."""
 
 
 class Tracker:
@@ -74,6 +78,47 @@ class Tracker:
             new = [Metric(key, value, now, 0) for key, value in values.items() if known.get(key) != value]
             for batch in batches(new, BATCH_METRICS):
                 self._client.log_batch(self._run_id, metrics=batch)
+
+    def forget_results(self, but: Collection[str] = ()) -> None:
+        """Sets metrics to NaN, except those named in `but`: MLflow deletes none, and its pages draw no NaN."""
+        with store_errors(self._uri):
+            known = self._client.get_run(self._run_id).data.metrics
+        kept = set(map(clean_key, but))
+        self.log_results({key: nan for key, value in known.items() if key not in kept and isfinite(value)})
+
+    def tags(self) -> dict[str, str]:
+        """Returns the run's tags in the store."""
+        with store_errors(self._uri):
+            return dict(self._client.get_run(self._run_id).data.tags)
+
+    def delete_tags(self, names: Iterable[str]) -> None:
+        """Removes tags that the run has."""
+        with store_errors(self._uri):
+            for name in names:
+                self._client.delete_tag(self._run_id, name)
+
+    def set_experiment_tag(self, key: str, value: str) -> None:
+        """Sets a tag of the run's experiment, over that of the same name."""
+        with store_errors(self._uri):
+            experiment = self._client.get_run(self._run_id).info.experiment_id
+            self._client.set_experiment_tag(experiment, key, value)
+
+    def children(self) -> list[Any]:
+        """Returns MLflow's runs below this one."""
+        query, found, token = f"tags.`mlflow.parentRunId` = '{self._run_id}'", [], None
+        with store_errors(self._uri):
+            experiment = self._client.get_run(self._run_id).info.experiment_id
+            while True:
+                page = self._client.search_runs([experiment], query, max_results=SEARCH_PAGE, page_token=token)
+                found += page
+                token = page.token
+                if not token:
+                    return found
+
+    def tag_child(self, run_id: str, key: str, value: str) -> None:
+        """Sets a tag of a run below this one."""
+        with store_errors(self._uri):
+            self._client.set_tag(run_id, key, value)
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Keeps a resolved configuration (plain containers) as the artifact config.yaml."""

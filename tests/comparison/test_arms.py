@@ -8,8 +8,10 @@ import yaml
 
 from fvl_lightning.comparison.arms import arms_of
 from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.comparison.plan import experiments
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.errors import ConfigError
+from tests.conftest import ROOT
 
 FILE = Path("mine.yaml")
 
@@ -97,3 +99,29 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("values", "words"), MISTAKES, ids=[words for _, words in MISTAKES])
 def test_a_mistake_is_one_sentence(tmp_path: Path, values: dict[str, Any], words: str) -> None:
     assert words in refused(tmp_path, **values)
+
+
+@pytest.mark.parametrize(
+    ("written", "tracked"),
+    [
+        ({}, ("sqlite:///mine.db", "of the stage", False)),
+        ({"experiment": "mine"}, ("sqlite:///mine.db", "mine", False)),
+        ({"uri": "sqlite:///other.db", "enabled": True}, ("sqlite:///other.db", "of the stage", True)),
+    ],
+)
+def test_runs_are_tracked_where_the_last_stage_says(
+    tmp_path: Path, written: dict[str, Any], tracked: tuple[str, str, bool]
+) -> None:
+    """Every stage is tracked there, also one that says nothing itself, unless the comparison says otherwise."""
+    stage = {"base": str(ROOT / "experiments" / "demo" / "finetune.yaml")}
+    last = {"uri": "sqlite:///mine.db", "experiment": "of the stage", "enabled": False}
+    comparison = {"encoder_stage": str(ROOT / "experiments" / "demo" / "encoder_pretrain.yaml"), "tracking": written}
+    comparison |= {"stages": ["first.yaml", "last.yaml"], "axes": {"fusion": ["concat", "gated"]}}
+    files = {"first.yaml": stage, "last.yaml": stage | {"tracking": last}, "mine.yaml": comparison}
+    for name, values in files.items():
+        (tmp_path / name).write_text(yaml.safe_dump(values), encoding="utf-8")
+    config = load_config(ComparisonConfig, tmp_path / "mine.yaml")
+    plan = experiments(config, tmp_path / "mine.yaml", tmp_path / "runs")[0]
+    assert plan.encoder is not None
+    for stage_ in (plan.encoder, *plan.arms["concat"], *plan.arms["gated"]):
+        assert (stage_.tracking.uri, stage_.tracking.experiment, stage_.tracking.enabled) == tracked

@@ -25,6 +25,7 @@ from fvl_lightning.evaluation.scoring import open_model
 from fvl_lightning.launchers.local import LocalLauncher
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.setup import attach_features, build_stage, data_context, prepare_data
+from fvl_lightning.tracking.null import NullTracker
 from fvl_lightning.training.distributed.process_group import Ranks
 from fvl_lightning.training.feature_cache import build_feature_cache
 from tests.conftest import Run
@@ -133,7 +134,7 @@ def test_a_cell_is_of_other_data_where_a_shard_was_edited(tmp_path: Path, shards
     console = Console(file=io.StringIO())
 
     def key(split: str = "test") -> str:
-        runs = Runner(ComparisonConfig(), LocalLauncher(1), console, None, False, False, True)
+        runs = Runner(ComparisonConfig(), LocalLauncher(1), console, NullTracker(), False, False, True)
         (cell,), _ = runs.run({0: plan}, {"a": {}}, split)
         return cell.key
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from math import isnan
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -117,6 +118,8 @@ def children(client: MlflowClient, comparison: dict[str, Any]) -> dict[tuple[str
     """The last stage of every cell, found as the report says."""
     experiment = client.get_experiment_by_name(comparison["mlflow"]["experiment"])
     assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], comparison["mlflow"]["search"])
+    assert len(found) == len(ARMS) * len(SEEDS)
     search = f"tags.`mlflow.parentRunId` = '{comparison['mlflow']['run_id']}'"
     found = client.search_runs([experiment.experiment_id], search)
     cells = [run for run in found if run.data.params["stage"] == "finetune"]
@@ -155,7 +158,7 @@ def test_a_child_says_which_cell_it_is(children: dict[tuple[str, int], MlflowRun
         tags = run.data.tags
         assert tags["fvl.axis.fusion"] == ARMS[arm][0].removeprefix("fusion=")
         assert tags["fvl.comparison"] == "tiny"
-        assert run.info.run_name == f"{arm}/{seed}/finetune"
+        assert run.info.run_name == f"{arm}/seed {seed}/finetune"
 
 
 def test_every_number_of_the_report_is_in_mlflow(folder: Path, comparison: dict[str, Any], tmp_path: Path) -> None:
@@ -180,13 +183,25 @@ def assert_in_mlflow(uri: str, comparison: dict[str, Any], folder: Path) -> From
         for row in table.rows:
             assert f"| {' | '.join(row)} |\n" in text, table.title
     metrics = there.parent.data.metrics
-    shares = " | ".join(f"{metrics[f'{arm}/same_start']:.1%}" for arm in ARMS)
+    shares = " | ".join(f"{metrics[f'same_start/{arm}']:.1%}" for arm in ARMS)
     assert f"| weights that start as concat's | {shares} |\n" in text
     for name in ("caption_tokens", "words", "boxes"):
         average = mean(run.data.metrics[f"encoder/{name}"] for run in there.encoders)
         assert f"{name.replace('_', ' ')} {average:.3f}" in text
     verdicts = {c["arm"]: c["verdict"] for c in comparison["statistics"]["contrasts"]}
     assert {arm: there.parent.data.tags[f"fvl.verdict.{arm}"] for arm in ("again", "gated")} == verdicts
+    for entry in comparison["statistics"]["arms"]:
+        assert [metrics[f"{name}/{entry['arm']}"] for name in ("score", "sd")] == [
+            pytest.approx(entry["mean"]), pytest.approx(entry["sd"])
+        ]  # fmt: skip
+    for contrast in comparison["statistics"]["contrasts"]:
+        found = [metrics[f"{name}/{contrast['arm']}"] for name in ("difference", "standard_error", "p_holm")]
+        assert found == [contrast["estimate"], contrast["standard_error"], contrast["p_holm"]]
+    assert (there.parent.info.status, there.parent.data.tags["fvl.seeds"]) == ("FINISHED", "0, 1, 2")
+    assert "fvl.seed" not in there.parent.data.tags
+    rows = [line.split(" | ")[0] for line in there.parent.data.tags["mlflow.note.content"].splitlines() if "| " in line]
+    assert sorted(rows) == sorted(["| arm", *(f"| {arm}" for arm in ARMS)])
+    assert "data:image/png;base64," in there.artifact(there.parent, "report.html")
     return there
 
 
@@ -200,7 +215,7 @@ def test_every_cell_has_its_axes_its_model_and_its_data(
         assert context == {"demo": "training", "demo/test": "evaluation"}
         [output] = run.outputs.model_outputs
         model = client.get_logged_model(output.model_id)
-        assert (model.name, model.params["arm"], output.step) == (f"{arm}-{seed}-finetune", arm, 40)
+        assert (model.name, model.params["arm"], output.step) == (f"{arm}-seed {seed}-finetune", arm, 40)
         assert (Path(model.tags["fvl.model_folder"]) / "config.json").is_file()
         assert {m.value for m in model.metrics if m.key == "accuracy/macro"} == {run.data.metrics["accuracy/macro"]}
     digests = {given.dataset.digest for run in children.values() for given in run.inputs.dataset_inputs}
@@ -214,8 +229,13 @@ def test_the_pages_of_the_comparison_are_named(
     monkeypatch.setattr("fvl_lightning.cli.mlflow.serve_ui", lambda *place: served.append(place))
     done = fvl_here(folder, "ui", "runs/tiny", "--port", "5001")
     assert done.returncode == 0, done.stderr
-    assert f"/runs/{comparison['mlflow']['run_id']}/artifacts" in done.stdout
-    assert "cells: http://127.0.0.1:5001/#/experiments/" in done.stdout
+    run = comparison["mlflow"]["run_id"]
+    pages = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert pages["verdict"].startswith("http://127.0.0.1:5001/#/experiments/")
+    assert f"/runs/{run}/artifacts/report.html" in pages["report"]
+    assert pages["scores by arm"].endswith(f"viewStateShareKey={run}")
+    local = {name: page.replace(":5001", ":5000") for name, page in pages.items()}
+    assert comparison["mlflow"]["pages"] == local
     assert served == [("sqlite:///mlflow.db", "127.0.0.1", 5001)]
     said = (folder / "runs" / "tiny" / "report.md").read_text(encoding="utf-8")
     assert "`fvl ui runs/tiny`" in said
@@ -250,12 +270,34 @@ def test_a_failed_cell_is_named_and_left_until_asked_for(
     assert "1 of 2 cells failed (broken with seed 0: no space left); `--retry-failed` tries again" in done.stderr
     assert ran == [("concat", 0), ("broken", 0)]
     assert list(report_of(work)["arms"]) == ["concat"]
+    parent = parent_of(work)
+    assert parent.info.status == "FAILED"
+    assert "**Incomplete:** 1 of 2 cells failed (broken with seed 0" in parent.data.tags["mlflow.note.content"]
     done, ran = start(work, fvl_here, *words)
     assert (done.returncode, ran) == (2, [])
     done, ran = start(work, fvl_here, *words, "--retry-failed")
     assert (done.returncode, ran) == (0, [("broken", 0)]), done.stderr
     assert (work / "runs" / "tiny" / "broken" / "finetune").is_dir(), "no folder for the seed where there is one alone"
     assert list(report_of(work)["arms"]) == ["concat", "broken"]
+    parent = parent_of(work)
+    assert (parent.info.status, "Incomplete" in parent.data.tags["mlflow.note.content"]) == ("FINISHED", False)
+
+    arms = "arms={concat: {set: [fusion=concat]}}"
+    done, ran = start(work, fvl_here, *words, arms)
+    assert (done.returncode, ran) == (0, []), done.stderr
+    assert "will be replaced; changed since: broken with seed 0" in " ".join(done.stderr.split())
+    parent, entry = parent_of(work), report_of(work)["mlflow"]
+    client = MlflowClient(tracking_uri=f"sqlite:///{work / 'mlflow.db'}")
+    [cell] = client.search_runs([parent.info.experiment_id], entry["search"])
+    assert cell.data.params["arm"] == "concat"
+    assert [name for name in parent.data.tags if name.startswith("fvl.verdict.")] == []
+    assert isnan(parent.data.metrics["score/broken"])
+    assert parent.data.metrics["score/concat"] == cell.data.metrics["accuracy/macro"]
+
+
+def parent_of(work: Path) -> MlflowRun:
+    """The comparison's own run."""
+    return MlflowClient(tracking_uri=f"sqlite:///{work / 'mlflow.db'}").get_run(report_of(work)["mlflow"]["run_id"])
 
 
 def test_what_is_not_fair_is_refused(folder: Path, tmp_path: Path, tiny_data: Path, fvl_here: Run) -> None:

@@ -33,6 +33,6 @@ def test_every_number_of_the_report_is_on_the_server(
         assert len(models) == 3 + len(there.cells), "one for each encoder, one for each cell"
         said = fvl_here(work, "ui", "runs/tiny")
         assert said.returncode == 0, said.stderr
-        assert f"cells: {server.uri}/#/experiments/{there.parent.info.experiment_id}/runs?" in said.stdout
+        assert f"verdict: {server.uri}/#/experiments/{there.parent.info.experiment_id}/runs/" in said.stdout
     finally:
         server.stop()

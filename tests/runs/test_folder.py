@@ -12,14 +12,17 @@ import signal
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import ConfigError, DataError, UserError
+from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import RunIdentity
+from fvl_lightning.runs.tracking import run_name
 from fvl_lightning.tracking.metrics_log import JsonlLogger, read_metrics
 from fvl_lightning.training.checkpointing.files import CheckpointFiles
 from tests.tiny_models import experiment
@@ -368,3 +371,18 @@ def test_a_journal_waits_for_a_disk_that_is_full(tmp_path: Path, caplog: pytest.
     assert len([message for message in caplog.messages if "cannot be written (File too large)" in message]) == 1
     journal.log_metrics({"train/loss": 0.5}, 4)
     assert [entry["step"] for entry in read_metrics(path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("output", "fusion", "tags", "name"),
+    [
+        ("runs", "gated", {}, "gated/seed 3/finetune-2"),
+        ("runs/ablation", "concat", {}, "concat/seed 3/ablation/finetune-2"),
+        ("runs", None, {}, "encoder/seed 3/finetune-2"),
+        ("runs/demo/wide/3", "gated", {"fvl.comparison": "demo", "fvl.arm": "wide"}, "wide/seed 3/finetune-2"),
+        ("runs/demo/encoders/3", None, {"fvl.comparison": "demo"}, "encoder/seed 3/finetune-2"),
+    ],
+)
+def test_names_tell_runs_apart(output: str, fusion: str | None, tags: dict[str, str], name: str) -> None:
+    experiment = ExperimentConfig(fusion=fusion and SimpleNamespace(name=fusion), seed=3, output=output)
+    assert run_name(experiment, RunFolder(Path(output) / "finetune-2"), tags) == name

@@ -13,6 +13,7 @@ from rich.table import Table
 from fvl_lightning.comparison.report.answer_sheet import SampleAnswers, answer_sheet
 from fvl_lightning.comparison.report.choices import access_text, tuning_grids
 from fvl_lightning.comparison.report.figures import Curve, Losses, accuracy_figure, loss_figure, source_weight_figure
+from fvl_lightning.comparison.report.html_page import html_page
 from fvl_lightning.comparison.report.interval_figures import interval_figure, pareto_figure
 from fvl_lightning.comparison.report.sections import intervals_text, plugin_grids, questions_text, samples_text
 from fvl_lightning.comparison.report.tables import (
@@ -20,6 +21,7 @@ from fvl_lightning.comparison.report.tables import (
     cost_grid,
     differences_grid,
     format_score,
+    markdown_rows,
     statistics_grids,
     verdict_section,
 )
@@ -30,8 +32,8 @@ from fvl_lightning.evaluation.metrics.base import KindScores
 from fvl_lightning.evaluation.metrics.names import metric_of, split_score
 
 FILES = (
-    "report.md", "comparison.json", "comparison.png", "loss_curves.png", "samples.png", "pareto.png", "intervals.png",
-    "source_mass.png",
+    "report.md", "report.html", "comparison.json", "comparison.png", "loss_curves.png", "samples.png", "pareto.png",
+    "intervals.png", "source_mass.png",
 )  # fmt: skip
 """Files of a report; there are no intervals for a single seed, and no source weights where no fusion reports them."""
 
@@ -55,14 +57,19 @@ def write_report(
         weights: {arm: {source: the curve of its weight with each seed}}, of the arms whose fusion reports weights.
     """
     higher = metric_of(comparison.metric).higher_is_better
-    files = {
+    text = markdown(comparison, limits, bool(weights))
+    pictures = {
         "comparison.png": _png(accuracy_figure(comparison)),
         "loss_curves.png": _png(loss_figure(curves)),
         "samples.png": _png(answer_sheet(samples, split_score(comparison.metric)[0])),
         "pareto.png": _png(pareto_figure(comparison)),
         **({"intervals.png": _png(interval_figure(comparison.statistics, higher))} if _several(comparison) else {}),
         **({"source_mass.png": _png(source_weight_figure(weights))} if weights else {}),
-        "report.md": markdown(comparison, limits, bool(weights)).encode(),
+    }
+    files = {
+        **pictures,
+        "report.md": text.encode(),
+        "report.html": html_page(text, pictures, comparison.name).encode(),
         "comparison.json": json.dumps(_finite(comparison.plain()), indent=2, allow_nan=False, default=str).encode(),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -240,20 +247,21 @@ def _mlflow_text(parent: MlflowEntry) -> str:
     if parent.run_id is None:
         return ""
     return (
-        f"To see only this comparison in MLflow, open what `fvl ui {parent.folder}` prints, or the experiment "
-        f"`{parent.experiment}`, and search there for\n\n"
+        f"`fvl ui {parent.folder}` shows this comparison in MLflow{_page_links(parent)}. The runs are in the "
+        f"experiment `{parent.experiment}`, where this search finds one for each arm and seed:\n\n"
         f"```\n{parent.search}\n```\n\n"
-        "This finds one run for each arm and seed; the first half alone also finds their earlier stages and the "
-        "encoders. Group them by the parameter `arm`; the values of the axes are parameters `axis.<key>`. The parent "
-        "run holds this report.\n\n"
+        "The first part alone also finds their earlier stages, the encoders, and runs of an earlier configuration. "
+        "The values of the axes are parameters `axis.<key>`.\n\n"
     )
 
 
+def _page_links(parent: MlflowEntry) -> str:
+    links = ", ".join(f"[{name}]({address})" for name, address in parent.pages.items())
+    return f": {links}" if links else ""
+
+
 def _markdown_table(grid: Grid) -> str:
-    header = "| " + " | ".join(grid.header) + " |"
-    rule = "|" + "|".join([":---", *["---:"] * (len(grid.header) - 1)]) + "|"
-    rows = ["| " + " | ".join(row) + " |" for row in grid.rows]
-    return "\n".join([f"## {grid.title}", "", *([grid.note, ""] if grid.note else []), header, rule, *rows])
+    return "\n".join([f"## {grid.title}", "", *([grid.note, ""] if grid.note else []), *markdown_rows(grid)])
 
 
 def _finite(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Tables of a report about differences, their uncertainty and their cost, and the verdicts in sentences."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -173,6 +174,18 @@ def verdict_text(contrast: Contrast, alpha: float) -> str:
 def rests_on_pooling(contrast: Contrast, alpha: float) -> bool:
     """Returns whether an arm is better or worse by the pooled test, but not by a t test of this pair alone."""
     return contrast.verdict in ("better", "worse") and contrast.p_paired > alpha
+
+
+def markdown_rows(grid: Grid) -> list[str]:
+    """Returns the lines of a Markdown table, the header's two first; names in it are shown as they are."""
+    rows = [[markdown_text(text) for text in row] for row in (grid.header, *grid.rows)]
+    header, *others = ["| " + " | ".join(row) + " |" for row in rows]
+    return [header, "|" + "|".join([":---", *["---:"] * (len(grid.header) - 1)]) + "|", *others]
+
+
+def markdown_text(text: str) -> str:
+    """Returns text for one cell of a Markdown table, in which nothing ends the cell or becomes HTML, link or image."""
+    return re.sub(r"[\\|\[\]<]", lambda found: "&lt;" if found[0] == "<" else f"\\{found[0]}", " ".join(text.split()))
 
 
 def _contrast_row(contrast: Contrast, alpha: float) -> list[str]:

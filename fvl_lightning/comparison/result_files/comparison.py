@@ -45,6 +45,8 @@ class MlflowEntry(Record):
     """The comparison's folder."""
     search: str
     """What MLflow's search box finds the cells by."""
+    pages: dict[str, str] = field(default_factory=dict)
+    """{what is shown: address of a page of MLflow}; those of an sqlite file are there while `fvl ui` runs."""
 
 
 @dataclass

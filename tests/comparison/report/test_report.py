@@ -1,9 +1,11 @@
 """The report of a made-up comparison: what it says is what the numbers are."""
 
+import base64
 import io
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ from rich.console import Console
 
 from datamodules.demo.data import DemoData
 from fvl_lightning.comparison.report.answer_sheet import answer_sheet
+from fvl_lightning.comparison.report.description import MAX_LENGTH, description
 from fvl_lightning.comparison.report.figures import Losses, accuracy_figure, loss_figure, source_weight_figure
+from fvl_lightning.comparison.report.html_page import html_page
 from fvl_lightning.comparison.report.interval_figures import pareto_figure
 from fvl_lightning.comparison.report.report import markdown, rich_table, write_report
 from fvl_lightning.comparison.result_files.cell import AnswerRow, Measurements
 from fvl_lightning.comparison.result_files.comparison import Comparison, read_comparison
+from fvl_lightning.comparison.result_files.statistics import ArmSummary, Contrast
 from fvl_lightning.comparison.statistics.summary import summarize
 from fvl_lightning.core import registry
 from fvl_lightning.evaluation.metrics.base import AnswerMetric
@@ -123,8 +128,13 @@ def test_files_are_whole(comparison: dict[str, Any], samples: list[dict[str, Any
     folder = tmp_path / "runs" / "demo"
     for _ in range(2):
         write_report(Comparison.read(comparison), samples, CURVES, folder)
-    names = ["comparison.json", "comparison.png", "loss_curves.png", "pareto.png", "report.md", "samples.png"]
-    assert sorted(path.name for path in folder.iterdir()) == names
+    pictures = ["comparison.png", "loss_curves.png", "pareto.png", "samples.png"]
+    assert {path.name for path in folder.iterdir()} == {"comparison.json", "report.html", "report.md", *pictures}
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    inside = [base64.b64decode(found) for found in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
+    assert sorted(inside) == sorted((folder / name).read_bytes() for name in pictures)
+    assert page.count("<img") == len(pictures)
+    assert "<table>" in page
     kept = json.loads((folder / "comparison.json").read_text())
     assert kept["arms"] == {arm: {"encoder_hash": "", **entry} for arm, entry in comparison["arms"].items()}
     assert read_comparison(folder).plain()["arms"] == kept["arms"]
@@ -136,6 +146,69 @@ def test_files_are_whole(comparison: dict[str, Any], samples: list[dict[str, Any
         assert pixels.shape[0] > 200
         assert pixels.shape[1] > 700
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "line"),
+    [
+        (("better", "worse"), "**Better than gated: concat (+0.100).** Worse: attention (+0.050)."),
+        (("better", "better"), "**Better than gated: concat (+0.100), attention (+0.050).**"),
+        (("worse", "worse"), "**gated is better than every other arm.** Worse: concat (+0.100), attention (+0.050)."),
+        (("equivalent", "worse"), "**No arm is shown to be better than gated.** Equivalent: concat (+0.100). Worse: "),
+        (("not separated", "not testable"), "**No arm is shown to be better than gated.** Not separated: concat"),
+    ],
+)
+def test_the_description_begins_with_who_won(comparison: dict[str, Any], verdicts: tuple[str, str], line: str) -> None:
+    several = over_seeds(comparison, *verdicts)
+    text = description(several, {"report": "#/x"})
+    assert text.startswith(line)
+    rows = [row.split(" | ") for row in text.splitlines() if row.startswith("| ")]
+    assert [row[0] for row in rows] == ["| arm", "| concat", "| attention", "| gated"], "the best one first"
+    assert [row[-1] for row in rows[1:]] == [f"{verdicts[0]} |", f"{verdicts[1]} |", "baseline |"]
+    assert rows[1][1:3] == ["0.600", "0.010"]
+    assert text.endswith("[report](#/x)")
+
+
+def test_a_description_is_short_and_says_what_is_missing(comparison: dict[str, Any]) -> None:
+    assert description(Comparison.read(comparison), {}).startswith("**One seed ranks nothing:**")
+    text = description(over_seeds(comparison, "better", "worse"), {}, ["1 of 9 cells failed (<b>\n|disk full)"])
+    assert "**Incomplete:** 1 of 9 cells failed (&lt;b> \\|disk full)." in text
+    many = Comparison.read(comparison)
+    many.arms = {f"arm {number:04}": many.arms["gated"] for number in range(2000)}
+    text = description(many, {"report": "#/x"})
+    assert len(text) <= MAX_LENGTH
+    assert "| arm 0000 |" in text
+    assert text.endswith("[report](#/x)")
+
+
+def over_seeds(comparison: dict[str, Any], concat: str, attention: str) -> Comparison:
+    """The comparison with three seeds and these verdicts, which no test of it gave."""
+    several = Comparison.read(comparison | {"seeds": [1, 2, 3]})
+    means = {"gated": 0.5, "concat": 0.6, "attention": 0.55}
+    contrasts = tuple(
+        Contrast(arm, means[arm] - 0.5, verdict, "")  # type: ignore[arg-type]
+        for arm, verdict in (("concat", concat), ("attention", attention))
+    )
+    arms = tuple(ArmSummary(arm, mean, 0.01, 3) for arm, mean in means.items())
+    several.statistics = replace(several.statistics, arms=arms, contrasts=contrasts)
+    return several
+
+
+def test_text_of_users_stays_text(comparison: dict[str, Any]) -> None:
+    """A kind of question is any text; none becomes a cell, HTML, a link or a picture."""
+    evil = ['a | b', "<script>alert(1)</script>", "![x](http://evil/x.png)", "[x](javascript:alert(1))", "back\\|slash"]
+    for arm in comparison["arms"].values():
+        arm["accuracy"]["by_kind"] = dict.fromkeys(evil, 0.5)
+    text = text_of(comparison)
+    rows = [line for line in text.split("Accuracy on the test split")[1].splitlines() if line.startswith("| ")][1:6]
+    assert [len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in rows] == [len(ARMS) + 3] * len(evil)
+    page = html_page(f"{text}\n\n![y](http://evil/y.png) <b>z</b>", {"samples.png": b"png"}, "<i>")
+    for kind in evil:
+        assert f">{escape(kind)}</td>" in page
+    assert re.findall(r"<(?:script|img|a|b|i)\b[^>]*>", page) == [
+        '<img src="data:image/png;base64,cG5n" alt="images with question, truth and every arm\'s answer" />'
+    ]
+    assert "<title>&lt;i&gt;</title>" in page
 
 
 def test_numbers_of_the_report_are_those_of_the_json(comparison: dict[str, Any]) -> None:
