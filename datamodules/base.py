@@ -94,7 +94,7 @@ class BatchData(LightningDataModule):
         self._items.clear()
         self.__dict__.pop("encoder", None)
         for store in self._stores.values():
-            store.decode = self.reader.decode
+            store.decode = self.reader.decode_square
 
     def setup(self, stage: str) -> None:
         """Takes the rank from the Trainer that this module was handed to as `datamodule`; Lightning calls it."""
@@ -164,7 +164,7 @@ class BatchData(LightningDataModule):
         if split not in self._stores:
             shards = [shard for dataset in self.datasets(split) for shard in dataset.shards]
             # Before `connect`, only the number of images is asked for, so the decoder does not matter.
-            decode = decode_image if self._context is None else self.reader.decode
+            decode = decode_image if self._context is None else self.reader.decode_square
             store = SampleStore(shards, split, self.cache, decode)
             refused = sum(problem.count for problem in store.problems.values())
             whole = len(store) + refused

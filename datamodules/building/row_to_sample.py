@@ -9,14 +9,12 @@ from datamodules.building.splits import place_of, split_at
 from datamodules.encoding.messages import check_messages, image_parts, parts_of
 from datamodules.encoding.placeholders import find_placeholder
 from datamodules.images.decoding import to_png, verify_image
+from datamodules.images.together import MAX_IMAGES, refuse_many_pixels
 from datamodules.sources.base import Ignored, Refusal, Row, Source
 from datamodules.sources.files import MAX_ROW_BYTES
 from datamodules.sources.refusals import row_id
 from datamodules.storage.writer import encode_record, image_names, tar_members
 from fvl_lightning.core.errors import DataError
-
-MAX_IMAGES = 64
-"""A row with more images than this is refused."""
 
 _EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 """The formats that training reads; images of others become PNG."""
@@ -71,6 +69,10 @@ def _prepare(row: Row, key: str, splits: Mapping[str, float]) -> BuiltSample:
     _check_text(row.record, len(row.images))
     if len(row.images) > MAX_IMAGES:
         raise _Refused("too many images", f"{len(row.images)}, at most {MAX_IMAGES} are taken")
+    try:
+        refuse_many_pixels(row.images)
+    except DataError as error:
+        raise _Refused("image too large", str(error)) from None
     images = [_image(i, content) for i, content in enumerate(row.images)]
     names = image_names([extension for extension, _ in images])
     members = {"json": text, **{name: content for name, (_, content) in zip(names, images, strict=True)}}

@@ -91,6 +91,12 @@ def loaded_pixels(image: Image.Image, at_least: int | None = None) -> NDArray[np
         raise DataError(f"the image cannot be read: {_one_line(error)}") from None
 
 
+def image_size(source: bytes | Path) -> tuple[int, int]:
+    """Returns width and height of an image by its header, before EXIF rotation; DataErrors as of decode_image."""
+    with _opened(_read(source) if isinstance(source, Path) else source) as image:
+        return image.size
+
+
 def verify_image(data: bytes) -> ImageHeader:
     """Checks that the first frame is complete, with as little decoding as possible, and returns the header.
 

@@ -43,6 +43,17 @@ class ImageReader:
         """Decodes an encoded image or a file to [height, width, 3]; errors as in `decode_image`."""
         return decode_image(source, self.decoder, self._at_least)
 
+    def decode_square(self, source: bytes | Path) -> NDArray[np.uint8]:
+        """Decodes an encoded image or a file, and makes it [P, P, 3], so that no large image is kept.
+
+        `pixels` gives the same values for it as for the image of `decode`, whose errors it raises.
+        """
+        return self.square(self.decode(source))
+
+    def square(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Makes a decoded image [P, P, 3], for which `pixels` gives the same values."""
+        return _fit(image, self.spec, self.fit)
+
     def take(self, image: Image.Image) -> NDArray[np.uint8]:
         """Converts a Pillow image to [height, width, 3]; one that is already loaded keeps its full size."""
         return loaded_pixels(image, self._at_least)

@@ -172,8 +172,10 @@ def _check_text(store: SampleStore, i: int, findings: Findings) -> None:
 
 
 def _check_images(store: SampleStore, i: int, findings: Findings) -> None:
-    for suffix, encoded in store.encoded_images(i):
-        findings.images += 1
+    images = store.encoded_images(i)
+    findings.images += len(images)
+    store.check_together(i, [encoded for _, encoded in images])
+    for suffix, encoded in images:
         image_header(store, i, suffix, encoded)
 
 

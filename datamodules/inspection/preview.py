@@ -36,10 +36,11 @@ class Preview:
 
     Attributes:
         key: the sample's key.
-        images: its decoded images.
+        images: its decoded images, at most as large as they are drawn.
         texts: (role, text) of each message, or ("caption", text).
         messages: its messages; empty for a caption.
         problem: why the sample cannot be used; empty for a good sample.
+        sizes: width and height of its images; empty where `images` have their own sizes.
     """
 
     key: str
@@ -47,6 +48,13 @@ class Preview:
     texts: tuple[tuple[str, str], ...] = ()
     messages: tuple[Message, ...] = ()
     problem: str = ""
+    sizes: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def pixels(self) -> str:
+        """Returns the sizes of the images in pixels, such as 640 x 480, 32 x 32."""
+        sizes = self.sizes or tuple((image.shape[1], image.shape[0]) for image in self.images)
+        return ", ".join(f"{width} x {height}" for width, height in sizes) or "no image"
 
 
 def preview_sample(store: SampleStore, i: int) -> Preview:
@@ -54,13 +62,18 @@ def preview_sample(store: SampleStore, i: int) -> Preview:
     key = store.key(i)
     try:
         record = store.record(i)
-        images = tuple(store.images(i))
+        small, sizes = [], []
+        for image in store.each_image(i):  # one at a time, since they may be large
+            sizes.append((image.shape[1], image.shape[0]))
+            small.append(_shrunk(image))
+        images = tuple(small)
         content = content_of(store, i, record)
     except SampleError as error:
         return Preview(key, problem=f"{error.reason}{f': {error.detail}' if error.detail else ''}")
     if isinstance(content, str):
-        return Preview(key, images, (("caption", content),))
-    return Preview(key, images, tuple((message["role"], _text(message)) for message in content), tuple(content))
+        return Preview(key, images, (("caption", content),), sizes=tuple(sizes))
+    texts = tuple((message["role"], _text(message)) for message in content)
+    return Preview(key, images, texts, tuple(content), sizes=tuple(sizes))
 
 
 def supervised_runs(preview: Preview, encoder: ConversationEncoder) -> list[tuple[str, int, bool]]:
@@ -105,8 +118,8 @@ def _tile(preview: Preview) -> Image.Image:
     pen.rectangle((0, 0, _TILE[0] - 1, _TILE[1] - 1), outline=_BAD if preview.problem else _FRAME)
     tile.paste(_mounted(preview), (_MARGIN, _MARGIN))
     top = _PICTURE[1] + 2 * _MARGIN
-    sizes = [f"{image.shape[1]} x {image.shape[0]}" for image in preview.images]
-    note = ", ".join(sizes[:2]) + (f" and {len(sizes) - 2} more" if len(sizes) > 2 else "") or "no image"
+    sizes = preview.pixels.split(", ")
+    note = ", ".join(sizes[:2]) + (f" and {len(sizes) - 2} more" if len(sizes) > 2 else "")
     pen.text((_MARGIN, top), _fitted(preview.key, _font(14, bold=True)), _INK, _font(14, bold=True))
     pen.text((_MARGIN, top + _LINE), _fitted(note, _font(12)), _FAINT, _font(12))
     _write(pen, preview, top + 2 * _LINE + 4)
@@ -129,6 +142,13 @@ def _mounted(preview: Preview) -> Image.Image:
         colour = _BAD if preview.problem else _FAINT
         ImageDraw.Draw(mount).text((_PICTURE[0] // 2, _PICTURE[1] // 2), word, colour, _font(16), anchor="mm")
     return mount
+
+
+def _shrunk(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Returns an image not larger than it is drawn."""
+    if pixels.shape[1] <= _PICTURE[0] and pixels.shape[0] <= _PICTURE[1]:
+        return pixels
+    return np.asarray(_scaled(Image.fromarray(pixels), _PICTURE))
 
 
 def _scaled(image: Image.Image, box: tuple[int, int]) -> Image.Image:

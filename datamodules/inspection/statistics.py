@@ -135,7 +135,9 @@ def _measure_sample(store: SampleStore, encoder: ConversationEncoder | None, i: 
     values_of: dict[str, list[int]] = defaultdict(list)
     extensions = []
     digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8)
-    for suffix, encoded in store.encoded_images(i):
+    images = store.encoded_images(i)
+    store.check_together(i, [encoded for _, encoded in images])
+    for suffix, encoded in images:
         digest.update(hashlib.sha256(encoded).digest())
         header = image_header(store, i, suffix, encoded)
         values_of["width"].append(header.width)

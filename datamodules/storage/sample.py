@@ -3,12 +3,13 @@
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.images.together import refuse_many_pixels
 from fvl_lightning.core.errors import DataError
 
 Decode = Callable[[bytes], NDArray[np.uint8]]
@@ -96,10 +97,24 @@ class Samples(ABC):
         """Returns the sample's images in order, each [height, width, 3] RGB.
 
         Raises:
-            SampleError: an image that cannot be decoded, or a tar that has become shorter.
+            SampleError: an image that cannot be decoded, too many pixels together, or a tar that has become shorter.
             DataError: the shard cannot be read, or is not the one its index was made of.
         """
-        return [self._decoded(i, suffix, encoded) for suffix, encoded in self.encoded_images(i)]
+        return list(self.each_image(i))
+
+    def each_image(self, i: int) -> Iterator[NDArray[np.uint8]]:
+        """As `images`, one after the other."""
+        encoded = self.encoded_images(i)
+        self.check_together(i, [content for _, content in encoded])
+        for suffix, content in encoded:
+            yield self._decoded(i, suffix, content)
+
+    def check_together(self, i: int, images: Sequence[bytes]) -> None:
+        """Raises SampleError if the sample's encoded images have too many pixels together."""
+        try:
+            refuse_many_pixels(images)
+        except DataError as error:
+            raise self.error(i, "image too large", str(error)) from None
 
     def _text(self, i: int, content: bytes) -> str:
         try:

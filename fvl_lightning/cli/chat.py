@@ -41,13 +41,15 @@ def chat(
     """
     if not 0 < top_p <= 1:
         raise ConfigError(f"--top-p: a probability above 0, at most 1, not {top_p:g}")
+    from datamodules.images.together import refuse_many_pixels
     from fvl_lightning.inference.adapters import attach_adapters
     from fvl_lightning.inference.conversation import Conversation
     from fvl_lightning.inference.generation import Sampling
     from fvl_lightning.runs.references import answering_model, start_drawing
 
     loaded = answering_model(model)
-    pictures = [loaded.processor.image_processor.reader.decode(path) for path in image or ()]
+    refuse_many_pixels(image or [])
+    pictures = [loaded.processor.image_processor.reader.decode_square(path) for path in image or ()]
     adapters = attach_adapters(loaded, adapter)
     conversation = Conversation(loaded, Sampling(max_tokens, temperature, top_p), pictures=pictures)
     start_drawing(seed)
@@ -84,8 +86,11 @@ def obey(line: str, conversation: "Conversation", console: Console, adapters: Se
     if word == "/image":
         if not rest.strip():
             raise ConfigError("/image needs the path of a picture")
+        from datamodules.images.together import refuse_many_images
+
         reader = conversation.loaded.processor.image_processor.reader
-        conversation.pictures.append(reader.decode(Path(rest.strip()).expanduser()))
+        refuse_many_images(len(conversation.pictures) + 1)
+        conversation.pictures.append(reader.decode_square(Path(rest.strip()).expanduser()))
         console.print(f"{plural(len(conversation.pictures), 'picture')} for the next message", style="dim")
     elif word == "/adapter":
         if rest and rest not in adapters:

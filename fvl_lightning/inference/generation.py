@@ -4,6 +4,7 @@ import sys
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from datamodules.encoding.messages import Message
+from datamodules.encoding.messages import Message, check_messages
+from datamodules.images.together import refuse_many_images, refuse_many_pixels
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.modeling.build import BuiltModel, LoadedModel
+from fvl_lightning.modeling.processing.image_processor import pictures_of
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,13 @@ def encode(loaded: LoadedModel, messages: Sequence[Message]) -> Prompt:
     """Encodes messages with a generation prompt; images stand in their content parts (see the processor).
 
     Raises:
-        DataError: a message or an image that cannot be read, or more tokens than the model has positions for.
+        DataError: a message or an image that cannot be read, more images or pixels than are read together, or more
+            tokens than the model has positions for.
     """
+    if not check_messages(messages):  # the processor has the sentence for others
+        pictures = pictures_of(messages)
+        refuse_many_images(len(pictures))
+        refuse_many_pixels([picture for picture in pictures if isinstance(picture, bytes | Path)])
     inputs = loaded.processor.apply_chat_template(
         [list(messages)], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors=None
     )

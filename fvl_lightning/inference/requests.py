@@ -9,6 +9,7 @@ from typing import Any
 
 from datamodules.encoding.messages import Message, check_messages, image_parts, parts_of
 from datamodules.images.decoding import EXTENSIONS
+from datamodules.images.together import refuse_many_images, refuse_many_pixels
 from datamodules.images.transforms import ImageReader
 from datamodules.sources.files import MAX_ROW_BYTES, find_folder, open_file, read_images
 from datamodules.sources.refusals import Refused
@@ -44,6 +45,8 @@ class Request:
             contents = read_images(self.folder, self.fields["images"])
         except Refused as refused:
             raise DataError(f"{refused.refusal.reason}: {refused.refusal.detail}") from None
+        refuse_many_images(len(contents))
+        refuse_many_pixels(contents)
         files = zip(self.fields["images"], contents, strict=True)
         pictures = iter([_decode(name, content, reader) for name, content in files])
         if "prompt" in self.fields:
@@ -174,6 +177,6 @@ def _problem(row: dict[str, Any]) -> str:
 
 def _decode(name: str, content: bytes, reader: ImageReader) -> Any:
     try:
-        return reader.decode(content)
+        return reader.decode_square(content)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None

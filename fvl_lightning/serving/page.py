@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.images.decoding import EXTENSIONS
+from datamodules.images.together import refuse_many_images, refuse_many_pixels
 from datamodules.images.transforms import ImageReader
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.inference.conversation import Conversation
@@ -21,6 +22,8 @@ from fvl_lightning.modeling.build import LoadedModel
 from fvl_lightning.serving.source_weights import NO_PICTURE, WeightsPanel, weights_panel
 
 SUFFIXES = [f".{extension}" for extension in EXTENSIONS]
+MAX_CHARACTERS = 100_000
+"""A longer question is refused before it is turned into tokens."""
 CSS = """
 .gradio-container {max-width: 1240px !important; margin: 0 auto !important}
 footer {display: none !important}
@@ -152,6 +155,10 @@ def reply(
     text, files = question["text"].strip(), question["files"]
     if not text:
         raise DataError("there is no question")
+    if len(text) > MAX_CHARACTERS:
+        raise DataError(f"a question of {len(text)} characters, at most {MAX_CHARACTERS} are read")
+    refuse_many_images(len(files))
+    refuse_many_pixels([Path(file) for file in files])
     pictures = [_decoded(file, loaded.processor.image_processor.reader) for file in files]
     conversation = Conversation(loaded, sampling, list(before), pictures)
     with closing(conversation.say(text)) as pieces:
@@ -169,6 +176,6 @@ def reply(
 def _decoded(file: str, reader: ImageReader) -> NDArray[np.uint8]:
     """An uploaded picture; DataError with the name it was uploaded under."""
     try:
-        return reader.decode(Path(file).read_bytes())
+        return reader.decode_square(Path(file).read_bytes())
     except DataError as error:
         raise DataError(f"{Path(file).name}: {error}") from None

@@ -51,8 +51,7 @@ def preview(
 
 
 def _print(sample: "Preview", encoder: "ConversationEncoder | None", console: Console) -> None:
-    sizes = ", ".join(f"{image.shape[1]} x {image.shape[0]}" for image in sample.images) or "no image"
-    console.rule(Text(visible(f"{sample.key}   {sizes}"), style="bold"), align="left")
+    console.rule(Text(visible(f"{sample.key}   {sample.pixels}"), style="bold"), align="left")
     console.print(_problem(sample.problem) if sample.problem else _conversation(sample, encoder), soft_wrap=True)
 
 

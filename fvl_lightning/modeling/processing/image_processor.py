@@ -66,7 +66,8 @@ class FlorenceVLImageProcessor(BaseImageProcessor):
         """
         refuse_unknown_options(kwargs)
         reader = self.reader
-        values: Tensor = reader.pixels([load_picture(picture, reader) for picture in flatten(images)])
+        # Squared one after the other, so that no more than one large image is held.
+        values: Tensor = reader.pixels([reader.square(load_picture(picture, reader)) for picture in flatten(images)])
         return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
 
     @property
