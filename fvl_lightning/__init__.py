@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fvl_lightning.api.experiment import build as build
     from fvl_lightning.api.experiment import load_experiment as load_experiment
     from fvl_lightning.api.model import load_model as load_model
+    from fvl_lightning.api.plugins import import_plugins as import_plugins
     from fvl_lightning.api.run import open_run as open_run
     from fvl_lightning.api.run import train as train
     from fvl_lightning.auto import FlorenceVLConfig as FlorenceVLConfig
@@ -41,6 +42,7 @@ _MODULES = {
     "build": "fvl_lightning.api.experiment",
     "compare": "fvl_lightning.api.comparison",
     "evaluate": "fvl_lightning.api.evaluation",
+    "import_plugins": "fvl_lightning.api.plugins",
     "load_experiment": "fvl_lightning.api.experiment",
     "load_model": "fvl_lightning.api.model",
     "open_comparison": "fvl_lightning.api.comparison",

@@ -15,6 +15,7 @@ from fvl_lightning.inference.source_weights import SourceWeights, source_weights
 from fvl_lightning.modeling.adapters.folders import use_adapter
 from fvl_lightning.modeling.build import LoadedModel
 from fvl_lightning.modeling.processing.image_processor import Picture, flatten
+from fvl_lightning.runs.plugins import import_plugins_for
 from fvl_lightning.runs.references import answering_model
 
 Pictures = Picture | Sequence[Picture]
@@ -96,7 +97,10 @@ class Model:
 
 
 def load_model(
-    reference: str | os.PathLike[str], adapters: Sequence[str] = (), device: str | None = None
+    reference: str | os.PathLike[str],
+    adapters: Sequence[str] = (),
+    device: str | None = None,
+    plugins: Sequence[str] = (),
 ) -> Model:
     """Loads a model that answers questions.
 
@@ -104,12 +108,14 @@ def load_model(
         reference: a run, its folder or MLflow id, or a model folder, as a run, `fvl import` or `fvl export` writes it.
         adapters: further adapters as folders or "name=folder"; the first one is in use.
         device: such as "cpu" or "cuda:1"; None for the GPU if there is one.
+        plugins: files or modules that register components of the model; "own" for the copies in its folder.
 
     Raises:
         DataError: neither a run nor a model folder, or files that are missing or broken.
         ConfigError: a run that is not finished or trained an encoder alone, or an adapter that does not fit.
     """
     reference = os.fspath(reference)
+    import_plugins_for(reference, plugins)
     loaded = answering_model(reference)
     if device is not None:
         loaded.model.to(device)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from fvl_lightning.cli.options import Adapters, Model
+from fvl_lightning.cli.options import Adapters, Model, Plugins
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
 from fvl_lightning.core.terminal import plural, terminal, visible
 
@@ -30,6 +30,7 @@ def chat(
     model: Model,
     image: Annotated[list[Path] | None, typer.Option(help="Picture of the first message; again for several.")] = None,
     adapter: Adapters = None,
+    plugins: Plugins = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; above, words are sampled.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample among the likeliest words of this probability.")] = 1.0,
@@ -45,8 +46,10 @@ def chat(
     from fvl_lightning.inference.adapters import attach_adapters
     from fvl_lightning.inference.conversation import Conversation
     from fvl_lightning.inference.generation import Sampling
+    from fvl_lightning.runs.plugins import import_plugins_for
     from fvl_lightning.runs.references import answering_model, start_drawing
 
+    import_plugins_for(model, plugins)
     loaded = answering_model(model)
     refuse_many_pixels(image or [])
     pictures = [loaded.processor.image_processor.reader.decode_square(path) for path in image or ()]

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from fvl_lightning.cli.options import Plugins
 from fvl_lightning.core.terminal import say, terminal
 
 
@@ -22,6 +23,7 @@ def encoder(
         int | None,
         typer.Option(min=1, help="Tokens of the longest answer; by default 1024, or fewer for a smaller model."),
     ] = None,
+    plugins: Plugins = None,
 ) -> None:
     """Ask the encoder itself: its own decoder writes a caption, the text or the boxes of a picture.
 
@@ -30,8 +32,10 @@ def encoder(
     from datamodules.images.decoding import decode_image
     from fvl_lightning.inference.boxes import draw_boxes, save_png
     from fvl_lightning.inference.encoder import ask_encoder, open_encoder
+    from fvl_lightning.runs.plugins import import_plugins_for
 
     picture = decode_image(image)
+    import_plugins_for(model, plugins)
     opened = open_encoder(model)
     answer = ask_encoder(opened, picture, task, max_tokens, opened.reader.decode(image))
     console = terminal()

@@ -8,7 +8,7 @@ import typer
 from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fvl_lightning.cli.options import Adapter, Model
+from fvl_lightning.cli.options import Adapter, Model, Plugins
 from fvl_lightning.core.component_sources.components import source_check
 from fvl_lightning.core.config.loading import read_config
 from fvl_lightning.core.errors import ConfigError, unknown_name
@@ -30,6 +30,7 @@ def evaluate(
     level: Annotated[str | None, typer.Option(help="Another level of its dataset, where that has levels.")] = None,
     data: Annotated[Path | None, typer.Option(help="Experiment file whose data is used instead of the run's.")] = None,
     adapter: Adapter = None,
+    plugins: Plugins = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Answer this many questions, spread evenly over the split.")
     ] = None,
@@ -46,14 +47,14 @@ def evaluate(
     Example: `fvl evaluate runs/demo/concat/finetune --limit 100 --controls none`
     """
     chosen = _chosen(controls)
-    if data is not None:
-        with source_check():
-            read_config(ExperimentConfig, data)
+    _check(data)
     from fvl_lightning.evaluation.scoring import open_model, open_with_data, score, score_control
     from fvl_lightning.inference.adapters import attach_adapters
     from fvl_lightning.modeling.adapters.folders import is_model_folder
+    from fvl_lightning.runs.plugins import import_plugins_for
     from fvl_lightning.runs.references import finished_run, say_what_it_has_seen
 
+    import_plugins_for(model, plugins)
     folder = None if is_model_folder(Path(model)) else finished_run(model)
     if folder is not None and folder.info["stage"] == "encoder_pretrain":
         given = {"--data": data, "--adapter": adapter, "--limit": limit, "--controls": controls != ALL or None}
@@ -78,6 +79,13 @@ def evaluate(
         say("prior: the data has no split train with questions, in which answers could be counted", stderr=True)
     named = f"{folder.path if folder else model}{f' with {adapter}' if adapter else ''}"
     _show(columns, f"{named} on {split}{f', {len(answers)} questions' if limit else ''}")
+
+
+def _check(data: Path | None) -> None:
+    """Raises ConfigError for a mistake in an experiment file, before seconds of imports."""
+    if data is not None:
+        with source_check():
+            read_config(ExperimentConfig, data)
 
 
 def _chosen(controls: str) -> Sequence[str]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fvl_lightning.cli.options import Adapter, Model
+from fvl_lightning.cli.options import Adapter, Model, Plugins
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.terminal import plural, say
 
@@ -15,6 +15,7 @@ def generate(
     image: Annotated[list[Path] | None, typer.Option(help="Picture to look at; again for several in a prompt.")] = None,
     prompt: Annotated[str | None, typer.Option(help="The question.")] = None,
     adapter: Adapter = None,
+    plugins: Plugins = None,
     images: Annotated[Path | None, typer.Option(help="Folder: the question about each of its pictures.")] = None,
     input: Annotated[Path | None, typer.Option(help="JSON Lines: image or images, and prompt or messages.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON Lines of the answers to a folder or a file.")] = None,
@@ -37,8 +38,10 @@ def generate(
     from fvl_lightning.inference.batch import answer_all
     from fvl_lightning.inference.generation import Sampling, answer, encode, user_message
     from fvl_lightning.inference.requests import file_requests, folder_requests
+    from fvl_lightning.runs.plugins import import_plugins_for
     from fvl_lightning.runs.references import answering_model, model_hash, start_drawing
 
+    import_plugins_for(model, plugins)
     sampling = Sampling(max_tokens, temperature, top_p, beams)
     if image:
         loaded = answering_model(model)

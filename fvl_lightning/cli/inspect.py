@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -23,9 +24,14 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.registry import SLOT_PACKAGES
 from fvl_lightning.core.terminal import terminal
 
+OwnComponents = Annotated[
+    list[str] | None, typer.Option("--plugins", help="File or module with components of your own; repeat for several.")
+]
+
 
 def list_components(
     slot: Annotated[str | None, typer.Argument(help="Only this slot, such as fusion.")] = None,
+    plugins: OwnComponents = None,
 ) -> None:
     """List the components that can fill each slot.
 
@@ -33,7 +39,7 @@ def list_components(
     """
     table = Table("slot", "name", "what it is")
     for name in [slot] if slot else SLOT_PACKAGES:
-        for component in summaries(name).values():
+        for component in summaries(name, plugins or ()).values():
             table.add_row(name, component.name, component.docstring.split("\n", 1)[0])
     terminal().print(table)
 
@@ -45,6 +51,7 @@ def describe(
     name: Annotated[
         str | None, typer.Argument(help="A component of the slot, such as gated, or a key of the section.")
     ] = None,
+    plugins: OwnComponents = None,
 ) -> None:
     """Describe a component or a section of an experiment: every key, its type, default and meaning.
 
@@ -57,15 +64,15 @@ def describe(
     wanted = name or key or None
     if section in SLOT_PACKAGES:
         if wanted is None:
-            list_components(section)
+            list_components(section, plugins)
         else:
-            _describe_component(section, wanted)
+            _describe_component(section, wanted, plugins or ())
         return
     _describe_section(section, wanted)
 
 
-def _describe_component(slot: str, name: str) -> None:
-    components = summaries(slot)
+def _describe_component(slot: str, name: str, plugins: Sequence[str]) -> None:
+    components = summaries(slot, plugins)
     if name not in components:
         raise unknown_name(slot, name, components, slot)
     component, console = components[name], terminal()

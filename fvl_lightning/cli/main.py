@@ -27,7 +27,7 @@ from fvl_lightning.cli import (
     serve,
     train,
 )
-from fvl_lightning.cli.options import as_overrides
+from fvl_lightning.cli.options import as_overrides, with_own_plugins
 from fvl_lightning.cli.shards import app as shards
 from fvl_lightning.core.errors import (
     EXIT_INTERRUPTED,
@@ -159,7 +159,7 @@ def run(arguments: list[str]) -> int:
     quiet_libraries()
     for_all = terminal(stderr=True, quiet=own_rank() > 0)  # what all ranks would say, the first one says
     try:
-        result = app(arguments, standalone_mode=False, prog_name="fvl")
+        result = app(with_own_plugins(arguments), standalone_mode=False, prog_name="fvl")
     except PeerFailedError:
         return EXIT_PEER_FAILED
     except LostRankError as error:

@@ -13,6 +13,7 @@ from datamodules.building.config import BuildConfig
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.core.config.known_keys import CLOSE, meant_key
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.plugins import OWN
 
 Model = Annotated[str, typer.Argument(help="Run (folder or MLflow id), or a model folder, as `fvl import` makes it.")]
 Adapter = Annotated[str | None, typer.Option(help="Adapter on the model: a run or a folder, or NAME=FOLDER.")]
@@ -20,6 +21,13 @@ Adapters = Annotated[
     list[str] | None,
     typer.Option(
         help="Adapter on the model: a run or a folder, or NAME=FOLDER; repeat it for several, the first is active."
+    ),
+]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="File or module with components of the model, imported first; `own`, or no value, for the copies in the "
+        "model's folder or those that its run names. It runs their code."
     ),
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")]
@@ -35,6 +43,14 @@ OVERRIDDEN: Mapping[tuple[str, ...], Any] = {
     ("shards", "order"): ExperimentConfig,
 }
 """The commands that take key=value overrides, and the dataclass whose keys these are."""
+
+
+def with_own_plugins(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments with `own` after a --plugins that has no value."""
+    words: list[str] = []
+    for word, following in zip(arguments, [*arguments[1:], "--"], strict=False):
+        words += [word, OWN] if word == "--plugins" and following.startswith("-") else [word]
+    return words
 
 
 def as_overrides(arguments: Sequence[str], unknown: str | None) -> str:

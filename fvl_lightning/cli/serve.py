@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fvl_lightning.cli.options import Adapters, Host, Model
+from fvl_lightning.cli.options import Adapters, Host, Model, Plugins
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.terminal import say
 
@@ -18,6 +18,7 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
     adapter: Adapters = None,
+    plugins: Plugins = None,
 ) -> None:
     """Open a page to talk with a model about pictures; needs the extra `serve`.
 
@@ -25,6 +26,7 @@ def serve(
     """
     from fvl_lightning.inference.adapters import attach_adapters
     from fvl_lightning.inference.generation import Sampling
+    from fvl_lightning.runs.plugins import import_plugins_for
     from fvl_lightning.runs.references import answering_model
     from fvl_lightning.serving.page import build_page
     from fvl_lightning.serving.server import launch_page, offline_gradio
@@ -36,6 +38,7 @@ def serve(
             free.bind((host, port))
         except OSError as error:
             raise ConfigError(f"--port: {host}:{port} cannot be listened on ({error.strerror}); name another") from None
+    import_plugins_for(model, plugins)
     loaded = answering_model(model)
     page = build_page(gradio, loaded, Sampling(max_tokens), model, attach_adapters(loaded, adapter))
     with suppress(KeyboardInterrupt):

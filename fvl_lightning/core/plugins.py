@@ -9,6 +9,8 @@ from pathlib import Path
 
 from fvl_lightning.core.errors import ConfigError, UserError, first_line
 
+OWN = "own"
+"""In place of a plugin: those that a run names, or that lie in a model's folder."""
 CODE = "__fvl_code__"
 """Module attribute with the hash of an imported file's code."""
 

@@ -6,6 +6,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from fvl_lightning.core.config.loading import Choice, choose
+from fvl_lightning.core.experiment import COMPONENTS
+from fvl_lightning.core.registry import names
+from fvl_lightning.modeling.plugin_record import read_record, record_of, unknown_component, warn_of_other_code
 
 
 class FlorenceVLConfig(PreTrainedConfig):
@@ -32,6 +35,7 @@ class FlorenceVLConfig(PreTrainedConfig):
     normalize_output: bool = False
     image_token_id: int = 0
     text_config: dict[str, Any] | PreTrainedConfig | None = None
+    plugins: list[dict[str, Any]] | None = None
 
     @property
     def tie_word_embeddings(self) -> bool:
@@ -66,7 +70,19 @@ class FlorenceVLConfig(PreTrainedConfig):
             entry["model"] = text.to_diff_dict()
             if text._attn_implementation not in (None, "sdpa"):  # some models accept it only when built
                 entry["model"]["attn_implementation"] = text._attn_implementation
-        return choose(slot, entry, f"{slot} in the model's configuration")
+        where, name = f"{slot} in the model's configuration", entry.get("name")
+        if isinstance(name, str) and name not in names(slot):
+            raise unknown_component(slot, name, read_record(self.plugins, "the model's configuration"), where)
+        return choose(slot, entry, where)
+
+    def record_plugins(self) -> None:
+        """Names the plugins of the components, if nothing does; else logs a warning where their code has changed."""
+        chosen = {slot: getattr(self, slot)["name"] for slot in COMPONENTS if getattr(self, slot)}
+        present = record_of(chosen)
+        if self.plugins is None:
+            self.plugins = present or None
+        else:
+            warn_of_other_code(read_record(self.plugins, "the model's configuration"), present)
 
 
 AutoConfig.register(FlorenceVLConfig.model_type, FlorenceVLConfig)

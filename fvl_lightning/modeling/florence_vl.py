@@ -34,6 +34,7 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
         super().__init__(config)
         encoder, fusion = config.choice("encoder"), config.choice("fusion")
         projector, language_model = config.choice("projector"), config.choice("language_model")
+        config.record_plugins()
         self.encoder = encoder.component(encoder.config)
         self.alignment = SourceAlignment(self.encoder.specs, normalize=config.normalize_sources)
         self.fusion = fusion.component(fusion.config, self.alignment.specs)

@@ -108,6 +108,14 @@ def test_mistakes_in_a_yaml_file_and_in_the_fields_of_a_plugin(tmp_path: Path) -
         assert re.search(sentence, error), error
 
 
+def test_components_of_a_plugin_are_described_from_its_text(tmp_path: Path) -> None:
+    text = PLUGIN.replace("    @dataclass", '    """Mine."""\n\n    @dataclass')
+    (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+    code, output, error = imported(COMMAND, "describe", "fusion", "mine", "--plugins", str(tmp_path / "mine.py"))
+    assert code == 0, error
+    assert "size" in output
+
+
 def test_the_imports_of_help_are_few() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "fvl_lightning", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)

@@ -21,7 +21,7 @@ from typing import Any
 from fvl_lightning.core import registry
 from fvl_lightning.core.component_sources.modules import SourceModule, Unreadable, registrations, source_module
 from fvl_lightning.core.errors import UserError, unknown_name
-from fvl_lightning.core.plugins import plugin_file
+from fvl_lightning.core.plugins import import_plugin, plugin_file
 
 
 @dataclass(frozen=True)
@@ -132,19 +132,42 @@ class ComponentSummary:
     config: Any
 
 
-def summaries(slot: str) -> dict[str, ComponentSummary]:
+def summaries(slot: str, plugins: Iterable[str] = ()) -> dict[str, ComponentSummary]:
     """{name: summary} of the components of a slot, sorted; they are imported only where their source cannot be read.
 
+    Args:
+        slot: the slot.
+        plugins: files and modules with further components.
+
     Raises:
-        ConfigError: there is no such slot.
+        ConfigError: there is no such slot, or no such plugin.
     """
     registry.slot_package(slot)
     try:
-        read = component_sources(slot).values()
-        found = [ComponentSummary(one.name, one.docstring, one.qualified_name, one.config) for one in read]
+        found = {name: _summary(one) for name, one in component_sources(slot).items()}
     except Exception:  # whatever the text lacks, the import has it
-        return {name: _imported_summary(name, registry.component(slot, name)) for name in registry.names(slot)}
-    return {one.name: one for one in found}
+        found = {name: _imported_summary(name, registry.component(slot, name)) for name in registry.names(slot)}
+    for plugin in plugins:
+        found |= _plugin_summaries(slot, plugin)
+    return dict(sorted(found.items()))
+
+
+def _plugin_summaries(slot: str, plugin: str) -> dict[str, ComponentSummary]:
+    file = plugin_file(plugin, Path())
+    try:
+        components = list(components_in(SourceModule(Path(plugin).stem, file))) if file is not None else []
+        found = {one.name: _summary(one) for one in components if one.slot == slot}
+        if components:
+            return found
+    except Exception:  # as above
+        pass
+    registry.names(slot)
+    import_plugin(plugin, Path())
+    return {name: _imported_summary(name, component) for name, component in registry.registered(slot).items()}
+
+
+def _summary(one: ComponentSource) -> ComponentSummary:
+    return ComponentSummary(one.name, one.docstring, one.qualified_name, one.config)
 
 
 def _imported_summary(name: str, component: Any) -> ComponentSummary:

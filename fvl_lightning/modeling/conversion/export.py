@@ -21,6 +21,7 @@ from fvl_lightning.modeling.adapters.folders import WEIGHTS as ADAPTER_WEIGHTS
 from fvl_lightning.modeling.adapters.layers import PREFIX
 from fvl_lightning.modeling.build import PROCESSOR_FILE, empty_model, load_model, parameter_count
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
+from fvl_lightning.modeling.plugin_record import copy_plugins
 from fvl_lightning.modeling.processing.processor import FlorenceVLProcessor
 from fvl_lightning.modeling.stopping import set_stop_tokens
 
@@ -34,10 +35,11 @@ tags: [florence-vl, fvl_lightning]
 # {name}
 
 {encoder} -> {fusion} -> {projector} -> {language_model}; {parameters:.1f} M parameters, {tokens} tokens per image.
-Made with fvl_lightning; `import fvl_lightning.auto` makes this kind of model known to transformers:
-
+Made with fvl_lightning; `import fvl_lightning.auto` makes this kind of model known to transformers. Without it,
+transformers does not recognize the model type `florence_vl` and advises an upgrade, which does not help.
+{plugins}
 ```python
-import fvl_lightning.auto
+import fvl_lightning.auto{imports}
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained("{name}")
@@ -73,16 +75,22 @@ model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained("{
 """
 
 
-def export_model(folder: Path, out: Path, file_bytes: int) -> int:
+PLUGINS = """
+Components of this model are not part of fvl_lightning: {names}. Read the code before you import it.
+"""
+
+
+def export_model(folder: Path, out: Path, file_bytes: int, with_plugins: bool = False) -> int:
     """Copies a model folder to `out` atomically, and returns the number of parameters.
 
     Args:
         folder: the model folder of a run or an import.
         out: the folder to write, which must not exist.
         file_bytes: the largest size of a weight file, unless a single tensor is larger.
+        with_plugins: whether to copy the code of plugins that the model needs.
 
     Raises:
-        ConfigError: `out` exists.
+        ConfigError: `out` exists, or a plugin cannot be copied.
         DataError: `folder` has no model, or the model cannot be read.
     """
     for name in ("config.json", "processor_config.json"):
@@ -100,11 +108,12 @@ def export_model(folder: Path, out: Path, file_bytes: int) -> int:
             if file.is_file():
                 shutil.copyfile(file, tmp_path / file.name)
         _list_stop_tokens(tmp_path, model, processor.tokenizer)
-        (tmp_path / "README.md").write_text(card(folder, out.name, parameters), encoding="utf-8")
+        _add_plugins(tmp_path, model.config, with_plugins)
+        (tmp_path / "README.md").write_text(card(tmp_path, out.name, parameters), encoding="utf-8")
     return parameters
 
 
-def export_adapter(folder: Path, out: Path, file_bytes: int) -> tuple[int, Path]:
+def export_adapter(folder: Path, out: Path, file_bytes: int, with_plugins: bool = False) -> tuple[int, Path]:
     """Copies an adapter's folder to `out` atomically; a base in the run's own folder becomes `out`/base.
 
     Returns:
@@ -130,16 +139,20 @@ def export_adapter(folder: Path, out: Path, file_bytes: int) -> tuple[int, Path]
             _list_stop_tokens(tmp_path, model, FlorenceVLProcessor.from_pretrained(tmp_path).tokenizer)
             config["auto_mapping"] = read_config(tmp_path).auto_mapping
         if has_own_base:
-            export_model(base, tmp_path / "base", file_bytes)
+            export_model(base, tmp_path / "base", file_bytes, with_plugins)
             base = out / "base"
             config["base_model_name_or_path"] = str(base.resolve())
+        elif with_plugins:
+            copy_plugins(model.config.plugins or [], tmp_path)
         (tmp_path / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         text = ADAPTER_CARD.format(name=out.name, parameters=parameters / 1e6, rank=config.get("r"), base=base)
         (tmp_path / "README.md").write_text(text, encoding="utf-8")
     return parameters, base
 
 
-def export_merged(folder: Path, base: Path | None, out: Path, file_bytes: int) -> int:
+def export_merged(
+    folder: Path, base: Path | None, out: Path, file_bytes: int, with_plugins: bool = False
+) -> int:
     """Merges an adapter into its base, writes the model to `out` atomically, and returns its number of parameters.
 
     Args:
@@ -164,8 +177,19 @@ def export_merged(folder: Path, base: Path | None, out: Path, file_bytes: int) -
             if file.is_file() and file.name not in (CONFIG, "config.json", GENERATION_CONFIG_NAME):
                 shutil.copyfile(file, tmp_path / file.name)
         parameters = parameter_count(model)
+        _add_plugins(tmp_path, model.config, with_plugins)
         (tmp_path / "README.md").write_text(card(tmp_path, out.name, parameters), encoding="utf-8")
     return parameters
+
+
+def _add_plugins(folder: Path, config: FlorenceVLConfig, copy: bool) -> None:
+    """Names the model's plugins in the folder's config.json, which earlier versions did not, and copies their code."""
+    content = read_json(folder / "config.json")
+    if config.plugins and not content.get("plugins"):
+        content["plugins"] = config.plugins
+        (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if copy:
+        copy_plugins(config.plugins or [], folder)
 
 
 def _check_weights(weights: Mapping[str, Tensor], model: PreTrainedModel, folder: Path) -> None:
@@ -194,10 +218,15 @@ def card(folder: Path, name: str, parameters: int) -> str:
     """Returns the model card of a model folder."""
     config = FlorenceVLConfig.from_pretrained(folder)
     slots = {slot: config.choice(slot) for slot in COMPONENTS}
+    record = config.plugins or []
+    named = [f"{entry['slot']} `{entry['component']}` of `{entry['plugin']}`" for entry in record]
+    imported = ", ".join(f'"{plugin}"' for plugin in dict.fromkeys(entry["plugin"] for entry in record))
     return CARD.format(
         name=name,
         parameters=parameters / 1e6,
         tokens=FlorenceVLProcessor.from_pretrained(folder).tokens_per_image,
         language_model=config.get_text_config().model_type,
+        plugins=PLUGINS.format(names=", ".join(named)) if record else "",
+        imports=f"\nfrom fvl_lightning import import_plugins\n\nimport_plugins({imported})" if record else "",
         **{slot: choice.name for slot, choice in slots.items() if slot != "language_model"},
     )
