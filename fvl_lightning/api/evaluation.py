@@ -1,9 +1,10 @@
 """Scores a model on a split of its own data, or of other data."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from fvl_lightning.api.experiment import checked
 from fvl_lightning.api.model import Model, load_model
 from fvl_lightning.api.run import open_run
 from fvl_lightning.core.errors import ConfigError
@@ -24,7 +25,7 @@ class Evaluation:
     """`macro`, `overall` and `by_kind` of the metric."""
     controls: ControlScores | None
     """The same without the image, with another image, and without looking; None if they were not asked for."""
-    answers: list[Answer]
+    answers: list[Answer] = field(repr=False)
     """Every question with the generated answer."""
 
 
@@ -49,6 +50,7 @@ def evaluate(
         ConfigError: a model folder without `data`, an unknown metric, or a run that trained an encoder alone.
         DataError: there is no such model or split, or the split has no questions to score.
     """
+    data = None if data is None else checked(data)
     model = model if isinstance(model, Model) else load_model(model)
     if data is None and is_model_folder(Path(model.reference)):
         raise ConfigError(f"data: {model.reference} is a model without data; pass an experiment whose data it answers")

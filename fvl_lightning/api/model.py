@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Model:
 
     reference: str
     """The run or folder that it was loaded from."""
-    loaded: LoadedModel
+    loaded: LoadedModel = field(repr=False)
     """`loaded.model`, `loaded.tokenizer` and `loaded.processor` are a transformers model, tokenizer and processor."""
     adapters: tuple[str, ...] = ()
     """The names of its adapters; the first one is in use."""

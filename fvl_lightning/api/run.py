@@ -127,7 +127,17 @@ def train(experiment: ExperimentConfig, resume: bool = False, resume_or_start: b
     """
     if resume and resume_or_start:
         raise ConfigError("resume, resume_or_start: pass only one, they differ when there is no run to resume")
-    checked(experiment)
-    if resume_or_start:
-        return Run(reuse_or_train(experiment))
-    return Run(run_training(experiment, stopped_run(experiment) if resume else None))
+    experiment = checked(experiment)
+    try:
+        if resume_or_start:
+            return Run(reuse_or_train(experiment))
+        return Run(run_training(experiment, stopped_run(experiment) if resume else None))
+    except (ConfigError, DataError) as error:
+        if "--resume" not in str(error):
+            raise
+        raise type(error)(_in_python(str(error))) from error
+
+
+def _in_python(message: str) -> str:
+    """Returns a message with the arguments of `train` in place of the command line's options."""
+    return message.replace("--resume-or-start", "resume_or_start=True").replace("--resume", "resume=True")

@@ -1,7 +1,7 @@
 """Schema of an experiment file; the fields of each component are in its own Config."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from fvl_lightning.core.addresses import refuse_login
@@ -265,6 +265,11 @@ class ExperimentConfig:
     def tracked(self) -> bool:
         """Returns whether the run is sent to MLflow, which both `tracking` and the list of loggers can turn off."""
         return self.tracking.enabled and any(getattr(one, "name", one) == "mlflow" for one in self.trainer.loggers)
+
+    def __repr__(self) -> str:
+        slots = {f.name: getattr(self, f.name) for f in fields(self) if "slot" in f.metadata}
+        chosen = ", ".join(f"{key}={getattr(one, 'name', one)}" for key, one in slots.items() if one is not None)
+        return f"<experiment {self.name}: {chosen or 'empty'}>"
 
     def with_overrides(self, *overrides: str | Mapping[str, Any]) -> "ExperimentConfig":
         """Returns a checked copy with overrides applied: "key=value" words, or mappings {dotted key: value}.

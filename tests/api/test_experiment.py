@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fvl_lightning.api.experiment import build, load_experiment
+from fvl_lightning.api.experiment import build, checked, load_experiment
 from fvl_lightning.api.run import Run, open_run, train
 from fvl_lightning.core.config.loading import as_plain
 from fvl_lightning.core.errors import ConfigError, DataError
@@ -78,7 +78,7 @@ def test_a_run_that_is_finished(asked: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert run.curves()["train/loss"] == run.curve("train/loss")
     assert sum(curve[-1][1] for curve in run.source_weights().values()) == pytest.approx(1)
     assert train(run.experiment, resume_or_start=True) == run
-    with pytest.raises(ConfigError, match="runs/tiny is finished"):
+    with pytest.raises(ConfigError, match=r"^resume=True: runs/tiny is finished; start a new run without resume=True$"):
         train(run.experiment, resume=True)
     with pytest.raises(ConfigError, match="resume, resume_or_start: pass only one"):
         train(run.experiment, resume=True, resume_or_start=True)
@@ -90,3 +90,40 @@ def test_a_path_is_not_an_experiment() -> None:
     for use in (train, build):
         with pytest.raises(ConfigError, match=r"found 'finetune.yaml'; load_experiment\(path\) makes one from a file"):
             use("finetune.yaml")  # type: ignore[arg-type, operator]
+
+
+def changed(key: str, value: Any) -> ExperimentConfig:
+    """Returns an experiment whose field was set after it was loaded."""
+    found: Any = load_experiment(FILE, "fusion=gated")
+    one, (*path, name) = found, key.split(".")
+    for part in path:
+        one = getattr(one, part)
+    setattr(one, name, value)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("trainer.max_steps", -1, "trainer.max_steps in the experiment must be at least 1, not -1"),
+        ("trainer.max_stps", 3, "trainer.max_stps as it was set: unknown key 'max_stps', .*mean 'max_steps'"),
+        ("fusion", "gate", "fusion in the experiment: unknown fusion 'gate', .*did you mean 'gated'"),
+        ("fusion.config.gat", "x", "fusion.gat as it was set: unknown key 'gat'"),
+        ("trainer.loggers", ["csvv"], "trainer.loggers in the experiment: unknown logger 'csvv'"),
+        ("seed", "many", "seed in the experiment: expected a whole number, found 'many'"),
+    ],
+)
+def test_a_field_that_was_set_is_checked_before_it_is_used(key: str, value: Any, sentence: str) -> None:
+    for use in (train, build):
+        with pytest.raises(ConfigError, match=f"^{sentence}"):
+            use(changed(key, value))  # type: ignore[operator]
+
+
+def test_a_field_that_was_set_may_be_written_as_in_yaml() -> None:
+    assert checked(changed("fusion", "attention")).fusion.name == "attention"
+    assert as_plain(checked(changed("seed", 3))) == as_plain(load_experiment(FILE, "fusion=gated", "seed=3"))
+
+
+def test_an_experiment_is_shown_in_one_line(experiment: ExperimentConfig) -> None:
+    assert repr(experiment).startswith("<experiment finetune: stage=finetune, encoder=florence2, fusion=concat, ")
+    assert len(repr(experiment)) < 150

@@ -146,6 +146,9 @@ class Comparison(Record):
     """{plugin: hash of its code}."""
     test_readings: SplitAccess = field(default_factory=SplitAccess)
 
+    def __repr__(self) -> str:
+        return f"<comparison {self.name}: arms {', '.join(self.arms)}; seeds {', '.join(map(str, self.seeds))}>"
+
     def plain(self) -> dict[str, Any]:
         """Returns the plain form; what files of earlier versions lack is left out where it is empty."""
         new = ("questions", "sample_seeds", "plugins")
