@@ -74,7 +74,7 @@ def check_memory(
         return [Finding("memory", "ok", message)]
     ways = []
     if "language_model" not in trainer.checkpoint_activations:
-        ways.append("trainer.checkpoint_activations=[encoder,language_model]")
+        ways.append('"trainer.checkpoint_activations=[encoder,language_model]"')
     if not trainer.sharded and unquantized(experiment) is experiment:  # 4 bits cannot be sharded
         ways.append("trainer.strategy=fsdp")
     if trainer.precision == "32-true":

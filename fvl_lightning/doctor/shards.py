@@ -40,7 +40,7 @@ def check_shards(experiment: ExperimentConfig, data: BatchData) -> Iterator[Find
     if samples["validation"] < ranks:
         advice = "put more samples into the split validation"
         message = f"{samples['validation']} validation samples for {ranks} ranks: some ranks would have none"
-        yield Finding("shards", "warning", message, advice)
+        yield Finding("validation split", "warning", message, advice)
     local = next((shard for shard in shards["train"] if not is_remote(shard)), None)
     if local is not None and not data.STREAMS:
         yield _first_shard(local)
@@ -87,7 +87,7 @@ def prepare_data(data: BatchData, report_progress: Callable[[str], None]) -> Ite
         data.prepare_data()
         if missing:
             folder = Path(data.datasets("train")[0].shards[0]).parent
-            yield Finding("shards", "ok", f"there were none yet; they were made in {folder}, as training would do")
+            yield Finding("made data", "ok", f"there was none yet; it was made in {folder}, as training would do")
 
 
 def _shards_without_index(data: BatchData) -> list[str]:
@@ -102,8 +102,8 @@ def _first_shard(shard: str) -> Finding:
     checked = check_tar({}, shard_cache(), shard)
     if not checked.findings.counts:
         message = "its size, structure and index agree (`fvl shards check` compares checksums)"
-        return Finding("shards", "ok", f"{shard}: {message}")
+        return Finding("first shard", "ok", f"{shard}: {message}")
     reason, examples = next(iter(checked.findings.examples.items()))
     detail = f": {examples[0].detail}" if examples[0].detail else ""
     advice = "`fvl shards check` checks all of them; build or copy the damaged ones again"
-    return Finding("shards", "failed", f"{shard}: {reason}{detail}", advice)
+    return Finding("first shard", "failed", f"{shard}: {reason}{detail}", advice)

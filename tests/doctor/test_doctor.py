@@ -430,7 +430,7 @@ def test_the_demo_set_is_not_drawn_in_silence(tmp_path: Path, monkeypatch: pytes
     told: list[str] = []
     (found,) = prepare_data(data, told.append)
     assert told == ["making the data set"]
-    assert f"they were made in {data.folder}" in found.message
+    assert f"it was made in {data.folder}" in found.message
     assert not list(prepare_data(data, told.append))
 
 
