@@ -121,10 +121,9 @@ def _started(place: Sequence[str], folder: Path, tags: dict[str, str], fresh: bo
     with contextlib.suppress(DataError):  # there is none, or its store has been replaced since
         earlier = read_parent(folder)
         if earlier["store"] == store:
-            tracker = Tracker.start(uri, experiment, name, {} if fresh else tags, run_id=earlier["run_id"])
             if not fresh:
-                return tracker
-            retire(tracker)
+                return Tracker.start(uri, experiment, name, tags, run_id=earlier["run_id"])
+            retire(Tracker.of(uri, experiment, earlier["run_id"]))
     tracker = Tracker.start(uri, experiment, name, tags)
     folder.mkdir(parents=True, exist_ok=True)
     write_text_atomically(folder / PARENT, json.dumps({"store": store, "run_id": tracker.run_id}))
@@ -137,7 +136,6 @@ def retire(parent: Tracker) -> None:
         if run.data.tags.get(CURRENT_TAG) != "false":
             parent.tag_child(run.info.run_id, CURRENT_TAG, "false")
     parent.set_tags({CURRENT_TAG: "false"})
-    parent.finish("FINISHED")
 
 
 def mark_current(parent: Tracker, cells: Sequence[Cell], encoders: Mapping[int, RunFolder | None]) -> None:

@@ -266,8 +266,13 @@ def _check_port(host: str, port: int) -> None:
 
 def _run_until_interrupted(command: list[str]) -> int:
     """Runs a server and its children; its exit code, or 0 after Ctrl-C or SIGTERM."""
-    # MLflow would start a handful of workers for jobs that this kit never gives it.
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # MLflow would start a handful of workers for jobs that this kit never gives it, and a library of its server warns
+    # about another one, which no user can change.
+    warnings = [os.environ.get("PYTHONWARNINGS", ""), "ignore:starlette.middleware.wsgi is deprecated"]
+    environment = os.environ | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PYTHONWARNINGS": ",".join(filter(None, warnings)),
+    }
     # In a session of its own Ctrl-C does not reach it, so that it is ended in order rather than in a hail of traces.
     server = subprocess.Popen(command, env=environment, start_new_session=True)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -62,6 +62,16 @@ class Tracker:
         tracker.set_tags(tags)
         return tracker
 
+    @classmethod
+    def of(cls, uri: str, experiment: str, run_id: str) -> "Tracker":
+        """Returns the tracker of a run as it is, which is not started again; DataError where there is none."""
+        open_store(uri, experiment)
+        uri = resolve_uri(uri)
+        with store_errors(uri):
+            client = store_client(uri)
+            client.get_run(run_id)
+        return cls(client, uri, run_id)
+
     @property
     def run_id(self) -> str:
         """MLflow's id of the run."""

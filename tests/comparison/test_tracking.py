@@ -75,10 +75,12 @@ def test_results_of_another_configuration_are_removed_at_once(start: Start, clie
 
 def test_a_fresh_start_retires_the_earlier_run(start: Start, client: MlflowClient, tracking: TrackingConfig) -> None:
     first = start()
+    client.set_terminated(first.run_id, "KILLED")
     child = Tracker.start(tracking.uri, "shapes", "cell", {CURRENT_TAG: "true"}, parent_run_id=first.run_id)
     second = start(fresh=True)
     marks = [client.get_run(run.run_id).data.tags[CURRENT_TAG] for run in (first, child, second)]
     assert marks == ["false", "false", "true"]
+    assert client.get_run(first.run_id).info.status == "KILLED", "as it ended"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"store": 1, "run_id": "x"}', '{"store": ["a", "b"]}'])
