@@ -31,6 +31,8 @@ from fvl_lightning.training.checkpointing.files import LAST, is_whole, present_c
 
 logger = logging.getLogger(__name__)
 
+DEMOS = {Path("runs/demo"): "`make demo`", Path("runs/demo-quick"): "`fvl demo --quick`"}
+"""Folders that the examples name, and the commands that make them."""
 WEIGHT = "mass/"
 """The metrics `mass/<source>` are the weights of the sources."""
 
@@ -114,6 +116,9 @@ class RunFolder:
         if (path / "comparison.json").is_file():
             inside = ", ".join(sorted(str(file.parent) for file in path.glob("**/run.json")))
             raise DataError(f"{path} is the folder of a comparison, not of a run; its runs: {inside}")
+        for folder, command in DEMOS.items():
+            if path.is_relative_to(folder) and not folder.exists():
+                raise DataError(f"{reference} {what}; {command} trains the runs in {folder}")
         close = nearest(reference, map(str, known))
         hint = f"; did you mean {close}?" if close else f"; runs in {output}: {', '.join(map(str, known)) or 'none'}"
         raise DataError(f"{reference} {what}{hint}")

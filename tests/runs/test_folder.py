@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import time
@@ -170,6 +171,21 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     assert far == f"{'0' * 32} is no run folder and no run id; runs in /runs: /runs/concat"
     nothing = sentence(DataError, lambda: RunFolder.open("x", tmp_path / "empty"), tmp_path)
     assert nothing.endswith("runs in /empty: none")
+
+
+def test_a_run_of_the_demo_that_was_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for reference, command in {
+        "runs/demo/encoder_pretrain": "`make demo` trains the runs in runs/demo",
+        "runs/demo": "`make demo` trains",
+        "./runs/demo/concat/finetune": "`make demo` trains",
+        "runs/demo-quick/concat/pretrain": "`fvl demo --quick` trains the runs in runs/demo-quick",
+    }.items():
+        with pytest.raises(DataError, match=re.escape(command)):
+            RunFolder.open(reference)
+    Path("runs/demo/other").mkdir(parents=True)
+    with pytest.raises(DataError, match="runs in runs: none"):
+        RunFolder.open("runs/demo/encoder_pretrain")
 
 
 def test_a_broken_record(tmp_path: Path) -> None:
