@@ -35,8 +35,8 @@ from fvl_lightning.core.errors import (
     EXIT_REQUEUE,
     EXIT_USAGE_ERROR,
     UserError,
+    disk_error,
     is_lack_of_files,
-    is_of_the_machine,
     os_error_in_words,
 )
 from fvl_lightning.core.terminal import own_rank, quiet_libraries, say, say_error, terminal
@@ -170,12 +170,6 @@ def run(arguments: list[str]) -> int:
         who = f" (rank {own_rank()})" if own_rank() else ""
         say_error(str(error), who)
         return EXIT_USAGE_ERROR
-    except OSError as error:
-        if not is_of_the_machine(error):
-            raise
-        what = "needs another open file" if is_lack_of_files(error) else "cannot be used"
-        say_error(f"{error.filename or 'the command'} {what}: {os_error_in_words(error)}")
-        return EXIT_USAGE_ERROR
     except TyperException as error:
         if error.format_message():  # without one, the help has been shown
             say_error(as_overrides(arguments, getattr(error, "option_name", None)) or error.format_message())
@@ -187,6 +181,13 @@ def run(arguments: list[str]) -> int:
             soft_wrap=True,
         )
         return EXIT_REQUEUE
+    except Exception as error:
+        cause = disk_error(error)
+        if cause is None:
+            raise
+        what = "needs another open file" if is_lack_of_files(cause) else "cannot be used"
+        say_error(f"{cause.filename or 'the command'} {what}: {os_error_in_words(cause)}")
+        return EXIT_USAGE_ERROR
     if result == EXIT_INTERRUPTED:  # typer's answer to KeyboardInterrupt
         for_all.print(INTERRUPTED, soft_wrap=True)
     return result if isinstance(result, int) else 0

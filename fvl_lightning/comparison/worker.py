@@ -19,7 +19,15 @@ from fvl_lightning.comparison.result_files.cell import AnswerRow, CellResult, Ce
 from fvl_lightning.comparison.split_readings import log_test_access
 from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import check_config
-from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USAGE_ERROR, ConfigError, UserError
+from fvl_lightning.core.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_REQUEUE,
+    EXIT_USAGE_ERROR,
+    ConfigError,
+    UserError,
+    disk_error,
+    os_error_in_words,
+)
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.locks import HeldError, held
 from fvl_lightning.core.terminal import quiet_libraries, visible
@@ -62,6 +70,12 @@ def main(specification: Path) -> int:
         return EXIT_INTERRUPTED
     except Preempted:
         return EXIT_REQUEUE
+    except Exception as error:
+        cause = disk_error(error)
+        if cause is None:
+            raise
+        sys.stderr.write(f"{cause.filename or folder} cannot be used: {os_error_in_words(cause)}\n")
+        return EXIT_USAGE_ERROR
     return 0
 
 

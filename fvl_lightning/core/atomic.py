@@ -3,19 +3,27 @@
 Every file of the project is written through this module; tests/core/test_atomic.py lists the few streams that are not.
 A temporary path lies in the folder of the file it becomes. Its name begins with a dot and ends in random digits, so
 that no pattern such as *.tar or *.json finds it. Permissions are those that the umask leaves.
+
+Beside a temporary path lies a file that its process has locked. If the process is killed, the lock ends with it, and
+whoever writes into the folder next removes the path.
 """
 
+import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import reduce
 from operator import or_
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.errors import ConfigError, DataError, full_disk
+from fvl_lightning.core.locks import held, is_free
+
+logger = logging.getLogger(__name__)
 
 NAME_BYTES = 200
 """The longest part of a name: file systems take 255, and a run's number or a temporary ending may follow."""
@@ -50,17 +58,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the file cannot be written; it names `path`.
     """
-    tmp_path = _temporary(path)
     try:
-        mode = _create(tmp_path)
-        try:
+        with _temporary(path) as tmp_path:
+            mode = _create(tmp_path)
             yield tmp_path
             tmp_path.chmod(mode)  # some libraries replace the file by one that only its owner may read
             os.replace(tmp_path, path)
-        finally:
-            tmp_path.unlink(missing_ok=True)
     except OSError as error:
-        if error.filename == str(tmp_path):
+        if error.filename is None or _is_temporary(Path(os.fsdecode(error.filename)), path):
             error.filename = str(path)
         raise
 
@@ -87,17 +92,11 @@ def atomic_directory(out: Path, exist_ok: bool = False) -> Iterator[Path]:
 
     Raises:
         ConfigError: `out` exists, without `exist_ok`.
-        DataError: it cannot be made.
+        DataError: it cannot be made, or the disk is full.
     """
     if out.exists() and not exist_ok:
         raise ConfigError(f"{out} exists already, name a folder that does not")
-    tmp_path = _temporary(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        tmp_path.mkdir()
-    except OSError as error:
-        raise DataError(f"{out} cannot be made ({error.strerror})") from None
-    try:
+    with temporary_directory(out) as tmp_path:
         yield tmp_path
         share_file_modes(tmp_path)
         try:
@@ -105,8 +104,29 @@ def atomic_directory(out: Path, exist_ok: bool = False) -> Iterator[Path]:
         except OSError:
             if not (exist_ok and out.is_dir()):
                 raise
-    finally:
-        shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@contextmanager
+def temporary_directory(path: Path) -> Iterator[Path]:
+    """Yields a new folder beside `path`, with a name like it; it is removed at the end.
+
+    Raises:
+        DataError: it cannot be made, or the disk is full.
+    """
+    made = False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(path) as tmp_path:
+            tmp_path.mkdir()
+            made = True
+            yield tmp_path
+    except Exception as error:
+        if not made and isinstance(error, OSError):
+            raise DataError(f"{path} cannot be made ({error.strerror})") from None
+        reason = full_disk(error, path.parent)
+        if reason is None:
+            raise
+        raise DataError(f"{path} cannot be written ({reason})") from None
 
 
 def rename_into_place(tmp_path: Path, path: Path) -> None:
@@ -135,8 +155,55 @@ def share_file_modes(folder: Path) -> None:
         file.chmod(file.stat().st_mode | widest)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+def remove_abandoned(folder: Path) -> None:
+    """Removes temporary files and folders in `folder` whose processes were killed; never those of a living process."""
+    with suppress(OSError):
+        for name in filter(_LOCK_NAME.fullmatch, os.listdir(folder)):
+            if name not in _own_locks and is_free(folder / name):
+                tmp_path = folder / name.removesuffix(LOCK)
+                if tmp_path.exists():
+                    logger.info("removing %s, which a killed process has left", tmp_path)
+                _remove(tmp_path)
+                (folder / name).unlink(missing_ok=True)
+
+
+LOCK = ".lock"
+"""Ending of the file beside a temporary path that its process has locked."""
+_LOCK_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.lock", re.DOTALL)
+_own_locks: set[str] = set()
+"""Names of the locks of this process, which it must not try."""
+_LOCK_SECONDS = 1.0
+"""Patience with a process that looks for abandoned paths, and has found a lock before it was taken."""
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Yields a new temporary path for what becomes `path`; what is there at the end is removed."""
+    remove_abandoned(path.parent)
+    tmp_path = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    lock = tmp_path.with_name(tmp_path.name + LOCK)
+    _own_locks.add(lock.name)
+    try:
+        with held(lock, f"{path} is being written by another process", _LOCK_SECONDS):
+            try:
+                yield tmp_path
+            finally:
+                _remove(tmp_path)
+                lock.unlink(missing_ok=True)
+    finally:
+        _own_locks.discard(lock.name)
+
+
+def _is_temporary(found: Path, path: Path) -> bool:
+    """Returns whether `found` is a temporary path for `path`, or its lock."""
+    return found.parent == path.parent and found.name.startswith(f".{path.name}.")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _create(path: Path) -> int:

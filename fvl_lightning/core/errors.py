@@ -1,8 +1,12 @@
 """Exit codes, and errors that the user can fix: one sentence each, shown without a traceback, exit code 2."""
 
 import errno
+import os
+import re
+import shutil
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 EXIT_PEER_FAILED = 1
@@ -17,9 +21,14 @@ The value is EX_TEMPFAIL of sysexits.h.
 EXIT_INTERRUPTED = 130
 """Ctrl-C: 128 + SIGINT, as in shells."""
 PATH_AND_DISK_ERRORS = (
-    errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ELOOP, errno.EFBIG,
+    errno.EIO,
 )  # fmt: skip
 """System errors caused by a path or a disk; any other may be a bug."""
+
+
+FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Those of a disk without space, of a user without quota, and of a file larger than is allowed."""
 
 
 class UserError(Exception):
@@ -47,6 +56,36 @@ def is_lack_of_files(error: OSError) -> bool:
 def is_of_the_machine(error: OSError) -> bool:
     """Returns whether a path or the machine is the cause rather than the code: no permission, no space, a long name."""
     return is_lack_of_files(error) or error.errno in PATH_AND_DISK_ERRORS
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """Returns the system's error behind one that a library raises, if a path or the machine is its cause.
+
+    Returns:
+        The error itself where it is the system's; None where it may be a bug.
+    """
+    if isinstance(error, OSError):
+        return error if is_of_the_machine(error) else None
+    if isinstance(error, UserError):
+        return None
+    if number := re.search(r"\(os error (\d+)\)", str(error)):  # as Rust writes it, in safetensors and tokenizers
+        code = int(number[1])
+        return disk_error(OSError(code, os.strerror(code)))
+    if "database or disk is full" in str(error):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    # torch ends a file that it could not write with an error of its own.
+    return disk_error(error.__context__) if isinstance(error, RuntimeError) and error.__context__ else None
+
+
+def full_disk(error: BaseException, folder: Path) -> str | None:
+    """Returns the system's message and the free bytes in `folder`, if a full disk is the cause; None for any other."""
+    cause = disk_error(error)
+    if cause is None or cause.errno not in FULL_DISK_ERRORS:
+        return None
+    try:
+        return f"{os_error_in_words(cause)}; {shutil.disk_usage(folder).free:,} bytes free in {folder}"
+    except OSError:
+        return os_error_in_words(cause)
 
 
 def os_error_in_words(error: OSError) -> str:

@@ -36,7 +36,7 @@ def held(path: Path, message: str, patience: float = 0.0) -> Iterator[None]:
     """
     with path.open("a+") as file:
         end = time.monotonic() + patience
-        while not _lock(file):
+        while _lock(file) is False:
             if time.monotonic() > end:
                 raise HeldError(message + _holder(path))
             time.sleep(POLL_SECONDS)
@@ -48,15 +48,27 @@ def held(path: Path, message: str, patience: float = 0.0) -> Iterator[None]:
 
 def is_held(path: Path) -> bool:
     """Returns whether another process has the lock of a file; False where that cannot be found out."""
+    return _try(path) is False
+
+
+def is_free(path: Path) -> bool:
+    """Returns whether no process has the lock of a file; False where that cannot be found out.
+
+    This process must not have it: it would lose it.
+    """
+    return _try(path) is True
+
+
+def _try(path: Path) -> bool | None:
     try:
         with path.open("r+") as file:
-            return not _lock(file)
+            return _lock(file)
     except OSError:
-        return False
+        return None
 
 
-def _lock(file: IO[str]) -> bool:
-    """Returns False if another process has the lock."""
+def _lock(file: IO[str]) -> bool | None:
+    """Locks a file; returns False if another process has the lock, and None where the file system has no locks."""
     import fcntl  # Windows does not have this module, but can import the package
 
     try:
@@ -64,7 +76,8 @@ def _lock(file: IO[str]) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:
-        logger.info("%s cannot be locked (%s)", file.name, error.strerror)
+        logger.debug("%s cannot be locked (%s)", file.name, error.strerror)
+        return None
     return True
 
 

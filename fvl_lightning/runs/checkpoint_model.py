@@ -1,12 +1,12 @@
 """The model inside a checkpoint: for a run that has not saved its model, or the best model instead of the last."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from datamodules.encoding.question_form import QuestionForm
+from fvl_lightning.core.atomic import temporary_directory
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -37,9 +37,9 @@ def checkpoint_model(reference: str, which: Which) -> Iterator[Path]:
     stage.asking = QuestionForm(**run.info.get("asking", {}))
     attach_trainable_adapters(stage, parents, run)
     stage.load_weights(read_checkpoint(path), f"--checkpoint {which}")
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=run.path) as folder:  # next to the base of an adapter
-        stage.save_model(Path(folder))
-        yield Path(folder)
+    with temporary_directory(run.path / "export") as folder:  # next to the base of an adapter
+        stage.save_model(folder)
+        yield folder
 
 
 def chosen_checkpoint(run: RunFolder, which: Which) -> Path:

@@ -11,7 +11,7 @@ import torch
 
 from datamodules.base import BatchData
 from fvl_lightning.core.atomic import share_file_modes
-from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.errors import DataError, full_disk
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import own_rank
 from fvl_lightning.core.weight_files import weights_hash
@@ -25,7 +25,7 @@ from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.metrics_log import JsonlLogger
 from fvl_lightning.tracking.store import open_store
 from fvl_lightning.training.checkpointing.callback import CheckpointCallback
-from fvl_lightning.training.checkpointing.files import whole_checkpoint
+from fvl_lightning.training.checkpointing.files import remove_unfinished, whole_checkpoint
 from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.distributed.process_group import init_process_group
 from fvl_lightning.training.fault_tolerance.heartbeat import HeartbeatCallback
@@ -85,6 +85,7 @@ def run_training(
             metrics_log = None
             if ranks.first:
                 followed.enter_context(run.held())
+                remove_unfinished(run.checkpoints)
                 metrics_log = followed.enter_context(tracked(experiment, run, stage, data, parent_run_id, tags or {}))
             followed.enter_context(ranks.explain_errors(lambda error: note_trouble(run, error)))
             fit(stage, data, experiment, run, metrics_log, checkpoint, ranks.heartbeat_callback())
@@ -165,11 +166,17 @@ def finish(stage: Stage, run: RunFolder) -> None:
     """Saves the model.
 
     Raises:
-        DataError: the weights of a frozen encoder have changed.
+        DataError: the weights of a frozen encoder have changed, or the disk is full.
     """
     encoder_hash = weights_hash(stage.model.encoder.feature_state())
     if stage.trainable["encoder"] == "frozen" and encoder_hash != run.info["encoder_hash"]:
         raise DataError("trainable.encoder: the encoder is frozen, but its weights have changed during the training")
-    stage.save_model(run.model)
-    share_file_modes(run.model)
+    try:
+        stage.save_model(run.model)
+        share_file_modes(run.model)
+    except Exception as error:
+        reason = full_disk(error, run.path)
+        if reason is None:
+            raise
+        raise DataError(f"{run.model} cannot be written ({reason}); make room, `--resume` finishes the run") from None
     run.record(encoder_hash=encoder_hash)

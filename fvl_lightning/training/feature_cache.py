@@ -7,11 +7,14 @@ is the hash of identity.json in the same folder, which identifies the encoder, t
 
 import hashlib
 import json
+import math
+import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -20,8 +23,9 @@ from torch import Tensor, nn
 from datamodules.base import BatchData
 from datamodules.images import decoding as images
 from datamodules.images import transforms as pixels
-from fvl_lightning.core.atomic import atomic_directory
+from fvl_lightning.core.atomic import atomic_directory, remove_abandoned
 from fvl_lightning.core.config.loading import as_plain
+from fvl_lightning.core.errors import FULL_DISK_ERRORS
 from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.encoders.base import Encoder
 
@@ -72,16 +76,23 @@ def build_feature_cache(
 ) -> FeatureCache:
     """Returns the cache of the features of `encoder` for the images of `splits`; computes what is missing.
 
+    What processes that were killed have left in the folder is removed.
+
     Args:
         encoder: a frozen encoder in eval mode.
         data: a connected data module.
         splits: the names of the splits.
         folder: the folder of all caches.
         progress: called with the split, the number of finished samples and the number of samples.
+
+    Raises:
+        DataError: the features cannot be written; on a full disk before any are computed.
     """
     assert not encoder.training, "an encoder in train mode has no fixed features"
     identities = {**encoder_identity(encoder), **pixel_identity(data)}
     folders: dict[str, Path] = {}
+    for key in folder.glob("*/"):
+        remove_abandoned(key)
     for split in splits:
         identity = json.dumps({**identities, "data": data.store(split).content_hash()}, sort_keys=True, indent=2)
         target = folder / hashlib.sha256(identity.encode()).hexdigest()[:16] / split
@@ -133,6 +144,22 @@ def _hash_file(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
+def _begin_array(path: Path, shape: tuple[int, int, int], written: ExitStack) -> BinaryIO:
+    """Opens a .npy file of float32 behind its header until `written` ends, with disk space for the whole array.
+
+    It is written, not mapped: a full disk ends a process that writes into a mapped file without a sentence.
+    """
+    file = written.enter_context(path.open("wb"))
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, file.tell() + 4 * math.prod(shape))
+        except OSError as error:
+            if error.errno in FULL_DISK_ERRORS:  # any other: a file system that cannot reserve space
+                raise
+    return file
+
+
 @torch.no_grad()
 def _write_split(
     encoder: Encoder,
@@ -146,21 +173,17 @@ def _write_split(
     counts = [store.image_count(index) for index in range(len(store))]
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     # If another process was faster, its folder has the same content, since the key identifies it.
-    with atomic_directory(target, exist_ok=True) as tmp_path:
+    with atomic_directory(target, exist_ok=True) as tmp_path, ExitStack() as written:
         device = next(encoder.parameters()).device
-        arrays = {
-            name: np.lib.format.open_memmap(
-                tmp_path / f"{name}.npy", mode="w+", dtype=np.float32, shape=(int(offsets[-1]), spec.tokens, spec.dim)
-            )
+        files = {
+            name: _begin_array(tmp_path / f"{name}.npy", (int(offsets[-1]), spec.tokens, spec.dim), written)
             for name, spec in encoder.specs.items()
         }
         for start in range(0, len(counts), IMAGES_PER_BATCH):
             indices = range(start, min(start + IMAGES_PER_BATCH, len(counts)))
             features = encoder(data.pixels(split, indices).to(device))
-            for name, array in arrays.items():
-                array[offsets[indices[0]] : offsets[indices[-1] + 1]] = features[name].float().cpu().numpy()
+            for name, file in files.items():
+                file.write(features[name].float().cpu().contiguous().numpy().data)
             progress(split, indices[-1] + 1, len(counts))
-        for array in arrays.values():
-            array.flush()
         np.save(tmp_path / "offsets.npy", offsets, allow_pickle=False)
         (tmp_path / IDENTITY).write_text(identity, encoding="utf-8")

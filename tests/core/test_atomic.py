@@ -1,16 +1,26 @@
 """Atomic files and folders, that nothing is written otherwise, and what a run or a comparison may be called."""
 
 import ast
+import errno
+import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from fvl_lightning.comparison.config import ComparisonConfig
-from fvl_lightning.core.atomic import atomic_directory, atomic_write, check_folder_name, write_text_atomically
+from fvl_lightning.core.atomic import (
+    atomic_directory,
+    atomic_write,
+    check_folder_name,
+    remove_abandoned,
+    write_text_atomically,
+)
 from fvl_lightning.core.config.loading import load_config
-from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.errors import ConfigError, DataError, disk_error
 from fvl_lightning.core.experiment import ExperimentConfig
 
 GOOD = ["a", "lora[r=8]", "sweep/b", "a b", "a .", "-x", "...", "..x", "50%#?&'\"", "größe", "x" * 200]
@@ -109,6 +119,108 @@ def test_of_two_who_make_a_folder_the_faster_one_wins(tmp_path: Path) -> None:
         pass
 
 
+def killed(folder: Path, write: Callable[[], None]) -> None:
+    """A process that is killed while it writes; what it has left is in the folder."""
+    process = multiprocessing.get_context("fork").Process(target=write)
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    assert len(list(folder.iterdir())) >= 2
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_leaves_is_removed_by_the_next(kind: str, tmp_path: Path) -> None:
+    def write() -> None:
+        if kind == "file":
+            with atomic_write(tmp_path / "a.tar") as half:
+                half.write_bytes(b"half")
+                die()
+        with atomic_directory(tmp_path / "model") as half:
+            (half / "inner").mkdir()
+            (half / "inner" / "weights").write_bytes(b"half")
+            die()
+
+    killed(tmp_path, write)
+    write_text_atomically(tmp_path / "another.json", "{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["another.json"]
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
+    """Of another process, and of this one: a lock that it has would not keep it from taking it."""
+    begun, end = (multiprocessing.get_context("fork").Event() for _ in range(2))
+
+    def write() -> None:
+        with atomic_directory(tmp_path / "theirs") as half:
+            (half / "weights").write_bytes(b"half")
+            begun.set()
+            end.wait(30)
+
+    process = multiprocessing.get_context("fork").Process(target=write)
+    process.start()
+    try:
+        assert begun.wait(30)
+        with atomic_directory(tmp_path / "ours") as half, atomic_write(tmp_path / "file") as tmp_file:
+            (half / "weights").touch()
+            tmp_file.write_text("whole", encoding="utf-8")
+            remove_abandoned(tmp_path)
+            write_text_atomically(tmp_path / "more", "")
+    finally:
+        end.set()
+        process.join()
+    assert process.exitcode == 0
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert found == {"theirs", "theirs/weights", "ours", "ours/weights", "file", "more"}
+
+
+def test_files_of_others_with_such_names_are_left_alone(tmp_path: Path) -> None:
+    """A lock file without this kit's form of name, and a temporary folder whose maker cannot be known."""
+    for name in (".model.0123abcd", ".model.lock", "model.0123abcd.lock", ".lock"):
+        (tmp_path / name).touch()
+    remove_abandoned(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FULL,
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_sentence_whatever_library_meets_it(error: Exception, tmp_path: Path) -> None:
+    with (
+        pytest.raises(DataError, match=r"out cannot be written \(.*; [\d,]+ bytes free in .*\)"),
+        atomic_directory(tmp_path / "out"),
+    ):
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_torch_and_sqlite_on_a_full_disk() -> None:
+    error = RuntimeError("PytorchStreamWriter failed writing file data/0")
+    error.__context__ = FULL
+    assert disk_error(error) is FULL
+    found = disk_error(Exception("(sqlite3.OperationalError) database or disk is full"))
+    assert found is not None
+    assert found.errno == errno.ENOSPC
+    assert disk_error(RuntimeError("a bug")) is None
+    assert disk_error(DataError("no model (os error 28)")) is None
+
+
+def test_a_file_that_does_not_fit_names_its_path(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, atomic_write(tmp_path / "report.md"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "report.md")
+
+
 STREAMS = {
     "datamodules/building/builder.py": "the log of refusals, cut back to a position by the resume log",
     "datamodules/building/processes.py": "rows on their way from one process to another",
@@ -116,9 +228,10 @@ STREAMS = {
     "datamodules/storage/writer.py": "a tar that grows, and that a build takes up again",
     "fvl_lightning/core/atomic.py": "the place of all others",
     "fvl_lightning/core/jsonl.py": "JSON Lines",
+    "fvl_lightning/core/locks.py": "a lock, with the id of its process",
     "fvl_lightning/launchers/local.py": "the log of a process",
     "fvl_lightning/launchers/ray.py": "the log of a process",
-    "fvl_lightning/runs/folder.py": "a lock, without content",
+    "fvl_lightning/training/feature_cache.py": "features, in a folder that is not yet in place",
 }
 """Files that open something to write it themselves, and what that is."""
 

@@ -1,9 +1,13 @@
 """The feature cache returns the encoder's features, computes them once, and has a key for all that they depend on."""
 
 import dataclasses
+import errno
 import importlib.util
 import json
+import multiprocessing
+import os
 import pickle
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.images.transforms import ImageReader
+from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.types import FeatureSpec, ImageSpec
 from fvl_lightning.encoders.base import Encoder
 from fvl_lightning.training import feature_cache
@@ -236,3 +241,34 @@ def test_progress_counts_to_the_end(tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     build_feature_cache(StubEncoder(), StubData(), ["validation"], tmp_path, lambda *counts: seen.append(counts))
     assert seen[-1] == ("validation", 4, 4)
+
+
+def test_a_full_disk_is_a_sentence_before_anything_is_computed(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    encoder = StubEncoder()
+    with pytest.raises(DataError, match=r"train cannot be written \(No space left on device; [\d,]+ bytes free in"):
+        build(encoder)
+    assert encoder.shown == 0
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_what_a_killed_process_was_computing_is_removed_whatever_is_computed_next(build: Build, tmp_path: Path) -> None:
+    class Killed(StubEncoder):
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            os.kill(os.getpid(), signal.SIGKILL)
+            return super().forward(images)
+
+    process = multiprocessing.get_context("fork").Process(target=build, args=(Killed(),))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    left = list((tmp_path / "cache").rglob("*.npy"))
+    assert left
+    build(StubEncoder(scale=3.0))
+    assert not any(path.exists() for path in left)
+    assert not list((tmp_path / "cache").rglob(".*"))

@@ -128,6 +128,12 @@ def whole_checkpoint(folder: Path) -> Path:
     return whole
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a killed process was writing; for the process that trains the run."""
+    for path in folder.glob("*.tmp"):
+        _remove(path)
+
+
 def best_checkpoint(folder: Path) -> Path | None:
     """The weights of the lowest validation loss, where they are kept; those before, where the newest are not whole."""
     return next((path for path in (folder / BEST, _aside(folder / BEST)) if path.exists() and is_whole(path)), None)
