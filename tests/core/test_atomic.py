@@ -224,6 +224,7 @@ def test_a_file_that_does_not_fit_names_its_path(tmp_path: Path) -> None:
 STREAMS = {
     "datamodules/building/builder.py": "the log of refusals, cut back to a position by the resume log",
     "datamodules/building/processes.py": "rows on their way from one process to another",
+    "datamodules/building/replacement.py": "the renames by which a new set takes the place of another",
     "datamodules/storage/shard_cache.py": "the place in a cache that a download fills, under a lock",
     "datamodules/storage/writer.py": "a tar that grows, and that a build takes up again",
     "fvl_lightning/core/atomic.py": "the place of all others",
