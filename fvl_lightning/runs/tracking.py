@@ -112,8 +112,16 @@ def live_sync(run: RunFolder) -> LiveSync:
 
 
 def end(run: RunFolder, status: str, in_mlflow: bool, **facts: Any) -> None:
-    """Records how the run ended, in run.json and in the store; a store that is out of reach is a warning."""
-    run.record(status=status, **facts)
+    """Records how the run ended, in run.json and in the store; a store that is out of reach is a warning.
+
+    So is a full disk where the run has not finished: the error that ended it is the one to be seen.
+    """
+    try:
+        run.record(status=status, **facts)
+    except DataError as error:
+        if status == "finished":
+            raise
+        logger.warning("%s", error)
     try:
         if in_mlflow:
             sync_run(run, ended=time.time_ns() // 1_000_000)

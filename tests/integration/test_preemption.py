@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from fvl_lightning.core.errors import EXIT_REQUEUE
 from fvl_lightning.runs.folder import RunFolder
@@ -138,7 +139,7 @@ def test_a_disk_that_is_full_for_a_while(
     assert_same_run(straight(FINETUNE), RunFolder(workspace / "runs" / "job"))
 
 
-def test_a_disk_that_is_full_at_the_last_step(
+def test_a_disk_that_is_full_at_the_last_step_and_for_the_model(
     workspace: Path, fvl_here: Run, straight: Straight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -149,6 +150,16 @@ def test_a_disk_that_is_full_at_the_last_step(
     run = RunFolder(workspace / "runs" / "job")
     assert run.info["status"] == "failed"
     assert torch.load(run.last_checkpoint, weights_only=True)["global_step"] == 5
+
+    def full(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:  # the checkpoint fits, the model does not
+        patch.setattr("fvl_lightning.stages.language.LanguageStage.save_model", full)
+        done = fvl_here(workspace, *JOB)
+    assert done.returncode == 2
+    assert "runs/job/model cannot be written (No space left on device; " in done.stderr
+    assert "make room, `--resume` finishes the run" in done.stderr
     assert fvl_here(workspace, *JOB).returncode == 0
     assert_same_run(straight(FINETUNE), run)
 

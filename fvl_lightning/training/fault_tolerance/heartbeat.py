@@ -28,6 +28,7 @@ from fvl_lightning.training.fault_tolerance.hang_detection import (
     RankStatus,
     TrainingProgress,
 )
+from fvl_lightning.training.fault_tolerance.process_exit import EXIT_SECONDS, exit_within
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +159,7 @@ class Heartbeat:
 
     def _exit(self, error: LostRankError | None) -> None:
         """Ends the process from this thread, since the main thread waits in a call that nothing interrupts."""
+        exit_within(EXIT_SECONDS, os.EX_TEMPFAIL)  # what follows writes files, and may log to a terminal that is stopped
         if error:
             if error.is_reporter:
                 logger.error("%s", error)
