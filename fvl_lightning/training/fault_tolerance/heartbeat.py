@@ -159,7 +159,7 @@ class Heartbeat:
 
     def _exit(self, error: LostRankError | None) -> None:
         """Ends the process from this thread, since the main thread waits in a call that nothing interrupts."""
-        exit_within(EXIT_SECONDS, os.EX_TEMPFAIL)  # what follows writes files, and may log to a terminal that is stopped
+        exit_within(EXIT_SECONDS, os.EX_TEMPFAIL)  # what follows writes files and logs
         if error:
             if error.is_reporter:
                 logger.error("%s", error)
