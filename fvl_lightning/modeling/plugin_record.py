@@ -87,7 +87,7 @@ def copy_plugins(record: Record, folder: Path) -> list[str]:
     Raises:
         ConfigError: a plugin is part of a package, which is installed and not copied.
     """
-    copied = {}
+    copied: dict[str, None] = {}
     for entry in record:
         file = _file_of(registry.component(entry["slot"], entry["component"]))
         if not entry["plugin"].endswith(".py") or file is None:

@@ -78,9 +78,11 @@ def build_loggers(loggers: Sequence[Choice], run: LoggedRun) -> list[Logger]:
     for choice in loggers:
         if choice.name == MLFLOW:
             continue
-        imported = isinstance(choice, ImportedClass)
         try:
-            one = choice.build(Logger, save_dir=str(run.folder)) if imported else choice.component(choice.config, run)
+            if isinstance(choice, ImportedClass):
+                one = choice.build(Logger, save_dir=str(run.folder))
+            else:
+                one = choice.component(choice.config, run)
             one.log_hyperparams(dict(run.config))
         except UserError:
             raise
