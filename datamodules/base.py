@@ -28,6 +28,7 @@ from datamodules.batching.order import GlobalOrder
 from datamodules.batching.rows import RowOrder, TrainRows, ValidationRows, single_rows
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.items import Items
+from datamodules.encoding.question_form import QuestionForm
 from datamodules.encoding.questions import Question, list_questions
 from datamodules.encoding.views import CaptionView, ConversationView, TasksView, TextView, View
 from datamodules.images.decoding import decode_image
@@ -60,6 +61,8 @@ class BatchData(LightningDataModule):
     config: BatchConfig
     cache: ShardCache | None = None
     """Where copies of remote shards are kept."""
+    asking: QuestionForm | None = None
+    """The form that `questions` have, for a model that was trained on other data; None for their own."""
     STREAMS: ClassVar[bool] = False
     """Whether the split train is read as a stream, in which samples have no numbers."""
     levels: ClassVar[tuple[str, ...]] = ()
@@ -179,7 +182,7 @@ class BatchData(LightningDataModule):
 
     def questions(self, split: str) -> list[Question]:
         """Returns the questions of a split, each with its answer and kind."""
-        return list_questions(self.store(split))
+        return list_questions(self.store(split), self.asking)
 
     def pixels(self, split: str, indices: Sequence[int]) -> Tensor:
         """Returns the images of these samples, sample after sample, [I, 3, P, P] float32 normalised."""
@@ -221,11 +224,8 @@ class BatchData(LightningDataModule):
 
     def _ends(self, split: str) -> list[int]:
         """Returns the number of the first sample after each dataset."""
-        counts, ends, shards = self.store(split).samples_per_shard, [], 0
-        for dataset in self.datasets(split):
-            shards += len(dataset.shards)
-            ends.append(sum(counts[:shards]))
-        return ends
+        counts = self.store(split).samples_per_shard
+        return [sum(counts[:last]) for last in accumulate(len(dataset.shards) for dataset in self.datasets(split))]
 
     def _dataset_items(self, split: str, number: int) -> Items:
         """Returns the items of one dataset of a split, measured if rows must be planned."""
@@ -270,11 +270,10 @@ class BatchData(LightningDataModule):
 
     def _batch_dataset(self, split: str) -> BatchDataset:
         config, datasets = self.config, self.datasets(split)
-        store = self.store(split)
         views = {name: self.view(name) for name in {dataset.view for dataset in datasets}}
         packed = split == "train" and config.layout == "packed"
-        dataset_views = [views[dataset.view] for dataset in datasets]
-        return BatchDataset(store, dataset_views, self._ends(split), self._collate(datasets, packed), self._lookup)
+        each = [views[dataset.view] for dataset in datasets]
+        return BatchDataset(self.store(split), each, self._ends(split), self._collate(datasets, packed), self._lookup)
 
     def view(self, name: str) -> View:
         """Returns the view `name`, which turns samples into tokens."""

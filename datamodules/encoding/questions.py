@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 from datamodules.encoding.messages import image_parts, parts_of, with_earlier_images
+from datamodules.encoding.question_form import QuestionForm
 from datamodules.encoding.views import messages_of
 from datamodules.storage.sample_store import SampleStore
 
@@ -30,8 +31,12 @@ class Question:
     answer: str
 
 
-def list_questions(store: SampleStore) -> list[Question]:
+def list_questions(store: SampleStore, asking: QuestionForm | None = None) -> list[Question]:
     """Returns one Question per answer of the records with `kinds`, in order.
+
+    Args:
+        store: the samples.
+        asking: the form that the prompts are brought to; None keeps their own.
 
     Raises:
         SampleError: a record whose number of `kinds` is not its number of answers, or whose messages are broken.
@@ -51,6 +56,7 @@ def list_questions(store: SampleStore) -> list[Question]:
             has_all_images = image_parts([question]) == image_parts(talk)
             content = parts_of(question) if has_all_images else with_earlier_images(talk, _text(question))
             prompt = (*system, {"role": "user", "content": content})
+            prompt = prompt if asking is None else tuple(asking.apply(prompt))
             questions.append(Question(store.key(i), i, str(kind), prompt, _text(answer)))
     return questions
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import BatchData
+from datamodules.encoding.question_form import QuestionForm
 from datamodules.encoding.questions import Question
 from fvl_lightning.core import registry
 from fvl_lightning.core.config.loading import as_plain, check_config, load_config
@@ -63,9 +64,10 @@ def open_model(run: RunFolder, level: str | None = None, split: str | None = Non
 def open_with_data(
     reference: str, file: Path | None, level: str | None = None, split: str | None = None
 ) -> tuple[LoadedModel, BatchData]:
-    """Opens any model, and the data of an experiment file connected to it, with images fitted as the model expects.
+    """Opens any model, and the data of an experiment file connected to it.
 
-    The data needs only `split`, or without it the splits of a training.
+    Images are fitted, and questions have the form, as in the model's own training. The data needs only
+    `split`, or without it the splits of a training.
     """
     if file is None:
         raise ConfigError(f"--data: {reference} is a model without data; name an experiment file whose data it answers")
@@ -77,6 +79,7 @@ def open_with_data(
     config["data"] |= {"image_fit": images.fit, "scaled_decode": images.scaled_decode}
     experiment = check_config(ExperimentConfig, _at_level(config, level, str(file)))
     data = prepare_data(experiment, split)
+    data.asking = QuestionForm(**loaded.processor.asking)
     data.connect(data_context(loaded.model, loaded.tokenizer, experiment))
     return loaded, data
 

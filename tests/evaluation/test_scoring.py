@@ -90,6 +90,7 @@ def test_data_is_fitted_as_the_model_knows_it(folder: Path, fvl_here: Run, monke
     """Whatever the file says of it: a model that was trained on padded pictures is asked about such."""
     from fvl_lightning.evaluation.scoring import open_with_data
     from fvl_lightning.modeling.processing.image_processor import FlorenceVLImageProcessor
+    from fvl_lightning.modeling.processing.processor import FlorenceVLProcessor
 
     monkeypatch.chdir(folder)
     original = FlorenceVLImageProcessor.__init__
@@ -98,5 +99,13 @@ def test_data_is_fitted_as_the_model_knows_it(folder: Path, fvl_here: Run, monke
         original(self, *args, **kwargs | {"fit": "pad"})  # type: ignore[arg-type]
 
     monkeypatch.setattr(FlorenceVLImageProcessor, "__init__", padded)
+    processor = FlorenceVLProcessor.from_pretrained("model")
+    processor.asking = {"behind_image": "\n"}
+    monkeypatch.setattr(FlorenceVLProcessor, "from_pretrained", lambda *args: processor)
     _, data = open_with_data("model", Path("mine.yaml"))
     assert data.config.image_fit == "pad"
+    questions = data.questions("test")
+    assert questions
+    for question in questions:
+        content = question.prompt_messages[-1]["content"]
+        assert next(part["text"] for part in content[1:]) == "\n", "as behind every image of its training"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from datamodules.encoding.question_form import QuestionForm
 from datamodules.encoding.questions import list_questions
 from datamodules.storage.sample import SampleError
 from datamodules.storage.sample_store import SampleStore
@@ -46,6 +47,10 @@ def test_each_answer_is_asked_for_with_all_images_and_no_other_turn(
     images = [{"type": "image"}, {"type": "image"}]
     assert one.prompt_messages == (SYSTEM, {"role": "user", "content": record([])["messages"][1]["content"]})
     assert other.prompt_messages == (SYSTEM, {"role": "user", "content": [*images, {"type": "text", "text": "how?"}]})
+    _, formed = list_questions(store, QuestionForm("\n", " ", "another system message"))
+    (system, asked), words = formed.prompt_messages, [{"type": "text", "text": text} for text in (" ", "\n", "how?")]
+    assert system == SYSTEM
+    assert asked["content"] == [images[0], words[0], images[1], *words[1:]]
 
 
 @pytest.mark.parametrize("kinds", [["what"], ["a", "b", "c"], "what"])
