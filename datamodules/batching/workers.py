@@ -105,5 +105,5 @@ def _kill_workers() -> None:
 
 
 def _as_is(value: Any) -> Any:
-    """Returns its argument: a collate function for a dataset that returns batches."""
+    """Returns `value` unchanged: the collate function where the dataset returns whole batches."""
     return value

@@ -89,7 +89,7 @@ class _ForwardFile:
         self._room = MAX_HEADERS
 
     def next_of(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
-        """Returns the next member of the archive that reads this file."""
+        """Returns the next member of `archive`, which reads this file; its headers may have MAX_HEADERS bytes."""
         self._room = MAX_HEADERS
         return archive.next()
 

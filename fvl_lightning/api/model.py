@@ -61,7 +61,7 @@ class Model:
             DataError: as for `answer`.
         """
         if sampling.beams != 1:
-            raise ConfigError(f"beams: a stream has 1 beam, not {sampling.beams}")
+            raise ConfigError(f"beams: a stream has 1 beam, found {sampling.beams}; use answer() for several")
         return stream(self.loaded, self._prompt(images, question), sampling)
 
     def conversation(self, images: Pictures = (), sampling: Sampling = GREEDY) -> Conversation:

@@ -119,7 +119,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         self._divide_global_batch()
         if self.strategy == "single" and self.world_size > 1:
-            raise ValueError(f"trainer.strategy: single is one device, take ddp or fsdp for {self.world_size}")
+            raise ValueError(f"trainer.strategy: single uses one device, take ddp or fsdp for {self.world_size}")
         if not self.sharded:
             for name, asked in {"checkpoint": self.checkpoint == "sharded", "cpu_offload": self.cpu_offload}.items():
                 if asked:

@@ -44,8 +44,8 @@ def loading_problem(report: Mapping[str, Any], unused: Callable[[str], bool] = l
 def quiet_loading() -> Iterator[None]:
     """Suppresses transformers' table of weights, which `loading_problem` replaces.
 
-    It adds a filter rather than a level: at level WARNING, transformers lists each weight without a tensor-parallel
-    plan.
+    It filters records and leaves the logger's level alone, because transformers at level WARNING lists each weight
+    without a tensor-parallel plan.
     """
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(_is_error)

@@ -105,14 +105,14 @@ def tower_config(model: Mapping[str, Any]) -> PreTrainedConfig:
         raise ConfigError(f"encoder.model: it cannot be built: {' '.join(str(error).split())}") from None
     if config.num_channels != 3:
         raise ConfigError(f"encoder.model.num_channels: images have 3 channels, found {config.num_channels}")
-    if config.model_type == "dinov3_vit" and config.hidden_size / config.num_attention_heads % 4:
-        raise ConfigError(
-            f"encoder.model: rotary positions take heads of 4, 8, 12, ... channels, found hidden_size "
-            f"{config.hidden_size} over num_attention_heads {config.num_attention_heads}"
-        )
     heads, width = config.num_attention_heads, config.hidden_size
     if heads < 1 or width % heads:
         raise ConfigError(f"encoder.model.num_attention_heads: {heads} heads do not divide a width of {width}")
+    if config.model_type == "dinov3_vit" and width // heads % 4:
+        raise ConfigError(
+            "encoder.model: for rotary positions hidden_size / num_attention_heads must be a multiple of 4, "
+            f"found {width} / {heads}"
+        )
     if config.model_type == "siglip_vision_model":
         config.vision_use_head = False  # the head pools the tokens, which are the sources
     return config

@@ -39,7 +39,7 @@ def cache_for(
     """Returns `use_cache` for the language model: False for packed rows, unchanged for others.
 
     Raises:
-        ValueError: packed rows with an attention mask or a cache, with which documents would see each other.
+        ValueError: packed rows with an attention mask or a cache; their documents would then see each other.
     """
     if position_ids is None or position_ids.shape[-1] == 1:
         return use_cache

@@ -49,7 +49,7 @@ def check_lora(settings: LoraConfig | None, trainable: Mapping[str, str], model:
         )
     for name in settings.components:
         if name in trainable and name not in components:
-            raise ConfigError(f"lora.components.{name}: {name} has no adapters; write trainable.{name}=lora")
+            raise ConfigError(f"lora.components.{name}: {name} is not trained with LoRA; write trainable.{name}=lora")
         if name not in components:
             raise unknown_name("adapted component", name, components, "lora.components")
     if settings.quantization is not None:

@@ -55,7 +55,7 @@ def test_features_and_weights_are_those_of_the_model(model: Model) -> None:
 
 
 def test_mistakes_are_errors_of_the_kit(model: Model) -> None:
-    with pytest.raises(ConfigError, match="beams: a stream has 1 beam, not 2"):
+    with pytest.raises(ConfigError, match="beams: a stream has 1 beam, found 2"):
         model.stream("red.png", QUESTION, Sampling(beams=2))
     with pytest.raises(ConfigError, match="unknown adapter 'b'"):
         model.use_adapter("b")

@@ -87,7 +87,7 @@ def snapshot(folder: Path) -> dict[Path, int]:
         ("data.batch_size=3", ("data.batch_size", "did you mean 'trainer.batch_size'?")),
         ("warmup=3", ("warmup on", "did you mean 'optimizer.warmup_steps'?")),
         ("trainer.accelerator=gpu", ("trainer.accelerator", "'gpu'", "did you mean 'cuda'?")),
-        ("trainer.devices=2", ("trainer.devices on the command line: trainer.strategy: single is one device",)),
+        ("trainer.devices=2", ("trainer.devices on the command line: trainer.strategy: single uses one device",)),
         ("tracking.uri=http://a:b@c", ("tracking.uri on the command line: ", "contains a login")),
         ("name=../a", ("name on the command line: ", "a folder inside `output`")),
         ("stages=[a.yaml]", ("unknown key 'stages'", "a key of comparisons, which `fvl compare` takes")),

@@ -120,7 +120,7 @@ def test_what_cannot_be_started_is_one_sentence(tmp_path: Path, fvl_here: Run, m
         assert done.returncode == 2
         return " ".join(done.stderr.split()).replace(" on the command line", "")
 
-    assert "trainer.strategy: single is one device, take ddp or fsdp for 4" in said("trainer.devices=4")
+    assert "trainer.strategy: single uses one device, take ddp or fsdp for 4" in said("trainer.devices=4")
     assert "trainer.devices must be at least 1" in said("trainer.devices=0")
     assert "did you mean 'encoder'?" in said("trainer.checkpoint_activations=[encodr]")
     assert "trainer.compile: unknown component with blocks" in said("trainer.compile=[fusion]")

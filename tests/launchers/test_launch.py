@@ -186,7 +186,7 @@ def test_the_ranks_of_a_machine_know_all_others(tmp_path: Path, monkeypatch: pyt
     [
         (["experiments/demo/finetun.yaml"], "experiments/demo/finetun.yaml"),
         ([FINETUNE, "--nodes", "0"], "Invalid value for '--nodes'"),
-        ([FINETUNE, "--gpus-per-node", "4"], "trainer.strategy: single is one device"),
+        ([FINETUNE, "--gpus-per-node", "4"], "trainer.strategy: single uses one device"),
         ([FINETUNE, SHARDED, "trainer.devices=4", "--gpus-per-node", "8"], "--gpus-per-node: it is 8, but trainer.dev"),
         ([FINETUNE, SHARDED, "trainer={nodes: 4}", "--nodes", "8"], "--nodes: it is 8, but trainer.nodes is 4"),
         ([FINETUNE, SHARDED, "--nodes", "4"], "--nodes: 4 machines need --slurm, or --rendezvous HOST:PORT"),

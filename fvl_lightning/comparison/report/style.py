@@ -32,7 +32,7 @@ NAME_CHARACTERS = 30
 LINE_CHARACTERS = 20
 """Characters of a line at a vertical axis."""
 CHARACTER_WIDTH, HANDLE_WIDTH = 0.085, 0.75
-"""Inches of a character and of a handle in a legend."""
+"""Widths, in inches, of a character and of a handle in a legend."""
 TICKS, LONG_TICKS = 7, 4
 """Ticks on an axis, at most one more; fewer where their labels have more than five characters."""
 

@@ -139,7 +139,7 @@ class Comparison(Record):
     tuning: Tuning | None = None
     """None where the learning rates were given."""
     questions: dict[str, int] = field(default_factory=dict)
-    """{kind: number of its questions in the test split}; empty in files of earlier versions, as the next two."""
+    """{kind: number of its questions in the test split}; empty in files of earlier versions, as the two below."""
     sample_seeds: dict[str, int] = field(default_factory=dict)
     """{arm: the seed whose answers are on the sheet of samples}."""
     plugins: dict[str, str] = field(default_factory=dict)

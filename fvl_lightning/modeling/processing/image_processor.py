@@ -94,7 +94,8 @@ def load_picture(picture: Picture, reader: ImageReader) -> NDArray[np.uint8]:
         return reader.decode(Path(picture))
     if isinstance(picture, bytes):
         return reader.decode(picture)
-    raise DataError(f"an image is a {type(picture).__name__}, expected a Pillow image, an array, a path or an address")
+    expected = "a Pillow image, array, tensor, bytes, path or URL"
+    raise DataError(f"an image is a {type(picture).__name__}, expected {expected}")
 
 
 def pictures_of(messages: Sequence[Message]) -> list[Picture]:

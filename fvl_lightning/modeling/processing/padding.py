@@ -36,7 +36,7 @@ class RowOptions:
     """"auto" gives PyTorch tensors if all rows have one length, and lists otherwise; None always gives lists."""
     return_attention_mask: bool = True
     add_special_tokens: bool | None = None
-    """None adds them unless the text begins with the first token already."""
+    """None adds them unless the text begins with the beginning-of-sequence token already."""
 
     @classmethod
     def read(cls, keywords: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Checkpoints on disk: written to a temporary path and renamed, the previous kept, checked before loading.
 
-last.ckpt       the newest: a file, or a folder of parts (checkpoint_parts.py)
+last.ckpt       the newest: a file, or a folder of parts (sharded.py)
 previous.ckpt   the one before, for when the newest turns out to be damaged
 best.ckpt       the weights of the lowest validation loss, where they are kept
 *.tmp           one that is being written, or that a kill has left behind
