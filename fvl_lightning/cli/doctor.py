@@ -28,7 +28,7 @@ def doctor(
 ) -> None:
     """Check an experiment before it starts, on a CPU: data, labels, batches, memory, disk, tracking, one batch.
 
-    Of a comparison: data, arms, earlier results, disk and tracking, and one batch of every stage of every arm.
+    For a comparison file it checks data, arms, earlier results, disk, tracking, and one batch of every stage and arm.
 
     Data that is made on first use, such as the demo set, is made. The exit code is 2 if a check has failed.
 
