@@ -340,7 +340,7 @@ def refused(entry: dict[str, Any]) -> str:
         ({"model": {**DINOV3, "num_attention_heads": 0}}, "encoder.model.num_attention_heads: 0 heads do not divide"),
         (
             {"model": {**DINOV3, "hidden_size": 12}},
-            "for rotary positions hidden_size / num_attention_heads must be a multiple of 4, found 12 / 2",
+            "encoder.model: for rotary positions hidden_size / num_attention_heads must be a multiple of 4",
         ),
         ({"model": {**CLIP, "num_channels": 1}}, "encoder.model.num_channels: images have 3 channels, found 1"),
         ({"model": {**DINOV2, "image_size": [16, 8]}}, "encoder.model.image_size: expected the side of a square"),
