@@ -11,6 +11,7 @@ if __name__ == "__main__":
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def answer_row(answer: Answer) -> AnswerRow:
 
 
 def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yields (name, value) of every number, such as accuracy/macro, accuracy/colour and transfer/medium/macro.
+    """Yields (name, value) of every finite number, such as accuracy/macro, accuracy/colour and transfer/medium/macro.
 
     Args:
         values: nested numbers by name; what lies under `by_kind` is named without it.
@@ -172,7 +173,7 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from numbers(value, prefix if key == "by_kind" else f"{prefix}{key}/")
-        elif value is not None:
+        elif value is not None and isfinite(value):
             yield f"{prefix}{key.replace(' ', '_')}", float(value)
 
 

@@ -14,6 +14,7 @@ from fvl_lightning.doctor.model import unquantized
 from fvl_lightning.profiling.memory import MemoryEstimate, checkpoint_bytes
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.store import open_store
+from fvl_lightning.training.lora import lora_components
 
 MEMORY_HEADROOM = 0.9
 """Fraction of a device's memory that the estimate may fill; what the estimate leaves out takes the rest."""
@@ -124,7 +125,10 @@ def bytes_left_by_run(stage: Stage) -> int:
     """Returns the bytes that a finished run keeps: one or two checkpoints, perhaps the best weights, and its model."""
     trainer = stage.experiment.trainer
     kept = min(CHECKPOINTS - 1, math.ceil(trainer.max_steps / trainer.checkpoint_every))
-    weights = sum(tensor.nbytes for tensor in stage.model.state_dict().values())
+    saved = stage.model.state_dict().values()
+    if lora_components(stage.trainable):  # an adapter, and what is trained in full beside it
+        saved = [parameter for parameter in stage.model.parameters() if parameter.requires_grad]
+    weights = sum(tensor.nbytes for tensor in saved)
     best = weights if trainer.keep_best else 0
     return kept * checkpoint_bytes(stage.experiment, stage.model) + best + weights
 

@@ -145,11 +145,16 @@ def score_control(
     metric: str = DEFAULT_METRIC,
     limit: int | None = None,
 ) -> KindScores | None:
-    """Returns the score of one control, a field of ControlScores; None for a prior without questions in training."""
+    """Returns the score of one control, a field of ControlScores.
+
+    None for a prior without questions in training, and for shuffled images where only one is asked about.
+    """
     if name == "prior":
         seen = training_questions(data)
         return score_answers(prior_answers(asked_questions(data, split, limit), seen), metric) if seen else None
     images: Images = "zeroed" if name == "image_zeroed" else "shuffled"
+    if images == "shuffled" and len({question.index for question in asked_questions(data, split, limit)}) < 2:
+        return None
     return score_answers(
         answer_questions(built, data, split, images, partial(progress, f"images {images}"), limit), metric
     )
@@ -158,10 +163,16 @@ def score_control(
 def score_controls(
     built: BuiltModel, data: BatchData, split: str, progress: Progress = _silent, metric: str = DEFAULT_METRIC
 ) -> ControlScores:
-    """Answers the same questions without the image and with another one, and scores that and the prior; see `score`."""
+    """Answers the same questions without the image and with another one, and scores that and the prior; see `score`.
+
+    Scores are NaN where there is nothing to score: no other sample's image, or no questions in training.
+    """
     zeroed = answer_questions(built, data, split, "zeroed", partial(progress, "images zeroed"))
-    shuffled = answer_questions(built, data, split, "shuffled", partial(progress, "images shuffled"))
-    prior = prior_answers(data.questions(split), training_questions(data))
+    asked, seen = data.questions(split), training_questions(data)
+    several = len({question.index for question in asked}) > 1
+    shown = partial(progress, "images shuffled")
+    shuffled = answer_questions(built, data, split, "shuffled", shown) if several else []
+    prior = prior_answers(asked, seen) if seen else []
     return ControlScores(
         image_zeroed=score_answers(zeroed, metric),
         image_shuffled=score_answers(shuffled, metric),

@@ -10,9 +10,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 import fvl_lightning.modeling.florence_vl  # noqa: F401 - registers the model with transformers
 from fvl_lightning.core import registry
-from fvl_lightning.core.types import IGNORE_INDEX, ImageSpec
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.types import IGNORE_INDEX, FeatureSpec, ImageSpec
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
+from fvl_lightning.modeling.shapes import check_declarations, check_sources
 from tests.tiny_models import (
     BOS,
     IMAGE,
@@ -336,3 +338,38 @@ def test_sampling_follows_the_seed() -> None:
         drawn.append(generate(model, texts, images, do_sample=True, temperature=5.0))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+DECLARED = FeatureSpec(TOKENS, 99, None)
+
+
+@pytest.mark.parametrize(
+    ("component", "field", "value", "said"),
+    [
+        ("fusion", "output", DECLARED, r"fusion concat declares width 99 but returned \[2, 4, \d+\]; expected"),
+        ("projector", "tokens", 7, r"projector mlp declares 7 tokens but returned \[2, 4, 12\]"),
+        ("encoder", "specs", {"davit": DECLARED}, r"encoder florence2 \(source davit\) declares width 99 but returned"),
+    ],
+)
+def test_a_component_that_returns_another_shape_is_named_once(
+    component: str, field: str, value: Any, said: str
+) -> None:
+    model = tiny_model()
+    right = getattr(getattr(model, component), field)
+    setattr(getattr(model, component), field, value)
+    with pytest.raises(ConfigError, match=said):
+        model.embed_images(pixels(2))
+    setattr(getattr(model, component), field, right)
+    expected, _ = model.embed_images(pixels(2))
+    if component != "encoder":  # it computes the sources that it declares
+        setattr(getattr(model, component), field, value)
+    assert torch.equal(model.embed_images(pixels(2))[0], expected), "later passes check nothing"
+
+
+def test_other_sources_and_a_fusion_without_a_declaration_are_named() -> None:
+    with pytest.raises(ConfigError, match="encoder florence2 declares the sources davit but returned ocr"):
+        check_sources("florence2", {"davit": DECLARED}, {"ocr": pixels(2)})
+    with pytest.raises(ConfigError, match="encoder florence2 declares the sources davit but returned a Tensor"):
+        check_sources("florence2", {"davit": DECLARED}, pixels(2))
+    with pytest.raises(ConfigError, match="fusion film declares no output shape: its __init__ must set"):
+        check_declarations(torch.nn.Identity(), "film")

@@ -30,8 +30,9 @@ def check_data(config: ComparisonConfig, plans: Mapping[int, SeedPlan]) -> str:
     for arms, experiment in _distinct({arm: stages[-1] for arm, stages in plan.arms.items()}):
         whose = f"data of {', '.join(arms)}" if len(arms) < len(plan.arms) else "data"
         try:
-            _check_cached(config, prepare_data(experiment))
-            found += [f"{whose}: {text}" for text in _questions(config, experiment)]
+            data = prepare_data(experiment)
+            _check_cached(config, data)
+            found += [f"{whose}: {text}" for text in _questions(config, experiment, data)]
         except UserError as error:
             problems.append(f"{whose}: {error}; {NEEDS}")
     if plan.encoder is not None:
@@ -61,9 +62,8 @@ def _check_cached(config: ComparisonConfig, data: BatchData) -> None:
         )
 
 
-def _questions(config: ComparisonConfig, experiment: ExperimentConfig) -> Iterator[str]:
+def _questions(config: ComparisonConfig, experiment: ExperimentConfig, data: BatchData) -> Iterator[str]:
     """Yields the number of questions of every split and level that is scored; DataError or ConfigError for none."""
-    data = prepare_data(experiment)
     for split in ["test", *config.unseen_splits, *(["validation"] if config.tune else [])]:
         yield f"{len(scored_questions(data, split))} questions in {split}"
     for level in config.transfer_levels:

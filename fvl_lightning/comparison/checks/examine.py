@@ -1,6 +1,7 @@
 """Runs all checks of `fvl doctor` on a comparison: those before its start, and one training step of every stage."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from fvl_lightning.comparison.arms import arms_of
@@ -8,11 +9,12 @@ from fvl_lightning.comparison.checks.before_start import PlannedComparison, plan
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.errors import UserError
+from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import plural
 from fvl_lightning.doctor.finding import Finding, run_check, skipped
+from fvl_lightning.doctor.model import shaped_stage
 from fvl_lightning.doctor.one_batch import check_one_batch
 from fvl_lightning.doctor.resources import check_tracking
-from fvl_lightning.runs.setup import build_stage
 
 ADVICE = {
     "data": "`fvl shards check` and `fvl shards preview` show what the splits hold",
@@ -72,7 +74,9 @@ def _batches(planned: PlannedComparison, report_progress: Callable[[str], None])
     findings: list[Finding] = []
     config, base = planned.config, planned.path.parent
     plan, arms = planned.plans[config.seeds[0]], arms_of(config, planned.path)
-    trained = [("encoder", config.encoder_stage, plan.encoder, ())] if plan.encoder is not None else []
+    trained: list[tuple[str, str, ExperimentConfig, Sequence[str]]] = []
+    if plan.encoder is not None:
+        trained.append(("encoder", config.encoder_stage, plan.encoder, []))
     trained += [
         (arm, file, experiment, arms[arm].overrides)
         for arm, stages in plan.arms.items()
@@ -81,12 +85,11 @@ def _batches(planned: PlannedComparison, report_progress: Callable[[str], None])
     for who, file, experiment, words in trained:
         name = f"{who}, {experiment.name}"
         report_progress(f"one batch of {name}")
-        overrides = [*config.set, *words]
-        for finding in run_check(
-            "one batch",
-            lambda file=file, experiment=experiment, overrides=overrides: check_one_batch(
-                base / file, overrides, experiment, build_stage(experiment, "meta")
-            ),
-        ):
+        check = partial(_one_batch, base / file, [*config.set, *words], experiment)
+        for finding in run_check("one batch", check):
             findings.append(Finding(finding.check, finding.status, f"{name}: {finding.message}", finding.advice))
     return findings
+
+
+def _one_batch(path: Path, overrides: Sequence[str], experiment: ExperimentConfig) -> list[Finding]:
+    return check_one_batch(path, overrides, experiment, shaped_stage(experiment))

@@ -3,9 +3,9 @@
 from fvl_lightning.comparison.plan import Arms
 from fvl_lightning.core.errors import ConfigError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.doctor.model import shaped_stage
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.shapes import in_own_code, try_connector
-from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.stages.base import Stage
 
 
@@ -28,13 +28,13 @@ def build_arms(arms: Arms) -> dict[str, list[Stage]]:
 
 
 def build_checked(experiment: ExperimentConfig) -> Stage:
-    """Builds a stage on the meta device, and checks what its components compute.
+    """Builds a stage with its adapters on the meta device, and checks what its components compute.
 
     Raises:
         ConfigError: a component cannot be built, or returns another shape than it declares.
     """
     try:
-        stage = build_stage(experiment, "meta")
+        stage = shaped_stage(experiment)
     except UserError:
         raise
     except Exception as error:  # a bug in a component of the user's own

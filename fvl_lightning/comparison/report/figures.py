@@ -94,10 +94,10 @@ def accuracy_figure(comparison: Comparison) -> Figure:
     controls.set_title("macro average over kinds, by image", color=INK, fontsize=11, loc="left")
     score_axis(by_kind, metric, [*drawn, first.prior.macro], from_zero=True)
     handles, labels = controls.get_legend_handles_labels()
-    seeds = max(map(len, by_seed.values()))
-    if seeds > 1:
+    counts = list(map(len, by_seed.values()))
+    if max(counts) > 1:
         handles += [Line2D([], [], color=INK, linewidth=1.2), _seed_point()]
-        labels += [f"SD over {seeds} seeds", "one seed"]
+        labels += [f"SD over {_seeds_text(counts)}", "one seed"]
     legend_above(figure, [*handles, line], [*labels, "prior: the most frequent answer"])
     return figure
 
@@ -124,14 +124,16 @@ def loss_figure(curves: Mapping[str, Mapping[str, Losses]]) -> Figure:
         axes.set_ylabel("loss (nats per token)", color=INK)
     if panels:
         handles, labels = panels[0].get_legend_handles_labels()
-        seeds = max((len(losses.training) for losses in found), default=1)
-        several = ([Patch(color=MUTED, alpha=0.25)], ["band: lowest to highest seed"]) if seeds > 1 else ([], [])
-        line = "training, mean over " + f"{seeds} seeds" if seeds > 1 else "training"
-        handles += [Line2D([], [], color=MUTED, linewidth=2), *several[0]]
-        labels += [line, *several[1]]
+        counts = [len(losses.training) for losses in found]
+        several = max(counts, default=1) > 1
+        handles.append(Line2D([], [], color=MUTED, linewidth=2))
+        labels.append(f"training, mean over {_seeds_text(counts)}" if several else "training")
+        if several:
+            handles.append(Patch(color=MUTED, alpha=0.25))
+            labels.append("band: lowest to highest seed")
         if any(losses.validation for losses in found):
             handles.append(Line2D([], [], color=MUTED, linestyle=(0, (3, 2)), marker="o", markersize=3))
-            labels.append("validation" + (", mean" if seeds > 1 else ""))
+            labels.append("validation, mean" if several else "validation")
         legend_above(figure, handles, labels)
     return figure
 
@@ -236,7 +238,8 @@ def _grouped_bars(axes: Axes, groups: Sequence[str], values: Mapping[str, NDArra
     Returns:
         All values drawn.
     """
-    width, drawn, labels = 0.8 / max(len(values), 1), [], short_names(values)
+    width, labels = 0.8 / max(len(values), 1), short_names(values)
+    drawn: list[float] = []
     for number, (color, (name, table)) in enumerate(zip(colors(values), values.items(), strict=True)):
         positions = np.arange(len(groups)) + (number - (len(values) - 1) / 2) * width
         known = [column[np.isfinite(column)] for column in table.T]
@@ -257,6 +260,11 @@ def _grouped_bars(axes: Axes, groups: Sequence[str], values: Mapping[str, NDArra
     axes.grid(visible=False, axis="x")
     axes.tick_params(axis="x", length=0)
     return drawn
+
+
+def _seeds_text(counts: Sequence[int]) -> str:
+    """Returns "3 seeds", or "seeds" where arms have different numbers of them."""
+    return f"{counts[0]} seeds" if len(set(counts)) == 1 else "seeds"
 
 
 def _seed_point() -> Line2D:

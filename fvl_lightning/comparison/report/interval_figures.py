@@ -101,8 +101,8 @@ def holm_intervals(statistics: ComparisonStatistics) -> dict[str, tuple[float, f
     tested = [contrast for contrast in statistics.contrasts if isfinite(contrast.p)]
     if statistics.sensitivity is None:
         return {}
-    intervals, level = {}, 0.0
-    rejecting = True
+    intervals: dict[str, tuple[float, float]] = {}
+    level, rejecting = 0.0, True
     for step, contrast in enumerate(sorted(tested, key=lambda contrast: contrast.p)):
         if rejecting:
             level = statistics.alpha / (len(tested) - step)

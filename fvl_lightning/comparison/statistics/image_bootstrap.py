@@ -30,7 +30,7 @@ def image_intervals(
     alpha: float = 0.05,
     seed: int = 0,
 ) -> dict[str, ImageInterval]:
-    """Returns the interval of every arm but the baseline, each on its own at 1 - alpha.
+    """Returns the interval of every arm but the baseline, each on its own at 1 - alpha; NaN for a single image.
 
     An arm's score is the mean over all questions or, with `kinds`, the average of the means of all kinds, as in
     AnswerMetric. All arms are scored on the same draws, so what makes an image hard for all of them cancels.
@@ -56,6 +56,8 @@ def image_intervals(
     baseline_index = list(scores).index(baseline)
     differences = draws - draws[:, [baseline_index]]
     low, high = np.quantile(differences, [alpha / 2, 1 - alpha / 2], axis=0)
+    if number == 1:  # every draw is this image: its interval of no length would look like certainty
+        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
     return {
         arm: ImageInterval(float(estimates[i] - estimates[baseline_index]), (float(low[i]), float(high[i])))
         for i, arm in enumerate(scores)

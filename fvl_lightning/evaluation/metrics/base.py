@@ -23,6 +23,7 @@ A comparison names it as `metric: contains/macro`. Its tables, figures, tests an
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import nan
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -102,8 +103,10 @@ class AnswerMetric(Metric, ABC):
         self.asked[index] += 1
 
     def compute(self) -> KindScores:
-        """Returns the averages over all answers; 0 where there are none."""
+        """Returns the averages over all answers; NaN where there are none, since no answer is not a wrong one."""
         counts = {kind: int(number) for kind, number in zip(self.kinds, self.asked, strict=True) if number > 0}
         by_kind = {kind: float(self.total[self.kinds.index(kind)]) / number for kind, number in counts.items()}
-        overall = float(self.total.sum()) / max(1, int(self.asked.sum()))
-        return KindScores(sum(by_kind.values()) / max(1, len(by_kind)), overall, by_kind)
+        if not by_kind:
+            return KindScores(nan, nan)
+        overall = float(self.total.sum()) / int(self.asked.sum())
+        return KindScores(sum(by_kind.values()) / len(by_kind), overall, by_kind)

@@ -100,3 +100,9 @@ def test_images_are_covered_and_drawing_questions_would_not_be(monkeypatch: pyte
 
     assert 0.925 <= coverage(np.repeat(range(100), 8).tolist()) <= 0.975
     assert coverage(list(range(800))) < 0.85
+
+
+def test_a_single_image_has_no_interval() -> None:
+    found = image_intervals({"concat": [[1, 0]], "gated": [[1, 1]]}, [4, 4], "concat")["gated"]
+    assert found.estimate == 0.5
+    assert np.isnan(found.interval).all()

@@ -16,10 +16,11 @@ from fvl_lightning.comparison.report.interval_figures import (
     pareto_figure,
     pareto_front,
 )
+from fvl_lightning.comparison.report.sections import plugin_grids, questions_text, samples_text
 from fvl_lightning.comparison.report.tables import differences_grid, statistics_grids, verdict_section, verdict_text
 from fvl_lightning.comparison.result_files.cell import AnswerRow, ArmResult
 from fvl_lightning.comparison.result_files.comparison import Comparison, MlflowEntry, SeedResult
-from fvl_lightning.comparison.results import mean_result
+from fvl_lightning.comparison.results import mean_result, sample_seeds
 from fvl_lightning.comparison.statistics.image_bootstrap import LABEL
 from fvl_lightning.comparison.statistics.summary import averaged, summarize
 from fvl_lightning.comparison.statistics.verdicts import EXPLORATORY
@@ -236,3 +237,45 @@ def test_operations_are_counted_forwards_backwards_and_in_attention() -> None:
     query = torch.randn(1, 2, 5, 4)
     attention = count_flops(lambda: scaled_dot_product_attention(query, query, query, is_causal=True))
     assert attention == 2 * (2 * 2 * 5 * 5 * 4)
+
+
+def test_a_score_that_is_not_finite_is_a_missing_cell_that_the_report_names() -> None:
+    results, answers = cells(4)
+    results[2]["gated"].scores["accuracy"].macro = float("nan")
+    several = shown(results, answers)
+    several.cells = [SeedResult(arm, seed, results[seed][arm]) for arm in MEANS for seed in results]
+    assert "seed 2 is left out: no score from gated" in verdict_section(several)
+    arms, _, seeds, *_ = statistics_grids(several)
+    assert arms.rows[1][-1] == "3"
+    assert seeds.rows[1][3] == "-"
+    figure = pareto_figure(several)
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["concat", "mean"], "an arm without a mean has no point"
+    assert np.isfinite(accuracy_figure(several).axes[0].get_ylim()).all()
+
+
+def test_arms_that_tie_have_no_winner() -> None:
+    results, answers = cells(5)
+    for seed, by_arm in results.items():
+        for result in by_arm.values():
+            result.scores["accuracy"] = KindScores(0.5 + seed / 10, 0.5, {})
+    found = summarize("accuracy/macro", "concat", 0.02, results, answers)
+    assert {contrast.verdict for contrast in found.contrasts} == {"not testable"}
+
+
+def test_the_samples_are_of_one_seed_where_all_arms_share_one() -> None:
+    assert sample_seeds({"concat": [0, 1, 2], "gated": [1, 2]}) == {"concat": 1, "gated": 1}
+    assert sample_seeds({"concat": [0], "gated": [1]}) == {"concat": 0, "gated": 1}
+    several = shown(*cells(3))
+    several.sample_seeds = {"concat": 1, "gated": 1, "mean": 1}
+    assert samples_text(several) == "Answers of the models trained with seed 1.\n\n"
+    several.sample_seeds = {"concat": 0, "gated": 1, "mean": 0}
+    assert "models trained with different seeds (seed 0: concat, mean; seed 1: gated)." in samples_text(several)
+    assert samples_text(shown(*cells(3))) == "", "a file of an earlier version does not say"
+
+
+def test_plugins_and_few_questions_are_named() -> None:
+    [grid] = plugin_grids({"film.py": "0123abcd"})
+    assert grid.rows == [["`film.py`", "`0123abcd`"]]
+    assert plugin_grids({}) == []
+    few = "The test split has 41 questions. A score of few questions is coarse: count (1 question)."
+    assert questions_text({"colour": 40, "count": 1}).strip() == few
