@@ -183,6 +183,20 @@ def test_a_state_that_a_checkpoint_cannot_hold_is_refused_before_the_first_step(
     assert not (tmp_path / "last.ckpt").exists()
 
 
+def test_a_registered_callback_that_is_none_or_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Config:
+        pass
+
+    for name, bases, sentence in (
+        ("other", (), "trainer.callbacks: mine is no Callback of Lightning, which a callback must extend"),
+        ("narrow", (Callback,), "trainer.callbacks: mine cannot be built from its Config: TypeError"),
+    ):
+        made = type(name, bases, {"Config": dataclass(Config), "__init__": lambda self: None})
+        monkeypatch.setitem(registry._components["callback"], "mine", made)
+        with pytest.raises(ConfigError, match=f"^{sentence}"):
+            build_callbacks([choose("callback", "mine")])
+
+
 def test_a_registered_callback_is_built_from_its_config(monkeypatch: pytest.MonkeyPatch) -> None:
     class Mine(Callback):
         @dataclass

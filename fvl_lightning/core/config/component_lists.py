@@ -67,8 +67,7 @@ class ImportedClass(Choice):
     def check(self, base: type[Any], **defaults: Any) -> dict[str, Any]:
         """Returns the arguments with which `build` calls the class; raises errors as `build`."""
         where = f"trainer.{self.slot}s: {self.name}"
-        if not issubclass(self.component, base):
-            raise ConfigError(f"{where} is no {base.__name__} of Lightning, which a {self.slot} must extend")
+        check_base(self, base)
         signature = inspect.signature(self.component)
         parameters = signature.parameters
         given = {key: value for key, value in defaults.items() if key in parameters} | self.config
@@ -81,6 +80,13 @@ class ImportedClass(Choice):
         except TypeError as error:
             raise ConfigError(f"{where}: {first_line(error)}") from None
         return given
+
+
+def check_base(choice: Choice, base: type[Any]) -> None:
+    """Raises ConfigError where the class of an entry does not extend the class that Lightning expects."""
+    if not issubclass(choice.component, base):
+        where = f"trainer.{choice.slot}s: {choice.name}"
+        raise ConfigError(f"{where} is no {base.__name__} of Lightning, which a {choice.slot} must extend")
 
 
 def component_lists(config: Any) -> Iterator[tuple[Any, str, str, str]]:

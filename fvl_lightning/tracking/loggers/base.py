@@ -24,7 +24,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 
 from fvl_lightning.core.config.choices import Choice
-from fvl_lightning.core.config.component_lists import ImportedClass
+from fvl_lightning.core.config.component_lists import ImportedClass, check_base
 from fvl_lightning.core.errors import ConfigError, UserError, first_line, os_error_in_words
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ def check_loggers(loggers: Sequence[Choice]) -> None:
         if not any(isinstance(choice, ImportedClass) and choice.name == name for choice in loggers):
             raise ConfigError(f"trainer.loggers: {name} stands twice in the list")
     for choice in loggers:
+        check_base(choice, Logger)
         if isinstance(choice, ImportedClass):
             choice.check(Logger, save_dir="")
         package = getattr(choice.component, "PACKAGE", None)

@@ -20,8 +20,8 @@ from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from fvl_lightning.core.config.choices import Choice
-from fvl_lightning.core.config.component_lists import ImportedClass
-from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.config.component_lists import ImportedClass, check_base
+from fvl_lightning.core.errors import ConfigError, UserError, first_line
 
 REFUSED: dict[type[Any], str] = {
     lightning_callbacks.Checkpoint: "the kit saves checkpoints itself: set trainer.checkpoint_every and keep_best",
@@ -45,10 +45,11 @@ def build_callbacks(choices: Sequence[Choice]) -> list[Callback]:
     """
     built = []
     for choice in choices:
+        check_base(choice, Callback)
         for kind, reason in REFUSED.items():
             if issubclass(choice.component, kind):
                 raise ConfigError(f"trainer.callbacks: {choice.name} cannot be used, {reason}")
-        built.append(choice.build(Callback) if isinstance(choice, ImportedClass) else choice.component(choice.config))
+        built.append(choice.build(Callback) if isinstance(choice, ImportedClass) else _build(choice))
     with_state = [one for one in built if is_overridden("state_dict", instance=one, parent=Callback)]
     keys = [one.state_key for one in with_state]
     for callback in with_state:
@@ -56,3 +57,14 @@ def build_callbacks(choices: Sequence[Choice]) -> list[Callback]:
             name = type(callback).__name__
             raise ConfigError(f"trainer.callbacks: two of {name} have one state_key, {callback.state_key}")
     return built
+
+
+def _build(choice: Choice) -> Callback:
+    """Returns a registered callback; ConfigError where its own code refuses to be built."""
+    try:
+        return choice.component(choice.config)
+    except UserError:
+        raise
+    except Exception as error:  # a plugin's code may raise anything
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(f"trainer.callbacks: {choice.name} cannot be built from its Config: {problem}") from error
