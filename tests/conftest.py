@@ -58,6 +58,12 @@ def _signals_are_heard() -> None:
             signal.signal(number, handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps the record of plugins that trainings have used out of the account's own, for subprocesses too."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture(scope="session")
 def fvl() -> Run:
     """Runs the command line in its own process; the imports take some seconds."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 
+from datamodules.encoding.template_sandbox import render_template
 from fvl_lightning.core.chat_date import dated
 from fvl_lightning.core.errors import ConfigError, DataError
 
@@ -134,12 +135,12 @@ class ChatTemplate:
     def _apply(self, roles: Sequence[str], contents: Sequence[str], generate: bool = False) -> str:
         messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages, chat_template=self.text, tokenize=False, add_generation_prompt=generate
+            return render_template(
+                self.text, messages, add_generation_prompt=generate, **self.tokenizer.special_tokens_map
             )
         except jinja2.TemplateError as error:
-            raise DataError(f"the chat template refuses the roles {_some(roles)}: {error}") from None
-        return str(text)
+            reason = " ".join(str(error).split())
+            raise DataError(f"the chat template refuses the roles {_some(roles)}: {reason}") from None
 
 
 def _nothing(content: str) -> str:

@@ -1,10 +1,11 @@
 """The form of a question in training, so that a trained model is prompted in the same form."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from datamodules.encoding.messages import Message
+from fvl_lightning.core.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,17 @@ class QuestionForm:
     between_images: str = ""
     system: str = ""
     captions: bool = False
+
+    @classmethod
+    def read(cls, values: Any) -> "QuestionForm":
+        """Returns the form in a saved mapping of its fields; raises DataError for anything else."""
+        known = {part.name: type(part.default) for part in fields(cls)}
+        if not isinstance(values, Mapping):
+            raise DataError(f"the form of questions (asking) is {values!r}, expected the fields {', '.join(known)}")
+        wrong = [name for name, value in values.items() if not isinstance(value, known.get(name, ()))]
+        if wrong:
+            raise DataError(f"the form of questions (asking): '{wrong[0]}' is {values[wrong[0]]!r}, which it cannot be")
+        return cls(**values)
 
     def apply(self, messages: Sequence[Message]) -> list[Message]:
         """Returns the messages in training's form: with whitespace after images, and the system message in front.

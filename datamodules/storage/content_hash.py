@@ -41,6 +41,20 @@ def content_hash(shards: Sequence[str], sizes: Sequence[int]) -> str:
     return digest.hexdigest()
 
 
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Returns {name: hash} of the files directly in a folder, of blocks of those beyond WHOLE_FILE.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    sizes = {file: file.stat().st_size for file in files}
+    return {
+        file.name: hash_file(str(file), size, None if size <= WHOLE_FILE else PLACES_OF_A_FILE)
+        for file, size in sizes.items()
+    }
+
+
 def folder_hash(folder: Path) -> str:
     """Returns a hash of the names and bytes of the files directly in a folder; blocks of those beyond WHOLE_FILE.
 

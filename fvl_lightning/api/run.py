@@ -7,7 +7,6 @@ from pathlib import Path
 
 from fvl_lightning.api.experiment import checked
 from fvl_lightning.api.model import Model, load_model
-from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.runs.folder import RunFolder
@@ -58,7 +57,7 @@ class Run:
             ConfigError: the configuration does not fit this version or its plugins.
             DataError: config.yaml is missing or broken.
         """
-        return check_config(ExperimentConfig, self.folder.config)
+        return self.folder.experiment()
 
     @property
     def components(self) -> dict[str, ParameterCount]:
@@ -91,7 +90,7 @@ class Run:
         Scores are recorded for runs that are tracked. `evaluate` computes them for any run.
         """
         try:
-            return dict(self.folder.read_tracking().get("results") or {})
+            return dict(self.folder.read_tracking().results)
         except DataError:
             return {}
 

@@ -1,15 +1,18 @@
 """The cells of a comparison: an arm with one seed, its folder, its state and its result."""
 
-import json
+import logging
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fvl_lightning.comparison.result_files.cell import CellResult, CellSpec, Failure, TrialResult
-from fvl_lightning.core.atomic import write_text_atomically
+from fvl_lightning.comparison.result_files.record import Record
 from fvl_lightning.core.config.loading import config_hash
+from fvl_lightning.core.errors import DataError, first_line
+from fvl_lightning.core.jsonl import read_sealed, write_sealed
 from fvl_lightning.core.locks import is_held
 from fvl_lightning.runs.folder import RunFolder
 
@@ -19,6 +22,10 @@ LOCK = ".lock"
 """File in the folder of a cell that its process has locked."""
 CELL_TAG = "fvl.cell"
 """The tag of a cell's MLflow runs that has its key."""
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Record)
+
 NOT_HASHED = ("parent_run_id", "tags", "fresh", "split")
 """Parts of a specification that do not change the result; another split is scored in another folder."""
 
@@ -71,7 +78,7 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        """Returns whether there is a result of exactly this specification."""
+        """Returns whether there is a whole result of exactly this specification."""
         return is_finished(self.folder, self.key)
 
     @property
@@ -82,8 +89,8 @@ class Cell:
     @property
     def failure(self) -> str | None:
         """Last log line of an earlier process with exactly this specification, if it failed and none succeeded."""
-        failure = {} if self.finished else self._read("failure.json")
-        return Failure.read(failure).words if failure.get("cell") == self.key else None
+        known = not self.finished and self._read("failure.json").get("cell") == self.key
+        return self._record(Failure, "failure.json").words if known else None
 
     def prepare(self) -> None:
         """Writes the specification for the process, and removes an earlier failure and result.
@@ -107,7 +114,7 @@ class Cell:
 
     def result(self) -> CellResult:
         """Returns what a finished cell measured on the test split."""
-        return CellResult.read(self._read(RESULT))
+        return self._record(CellResult, RESULT)
 
     def result_runs(self) -> list[str]:
         """Returns the run folders of the stages; none before the cell is finished, or if it tried learning rates."""
@@ -116,7 +123,7 @@ class Cell:
 
     def trial(self) -> TrialResult:
         """Returns what a finished cell measured on another split, to choose learning rates by."""
-        return TrialResult.read(self._read(RESULT))
+        return self._record(TrialResult, RESULT)
 
     def progress(self) -> CellProgress:
         """Returns the progress, read from the metrics logs of its runs."""
@@ -132,21 +139,35 @@ class Cell:
             done += steps
         return CellProgress("answering", total, total)
 
+    def _record(self, kind: type[R], name: str) -> R:
+        try:
+            return kind.read(self._read(name))
+        except DataError as error:
+            raise DataError(f"{self.folder / name}: {error}; delete it, and the cell is run again") from None
+
     def _read(self, name: str) -> dict[str, Any]:
         return _read(self.folder / name)
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
-        write_text_atomically(self.folder / name, json.dumps(values, indent=2))
+        write_sealed(self.folder / name, values)
 
 
 def is_finished(folder: Path, key: str) -> bool:
-    """Returns whether the folder of a cell has a result of exactly the specification that `key` names."""
+    """Returns whether the folder of a cell has a whole result of exactly the specification that `key` names."""
     return _read(folder / RESULT).get("cell") == key
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Returns the content of a file; a damaged one counts as absent, with a warning."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_sealed(path)
+    except FileNotFoundError:
         return {}
-    return values if isinstance(values, dict) else {}
+    except (OSError, ValueError) as error:
+        _say_damaged(path, first_line(error))
+        return {}
+
+
+@lru_cache(maxsize=256)
+def _say_damaged(path: Path, reason: str) -> None:
+    logger.warning("%s is left out: %s", path, reason)

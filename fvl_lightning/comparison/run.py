@@ -19,9 +19,8 @@ from fvl_lightning.comparison.split_readings import read_test_access
 from fvl_lightning.comparison.tracking import link_pages, log_report, tracked_parent
 from fvl_lightning.comparison.tuning import tune
 from fvl_lightning.core.config.files import COMMAND_LINE
-from fvl_lightning.core.config.loading import check_config, load_config
+from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import terminal
 from fvl_lightning.evaluation.scoring import score_encoder
 from fvl_lightning.launchers.base import Launcher
@@ -117,7 +116,7 @@ def score_encoders(encoders: Encoders, show: Show) -> None:
     for run in encoders.values():
         if run is None:
             continue
-        data = prepare_data(check_config(ExperimentConfig, run.config))
+        data = prepare_data(run.experiment())
         known = run.info.get("scored", content := data.content_hash(["test"])) == content
         scores = run.info.get("scores") if known else None
         scores = scores or _score_encoder(run, data, content)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.comparison.result_files.comparison import EarlierReport, RepeatedAccess, SplitAccess
-from fvl_lightning.core.jsonl import append_rows, read_rows
+from fvl_lightning.core.jsonl import append_rows, read_valid_rows
 
 ACCESS_LOG = "test_readings.jsonl"
 """In a cell's folder: a line for every time it was scored on the test split."""
@@ -32,7 +32,7 @@ def read_test_access(folder: Path, cells: Sequence[Cell]) -> SplitAccess:
         folder: the comparison's folder.
         cells: the cells of the report.
     """
-    logs = {file.parent: list(read_rows(file)) for file in sorted(folder.rglob(ACCESS_LOG))}
+    logs = {file.parent: read_valid_rows(file, _is_access) for file in sorted(folder.rglob(ACCESS_LOG))}
     by_cell = {cell.name: logs.pop(cell.folder) for cell in cells if cell.folder in logs}
     times = sorted(line["time"] for lines in by_cell.values() for line in lines)
     return SplitAccess(
@@ -53,14 +53,14 @@ def report_to_replace(folder: Path, cells: Sequence[Cell]) -> EarlierReport | No
     """Returns the newest report, if it was made of other cells than these; None where there is none, or a report of
     the same cells.
     """
-    reports = list(read_rows(folder / REPORT_LOG))
+    reports = read_valid_rows(folder / REPORT_LOG, _is_report)
     now = {cell.name: cell.key for cell in cells}
     return _changed(reports[-1], now) if reports and reports[-1]["cells"] != now else None
 
 
 def _earlier(file: Path, cells: dict[str, str]) -> list[EarlierReport]:
     """Returns the reports of other cells than these {name: key}, which are logged as the newest report."""
-    reports = list(read_rows(file))
+    reports = read_valid_rows(file, _is_report)
     if not reports or reports[-1]["cells"] != cells:
         _add(file, {"cells": cells})
     return [_changed(report, cells) for report in reports if report["cells"] != cells]
@@ -68,6 +68,16 @@ def _earlier(file: Path, cells: dict[str, str]) -> list[EarlierReport]:
 
 def _changed(report: dict[str, Any], cells: dict[str, str]) -> EarlierReport:
     return EarlierReport(report["time"], sorted(dict(cells.items() ^ report["cells"].items())))
+
+
+def _is_access(line: dict[str, Any]) -> bool:
+    return all(isinstance(line.get(key), str) for key in ("time", "cell"))
+
+
+def _is_report(line: dict[str, Any]) -> bool:
+    cells = line.get("cells")
+    texts = [*cells.values(), line.get("time")] if isinstance(cells, dict) else [None]
+    return all(isinstance(text, str) for text in texts)
 
 
 def _add(file: Path, line: dict[str, Any]) -> None:

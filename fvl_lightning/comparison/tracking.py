@@ -102,7 +102,7 @@ def read_parent(folder: Path) -> dict[str, Any]:
         uri, experiment = parent["store"]
         if all(isinstance(text, str) and text for text in (uri, experiment, parent["run_id"])):
             return {"store": [uri, experiment], "run_id": parent["run_id"]}
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         pass
     raise DataError(f"{folder} is not the folder of a tracked comparison ({PARENT} is missing or damaged)")
 

@@ -8,7 +8,6 @@ from fvl_lightning.training.fault_tolerance.signals import handle_from_start
 if __name__ == "__main__":
     handle_from_start(preemptible=True)
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from math import isfinite
@@ -18,18 +17,20 @@ from typing import Any
 from fvl_lightning.comparison.cell import LOCK, is_finished
 from fvl_lightning.comparison.result_files.cell import AnswerRow, CellResult, CellSpec, Measurements, TrialResult
 from fvl_lightning.comparison.split_readings import log_test_access
-from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import (
     EXIT_INTERRUPTED,
     EXIT_REQUEUE,
     EXIT_USAGE_ERROR,
     ConfigError,
+    DataError,
     UserError,
     disk_error,
+    first_line,
     os_error_in_words,
 )
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.jsonl import read_sealed, write_sealed
 from fvl_lightning.core.locks import HeldError, held
 from fvl_lightning.core.terminal import quiet_libraries, visible
 from fvl_lightning.core.weight_files import weights_hash
@@ -56,11 +57,16 @@ def main(specification: Path) -> int:
     folder = specification.parent
     try:
         with preemptible(), held(folder / LOCK, f"{folder} is being run by another process", LOCK_SECONDS):
-            values = json.loads(specification.read_text(encoding="utf-8"))
-            if not values.get("fresh") and is_finished(folder, values["cell"]):
+            try:
+                values = read_sealed(specification)
+            except (OSError, ValueError) as error:
+                raise DataError(f"{specification} cannot be read: {first_line(error)}") from None
+            if not isinstance(key := values.get("cell"), str):
+                raise DataError(f"{specification} is no specification of a cell, it lacks 'cell'")
+            if not values.get("fresh") and is_finished(folder, key):
                 return 0
-            result = run_cell(CellSpec.read(values), values["cell"], folder)
-            write_text_atomically(folder / "result.json", json.dumps(result.plain(), indent=2))
+            result = run_cell(CellSpec.read(values), key, folder)
+            write_sealed(folder / "result.json", result.plain())
     except HeldError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_REQUEUE

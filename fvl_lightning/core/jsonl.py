@@ -1,13 +1,25 @@
-"""JSON Lines files that grow: a log that a killed process may leave with a torn last line, which nobody reads."""
+"""JSON files: logs that grow by lines, and objects that are replaced as a whole and have a checksum.
+
+A killed process may leave a log with a torn last line, which nobody reads.
+"""
 
 import contextlib
 import json
+import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+CHECKSUM = "checksum"
+"""The key of the checksum; files of earlier versions have none."""
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]], durable: bool = False) -> None:
@@ -47,12 +59,33 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     return RowReader(path).rows()
 
 
-class RowReader:
-    """Reads a file that grows: every call goes on behind the rows of the one before."""
+def read_valid_rows(path: Path, valid: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Returns the rows that `valid` accepts; a warning counts the lines that are left out."""
+    reader = RowReader(path, valid)
+    rows = list(reader.rows())
+    reader.say_skipped()
+    return rows
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+
+class RowReader:
+    """Reads a file that grows: every call goes on behind the rows of the one before.
+
+    Args:
+        path: the file.
+        valid: returns whether a row is one of this file; those that are not, and lines that are no JSON object, are
+            left out and counted in `skipped`. Without it, a line that is no JSON object is an error.
+    """
+
+    def __init__(self, path: Path, valid: Callable[[dict[str, Any]], bool] | None = None) -> None:
+        self._path, self._valid = path, valid
         self._bytes = self._lines = 0
+        self.skipped = 0
+        """The lines that were left out so far."""
+
+    def say_skipped(self) -> None:
+        """Logs how many lines were left out; once for each number, since some logs are read often."""
+        if self.skipped:
+            _say_skipped(self._path, self.skipped)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yields the rows that were appended since; see read_rows."""
@@ -65,13 +98,27 @@ class RowReader:
                     return
                 self._bytes += len(line)
                 self._lines += 1
-                try:
-                    row = json.loads(line.decode("utf-8"))
-                except ValueError:
-                    row = None
-                if not isinstance(row, dict):
+                row = _parsed(line)
+                if self._valid is not None and not (row is not None and self._valid(row)):
+                    self.skipped += 1
+                elif row is None:
                     raise DataError(f"line {self._lines} of {self._path} is not a JSON object")
-                yield row
+                else:
+                    yield row
+
+
+@lru_cache(maxsize=256)
+def _say_skipped(path: Path, count: int) -> None:
+    lines = "1 line is" if count == 1 else f"{count} lines are"
+    logger.warning("%s: %s damaged and left out", path, lines)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _end_of_lines(file: BinaryIO) -> int:
@@ -84,3 +131,36 @@ def _end_of_lines(file: BinaryIO) -> int:
         return size
     file.seek(0)
     return file.read().rfind(b"\n") + 1
+
+
+def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
+    """Replaces `path` by a JSON file of `values` and their checksum.
+
+    Raises:
+        DataError: it cannot be written; what was there is kept.
+    """
+    plain = json.loads(json.dumps({key: value for key, value in values.items() if key != CHECKSUM}))
+    write_text_atomically(path, json.dumps({**plain, CHECKSUM: _checksum(plain)}, indent=2))
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Returns the values in a JSON file, without their checksum.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON object, or not what was written.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError("it holds no JSON object")
+    checksum = values.pop(CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(values):
+        raise ValueError("it was damaged or edited, its checksum is another")
+    return values
+
+
+def _checksum(plain: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"

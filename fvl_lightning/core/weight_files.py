@@ -141,7 +141,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file that holds an object; DataError for any other file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} could not be read: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no JSON object")

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, BartConfig, Florence2Config, Florence2ForConditionalGeneration, Florence2Model
 from transformers.utils.hub import cached_file
 
 from fvl_lightning.core.errors import ConfigError, DataError, first_line
-from fvl_lightning.core.pretrained import check_number_types, loading_problem, quiet_loading
+from fvl_lightning.core.pretrained import check_number_types, loading_problem, open_saved, quiet_loading
 from fvl_lightning.core.weight_files import LAYOUTS, indexed_names, read_json, read_weights
 from fvl_lightning.encoders.florence2_original import (
     RenamedWeights,
@@ -54,10 +53,7 @@ def read_sizes(source: str, revision: str | None) -> dict[str, Any]:
     if is_original(config):
         check_original(config, f"the config.json of {source}")
         return original_sizes(config)
-    try:
-        return Florence2Config.from_pretrained(source, revision=revision).to_dict()
-    except Exception as error:  # each configuration class raises errors of its own
-        raise _unreadable(source, error) from None
+    return open_saved(Florence2Config, source, "encoder", revision=revision).to_dict()
 
 
 def read_tokenizer(source: str, revision: str | None) -> Any:
@@ -73,10 +69,7 @@ def read_tokenizer(source: str, revision: str | None) -> Any:
     except (OSError, ValueError) as error:
         raise _unreadable(source, error) from None
     options = {"config": BartConfig()} if is_original(config) else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **options)
-    except Exception as error:  # each tokenizer class raises errors of its own
-        raise _unreadable(source, error) from None
+    tokenizer = open_saved(AutoTokenizer, source, "encoder", revision=revision, **options)
     if is_original(config):
         check_original(config, f"the config.json of {source}")
         add_tokens(tokenizer, config["text_config"]["vocab_size"])
@@ -134,17 +127,16 @@ def _model_config(source: str, revision: str | None) -> dict[str, Any] | None:
 
 
 def _native_model(source: str, revision: str | None, keep_decoder: bool) -> Florence2Model:
-    try:
-        with quiet_loading():
-            whole, report = Florence2ForConditionalGeneration.from_pretrained(
-                source,
-                revision=revision,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _unreadable(source, error) from None
+    with quiet_loading():
+        whole, report = open_saved(
+            Florence2ForConditionalGeneration,
+            source,
+            "encoder",
+            revision=revision,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     if problem := loading_problem(report):
         raise ConfigError(f"encoder.pretrained: {source} {problem}")
     check_number_types(source, revision, whole.state_dict(), "encoder.pretrained")

@@ -10,14 +10,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel
 
 from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.config.fields import number
-from fvl_lightning.core.errors import ConfigError, first_line
-from fvl_lightning.core.pretrained import check_number_types, loading_problem, quiet_loading
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.pretrained import check_number_types, loading_problem, open_saved, quiet_loading
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.weight_files import check_finite
 from fvl_lightning.encoders.base import Encoder
@@ -75,8 +74,8 @@ class HfVisionEncoder(Encoder):
         model_config._attn_implementation = "sdpa"
         self.family = FAMILIES[model_config.model_type]
         try:
-            self.tower = AutoModel.from_config(model_config)
-        except ValueError as error:
+            self.tower = AutoModel.from_config(model_config, trust_remote_code=False)
+        except Exception as error:  # each model class raises errors of its own
             raise ConfigError(f"encoder.model: it cannot be built: {' '.join(str(error).split())}") from None
         remove_unused(self.tower, self.family, config.sources)
         self.image_size = config.image_size
@@ -126,18 +125,17 @@ class HfVisionEncoder(Encoder):
         name = self.config.pretrained
         if name is None:
             return
-        try:
-            with quiet_loading():
-                pretrained, report = type(self.tower).from_pretrained(
-                    name,
-                    config=tower_config(self.config.model),
-                    revision=self.config.revision,
-                    use_safetensors=True,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,
-                )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ConfigError(f"encoder: {name} could not be read: {first_line(error)}") from None
+        with quiet_loading():
+            pretrained, report = open_saved(
+                type(self.tower),
+                name,
+                "encoder",
+                config=tower_config(self.config.model),
+                revision=self.config.revision,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
         own = re.compile(rf"({'|'.join(PREFIXES)}){re.escape(self.family.layers)}\.")
         if problem := loading_problem(report, unused=lambda key: own.match(key) is None):
             raise ConfigError(f"encoder: {name} {problem}")

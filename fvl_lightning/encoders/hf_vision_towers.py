@@ -18,7 +18,8 @@ from transformers.image_utils import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from fvl_lightning.core.errors import ConfigError, first_line, nearest, refuse_unknown_fields, unknown_name
+from fvl_lightning.core.errors import ConfigError, nearest, refuse_unknown_fields, unknown_name
+from fvl_lightning.core.pretrained import open_saved
 from fvl_lightning.core.types import FeatureSpec
 
 LAST = "last"
@@ -73,10 +74,7 @@ def check_model(model: Mapping[str, Any]) -> None:
 
 def read_model(pretrained: str, revision: str | None) -> dict[str, Any]:
     """Returns the configuration of the vision tower of a hub id or folder; raises ConfigError if it cannot be read."""
-    try:
-        config = AutoConfig.from_pretrained(pretrained, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"encoder: {pretrained} could not be read: {first_line(error)}") from None
+    config = open_saved(AutoConfig, pretrained, "encoder", revision=revision)
     tower = config.vision_config if config.model_type in TYPES_WITH_TEXT_TOWER else config
     if tower.model_type not in FAMILIES:
         raise unknown_name("vision tower", tower.model_type, FAMILIES, f"encoder.pretrained: {pretrained}")

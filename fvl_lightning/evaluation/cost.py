@@ -3,9 +3,7 @@
 import torch
 
 from datamodules.base import BatchData
-from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.inference.generation import pad_left
 from fvl_lightning.modeling.build import BuiltModel
 from fvl_lightning.profiling.flops import count_flops, training_flops
@@ -47,7 +45,7 @@ def _inference(built: BuiltModel, data: BatchData) -> int:
 
 
 def _training(run: RunFolder, built: BuiltModel, data: BatchData) -> int:
-    experiment = check_config(ExperimentConfig, run.config)
+    experiment = run.experiment()
     if experiment.stage is None:
         raise DataError(f"{run.path}: its configuration names no stage")
     stage = experiment.stage.component(experiment, built.model, built.tokenizer)

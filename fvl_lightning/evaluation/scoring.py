@@ -26,7 +26,7 @@ from fvl_lightning.evaluation.metrics.base import KindScores
 from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC
 from fvl_lightning.modeling.build import BuiltModel, LoadedModel, load_model
 from fvl_lightning.runs.folder import RunFolder
-from fvl_lightning.runs.references import answering_model
+from fvl_lightning.runs.references import answering_model, check_model
 from fvl_lightning.runs.setup import build_stage, data_context, prepare_data
 from fvl_lightning.training.weights import load_components
 
@@ -54,8 +54,9 @@ def open_model(run: RunFolder, level: str | None = None, split: str | None = Non
     Raises:
         ConfigError: the data set has no levels, or none of that name.
     """
-    experiment = check_config(ExperimentConfig, _at_level(run.config, level, str(run.path)))
+    experiment = run.experiment(_at_level(run.config, level, str(run.path)))
     data = prepare_data(experiment, split)
+    check_model(run)
     built = load_model(run.model)
     data.connect(data_context(built.model, built.tokenizer, experiment))
     return built, data
@@ -190,9 +191,10 @@ def training_questions(data: BatchData) -> list[Question]:
 
 def score_encoder(run: RunFolder, split: str = "test") -> dict[str, float]:
     """Scores what the encoder of an encoder_pretrain run writes; see `encoder_scores`."""
-    experiment = check_config(ExperimentConfig, run.config)
+    experiment = run.experiment()
     data = prepare_data(experiment)
     stage = build_stage(experiment)
+    check_model(run)
     load_components(stage.model, run.model)
     data.connect(data_context(stage.model, stage.tokenizer, experiment))
     return encoder_scores(stage.model.encoder, stage.tokenizer, data, split)

@@ -12,6 +12,7 @@ from typing import Any
 from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.jsonl import append_rows, read_rows
+from fvl_lightning.core.weight_files import read_json
 
 
 class AnswersFile:
@@ -58,9 +59,9 @@ class AnswersFile:
 
 def _check_settings(path: Path, settings: dict[str, Any], settings_path: Path) -> None:
     try:
-        before = json.loads(settings_path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise DataError(f"{settings_path} is not valid JSON; name another --output") from None
+        before = read_json(settings_path)
+    except DataError as error:
+        raise DataError(f"{error}; name another --output") from None
     other = [f"{key} ({before.get(key)}, now {value})" for key, value in settings.items() if before.get(key) != value]
     if other:
         raise DataError(f"--output: {path} has answers of another {', '.join(other)}; name another file")

@@ -13,9 +13,10 @@ from transformers import AutoTokenizer
 
 from datamodules.encoding.location_tokens import location_bins
 from datamodules.images.transforms import Fit, ImageReader
-from fvl_lightning.core.config.loading import check_config, choose
+from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.pretrained import open_saved
 from fvl_lightning.core.types import ImageSpec
 from fvl_lightning.core.weight_files import read_json
 from fvl_lightning.encoders.florence2_files import find_image_size
@@ -23,7 +24,7 @@ from fvl_lightning.inference.boxes import PixelBox, in_pixels, parse_boxes, writ
 from fvl_lightning.modeling.build import ENCODER_FILE, build_encoder, load_encoder, load_model
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.runs.folder import RunFolder
-from fvl_lightning.runs.references import finished_run
+from fvl_lightning.runs.references import check_model, finished_run
 
 DEFAULT_MAX_TOKENS = 1024
 """Default length limit of an answer; a decoder with fewer positions lowers it."""
@@ -116,7 +117,8 @@ def open_encoder(reference: str) -> EncoderWithDecoder:
 
 
 def _of_run(run: RunFolder) -> EncoderWithDecoder:
-    experiment = check_config(ExperimentConfig, run.config)
+    experiment = run.experiment()
+    check_model(run)
     if (run.model / ENCODER_FILE).is_file():
         data = experiment.data.config
         return _saved(run.model, experiment.encoder.name, data.image_fit, data.scaled_decode)
@@ -139,7 +141,8 @@ def _saved(folder: Path, name: str = "florence2", fit: Fit = "stretch", scaled: 
     encoder = load_encoder(folder, name).encoder
     try:
         own = (folder / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(folder) if own else encoder.load_tokenizer(encoder.config)
+        saved = open_saved(AutoTokenizer, folder, "the tokenizer", DataError) if own else None
+        tokenizer = saved or encoder.load_tokenizer(encoder.config)
     except ConfigError as error:
         raise ConfigError(
             f"{folder} was saved without its tokenizer, run this where it was trained: {error}"

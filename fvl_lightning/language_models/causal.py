@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -16,8 +15,8 @@ from transformers.utils.hub import cached_file
 
 from fvl_lightning.core.chat_date import CHAT_DATE, dated_tokenizer, has_a_day
 from fvl_lightning.core.config.field_types import PathText
-from fvl_lightning.core.errors import ConfigError, first_line, nearest, refuse_unknown_fields
-from fvl_lightning.core.pretrained import check_number_types, loading_problem, quiet_loading
+from fvl_lightning.core.errors import ConfigError, DataError, first_line, nearest, refuse_unknown_fields
+from fvl_lightning.core.pretrained import check_number_types, loading_problem, open_saved, quiet_loading
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.weight_files import check_finite, read_json
 from fvl_lightning.language_models.base import LanguageModel
@@ -70,10 +69,10 @@ class CausalLanguageModel(LanguageModel):
         model_config = build_config(config)
         model_config._attn_implementation = model_config._attn_implementation or "sdpa"
         try:
-            self.model = AutoModelForCausalLM.from_config(model_config)
-        except ValueError as error:
-            first = str(error).splitlines()[0]
-            raise ConfigError(f"language_model.model: no causal model can be built of it: {first}") from None
+            self.model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
+        except Exception as error:  # each model class raises errors of its own
+            reason = first_line(error)
+            raise ConfigError(f"language_model.model: no causal model can be built of it: {reason}") from None
         self.dim = self.model.get_input_embeddings().weight.shape[
             1
         ]  # some models have layers wider than their embeddings
@@ -118,18 +117,17 @@ class CausalLanguageModel(LanguageModel):
         source = self.config.pretrained
         if source is None:
             return
-        try:
-            with quiet_loading():
-                pretrained, report = type(self.model).from_pretrained(
-                    source,
-                    config=build_config(self.config),
-                    revision=self.config.revision,
-                    use_safetensors=True,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,
-                )
-        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-            raise ConfigError(f"language_model: {source} could not be read: {first_line(error)}") from None
+        with quiet_loading():
+            pretrained, report = open_saved(
+                type(self.model),
+                source,
+                "language_model",
+                config=build_config(self.config),
+                revision=self.config.revision,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
         if problem := loading_problem(report):
             raise ConfigError(f"language_model: {source} {problem}")
         if untied := sorted(self.model.all_tied_weights_keys.keys() - pretrained.all_tied_weights_keys.keys()):
@@ -215,7 +213,7 @@ def read_model(pretrained: str, revision: str | None) -> dict[str, Any]:
         OSError, ValueError: it cannot be read.
         ConfigError: its weights are quantised.
     """
-    model = AutoConfig.from_pretrained(pretrained, revision=revision).to_dict()
+    model = open_saved(AutoConfig, pretrained, "language_model", revision=revision).to_dict()
     # The dtype of the files. Training uses float32, since bfloat16 would round away steps of 1e-5.
     model.pop("dtype", None)
     if quantization := model.get("quantization_config"):
@@ -235,8 +233,11 @@ def read_model(pretrained: str, revision: str | None) -> dict[str, Any]:
 
 
 def as_ids(value: int | list[int] | None) -> list[int]:
-    """Returns the ids of an eos_token_id, which is one, several or None, as a list."""
-    return [] if value is None else [value] if isinstance(value, int) else list(value)
+    """Returns the ids of an eos_token_id, which is one, several or None, as a list; DataError for anything else."""
+    ids = [] if value is None else value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+        raise DataError(f"eos_token_id is {value!r}, expected a token id or a list of them")
+    return list(ids)
 
 
 def _check_supported(config: PreTrainedConfig) -> None:
@@ -270,11 +271,7 @@ def load_tokenizer(config: CausalLanguageModel.Config) -> Any:
     if source is None:
         raise ConfigError("language_model.tokenizer: name the tokenizer's hub id or folder")
     revision = config.revision if config.tokenizer is None else None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"language_model.tokenizer: {source} could not be read: {first}") from None
+    tokenizer = open_saved(AutoTokenizer, source, "language_model.tokenizer", revision=revision)
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
     return dated_tokenizer(tokenizer, config.chat_date)

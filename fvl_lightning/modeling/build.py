@@ -1,30 +1,39 @@
 """Builds a model from an experiment, and loads one from a saved folder."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from fvl_lightning.core.config.loading import Choice, choose
-from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_line
+from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
-from fvl_lightning.core.pretrained import loading_problem, quiet_loading
+from fvl_lightning.core.pretrained import loading_problem, open_saved, quiet_loading
 from fvl_lightning.core.weight_files import check_finite, match_weights, read_json, read_weights, some_names
 from fvl_lightning.encoders.base import Encoder
 from fvl_lightning.language_models.causal import load_tokenizer
 from fvl_lightning.modeling.adapters.folders import attach_adapter, base_of, is_adapter_folder
-from fvl_lightning.modeling.configuration import FlorenceVLConfig
+from fvl_lightning.modeling.configuration import FlorenceVLConfig, read_model_config
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.initialization import initialize
 from fvl_lightning.modeling.loss import token_loss
-from fvl_lightning.modeling.processing.processor import IMAGE_TOKEN, FlorenceVLProcessor, image_tokenizer
+from fvl_lightning.modeling.processing.processor import (
+    IMAGE_TOKEN,
+    FlorenceVLProcessor,
+    image_tokenizer,
+    read_processor,
+)
 from fvl_lightning.modeling.stopping import set_stop_tokens
 
 PROCESSOR_FILE = "processor_config.json"
+MAX_LAYERS = 2000
+"""A limit that no model reaches, so that a broken configuration is not built for hours."""
+SMALL_MODEL = 10**8
+"""Parameters of a model that fits anywhere."""
 ENCODER_FILE = "encoder.json"
 """The resolved Config of an encoder that was saved by itself."""
 
@@ -150,10 +159,36 @@ def load_model(folder: Path, base: Path | None = None) -> LoadedModel:
     if adapter:
         attach_adapter(model, folder)
     # A folder that peft wrote holds only the adapter.
-    processor = FlorenceVLProcessor.from_pretrained(folder if (folder / PROCESSOR_FILE).is_file() else model_folder)
+    processor = read_processor(folder if (folder / PROCESSOR_FILE).is_file() else model_folder)
     check_vocabulary(processor.tokenizer, model, f"the tokenizer in {folder}")
     set_stop_tokens(model, processor.tokenizer)  # folders of earlier versions list only the tokenizer's eos
     return LoadedModel(model.eval(), processor.tokenizer, processor)
+
+
+def check_size(config: FlorenceVLConfig, folder: Path) -> None:
+    """Checks that a configuration is of a model about as large as the weights beside it, before it is built.
+
+    Raises:
+        DataError: the weights cannot be read, or the configuration is of a model many times as large.
+    """
+    weights = read_weights(folder)
+    layers = max(_layer_counts(config.to_dict()), default=0)
+    if layers > MAX_LAYERS:
+        raise DataError(f"the configuration in {folder} is of a model of {layers:,} layers, more than {MAX_LAYERS:,}")
+    held = sum(value.numel() for value in weights.values())
+    needed = parameter_count(empty_model(config))
+    if needed > 2 * held + SMALL_MODEL:
+        raise DataError(
+            f"the configuration in {folder} is of a model of {needed:,} parameters, and its files hold {held:,}"
+        )
+
+
+def _layer_counts(values: Any) -> Iterator[int]:
+    """Yields the numbers of layers in a configuration, whatever the architecture calls them."""
+    for key, value in values.items() if isinstance(values, Mapping) else ():
+        if any(part in str(key) for part in ("layer", "depth", "block")):
+            yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
+        yield from _layer_counts(value)
 
 
 def empty_model(config: FlorenceVLConfig) -> FlorenceVLForConditionalGeneration:
@@ -189,15 +224,12 @@ def check_vocabulary(tokenizer: Any, model: FlorenceVLForConditionalGeneration, 
 
 
 def _whole_model(folder: Path) -> FlorenceVLForConditionalGeneration:
-    try:
-        with quiet_loading():
-            model, report = FlorenceVLForConditionalGeneration.from_pretrained(
-                folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"the model in {folder} could not be read: {first_line(error)}") from None
+    check_size(read_model_config(folder), folder)
+    with quiet_loading():
+        model, report = open_saved(
+            FlorenceVLForConditionalGeneration, folder, "the model", DataError,
+            use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
     if problem := loading_problem(report):
         raise DataError(f"the model in {folder} {problem}")
     check_finite(dict(model.named_parameters()), f"the model in {folder}")

@@ -1,13 +1,18 @@
 """The configuration that is saved with a model, and from which the model is rebuilt without any other file."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from fvl_lightning.core.config.loading import Choice, choose
+from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import COMPONENTS
+from fvl_lightning.core.pretrained import open_saved
 from fvl_lightning.core.registry import names
+from fvl_lightning.core.weight_files import read_json
 from fvl_lightning.modeling.plugin_record import read_record, record_of, unknown_component, warn_of_other_code
 
 
@@ -63,7 +68,10 @@ class FlorenceVLConfig(PreTrainedConfig):
 
     def choice(self, slot: str) -> Choice:
         """Returns the component of `slot` with its checked Config."""
-        entry = dict(getattr(self, slot))
+        entry = getattr(self, slot)
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"{slot} in the model's configuration: expected a mapping with a name, found {entry!r}")
+        entry = dict(entry)
         if slot == "language_model":
             # transformers' generation expects it in text_config, so that it is held only there.
             text = self.get_text_config()
@@ -83,6 +91,25 @@ class FlorenceVLConfig(PreTrainedConfig):
             self.plugins = present or None
         else:
             warn_of_other_code(read_record(self.plugins, "the model's configuration"), present)
+
+
+def read_model_config(folder: Path) -> FlorenceVLConfig:
+    """Returns the configuration in a model folder.
+
+    Raises:
+        ConfigError: a slot is wrong.
+        DataError: it cannot be read, or is of another kind of model.
+    """
+    path = folder / "config.json"
+    model_type = read_json(path).get("model_type")
+    if model_type != FlorenceVLConfig.model_type:
+        raise DataError(f"{path} is of a model of type {model_type!r}, expected '{FlorenceVLConfig.model_type}'")
+    config: FlorenceVLConfig = open_saved(FlorenceVLConfig, folder, "the configuration", DataError)
+    if not isinstance(config.image_token_id, int):
+        raise DataError(f"{path}: image_token_id is {config.image_token_id!r}, expected a token id")
+    for slot in COMPONENTS:
+        config.choice(slot)
+    return config
 
 
 AutoConfig.register(FlorenceVLConfig.model_type, FlorenceVLConfig)

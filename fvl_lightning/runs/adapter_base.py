@@ -7,7 +7,7 @@ from fvl_lightning.core.atomic import atomic_directory
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import COMPONENTS
 from fvl_lightning.modeling.adapters.folders import is_adapter_folder, is_model_folder
-from fvl_lightning.modeling.configuration import FlorenceVLConfig
+from fvl_lightning.modeling.configuration import FlorenceVLConfig, read_model_config
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.stages.language import LanguageStage
@@ -49,7 +49,7 @@ def _origin(stage: Stage, parents: list[dict[str, Any]]) -> Path | None:
     if is_adapter_folder(folder):
         return None
     # The same weights compute something else under another configuration, with other prompts for instance.
-    same = _computation(FlorenceVLConfig.from_pretrained(folder)) == _computation(stage.model.config)
+    same = _computation(read_model_config(folder)) == _computation(stage.model.config)
     return folder if same else None
 
 

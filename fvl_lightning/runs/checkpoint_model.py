@@ -7,14 +7,12 @@ from typing import Literal
 
 from datamodules.encoding.question_form import QuestionForm
 from fvl_lightning.core.atomic import temporary_directory
-from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.runs.adapter_base import attach_trainable_adapters
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.references import check_answers
 from fvl_lightning.runs.setup import weighted_stage
-from fvl_lightning.training.checkpointing.files import best_checkpoint, is_whole, present_checkpoints, read_checkpoint
+from fvl_lightning.training.checkpointing.files import best_checkpoint, newest_checkpoint, read_checkpoint
 from fvl_lightning.training.distributed.process_group import Ranks
 
 Which = Literal["last", "best"]
@@ -33,8 +31,8 @@ def checkpoint_model(reference: str, which: Which) -> Iterator[Path]:
     run = RunFolder.open(reference)
     check_answers(run)
     path = chosen_checkpoint(run, which)
-    stage, parents = weighted_stage(check_config(ExperimentConfig, run.config), Ranks())
-    stage.asking = QuestionForm(**run.info.get("asking", {}))
+    stage, parents = weighted_stage(run.experiment(), Ranks())
+    stage.asking = QuestionForm.read(run.info.get("asking") or {})
     attach_trainable_adapters(stage, parents, run)
     stage.load_weights(read_checkpoint(path), f"--checkpoint {which}")
     with temporary_directory(run.path / "export") as folder:  # next to the base of an adapter
@@ -43,12 +41,17 @@ def checkpoint_model(reference: str, which: Which) -> Iterator[Path]:
 
 
 def chosen_checkpoint(run: RunFolder, which: Which) -> Path:
-    """Returns the newest whole checkpoint of a run, or the best one; DataError if there is none."""
+    """Returns the newest whole checkpoint of a run, or the best one; a warning names a damaged one before it.
+
+    Raises:
+        DataError: there is none.
+    """
+    run_hash = run.info.get("config_hash")
     if which == "best":
-        path = best_checkpoint(run.checkpoints)
+        path = best_checkpoint(run.checkpoints, run_hash)
         why = "trainer.keep_best keeps one from the first validation on"
     else:
-        path = next(filter(is_whole, present_checkpoints(run.checkpoints)), None)
+        path = newest_checkpoint(run.checkpoints, run_hash)
         why = "it stopped before its first one, or they are damaged"
     if path is None:
         raise DataError(f"--checkpoint {which}: {run.path} has no such checkpoint; {why}")

@@ -11,23 +11,27 @@
 
 import contextlib
 import itertools
-import json
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fvl_lightning.core.atomic import write_text_atomically
-from fvl_lightning.core.config.loading import config_hash
+from fvl_lightning.core.config.loading import check_config, config_hash
 from fvl_lightning.core.config.yaml_text import write_yaml
 from fvl_lightning.core.errors import ConfigError, DataError, nearest
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.jsonl import read_sealed, write_sealed
 from fvl_lightning.core.locks import held
+from fvl_lightning.core.plugins import check_own_plugins
 from fvl_lightning.runs.identity import RunIdentity
+from fvl_lightning.runs.run_files import RunInfo, read_info, read_run_config
+from fvl_lightning.tracking.description import read_description
 from fvl_lightning.tracking.metrics_log import NO_METRICS, read_metrics
-from fvl_lightning.training.checkpointing.files import LAST, is_whole, present_checkpoints
+from fvl_lightning.tracking.sync import RunDescription
+from fvl_lightning.training.checkpointing.files import LAST, present_checkpoints, problem_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +72,7 @@ class RunFolder:
             folders = [path for path in first.parent.iterdir() if path.name.startswith(first.name)]
         except OSError:
             return []
-        runs = [run for path in folders if (run := cls(path)).info.get("name") == name]
+        runs = [run for path in folders if (run := cls(path))._has_name(name)]
         return sorted(runs, key=lambda run: run._number)
 
     @classmethod
@@ -81,7 +85,7 @@ class RunFolder:
         runs = cls.named(output, name)
         if not runs:
             raise DataError(f"--resume: no run named {name} in {output}")
-        return ([run for run in runs if wanted and run.is_of(wanted)] or runs)[-1]
+        return ([run for run in runs if wanted and run.restored(wanted).is_of(wanted)] or runs)[-1]
 
     @classmethod
     def reusable(cls, output: Path, name: str, wanted: RunIdentity) -> "RunFolder | None":
@@ -90,11 +94,15 @@ class RunFolder:
         Logs a warning about a run of the same configuration whose plugins or data have changed since.
         """
         for run in reversed(cls.named(output, name)):
-            if wanted.changed_keys(run.config):
+            try:
+                if wanted.changed_keys(run.restored(wanted).config):
+                    continue
+            except DataError as error:
+                logger.warning("%s is not taken: %s", run.path, error)
                 continue
             if changed := wanted.changed_inputs(run.info):
                 logger.warning("%s is not taken: %s changed since", run.path, " and ".join(changed))
-            elif run.finished or any(map(is_whole, present_checkpoints(run.checkpoints))):
+            elif run.finished or run._has_checkpoint:
                 return run
         return None
 
@@ -110,8 +118,9 @@ class RunFolder:
             return cls(path)
         known = sorted(file.parent for file in output.glob("**/run.json")) if output.is_dir() else []
         for candidate in known:
-            if cls(candidate).info.get("mlflow_run_id") == reference:
-                return cls(candidate)
+            with contextlib.suppress(DataError):  # a damaged run is not what is looked for
+                if cls(candidate).info.get("mlflow_run_id") == reference:
+                    return cls(candidate)
         what = "is not a run folder (run.json is missing)" if path.exists() else "is no run folder and no run id"
         if (path / "comparison.json").is_file():
             inside = ", ".join(sorted(str(file.parent) for file in path.glob("**/run.json")))
@@ -145,21 +154,27 @@ class RunFolder:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration as plain values; DataError if it cannot be read."""
-        try:
-            return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
-            raise DataError(f"{self.path / 'config.yaml'} is missing or no valid YAML") from None
+        """The resolved configuration as plain values, with a warning if it was edited; DataError if unreadable."""
+        return read_run_config(self.path / "config.yaml", self.info.get("config_hash"))
+
+    def experiment(self, config: Mapping[str, Any] | None = None) -> ExperimentConfig:
+        """Returns the checked configuration; the run's plugins are imported.
+
+        Args:
+            config: changed values of `config`; None for it as it is.
+
+        Raises:
+            ConfigError: it does not fit this version or its plugins, or a plugin is not known on this account.
+            DataError: it cannot be read.
+        """
+        values = self.config if config is None else config
+        check_own_plugins(values.get("plugins"), str(self.path))
+        return check_config(ExperimentConfig, values)
 
     @property
-    def info(self) -> dict[str, Any]:
-        """The content of run.json; DataError if it cannot be read."""
-        try:
-            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except ValueError:
-            raise DataError(f"{self.path / 'run.json'} is not valid JSON") from None
+    def info(self) -> RunInfo:
+        """The content of run.json; DataError if it cannot be read, or lacks a key that is asked for."""
+        return read_info(self.path / "run.json")
 
     @property
     def finished(self) -> bool:
@@ -186,27 +201,44 @@ class RunFolder:
 
     def record(self, **values: Any) -> None:
         """Adds values to run.json."""
-        write_text_atomically(self.path / "run.json", json.dumps({**self.info, **values}, indent=2))
+        write_sealed(self.path / "run.json", {**self.info, **values})
 
     @property
     def tracking(self) -> Path:
         """The file with everything that is sent to MLflow besides the metrics."""
         return self.path / "tracking.json"
 
-    def read_tracking(self) -> dict[str, Any]:
-        """Returns the content of tracking.json; DataError if there is none."""
+    def read_tracking(self) -> RunDescription:
+        """Returns the content of tracking.json; DataError if there is none, or it is damaged."""
         try:
-            return json.loads(self.tracking.read_text(encoding="utf-8"))
+            values = read_sealed(self.tracking)
         except (OSError, ValueError):
             raise DataError(f"{self.path} was not tracked: {self.tracking.name} is missing or not valid") from None
+        return read_description(values, str(self.tracking))
 
-    def write_tracking(self, description: dict[str, Any]) -> None:
+    def write_tracking(self, description: RunDescription) -> None:
         """Writes tracking.json."""
-        write_text_atomically(self.tracking, json.dumps(description, indent=2))
+        write_sealed(self.tracking, description.plain())
 
     def is_of(self, wanted: RunIdentity) -> bool:
-        """Returns whether the run has this identity."""
-        return not (wanted.changed_keys(self.config) or wanted.changed_inputs(self.info))
+        """Returns whether the run has this identity; one whose configuration cannot be read has none."""
+        try:
+            return not (wanted.changed_keys(self.config) or wanted.changed_inputs(self.info))
+        except DataError:
+            return False
+
+    def restored(self, wanted: RunIdentity) -> "RunFolder":
+        """Returns the run; its config.yaml is written again if it is not what the run started with, and `wanted` is."""
+        path, known = self.path / "config.yaml", self.info.get("config_hash")
+        if known == config_hash(wanted.config):
+            try:
+                found = config_hash(read_run_config(path, None))
+            except DataError:
+                found = None
+            if found != known:
+                write_text_atomically(path, write_yaml(dict(wanted.config)))
+                logger.warning("%s was changed or damaged since the run was started; it is written again", path)
+        return self
 
     def check_resumable(self, wanted: RunIdentity) -> None:
         """Raises ConfigError or DataError unless the run has this identity and a checkpoint to resume from."""
@@ -219,7 +251,7 @@ class RunFolder:
         points: dict[int, float] = {}
         for entry in read_metrics(self.metrics):
             if name in entry:
-                points[entry["step"]] = entry[name]
+                points[entry["step"] or 0] = entry[name]
         return sorted(points.items())
 
     def curves(self) -> dict[str, list[tuple[int, float]]]:
@@ -227,13 +259,26 @@ class RunFolder:
         points: dict[str, dict[int, float]] = {}
         for entry in read_metrics(self.metrics):
             for name in (name for name in entry if name not in NO_METRICS):
-                points.setdefault(name, {})[entry["step"]] = entry[name]
+                points.setdefault(name, {})[entry["step"] or 0] = entry[name]
         return {name: sorted(values.items()) for name, values in points.items()}
 
     def source_weights(self) -> dict[str, list[tuple[int, float]]]:
         """Returns {source: [(step, weight in [0, 1])]}; empty for a fusion that does not weight its sources."""
         curves = self.curves()
         return {name.removeprefix(WEIGHT): curve for name, curve in curves.items() if name.startswith(WEIGHT)}
+
+    def _has_name(self, name: str) -> bool:
+        try:
+            return self.info.get("name") == name
+        except DataError:
+            if re.fullmatch(re.escape(Path(name).name) + r"(-[0-9]+)?", self.path.name):
+                raise  # it may be a run of this name, which would begin anew in silence
+            return False
+
+    @property
+    def _has_checkpoint(self) -> bool:
+        run_hash = self.info.get("config_hash")
+        return any(problem_of(path, run_hash=run_hash) is None for path in present_checkpoints(self.checkpoints))
 
     @property
     def _number(self) -> int:

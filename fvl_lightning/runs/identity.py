@@ -1,5 +1,6 @@
 """The identity of a run: its configuration, and the content of its plugins, shards, weights and tokenizers."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,10 @@ def _is_absent(config: Mapping[str, Any], key: str) -> bool:
     return name not in config
 
 
-def _global_rows(config: Mapping[str, Any]) -> int:
-    trainer = config["trainer"]
-    return trainer["batch_size"] * trainer.get("devices", 1) * trainer.get("nodes", 1)
+def _global_rows(config: Mapping[str, Any]) -> int | None:
+    """Returns the samples per step and accumulated batch of all devices; None where the keys are no numbers."""
+    trainer = config.get("trainer")
+    if not isinstance(trainer, Mapping):
+        return None
+    counts = [trainer.get("batch_size"), trainer.get("devices", 1), trainer.get("nodes", 1)]
+    return math.prod(counts) if all(isinstance(count, int) for count in counts) else None

@@ -20,7 +20,8 @@ KEYS = ("image_fit", "scaled_decode")
 
 def pictures_of_run(run: RunFolder) -> Mapping[str, Any] | None:
     """Returns the data settings of a run; keys of later versions are missing. None if the run had no data."""
-    return run.config.get("data")
+    data = run.config.get("data")
+    return data if isinstance(data, Mapping) else None
 
 
 def pictures_of_model(folder: Path) -> Mapping[str, Any] | None:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import torch
 
-from fvl_lightning.core.config.loading import check_config
-from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.core.experiment import ExperimentConfig
+from datamodules.storage.content_hash import file_hashes
+from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.modeling.adapters.folders import is_model_folder
 from fvl_lightning.modeling.build import LoadedModel, load_model
@@ -38,8 +37,24 @@ def model_folder(reference: str) -> Path:
         return folder
     run = finished_run(reference)
     check_answers(run)
-    check_config(ExperimentConfig, run.config)  # imports the run's plugins
+    check_model(run)
+    run.experiment()  # imports the run's plugins
     return run.model
+
+
+def check_model(run: RunFolder) -> None:
+    """Checks that the files of a run's model are those that it saved; an earlier version recorded no hashes of them.
+
+    Raises:
+        DataError: one of them is missing, damaged or edited.
+    """
+    recorded = run.info.get("files") or {}
+    found = file_hashes(run.model) if recorded and run.model.is_dir() else {}
+    if changed := [name for name, content in recorded.items() if found.get(name) != content]:
+        raise DataError(
+            f"{run.model / changed[0]} is not what the run saved: it is missing, damaged or edited; `fvl export "
+            f"{run.path} OUT --checkpoint last` writes the model again"
+        )
 
 
 def check_answers(run: RunFolder) -> None:

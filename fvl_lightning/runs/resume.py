@@ -1,18 +1,18 @@
 """Finds the run to resume, and checks that its configuration, inputs and threads are unchanged."""
 
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 
 from datamodules.base import BatchData
 from fvl_lightning.core.config.loading import as_plain
-from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.core.plugins import plugin_hashes, remember_plugins
 from fvl_lightning.core.types import Position
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import RunIdentity
-from fvl_lightning.training.checkpointing.files import read_checkpoint
+from fvl_lightning.training.checkpointing.files import read_checkpoint, whole_checkpoint
 
 
 def run_folder(experiment: ExperimentConfig, data: BatchData, stopped: RunFolder | None) -> RunFolder:
@@ -28,6 +28,7 @@ def run_folder(experiment: ExperimentConfig, data: BatchData, stopped: RunFolder
         return stopped
     run = RunFolder.create(Path(experiment.output), experiment.name, as_plain(experiment))
     run.record(inputs=dict(identity.inputs))
+    remember_plugins(plugin_hashes(experiment.plugins).items())
     return run
 
 
@@ -51,18 +52,22 @@ def stopped_run(experiment: ExperimentConfig) -> RunFolder:
     return run
 
 
+def checkpoint_of(run: RunFolder) -> Path:
+    """Returns the checkpoint to resume a run from; see whole_checkpoint."""
+    return whole_checkpoint(run.checkpoints, run.info.get("config_hash"))
+
+
 def saved_position(path: Path) -> Position:
     """Returns the position in the data up to which a checkpoint has trained.
 
+    Args:
+        path: a checkpoint that `checkpoint_of` has found.
+
     Raises:
-        DataError: the file is no checkpoint of this kit.
         ConfigError: the run used another number of CPU threads, which would give other bits.
     """
-    try:
-        checkpoint = read_checkpoint(path)
-        saved_threads, position = checkpoint["threads"], checkpoint["position"]
-    except (RuntimeError, OSError, EOFError, UnpicklingError, KeyError):
-        raise DataError(f"--resume: {path} is no checkpoint of this kit; start a new run") from None
+    checkpoint = read_checkpoint(path)
+    saved_threads, position = checkpoint["threads"], checkpoint["position"]
     threads = torch.get_num_threads()
     if saved_threads != threads and not torch.cuda.is_available():
         raise ConfigError(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from datamodules.base import BatchData
+from datamodules.storage.content_hash import file_hashes
 from fvl_lightning.core.atomic import share_file_modes
 from fvl_lightning.core.errors import DataError, full_disk
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -18,14 +19,14 @@ from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.runs.adapter_base import attach_trainable_adapters
 from fvl_lightning.runs.extensions import callbacks_of, loggers_of
 from fvl_lightning.runs.folder import RunFolder
-from fvl_lightning.runs.resume import identity_of, run_folder, saved_position
+from fvl_lightning.runs.resume import checkpoint_of, identity_of, run_folder, saved_position
 from fvl_lightning.runs.setup import build_training, prepare_data
 from fvl_lightning.runs.tracking import note_trouble, tracked
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.metrics_log import JsonlLogger
 from fvl_lightning.tracking.store import open_store
 from fvl_lightning.training.checkpointing.callback import CheckpointCallback
-from fvl_lightning.training.checkpointing.files import remove_unfinished, whole_checkpoint
+from fvl_lightning.training.checkpointing.files import remove_unfinished
 from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.distributed.process_group import init_process_group
 from fvl_lightning.training.fault_tolerance.heartbeat import HeartbeatCallback
@@ -75,7 +76,7 @@ def run_training(
     with init_process_group(experiment.trainer) as ranks:
         stopped = ranks.broadcast_from_rank0(lambda: stopped)
         ranks.broadcast_from_rank0(lambda: begin_tracking(experiment, stopped))
-        checkpoint = ranks.broadcast_from_rank0(lambda: whole_checkpoint(stopped.checkpoints) if stopped else None)
+        checkpoint = ranks.broadcast_from_rank0(lambda: checkpoint_of(stopped) if stopped else None)
         position = saved_position(checkpoint) if checkpoint else 0
         stage, data, parents = build_training(experiment, ranks, position)
         run = ranks.broadcast_from_rank0(lambda: run_folder(experiment, data, stopped))
@@ -88,6 +89,7 @@ def run_training(
                 remove_unfinished(run.checkpoints)
                 metrics_log = followed.enter_context(tracked(experiment, run, stage, data, parent_run_id, tags or {}))
             followed.enter_context(ranks.explain_errors(lambda error: note_trouble(run, error)))
+            stage.run_hash = ranks.broadcast_from_rank0(lambda: run.info.get("config_hash"))
             fit(stage, data, experiment, run, metrics_log, checkpoint, ranks.heartbeat_callback())
             stage.gather()
             ranks.broadcast_from_rank0(lambda: finish(stage, run))
@@ -179,4 +181,4 @@ def finish(stage: Stage, run: RunFolder) -> None:
         if reason is None:
             raise
         raise DataError(f"{run.model} cannot be written ({reason}); make room, `--resume` finishes the run") from None
-    run.record(encoder_hash=encoder_hash)
+    run.record(encoder_hash=encoder_hash, files=file_hashes(run.model))

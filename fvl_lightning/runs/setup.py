@@ -14,6 +14,7 @@ from fvl_lightning.modeling.adapters.folders import is_model_folder
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.image_fit import pictures_of_model, pictures_of_run, warn_of_other_pictures
+from fvl_lightning.runs.references import check_model
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.distributed.process_group import Ranks
 from fvl_lightning.training.feature_cache import build_feature_cache
@@ -97,6 +98,7 @@ def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any
         else:
             run = RunFolder.open(reference)
             run.check_finished()
+            check_model(run)
             parent = {"run": str(run.path), "run_id": run.info.get("mlflow_run_id")}
             folder, pictures = run.model, pictures_of_run(run)
         warn_of_other_pictures(experiment, reference, pictures)

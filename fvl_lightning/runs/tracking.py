@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from datamodules.base import BatchData
@@ -74,7 +75,7 @@ def describe(
     description = {
         "experiment": experiment.tracking.experiment,
         "run_name": run_name(experiment, run, tags),
-        "key": run.read_tracking()["key"] if run.tracking.is_file() else uuid.uuid4().hex,
+        "key": _key(run),
         "parent_run_id": parent_run_id,
         "tags": every_tag,
         "params": curated_params(experiment, stage, run) | cell_params(tags),
@@ -85,7 +86,18 @@ def describe(
             "source": str(experiment.data.config.root),
         },
     }
-    run.write_tracking(RunDescription.of(experiment.tracking.uri, description).plain())
+    run.write_tracking(RunDescription.of(experiment.tracking.uri, description))
+
+
+def _key(run: RunFolder) -> str:
+    """Returns the key of a run that is resumed, or a new one; a damaged tracking.json is written anew."""
+    if not run.tracking.is_file():
+        return uuid.uuid4().hex
+    try:
+        return run.read_tracking().key
+    except DataError as error:
+        logger.warning("%s; it is written again", error)
+        return uuid.uuid4().hex
 
 
 def run_name(experiment: ExperimentConfig, run: RunFolder, tags: Mapping[str, str]) -> str:
@@ -103,7 +115,7 @@ def run_name(experiment: ExperimentConfig, run: RunFolder, tags: Mapping[str, st
 
 def live_sync(run: RunFolder) -> LiveSync:
     """Returns the sync of a run that trains, after a first one; a store that is out of reach is a warning."""
-    sync = LiveSync(run.metrics, run.read_tracking()["uri"], lambda: sync_run(run))
+    sync = LiveSync(run.metrics, run.read_tracking().uri, lambda: sync_run(run))
     try:
         sync.sync()
     except DataError as error:
@@ -145,9 +157,9 @@ def sync_run(run: RunFolder, ended: int | None = None) -> SyncReport:
     Raises:
         DataError: the run was not tracked, or its store cannot be used.
     """
-    description = RunDescription(**run.read_tracking())
-    entries = list(read_metrics(run.metrics))
-    ended = ended or (entries[-1]["time"] if entries else None)
+    description = run.read_tracking()
+    entries = read_metrics(run.metrics)
+    ended = ended or (entries[-1].get("time") if entries else None)
     model = run.model if run.finished else None
     report = send_run(description, run.info.get("mlflow_run_id"), entries, ENDED.get(run.info["status"]), ended, model)
     run.record(mlflow_run_id=report.run_id)
@@ -167,10 +179,10 @@ def track_results(
         data: the data module whose test split the model was asked about, to be named as what the scores are of.
         metric: the results called `<metric>/...` are the scores on that split; None where no result is.
     """
-    description = run.read_tracking() | {"results": results, "tables": tables}
+    description = replace(run.read_tracking(), results=results, tables=tables)
     if data is not None:
-        asked = {"name": f"{description['dataset']['name']}/test", "digest": data.store("test").manifest_hash()}
-        description["evaluated"] = description["dataset"] | asked | ({} if metric is None else {"metric": metric})
+        asked = {"name": f"{description.dataset['name']}/test", "digest": data.store("test").manifest_hash()}
+        description.evaluated = description.dataset | asked | ({} if metric is None else {"metric": metric})
     run.write_tracking(description)
     try:
         sync_run(run)

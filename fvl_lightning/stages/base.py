@@ -18,6 +18,7 @@ from fvl_lightning.core.types import Batch, Position, PromptedBatch, earliest
 from fvl_lightning.modeling.adapters.folders import base_hash
 from fvl_lightning.stages.step_metrics import DatasetMetrics, StepMetrics, WeightedMean
 from fvl_lightning.stages.update_guard import SkippedStep, UpdateGuard, ValidationWatch
+from fvl_lightning.training.checkpointing.files import RUN_HASH
 from fvl_lightning.training.checkpointing.rng_state import random_states, restore_random_states
 from fvl_lightning.training.components import (
     blocks,
@@ -252,6 +253,7 @@ class Stage(StageInterface, ABC):
         checkpoint["random_states"] = self._gather_from_ranks(random_states(self.trainer.strategy.root_device))
         checkpoint["validation_loss"] = self.last_validation_loss
         checkpoint["threads"] = torch.get_num_threads()
+        checkpoint[RUN_HASH] = self.run_hash
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the state, and the position of a data module from which the Trainer makes its loaders.

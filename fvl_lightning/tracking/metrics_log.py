@@ -7,13 +7,13 @@ A line is `{"step": 10, "time": <milliseconds since 1970>, <metric>: <value>, ..
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from lightning.pytorch.loggers.logger import Logger
 
-from fvl_lightning.core.jsonl import RowReader, append_rows, read_rows
+from fvl_lightning.core.jsonl import RowReader, append_rows
 
 logger = logging.getLogger(__name__)
 
@@ -93,27 +93,47 @@ class JsonlLogger(Logger):
 
 
 class MetricsReader:
-    """Reads a metrics log that grows: every call of `new` returns what was logged since the one before."""
+    """Reads a metrics log that grows: every call of `new` returns what was logged since the one before.
+
+    A line that a power cut or a person has damaged is left out, with a warning that counts such lines.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._reader = RowReader(path)
+        self._reader = RowReader(path, _is_entry)
 
     def new(self) -> list[dict[str, Any]]:
-        """Returns the lines; DataError where one is not a JSON object."""
-        return [_read(row) for row in self._reader.rows()]
+        """Returns the lines that were added."""
+        entries = list(map(_read, self._reader.rows()))
+        self._reader.say_skipped()
+        return entries
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a metrics log; none where there is no file.
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a metrics log, without damaged ones (see MetricsReader); none where there is no file."""
+    return MetricsReader(path).new()
 
-    Raises:
-        DataError: a line is not a JSON object.
-    """
-    return map(_read, read_rows(path))
+
+def _is_entry(row: dict[str, Any]) -> bool:
+    """Returns whether a line has a step, and numbers or a note; the first versions wrote no time."""
+    if not (_is_count(row.get("time", 0)) and "step" in row and (row["step"] is None or _is_count(row["step"]))):
+        return False
+    if not isinstance(row.get("note", {}), dict):
+        return False
+    return all(_is_metric(value) for name, value in row.items() if name not in NO_METRICS)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_metric(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in _NO_NUMBERS
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**1000)  # more is no float
 
 
 def _read(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: float(value) if value in _NO_NUMBERS else value for name, value in row.items()}
+    return {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _now() -> int:

@@ -102,7 +102,7 @@ def send_run(
         report.others += _send_description(client, run, description)
         entries, model_id = list(entries), None
         if model is not None:
-            last = max((entry["step"] for entry in entries), default=0)
+            last = max((entry["step"] or 0 for entry in entries), default=0)
             tags = {key: value for key, value in description.tags.items() if key != CURRENT_TAG}
             model_id, sent = send_model(client, run, model, tags, description.params, last)
             report.others += sent
@@ -115,7 +115,7 @@ def send_run(
 def points_of(entries: Iterable[Mapping[str, Any]]) -> Points:
     """Returns the points of a metrics log's lines; of a step that was logged twice the later one counts."""
     return {
-        (clean_key(name), entry["step"] or 0): (float(value), entry["time"])
+        (clean_key(name), entry["step"] or 0): (float(value), entry.get("time", 0))
         for entry in entries
         for name, value in entry.items()
         if name not in ("step", "time", "note")

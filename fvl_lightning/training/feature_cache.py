@@ -7,8 +7,10 @@ is the hash of identity.json in the same folder, which identifies the encoder, t
 
 import hashlib
 import json
+import logging
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,20 +20,26 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from datamodules.base import BatchData
 from datamodules.images import decoding as images
 from datamodules.images import transforms as pixels
+from datamodules.storage.content_hash import file_hashes
 from fvl_lightning.core.atomic import atomic_directory, remove_abandoned
 from fvl_lightning.core.config.loading import as_plain
-from fvl_lightning.core.errors import FULL_DISK_ERRORS
+from fvl_lightning.core.errors import FULL_DISK_ERRORS, DataError
+from fvl_lightning.core.jsonl import read_sealed, write_sealed
 from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.encoders.base import Encoder
+
+logger = logging.getLogger(__name__)
 
 IMAGES_PER_BATCH = 64
 IDENTITY = "identity.json"
 """The file that says from what the features of a folder were computed, for people to read."""
+OFFSETS, HASHES = "offsets.npy", ".hashes.json"
 PIXEL_MODULES = (images, pixels)
 PACKAGES = ("torch", "transformers", "pillow")
 """Packages whose code computes features and pixels; another version may give other bits."""
@@ -63,7 +71,7 @@ class FeatureCache:
         if split not in self._open:
             folder = self.folders[split]
             arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in self.sources}
-            self._open[split] = (np.load(folder / "offsets.npy", allow_pickle=False), arrays)
+            self._open[split] = (np.load(folder / OFFSETS, allow_pickle=False), arrays)
         return self._open[split]
 
 
@@ -96,10 +104,37 @@ def build_feature_cache(
     for split in splits:
         identity = json.dumps({**identities, "data": data.store(split).content_hash()}, sort_keys=True, indent=2)
         target = folder / hashlib.sha256(identity.encode()).hexdigest()[:16] / split
+        if target.is_dir() and not is_whole_cache(target, encoder, data, split):
+            logger.warning("%s is damaged; its features are computed again", target)
+            shutil.rmtree(target)
         if not target.is_dir():
             _write_split(encoder, data, split, target, identity, progress)
         folders[split] = target
     return FeatureCache(folders, list(encoder.specs))
+
+
+def is_whole_cache(folder: Path, encoder: Encoder, data: BatchData, split: str) -> bool:
+    """Returns whether the files of a split have the shapes of its features, and the bytes that were written.
+
+    Blocks are compared for large files; caches of earlier versions have no hashes.
+    """
+    try:
+        offsets = np.load(folder / OFFSETS, allow_pickle=False)
+        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in encoder.specs]
+        shapes = [(int(offsets[-1]), spec.tokens, spec.dim) for spec in encoder.specs.values()]
+        fits = np.array_equal(offsets, _offsets(data, split)) and [array.shape for array in arrays] == shapes
+        if not fits or not (folder / HASHES).is_file():
+            return fits
+        return read_sealed(folder / HASHES) == file_hashes(folder)
+    except (OSError, ValueError, EOFError, IndexError, DataError):
+        return False
+
+
+def _offsets(data: BatchData, split: str) -> NDArray[np.int64]:
+    """Returns the number of images before each sample of a split, and at last that of all."""
+    store = data.store(split)
+    counts = [store.image_count(index) for index in range(len(store))]
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def encoder_identity(encoder: Encoder) -> dict[str, Any]:
@@ -169,9 +204,8 @@ def _write_split(
     identity: str,
     progress: Callable[[str, int, int], None],
 ) -> None:
-    store = data.store(split)
-    counts = [store.image_count(index) for index in range(len(store))]
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    offsets = _offsets(data, split)
+    samples = len(offsets) - 1
     # If another process was faster, its folder has the same content, since the key identifies it.
     with atomic_directory(target, exist_ok=True) as tmp_path, ExitStack() as written:
         device = next(encoder.parameters()).device
@@ -179,11 +213,13 @@ def _write_split(
             name: _begin_array(tmp_path / f"{name}.npy", (int(offsets[-1]), spec.tokens, spec.dim), written)
             for name, spec in encoder.specs.items()
         }
-        for start in range(0, len(counts), IMAGES_PER_BATCH):
-            indices = range(start, min(start + IMAGES_PER_BATCH, len(counts)))
+        for start in range(0, samples, IMAGES_PER_BATCH):
+            indices = range(start, min(start + IMAGES_PER_BATCH, samples))
             features = encoder(data.pixels(split, indices).to(device))
             for name, file in files.items():
                 file.write(features[name].float().cpu().contiguous().numpy().data)
-            progress(split, indices[-1] + 1, len(counts))
-        np.save(tmp_path / "offsets.npy", offsets, allow_pickle=False)
+            progress(split, indices[-1] + 1, samples)
+        written.close()  # before the files are hashed
+        np.save(tmp_path / OFFSETS, offsets, allow_pickle=False)
         (tmp_path / IDENTITY).write_text(identity, encoding="utf-8")
+        write_sealed(tmp_path / HASHES, file_hashes(tmp_path))

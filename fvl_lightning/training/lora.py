@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from fvl_lightning.core.errors import ConfigError, nearest, unknown_name
 from fvl_lightning.core.experiment import LoraConfig
 from fvl_lightning.modeling.adapters.folders import ADAPTER
+from fvl_lightning.modeling.adapters.patterns import check_patterns
 from fvl_lightning.modeling.initialization import derived_seed, seed_streams
 from fvl_lightning.training.components import freeze, is_trainable, trainable_names
 
@@ -226,9 +227,11 @@ def _select_layers(layers: Layers, targets: object, component: str, offered: set
     if not isinstance(targets, str):
         raise ConfigError(f"lora.targets: expected {ALL_LINEAR}, a list of names or an expression, found {targets!r}")
     try:
-        found = [name for name in layers if re.fullmatch(targets, name)]
-    except re.error as error:
+        re.compile(targets)
+    except (re.error, RecursionError, OverflowError) as error:
         raise ConfigError(f"lora.targets: '{targets}' is no regular expression ({error})") from None
+    check_patterns([targets], list(layers), "lora.targets")
+    found = [name for name in layers if re.fullmatch(targets, name)]
     if not found:
         close = nearest(targets, [ALL_LINEAR, *sorted(offered)])
         near = f"; did you mean {close if close == ALL_LINEAR else f'[{close}]'}?" if close else ""

@@ -17,6 +17,9 @@ class StageInterface(LightningModule):
     last_validation_loss: float | None = None
     """The loss of the last validation pass, equal on all ranks."""
 
+    run_hash: str | None = None
+    """The hash of the configuration that the run started with, which its checkpoints name; None without a run."""
+
     @abstractmethod
     def compute(self, batch: Any) -> tuple[TokenLoss, dict[str, Tensor]]:
         """Returns the loss of a batch, and the diagnostics of the fusion by name."""

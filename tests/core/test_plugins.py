@@ -8,10 +8,16 @@ from typing import Any
 
 import pytest
 
-from fvl_lightning.core import registry
+from fvl_lightning.core import plugins, registry
 from fvl_lightning.core.config.loading import load_config, slot
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.core.plugins import plugin_hashes
+from fvl_lightning.core.plugins import (
+    check_own_plugins,
+    import_plugin,
+    plugin_hashes,
+    record_path,
+    remember_plugins,
+)
 from tests.core.tiny import Tiny
 
 Load = Callable[..., Tiny]
@@ -144,3 +150,49 @@ def test_a_plugin_that_takes_a_shipped_name_is_the_one_to_blame(write: Write, mo
     write("mine.py", plugin("gated").replace("class GatedFusion", "class MyFusion"))
     with pytest.raises(ConfigError, match=r"plugins: mine\.py could not be imported: .*'gated' is already"):
         load_config(OneFusion, write("a.yaml", "plugins: [mine.py]\nfusion: mean"))
+
+
+@pytest.fixture
+def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An account that has trained nothing yet, and a process that has imported no plugin."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(plugins, "_given", set())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "__init__.py").write_text("raise SystemExit('imported')", encoding="utf-8")
+    (tmp_path / "my_lab" / "fusions.py").write_text(plugin("lab"), encoding="utf-8")
+    (tmp_path / "mine.py").write_text(plugin("mine"), encoding="utf-8")
+    return tmp_path
+
+
+def test_a_run_of_a_stranger_imports_nothing(account: Path) -> None:
+    for name in (str(account / "mine.py"), "my_lab", "my_lab.fusions"):
+        with pytest.raises(ConfigError, match="no training on this account has used this code") as refused:
+            check_own_plugins([name], "runs/theirs")
+        assert str(refused.value).startswith(f"runs/theirs imports the plugin {name}, and ")
+        assert f"`--plugins {name}`" in str(refused.value)
+    assert "my_lab" not in sys.modules
+    for nothing in (None, [], 3, ["no_such_module", "no/such.py", "sys", 3]):
+        check_own_plugins(nothing, "runs/theirs")
+
+
+def test_code_that_a_training_has_used_is_ones_own_until_it_is_edited(account: Path) -> None:
+    file = account / "mine.py"
+    remember_plugins(plugin_hashes([str(file)]).items())
+    check_own_plugins([str(file)], "runs/mine")
+    moved = file.rename(account / "moved.py")
+    check_own_plugins([str(moved)], "runs/mine")
+    with record_path().open("ab") as record:
+        record.write(b"3\n{}\nhalf a li")
+    check_own_plugins([str(moved)], "runs/mine")
+    moved.write_text(plugin("another"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="imports the plugin"):
+        check_own_plugins([str(moved)], "runs/mine")
+    import_plugin(str(moved), account)  # as a command does with what --plugins names
+    check_own_plugins([str(moved)], "runs/mine")
+
+
+def test_a_record_that_cannot_be_written_is_a_warning(account: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (account / "state").write_text("a file", encoding="utf-8")
+    remember_plugins([("mine.py", "0123")])
+    assert "plugins.jsonl cannot be written" in caplog.text

@@ -97,7 +97,7 @@ def test_what_a_kill_leaves_is_gone_on_with(
     later = RunFolder.create(workspace / "runs", "job", run.config)
     resumed = fvl_here(workspace, *JOB)
     assert resumed.returncode == 0, resumed.stderr
-    assert "last.ckpt is damaged; the run goes on from the checkpoint before it" in resumed.stderr
+    assert "last.ckpt is damaged; the checkpoint before it is taken" in resumed.stderr
     assert "previous.ckpt" in resumed.stderr
     assert_same_run(expected, run)
     assert not later.finished

@@ -157,7 +157,7 @@ def test_what_cannot_be_resumed_is_refused_in_one_sentence(
     checkpoint.with_name("previous.ckpt").unlink()
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[:1000])
-    assert f"{checkpoint.relative_to(workspace)}: no whole checkpoint" in refused()
+    assert f"{checkpoint.relative_to(workspace)} is damaged: no whole checkpoint" in refused()
     torch.save({"of": "something else"}, checkpoint)
     assert f"{checkpoint.relative_to(workspace)} is no checkpoint of this kit" in refused()
     checkpoint.unlink()

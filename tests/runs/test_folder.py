@@ -25,7 +25,7 @@ from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import RunIdentity
 from fvl_lightning.runs.tracking import run_name
 from fvl_lightning.tracking.metrics_log import JsonlLogger, read_metrics
-from fvl_lightning.training.checkpointing.files import CheckpointFiles
+from fvl_lightning.training.checkpointing.files import TRAINING_KEYS, CheckpointFiles
 from tests.tiny_models import experiment
 
 REMEDY = "; give what it was, or start a new run without --resume"
@@ -327,7 +327,7 @@ def test_the_run_to_go_on_with(tmp_path: Path) -> None:
         return run.path.name if run else None
 
     def save(run: RunFolder) -> None:
-        CheckpointFiles().save_checkpoint({"global_step": 1}, run.last_checkpoint)
+        CheckpointFiles().save_checkpoint(dict.fromkeys(TRAINING_KEYS), run.last_checkpoint)
 
     assert found() is None
     first, second, third = (create(tmp_path) for _ in range(3))
@@ -342,6 +342,7 @@ def test_the_run_to_go_on_with(tmp_path: Path) -> None:
     assert found() == "finetune-2"
     third.record(status="finished")
     assert found() == "finetune-3"
+    third.record(config_hash="of another configuration")
     (third.path / "config.yaml").write_text("{name: finetune, stage: {name: pretrain}}", encoding="utf-8")
     assert found() == "finetune-2"
 

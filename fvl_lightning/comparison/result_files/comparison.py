@@ -8,7 +8,7 @@ from typing import Any
 from fvl_lightning.comparison.result_files.cell import ArmResult
 from fvl_lightning.comparison.result_files.record import FLAT, Record
 from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
-from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.errors import DataError, first_line
 
 
 @dataclass
@@ -166,7 +166,7 @@ def read_comparison(folder: Path) -> Comparison:
         raise DataError(f"{folder} is a run, not the folder of a comparison; open_run and `fvl evaluate` take it")
     try:
         return Comparison.read(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read ({error})") from None
+    except (OSError, ValueError, RecursionError, DataError) as error:
+        raise DataError(f"{file} cannot be read ({first_line(error)})") from None
     except (AttributeError, LookupError, TypeError):  # JSON of another form
         raise DataError(f"{file} is not the result of a comparison") from None

@@ -25,7 +25,7 @@ class Record:
         """Returns the value of a plain form; keys that are not fields are ignored.
 
         Raises:
-            DataError: a field without a default is missing.
+            DataError: a field without a default is missing, or a value is of another type.
         """
         return _read(cls, values)
 
@@ -49,13 +49,24 @@ def _read(hint: Any, value: Any) -> Any:
     if kind is UnionType:
         return None if value is None else _read(inner[0], value)
     if kind is list:
-        return [_read(inner[0], entry) for entry in value]
+        return [_read(inner[0], entry) for entry in _of_type(value, list)]
     if kind is tuple:
-        hints = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
-        return tuple(_read(part, entry) for part, entry in zip(hints, value, strict=True))
+        entries = _of_type(value, list | tuple)
+        hints = [inner[0]] * len(entries) if inner[-1] is Ellipsis else inner
+        if len(hints) != len(entries):
+            raise DataError(f"{len(entries)} values in place of {len(hints)} in a result")
+        return tuple(_read(part, entry) for part, entry in zip(hints, entries, strict=True))
     if kind is dict:
-        return {key: _read(inner[1], entry) for key, entry in value.items()}
-    return nan if hint is float and value is None else value
+        return {key: _read(inner[1], entry) for key, entry in _of_type(value, dict).items()}
+    if hint is float:
+        return nan if value is None else _of_type(value, float | int)
+    return _of_type(value, hint) if hint in (str, int, bool) else value
+
+
+def _of_type(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind):
+        raise DataError(f"{str(value)[:40]!r} is not a {getattr(kind, '__name__', kind)}, as a result holds it there")
+    return value
 
 
 def _entries(hint: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,6 +83,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def _read_fields(cls: Any, values: Mapping[str, Any]) -> Any:
     hints, given = _hints(cls), {}
+    _of_type(values, Mapping)
     named = {part.name for part in fields(cls) if part.metadata != FLAT}
     for part in fields(cls):
         hint = hints[part.name]

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from fvl_lightning.core.errors import DataError, first_line
+from fvl_lightning.core.pretrained import open_saved
 from fvl_lightning.core.weight_files import check_finite, read_json, weights_hash
 from fvl_lightning.language_models.causal import as_ids
 from fvl_lightning.modeling.adapters.layers import PREFIX, insert_adapter, merge_into_base
@@ -166,10 +167,9 @@ def read_config(folder: Path) -> PeftConfig:
         DataError: peft cannot read it.
     """
     read_json(folder / CONFIG)
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{folder / CONFIG} is not a peft configuration: {first_line(error)}") from None
+    config = open_saved(PeftConfig, str(folder), "the configuration of the adapter", DataError)
+    if not isinstance(config.auto_mapping, dict | None):
+        raise DataError(f"{folder / CONFIG}: auto_mapping is {config.auto_mapping!r}, expected a mapping")
     path = folder / GENERATION_CONFIG_NAME
     listed = as_ids(read_json(path).get("eos_token_id")) if path.is_file() else []
     stop_tokens = list(dict.fromkeys([*adapter_stop_tokens(config), *listed]))

@@ -1,7 +1,7 @@
 """Adapters in a model: they are inserted, checked for completeness, and merged into the weights."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from peft import PeftConfig
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fvl_lightning.core.errors import DataError, first_line
+from fvl_lightning.modeling.adapters.patterns import check_patterns
 
 PREFIX = "base_model.model."
 """The prefix of all names in peft's files."""
@@ -35,6 +36,8 @@ def insert_adapter(
     Raises:
         DataError: the adapter does not fit the model, or a tensor is missing or has no place in it.
     """
+    check_patterns(_patterns(config), [module for module, _ in model.named_modules()], where)
+    _check_ranks(config, state, where)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are intended
@@ -46,13 +49,33 @@ def insert_adapter(
         raise DataError(f"{where}{str(error).removeprefix(SUBJECT)}") from None
     except KeyError as error:  # raised for a module trained in full
         raise DataError(f"{where} lacks {first_line(error)}; {REMEDY}") from None
-    except (ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # each kind of adapter raises errors of its own
         raise DataError(f"{where} does not fit its base: {first_line(error)}") from None
     if result.unexpected_keys:
         raise DataError(f"{where} has tensors without a place in its base, such as {result.unexpected_keys[0]}")
     if lacking := _missing_tensors(model, result.missing_keys).get(name):
         raise DataError(f"{where} lacks {len(lacking)} of its tensors, such as {lacking[0]}; {REMEDY}")
     model._hf_peft_config_loaded = True  # makes save_pretrained write an adapter rather than a whole model
+
+
+def _patterns(config: PeftConfig) -> Iterator[object]:
+    """Yields what peft matches with the names of all modules."""
+    for field in ("target_modules", "exclude_modules", "layers_pattern"):
+        value = getattr(config, field, None)
+        yield from [value] if isinstance(value, str) else value or ()
+    for field in ("rank_pattern", "alpha_pattern"):
+        yield from getattr(config, field, None) or ()
+
+
+def _check_ranks(config: PeftConfig, state: Mapping[str, Tensor], where: str) -> None:
+    """Raises DataError for a rank that no tensor of the adapter has, before its matrices are made."""
+    largest = max((side for value in state.values() for side in value.shape), default=0)
+    patterns = getattr(config, "rank_pattern", None) or {}
+    if not isinstance(patterns, Mapping):
+        raise DataError(f"{where}: rank_pattern is {patterns!r}, expected a mapping")
+    for rank in (getattr(config, "r", 1), *patterns.values()):
+        if not isinstance(rank, int) or not 0 < rank <= max(largest, 1):
+            raise DataError(f"{where} does not fit its configuration: rank {rank!r}, with tensors of {largest} at most")
 
 
 def refuse_partial_adapters(model: nn.Module, incompatible: Any) -> None:

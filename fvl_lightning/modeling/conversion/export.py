@@ -20,9 +20,9 @@ from fvl_lightning.modeling.adapters.folders import CONFIG, base_of, merge_adapt
 from fvl_lightning.modeling.adapters.folders import WEIGHTS as ADAPTER_WEIGHTS
 from fvl_lightning.modeling.adapters.layers import PREFIX
 from fvl_lightning.modeling.build import PROCESSOR_FILE, empty_model, load_model, parameter_count
-from fvl_lightning.modeling.configuration import FlorenceVLConfig
+from fvl_lightning.modeling.configuration import FlorenceVLConfig, read_model_config
 from fvl_lightning.modeling.plugin_record import copy_plugins
-from fvl_lightning.modeling.processing.processor import FlorenceVLProcessor
+from fvl_lightning.modeling.processing.processor import read_processor
 from fvl_lightning.modeling.stopping import set_stop_tokens
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -97,7 +97,7 @@ def export_model(folder: Path, out: Path, file_bytes: int, with_plugins: bool = 
         if not (folder / name).is_file():
             raise DataError(f"{folder} holds no saved model ({name} is missing)")
     weights = read_weights(folder)
-    config, processor = FlorenceVLConfig.from_pretrained(folder), FlorenceVLProcessor.from_pretrained(folder)
+    config, processor = read_model_config(folder), read_processor(folder)
     model = empty_model(config)
     _check_weights(weights, model, folder)
     parameters = parameter_count(model)
@@ -126,7 +126,7 @@ def export_adapter(folder: Path, out: Path, file_bytes: int, with_plugins: bool 
     base = base_of(folder)
     has_own_base = base.resolve() == (folder.parent / "base").resolve()
     config_folder = folder if (folder / "config.json").is_file() else base
-    model = empty_model(FlorenceVLConfig.from_pretrained(config_folder))
+    model = empty_model(read_model_config(config_folder))
     buffers = {PREFIX + name for name, _ in model.named_buffers()}
     tensors = load_file(folder / ADAPTER_WEIGHTS)
     parameters = sum(value.numel() for name, value in tensors.items() if name not in buffers)
@@ -136,7 +136,7 @@ def export_adapter(folder: Path, out: Path, file_bytes: int, with_plugins: bool 
                 shutil.copyfile(file, tmp_path / file.name)
         config = read_json(folder / CONFIG)
         if (tmp_path / PROCESSOR_FILE).is_file():
-            _list_stop_tokens(tmp_path, model, FlorenceVLProcessor.from_pretrained(tmp_path).tokenizer)
+            _list_stop_tokens(tmp_path, model, read_processor(tmp_path).tokenizer)
             config["auto_mapping"] = read_config(tmp_path).auto_mapping
         if has_own_base:
             export_model(base, tmp_path / "base", file_bytes, with_plugins)
@@ -170,7 +170,7 @@ def export_merged(
         model = merge_adapter(load_model(model_folder).model, folder)
         # A folder that peft wrote has no processor, so that the base's is used.
         source = folder if (folder / PROCESSOR_FILE).is_file() else model_folder
-        set_stop_tokens(model, FlorenceVLProcessor.from_pretrained(source).tokenizer)
+        set_stop_tokens(model, read_processor(source).tokenizer)
         model.save_pretrained(tmp_path, max_shard_size=file_bytes)
         weights = {file for pattern in WEIGHTS for file in source.glob(pattern)}
         for file in sorted(set(source.iterdir()) - weights):
@@ -216,7 +216,7 @@ def _list_stop_tokens(folder: Path, model: PreTrainedModel, tokenizer: Any) -> N
 
 def card(folder: Path, name: str, parameters: int) -> str:
     """Returns the model card of a model folder."""
-    config = FlorenceVLConfig.from_pretrained(folder)
+    config = read_model_config(folder)
     slots = {slot: config.choice(slot) for slot in COMPONENTS}
     record = config.plugins or []
     named = [f"{entry['slot']} `{entry['component']}` of `{entry['plugin']}`" for entry in record]
@@ -224,7 +224,7 @@ def card(folder: Path, name: str, parameters: int) -> str:
     return CARD.format(
         name=name,
         parameters=parameters / 1e6,
-        tokens=FlorenceVLProcessor.from_pretrained(folder).tokens_per_image,
+        tokens=read_processor(folder).tokens_per_image,
         language_model=config.get_text_config().model_type,
         plugins=PLUGINS.format(names=", ".join(named)) if record else "",
         imports=f"\nfrom fvl_lightning import import_plugins\n\nimport_plugins({imported})" if record else "",

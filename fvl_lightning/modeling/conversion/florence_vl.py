@@ -19,6 +19,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from datamodules.encoding.question_form import QuestionForm
 from fvl_lightning.core.atomic import atomic_directory, write_text_atomically
 from fvl_lightning.core.errors import ConfigError, DataError, UserError, first_line
+from fvl_lightning.core.pretrained import check_model_files
 from fvl_lightning.core.weight_files import has_weights, match_weights, read_json, read_weights, write_weights
 from fvl_lightning.encoders.florence2_files import read_image_size
 from fvl_lightning.language_models.causal import as_ids
@@ -179,10 +180,11 @@ def read_tokenizer(folder: Path, model_type: str, vocabulary: int) -> Any:
     try:
         with tempfile.TemporaryDirectory() as copy:
             # In the original's folder transformers would refuse config.json, whose model type it does not know.
+            check_model_files(folder)
             for file in files:
                 shutil.copyfile(file, Path(copy) / file.name)
             write_text_atomically(Path(copy) / "config.json", json.dumps({"model_type": model_type}))
-            tokenizer = AutoTokenizer.from_pretrained(copy)
+            tokenizer = AutoTokenizer.from_pretrained(copy, trust_remote_code=False)
     except Exception as error:  # each tokenizer class raises errors of its own
         raise DataError(f"the tokenizer in {folder} could not be read: {first_line(error)}") from None
     if len(tokenizer) > vocabulary and not (len(tokenizer) == vocabulary + 1 and IMAGE_TOKEN in tokenizer.get_vocab()):

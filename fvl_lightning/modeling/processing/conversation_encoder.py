@@ -1,13 +1,13 @@
 """Opens the encoder of conversations for a tokenizer that a command names."""
 
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import AutoTokenizer
 
 from datamodules.encoding.conversation import ConversationEncoder
-from fvl_lightning.core.errors import ConfigError, first_line
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.pretrained import open_saved
 from fvl_lightning.modeling.processing.processor import IMAGE_TOKEN, image_tokenizer
 
 
@@ -26,9 +26,5 @@ def open_conversation_encoder(tokenizer: str, tokens_per_image: int) -> Conversa
             validate_repo_id(tokenizer)
         except HFValidationError:  # whose own words speak of the hub alone
             raise ConfigError(f"--tokenizer: there is no folder {tokenizer}, and it is no hub id") from None
-    try:
-        opened: Any = image_tokenizer(AutoTokenizer.from_pretrained(tokenizer))
-    except (OSError, ValueError) as error:
-        where = "" if Path(tokenizer).is_dir() else " is no folder and"
-        raise ConfigError(f"--tokenizer: {tokenizer}{where} could not be read: {first_line(error)}") from None
+    opened = image_tokenizer(open_saved(AutoTokenizer, tokenizer, "--tokenizer"))
     return ConversationEncoder(opened, opened.convert_tokens_to_ids(IMAGE_TOKEN), tokens_per_image)

@@ -2,9 +2,9 @@
 
 import base64
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from fvl_lightning.core.types import ImageSpec
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 
 DOWNLOAD_SECONDS = 30
+MAX_SIDE = 16_384
+"""A limit to the pixels per side that no encoder reaches."""
 IMAGE_KEYS = ("image", "url", "path", "base64")
 """The keys for the image of a message part, as in transformers' chat templates."""
 
@@ -52,7 +54,15 @@ class FlorenceVLImageProcessor(BaseImageProcessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.size, self.fit, self.scaled_decode = size, fit, scaled_decode
+        side = size.get("height") if isinstance(size, Mapping) else None
+        if not isinstance(side, int) or not 0 < side <= MAX_SIDE or size.get("width") != side:
+            raise DataError(f"size is {size!r}, expected an equal height and width of 1 to {MAX_SIDE:,}")
+        if fit not in get_args(Fit):
+            raise DataError(f"fit is {fit!r}, expected {' or '.join(get_args(Fit))}")
+        for name, values in {"image_mean": image_mean, "image_std": image_std}.items():
+            if not isinstance(values, Sequence) or not all(isinstance(value, int | float) for value in values):
+                raise DataError(f"{name} is {values!r}, expected 3 numbers")
+        self.size, self.fit, self.scaled_decode = size, fit, bool(scaled_decode)
         self.image_mean, self.image_std = list(image_mean), list(image_std)
 
     def preprocess(

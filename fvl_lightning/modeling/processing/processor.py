@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
@@ -13,6 +14,7 @@ from datamodules.encoding.question_form import QuestionForm
 from datamodules.images.transforms import Fit
 from fvl_lightning.core.chat_date import dated_tokenizer
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.pretrained import open_saved
 from fvl_lightning.core.types import ImageSpec
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.processing.chat import assistant_mask, chat_token_ids, check_chat_options
@@ -27,6 +29,8 @@ from fvl_lightning.modeling.processing.padding import Ids, RowOptions
 
 IMAGE_TOKEN = "<image>"
 """The image placeholder; token ids contain its id once per image token."""
+MAX_TOKENS_PER_IMAGE = 100_000
+"""A limit that no model reaches, so that a broken file does not fill the memory."""
 
 
 class FlorenceVLProcessor(ProcessorMixin):
@@ -48,10 +52,14 @@ class FlorenceVLProcessor(ProcessorMixin):
         chat_template: str | None = None,
         asking: dict[str, Any] | None = None,
     ) -> None:
+        if not isinstance(image_processor, FlorenceVLImageProcessor):
+            raise DataError(f"image_processor is a {type(image_processor).__name__}, expected FlorenceVLImageProcessor")
+        if not isinstance(tokens_per_image, int) or not 0 < tokens_per_image <= MAX_TOKENS_PER_IMAGE:
+            raise DataError(f"tokens_per_image is {tokens_per_image!r}, expected 1 to {MAX_TOKENS_PER_IMAGE:,}")
         super().__init__(image_processor, tokenizer)
         if chat_template is not None:
             self.chat_template = chat_template
-        self.tokens_per_image, self.asking = tokens_per_image, dict(asking or {})
+        self.tokens_per_image, self.asking = tokens_per_image, dataclasses.asdict(QuestionForm.read(asking or {}))
         self.image_token, self.image_token_id = IMAGE_TOKEN, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
     def __call__(
@@ -132,7 +140,7 @@ class FlorenceVLProcessor(ProcessorMixin):
         switches = (generate, continue_answer, masked, tokenize, sanitize_control_tokens, load_audio_from_video)
         check_chat_options(options, *switches)
         given, batched = self._conversations(conversation)
-        conversations = [QuestionForm(**self.asking).apply(messages) for messages in given]
+        conversations = [QuestionForm.read(self.asking).apply(messages) for messages in given]
         encoder = self._encoder_for(chat_template)
         if not tokenize:
             written = [encoder.written(messages, generate, continue_answer) for messages in conversations]
@@ -236,6 +244,11 @@ class FlorenceVLProcessor(ProcessorMixin):
             if problem := check_messages(messages):
                 raise DataError(f"conversation: {problem}")
         return conversations, batched
+
+
+def read_processor(folder: Path) -> FlorenceVLProcessor:
+    """Returns the processor in a model folder; raises DataError if it cannot be read, or is of another kind."""
+    return open_saved(FlorenceVLProcessor, folder, "the processor", DataError)
 
 
 def make_processor(

@@ -38,7 +38,7 @@ class CheckpointCallback(Checkpoint):
         """Takes the signals back from Lightning, which has just set handlers of its own."""
         self._last_step = trainer.global_step
         self.signals.listen()
-        self._read_best()
+        self._read_best(trainer)
         run_due_validation(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -104,10 +104,12 @@ class CheckpointCallback(Checkpoint):
             raise DataError(f"the last step was not saved: {files.failure}; make room, `--resume` finishes the run")
         if files.failure and trainer.is_global_zero:
             logger.warning("step %d was not saved: %s; the checkpoint before it is kept", step, files.failure)
-        self._read_best()
+        self._read_best(trainer)
 
-    def _read_best(self) -> None:
-        best = best_checkpoint(self.path.parent) if self.keep_best else None
+    def _read_best(self, trainer: Trainer) -> None:
+        stage = trainer.lightning_module
+        assert isinstance(stage, StageInterface)
+        best = best_checkpoint(self.path.parent, stage.run_hash) if self.keep_best else None
         self.lowest_loss = float("inf") if best is None else read_checkpoint(best)["validation_loss"]
 
 

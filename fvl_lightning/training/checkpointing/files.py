@@ -8,25 +8,23 @@ best.ckpt       the weights of the lowest validation loss, where they are kept
 
 import logging
 import shutil
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import distributed
 
 from fvl_lightning.core.atomic import durable_file, rename_into_place
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.training.checkpointing.checksum import is_whole_file, read_file, write_with_checksum
 from fvl_lightning.training.checkpointing.sharded import (
     Manifest,
     Parts,
     copied,
     is_whole_folder,
     made_whole,
-    read_file,
     read_folder,
     write_manifest,
     write_parts,
@@ -35,6 +33,15 @@ from fvl_lightning.training.checkpointing.sharded import (
 logger = logging.getLogger(__name__)
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+RUN_HASH = "run_hash"
+"""The key that names the run of a checkpoint; earlier versions wrote none."""
+WEIGHT_KEYS = frozenset({"state_dict", "frozen_hash", "validation_loss"})
+"""The keys that best.ckpt has at least."""
+TRAINING_KEYS = WEIGHT_KEYS | {
+    "epoch", "global_step", "loops", "optimizer_states", "lr_schedulers", "position", "samples", "skipped_in_a_row",
+    "recent_updates", "random_states", "threads",
+}  # fmt: skip
+"""The keys that a checkpoint to resume from has at least."""
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -112,20 +119,16 @@ def present_checkpoints(folder: Path) -> list[Path]:
     return [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
 
 
-def whole_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint in `folder` that is whole, with a warning where it is not the newest.
+def whole_checkpoint(folder: Path, run_hash: str | None = None) -> Path:
+    """Returns the newest checkpoint in `folder` to resume from; see `newest_checkpoint` for arguments and warnings.
 
     Raises:
-        DataError: none is.
+        DataError: there is none.
     """
-    present = present_checkpoints(folder)
-    whole = next(filter(is_whole, present), None)
-    if whole is None:
-        named = " and ".join(map(str, present)) or str(folder / LAST)
-        raise DataError(f"--resume: {named}: no whole checkpoint; start a new run")
-    if whole != present[0]:
-        logger.warning("%s is damaged; the run goes on from the checkpoint before it, %s", present[0], whole)
-    return whole
+    if whole := newest_checkpoint(folder, run_hash):
+        return whole
+    problems = [f"{path} {problem_of(path, TRAINING_KEYS, run_hash)}" for path in present_checkpoints(folder)]
+    raise DataError(f"--resume: {' and '.join(problems) or folder / LAST}: no whole checkpoint; start a new run")
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -134,20 +137,58 @@ def remove_unfinished(folder: Path) -> None:
         _remove(path)
 
 
-def best_checkpoint(folder: Path) -> Path | None:
-    """The weights of the lowest validation loss, where they are kept; those before, where the newest are not whole."""
-    return next((path for path in (folder / BEST, _aside(folder / BEST)) if path.exists() and is_whole(path)), None)
+def newest_checkpoint(folder: Path, run_hash: str | None = None) -> Path | None:
+    """Returns the newest checkpoint in `folder` to resume from, None if there is none.
+
+    Where the newest one cannot be used, a warning names it and the one before, which is returned.
+
+    Args:
+        folder: the folder of the checkpoints.
+        run_hash: the run that the checkpoint must be of; None for any.
+    """
+    return _first_usable(present_checkpoints(folder), TRAINING_KEYS, run_hash)
+
+
+def best_checkpoint(folder: Path, run_hash: str | None = None) -> Path | None:
+    """Returns the weights of the lowest validation loss; as `newest_checkpoint` for those of a resume."""
+    present = [path for path in (folder / BEST, _aside(folder / BEST)) if path.exists()]
+    return _first_usable(present, WEIGHT_KEYS, run_hash)
+
+
+def problem_of(path: Path, keys: Set[str] = TRAINING_KEYS, run_hash: str | None = None) -> str | None:
+    """Returns what is wrong with a checkpoint, as the end of a sentence; None where it can be used.
+
+    Args:
+        path: its file or folder.
+        keys: the keys that it must have.
+        run_hash: the run that it must be of; None for any.
+    """
+    if not is_whole(path):
+        return "is damaged"
+    try:
+        checkpoint: Any = read_checkpoint(path)
+    except Exception:  # a whole file of another kind; there is no list of what torch raises for it
+        checkpoint = None
+    if not isinstance(checkpoint, dict) or not keys <= checkpoint.keys():
+        return "is no checkpoint of this kit"
+    return "is of another run" if run_hash and checkpoint.get(RUN_HASH) not in (None, run_hash) else None
 
 
 def is_whole(path: Path) -> bool:
-    """Returns whether every byte is what was written, by the checksums that torch writes and does not read."""
-    if path.is_dir():
-        return is_whole_folder(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError):  # what zipfile makes of stray bytes
-        return False
+    """Returns whether every byte is what was written; see is_whole_file for files of earlier versions."""
+    return is_whole_folder(path) if path.is_dir() else is_whole_file(path)
+
+
+def _first_usable(paths: Sequence[Path], keys: Set[str], run_hash: str | None) -> Path | None:
+    problems: list[str] = []
+    for path in paths:
+        problem = problem_of(path, keys, run_hash)
+        if problem is None:
+            if problems:
+                logger.warning("%s; the checkpoint before it is taken, %s", " and ".join(problems), path)
+            return path
+        problems.append(f"{path} {problem}")
+    return None
 
 
 def _write_whole(checkpoint: dict[str, Any], path: Path) -> None:
@@ -155,7 +196,7 @@ def _write_whole(checkpoint: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove(tmp_path)
     with durable_file(tmp_path) as file:
-        torch.save(checkpoint, file)
+        write_with_checksum(file, checkpoint)
     _put_in_place(path)
 
 

@@ -10,20 +10,22 @@ formats: the index of one is a pickle that is loaded as such, and the other has 
 """
 
 import json
-import zlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fvl_lightning.core.atomic import durable_file
+from fvl_lightning.training.checkpointing.checksum import checksum_of, read_file, write_counted
 
 MANIFEST, COMMON, PART = "manifest.json", "common.ckpt", "part-{:05d}.ckpt"
-READ_AT_ONCE = 2**24
+NAMES = re.compile(r"common\.ckpt|part-[0-9]{5,}\.ckpt")
+"""The files that a manifest may name."""
 
 TreePath = tuple[str | int, ...]
 """Keys and numbers that lead to a value in a checkpoint."""
@@ -130,10 +132,12 @@ def is_whole_folder(folder: Path) -> bool:
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return COMMON in files and all(
-            (folder / name).stat().st_size == size and _checksum(folder / name) == checksum
+            NAMES.fullmatch(name)
+            and (folder / name).stat().st_size == size
+            and _checksum(folder / name) == checksum
             for name, (size, checksum) in files.items()
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # what stray bytes make of it
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # what stray bytes make of it
         return False
 
 
@@ -150,37 +154,12 @@ def read_folder(folder: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def read_file(path: Path) -> Any:
-    """One of torch's files, its tensors mapped into main memory."""
-    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-
-
-class _Counted:
-    """A file that counts and sums up what is written to it, since torch's own checksums are not of every byte."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.size, self.checksum = 0, 0
-
-    def write(self, data: bytes) -> int:
-        self.size += memoryview(data).nbytes
-        self.checksum = zlib.crc32(data, self.checksum)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
 def _write(path: Path, content: Any) -> list[int]:
     with durable_file(path) as file:
-        counted = _Counted(file)
-        torch.save(content, counted)  # type: ignore[arg-type]  # it needs no more of a file than this
+        counted = write_counted(file, content)
     return [counted.size, counted.checksum]
 
 
 def _checksum(path: Path) -> int:
-    checksum = 0
     with path.open("rb") as file:
-        while data := file.read(READ_AT_ONCE):
-            checksum = zlib.crc32(data, checksum)
-    return checksum
+        return checksum_of(file, path.stat().st_size)

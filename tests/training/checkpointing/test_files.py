@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,20 @@ import pytest
 import torch
 
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.training.checkpointing.files import CheckpointFiles, is_whole, whole_checkpoint
+from fvl_lightning.training.checkpointing.files import (
+    RUN_HASH,
+    TRAINING_KEYS,
+    CheckpointFiles,
+    is_whole,
+    newest_checkpoint,
+    whole_checkpoint,
+)
 from tests.conftest import ONE_THREAD
 
 
 def checkpoint(step: int) -> dict[str, Any]:
     """Something with a tensor in it."""
-    return {"global_step": step, "weights": torch.full((64, 64), float(step))}
+    return dict.fromkeys(TRAINING_KEYS) | {"global_step": step, "weights": torch.full((64, 64), float(step))}
 
 
 def step_of(path: Path) -> int:
@@ -50,7 +58,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     last.write_bytes(last.read_bytes()[:-100])
     with caplog.at_level(logging.WARNING):
         assert whole_checkpoint(tmp_path) == previous
-    assert caplog.messages == [f"{last} is damaged; the run goes on from the checkpoint before it, {previous}"]
+    assert caplog.messages == [f"{last} is damaged; the checkpoint before it is taken, {previous}"]
     previous.write_bytes(b"")
     with pytest.raises(DataError, match="no whole checkpoint") as raised:
         whole_checkpoint(tmp_path)
@@ -75,27 +83,64 @@ def test_what_a_kill_left_half_written_is_in_nobodys_way(files: CheckpointFiles,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
 
 
-def test_every_damage_is_seen(files: CheckpointFiles, tmp_path: Path) -> None:
-    """Cuts anywhere, and flipped bits in what torch has written of the values."""
+@pytest.mark.parametrize("flips", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_every_damage_is_seen(flips: int, files: CheckpointFiles, tmp_path: Path) -> None:
+    """Cuts anywhere, and a flipped bit anywhere, also in the archive's directory and in the checksum itself."""
     path = tmp_path / "last.ckpt"
     whole = path.read_bytes()
     assert is_whole(path)
+    assert zipfile.ZipFile(path).testzip() is None
     draw = random.Random(0)
-    for size in [0, 1, len(whole) - 1, *draw.sample(range(len(whole)), 20)]:
+    for size in [0, 1, len(whole) - 1, *draw.sample(range(len(whole)), flips // 10)]:
         path.write_bytes(whole[:size])
         assert not is_whole(path), f"cut at {size} of {len(whole)}"
-    values = whole.index(torch.full((8,), 2.0).numpy().tobytes())
-    for _ in range(20):
-        place = values + draw.randrange(64 * 64 * 4)
+    for number in range(flips):
+        directory = number % 2  # the last kilobytes are the directory, the end records and the checksum
+        place = draw.randrange(len(whole) - 4096 if directory else 0, len(whole))
         damaged = bytearray(whole)
         damaged[place] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)
         assert not is_whole(path), f"flipped at {place} of {len(whole)}"
-    for _ in range(300):  # wherever it is hit, zipfile's complaint is one that is understood
+    path.write_bytes(whole + b"more")
+    assert not is_whole(path)
+
+
+@pytest.mark.parametrize("flips", [200, pytest.param(3_000, marks=pytest.mark.slow)])
+def test_a_checkpoint_of_an_earlier_version_is_whole_if_torch_can_read_it(flips: int, tmp_path: Path) -> None:
+    path, draw = tmp_path / "last.ckpt", random.Random(0)
+    torch.save(checkpoint(1), path)
+    whole = path.read_bytes()
+    assert is_whole(path)
+    for number in range(flips):
         damaged = bytearray(whole)
-        damaged[draw.randrange(len(whole))] = draw.randrange(256)
+        place = draw.randrange(len(whole) - 2048 if number % 2 else 0, len(whole))
+        damaged[place] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)
-        is_whole(path)
+        if is_whole(path):  # the bit is one that torch does not read
+            found = torch.load(path, weights_only=True)
+            assert torch.equal(found["weights"], torch.full((64, 64), 1.0)), f"flipped at {place} of {len(whole)}"
+    for size in [0, 1, 21, len(whole) - 1, *draw.sample(range(len(whole)), 20)]:
+        path.write_bytes(whole[:size])
+        assert not is_whole(path), f"cut at {size} of {len(whole)}"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (3, "is no checkpoint of this kit"),
+        ({"weights": torch.ones(2)}, "is no checkpoint of this kit"),
+        (checkpoint(9) | {RUN_HASH: "another"}, "is of another run"),
+    ],
+    ids=["number", "weights", "another run"],
+)
+def test_a_file_of_another_kind_gives_way_to_the_one_before(
+    content: Any, problem: str, files: CheckpointFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    last, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    torch.save(content, last)
+    with caplog.at_level(logging.WARNING):
+        assert newest_checkpoint(tmp_path, "this") == previous
+    assert caplog.messages == [f"{last} {problem}; the checkpoint before it is taken, {previous}"]
 
 
 def test_a_full_disk_keeps_what_is_there(

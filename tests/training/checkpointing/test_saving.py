@@ -15,7 +15,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.checkpointing.files import best_checkpoint, is_whole, read_checkpoint
+from fvl_lightning.training.checkpointing.files import WEIGHT_KEYS, best_checkpoint, is_whole, read_checkpoint
 from fvl_lightning.training.checkpointing.rng_state import random_states, restore_random_states
 from fvl_lightning.training.checkpointing.sharded import made_whole
 from tests.stages.fitting import batches_of, build_stage, fit
@@ -185,7 +185,7 @@ def test_the_weights_of_the_lowest_validation_loss_are_kept(
         for name, tensor in found["state_dict"].items():
             assert torch.equal(tensor, notes.weights[3][name.removeprefix("model.")]), name
     again = stage_of(tmp_path, keep_best=True, validate_every=1, **how)
-    changed = Validations({5: 2.5, 6: 1.0})
+    changed = Validations({4: 2.5, 5: 2.5, 6: 1.0})
     fit(again, batches[STEPS - 2 :], tmp_path, [changed], before_last(tmp_path), batches[:1])
     found = read_checkpoint(tmp_path / "best.ckpt")
     assert (found["global_step"], found["validation_loss"]) == (6, 1.0), "2.5 is not lower than before the resume"
@@ -201,7 +201,7 @@ def test_nothing_is_kept_as_the_best_unless_asked(tmp_path: Path) -> None:
 def test_the_best_before_stands_in_for_one_that_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "best.ckpt").write_bytes(b"cut")
     assert best_checkpoint(tmp_path) is None
-    torch.save({"validation_loss": 1.0}, tmp_path / "best.ckpt.before")
+    torch.save(dict.fromkeys(WEIGHT_KEYS, 1.0), tmp_path / "best.ckpt.before")
     assert best_checkpoint(tmp_path) == tmp_path / "best.ckpt.before"
 
 

@@ -15,7 +15,13 @@ from torch import Tensor, distributed
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.training.checkpointing import files as checkpoint_files
-from fvl_lightning.training.checkpointing.files import CheckpointFiles, is_whole, read_checkpoint, whole_checkpoint
+from fvl_lightning.training.checkpointing.files import (
+    TRAINING_KEYS,
+    CheckpointFiles,
+    is_whole,
+    read_checkpoint,
+    whole_checkpoint,
+)
 from fvl_lightning.training.checkpointing.sharded import (
     MANIFEST,
     ShardedTensor,
@@ -32,7 +38,8 @@ PLACE = ("optimizer_states", 0, "state", 3, "exp_avg")
 
 def common(step: int) -> dict[str, Any]:
     """What one rank holds for all."""
-    return {"global_step": step, "state_dict": {"norm": torch.ones(3)}, "optimizer_states": [{"state": {3: {}}}]}
+    trained = {"state_dict": {"norm": torch.ones(3)}, "optimizer_states": [{"state": {3: {}}}]}
+    return dict.fromkeys(TRAINING_KEYS) | {"global_step": step, **trained}
 
 
 def write(folder: Path, value: Tensor, ranks: int, step: int = 1) -> None:
@@ -91,7 +98,7 @@ def test_every_damage_is_seen(tmp_path: Path) -> None:
 
 def test_a_damaged_part_gives_way_to_the_checkpoint_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     last, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
-    CheckpointFiles().save_checkpoint({"global_step": 1}, last)
+    CheckpointFiles().save_checkpoint(common(1), last)
     last.rename(previous)
     write(last, torch.zeros(4, 2), 2, step=2)
     assert whole_checkpoint(tmp_path) == last
@@ -99,7 +106,7 @@ def test_a_damaged_part_gives_way_to_the_checkpoint_before(tmp_path: Path, caplo
     part.write_bytes(part.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING):
         assert whole_checkpoint(tmp_path) == previous
-    assert "is damaged; the run goes on from the checkpoint before it" in caplog.text
+    assert "is damaged; the checkpoint before it is taken" in caplog.text
     previous.unlink()
     with pytest.raises(DataError, match="no whole checkpoint"):
         whole_checkpoint(tmp_path)
