@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 IMAGES_PER_BATCH = 64
 IDENTITY = "identity.json"
 """The file that says from what the features of a folder were computed, for people to read."""
-OFFSETS, HASHES = "offsets.npy", ".hashes.json"
+OFFSETS, HASHES = "offsets.npy", "hashes.json"
 PIXEL_MODULES = (images, pixels)
 PACKAGES = ("torch", "transformers", "pillow")
 """Packages whose code computes features and pixels; another version may give other bits."""
@@ -125,7 +125,8 @@ def is_whole_cache(folder: Path, encoder: Encoder, data: BatchData, split: str) 
         fits = np.array_equal(offsets, _offsets(data, split)) and [array.shape for array in arrays] == shapes
         if not fits or not (folder / HASHES).is_file():
             return fits
-        return read_sealed(folder / HASHES) == file_hashes(folder)
+        found = file_hashes(folder)
+        return read_sealed(folder / HASHES) == {name: found[name] for name in found if name != HASHES}
     except (OSError, ValueError, EOFError, IndexError, DataError):
         return False
 
