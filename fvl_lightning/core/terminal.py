@@ -8,6 +8,8 @@ import logging
 import os
 import re
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -117,6 +119,7 @@ def quiet_libraries() -> None:
     handler.addFilter(lambda record: record.levelno >= logging.ERROR or not record.name.startswith(QUIET_LIBRARIES))
     rank = f"rank {own_rank()}: " if own_rank() else ""
     logging.setLogRecordFactory(VisibleRecord)
+    warnings.formatwarning, sys.excepthook = _visible_warning, _print_traceback
     logging.basicConfig(level=logging.WARNING, format=f"{rank}%(message)s", handlers=[handler], force=True)
     for name in ("fvl_lightning", "datamodules"):
         logging.getLogger(name).setLevel(logging.INFO)
@@ -125,6 +128,17 @@ def quiet_libraries() -> None:
         logging.getLogger("datamodules").setLevel(logging.WARNING)
     for name in QUIET_LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+_format_warning = warnings.formatwarning
+
+
+def _visible_warning(*given: Any, **named: Any) -> str:
+    return visible(_format_warning(*given, **named))
+
+
+def _print_traceback(*error: Any) -> None:
+    sys.stderr.write(visible("".join(traceback.format_exception(*error))))
 
 
 @contextmanager

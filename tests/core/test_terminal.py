@@ -4,6 +4,8 @@ import ast
 import io
 import logging
 import re
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,8 +113,12 @@ def test_no_control_character_of_other_people_reaches_the_terminal(on_terminal: 
     assert "\u2407" in written, "Rich alone would have dropped it"
 
 
-def test_messages_of_any_library_are_visible(capsys: pytest.CaptureFixture[str]) -> None:
-    """A library may have a handler of its own, as transformers has."""
+def test_messages_of_any_library_are_visible(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library may have a handler of its own, as transformers has; warnings and errors of Python are messages too."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     root, factory = logging.getLogger(), logging.getLogRecordFactory()
     before = root.handlers[:], root.level
     own = logging.getLogger("a_library_of_its_own")
@@ -122,13 +128,16 @@ def test_messages_of_any_library_are_visible(capsys: pytest.CaptureFixture[str])
         quiet_libraries()
         own.warning("loaded %s", HOSTILE)
         logging.getLogger("fvl_lightning").error(HOSTILE)
+        warned = warnings.formatwarning(UserWarning(HOSTILE), UserWarning, "a.py", 1)  # type: ignore[arg-type]
+        sys.excepthook(ValueError, ValueError(HOSTILE), None)
     finally:
         logging.setLogRecordFactory(factory)
         root.handlers[:], root.level = before
     say(HOSTILE)
     say_error(HOSTILE)
     out, err = capsys.readouterr()
-    for written in (stream.getvalue(), out, err):
+    assert f"ValueError: {visible(HOSTILE)}\n" in err
+    for written in (stream.getvalue(), out, err, warned):
         assert not CONTROL.findall(written)
         assert "a\u241bc" in written
 
