@@ -28,15 +28,17 @@ HELP = {
 
 def chat(
     model: Model,
-    image: Annotated[list[Path] | None, typer.Option(help="Picture of the first message; again for several.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="Picture of the first message; repeat it for several.")
+    ] = None,
     adapter: Adapters = None,
     plugins: Plugins = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; above, words are sampled.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample among the likeliest words of this probability.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of samples; a new one if left out.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 decodes greedily; above 0, tokens are sampled.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this probability.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of sampling; by default a new one.")] = None,
 ) -> None:
-    """Talk with a model about pictures; /help says how.
+    """Talk with a model about pictures; /help lists the commands.
 
     Example: `fvl chat runs/demo/concat/finetune --image picture.png`
     """

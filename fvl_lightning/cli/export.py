@@ -12,11 +12,11 @@ from fvl_lightning.core.terminal import say
 
 def export(
     model: Annotated[str, typer.Argument(help="Run folder, MLflow run id, or the folder of a model or an adapter.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
-    file_megabytes: Annotated[int, typer.Option(min=1, help="Largest weight file, unless a tensor is larger.")] = 5000,
-    merge: Annotated[bool, typer.Option("--merge", help="An adapter and its base as one whole model.")] = False,
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    file_megabytes: Annotated[int, typer.Option(min=1, help="Size of the largest weight file.")] = 5000,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base: one whole model.")] = False,
     base: Annotated[
-        Path | None, typer.Option(help="With --merge: the base (a run or a model folder), where it was moved.")
+        Path | None, typer.Option(help="With --merge: the base (a run or a model folder), if it was moved.")
     ] = None,
     checkpoint: Annotated[
         Literal["last", "best"] | None,
@@ -31,7 +31,7 @@ def export(
 ) -> None:
     """Write a model as a Hugging Face folder: safetensors, configuration, processor and a card.
 
-    What was trained with LoRA becomes an adapter's folder, as peft has them.
+    A run with LoRA becomes an adapter folder in the format of peft.
 
     Example: `fvl export runs/demo/concat/finetune models/florence-demo`
     """

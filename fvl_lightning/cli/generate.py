@@ -12,21 +12,23 @@ from fvl_lightning.core.terminal import plural, say
 
 def generate(
     model: Model,
-    image: Annotated[list[Path] | None, typer.Option(help="Picture to look at; again for several in a prompt.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Picture of the question; repeat it for several.")] = None,
     prompt: Annotated[str | None, typer.Option(help="The question.")] = None,
     adapter: Adapter = None,
     plugins: Plugins = None,
-    images: Annotated[Path | None, typer.Option(help="Folder: the question about each of its pictures.")] = None,
-    input: Annotated[Path | None, typer.Option(help="JSON Lines: image or images, and prompt or messages.")] = None,
-    output: Annotated[Path | None, typer.Option(help="JSON Lines of the answers to a folder or a file.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at once.")] = 16,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; above, words are sampled.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample among the likeliest words of this probability.")] = 1.0,
-    beams: Annotated[int, typer.Option(min=1, help="Beams to search with.")] = 1,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of samples; a new one if left out, 0 of rows.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of pictures; each is asked about.")] = None,
+    input: Annotated[
+        Path | None, typer.Option(help="JSON Lines: image or images, and prompt or messages, in each row.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON Lines file for the answers to a folder or a file.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered in one batch.")] = 16,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the longest answer.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 decodes greedily; above 0, tokens are sampled.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this probability.")] = 1.0,
+    beams: Annotated[int, typer.Option(min=1, help="Beams of a beam search.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of sampling; by default a new one, for rows 0.")] = None,
 ) -> None:
-    """Answer a question about pictures; or every row of a file, going on where an earlier start stopped.
+    """Answer one question about pictures, or every row of a file; started again, it continues a file.
 
     Example: `fvl generate runs/demo/concat/finetune --image picture.png --prompt "how many shapes are there?"`
     """

@@ -7,22 +7,23 @@ import typer
 
 from fvl_lightning.core.terminal import say
 
-app = typer.Typer(help="Make a model folder of a checkpoint of other code.", no_args_is_help=True)
+app = typer.Typer(help="Turn a checkpoint of other code into a model folder.", no_args_is_help=True)
 
 
 @app.command("florence-vl")
 def florence_vl(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint in the released layout.")],
-    out: Annotated[Path, typer.Argument(help="Model folder to make.")],
+    out: Annotated[Path, typer.Argument(help="Model folder to write.")],
     vision_tower: Annotated[
         Path | None, typer.Option(help="Folder of the tower's configuration, and of its weights if not in CHECKPOINT.")
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer, if not CHECKPOINT.")] = None,
     pooled_token: Annotated[
-        Literal["keep", "drop"], typer.Option(help="The mean before each image's map: 577 tokens, or 576.")
+        Literal["keep", "drop"],
+        typer.Option(help="Keep the pooled token of each image (577 tokens), or drop it (576)."),
     ] = "keep",
     prompt_pads: Annotated[
-        Literal["attend", "mask"], typer.Option(help="Whether the pads of shorter prompts are attended to.")
+        Literal["attend", "mask"], typer.Option(help="Attend to the padding of shorter prompts, or mask it.")
     ] = "attend",
     decoder: Annotated[
         Literal["drop", "keep"], typer.Option(help="Florence-2's decoder, which the features do not need.")

@@ -87,7 +87,7 @@ def _describe_component(slot: str, name: str, plugins: Sequence[str]) -> None:
 
 def _describe_section(section: str, key: str | None) -> None:
     """Prints the keys of an experiment, of a comparison, or of one of their sections; or a single key."""
-    schemas = {"": ExperimentConfig, "experiment": ExperimentConfig, "comparison": ComparisonConfig}
+    schemas: dict[str, Any] = {"": ExperimentConfig, "experiment": ExperimentConfig, "comparison": ComparisonConfig}
     if section not in schemas:
         types = get_type_hints(ExperimentConfig)
         if section not in types:

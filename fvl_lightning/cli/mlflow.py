@@ -43,9 +43,9 @@ def ui(
 def sync(
     runs: Annotated[list[str], typer.Argument(help="Run folders, such as runs/finetune, or MLflow run ids.")],
 ) -> None:
-    """Send to MLflow what it lacks of runs: points, scores, the configuration, how they ended.
+    """Send to MLflow what it lacks of runs: metrics, scores, configuration and status.
 
-    Any number of times: what is there already is not sent again.
+    It may be repeated: what MLflow has is not sent again.
 
     Example: `fvl sync runs/finetune`
     """

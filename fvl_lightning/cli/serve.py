@@ -16,11 +16,11 @@ def serve(
     model: Model,
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the longest answer.")] = 256,
     adapter: Adapters = None,
     plugins: Plugins = None,
 ) -> None:
-    """Open a page to talk with a model about pictures; needs the extra `serve`.
+    """Serve a page to talk with a model about pictures; needs the extra `serve`.
 
     Example: `fvl serve runs/demo/concat/finetune --port 7861`
     """
@@ -46,5 +46,3 @@ def serve(
         say(f"{model} answers on http://{host}:{port} (Ctrl-C ends)")
         Event().wait()
     page.close(verbose=False)
-
-
