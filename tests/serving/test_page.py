@@ -102,6 +102,10 @@ def test_nothing_changes_where_there_is_no_answer(loaded: LoadedModel, tmp_path:
         pieces(loaded, "  ", PICTURE)
     with pytest.raises(DataError, match="the model has 512 positions"):
         pieces(loaded, "many " * 600, PICTURE)
+    with pytest.raises(DataError, match=r"^a question of 100001 characters, at most 100000 are read$"):
+        pieces(loaded, "x" * 100_001)
+    with pytest.raises(DataError, match=r"^65 images, at most 64 are read together$"):
+        pieces(loaded, "how many?", *[PICTURE] * 65)
 
 
 def test_weights_of_a_gated_fusion_sum_to_one(loaded: LoadedModel) -> None:
