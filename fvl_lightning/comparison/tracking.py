@@ -191,17 +191,15 @@ def log_report(tracker: Tracker, comparison: Comparison, folder: Path, missing: 
 
 def arm_metrics(comparison: Comparison) -> dict[str, float]:
     """Returns the metrics of a comparison's run: `<what>/<arm>`, so that MLflow shows the arms side by side."""
-    scores: dict[str, float] = {}
-    for arm, result in comparison.arms.items():
-        scores |= {f"score/{arm}": result.score(comparison.metric), f"same_start/{arm}": result.same_start}
-    scores |= {f"sd/{summary.arm}": summary.sd for summary in comparison.statistics.arms}
-    for contrast in comparison.statistics.contrasts:
-        scores |= {
-            f"difference/{contrast.arm}": contrast.estimate,
-            f"standard_error/{contrast.arm}": contrast.standard_error,
-            f"p_holm/{contrast.arm}": contrast.p_holm,
-        }
-    return scores
+    arms, contrasts = comparison.arms, comparison.statistics.contrasts
+    return {
+        **{f"score/{arm}": result.score(comparison.metric) for arm, result in arms.items()},
+        **{f"sd/{summary.arm}": summary.sd for summary in comparison.statistics.arms},
+        **{f"difference/{contrast.arm}": contrast.estimate for contrast in contrasts},
+        **{f"p_holm/{contrast.arm}": contrast.p_holm for contrast in contrasts},
+        **{f"standard_error/{contrast.arm}": contrast.standard_error for contrast in contrasts},
+        **{f"same_start/{arm}": result.same_start for arm, result in arms.items()},
+    }
 
 
 def link_pages(tracker: Tracker, uri: str, metric: str) -> dict[str, str]:

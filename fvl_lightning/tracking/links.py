@@ -18,7 +18,7 @@ TRAINING = "workflowType=machine_learning"
 """Has MLflow show its pages for training, not those for conversations."""
 VIEW_TAG = "mlflow.sharedViewState."
 """Beginning of an experiment's tag in which MLflow's pages look for a view; the rest is the view's key."""
-COLUMNS = ("metrics.`{metric}`", "params.`seed`", "metrics.`parameters`", "metrics.`seconds`")
+COLUMNS = ("metrics.`{metric}`", "metrics.`parameters`", "metrics.`seconds`")
 """Columns of the view, in MLflow's spelling."""
 
 
