@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.comparison.plan import check_files
-from fvl_lightning.core.config.loading import read_config
+from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.core.config.loading import load_config, read_config
 from fvl_lightning.core.experiment import ExperimentConfig
 
 ROOT = Path(__file__).parents[1]
@@ -94,6 +94,6 @@ READ = [words for command in COMMANDS if is_loaded(words := shlex.split(command,
 def test_their_overrides_are_right(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     if words[1] == "compare":
-        check_files(Path(words[2]), overrides(words[3:]))
+        load_config(ComparisonConfig, Path(words[2]), overrides(words[3:]))
     else:
         read_config(ExperimentConfig, Path(words[2]), overrides(words[3:]))
