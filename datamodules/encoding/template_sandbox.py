@@ -63,7 +63,7 @@ class _Counting(NodeTransformer):
     def visit_Filter(self, node: nodes.Filter) -> nodes.Expr:
         """Counts what a filter gets, and checks what it makes."""
         self.generic_visit(node)
-        if node.node is not None:
+        if not isinstance(node.node, nodes.Filter | None):  # what a filter has made is checked already
             node.node = _filtered(node.node, CHECKED)
         return _filtered(node, CHECKED)
 

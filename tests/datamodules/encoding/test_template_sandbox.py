@@ -8,6 +8,7 @@ import pytest
 from datamodules.encoding import template_sandbox
 from datamodules.encoding.chat_template import ChatTemplate
 from datamodules.encoding.template_sandbox import render_template
+from fvl_lightning.core.chat_date import dated
 from fvl_lightning.core.errors import DataError
 from tests.datamodules.encoding.templates import ALL_FAMILIES
 
@@ -88,6 +89,11 @@ def test_other_templates_write_what_transformers_writes(template: str) -> None:
             [MESSAGES], chat_template=template, add_generation_prompt=generate, **values
         )
         assert render_template(template, MESSAGES, add_generation_prompt=generate, **values) == wanted
+
+
+def test_a_template_with_a_day_has_a_long_chain_of_filters() -> None:
+    template = dated("{{ strftime_now('%d %B %Y') }}{% for m in messages %} {{ m.content }}{% endfor %}")
+    assert render_template(template, MESSAGES) == "26 July 2024 hi <x> yes"
 
 
 def test_a_long_conversation_is_within_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
