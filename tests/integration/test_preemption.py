@@ -1,6 +1,7 @@
 """A cluster takes the machine away: the step is saved, the exit code asks for more, and the same command goes on."""
 
 import errno
+import multiprocessing
 import os
 import shutil
 import signal
@@ -162,6 +163,21 @@ def test_a_disk_that_is_full_at_the_last_step_and_for_the_model(
     assert "make room, `--resume` finishes the run" in done.stderr
     assert fvl_here(workspace, *JOB).returncode == 0
     assert_same_run(straight(FINETUNE), run)
+
+
+def test_an_error_in_validation_leaves_no_worker(
+    workspace: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers ignore the signal by which Python's exit would end them: the process would wait for them for ever."""
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr("fvl_lightning.stages.language.LanguageStage.validation_step", fails)
+    with pytest.raises(RuntimeError, match="on purpose") as caught:
+        fvl_here(workspace, *JOB, "data.workers=2")
+    assert not multiprocessing.active_children(), "the loop that reads them has ended"
+    assert caught.tb is not None
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ The command line turns each of them into an exit code (cli/main.py). It imports 
 import nothing that takes long.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -164,6 +165,8 @@ def handle_from_start(preemptible: bool, limited: bool = True) -> None:
     _set({**handlers, signal.SIGINT: _interrupt})
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (*CLUSTER, signal.SIGINT))
     os.register_at_fork(after_in_child=_listen_no_more)
+    # Registered first, this is called last: then Python gives signals back to the system, where Ctrl-C kills.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     end_with_starter()
 
 
