@@ -35,7 +35,7 @@ from transformers import AutoTokenizer
 
 from datamodules.batching.collate import EncodedSample, row_collate
 from datamodules.batching.lengths import read_items, write_items
-from datamodules.batching.order import GlobalOrder
+from datamodules.batching.mixture_order import GlobalOrder
 from datamodules.batching.rows import WINDOW, Layout, RowOrder, Rows, TrainRows
 from datamodules.demo.data import DemoData
 from datamodules.encoding.conversation import ConversationEncoder

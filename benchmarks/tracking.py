@@ -20,10 +20,10 @@ from recording import record
 from rich.console import Console
 from rich.table import Table
 
-from fvl_lightning.tracking.live_sync import LiveSync
 from fvl_lightning.tracking.metrics_log import JsonlLogger, read_metrics
+from fvl_lightning.tracking.mlflow_live_sync import LiveSync
+from fvl_lightning.tracking.mlflow_sync import RunDescription, send_run
 from fvl_lightning.tracking.store import resolve_uri
-from fvl_lightning.tracking.sync import RunDescription, send_run
 from fvl_lightning.tracking.tracker import Tracker
 
 STEP_SECONDS = 0.09

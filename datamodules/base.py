@@ -24,7 +24,7 @@ from datamodules.batching.loader import (
     FeatureLookup,
     FiniteBatchLoader,
 )
-from datamodules.batching.order import GlobalOrder
+from datamodules.batching.mixture_order import GlobalOrder
 from datamodules.batching.rows import RowOrder, TrainRows, ValidationRows, single_rows
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.items import Items

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from datamodules.batching.order import GlobalOrder
+from datamodules.batching.mixture_order import GlobalOrder
 from datamodules.batching.packing import best_fit
 from datamodules.encoding.items import Items, Piece
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
-from datamodules.batching.order import epoch_permutation
+from datamodules.batching.mixture_order import epoch_permutation
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fvl_lightning.comparison.result_files.comparison import Comparison, read_comparison
 from fvl_lightning.comparison.run import run_comparison
-from fvl_lightning.core.config.files import OVERRIDES
+from fvl_lightning.core.config.base_files import OVERRIDES
 from fvl_lightning.core.config.loading import as_overrides
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datamodules.base import BatchData
+from fvl_lightning.core.config.base_files import OVERRIDES
 from fvl_lightning.core.config.choices import Choice
-from fvl_lightning.core.config.files import OVERRIDES
 from fvl_lightning.core.config.loading import as_overrides, load_config
 from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.core.experiment import ExperimentConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fvl_lightning.comparison.config import ComparisonConfig
-from fvl_lightning.core.config.files import in_file
+from fvl_lightning.core.config.base_files import in_file
 from fvl_lightning.core.config.merging import override, parse_override
 from fvl_lightning.core.config.places import origin_of
 from fvl_lightning.core.config.yaml_text import plain

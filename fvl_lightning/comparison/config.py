@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from fvl_lightning.core.addresses import refuse_login
 from fvl_lightning.core.atomic import check_folder_name
+from fvl_lightning.core.config.base_files import read_layers
 from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.config.fields import MAX_SEED, number
-from fvl_lightning.core.config.files import read_layers
 from fvl_lightning.core.config.loading import AS_WRITTEN
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import MARKS_OF_COMPARISONS, ExperimentConfig

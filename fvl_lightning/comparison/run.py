@@ -18,7 +18,7 @@ from fvl_lightning.comparison.runner import Encoders, Runner
 from fvl_lightning.comparison.split_readings import read_test_access
 from fvl_lightning.comparison.tracking import link_pages, log_report, tracked_parent
 from fvl_lightning.comparison.tuning import tune
-from fvl_lightning.core.config.files import COMMAND_LINE
+from fvl_lightning.core.config.base_files import COMMAND_LINE
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.terminal import terminal

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from fvl_lightning.core.addresses import refuse_login
 from fvl_lightning.core.atomic import check_folder_name
+from fvl_lightning.core.config.base_files import OVERRIDES
 from fvl_lightning.core.config.component_lists import component_list
 from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.config.fields import MAX_SEED, changes, number
-from fvl_lightning.core.config.files import OVERRIDES
 from fvl_lightning.core.config.loading import as_overrides, as_plain, merge_layers, slot
 from fvl_lightning.core.errors import unknown_name
 

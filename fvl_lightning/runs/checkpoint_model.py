@@ -12,7 +12,7 @@ from fvl_lightning.runs.adapter_base import attach_trainable_adapters
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.references import check_answers
 from fvl_lightning.runs.setup import weighted_stage
-from fvl_lightning.training.checkpointing.files import best_checkpoint, newest_checkpoint, read_checkpoint
+from fvl_lightning.training.checkpointing.last_and_previous import best_checkpoint, newest_checkpoint, read_checkpoint
 from fvl_lightning.training.distributed.process_group import Ranks
 
 Which = Literal["last", "best"]

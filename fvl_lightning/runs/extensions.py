@@ -14,7 +14,7 @@ from fvl_lightning.tracking.loggers.base import LoggedRun, build_loggers
 from fvl_lightning.tracking.metrics_log import JsonlLogger
 from fvl_lightning.training.callbacks.base import build_callbacks
 from fvl_lightning.training.callbacks.guard import CallbackGuard
-from fvl_lightning.training.checkpointing.files import read_checkpoint
+from fvl_lightning.training.checkpointing.last_and_previous import read_checkpoint
 
 
 def loggers_of(

@@ -12,7 +12,7 @@ from fvl_lightning.core.plugins import plugin_hashes, remember_plugins
 from fvl_lightning.core.types import Position
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import RunIdentity
-from fvl_lightning.training.checkpointing.files import read_checkpoint, whole_checkpoint
+from fvl_lightning.training.checkpointing.last_and_previous import read_checkpoint, whole_checkpoint
 
 
 def run_folder(experiment: ExperimentConfig, data: BatchData, stopped: RunFolder | None) -> RunFolder:

@@ -26,7 +26,7 @@ from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.metrics_log import JsonlLogger
 from fvl_lightning.tracking.store import open_store
 from fvl_lightning.training.checkpointing.callback import CheckpointCallback
-from fvl_lightning.training.checkpointing.files import remove_unfinished
+from fvl_lightning.training.checkpointing.last_and_previous import remove_unfinished
 from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.distributed.process_group import init_process_group
 from fvl_lightning.training.fault_tolerance.heartbeat import HeartbeatCallback

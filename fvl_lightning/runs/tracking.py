@@ -15,10 +15,10 @@ from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.limits import Status
-from fvl_lightning.tracking.live_sync import LiveSync
 from fvl_lightning.tracking.metrics_log import JsonlLogger, read_metrics
+from fvl_lightning.tracking.mlflow_live_sync import LiveSync
+from fvl_lightning.tracking.mlflow_sync import RunDescription, SyncReport, send_run
 from fvl_lightning.tracking.provenance import provenance
-from fvl_lightning.tracking.sync import RunDescription, SyncReport, send_run
 from fvl_lightning.training.fault_tolerance.hang_detection import LostRankError, PeerError
 from fvl_lightning.training.fault_tolerance.signals import Preempted
 

@@ -18,7 +18,7 @@ from fvl_lightning.core.types import Batch, Position, PromptedBatch, earliest
 from fvl_lightning.modeling.adapters.folders import base_hash
 from fvl_lightning.stages.step_metrics import DatasetMetrics, StepMetrics, WeightedMean
 from fvl_lightning.stages.update_guard import SkippedStep, UpdateGuard, ValidationWatch
-from fvl_lightning.training.checkpointing.files import RUN_HASH
+from fvl_lightning.training.checkpointing.last_and_previous import RUN_HASH
 from fvl_lightning.training.checkpointing.rng_state import random_states, restore_random_states
 from fvl_lightning.training.components import (
     blocks,

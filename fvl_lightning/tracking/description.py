@@ -5,7 +5,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.tracking.sync import RunDescription
+from fvl_lightning.tracking.mlflow_sync import RunDescription
 
 
 def read_description(values: Any, where: str) -> RunDescription:

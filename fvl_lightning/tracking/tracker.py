@@ -1,4 +1,4 @@
-"""A run in MLflow to which reports, figures and results are written; the curves of trainings come by sync.py."""
+"""A run in MLflow to which reports, figures and results are written; the curves of trainings come by mlflow_sync.py."""
 
 import time
 from collections.abc import Collection, Iterable, Mapping

@@ -14,7 +14,7 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import TrainerConfig
 from fvl_lightning.tracking.loggers.base import check_loggers
 from fvl_lightning.training.callbacks.base import build_callbacks
-from fvl_lightning.training.checkpointing.files import CheckpointFiles
+from fvl_lightning.training.checkpointing.last_and_previous import CheckpointFiles
 from fvl_lightning.training.distributed.strategies import build_strategy
 
 

@@ -18,7 +18,7 @@ from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import TrackingConfig
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.tracking.links import CURRENT_TAG
-from fvl_lightning.tracking.sync import RunDescription, send_run
+from fvl_lightning.tracking.mlflow_sync import RunDescription, send_run
 from fvl_lightning.tracking.tracker import Tracker
 
 NOTE = "mlflow.note.content"

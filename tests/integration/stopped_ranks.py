@@ -24,7 +24,7 @@ from fvl_lightning.stages import update_guard as guard
 from fvl_lightning.stages.finetune import FinetuneStage
 from fvl_lightning.tracking.metrics_log import JsonlLogger
 from fvl_lightning.training.checkpointing.callback import CheckpointCallback
-from fvl_lightning.training.checkpointing.files import CheckpointFiles
+from fvl_lightning.training.checkpointing.last_and_previous import CheckpointFiles
 from fvl_lightning.training.fault_tolerance.signals import StopSignals
 from tests.conftest import TINY
 from tests.tiny_models import snapshot

@@ -21,7 +21,7 @@ from fvl_lightning.core.errors import DataError, UserError
 from fvl_lightning.modeling.build import MAX_LAYERS, load_model
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.references import check_model, model_folder
-from fvl_lightning.training.checkpointing.files import is_whole
+from fvl_lightning.training.checkpointing.last_and_previous import is_whole
 from tests.conftest import Run
 
 SLOW = pytest.mark.slow

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from fvl_lightning.core.errors import EXIT_REQUEUE
 from fvl_lightning.runs.folder import RunFolder
-from fvl_lightning.tracking import live_sync
+from fvl_lightning.tracking import mlflow_live_sync as live_sync
 from fvl_lightning.tracking.metrics_log import read_metrics
 from fvl_lightning.training.step_logging import LogWindow
 from tests.conftest import TINY_DATA, Run

@@ -7,7 +7,7 @@ import pytest
 from datamodules.demo.data import DemoData
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.tracking.metrics_log import read_metrics
-from fvl_lightning.training.checkpointing.files import read_checkpoint
+from fvl_lightning.training.checkpointing.last_and_previous import read_checkpoint
 from tests.conftest import TINY_DATA, Run
 from tests.integration.runs import UNTRACKED, StopAt
 

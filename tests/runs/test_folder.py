@@ -25,7 +25,7 @@ from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import RunIdentity
 from fvl_lightning.runs.tracking import run_name
 from fvl_lightning.tracking.metrics_log import JsonlLogger, read_metrics
-from fvl_lightning.training.checkpointing.files import TRAINING_KEYS, CheckpointFiles
+from fvl_lightning.training.checkpointing.last_and_previous import TRAINING_KEYS, CheckpointFiles
 from tests.tiny_models import experiment
 
 REMEDY = "; give what it was, or start a new run without --resume"

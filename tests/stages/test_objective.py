@@ -10,7 +10,7 @@ import torch
 
 from fvl_lightning.core.types import IGNORE_INDEX
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.checkpointing.files import best_checkpoint
+from fvl_lightning.training.checkpointing.last_and_previous import best_checkpoint
 from tests.stages.fitting import STAGES, batches_of, build_stage, fit, split
 from tests.tiny_models import rows, snapshot
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn
 
 from datamodules.building.config import BuildConfig
 from datamodules.storage.shard_paths import TO_VALIDATE_ON
-from fvl_lightning.core.config.files import COMMAND_LINE
+from fvl_lightning.core.config.base_files import COMMAND_LINE
 from fvl_lightning.core.config.loading import load_config, merge_layers
 from fvl_lightning.core.errors import UserError
 from fvl_lightning.core.terminal import (

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from fvl_lightning.core import registry
 from fvl_lightning.core.component_sources.components import component_sources
-from fvl_lightning.core.config.files import COMMAND_LINE, OVERRIDES
+from fvl_lightning.core.config.base_files import COMMAND_LINE, OVERRIDES
 from fvl_lightning.core.config.places import Location
 from fvl_lightning.core.config.yaml_text import joined
 from fvl_lightning.core.errors import ConfigError, nearest, unknown_name

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fvl_lightning.core.component_sources.components import ConfigReader, source_check
+from fvl_lightning.core.config.base_files import COMMAND_LINE, Layer, Override, read_layers
 from fvl_lightning.core.config.choices import Choice, ConfigLookup, choose, imported_config, slot, to_dataclass
 from fvl_lightning.core.config.component_lists import choose_lists, component_lists
-from fvl_lightning.core.config.files import COMMAND_LINE, Layer, Override, read_layers
 from fvl_lightning.core.config.merging import MergedLayers, override, parse_scalars
 from fvl_lightning.core.config.places import RefusedValuesError, culprit, location, place_of, remember_origins
 from fvl_lightning.core.config.variants import choose_variants

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from fvl_lightning.core.config.files import COMMAND_LINE, in_file
+from fvl_lightning.core.config.base_files import COMMAND_LINE, in_file
 from fvl_lightning.core.config.yaml_text import one_line, plain, read_yaml, texts_of
 from fvl_lightning.core.errors import ConfigError
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fvl_lightning.core.config.files import Layer, Override, in_file
+from fvl_lightning.core.config.base_files import Layer, Override, in_file
 from fvl_lightning.core.errors import ConfigError
 
 Location = Callable[[str], str]

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fvl_lightning.core.config.files import Layer, in_file, layers_of
+from fvl_lightning.core.config.base_files import Layer, in_file, layers_of
 from fvl_lightning.core.config.yaml_text import Scalar, plain
 from fvl_lightning.core.errors import ConfigError, unknown_name
 

@@ -68,7 +68,7 @@ def check_loggers(loggers: Sequence[Choice]) -> None:
 
 
 def build_loggers(loggers: Sequence[Choice], run: LoggedRun) -> list[Logger]:
-    """Returns the loggers but MLflow, which is sent what metrics.jsonl has (live_sync.py).
+    """Returns the loggers but MLflow, which is sent what metrics.jsonl has (mlflow_live_sync.py).
 
     The folder of an imported logger is the run folder, unless `save_dir` is given.
 

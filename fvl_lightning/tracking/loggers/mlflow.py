@@ -1,4 +1,4 @@
-"""MLflow in the list of loggers; tracking/live_sync.py sends it what metrics.jsonl has."""
+"""MLflow in the list of loggers; tracking/mlflow_live_sync.py sends it what metrics.jsonl has."""
 
 from dataclasses import dataclass
 

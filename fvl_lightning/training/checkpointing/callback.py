@@ -10,7 +10,12 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.training.checkpointing.due_validation import run_due_validation
-from fvl_lightning.training.checkpointing.files import BEST, CheckpointFiles, best_checkpoint, read_checkpoint
+from fvl_lightning.training.checkpointing.last_and_previous import (
+    BEST,
+    CheckpointFiles,
+    best_checkpoint,
+    read_checkpoint,
+)
 from fvl_lightning.training.fault_tolerance.heartbeat import announce_save
 from fvl_lightning.training.fault_tolerance.signals import Stop, StopSignals
 from fvl_lightning.training.stage_interface import StageInterface

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
 from fvl_lightning.core.experiment import TrainerConfig
-from fvl_lightning.training.checkpointing.files import CheckpointFiles, read_checkpoint
+from fvl_lightning.training.checkpointing.last_and_previous import CheckpointFiles, read_checkpoint
 from fvl_lightning.training.checkpointing.sharded import copied, put, split
 from fvl_lightning.training.distributed.fsdp import (
     distribute_rows_like,

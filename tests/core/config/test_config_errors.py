@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fvl_lightning.core.config.files import MAX_BYTES
+from fvl_lightning.core.config.base_files import MAX_BYTES
 from fvl_lightning.core.config.loading import choose, load_config
 from fvl_lightning.core.errors import ConfigError
 from tests.core.tiny import Tiny

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.batching.order import GlobalOrder
+from datamodules.batching.mixture_order import GlobalOrder
 from datamodules.batching.packing import best_fit
 from datamodules.batching.rows import WINDOW, Layout, RowOrder, TrainRows, ValidationRows, single_rows
 from datamodules.encoding.items import Items, Piece

@@ -15,7 +15,12 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.stages.base import Stage
-from fvl_lightning.training.checkpointing.files import WEIGHT_KEYS, best_checkpoint, is_whole, read_checkpoint
+from fvl_lightning.training.checkpointing.last_and_previous import (
+    WEIGHT_KEYS,
+    best_checkpoint,
+    is_whole,
+    read_checkpoint,
+)
 from fvl_lightning.training.checkpointing.rng_state import random_states, restore_random_states
 from fvl_lightning.training.checkpointing.sharded import made_whole
 from tests.stages.fitting import batches_of, build_stage, fit

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, distributed
 
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.training.checkpointing import files as checkpoint_files
-from fvl_lightning.training.checkpointing.files import (
+from fvl_lightning.training.checkpointing import last_and_previous as checkpoint_files
+from fvl_lightning.training.checkpointing.last_and_previous import (
     TRAINING_KEYS,
     CheckpointFiles,
     is_whole,

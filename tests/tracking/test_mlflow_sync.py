@@ -12,7 +12,7 @@ from mlflow.data.dataset_source_registry import get_dataset_source_from_json
 from mlflow.exceptions import MlflowException
 
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.tracking.sync import KEY_TAG, RunDescription, SyncReport, send_run
+from fvl_lightning.tracking.mlflow_sync import KEY_TAG, RunDescription, SyncReport, send_run
 
 DESCRIPTION = {
     "experiment": "shapes",

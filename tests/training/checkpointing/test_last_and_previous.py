@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.training.checkpointing.files import (
+from fvl_lightning.training.checkpointing.last_and_previous import (
     RUN_HASH,
     TRAINING_KEYS,
     CheckpointFiles,
@@ -167,7 +167,7 @@ def test_a_file_that_ends_in_the_middle_of_a_tensor(files: CheckpointFiles, tmp_
     """A real refusal by the system, which torch reports as something else."""
     program = (
         "import resource, sys, torch\n"
-        "from fvl_lightning.training.checkpointing.files import CheckpointFiles\n"
+        "from fvl_lightning.training.checkpointing.last_and_previous import CheckpointFiles\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "files = CheckpointFiles()\n"
         "files.save_checkpoint({'weights': torch.randn(300, 300)}, sys.argv[1])\n"

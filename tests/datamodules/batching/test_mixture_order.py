@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.batching.order import GlobalOrder, blockwise_permutation, epoch_permutation
+from datamodules.batching.mixture_order import GlobalOrder, blockwise_permutation, epoch_permutation
 
 SHARES = st.lists(st.sampled_from([0.1, 0.25, 1.0, 1.5, 3.0, 7.0, 665.0]), min_size=1, max_size=5)
 

@@ -1,4 +1,4 @@
-"""The global order of training samples: a function of (seed, position), the same for any ranks and workers."""
+"""Mixes datasets by shares in one global order of samples: a function of (seed, position), not of ranks or workers."""
 
 import hashlib
 from collections.abc import Sequence

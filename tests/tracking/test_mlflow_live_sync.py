@@ -15,12 +15,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.tracking import live_sync as module
-from fvl_lightning.tracking import sync as sync_module
-from fvl_lightning.tracking.live_sync import LiveSync
+from fvl_lightning.tracking import mlflow_live_sync as module
+from fvl_lightning.tracking import mlflow_sync as sync_module
 from fvl_lightning.tracking.metrics_log import JsonlLogger, read_metrics
-from fvl_lightning.tracking.sync import RunDescription, SyncReport, send_run
-from tests.tracking.test_sync import DESCRIPTION
+from fvl_lightning.tracking.mlflow_live_sync import LiveSync
+from fvl_lightning.tracking.mlflow_sync import RunDescription, SyncReport, send_run
+from tests.tracking.test_mlflow_sync import DESCRIPTION
 
 Follow = Callable[[], tuple[JsonlLogger, LiveSync]]
 

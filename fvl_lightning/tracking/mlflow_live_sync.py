@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.tracking.metrics_log import MetricsReader
-from fvl_lightning.tracking.sync import SyncReport, points_of, send_points
+from fvl_lightning.tracking.mlflow_sync import SyncReport, points_of, send_points
 
 logger = logging.getLogger(__name__)
 
