@@ -69,7 +69,8 @@ class _Counting(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
         """Checks the text that the parts become."""
-        return _filtered(self.generic_visit(node), CHECKED)
+        self.generic_visit(node)
+        return _filtered(node, CHECKED)
 
     def visit_Const(self, node: nodes.Const) -> nodes.Const:
         """Checks a constant once."""

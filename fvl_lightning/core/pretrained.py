@@ -97,7 +97,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _reason(error: BaseException) -> str:
-    line = first_line(error)  # type: ignore[arg-type]
+    line = first_line(error)
     known = isinstance(error, OSError | ValueError | RuntimeError) and not isinstance(error, json.JSONDecodeError)
     return line if known or type(error).__name__ in line else f"{type(error).__name__}: {line}"
 

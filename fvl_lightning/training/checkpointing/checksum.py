@@ -69,7 +69,8 @@ def is_whole_file(path: Path) -> bool:
             file.seek(max(size - COMMENT_BYTES, 0))
             comment = file.read()
             if comment.startswith(MARK):
-                return comment == MARK + b"%08x" % _checksum_without_comment(file, size - COMMENT_BYTES)
+                checksum = _checksum_without_comment(file, size - COMMENT_BYTES)
+                return checksum is not None and comment == MARK + b"%08x" % checksum
             file.seek(max(size - END_BYTES, 0))
             end = file.read()
         if not end.startswith(END_MARK) or not end.endswith(LENGTH.pack(0)):
