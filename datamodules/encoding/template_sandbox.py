@@ -24,15 +24,14 @@ from jinja2.visitor import NodeTransformer
 
 TEMPLATE_CHARACTERS = 200_000
 """The longest template; those of Llama 3, Qwen 3 and Phi have 3,000 to 10,000 characters."""
-STEPS = 100_000
-"""Turns of loops and calls in one rendering; a conversation takes some ten for each message."""
+STEPS, STEPS_PER_MESSAGE = 100_000, 100
+"""Turns of loops and calls in one rendering, and more for each message; a template takes some ten for a message."""
 NUMBER = 1_000_000
 """The largest number that a template may make, so that none asks for a text, list or loop of more."""
 CHARACTERS = 2**22
 """The longest text that a template may make, and the most that it may write in all."""
 TEXT_STEP, LIST_STEP = 10_000, 10
 """Characters and entries that are handled in the time of a step."""
-
 
 STEP, CHECKED, WRITTEN = "fvl_step", "fvl_checked", "fvl_written"
 """Filters that count and check; jinja2 calls a filter faster than a function."""
@@ -133,15 +132,15 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                 raise TemplateLimit("it reads other templates")
         return _Counting().visit(parsed)
 
-    def begin(self) -> None:
-        """Starts a rendering in this thread."""
-        self._count.steps = self._count.written = 0
+    def begin(self, messages: int) -> None:
+        """Starts a rendering of so many messages in this thread."""
+        self._count.steps, self._count.written = -STEPS_PER_MESSAGE * messages, 0
 
     def count_step(self, steps: int = 1) -> bool:
         """Counts steps; returns True, so that a condition can count."""
         self._count.steps = getattr(self._count, "steps", 0) + steps
         if self._count.steps > STEPS:
-            raise TemplateLimit(f"it takes more than {STEPS:,} steps")
+            raise TemplateLimit(f"it takes more than {STEPS:,} steps, and {STEPS_PER_MESSAGE} for each message")
         return True
 
     def checked(self, value: Any) -> Any:
@@ -293,7 +292,7 @@ def render_template(template: str, messages: Sequence[Mapping[str, str]], **valu
     """
     try:
         compiled = _compiled(template)
-        compiled.environment.begin()  # type: ignore[attr-defined]
+        compiled.environment.begin(len(messages))  # type: ignore[attr-defined]
         return compiled.render(messages=[dict(message) for message in messages], tools=None, documents=None, **values)
     except jinja2.TemplateError:
         raise

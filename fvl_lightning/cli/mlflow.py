@@ -1,5 +1,6 @@
 """`fvl ui` and `fvl sync`: the MLflow UI on the right store, and results sent to a store that could not be reached."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -31,13 +32,18 @@ def ui(
         parent = read_parent(comparison)
         uri = parent["store"][0]
         at = uri.rstrip("/") if is_server(uri) else f"http://{host}:{port}"
-        for what, page in comparison_pages(uri, parent["run_id"], at, DEFAULT_SCORE).items():
-            say(f"{what}: {page}")
+        pages = comparison_pages(uri, parent["run_id"], at, DEFAULT_SCORE)
         if is_server(uri):
+            _say_pages(pages)
             return
-    elif not is_server(uri):
-        say(f"experiments: http://{host}:{port}/#/experiments?{TRAINING}")
-    serve_ui(uri, host, port)
+    else:
+        pages = {"experiments": f"http://{host}:{port}/#/experiments?{TRAINING}"}
+    serve_ui(uri, host, port, lambda: _say_pages(pages))
+
+
+def _say_pages(pages: Mapping[str, str]) -> None:
+    for what, page in pages.items():
+        say(f"{what}: {page}")
 
 
 def sync(

@@ -15,6 +15,8 @@ from fvl_lightning.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
+WEIGHTS = ".safetensors"
+
 
 def finished_run(reference: str) -> RunFolder:
     """Opens a run; ConfigError if it has no model yet."""
@@ -45,16 +47,21 @@ def model_folder(reference: str) -> Path:
 def check_model(run: RunFolder) -> None:
     """Checks that the files of a run's model are those that it saved; an earlier version recorded no hashes of them.
 
+    A file of text that was edited, or any that is gone, causes a warning: its reader finds what is wrong.
+
     Raises:
-        DataError: one of them is missing, damaged or edited.
+        DataError: weights are damaged or edited.
     """
     recorded = run.info.get("files") or {}
     found = file_hashes(run.model) if recorded and run.model.is_dir() else {}
-    if changed := [name for name, content in recorded.items() if found.get(name) != content]:
-        raise DataError(
-            f"{run.model / changed[0]} is not what the run saved: it is missing, damaged or edited; `fvl export "
-            f"{run.path} OUT --checkpoint last` writes the model again"
-        )
+    for name in (name for name, content in recorded.items() if found.get(name) != content):
+        if name in found and name.endswith(WEIGHTS):
+            raise DataError(
+                f"{run.model / name} is not what the run saved: it is damaged or edited; `fvl export {run.path} OUT "
+                "--checkpoint last` writes the model again"
+            )
+        problem = "damaged or edited" if name in found else "gone"
+        logger.warning("%s is not what the run saved: it is %s", run.model / name, problem)
 
 
 def check_answers(run: RunFolder) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +137,16 @@ def existing_store(uri: str) -> str:
     return uri
 
 
-def serve_ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> None:
+def serve_ui(
+    uri: str, host: str = "127.0.0.1", port: int = 5000, before: Callable[[], None] = lambda: None
+) -> None:
     """Serves MLflow's web interface on an sqlite store until interrupted (Ctrl-C or SIGTERM); for the main thread.
 
     Args:
         uri: `sqlite:///<file>` of a store that exists.
         host: the network address to listen on.
         port: the TCP port to listen on.
+        before: called when store and port have been found to be usable.
 
     Raises:
         DataError: no store there, the port is taken, or the server ended with an error.
@@ -153,6 +156,7 @@ def serve_ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> None:
     if file is None:
         raise DataError(f"tracking.uri: {uri} is a server already, open that address in a browser")
     _check_port(host, port)
+    before()
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", mlflow_uri(uri), "--workers", "1"]
     command += ["--host", host, "--port", str(port), "--artifacts-destination", _artifact_root(file)]
     command += ["--uvicorn-opts", "--no-access-log"]

@@ -200,7 +200,7 @@ def test_answers_of_something_else_are_never_mixed(folder: Path, fvl_here: Run) 
     (folder / "answers.jsonl.settings.json").write_text("{}")
     assert "answers of another model (None, now " in refused(*from_file())
     (folder / "answers.jsonl.settings.json").write_text("{")
-    assert "not valid JSON" in refused(*from_file())
+    assert "settings.json could not be read: " in refused(*from_file())
     (folder / "answers.jsonl.settings.json").unlink()
     assert "without its answers.jsonl.settings.json" in refused(*from_file())
 

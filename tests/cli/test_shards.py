@@ -313,7 +313,7 @@ MISTAKES = [
     (("build", "no.yaml"), "no configuration file no.yaml"),
     (("build", "llava_json", "source.file=b.json", "source.images=photos"), "no file b.json; did you mean 'a.json'?"),
     (("build", "llava_json", "source.fil=a.json"), "did you mean 'file'?"),
-    (("build", "llava_json", "source.file=a.json", "source.images=photos", "--part", "3/2"), "part: '3/2' is not i/n"),
+    (("build", "llava_json", "source.file=a.json", "source.images=photos", "--part", "3/2"), "'3/2' is not i/n with"),
     (("build", "llava_json", "a.json"), "'a.json' on the command line is not key=value"),
     (("check", "shardz"), "shardz"),
     (("info", "photos"), "photos"),

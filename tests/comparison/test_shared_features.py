@@ -161,7 +161,7 @@ def test_an_encoder_is_scored_again_on_other_test_images(tmp_path: Path, monkeyp
 
     data, scores = Data(), iter([{"words": 0.5}, {"words": 0.75}])
     monkeypatch.setattr(comparison_run, "prepare_data", lambda experiment: data)
-    monkeypatch.setattr(comparison_run, "check_config", lambda schema, config: None)
+    monkeypatch.setattr(RunFolder, "experiment", lambda run: None)
     monkeypatch.setattr(comparison_run, "score_encoder", lambda run: next(scores))
     run = RunFolder.create(tmp_path, "encoder", {"stage": {"name": "encoder_pretrain"}})
     for _ in range(2):

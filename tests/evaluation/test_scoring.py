@@ -101,7 +101,7 @@ def test_data_is_fitted_as_the_model_knows_it(folder: Path, fvl_here: Run, monke
     monkeypatch.setattr(FlorenceVLImageProcessor, "__init__", padded)
     processor = FlorenceVLProcessor.from_pretrained("model")
     processor.asking = {"behind_image": "\n"}
-    monkeypatch.setattr(FlorenceVLProcessor, "from_pretrained", lambda *args: processor)
+    monkeypatch.setattr(FlorenceVLProcessor, "from_pretrained", lambda *args, **settings: processor)
     _, data = open_with_data("model", Path("mine.yaml"))
     assert data.config.image_fit == "pad"
     questions = data.questions("test")

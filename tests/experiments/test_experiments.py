@@ -72,6 +72,8 @@ def test_a_comparison_resolves_all_its_arms(path: Path, workspace: Path, monkeyp
     assert list(plans) == config.seeds
     outputs = [stages[-1].output for plan in plans.values() for stages in plan.arms.values()]
     assert len(set(outputs)) == len(config.seeds) * len(plans[config.seeds[0]].arms)
+    tracking = next(iter(plans[config.seeds[0]].arms.values()))[-1].tracking
+    assert tracking.experiment == (config.tracking.experiment or "fvl")
     for seed, plan in plans.items():
         encoder = plan.encoder
         assert encoder is not None
@@ -80,7 +82,7 @@ def test_a_comparison_resolves_all_its_arms(path: Path, workspace: Path, monkeyp
         for stages in plan.arms.values():
             assert [stage.stage.name for stage in stages] == ["pretrain", "finetune"]
             for experiment in stages:
-                assert (experiment.seed, experiment.tracking) == (seed, config.tracking)
+                assert (experiment.seed, experiment.tracking) == (seed, tracking)
                 assert experiment.data.config.level == encoder.data.config.level
                 theirs = dataclasses.replace(experiment.encoder.config, sources=encoder.encoder.config.sources)
                 assert theirs == encoder.encoder.config, "the arms read the one encoder, if not all that it offers"

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, Florence2Config, Florence2ForConditionalGeneration
 
+from datamodules.storage.content_hash import file_hashes
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.encoders.florence2_original import original_sizes
@@ -71,6 +72,7 @@ def teach(folder: Path) -> Teach:
         table.copy_(torch.randn(table.shape, generator=torch.Generator().manual_seed(0)))
         weights["encoder.decoder.embed_positions.weight"][2 : 2 + len(words)] = 100 * table[words]
         save_file(weights, run / "model" / "model.safetensors")
+        RunFolder(run).record(files=file_hashes(run / "model"))
         return run
 
     return taught
@@ -215,7 +217,7 @@ def spoilt(model: Path, config: dict[str, Any]) -> None:
     ("spoil", "says"),
     [
         (lambda model, c: RunFolder(model.parent).record(status="interrupted"), "broken is interrupted"),
-        (lambda model, c: (model / "model.safetensors").write_bytes(b"no tensors"), "not a readable safetensors file"),
+        (lambda model, c: (model / "model.safetensors").write_bytes(b"no tensors"), "is not what the run saved"),
         (lambda model, c: (model / "model.safetensors").unlink(), "holds no weights"),
         (lambda model, c: (model / "encoder.json").write_text("{"), "encoder.json could not be read"),
         (lambda model, c: spoilt(model, {**c, "image_sise": 64}), "'image_sise'"),

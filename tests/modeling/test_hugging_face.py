@@ -115,9 +115,9 @@ def test_a_fresh_process_that_imports_the_kit_gives_the_same_logits(
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        (lambda file: file.write_bytes(file.read_bytes()[:-200]), "could not be read"),
-        (lambda file: file.write_bytes(b"x"), "could not be read"),
-        (lambda file: file.unlink(), "could not be read"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-200]), "is not a readable safetensors file"),
+        (lambda file: file.write_bytes(b"x"), "is not a readable safetensors file"),
+        (lambda file: file.unlink(), "lacks 1 of the 7 files of its index"),
         (lambda file: save_file(dict([*load_file(file).items()][1:]), file, {"format": "pt"}), "lacks 1 of"),
         (
             lambda file: save_file({k: v + torch.nan for k, v in load_file(file).items()}, file, {"format": "pt"}),
@@ -130,7 +130,7 @@ def test_a_broken_model_folder_is_one_sentence(saved: Path, tmp_path: Path, brok
     folder = tmp_path / "model"
     shutil.copytree(saved, folder)
     broken(sorted(folder.glob("model-*.safetensors"))[1])
-    with pytest.raises(DataError, match=f"the model in {folder} {said}") as error:
+    with pytest.raises(DataError, match=f"{folder}.*{said}") as error:
         load_model(folder)
     assert "\n" not in str(error.value)
 

@@ -35,4 +35,4 @@ def test_a_frozen_encoder_that_has_changed_is_an_error(tmp_path: Path) -> None:
     trained = run_with([1.0, 2.5], tmp_path)
     finish(ended("full", saved), trained)
     assert len(saved) == 2
-    assert trained.info == run_with([1.0, 2.0], tmp_path).info, "the new hash is recorded"
+    assert trained.info["encoder_hash"] == run_with([1.0, 2.0], tmp_path).info["encoder_hash"], "it is recorded"

@@ -152,7 +152,10 @@ class Comparison(Record):
     def plain(self) -> dict[str, Any]:
         """Returns the plain form; what files of earlier versions lack is left out where it is empty."""
         new = ("questions", "sample_seeds", "plugins")
-        return {key: value for key, value in super().plain().items() if value or key not in new}
+        plain = {key: value for key, value in super().plain().items() if value or key not in new}
+        if not self.mlflow.pages:
+            del plain["mlflow"]["pages"]
+        return plain
 
 
 def read_comparison(folder: Path) -> Comparison:

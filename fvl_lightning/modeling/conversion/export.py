@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from fvl_lightning.core.atomic import atomic_directory
+from fvl_lightning.core.atomic import atomic_directory, write_text_atomically
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import COMPONENTS
 from fvl_lightning.core.weight_files import match_weights, read_json, read_weights, write_weights
@@ -183,11 +183,11 @@ def export_merged(
 
 
 def _add_plugins(folder: Path, config: FlorenceVLConfig, copy: bool) -> None:
-    """Names the model's plugins in the folder's config.json, which earlier versions did not, and copies their code."""
+    """Names the model's plugins in the model's config.json, which earlier versions did not, and copies their code."""
     content = read_json(folder / "config.json")
     if config.plugins and not content.get("plugins"):
         content["plugins"] = config.plugins
-        (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_text_atomically(folder / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
     if copy:
         copy_plugins(config.plugins or [], folder)
 
