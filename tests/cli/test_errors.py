@@ -283,7 +283,8 @@ def test_a_store_that_cannot_be_opened(tmp_path: Path, refused: Refused) -> None
             sentence = refused(*TRACKED, f"tracking.uri={uri}")
             assert "tracking.uri" in sentence
             assert part in sentence
-        assert part in refused("compare", COMPARISON, f"tracking.uri={uri}")
+        tiny = f"set=[{', '.join(TINY_DATA)}]"
+        assert part in refused("compare", COMPARISON, f"tracking.uri={uri}", "transfer_levels=[]", tiny)
 
 
 def test_a_port_that_is_taken(folder: Path, empty_store: Path, refused: Refused) -> None:
