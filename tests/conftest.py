@@ -37,13 +37,22 @@ Fork = Callable[..., list[int]]
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives all tests of a file to one worker, and all files that share the quick demo's folder to one worker."""
+    """Gives all tests of a file to one worker, and all files that share the quick demo's folder to one worker.
+
+    What takes long comes first, so that both workers end at about the same time.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
             return "quick demo" if file in sharing else file
+
+        def _assign_work_unit(self, node: Any) -> None:
+            long = [scope for scope in self.workqueue if scope.startswith(("quick demo", "tests/integration/"))]
+            if long:
+                self.workqueue.move_to_end(min(long), last=False)  # the quick demo's is the longest
+            super()._assign_work_unit(node)
 
     files = ROOT.glob("tests/**/test_*.py")
     sharing = {str(path.relative_to(ROOT)) for path in files if "quick_demo" in path.read_text(encoding="utf-8")}
