@@ -49,10 +49,10 @@ def test_files_that_are_named_exist() -> None:
 
 @pytest.mark.slow
 def test_the_page_runs(quick_demo: Path, fvl_here: Run) -> None:
-    """Its commands in order, the training cut short, then its Python."""
-    assert [words[1] for words in COMMANDS] == ["train", "export", "export", "chat"]
+    """Its commands in order, the training cut short, then its Python; without the comparison, which takes long."""
+    assert [words[1] for words in COMMANDS] == ["train", "export", "export", "chat", "compare"]
     short = ("trainer.max_steps=2", "trainer.validate_every=2", "trainer.checkpoint_every=2")
-    for words in COMMANDS:
+    for words in COMMANDS[:-1]:
         done = fvl_here(quick_demo, *words[1:], *(short if words[1] == "train" else ()))
         assert done.returncode == 0, done.stderr
         assert "Warning" not in done.stderr
