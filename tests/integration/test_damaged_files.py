@@ -19,6 +19,7 @@ from datamodules.building.manifest import Manifest
 from datamodules.storage.index import load_index
 from fvl_lightning.core.errors import DataError, UserError
 from fvl_lightning.modeling.build import MAX_LAYERS, load_model
+from fvl_lightning.runs import run_files
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.references import check_model
 from fvl_lightning.training.checkpointing.last_and_previous import is_whole
@@ -79,6 +80,7 @@ def test_files_of_a_run(flipped: int, cut: int, run: RunFolder, caplog: pytest.L
         for damaged in (*flips(whole, flipped), *cuts(whole, cut)):
             file.write_bytes(damaged)
             caplog.clear()
+            run_files._say_changed.cache_clear()  # two cuts may be read alike, which is said once
             result: list[Any] = []
             if refused(lambda read=read, result=result: result.append(read())) or result == [before]:
                 continue
