@@ -11,7 +11,7 @@ Unreadable, or another exception that is no UserError, is raised, and the caller
 import ast
 import inspect
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import entry_points
@@ -154,13 +154,11 @@ def summaries(slot: str, plugins: Iterable[str] = ()) -> dict[str, ComponentSumm
 
 def _plugin_summaries(slot: str, plugin: str) -> dict[str, ComponentSummary]:
     file = plugin_file(plugin, Path())
-    try:
+    with suppress(Exception):  # the import below has what the text lacks, and raises the error of a broken plugin
         components = list(components_in(SourceModule(Path(plugin).stem, file))) if file is not None else []
         found = {one.name: _summary(one) for one in components if one.slot == slot}
         if components:
             return found
-    except Exception:  # as above
-        pass
     registry.names(slot)
     import_plugin(plugin, Path())
     return {name: _imported_summary(name, component) for name, component in registry.registered(slot).items()}

@@ -38,7 +38,11 @@ class EarlyStoppingCallback(EarlyStopping):
         super().__init__(config.monitor, config.min_delta, config.patience, mode=config.mode)
 
     def on_validation_end(self, trainer: Trainer, *arguments: Any) -> None:
-        """Stops the training where the metric has not improved; ConfigError for a metric that nobody has logged."""
+        """Stops the training after `patience` validations without a better value.
+
+        Raises:
+            ConfigError: no metric of this name was logged.
+        """
         if self.monitor not in trainer.callback_metrics:
             where = "trainer.callbacks: early_stopping.monitor"
             raise unknown_name("metric", self.monitor, trainer.callback_metrics, where)

@@ -64,7 +64,7 @@ class Stop(IntEnum):
     PERSON = 2
 
     def raise_for(self) -> None:
-        """Raises Preempted or KeyboardInterrupt; does nothing if nobody asked."""
+        """Raises Preempted for CLUSTER and KeyboardInterrupt for PERSON; does nothing for NOBODY."""
         if self is Stop.CLUSTER:
             raise Preempted
         if self is Stop.PERSON:
