@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from fvl_lightning.core.addresses import refuse_login
 from fvl_lightning.core.atomic import check_folder_name
+from fvl_lightning.core.config.addresses import refuse_login
 from fvl_lightning.core.config.base_files import read_layers
 from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.config.fields import MAX_SEED, number

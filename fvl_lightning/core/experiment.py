@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from fvl_lightning.core.addresses import refuse_login
 from fvl_lightning.core.atomic import check_folder_name
+from fvl_lightning.core.config.addresses import refuse_login
 from fvl_lightning.core.config.base_files import OVERRIDES
 from fvl_lightning.core.config.component_lists import component_list
 from fvl_lightning.core.config.field_types import PathText

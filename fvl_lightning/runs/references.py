@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from datamodules.storage.content_hash import file_hashes
+from fvl_lightning.core.device import compute_device
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.modeling.adapters.folders import is_model_folder
@@ -70,11 +71,12 @@ def check_answers(run: RunFolder) -> None:
         raise ConfigError(f"{run.path} is an encoder without a language model; name a run of a later stage")
 
 
-def answering_model(reference: str) -> LoadedModel:
-    """Loads a model that writes answers, on the GPU if there is one; raises the errors of model_folder."""
+def answering_model(reference: str, accelerator: str = "auto") -> LoadedModel:
+    """Loads a model that writes answers onto a device; raises the errors of compute_device and model_folder."""
+    device = compute_device(accelerator)
     loaded = load_model(model_folder(reference))
     say_what_it_has_seen(loaded, reference)
-    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded.model.to(device)
     return loaded
 
 

@@ -6,6 +6,7 @@ import torch
 
 from datamodules.base import BatchData
 from fvl_lightning.core.config.loading import as_plain
+from fvl_lightning.core.device import compute_device
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.plugins import plugin_hashes, remember_plugins
@@ -57,11 +58,12 @@ def checkpoint_of(run: RunFolder) -> Path:
     return whole_checkpoint(run.checkpoints, run.info.get("config_hash"))
 
 
-def saved_position(path: Path) -> Position:
+def saved_position(path: Path, accelerator: str) -> Position:
     """Returns the position in the data up to which a checkpoint has trained.
 
     Args:
         path: a checkpoint that `checkpoint_of` has found.
+        accelerator: that of the run.
 
     Raises:
         ConfigError: the run used another number of CPU threads, which would give other bits.
@@ -69,7 +71,7 @@ def saved_position(path: Path) -> Position:
     checkpoint = read_checkpoint(path)
     saved_threads, position = checkpoint["threads"], checkpoint["position"]
     threads = torch.get_num_threads()
-    if saved_threads != threads and not torch.cuda.is_available():
+    if saved_threads != threads and compute_device(accelerator).type == "cpu":
         raise ConfigError(
             f"--resume: {path.parent.parent} ran with {saved_threads} threads and this process has {threads}, which "
             f"gives other bits; set trainer.threads or OMP_NUM_THREADS to {saved_threads}"

@@ -77,7 +77,7 @@ def run_training(
         stopped = ranks.broadcast_from_rank0(lambda: stopped)
         ranks.broadcast_from_rank0(lambda: begin_tracking(experiment, stopped))
         checkpoint = ranks.broadcast_from_rank0(lambda: checkpoint_of(stopped) if stopped else None)
-        position = saved_position(checkpoint) if checkpoint else 0
+        position = saved_position(checkpoint, experiment.trainer.accelerator) if checkpoint else 0
         stage, data, parents = build_training(experiment, ranks, position)
         run = ranks.broadcast_from_rank0(lambda: run_folder(experiment, data, stopped))
         ranks.rank0_first(lambda: attach_trainable_adapters(stage, parents, run))

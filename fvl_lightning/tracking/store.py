@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fvl_lightning.core.addresses import SQLITE, refuse_login, without_login
+from fvl_lightning.core.config.addresses import SQLITE, refuse_login, without_login
 from fvl_lightning.core.errors import DataError, first_line
 
 # MLflow reports its usage to its makers by default, which a kit that works offline should not. MLflow reads this at its

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.loggers.logger import Logger
 
+from fvl_lightning.core.device import compute_device
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import TrainerConfig
 from fvl_lightning.tracking.loggers.base import check_loggers
@@ -22,10 +22,8 @@ def check_machine(config: TrainerConfig) -> None:
     """Raises ConfigError if this machine lacks a device, a compiler, or a logger or callback of the experiment."""
     check_loggers(config.loggers)
     build_callbacks(config.callbacks)
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present.get(config.accelerator, True):
-        raise ConfigError(f"trainer.accelerator: this machine has no {config.accelerator} device; take auto or cpu")
-    if config.cpu_offload and (config.accelerator == "cpu" or not present["cuda"]):
+    device = compute_device(config.accelerator)
+    if config.cpu_offload and device.type != "cuda":
         raise ConfigError("trainer.cpu_offload: without a GPU all is in main memory anyway, take false")
     compiler = os.environ.get("CXX", "g++")
     if config.compile and shutil.which(compiler) is None:

@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).parents[3]
 """The folder that holds the two packages."""
 IMPORTED = (
-    "fvl_lightning.core.addresses", "fvl_lightning.core.atomic", "fvl_lightning.core.chat_date",
+    "fvl_lightning.core.atomic", "fvl_lightning.core.chat_date",
     "fvl_lightning.core.config", "fvl_lightning.core.errors", "fvl_lightning.core.experiment",
     "fvl_lightning.core.prompts", "fvl_lightning.core.registry", "fvl_lightning.core.types",
 )  # fmt: skip

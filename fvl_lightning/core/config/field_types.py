@@ -16,7 +16,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from fvl_lightning.core.addresses import has_password, without_login
+from fvl_lightning.core.config.addresses import has_password, without_login
 from fvl_lightning.core.config.field_docs import field_meanings
 from fvl_lightning.core.config.known_keys import OTHER_VALUES
 from fvl_lightning.core.config.places import Location

@@ -3,7 +3,6 @@
 torchrun starts the processes, or anything that sets the same environment variables; a single process needs none.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+from fvl_lightning.core.device import compute_device
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import TrainerConfig
 from fvl_lightning.core.terminal import started_ranks
@@ -63,6 +63,28 @@ class Ranks:
             raise PeerFailedError("rank 0 has failed")
         return payload[0]
 
+    def gather(self, do: Callable[[], T]) -> list[T]:
+        """Runs `do` on every rank and returns the results of all, which must be picklable, in the order of the ranks.
+
+        A rank where it failed takes part in the exchange, for which the others may be waiting.
+
+        Raises:
+            PeerFailedError: `do` failed on another rank; the rank where it failed raises its error.
+        """
+        if self.world_size == 1:
+            return [do()]
+        results: list[Any] = [None] * self.world_size
+        try:
+            own = (do(), True)
+        except BaseException:
+            with suppress(RuntimeError):
+                distributed.all_gather_object(results, (None, False), self.group)
+            raise
+        distributed.all_gather_object(results, own, self.group)
+        if failed := [rank for rank, (_, succeeded) in enumerate(results) if not succeeded]:
+            raise PeerFailedError(f"rank {failed[0]} has failed")
+        return [result for result, _ in results]
+
     def rank0_first(self, do: Callable[[], T]) -> T:
         """Runs `do` on rank 0 and then on all other ranks, which find the files that rank 0 wrote."""
         if self.world_size == 1:
@@ -105,9 +127,10 @@ def init_process_group(config: TrainerConfig) -> Iterator[Ranks]:
     if config.strategy == "single":
         yield Ranks()
         return
-    cuda = config.accelerator in ("auto", "cuda") and torch.cuda.is_available()
+    device = compute_device(config.accelerator)
+    cuda = device.type == "cuda"
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
     arguments: dict[str, Any] = {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
     heartbeat = None
     rendezvous = ExitStack()
