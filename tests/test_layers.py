@@ -44,6 +44,7 @@ LAYERS = {
 INNER_LAYERS = {
     "fvl_lightning.training": {
         "stage_interface": 0,
+        "step_clock": 0,
         "fault_tolerance": 0,
         "checkpointing": 1,
         "distributed": 2,

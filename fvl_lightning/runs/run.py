@@ -32,8 +32,9 @@ from fvl_lightning.training.distributed.process_group import init_process_group
 from fvl_lightning.training.fault_tolerance.heartbeat import HeartbeatCallback
 from fvl_lightning.training.fault_tolerance.signals import Stop, StopSignals, preemptible
 from fvl_lightning.training.lora import adapter_bytes, lora_components
+from fvl_lightning.training.memory_peak import peak_memory_bytes
 from fvl_lightning.training.progress import StepProgress
-from fvl_lightning.training.step_logging import LogWindow, peak_memory_bytes
+from fvl_lightning.training.step_logging import LogWindow
 from fvl_lightning.training.trainer import build_trainer, check_machine
 
 
@@ -133,7 +134,7 @@ def fit(
     Raises:
         KeyboardInterrupt, Preempted: a signal stopped the training, and a checkpoint is written.
     """
-    log = LogWindow(experiment.trainer.log_every)
+    log = LogWindow(experiment.trainer.log_every, run.info.get("seconds") or 0.0)
     signals = StopSignals()
     every, keep_best = experiment.trainer.checkpoint_every, experiment.trainer.keep_best
     checkpoints = CheckpointCallback(run.last_checkpoint, every, signals, keep_best)
@@ -154,12 +155,11 @@ def fit(
         except SystemExit:  # Lightning raises it after a Ctrl-C that does not wait for the end of the step
             (signals.requested or Stop.PERSON).raise_for()
     if metrics_log:
-        speeds = sorted(log.tokens_per_second)
         run.record(
             steps=trainer.global_step,
-            seconds=run.info.get("seconds", 0.0) + log.total_seconds,
-            tokens_per_second=speeds[len(speeds) // 2] if speeds else None,
-            peak_memory_bytes=peak_memory_bytes(),
+            seconds=log.total_seconds,
+            tokens_per_second=log.median_speed,
+            peak_memory_bytes=peak_memory_bytes(trainer.strategy.root_device),
         )
     checkpoints.stop.raise_for()
 

@@ -19,6 +19,7 @@ from fvl_lightning.training.checkpointing.last_and_previous import (
 from fvl_lightning.training.fault_tolerance.heartbeat import announce_save
 from fvl_lightning.training.fault_tolerance.signals import Stop, StopSignals
 from fvl_lightning.training.stage_interface import StageInterface
+from fvl_lightning.training.step_clock import clock_stopped
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +56,10 @@ class CheckpointCallback(Checkpoint):
         self._end_save(trainer, wait=False)
         asked, last = self.signals.agreed(trainer), step == trainer.max_steps
         if asked or last or step % self.every == 0:
-            self._save(trainer, self.path)
-        if asked or last:
-            self._end_save(trainer)
+            with clock_stopped(trainer):
+                self._save(trainer, self.path)
+                if asked or last:
+                    self._end_save(trainer)
         if asked and not last:
             self.stop = asked
             trainer.should_stop = True
@@ -71,11 +73,13 @@ class CheckpointCallback(Checkpoint):
         loss = stage.last_validation_loss
         if self.keep_best and loss is not None and math.isfinite(loss) and loss < self.lowest_loss:
             self.lowest_loss = loss
-            self._save(trainer, self.path.with_name(BEST), weights_only=True)
+            with clock_stopped(trainer):
+                self._save(trainer, self.path.with_name(BEST), weights_only=True)
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
-        """Waits for what is being written."""
+        """Waits for what is being written, and drops what only a further step would need."""
         self._end_save(trainer)
+        _drop_optimizer_state(trainer)
 
     def on_exception(self, trainer: Trainer, *_: Any) -> None:
         """A single process keeps what it was saving; of several, others may not be there to agree.
@@ -85,6 +89,7 @@ class CheckpointCallback(Checkpoint):
         self.signals.restore()
         if trainer.world_size == 1:
             self._end_save(trainer)
+        _drop_optimizer_state(trainer)
 
     def _save(self, trainer: Trainer, path: Path, weights_only: bool = False) -> None:
         announce_save(trainer)
@@ -116,6 +121,16 @@ class CheckpointCallback(Checkpoint):
         assert isinstance(stage, StageInterface)
         best = best_checkpoint(self.path.parent, stage.run_hash) if self.keep_best else None
         self.lowest_loss = float("inf") if best is None else read_checkpoint(best)["validation_loss"]
+
+
+def _drop_optimizer_state(trainer: Trainer) -> None:
+    """Drops gradients and the optimiser's state, which every strategy would move to main memory after the training.
+
+    A save in the background has copies of its own.
+    """
+    for optimizer in trainer.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+        optimizer.state.clear()
 
 
 def _files(trainer: Trainer) -> CheckpointFiles:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback
+from lightning.pytorch.strategies import Strategy
 from torch import distributed
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy
 
@@ -220,3 +221,46 @@ def test_the_state_of_the_gpu_s_generator_is_kept(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(torch.rand(3), wanted)
     restore_random_states(random_states(torch.device("cpu")), device)
     assert given == [(1, device)]
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(("strategy", "background"), [("single", True), ("ddp", False), ("fsdp", True)])
+def test_the_end_leaves_nothing_of_the_optimizer_to_move(
+    strategy: str, background: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every strategy moves model and optimiser to main memory when it is torn down; the last checkpoint is whole."""
+    held: list[int] = []
+    teardown = Strategy.teardown
+
+    def torn_down(self: Strategy) -> None:
+        assert self.lightning_module is not None
+        held.append(sum(len(optimizer.state) for optimizer in self.optimizers))
+        held.append(sum(parameter.grad is not None for parameter in self.lightning_module.parameters()))
+        teardown(self)
+
+    monkeypatch.setattr(Strategy, "teardown", torn_down)
+    settings = {"strategy": strategy, "max_steps": 2, "checkpoint_in_background": background}
+    stage = build_stage("finetune", tmp_path, trainer=settings)
+    assert stage.frozen_hash  # while the weights are whole
+    trainer = fit(stage, batches_of("finetune", 2), tmp_path)
+    assert held == ([] if strategy == "fsdp" else [0, 0]), "FSDP's shards stay on the device"
+    assert [len(optimizer.state) for optimizer in trainer.optimizers] == [0]
+    last = made_whole(read_checkpoint(tmp_path / "last.ckpt"))
+    assert last["global_step"] == 2
+    moments = last["optimizer_states"][0]["state"]
+    assert len(moments) == sum(parameter.requires_grad for parameter in stage.parameters())
+    assert all(float(moment["exp_avg_sq"].max()) > 0 for moment in moments.values())
+
+
+def test_an_error_leaves_nothing_of_the_optimizer_to_move(tmp_path: Path) -> None:
+    class Breaks(Callback):
+        def on_train_batch_start(self, trainer: Any, stage: Any, batch: Any, index: int) -> None:
+            self.optimizer = trainer.optimizers[0]
+            if index == 1:
+                assert self.optimizer.state
+                raise RuntimeError("broken")
+
+    breaks = Breaks()
+    with pytest.raises(RuntimeError, match="broken"):
+        fit(build_stage("finetune", tmp_path, trainer={"max_steps": 2}), batches_of("finetune", 2), tmp_path, [breaks])
+    assert not breaks.optimizer.state
