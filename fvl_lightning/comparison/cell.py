@@ -3,18 +3,22 @@
 import logging
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from fvl_lightning.comparison.result_files.cell import CellResult, CellSpec, Failure, TrialResult
 from fvl_lightning.comparison.result_files.record import Record
-from fvl_lightning.core.config.loading import config_hash
-from fvl_lightning.core.errors import DataError, first_line
+from fvl_lightning.core.config.fields import defaults_of, keys_that_change
+from fvl_lightning.core.config.loading import check_config, config_hash
+from fvl_lightning.core.errors import DataError, UserError, first_line
+from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.jsonl import read_sealed, write_sealed
 from fvl_lightning.core.locks import is_held
 from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.runs.identity import RunIdentity
 
 CELL, RESULT = "cell.json", "result.json"
 """Files of a cell: its specification, and what it measured."""
@@ -54,11 +58,14 @@ class Cell:
     started: tuple[float, int] | None = None
     """(monotonic clock, steps done) when this session's process was started."""
     key: str = field(init=False)
-    """Names everything that makes the result."""
+    """Names everything that makes the result. A cell of an earlier version keeps its key, so that it stays finished."""
 
     def __post_init__(self) -> None:
-        parts = self.spec.plain()
-        self.key = config_hash({name: part for name, part in parts.items() if name not in NOT_HASHED})
+        self.key = config_hash(_hashed(self.spec))
+        stored = {} if self.spec.fresh else self._read(CELL)
+        earlier = stored.get("cell")
+        if isinstance(earlier, str) and earlier != self.key and _is_same(stored, self.spec):
+            self.key = earlier
         self.spec.tags = {**self.spec.tags, CELL_TAG: self.key}
 
     @property
@@ -150,6 +157,32 @@ class Cell:
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
         write_sealed(self.folder / name, values)
+
+
+def _hashed(spec: CellSpec) -> dict[str, Any]:
+    """Returns the parts of a specification that change the result."""
+    return {name: part for name, part in spec.plain().items() if name not in NOT_HASHED}
+
+
+def _is_same(stored: Mapping[str, Any], spec: CellSpec) -> bool:
+    """Returns whether cell.json of an earlier version asks for this result: what it lacks has its default in `spec`.
+
+    A key that only `stored` has is of a newer version, and counts as another result.
+    """
+    if not stored.keys() <= {"cell", *(part.name for part in fields(CellSpec))}:
+        return False
+    try:
+        before, now = _hashed(CellSpec.read(stored)), _hashed(spec)
+        stages = list(zip(before.pop("stages"), now.pop("stages"), strict=True))
+        return before == now and all(_is_same_stage(*pair) for pair in stages)
+    except (UserError, ValueError):  # damaged, without a plugin that is gone, or of another number of stages
+        return False
+
+
+def _is_same_stage(stored: Mapping[str, Any], planned: Mapping[str, Any]) -> bool:
+    experiment = check_config(ExperimentConfig, planned)
+    nothing, defaults = keys_that_change(experiment, "nothing"), defaults_of(experiment)
+    return not RunIdentity(planned, nothing, defaults=defaults).changed_keys(stored)
 
 
 def is_finished(folder: Path, key: str) -> bool:

@@ -87,6 +87,9 @@ class TrainerConfig:
     compile: list[str] = changes("placement", default_factory=list)
     """Components (encoder, language_model) whose blocks are compiled with torch.compile, which needs a C++ compiler."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    deterministic: bool = False
+    """Use only algorithms of torch that give the same bits in every run, which is slower on a GPU; an operation without
+    one ends the training."""
     threads: int | None = number(None, at_least=1, changes="nothing")
     """torch threads on a CPU; null keeps torch's default. The number changes results in the last bits, so that a resume
     checks it."""

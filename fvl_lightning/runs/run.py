@@ -28,6 +28,7 @@ from fvl_lightning.tracking.store import open_store
 from fvl_lightning.training.checkpointing.callback import CheckpointCallback
 from fvl_lightning.training.checkpointing.last_and_previous import remove_unfinished
 from fvl_lightning.training.components import count_parameters
+from fvl_lightning.training.determinism import deterministic_algorithms
 from fvl_lightning.training.distributed.process_group import init_process_group
 from fvl_lightning.training.fault_tolerance.heartbeat import HeartbeatCallback
 from fvl_lightning.training.fault_tolerance.signals import Stop, StopSignals, preemptible
@@ -74,7 +75,7 @@ def run_training(
     check_machine(experiment.trainer)
     if experiment.trainer.threads is not None:
         torch.set_num_threads(experiment.trainer.threads)
-    with init_process_group(experiment.trainer) as ranks:
+    with deterministic_algorithms(experiment.trainer.deterministic), init_process_group(experiment.trainer) as ranks:
         stopped = ranks.broadcast_from_rank0(lambda: stopped)
         ranks.broadcast_from_rank0(lambda: begin_tracking(experiment, stopped))
         checkpoint = ranks.broadcast_from_rank0(lambda: checkpoint_of(stopped) if stopped else None)

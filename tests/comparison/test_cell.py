@@ -1,5 +1,6 @@
 """Cells of a comparison as files and processes: what is finished, what failed, and who waits for whom."""
 
+import copy
 import io
 import json
 import multiprocessing
@@ -10,23 +11,27 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from fvl_lightning.comparison.cell import LOCK, Cell
+from fvl_lightning.comparison.cell import CELL_TAG, LOCK, NOT_HASHED, Cell
 from fvl_lightning.comparison.progress import cells_table
 from fvl_lightning.comparison.result_files.cell import CellSpec, Failure
 from fvl_lightning.comparison.run import refuse_missing
 from fvl_lightning.comparison.runner import run_cells
+from fvl_lightning.core.config.fields import defaults_of
+from fvl_lightning.core.config.loading import as_plain, config_hash
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.locks import held
 from fvl_lightning.launchers.base import Task
 from fvl_lightning.launchers.local import LocalLauncher
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.training.fault_tolerance.signals import Preempted
+from tests.tiny_models import experiment
 
 SPECIFICATION: dict[str, Any] = {"stages": [{"name": "finetune", "trainer": {"max_steps": 20}}], "encoder_hash": "aa"}
 FINISHES = "(folder / 'result.json').write_text(json.dumps({'cell': json.loads(text)['cell'], 'of': started}))"
@@ -264,3 +269,63 @@ def test_the_table_says_what_every_cell_does(tmp_path: Path) -> None:
     assert "1 of 4 cells finished" in shown
     for words in ("seed 0", "seed 1", "finetune, 10/20, loss 2.500, 2", " s left", "failed, see", "waiting"):
         assert words in shown, shown
+
+
+# Cells of earlier versions.
+
+
+def stored(folder: Path, spec: CellSpec, **changes: Any) -> str:
+    """Writes a finished cell as the version wrote it whose specification has these changes; returns its key."""
+    parts = {**spec.plain(), **changes}
+    key = config_hash({name: part for name, part in parts.items() if name not in NOT_HASHED})
+    folder.mkdir(exist_ok=True)
+    for name, values in (("cell.json", parts | {"cell": key}), ("result.json", {"cell": key})):
+        (folder / name).write_text(json.dumps(values), encoding="utf-8")
+    return key
+
+
+def without(plain: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The configuration of a version that did not have these dotted keys yet."""
+    changed = copy.deepcopy(plain)
+    for key in sorted(keys, key=lambda key: -key.count(".")):
+        *outer, name = key.split(".")
+        del reduce(dict.__getitem__, outer, changed)[name]
+    return changed
+
+
+def test_a_field_that_came_later_leaves_finished_cells_finished(tmp_path: Path) -> None:
+    """Also where all fields of all sections and components that have their default were added since."""
+    stage = experiment(tmp_path, "finetune", "conversation", trainer={"max_steps": 20})
+    plain = as_plain(stage)
+    spec = CellSpec(stages=[plain, plain], encoder_hash="aa")
+    every = [key for key, was_so_before in defaults_of(stage).items() if was_so_before()]
+    assert len(every) > 50
+    for keys in (["trainer.deterministic"], ["trainer.loggers"], ["tracking"], every):
+        earlier = stored(tmp_path, spec, stages=[plain, without(plain, *keys)])
+        one = Cell("gated", 0, tmp_path, copy.deepcopy(spec))
+        assert one.finished, keys
+        assert one.key == one.spec.tags[CELL_TAG] == earlier
+
+
+def test_another_value_than_the_default_is_another_cell(tmp_path: Path) -> None:
+    stage = experiment(tmp_path, "finetune", "conversation", trainer={"max_steps": 20, "deterministic": True})
+    plain = as_plain(stage)
+    spec = CellSpec(stages=[plain], encoder_hash="aa")
+    assert Cell("gated", 0, tmp_path, spec).key == stored(tmp_path, spec)
+    plain = without(plain, "trainer.deterministic")
+    others: list[dict[str, Any]] = [
+        {"stages": [plain]},
+        {"stages": [{**plain, "of a newer version": 1}]},
+        {"stages": [plain, plain]},
+        {"stages": [{"name": 1}]},
+        {"encoder_hash": "bb"},
+        {"of a newer version": 1},
+    ]
+    for changes in others:
+        stored(tmp_path, spec, **changes)
+        assert not Cell("gated", 0, tmp_path, spec).finished, changes
+    default = CellSpec(stages=[plain | {"trainer": {**plain["trainer"], "deterministic": False}}], encoder_hash="aa")
+    earlier = stored(tmp_path, default, stages=[plain])
+    assert Cell("gated", 0, tmp_path, default).key == earlier
+    default.fresh = True
+    assert Cell("gated", 0, tmp_path, default).key != earlier, "what is trained anew has a key of its own"
