@@ -10,9 +10,9 @@ from datamodules.storage.content_hash import content_hash
 from datamodules.storage.remote import is_remote
 from datamodules.storage.sample import spread
 from datamodules.storage.sample_store import SampleStore
+from datamodules.streaming.dataset_stream import StreamedSet
 from datamodules.streaming.loader import StreamDataset, StreamLoader
-from datamodules.streaming.order import ShardOrder, SplitByRank
-from datamodules.streaming.source import StreamedSet
+from datamodules.streaming.shard_order import ShardOrder, SplitByRank
 from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.registry import register

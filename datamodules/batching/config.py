@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from datamodules.batching.rows import Layout
-from datamodules.encoding.views import OverLong
+from datamodules.encoding.over_long import OverLong
 from datamodules.images.transforms import Fit
 from fvl_lightning.core.config.fields import number
 

@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 from datamodules.batching.loader import MIN_SAMPLES_JUDGED
 from datamodules.batching.workers import read_ahead
 from datamodules.encoding.items import Items
-from datamodules.encoding.views import TOO_LONG, TextView
+from datamodules.encoding.over_long import TOO_LONG
+from datamodules.encoding.views import TextView
 from datamodules.storage.sample import SampleError
 from datamodules.storage.sample_store import SampleStore
 from fvl_lightning.core.atomic import atomic_write

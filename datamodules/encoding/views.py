@@ -2,25 +2,22 @@
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from datamodules.encoding.conversation import ConversationEncoder, EncodedConversation, plain_backend
 from datamodules.encoding.items import Piece
 from datamodules.encoding.location_tokens import boxes_as_text, location_bins
-from datamodules.encoding.messages import check_messages, image_parts, with_earlier_images
+from datamodules.encoding.messages import check_messages, image_parts
+from datamodules.encoding.over_long import TOO_LONG, Messages, OverLong, Turns, answer_ends, some_turns, split_turns
 from datamodules.storage.sample import Samples
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.types import IGNORE_INDEX, DataContext
 
-Messages = Sequence[dict[str, Any]]
 Example = tuple[list[int], list[int]]
 """Token ids and labels of one row."""
-OverLong = Literal["truncate", "split", "drop"]
-Turns = tuple[int, int]
 Result = TypeVar("Result")
-TOO_LONG = "too long"
 
 
 @dataclass(frozen=True)
@@ -138,26 +135,18 @@ class ConversationView(TextView):
         fitting = bisect_right(ends, limit)
         if fitting == 0:
             raise store.error(i, TOO_LONG, f"its first turn has more than {limit} tokens")
-        kept = messages[: _answers(messages)[fitting - 1]]
+        kept = messages[: answer_ends(messages)[fitting - 1]]
         return kept, encoded if len(kept) == len(messages) else self._encoded(store, i, kept)
 
     def _split(self, store: Samples, i: int, messages: Messages) -> list[tuple[Turns, int]]:
-        """Splits a conversation into pieces of as many turns as fit; leaves out a turn that exceeds a row by itself."""
-        turns = len(_answers(messages))
-        pieces: list[tuple[Turns, int]] = []
+        """Returns the pieces into which an over-long conversation is split, with their planned tokens."""
 
-        def encoded(end: int) -> EncodedConversation:
+        def encoded(start: int, end: int) -> EncodedConversation:
             return self._encoded(store, i, some_turns(messages, start, end))
 
-        start = 0
-        while start < turns:
-            # The number of tokens grows with the turns, so a binary search finds the last end that fits.
-            ends = range(start + 1, turns + 1)
-            fitting = bisect_right(ends, self.sequence_length, key=lambda end: self._ends(encoded(end))[-1])
-            if fitting:
-                pieces.append(((start, start + fitting), self._tokens(encoded(start + fitting))))
-            start += max(fitting, 1)
-        return pieces
+        turns = len(answer_ends(messages))
+        pieces = split_turns(turns, self.sequence_length, lambda start, end: self._ends(encoded(start, end))[-1])
+        return [(piece, self._tokens(encoded(*piece))) for piece in pieces]
 
     def _ends(self, encoded: EncodedConversation) -> list[int]:
         """Returns for each answer the number of planned tokens up to its end."""
@@ -251,26 +240,6 @@ def messages_of(store: Samples, i: int) -> Messages:
     if images != parts:
         raise store.error(i, "image count", f"{images} images, {parts} image parts in its messages")
     return messages
-
-
-def some_turns(messages: Messages, start: int, end: int) -> Messages:
-    """Returns the turns [start, end) as a conversation, with the system messages and the images of earlier turns.
-
-    A turn ends with an answer. Images of earlier turns come before the text of the first turn, each with the whitespace
-    that follows it in its own turn.
-    """
-    ends = [0, *_answers(messages)]
-    before = messages[: ends[start]]
-    first, *rest = messages[ends[start] : ends[end]]
-    talk = [message for message in before if message["role"] != "system"]
-    if image_parts(talk):
-        first = {**first, "content": with_earlier_images(talk, first["content"])}
-    return [*(message for message in before if message["role"] == "system"), first, *rest]
-
-
-def _answers(messages: Messages) -> list[int]:
-    """Returns the number of messages up to and including each answer."""
-    return [number + 1 for number, message in enumerate(messages) if message["role"] == "assistant"]
 
 
 def _grounding(store: Samples, i: int, record: dict[str, Any], bins: int) -> str:

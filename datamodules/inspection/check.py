@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from datamodules.encoding.messages import parts_of
+from datamodules.encoding.over_long import Messages
 from datamodules.encoding.placeholders import find_placeholder
-from datamodules.encoding.views import Messages, messages_of
+from datamodules.encoding.views import messages_of
 from datamodules.images.decoding import ImageHeader, verify_image
 from datamodules.inspection.parallel import map_in_processes
 from datamodules.storage.index import ShardIndex, index_as_bytes, index_name, load_index, parse_index, scan_tar

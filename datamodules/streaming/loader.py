@@ -18,11 +18,12 @@ from datamodules.batching.packing import best_fit
 from datamodules.batching.rows import Layout, Rows
 from datamodules.batching.workers import read_ahead
 from datamodules.encoding.items import Piece
-from datamodules.encoding.views import TextView, Turns, View
+from datamodules.encoding.over_long import Turns
+from datamodules.encoding.views import TextView, View
 from datamodules.storage.sample import SampleError
-from datamodules.streaming.order import Passed
+from datamodules.streaming.dataset_stream import Drawn, StreamedSet, interleaved
 from datamodules.streaming.sample import StreamedSample
-from datamodules.streaming.source import Drawn, StreamedSet, interleaved
+from datamodules.streaming.shard_order import Passed
 from fvl_lightning.core.errors import DataError, UserError
 from fvl_lightning.core.types import Batch, PromptedBatch
 

@@ -1,9 +1,11 @@
 """One sample of a stream, read like one of an indexed store."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from datamodules.storage.sample import Decode, SampleError, Samples
 from datamodules.storage.tar_samples import TEXTS
+from datamodules.streaming.shard_order import ShardVisit
 
 
 class StreamedSample(Samples):
@@ -45,6 +47,14 @@ class StreamedSample(Samples):
     def encoded_images(self, i: int) -> list[tuple[str, bytes]]:
         """As of Samples."""
         return [(suffix, self._members[suffix] or b"") for suffix in self._images]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One sample of a stream, or the error for what stands in its place, with the visit of its shard."""
+
+    visit: ShardVisit
+    sample: StreamedSample | SampleError
 
 
 def _image_number(suffix: str) -> int:

@@ -11,7 +11,7 @@ from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.inference.adapters import attach_adapters
 from fvl_lightning.inference.conversation import Conversation
 from fvl_lightning.inference.generation import Prompt, Sampling, answer, encode, stream, user_message
-from fvl_lightning.inference.source_weights import SourceWeights, source_weights
+from fvl_lightning.inference.source_weight_maps import SourceWeights, source_weights
 from fvl_lightning.modeling.adapters.folders import use_adapter
 from fvl_lightning.modeling.build import LoadedModel
 from fvl_lightning.modeling.processing.image_processor import Picture, flatten

@@ -31,7 +31,7 @@ from fvl_lightning.tracking.links import CURRENT_TAG
 from fvl_lightning.tracking.tracker import Tracker
 from fvl_lightning.training.fault_tolerance.signals import Preempted, StopSignals
 from fvl_lightning.training.feature_cache import build_feature_cache
-from fvl_lightning.training.weights import load_components
+from fvl_lightning.training.load_weights import load_components
 
 logger = logging.getLogger(__name__)
 

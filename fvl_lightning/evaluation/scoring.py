@@ -28,7 +28,7 @@ from fvl_lightning.modeling.build import BuiltModel, LoadedModel, load_model
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.references import answering_model, check_model
 from fvl_lightning.runs.setup import build_stage, data_context, prepare_data
-from fvl_lightning.training.weights import load_components
+from fvl_lightning.training.load_weights import load_components
 
 
 @dataclass

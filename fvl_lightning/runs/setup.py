@@ -18,7 +18,7 @@ from fvl_lightning.runs.references import check_model
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.distributed.process_group import Ranks
 from fvl_lightning.training.feature_cache import build_feature_cache
-from fvl_lightning.training.weights import load_components
+from fvl_lightning.training.load_weights import load_components
 
 logger = logging.getLogger(__name__)
 

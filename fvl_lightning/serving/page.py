@@ -16,10 +16,10 @@ from datamodules.images.transforms import ImageReader
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.inference.conversation import Conversation
 from fvl_lightning.inference.generation import Sampling
-from fvl_lightning.inference.source_weights import source_weights
+from fvl_lightning.inference.source_weight_maps import source_weights
 from fvl_lightning.modeling.adapters.folders import use_adapter
 from fvl_lightning.modeling.build import LoadedModel
-from fvl_lightning.serving.source_weights import NO_PICTURE, WeightsPanel, weights_panel
+from fvl_lightning.serving.weights_panel import NO_PICTURE, WeightsPanel, weights_panel
 
 SUFFIXES = [f".{extension}" for extension in EXTENSIONS]
 MAX_CHARACTERS = 100_000

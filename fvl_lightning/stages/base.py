@@ -32,11 +32,11 @@ from fvl_lightning.training.components import (
 from fvl_lightning.training.distributed.block_transforms import checkpoint_activations, compile_blocks
 from fvl_lightning.training.distributed.fsdp import ShardedModel, gather_tensor, local_shard
 from fvl_lightning.training.distributed.strategies import ShardedStrategy
+from fvl_lightning.training.load_weights import check_checkpoint, load_trainable
 from fvl_lightning.training.lora import add_adapters, check_lora, lora_components
 from fvl_lightning.training.lr_schedule import warmup_cosine
 from fvl_lightning.training.optimizer import build_optimizer
 from fvl_lightning.training.stage_interface import StageInterface
-from fvl_lightning.training.weights import check_checkpoint, load_trainable
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from fvl_lightning.inference.generation import (
     stream,
     user_message,
 )
-from fvl_lightning.inference.source_weights import source_weights
+from fvl_lightning.inference.source_weight_maps import source_weights
 from fvl_lightning.modeling.build import LoadedModel
 from fvl_lightning.modeling.processing.processor import make_processor
 from tests.tiny_models import EOS, LLAMA, TOKENS, pixels, tiny_model, tiny_tokenizer

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.encoding.views import some_turns
+from datamodules.encoding.over_long import some_turns
 from datamodules.question_form import QuestionCounts
 from datamodules.sources.records import from_conversations
 from fvl_lightning.core.types import ImageSpec

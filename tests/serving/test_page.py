@@ -24,13 +24,13 @@ from torch import Tensor
 
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.inference.generation import Sampling
-from fvl_lightning.inference.source_weights import source_weights
+from fvl_lightning.inference.source_weight_maps import source_weights
 from fvl_lightning.modeling.build import LoadedModel
 from fvl_lightning.runs.references import answering_model
 from fvl_lightning.serving.page import build_page, reply
 from fvl_lightning.serving.same_host import SameHost
 from fvl_lightning.serving.server import launch_page, offline_gradio
-from fvl_lightning.serving.source_weights import heat, overlay, weights_panel
+from fvl_lightning.serving.weights_panel import heat, overlay, weights_panel
 from tests.conftest import ROOT, Run
 
 PICTURE = ROOT / "docs" / "images" / "example.png"

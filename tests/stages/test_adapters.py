@@ -30,7 +30,7 @@ from fvl_lightning.modeling.build import load_model
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.stages.language import LanguageStage
 from fvl_lightning.training.components import component_of, is_trainable
-from fvl_lightning.training.weights import load_components
+from fvl_lightning.training.load_weights import load_components
 from tests.stages.fitting import batches_of, build_stage, fit
 from tests.tiny_models import named_tensors, rows, snapshot, tiny_model
 

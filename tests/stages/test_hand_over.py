@@ -10,7 +10,7 @@ from lightning import Callback
 
 from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.modeling.build import load_model
-from fvl_lightning.training.weights import load_components
+from fvl_lightning.training.load_weights import load_components
 from tests.stages.fitting import STAGES, batches_of, build_stage, experiment_of, fit
 from tests.tiny_models import named_tensors, rows, snapshot, tiny_model
 

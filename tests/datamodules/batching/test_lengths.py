@@ -13,7 +13,8 @@ import pytest
 from datamodules.batching.lengths import _identity
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.items import Piece
-from datamodules.encoding.views import CaptionView, some_turns
+from datamodules.encoding.over_long import some_turns
+from datamodules.encoding.views import CaptionView
 from datamodules.shards import DatasetConfig, ShardsData
 from fvl_lightning.core.chat_date import dated
 from fvl_lightning.core.errors import ConfigError, DataError

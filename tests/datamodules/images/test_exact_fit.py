@@ -9,7 +9,8 @@ import pytest
 
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.items import Piece
-from datamodules.encoding.views import TOO_LONG, CaptionView, ConversationView, OverLong
+from datamodules.encoding.over_long import TOO_LONG, OverLong
+from datamodules.encoding.views import CaptionView, ConversationView
 from datamodules.shards import ShardsData
 from datamodules.storage.sample import SampleError
 from fvl_lightning.core.types import IGNORE_INDEX, DataContext

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from fvl_lightning.core.errors import ConfigError, DataError
-from fvl_lightning.core.weight_files import match_weights, read_weights, weights_hash
+from fvl_lightning.core.weight_files import match_weights, read_weights
 from fvl_lightning.modeling.adapters.folders import base_of, is_adapter_folder, is_model_folder, merge_adapter
 from fvl_lightning.modeling.build import load_model
 from fvl_lightning.training.checkpointing.sharded import ShardedTensor, whole
 from fvl_lightning.training.components import COMPONENT_OF_CHILD, component_of
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["check_checkpoint", "load_components", "load_trainable", "weights_hash"]
 
 DECODER_PREFIX = "encoder.decoder."
 """Only encoder_pretrain uses the encoder's decoder; other stages do not load its weights."""

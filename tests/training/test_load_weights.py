@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.modeling.build import EncoderModel
-from fvl_lightning.training.weights import load_components
+from fvl_lightning.training.load_weights import load_components
 from tests.tiny_models import named_tensors, snapshot, tiny_encoder, tiny_model
 
 

@@ -1,28 +1,19 @@
 """The endless stream of samples of one data set: shards in order, read by their readers, shuffled within blocks."""
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice
 
 from torch.utils.data import get_worker_info
 
 from datamodules.storage.remote import open_to_stream
 from datamodules.storage.sample import Decode, SampleError
 from datamodules.storage.tar_headers import Damaged
-from datamodules.streaming.order import Passed, ShardOrder, ShardVisit, SplitByRank
-from datamodules.streaming.sample import StreamedSample
+from datamodules.streaming.sample import Drawn, StreamedSample
+from datamodules.streaming.shard_order import Passed, ShardOrder, ShardVisit, SplitByRank
+from datamodules.streaming.shuffle_buffer import shuffled_by_epoch
 from datamodules.streaming.tar_stream import stream_members
 from fvl_lightning.core.errors import DataError
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """One sample of a stream, or the error for what stands in its place, with the visit of its shard."""
-
-    visit: ShardVisit
-    sample: StreamedSample | SampleError
 
 
 @dataclass(frozen=True)
@@ -104,27 +95,6 @@ def _samples(visit: ShardVisit, decode: Decode) -> Iterator[StreamedSample | Sam
             where = damage.detail or f"at byte {damage.place}"
             refused.append(SampleError(visit.shard, "(the rest)", damage.reason, where))
     yield from refused
-
-
-def shuffled_by_epoch(draws: Iterator[Drawn], block: int, seed: str) -> Iterator[Drawn]:
-    """Yields the samples shuffled within blocks; all of an epoch come before the first of the next."""
-    for epoch, of_epoch in groupby(draws, key=lambda drawn: drawn.visit.epoch):
-        yield from shuffled(of_epoch, block, random.Random(f"{seed} {epoch}"))
-
-
-def shuffled(draws: Iterator[Drawn], block: int, rng: random.Random) -> Iterator[Drawn]:
-    """Yields samples shuffled within blocks of `block`; each comes at most 2 x block draws after it was read.
-
-    For each sample handed out one is read into the next block, so that reading is even and `block` samples are held.
-    """
-    ready = list(islice(draws, block))
-    while ready:
-        rng.shuffle(ready)
-        following: list[Drawn] = []
-        while ready:
-            yield ready.pop()
-            following += islice(draws, 1)
-        ready = following
 
 
 def interleaved(sources: list[Iterator[Drawn]], shares: list[float]) -> Iterator[tuple[int, Drawn]]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fvl_lightning.inference.source_weights import SourceWeights
+from fvl_lightning.inference.source_weight_maps import SourceWeights
 from fvl_lightning.modeling.build import LoadedModel
 
 SIDE = 160
