@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, processors
 from datamodules.encoding.chat_template import ChatTemplate, Rendered
 from datamodules.encoding.messages import Message, parts_of
 from datamodules.encoding.special_tokens import OPEN, AliasedTokenizer, check_text
-from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.errors import ConfigError, DataError, first_line
 from fvl_lightning.core.types import IGNORE_INDEX
 
 
@@ -27,8 +27,14 @@ def plain_backend(tokenizer: Any, ends: bool) -> Tokenizer:
 
     With `ends` False the copy also has no post-processor: it adds no tokens around a text, and does not trim whitespace
     from offsets, which would hide the token that a blank belongs to.
+
+    Raises:
+        DataError: the tokenizer was read from a damaged file, and its parts do not fit each other.
     """
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    try:
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(f"the tokenizer in {tokenizer.name_or_path} is damaged ({first_line(error)})") from None
     backend.no_padding()
     backend.no_truncation()
     if not ends:

@@ -1,5 +1,6 @@
 """docs/lora.md says what the code does: its settings are the defaults, its commands and files exist."""
 
+import io
 import os
 import re
 import subprocess
@@ -48,8 +49,9 @@ def test_files_that_are_named_exist() -> None:
 
 
 @pytest.mark.slow
-def test_the_page_runs(quick_demo: Path, fvl_here: Run) -> None:
+def test_the_page_runs(quick_demo: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its commands in order, the training cut short, then its Python; without the comparison, which takes long."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO())  # `fvl chat` ends with its input
     assert [words[1] for words in COMMANDS] == ["train", "export", "export", "chat", "compare"]
     short = ("trainer.max_steps=2", "trainer.validate_every=2", "trainer.checkpoint_every=2")
     for words in COMMANDS[:-1]:
