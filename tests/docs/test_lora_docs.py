@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,18 +50,20 @@ def test_files_that_are_named_exist() -> None:
 
 
 @pytest.mark.slow
-def test_the_page_runs(quick_demo: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_runs(quick_demo: Path, tmp_path: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its commands in order, the training cut short, then its Python; without the comparison, which takes long."""
+    folder = tmp_path / "here"  # the names of its folders are those of other pages too
+    shutil.copytree(quick_demo, folder, symlinks=True)
     monkeypatch.setattr(sys, "stdin", io.StringIO())  # `fvl chat` ends with its input
     assert [words[1] for words in COMMANDS] == ["train", "export", "export", "chat", "compare"]
     short = ("trainer.max_steps=2", "trainer.validate_every=2", "trainer.checkpoint_every=2")
     for words in COMMANDS[:-1]:
-        done = fvl_here(quick_demo, *words[1:], *(short if words[1] == "train" else ()))
+        done = fvl_here(folder, *words[1:], *(short if words[1] == "train" else ()))
         assert done.returncode == 0, done.stderr
         assert "Warning" not in done.stderr
     (code,) = [block for kind, block in BLOCKS if kind == "python"]
     environment = os.environ | ONE_THREAD | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=quick_demo, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr

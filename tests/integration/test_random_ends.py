@@ -156,14 +156,14 @@ def test_comparisons(workspace: Path) -> None:
     for name in ("straight", "ended"):
         content = yaml.safe_dump(COMPARISON | {"name": name})
         (workspace / f"{name}.yaml").write_text(content, encoding="utf-8")
-    seconds = finish(workspace, ("compare", "straight.yaml", "jobs=2", "set=[feature_cache=cache/straight]"))
-    job = ("compare", "ended.yaml", "jobs=2", "set=[feature_cache=cache/ended]")
+    seconds = finish(workspace, ("compare", "straight.yaml", "jobs=2"))
+    job = ("compare", "ended.yaml", "jobs=2")
     end_at_random(workspace, lambda _: job, seconds, 3)
     finish(workspace, job)
     assert_same_models(workspace / "runs" / "straight", workspace / "runs" / "ended", 3)
     assert not list(workspace.rglob("failure.json"))
+    assert list(workspace.glob("runs/ended/feature_cache/*/train/offsets.npy"))
     assert_nothing_temporary(workspace / "runs")
-    assert_nothing_temporary(workspace / "cache")
 
 
 @pytest.mark.slow
@@ -178,8 +178,10 @@ def test_exports(asked: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_scores(asked: Path) -> None:
-    """A command without a folder of its own: it ends in time, and can be asked again."""
+    """A command without a folder of its own: it ends in time, and gives the same scores when it is run again."""
     command = ("evaluate", "runs/tiny")
     seconds = finish(asked, command)
+    scores = (asked / "said.txt").read_text(encoding="utf-8")
     end_at_random(asked, lambda _: command, seconds, 5, preemptible=False)
     finish(asked, command)
+    assert (asked / "said.txt").read_text(encoding="utf-8") == scores

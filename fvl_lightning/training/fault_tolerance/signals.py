@@ -16,6 +16,7 @@ import contextlib
 import os
 import signal
 import stat
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +51,9 @@ NOT_BEGUN = (
 INTERRUPTED = "stopped; what was saved is kept, and the same command (`--resume` for a training) goes on from there"
 LINGER_SECONDS = 0.5
 """Rank 0 ends this much later: it holds the process group's store, whose loss the others would log at length."""
+
+REPEAT_SECONDS = 0.05
+"""Delay after which a signal is repeated that a destructor has swallowed."""
 
 
 class Preempted(BaseException):
@@ -165,6 +169,7 @@ def handle_from_start(preemptible: bool, limited: bool = True) -> None:
     _set({**handlers, signal.SIGINT: _interrupt})
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (*CLUSTER, signal.SIGINT))
     os.register_at_fork(after_in_child=_listen_no_more)
+    sys.unraisablehook = _send_again
     # Registered first, this is called last: then Python gives signals back to the system, where Ctrl-C kills.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     end_with_starter()
@@ -209,6 +214,18 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 def _preempt(signum: int, frame: FrameType | None) -> None:
     _leave_terminal(signum)
     raise Preempted
+
+
+def _send_again(unraisable: Any) -> None:
+    """Repeats a signal whose exception was raised in a destructor, where Python prints and drops every error."""
+    kind = unraisable.exc_type
+    if not issubclass(kind, (KeyboardInterrupt, Preempted)):
+        sys.__unraisablehook__(unraisable)
+        return
+    number = signal.SIGINT if issubclass(kind, KeyboardInterrupt) else signal.SIGTERM
+    # Later, from a thread: its handler must not run in this function, whose errors are dropped too.
+    main_thread = threading.main_thread().ident
+    threading.Timer(REPEAT_SECONDS, signal.pthread_kill, [main_thread, number]).start()
 
 
 def _leave_terminal(signum: int) -> None:

@@ -168,6 +168,30 @@ def test_ctrl_c_outside_of_imports_is_an_exception() -> None:
     assert ended("handle_from_start(True)", ASKS_PERSON, program) == (3, "")
 
 
+@pytest.mark.parametrize(
+    ("number", "raised"), [("SIGINT", "KeyboardInterrupt"), ("SIGTERM", "Preempted")]
+)
+def test_a_signal_that_a_destructor_swallows_comes_again(number: str, raised: str) -> None:
+    """As of a generator of batches that nobody closes; Python would print its error and go on."""
+    program = f"""
+class Closing:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{number}); time.sleep(0.1)
+
+handle_from_start(True)
+with preemptible():
+    try: Closing(); time.sleep(60)
+    except {raised}: os._exit(3)
+"""
+    assert ended(program) == (3, "")
+
+
+def test_other_errors_of_destructors_are_shown() -> None:
+    code, said = ended("handle_from_start(True)", "class Closing:\n    def __del__(self): 1 / 0", "Closing()")
+    assert code == 0
+    assert "ZeroDivisionError" in said
+
+
 ASKS_PERSON = "def asks_person(times): [(os.kill(os.getpid(), signal.SIGINT), time.sleep(0.1)) for _ in range(times)]"
 
 
