@@ -1,8 +1,7 @@
-"""benchmarks/gpu.py, the one for a machine with a GPU: the same code on tiny models and a CPU, and what it counts."""
+"""benchmarks/gpu, the checks for a machine with a GPU: their plan, and the same code on tiny models and a CPU."""
 
-import argparse
-import importlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,32 +9,24 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.gpu import runner
+from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.plan import CHECKS, RECOMPUTE_NOTHING, Check, chosen, time_for
+from benchmarks.gpu.runner import Settings, read, run_checks
+from benchmarks.gpu.table import count, table_of, with_counts
+from benchmarks.gpu.training import experiment_of, findings, synthetic_batch, with_random_weights
 from datamodules.demo.tokenizer import save_tokenizer
 from fvl_lightning.profiling.flops import training_flops
 from fvl_lightning.runs.setup import build_stage
-from tests.conftest import ROOT
 
-TINY = ("--scale", "tiny", "--device", "cpu", "--rows", "2", "--steps", "3")
-
-
-@pytest.fixture(scope="module")
-def gpu() -> Iterator[Any]:
-    """The benchmark, which finds what lies beside it as a program does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("gpu")
+TINY = Settings(tiny=True, rows=2, steps=4)
 
 
 @pytest.fixture(scope="module")
-def options() -> argparse.Namespace:
-    return argparse.Namespace(scale="tiny", device="cpu", rows=2, steps=3, peak_tflops=None)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("benchmark") / "tokenizer"
-    save_tokenizer(folder)
-    return folder
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("benchmark")
+    save_tokenizer(made / "tokenizer")
+    return made
 
 
 @pytest.fixture
@@ -46,57 +37,137 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+# The plan, and what a check costs the others.
+
+
+def test_a_check_gets_its_limit_or_what_is_left_or_is_passed_over() -> None:
+    check = Check("a", 100, "a")
+    assert [time_for(check, left) for left in (1000, 100, 60, 59.9, -1)] == [100, 100, 60, None, None]
+
+
+def test_checks_are_chosen_by_name_in_the_order_of_the_plan() -> None:
+    assert chosen([]) == list(CHECKS)
+    assert [check.name for check in chosen(["transfer", "attention"])] == ["attention", "transfer"]
+    with pytest.raises(ValueError, match=r"unknown check 'smok', expected some of attention, smoke, .*finetune-qlora"):
+        chosen(["smok"])
+    assert len({check.name for check in CHECKS}) == len(CHECKS)
+
+
+SCRIPTS = {
+    "finds": "append(lines, {'check': 'finds', 'case': 'one', 'milliseconds': 2.0})",
+    "crashes": "append(lines, {'check': 'crashes', 'case': 'before', 'error': 'x'}); print('last line'); os._exit(139)",
+    "hangs": "subprocess.Popen(['sleep', '60']); time.sleep(60)",
+    "large": "raise SystemExit('this was started')",
+    "last": "append(lines, {'check': 'last', 'case': 'two', 'same_bits': True})",
+}
+
+
+def test_a_crash_or_a_hang_costs_one_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every finding is saved at once; what does not fit into the time is passed over, and the next one runs."""
+
+    def command(check: Check, settings: Settings, lines: Path) -> list[str]:
+        assert settings == TINY
+        begin = f"import json, os, pathlib, subprocess, time; lines = pathlib.Path({str(lines)!r})\n"
+        append = "def append(file, line): open(file, 'a').write(json.dumps(line) + chr(10))\n"
+        return [sys.executable, "-c", begin + append + SCRIPTS[check.name]]
+
+    (tmp_path / "checks.jsonl").write_text("of an earlier run\n", encoding="utf-8")
+    limits = {"finds": 9, "crashes": 9, "hangs": 1, "large": 900, "last": 9}
+    shown: list[str] = []
+    checks = [Check(name, limit, "") for name, limit in limits.items()]
+    lines = run_checks(checks, TINY, tmp_path, 60, shown.append, command)
+    found = [(line["check"], line.get("case"), line.get("end")) for line in lines]
+    assert found == [
+        ("finds", "one", None),
+        ("finds", None, "ok"),
+        ("crashes", "before", None),
+        ("crashes", None, "exit code 139"),
+        ("hangs", None, "killed after 1 s"),
+        ("large", None, "passed over"),
+        ("last", "two", None),
+        ("last", None, "ok"),
+    ]
+    assert lines[3]["last_lines"][-1] == "last line"
+    assert [json.loads(line)["check"] for line in shown] == list(limits)
+    assert "last line" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+    rows = list(zip(*(column._cells for column in table_of(lines).columns), strict=True))
+    assert [row[0] for row in rows] == ["finds", "crashes", "crashes", "hangs", "large", "last"]
+    assert [rows[0][2], rows[1][2], rows[5][2]] == ["2 ms", "x", "the same bits"]
+
+
+def test_a_line_that_a_kill_has_cut_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "checks.jsonl").write_text('{"check": "a"}\n{"che', encoding="utf-8")
+    assert read(tmp_path / "checks.jsonl") == [{"check": "a"}]
+    assert read(tmp_path / "nothing.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--checks", "smok"], "--checks: unknown check 'smok'"),
+        (["--steps", "3"], "more than 3 steps"),
+        ([], "this machine has no CUDA device; --tiny runs the same code on a CPU"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert sentence in capsys.readouterr().err
+
+
+# The trainings.
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_the_whole_of_it_runs_on_a_cpu(
-    gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    gpu.main([*TINY, "--peak-tflops", "0.1", "--output", str(tmp_path)])
-    found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
-    rows = {row["case"]: row for row in found["cases"]}
-    assert list(rows) == list(gpu.CASES)
-    assert "4bit needs a CUDA device" in rows.pop("finetune, QLoRA")["note"]
-    for row in rows.values():
-        assert row["note"] == ""
-        assert row["mfu"] == pytest.approx(row["step_flops"] / row["step_seconds"] / 1e11)
-        assert row["estimated_bytes"] > 0
-        assert row["peak_bytes"] is None, "nobody counts on a CPU"
-    assert found["fsdp_difference"] < 1e-3
-    assert found["hardware"] == {"device": "cpu", "peak_flops": 1e11}
-    assert found["versions"]["torch"] == torch.__version__
-    assert "finetune, LoRA" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == [tmp_path / "gpu.json"]
+def test_steps_are_timed_and_their_losses_are_the_same_under_fsdp() -> None:
+    (one,) = findings(TINY, "finetune", profiled=True)
+    (other,) = findings(TINY, "finetune", ("trainer.strategy=fsdp",))
+    for finding in (one, other):
+        assert len(set(finding["losses"])) == 4
+        assert finding["step_seconds"] > 0
+        assert finding["peak_bytes"] > 2**20
+    assert other["losses"] == pytest.approx(one["losses"], rel=1e-3)
+    assert one["kernels"][0]["share"] == max(kernel["share"] for kernel in one["kernels"])
+    (refused,) = findings(TINY, "finetune_qlora")
+    assert "4bit needs a CUDA device" in refused["error"]
+
+
+def test_what_does_not_fit_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("benchmarks.gpu.training.train", full)
+    (found,) = findings(TINY, "finetune", (RECOMPUTE_NOTHING,))
+    assert found == {"case": f"finetune {RECOMPUTE_NOTHING}", "error": "does not fit"}
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
-def test_steps_are_timed_and_their_losses_are_the_same_under_fsdp(
-    gpu: Any, options: argparse.Namespace, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gpu, "count", lambda *_: (10**9, 20))
-    timed = argparse.Namespace(**{**vars(options), "peak_tflops": 0.1})
-    one, split = (gpu.measure(case, timed, tokenizer.parent) for case in ("finetune", "finetune, FSDP"))
-    for row in (one, split):
-        assert row.note == ""
-        assert row.tokens_per_second == pytest.approx(2 * 512 / row.step_seconds)
-        assert row.mfu == pytest.approx(1e9 / row.step_seconds / 1e11)
-        assert len(set(row.losses)) == 3
-    assert gpu.loss_difference(one, split) < 1e-3
-
-
-@pytest.mark.slow
-def test_operations_on_shapes_are_those_of_the_real_model(
-    gpu: Any, options: argparse.Namespace, tokenizer: Path
-) -> None:
-    experiment = gpu.experiment_of("finetune", options, tokenizer)
+def test_operations_on_shapes_are_those_of_the_real_model(folder: Path) -> None:
+    experiment = experiment_of(TINY, "finetune", (), folder)
     stage = build_stage(experiment)
-    assert gpu.count(experiment, 2)[0] == training_flops(stage, gpu.synthetic_batch(stage, 2, 0))
+    flops, memory = count(experiment, 2)
+    assert flops == training_flops(stage, synthetic_batch(stage, 2, 0))
+    assert memory > 0
 
 
-def test_random_weights_are_those_of_a_training(gpu: Any, options: argparse.Namespace, tokenizer: Path) -> None:
-    experiment = gpu.experiment_of("pretrain", options, tokenizer)
-    stage, expected = gpu.with_random_weights(experiment), build_stage(experiment)
+def test_the_table_has_what_is_counted_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.gpu.table.count", lambda *_: (10**12, 3 * 10**9))
+    line = {"check": "a", "case": "b", "preset": "finetune", "overrides": [], "rows": 2, "step_seconds": 0.5}
+    (counted,) = with_counts([line], TINY, "NVIDIA H200")
+    assert counted["tokens_per_second"] == 2 * 512 / 0.5
+    assert counted["mfu"] == pytest.approx(2e12 / 989e12)
+    (unknown,) = with_counts([line], TINY, "another")
+    assert unknown["mfu"] is None
+    assert "1 TFLOP a step, 3 GB estimated" in str(table_of([counted]).columns[2]._cells[0])
+
+
+def test_random_weights_are_those_of_a_training(folder: Path) -> None:
+    experiment = experiment_of(TINY, "pretrain", (), folder)
+    stage, expected = with_random_weights(experiment, "cpu"), build_stage(experiment)
     ours, theirs = (
         dict(each.model.named_parameters()) | dict(each.model.named_buffers()) for each in (stage, expected)
     )
@@ -107,13 +178,10 @@ def test_random_weights_are_those_of_a_training(gpu: Any, options: argparse.Name
 
 
 @pytest.mark.parametrize(
-    ("case", "encoder", "learning"), [("pretrain", 571, 4423), ("finetune", 571, 3853), ("finetune, LoRA", 571, 57)]
+    ("preset", "encoder", "learning"), [("pretrain", 571, 4423), ("finetune", 571, 3853), ("finetune_lora", 571, 57)]
 )
-def test_the_full_scale_is_the_preset_at_its_size(
-    gpu: Any, options: argparse.Namespace, tokenizer: Path, case: str, encoder: int, learning: int
-) -> None:
-    full = argparse.Namespace(**{**vars(options), "scale": "full"})
-    experiment = gpu.experiment_of(case, full, tokenizer)
+def test_the_full_scale_is_the_preset_at_its_size(folder: Path, preset: str, encoder: int, learning: int) -> None:
+    experiment = experiment_of(Settings(), preset, ("trainer.accelerator=cpu",), folder)
     stage = build_stage(experiment, "meta")
     stage.adapt(Path())
     sizes = [(name, p.numel(), p.requires_grad) for name, p in stage.model.named_parameters()]
@@ -124,28 +192,37 @@ def test_the_full_scale_is_the_preset_at_its_size(
     assert experiment.trainer.precision == "bf16-mixed"
 
 
-def test_losses_are_compared_step_by_step(gpu: Any) -> None:
-    one, other = gpu.Row("a", losses=[2.0, 4.0]), gpu.Row("b", losses=[2.0, 4.4])
-    assert gpu.loss_difference(one, other) == pytest.approx(0.1)
-    assert gpu.loss_difference(one, gpu.Row("b")) is None
+# The whole, as a GPU would run it.
 
 
-def test_without_a_gpu_it_says_what_to_do(gpu: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
-    with pytest.raises(SystemExit, match="2"):
-        gpu.main([])
-    assert "--scale tiny --device cpu runs the same code" in capsys.readouterr().err
-
-
-def test_what_does_not_fit_is_told(
-    gpu: Any, options: argparse.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_the_whole_of_it_runs_on_a_cpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(gpu, "count", lambda *_: (10, 20))
-    monkeypatch.setattr(gpu, "train", full)
-    row = gpu.measure("finetune", options, tmp_path)
-    assert (row.note, row.step_flops, row.estimated_bytes) == ("does not fit", 10, 20)
-    assert row.step_seconds is None
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("benchmarks.gpu.plan.SHARE_OF_LIMIT", 0)
+    slower = [Check(check.name, 10 * check.limit, check.module, check.arguments) for check in CHECKS]
+    monkeypatch.setattr("benchmarks.gpu.__main__.chosen", lambda names: slower)
+    assert main(["--tiny", "--rows", "2", "--steps", "4", "--seconds", "3000", "--output", str(tmp_path)]) == 1
+    saved = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    ends = {line["check"]: line["end"] for line in saved["checks"] if "end" in line}
+    assert ends == {check.name: "ok" for check in CHECKS}, (tmp_path / "log.txt").read_text(encoding="utf-8")
+    errors = {(line["check"], line["case"]): line["error"] for line in saved["checks"] if "error" in line}
+    assert list(errors) == [("finetune-qlora", "finetune_qlora")]
+    assert "4bit needs a CUDA device" in errors.popitem()[1]
+    found = {(line["check"], line["case"]): line for line in saved["checks"] if "case" in line}
+    assert found["attention", "mask, torch's choice (packed rows)"]["difference"] < 1e-5
+    assert found["smoke", "deterministic, twice"]["same_bits"] is True
+    assert found["smoke", "finetune in float32, cpu beside cpu"]["difference"] == 0
+    assert found["finetune", "finetune"]["mfu"] is None
+    assert found["finetune", "finetune"]["estimated_bytes"] > 0
+    assert {case for check, case in found if check == "comparison"} == {
+        "the whole comparison", "attention", "concat", "gated",
+    }  # fmt: skip
+    assert saved["versions"]["torch"] == torch.__version__
+    assert "finetune-lora" in capsys.readouterr().out
+    assert main(["--table", "--output", str(tmp_path)]) == 1, "the same from what was saved"
+    assert json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8")) == saved
+    assert runner.LOG in {file.name for file in tmp_path.iterdir()}

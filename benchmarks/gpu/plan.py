@@ -1,0 +1,59 @@
+"""Which checks a GPU's minutes go to, in order of worth, and what is passed over when the time runs out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+SHARE_OF_LIMIT = 0.6
+"""A check is started if this share of its limit is left; limits are generous."""
+RECOMPUTE_NOTHING = "trainer.checkpoint_activations=[]"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One process, which yields findings: `findings(settings, **arguments)` of a module of this folder."""
+
+    name: str
+    limit: int
+    """Seconds after which it is killed."""
+    module: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def training(name: str, limit: int, preset: str, *overrides: str, **arguments: Any) -> Check:
+    """Returns a training of a 3B preset at its real size."""
+    return Check(name, limit, "training", {"preset": preset, "overrides": overrides, **arguments})
+
+
+CHECKS = (
+    Check("attention", 80, "attention"),
+    Check("smoke", 150, "smoke"),
+    training("finetune", 75, "finetune", profiled=True),
+    Check("optimizer", 50, "optimizer"),
+    training("finetune-fsdp", 70, "finetune", "trainer.strategy=fsdp"),
+    training("finetune-keeps-activations", 60, "finetune", RECOMPUTE_NOTHING),
+    training("pretrain", 60, "pretrain"),
+    Check("comparison", 150, "comparison"),
+    training("finetune-compiled", 110, "finetune", RECOMPUTE_NOTHING, "trainer.compile=[language_model]"),
+    training("finetune-lora", 50, "finetune_lora"),
+    Check("transfer", 25, "transfer"),
+    training("finetune-qlora", 70, "finetune_qlora"),
+)
+"""All checks; what a GPU shows first comes first."""
+
+
+def time_for(check: Check, left: float) -> float | None:
+    """Returns the seconds that a check may take of those that are left; None passes over it."""
+    return min(check.limit, left) if left >= SHARE_OF_LIMIT * check.limit else None
+
+
+def chosen(names: Sequence[str]) -> list[Check]:
+    """Returns the checks of these names in the plan's order, or all.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    known = {check.name: check for check in CHECKS}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"unknown check '{unknown[0]}', expected some of {', '.join(known)}")
+    return [check for check in CHECKS if not names or check.name in names]
