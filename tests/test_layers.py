@@ -53,6 +53,7 @@ INNER_LAYERS = {
     "datamodules": {
         "images": 0,
         "storage": 1,
+        "hub": 1,
         "sources": 2,
         "encoding": 2,
         "building": 3,

@@ -23,7 +23,7 @@ from datamodules.building.processes import prepare_all
 from datamodules.building.replacement import Replacement
 from datamodules.building.resume_log import Position, ResumeLog
 from datamodules.building.row_to_sample import BuiltSample, Outcome
-from datamodules.building.source_state import State, state_of
+from datamodules.building.source_state import State, at_commits_of, commits_of, state_of
 from datamodules.building.splits import MANY, few_images
 from datamodules.sources.base import Ignored, Refusal, Source
 from datamodules.storage.writer import Length, OpenShard, Shard, whole_size
@@ -45,7 +45,8 @@ _LOG = "refused.log"
 def build_shards(config: BuildConfig, progress: Report | None = None, fresh: bool = False) -> Manifest:
     """Builds the shards of a checked recipe, or the part that it names; resumes a build that was killed.
 
-    A finished build is left alone if its source has not changed; its manifest then has `already_complete`.
+    A finished build is left alone if its source has not changed; its manifest then has `already_complete`. A dataset
+    of the hub is read at the commit that it has when the build begins, however often that is killed.
 
     Args:
         config: the recipe.
@@ -95,6 +96,7 @@ def _build(
         # A build without a finished shard has nothing to lose, so a corrected recipe may start again.
         if journal.settings is not None and journal.state.shards:
             output.refuse_other(journal.settings, settings)
+            sources = at_commits_of(journal.sources, sources)
             output.refuse_changed(journal.sources, sources)
             output.check_there(shard for shards in journal.state.shards.values() for shard in shards)
         try:
@@ -108,7 +110,7 @@ def _build(
                     shards = sum(map(len, build.state.shards.values()))
                     rows = build.before.samples + build.before.refused
                     log.info("the build of %s goes on behind %d rows, %d shards are done", output.place, rows, shards)
-                build.run(source, progress)
+                build.run(source.pinned(commits_of(sources)), progress)
                 manifest = build.finish(settings)
         except BaseException:
             if not journal.state.shards:

@@ -172,5 +172,9 @@ def _staging(place: str) -> Path:
 
 
 def _whole(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings without the number of the part, but with the number of parts."""
-    return {**settings, "part": str(settings.get("part", "")).partition("/")[2]}
+    """Returns the settings without the number of the part, but with the number of parts.
+
+    What is off in the source is left out: an earlier version may not have had it.
+    """
+    source = {key: value for key, value in dict(settings.get("source") or {}).items() if value is not False}
+    return {**settings, "source": source, "part": str(settings.get("part", "")).partition("/")[2]}

@@ -51,7 +51,7 @@ def prepare_chunk(source: Source, number: int, chunk: Any, splits: Mapping[str, 
     "no text", "bad text", "placeholder", "row too large", "bad messages", "bad record", "image count",
     "too many images", "broken image", and the source's own.
     """
-    for position, row in enumerate([chunk] if isinstance(chunk, Refusal) else source.rows(chunk)):
+    for position, row in enumerate([chunk] if isinstance(chunk, Refusal | Ignored) else source.rows(chunk)):
         if isinstance(row, Ignored):
             yield row
             continue

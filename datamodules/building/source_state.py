@@ -21,6 +21,8 @@ _SUFFIXES = tuple(f".{extension}" for extension in EXTENSIONS)
 State = Mapping[str, Any]
 """{file: {"bytes": its size, "hash": of its content}}, and likewise the folder of images, with its number of "images".
 
+A dataset of the hub has {address: {"commit": its hash}}.
+
 Empty for a source that names no files.
 """
 
@@ -39,6 +41,7 @@ def state_of(inputs: Inputs) -> State:
         }
         if inputs.images is not None:
             state[f"{inputs.images}/"] = _images(inputs.images, inputs.links)
+        state |= {address: {"commit": commit} for address, commit in inputs.commits.items()}
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {os_error_in_words(error)}") from None
     return state
@@ -47,9 +50,20 @@ def state_of(inputs: Inputs) -> State:
 def read_state(fields: Mapping[str, Any]) -> State:
     """Returns the state in a JSON object; TypeError, ValueError or AttributeError where it has another form."""
     return {
-        name: {key: str(value) if key == "hash" else int(value) for key, value in entry.items()}
+        name: {key: str(value) if key in ("hash", "commit") else int(value) for key, value in entry.items()}
         for name, entry in fields.items()
     }
+
+
+def commits_of(state: State) -> dict[str, str]:
+    """Returns {address: commit} of the datasets of the hub in a state."""
+    return {name: str(entry["commit"]) for name, entry in state.items() if "commit" in entry}
+
+
+def at_commits_of(before: State, now: State) -> State:
+    """Returns a state with the commits of an earlier one: what a build began with is still there, or cannot be read."""
+    pinned = commits_of(before)
+    return {name: {"commit": pinned[name]} if name in pinned else entry for name, entry in now.items()}
 
 
 def changes(before: State, now: State) -> str:
@@ -64,6 +78,8 @@ def changes(before: State, now: State) -> str:
 
 
 def _change(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if "commit" in before and "commit" in now:
+        return f"{name} has changed (commit {before['commit'][:12]} then, {now['commit'][:12]} now)"
     for unit in ("images", "bytes"):
         if before.get(unit) != now.get(unit):
             return f"{name} has changed ({before.get(unit):,} {unit} then, {now.get(unit):,} now)"

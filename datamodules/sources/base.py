@@ -1,10 +1,10 @@
 """Interface of a source format: its rows, in chunks that any process can read on its own."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,13 @@ class Inputs:
         files: files whose content counts, such as the JSON of the rows.
         images: the folder of the images that rows name; None where rows hold them.
         links: the folders that links in `images` may lead into.
+        commits: {address of a dataset on the hub: the commit that it has now}.
     """
 
     files: tuple[Path, ...] = ()
     images: Path | None = None
     links: tuple[str, ...] = ()
+    commits: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(ABC):
@@ -81,7 +83,8 @@ class Source(ABC):
     def chunks(self) -> Iterator[Any]:
         """Yields small picklable values, each identifying some consecutive rows; always the same ones.
 
-        A Refusal among them stands for a file that cannot be read, while others can.
+        A Refusal among them stands for a file that cannot be read, while others can, and an Ignored for content that
+        is not read.
 
         Raises:
             DataError: a file is missing, or no file has this format.
@@ -94,6 +97,15 @@ class Source(ABC):
             DataError: as of `chunks`.
         """
         return Inputs()
+
+    @property
+    def remote(self) -> bool:
+        """Whether the rows come over the network, so that chunks are found only while they are read."""
+        return False
+
+    def pinned(self, commits: Mapping[str, str]) -> Self:
+        """Returns the source at these commits (see Inputs), whatever is newer; by default itself."""
+        return self
 
     @abstractmethod
     def rows(self, chunk: Any) -> Iterator[Row | Refusal | Ignored]:

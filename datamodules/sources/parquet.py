@@ -1,18 +1,32 @@
-"""Image datasets in Parquet, as on the Hugging Face hub, with the images in a column."""
+"""Image datasets in Parquet, in files or straight from the Hugging Face hub, with the images in a column."""
 
-import importlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
+from datamodules.hub.address import HubAddress, is_hub
+from datamodules.hub.files import commit_of, parquet_files
 from datamodules.sources.base import Ignored, Inputs, Refusal, Row, Source
 from datamodules.sources.files import check_file, check_size, find_files, sort_out
 from datamodules.sources.media import FIELDS as MEDIA_FIELDS
 from datamodules.sources.media import check_media
+from datamodules.sources.parquet_files import (
+    Columns,
+    OpenParquet,
+    Place,
+    RowGroup,
+    UnreadableFileError,
+    all_values,
+    is_plain,
+    row_groups,
+    unreadable,
+)
 from datamodules.sources.records import (
     caption,
+    first_answer,
     from_conversations,
     from_messages,
     from_texts,
@@ -23,39 +37,21 @@ from datamodules.sources.records import (
 )
 from datamodules.sources.refusals import Refused, attempt
 from fvl_lightning.core.config.field_types import PathsText
+from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import DataError, first_line, nearest
 from fvl_lightning.core.registry import register
 
 _ROWS_AT_A_TIME = 16
 _TURNS = {
-    "conversations": ("from", "value"),
     "messages": ("role", "content"),
+    "conversations": ("from", "value"),
     "texts": ("user", "assistant", "source"),
+    "caption": (),
 }
 """The fields of a turn that are read, by layout."""
-_BUFFER = 2**20
-"""Bytes of a column that are read ahead; without it, pyarrow holds a whole row group in memory."""
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """One row group of one file.
-
-    Attributes:
-        path: the file.
-        number: the number of the row group.
-        first: the number of its first row in the file.
-        rows: its number of rows.
-        columns: the columns to read.
-        others: the columns that are not read, each with its number of filled rows.
-    """
-
-    path: str
-    number: int
-    first: int
-    rows: int
-    columns: tuple[str, ...]
-    others: tuple[tuple[str, int], ...]
+_SOURCE = "source"
+"""The field of a turn in the layout texts that names where it comes from."""
+_BEYOND = "rows beyond source.max_rows"
 
 
 @register("source", "parquet")
@@ -72,149 +68,206 @@ class ParquetSource(Source):
         """Files, and the contents of their columns."""
 
         file: PathsText
-        """The .parquet files: a path, a glob such as data/train-*.parquet, or a list of them."""
-        layout: Literal["messages", "conversations", "texts", "caption"]
+        """The .parquet files: a path, a glob such as data/train-*.parquet, a dataset of the hub such as
+        hub:HuggingFaceM4/the_cauldron:chartqa, or a list of them. hub:owner/name@revision:config/split is streamed
+        without a copy on the disk; without a revision it is the newest commit, which the manifest names."""
+        layout: Literal["messages", "conversations", "texts", "caption"] | None = None
         """messages: role and content, a text or parts. conversations: LLaVA's from and value, with <image> in the
         text. texts: the Cauldron's user and assistant, images at <image> or else before the first question. caption:
-        a text. Conversations may be JSON in a text, or one mapping of lists."""
+        a text. Conversations may be JSON in a text, or one mapping of lists. null for the one whose name a column has;
+        the column of images may then be named image too."""
         images: str | None = "images"
         """Column with the images; null where there are none."""
         text: str | None = None
         """Column with the conversation or caption; null for the one with the layout's name."""
+        answer_as_caption: bool = False
+        """Also keep the first answer as `caption`, for datasets whose questions only ask for a description."""
+        kinds: str | None = None
+        """Column with the kind of a row's questions, by which scores are grouped, or the field `source` of the turns in
+        the layout texts; rows with exactly one image get it. null for none."""
+        max_rows: int | None = number(None, at_least=1)
+        """Largest number of rows that are read of each entry of `file`, from its beginning; null for all."""
 
         def __post_init__(self) -> None:
             check_file(self.file)
+            for entry in self.file if isinstance(self.file, list) else [self.file]:
+                if is_hub(entry):
+                    HubAddress.parse(entry)
+            if self.text is not None and self.layout is None:
+                raise ValueError(f"layout: name that of the column '{self.text}': {', '.join(_TURNS)}")
 
-    def chunks(self) -> Iterator[RowGroup | Refusal]:
-        """Returns the row groups of every file."""
-        chunks: list[RowGroup | Refusal] = []
-        for found in sort_out(find_files(self.config.file, (".parquet",)), _check):
-            if isinstance(found, Refusal):
-                chunks.append(found)
-                continue
-            with _open(found) as file:
-                chunks += _row_groups(found, file, self._columns(found, file.schema_arrow))
-        return iter(chunks)
+    @property
+    def remote(self) -> bool:
+        """Whether rows come over the network."""
+        return any(map(is_hub, self._entries))
+
+    def chunks(self) -> Iterator[RowGroup | Refusal | Ignored]:
+        """Returns the row groups of every file; those of the hub are found while they are read."""
+        found = self._chunks()
+        return found if self.remote else iter(list(found))
 
     def inputs(self) -> Inputs:
-        """Returns the files, which hold the images too."""
-        return Inputs(tuple(find_files(self.config.file, (".parquet",))))
+        """Returns the files, which hold the images too, and the commits of datasets on the hub."""
+        addresses = {address.repository: address for address in map(HubAddress.parse, filter(is_hub, self._entries))}
+        commits = {name: commit_of(address) for name, address in addresses.items()}
+        return Inputs(tuple(self._local), commits=commits)
+
+    def pinned(self, commits: Mapping[str, str]) -> Self:
+        """Returns the source with every dataset of the hub at the commit that `commits` has for its address."""
+        entries = [
+            str(address.at(commits[address.repository])) if address and address.repository in commits else entry
+            for entry in self._entries
+            for address in [HubAddress.parse(entry) if is_hub(entry) else None]
+        ]
+        return type(self)(replace(self.config, file=entries))
 
     def rows(self, chunk: RowGroup) -> Iterator[Row | Refusal | Ignored]:
-        """Yields the rows of a group, with a few in memory at a time; all unreadable rows are one Refusal."""
-        with _open(Path(chunk.path)) as file:
-            name, read, reason = Path(chunk.path).name, 0, "the group ends before them"
-            batches = file.iter_batches(_ROWS_AT_A_TIME, row_groups=[chunk.number], columns=list(chunk.columns))
-            try:
-                for batch in batches:
-                    for number in range(batch.num_rows):
-                        values = _values(batch, number, chunk.columns)
-                        yield attempt(self._row, values, f"{name}, row {chunk.first + read}")
-                        read += 1
-            except _unreadable() as error:
-                reason = first_line(error)
-            lost = chunk.rows - read
-            if lost:
-                detail = f"{lost} rows from here to the end of row group {chunk.number}: {reason}"
-                yield Refusal("unreadable rows", detail, f"{name}, row {chunk.first + read}", rows=lost)
-        yield from (Ignored(f"columns '{column}'", count) for column, count in chunk.others)
+        """Yields the rows of a group, with a few in memory at a time; all unreadable rows are one Refusal.
 
-    def _row(self, row: dict[str, Any]) -> Row:
-        config = self.config
-        column = config.text or config.layout
-        value = row[column]
-        images = _images(row[config.images]) if config.images else ()
-        record, unused = metadata(row, used=(column, config.images or ""))
+        Raises:
+            DataError: the hub cannot be reached, so that no row after it is refused.
+        """
+        wanted = chunk.rows - chunk.beyond
+        if wanted:
+            yield from self._read(chunk, wanted)
+            yield from (Ignored(f"columns '{column}'", min(count, wanted)) for column, count in chunk.others)
+        if chunk.beyond:
+            yield Ignored(_BEYOND, chunk.beyond)
+
+    def _read(self, chunk: RowGroup, wanted: int) -> Iterator[Row | Refusal]:
+        """Yields the first rows of a group."""
+        name, read, reason = chunk.place.name, 0, "the group ends before them"
+        with OpenParquet(chunk.place) as opened:
+            columns = list(chunk.columns.read)
+            batches = opened.file.iter_batches(_ROWS_AT_A_TIME, row_groups=[chunk.number], columns=columns)
+            try:
+                for values in islice(all_values(batches, columns), wanted):
+                    yield attempt(partial(self._row, chunk.columns), values, f"{name}, row {chunk.first + read}")
+                    read += 1
+            except unreadable() as error:
+                opened.raise_network_error()
+                reason = first_line(error)
+        lost = wanted - read
+        if lost:
+            detail = f"{lost} rows from here to the end of row group {chunk.number}: {reason}"
+            yield Refusal("unreadable rows", detail, f"{name}, row {chunk.first + read}", rows=lost)
+
+    @property
+    def _entries(self) -> list[str]:
+        return self.config.file if isinstance(self.config.file, list) else [self.config.file]
+
+    @property
+    def _local(self) -> list[Path]:
+        """The files of this machine, in order."""
+        return find_files([entry for entry in self._entries if not is_hub(entry)], (".parquet",))
+
+    def _chunks(self) -> Iterator[RowGroup | Refusal | Ignored]:
+        checked = iter(sort_out(self._local, _check))
+        for entry in self._entries:
+            if is_hub(entry):
+                places: Iterable[Place | Refusal] = parquet_files(HubAddress.parse(entry))
+            else:
+                places = islice(checked, len(find_files(entry, (".parquet",))))
+            yield from self._first_rows(places)
+
+    def _first_rows(self, places: Iterable[Place | Refusal]) -> Iterator[RowGroup | Refusal | Ignored]:
+        """Yields the row groups of some files up to max_rows; what is beyond is counted."""
+        left, files_beyond = self.config.max_rows, 0
+        for place in places:
+            if isinstance(place, Refusal):
+                yield place
+            elif left == 0:
+                files_beyond += 1
+            else:
+                for group in self._groups_of(place):
+                    if left is None or isinstance(group, Refusal):
+                        yield group
+                    else:
+                        beyond = max(0, group.rows - left)
+                        left -= group.rows - beyond
+                        yield replace(group, beyond=beyond)
+        if files_beyond:
+            yield Ignored("files beyond source.max_rows", files_beyond)
+
+    def _groups_of(self, place: Place) -> Iterator[RowGroup | Refusal]:
+        try:
+            opened = OpenParquet(place)
+        except UnreadableFileError as error:
+            yield Refusal("unreadable file", str(error), place.name)
+            return
+        with opened:
+            yield from row_groups(place, opened.file, self._columns(place, opened.file.schema_arrow))
+
+    def _row(self, columns: Columns, row: dict[str, Any]) -> Row:
+        value = row[columns.text]
+        images = _images(row[columns.images]) if columns.images else ()
+        used = (columns.text, columns.images or "")
+        record, unused = metadata(row, used)
         # A recipe without a column of images states that rows have none, so images elsewhere are not refused.
-        used, has_images = (column, config.images or ""), bool(images) or config.images is None
+        has_images = bool(images) or columns.images is None
         check_media(row, has_images, used)
-        if config.layout == "caption":
+        if columns.layout == "caption":
             return Row({**record, "caption": caption(value)}, images, unused=unused)
+        fields = _TURNS[columns.layout]
         for turn in turns_of(value):
-            check_media(turn, has_images, used=_TURNS[config.layout])
-        if config.layout == "conversations":
+            check_media(turn, has_images, used=fields)
+        if columns.layout == "conversations":
             record["messages"] = from_conversations(value)
-        elif config.layout == "messages":
+        elif columns.layout == "messages":
             record["messages"] = from_messages(value)
         else:
             record["messages"] = from_texts(value, len(images))
-            first = turns_of(value)[0].get("source")
-            record |= {"source": first} if isinstance(first, str) else {}
-        unused += turn_fields(column, value, used=_TURNS[config.layout])
-        if config.layout == "messages":
-            unused += part_fields(column, value)
+            first = turns_of(value)[0].get(_SOURCE)
+            record |= {_SOURCE: first} if isinstance(first, str) else {}
+        if self.config.answer_as_caption:
+            record["caption"] = first_answer(record["messages"])
+        if (kind := record.get(self.config.kinds)) is not None and len(images) == 1:
+            answers = sum(message["role"] == "assistant" for message in record["messages"])
+            record["kinds"] = [str(kind)] * answers
+        unused += turn_fields(columns.text, value, used=fields)
+        if columns.layout == "messages":
+            unused += part_fields(columns.text, value)
         return Row(record, images, unused=unused)
 
-    def _columns(self, path: Path, schema: Any) -> tuple[str, ...]:
-        """Returns the columns to read: the two of the recipe, and all that may be metadata."""
-        named = [name for name in (self.config.images, self.config.text or self.config.layout) if name]
-        for name in named:
+    def _columns(self, place: Place, schema: Any) -> Columns:
+        """Returns the columns to read: those of the recipe, and all that may be metadata."""
+        config, images = self.config, self.config.images
+        layout = config.layout or _layout(place, schema.names)
+        if config.layout is None and images == "images" and images not in schema.names:
+            images = "image"
+        text = config.text or layout
+        of_turns = layout == "texts" and config.kinds == _SOURCE
+        for name in (images, text, None if of_turns else config.kinds):
+            if name is None:
+                continue
             if schema.names.count(name) > 1:
-                raise DataError(f"{path}: {schema.names.count(name)} columns are named '{name}'")
+                raise DataError(f"{place}: {schema.names.count(name)} columns are named '{name}'")
             if name not in schema.names:
                 close = nearest(name, schema.names)
                 hint = f"; did you mean '{close}'?" if close else ""
-                raise DataError(f"{path}: no column '{name}', there are {', '.join(schema.names)}{hint}")
-        metadata_of = (field.name for field in schema if _is_plain(field.type) or field.name in MEDIA_FIELDS)
-        return tuple(dict.fromkeys([*named, *(name for name in metadata_of if schema.names.count(name) == 1)]))
-
-
-def _is_plain(kind: Any) -> bool:
-    """Returns whether a column holds texts, numbers or booleans, in any encoding."""
-    types = importlib.import_module("pyarrow.types")
-    kind = getattr(kind, "storage_type", kind)
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    texts = (types.is_string, types.is_large_string, getattr(types, "is_string_view", types.is_string))
-    return any(is_one(kind) for is_one in (*texts, types.is_integer, types.is_floating, types.is_boolean))
-
-
-def _row_groups(path: Path, file: Any, columns: tuple[str, ...]) -> Iterator[RowGroup]:
-    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-    is_null = importlib.import_module("pyarrow.types").is_null
-    named = dict.fromkeys(field.name for field in file.schema_arrow if not is_null(field.type))
-    others = [name for name in named if name not in columns]
-    firsts = accumulate((group.num_rows for group in groups), initial=0)
-    for number, (group, first) in enumerate(zip(groups, firsts, strict=False)):
-        filled = tuple((name, rows) for name in others if (rows := _filled(group, name)))
-        yield RowGroup(str(path), number, first, group.num_rows, columns, filled)
-
-
-def _filled(group: Any, name: str) -> int:
-    """Returns the number of rows in which a column is filled: 0 where the file's statistics show it, else all rows."""
-    leaves = [group.column(number) for number in range(group.num_columns)]
-    own = [leaf for leaf in leaves if leaf.path_in_schema == name or leaf.path_in_schema.startswith(f"{name}.")]
-    nulls = [leaf.statistics.null_count if leaf.statistics else None for leaf in own]
-    if nulls and all(null is not None and null >= leaf.num_values for null, leaf in zip(nulls, own, strict=True)):
-        return 0
-    return int(group.num_rows)
-
-
-def _open(path: Path) -> Any:
-    """Opens a file as a pyarrow.parquet.ParquetFile; DataError where it cannot be read."""
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise DataError("source 'parquet' needs the package pyarrow, which is not installed") from None
-    try:
-        return parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
-    except _unreadable() as error:
-        raise DataError(f"{path} cannot be read as Parquet: {first_line(error)}") from None
+                raise DataError(f"{place}: no column '{name}', there are {', '.join(schema.names)}{hint}")
+        metadata_of = (field.name for field in schema if is_plain(field.type) or field.name in MEDIA_FIELDS)
+        named = [name for name in (images, text) if name]
+        read = dict.fromkeys([*named, *(name for name in metadata_of if schema.names.count(name) == 1)])
+        return Columns(layout, text, images, tuple(read))
 
 
 def _check(path: Path) -> None:
-    _open(path).close()
+    with OpenParquet(path):
+        pass
 
 
-def _unreadable() -> tuple[type[Exception], ...]:
-    """Returns the errors that pyarrow raises for a broken file."""
-    return OSError, importlib.import_module("pyarrow").ArrowException
-
-
-def _values(batch: Any, number: int, columns: Sequence[str]) -> dict[str, Any] | Refusal:
-    try:
-        return {name: batch.column(name)[number].as_py() for name in columns}
-    except (ValueError, OverflowError) as error:  # invalid UTF-8 in a column of text
-        return Refusal("bad row", first_line(error))
+def _layout(place: Place, names: Sequence[str]) -> str:
+    """Returns the only layout whose name a column has."""
+    found = [layout for layout in _TURNS if layout in names]
+    if len(found) > 1:
+        raise DataError(f"{place}: there are columns {' and '.join(found)}; choose one as source.layout")
+    if not found:
+        raise DataError(
+            f"{place}: no column is named {', '.join(_TURNS)}; name source.layout, and the column in source.text "
+            f"(there are {', '.join(names)})"
+        )
+    return found[0]
 
 
 def _is_null(image: Any) -> bool:

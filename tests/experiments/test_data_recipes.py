@@ -1,7 +1,8 @@
 """Every recipe under experiments/data loads, and makes the right records of rows as its data set publishes them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from datamodules.encoding.messages import check_messages, image_parts
 from datamodules.sources.base import Row
 from fvl_lightning.core.config.loading import load_config
 from tests.conftest import ROOT
+from tests.datamodules.hub.server import FakeHub, serving
 from tests.datamodules.sources.reading import read, talk, write_array, write_lines, write_tar
 
 RECIPES = sorted((ROOT / "experiments" / "data").glob("*.yaml"))
 IMAGE = {"type": "image"}
+HUB_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
 def images(folder: str, *names: str) -> None:
@@ -99,19 +102,48 @@ def vision_flan() -> list[Row]:
     return [Row({"id": name, "task_name": "Caltech101", "messages": messages}, (f"{name}.jpg".encode(),))]
 
 
+def on_the_hub(path: str, rows: list[dict[str, Any]], images: pa.DataType) -> None:
+    """Writes a Parquet file of a dataset that a hub of the test's own will have; the first column has the images."""
+    (name, *_), table = rows[0], pa.Table.from_pylist(rows)
+    table = table.set_column(table.schema.get_field_index(name), name, pa.array([row[name] for row in rows], images))
+    target = Path("hub") / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, target)
+
+
 def docmatix() -> list[Row]:
-    Path("downloads/docmatix/data").mkdir(parents=True)
     turns = [
         {"user": "What is the total?", "assistant": "5 EUR.", "source": "PDFA key: 244"},
         {"user": "When?", "assistant": "In May.", "source": "PDFA key: 244"},
     ]
     pages = [{"bytes": b"page 1", "path": None}, {"bytes": b"page 2", "path": None}]
-    kind = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-    table = pa.table({"images": pa.array([pages], kind), "texts": pa.array([turns])})
-    pq.write_table(table, "downloads/docmatix/data/train-00000-of-01106.parquet")
+    path = "HuggingFaceM4/Docmatix/images/train-00000-of-01106.parquet"
+    on_the_hub(path, [{"images": pages, "texts": turns}], pa.list_(HUB_IMAGE))
     first = [IMAGE, IMAGE, {"type": "text", "text": "What is the total?"}]
     messages = [*asked(first, "5 EUR."), *asked("When?", "In May.")]
     return [Row({"source": "PDFA key: 244", "messages": messages}, (b"page 1", b"page 2"))]
+
+
+def llava_recap_558k() -> list[Row]:
+    question, answer = "<image>\nPlease describe it.", "In the image, a table ..."
+    row = {"image": {"bytes": b"table", "path": "1.jpg"}, **talk(question, answer, id="1", data_source="blip_558k")}
+    on_the_hub("lmms-lab/LLaVA-ReCap-558K/data/train-00000-of-00026.parquet", [row], HUB_IMAGE)
+    parts = [IMAGE, {"type": "text", "text": question.removeprefix("<image>")}]
+    fields = {"id": "1", "data_source": "blip_558k", "messages": asked(parts, answer), "caption": answer}
+    return [Row(fields, (b"table",))]
+
+
+def cauldron_vqa() -> list[Row]:
+    rows = []
+    for name in ("ai2d", "aokvqa", "chartqa", "cocoqa", "docvqa", "iconqa", "st_vqa", "tallyqa", "textvqa", "vsr"):
+        turns = [{"user": "How many?", "assistant": "Two.", "source": name.upper()}]
+        image = {"bytes": name.encode(), "path": None}
+        path = f"HuggingFaceM4/the_cauldron/{name}/train-00000-of-00001-abc.parquet"
+        on_the_hub(path, [{"images": [image], "texts": turns}], pa.list_(HUB_IMAGE))
+        messages = asked([IMAGE, {"type": "text", "text": "How many?"}], "Two.")
+        record = {"messages": messages, "source": name.upper(), "kinds": [name.upper()]}
+        rows.append(Row(record, (name.encode(),)))
+    return rows
 
 
 def pixelprose() -> list[Row]:
@@ -136,9 +168,28 @@ def pixelprose() -> list[Row]:
 
 
 PUBLISHED: dict[str, Callable[[], list[Row]]] = {
-    make.__name__: make for make in (llava_558k, llava_665k, sharegpt4v, cambrian7m, vision_flan, docmatix, pixelprose)
+    make.__name__: make
+    for make in (
+        *(llava_558k, llava_665k, llava_recap_558k, sharegpt4v, cambrian7m, cauldron_vqa),
+        *(vision_flan, docmatix, pixelprose),
+    )
 }
 """By the recipe's name: writes a few rows where the recipe expects them, and says what they are to become."""
+
+
+@contextmanager
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Serves the dataset in the folder `hub`, if there is one."""
+    files = {path.relative_to("hub").as_posix(): path for path in Path("hub").rglob("*.parquet")}
+    if not files:
+        yield
+        return
+    (name,) = {"/".join(path.split("/")[:2]) for path in files}
+    contents = {path.removeprefix(f"{name}/"): file.read_bytes() for path, file in files.items()}
+    with serving(FakeHub(name, contents)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        yield
 
 
 def test_every_recipe_has_rows_to_try() -> None:
@@ -150,7 +201,8 @@ def test_published_rows_become_records(path: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     expected = PUBLISHED[path.stem]()
     config = load_config(BuildConfig, path)
-    rows = [row for row in read(config.source.component(config.source.config)) if isinstance(row, Row)]
+    with served(monkeypatch):
+        rows = [row for row in read(config.source.component(config.source.config)) if isinstance(row, Row)]
     assert rows == expected
     for row in rows:
         if "messages" in row.record:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn
 
 from datamodules.building.config import BuildConfig
+from datamodules.hub.address import is_hub
 from datamodules.storage.shard_paths import TO_VALIDATE_ON
 from fvl_lightning.core.config.base_files import COMMAND_LINE
 from fvl_lightning.core.config.loading import load_config, merge_layers
@@ -34,7 +35,12 @@ OTHER_NAMES = {"val", "valid", "dev", "eval"}
 """What the split `validation` is called elsewhere."""
 
 Recipe = Annotated[
-    str, typer.Argument(help="Recipe (.yaml), or just a source's name; `fvl list source` has them.", metavar="RECIPE")
+    str,
+    typer.Argument(
+        help="Recipe (.yaml), hub:owner/name of a dataset in Parquet on the Hugging Face hub, or a source's name (`fvl "
+        "list source`).",
+        metavar="RECIPE",
+    ),
 ]
 
 
@@ -48,6 +54,8 @@ def build(
     """Build shards of a data set in another format; started again, a stopped build goes on.
 
     Example: `fvl shards build llava_json source.file=a.json source.images=photos output=shards/mine --processes 4`
+
+    Example: `fvl shards build hub:HuggingFaceM4/the_cauldron:chartqa output=shards/chartqa`
     """
     words = [*(overrides or ())]
     words += [f"part={part}"] if part is not None else []
@@ -72,7 +80,14 @@ def build(
 
 
 def read_recipe(recipe: str, words: list[str]) -> BuildConfig:
-    """The checked configuration of a recipe's file, or of a source by its name, with key=value words over it."""
+    """The checked configuration of a recipe's file, of a dataset of the hub, or of a source by its name.
+
+    Args:
+        words: key=value over it.
+    """
+    if is_hub(recipe):
+        hub = {"source": {"name": "parquet", "file": recipe}}
+        return merge_layers(BuildConfig, [(COMMAND_LINE, hub)], words, COMMAND_LINE)
     if Path(recipe).suffix in (".yaml", ".yml") or "/" in recipe:
         return load_config(BuildConfig, Path(recipe), words)
     return merge_layers(BuildConfig, [(COMMAND_LINE, {"source": {"name": recipe}})], words, COMMAND_LINE)
@@ -100,14 +115,18 @@ def _build(config: BuildConfig, fresh: bool) -> "Manifest":
 def _counted(config: BuildConfig) -> list[int]:
     """A list that will have the number of chunks this part builds, once a thread of its own has counted them.
 
-    For the time left alone: most sources have to look through their files for it, much faster than a build does.
+    For the time left alone: most sources have to look through their files for it, much faster than a build does. A
+    source on the network is not asked twice.
     """
     first, parts = (int(number) for number in config.part.split("/"))
     counted: list[int] = []
 
     def count() -> None:
         with suppress(UserError, OSError):  # the build itself will tell
-            chunks = sum(1 for _ in config.source.component(config.source.config).chunks())
+            source = config.source.component(config.source.config)
+            if source.remote:
+                return
+            chunks = sum(1 for _ in source.chunks())
             counted.append(len(range(first - 1, chunks, parts)))
 
     if config.source is not None:

@@ -66,9 +66,7 @@ def test_planned_tokens_are_those_of_the_rows(folder: Path, make_context: MakeCo
         assert (len(samples) > 24) == (over_long == "split")
 
 
-def test_lengths_are_of_the_texts_as_they_are(
-    tmp_path: Path, make_context: MakeContext, write_split: Write
-) -> None:
+def test_lengths_are_of_the_texts_as_they_are(tmp_path: Path, make_context: MakeContext, write_split: Write) -> None:
     """An edit of the same length in bytes makes other tokens; the file beside the shards is made again."""
     for split in ("train", "validation"):
         write_split(tmp_path, split, 3)

@@ -32,7 +32,7 @@ def read(one: Source) -> list[Any]:
 
 
 def _rows(one: Source, chunk: Any) -> Iterable[Row | Refusal | Ignored]:
-    return [chunk] if isinstance(chunk, Refusal) else one.rows(chunk)
+    return [chunk] if isinstance(chunk, Refusal | Ignored) else one.rows(chunk)
 
 
 def places(rows: Iterable[Row | Refusal]) -> list[str]:

@@ -255,3 +255,40 @@ def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(DataError, match="needs the package pyarrow"):
         list(source("parquet", file=str(path), layout="caption").chunks())
+
+
+def test_the_layout_is_that_of_the_only_column_with_such_a_name(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([{"image": b"x", "conversations": TALK}]), tmp_path / "0.parquet")
+    assert read(source("parquet", file=str(tmp_path / "0.parquet"))) == [Row({"messages": MESSAGES}, (b"x",))]
+    pq.write_table(
+        pa.Table.from_pylist([{"images": b"x", "caption": "A dog.", "texts": "A dog."}]), tmp_path / "1.parquet"
+    )
+    with pytest.raises(DataError, match=r"there are columns texts and caption; choose one as source\.layout"):
+        source("parquet", file=str(tmp_path / "1.parquet")).chunks()
+    pq.write_table(pa.Table.from_pylist([{"images": b"x", "prompt": "A dog."}]), tmp_path / "2.parquet")
+    with pytest.raises(DataError, match=r"no column is named messages, .*\(there are images, prompt\)"):
+        source("parquet", file=str(tmp_path / "2.parquet")).chunks()
+    with pytest.raises(ConfigError, match="layout: name that of the column 'prompt'"):
+        source("parquet", file=str(tmp_path / "2.parquet"), text="prompt")
+
+
+def test_kinds_and_captions_come_from_the_row(tmp_path: Path) -> None:
+    """The kind is that of every answer; a row whose images are not exactly one cannot be scored, and has none."""
+    turns = [{"user": "What?", "assistant": "A dog."}, {"user": "And?", "assistant": "A cat."}]
+    rows = [{"images": [hub(b"x")] * count, "texts": turns, "task": "animals"} for count in (1, 2)]
+    path = write(tmp_path / "0.parquet", rows, pa.list_(HUB_IMAGE))
+    one, two = read(source("parquet", file=str(path), layout="texts", kinds="task", answer_as_caption=True))
+    assert (one.record["kinds"], one.record["caption"], one.record["task"]) == (["animals"] * 2, "A dog.", "animals")
+    assert "kinds" not in two.record
+    with pytest.raises(DataError, match=r"no column 'tasks'.*did you mean 'task'"):
+        source("parquet", file=str(path), layout="texts", kinds="tasks").chunks()
+
+
+def test_the_first_rows_of_local_files(tmp_path: Path) -> None:
+    for name, count in (("a", 5), ("b", 3), ("c", 2)):
+        rows = [{"images": b"x", "caption": f"{name}{number}"} for number in range(count)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet", row_group_size=2)
+    found = read(source("parquet", file=str(tmp_path / "*.parquet"), layout="caption", max_rows=6))
+    assert [row.record["caption"] for row in found if isinstance(row, Row)] == ["a0", "a1", "a2", "a3", "a4", "b0"]
+    beyond = [Ignored("rows beyond source.max_rows", count) for count in (1, 1)]
+    assert [row for row in found if isinstance(row, Ignored)] == [*beyond, Ignored("files beyond source.max_rows", 1)]
