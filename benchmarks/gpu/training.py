@@ -22,6 +22,7 @@ from fvl_lightning import ConfigError, load_experiment
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import IGNORE_INDEX, Batch
 from fvl_lightning.modeling.initialization import initialize
+from fvl_lightning.profiling.published_sizes import FOLDER as HUB
 from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.distributed.process_group import init_process_group
@@ -30,8 +31,7 @@ from fvl_lightning.training.memory_peak import peak_memory_bytes, reset_peak_mem
 from fvl_lightning.training.trainer import build_trainer
 
 ROOT = Path(__file__).parents[2]
-HUB = ROOT / "tests" / "fixtures" / "hub_configs"
-MODELS = (("encoder", "Florence-2-large-ft"), ("language_model", "Phi-3.5-mini-instruct"))
+MODELS = (("encoder", "florence-community/Florence-2-large-ft"), ("language_model", "microsoft/Phi-3.5-mini-instruct"))
 WARM_UP = 2
 """Steps that are not timed."""
 KERNELS = 25

@@ -9,7 +9,7 @@ from fvl_lightning.core.atomic import check_folder_name
 from fvl_lightning.core.config.addresses import refuse_login
 from fvl_lightning.core.config.base_files import read_layers
 from fvl_lightning.core.config.field_types import PathText
-from fvl_lightning.core.config.fields import MAX_SEED, number
+from fvl_lightning.core.config.fields import MAX_SEED, changes, number
 from fvl_lightning.core.config.loading import AS_WRITTEN
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import MARKS_OF_COMPARISONS, ExperimentConfig
@@ -66,6 +66,9 @@ class ComparisonConfig:
     encoder_stage: PathText = ""
     """Experiment file that trains the encoder of a seed for all its arms, relative to this file; empty where the
     encoder of the stages is `pretrained`."""
+    feature_cache: bool = True
+    """With a frozen encoder, compute its features of every image once, for all arms, and keep them on the disk; false
+    runs it at every step."""
     stages: list[PathText] = field(default_factory=list)
     """Experiment files that each arm trains, in order, relative to this file."""
     arms: dict[str, ArmConfig] = field(default_factory=dict)
@@ -109,6 +112,9 @@ class ComparisonConfig:
     """Every arm is trained with each of these; nothing is tested with fewer than three seeds."""
     output: PathText = "runs"
     plugins: list[PathText] = field(default_factory=list)
+    chosen: dict[str, str] = changes("nothing", default_factory=dict)
+    """Record of the choices selected among the `variants` of this file, such as {scale: tiny}; every stage, which must
+    offer them too, is loaded with the same ones."""
 
     @staticmethod
     def file_of_another_kind(keys: Iterable[str]) -> tuple[str, str] | None:
@@ -124,6 +130,11 @@ class ComparisonConfig:
         """Returns how a key of the experiments is set, for the message that refuses it."""
         of_experiments = key in {field.name for field in fields(ExperimentConfig)}
         return f"`set` sets {key} in the experiments, as in set=trainer.max_steps=20" if of_experiments else ""
+
+    @property
+    def overrides(self) -> list[str]:
+        """The `key=value` overrides of every stage: the choices, then `set`."""
+        return [*(f"{variant}={choice}" for variant, choice in self.chosen.items()), *self.set]
 
     def __post_init__(self) -> None:
         check_folder_name(self.name, "name")

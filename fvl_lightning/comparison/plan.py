@@ -85,7 +85,7 @@ def experiments(
         for name, arm in arms.items():
             own = folder / name / str(seed) if several else folder / name
             overrides = [*common, override("output", str(own)), "trainer.threads=1", *arm.overrides]
-            if config.lineage == "frozen_encoder":
+            if config.lineage == "frozen_encoder" and config.feature_cache:
                 overrides.append(override("feature_cache", str(folder / "feature_cache")))
             plans[seed].folders[name] = own
             origins = dict.fromkeys(overrides, common_origin) | dict.fromkeys(arm.overrides, arm.origin)
@@ -118,7 +118,7 @@ def _common_overrides(config: ComparisonConfig, seed: int) -> list[str]:
     """Returns the overrides that the experiments of all arms have."""
     tracking = {key: value for key, value in as_plain(config.tracking).items() if value is not None}
     fields = [override(f"tracking.{key}", value) for key, value in tracking.items()]
-    return [*config.set, f"seed={seed}", *fields, override("plugins", config.plugins)]
+    return [*config.overrides, f"seed={seed}", *fields, override("plugins", config.plugins)]
 
 
 def _track_together(plans: Iterable[SeedPlan]) -> None:

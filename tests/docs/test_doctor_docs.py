@@ -54,7 +54,7 @@ def test_a_row_is_what_is_computed(row: tuple[str, ...], tiny_data: Path) -> Non
     preset, ranks, accumulate, recomputed, *numbers = row
     words = ["trainer.strategy=fsdp", "trainer.devices=8", f"trainer.nodes={int(ranks) // 8}", "trainer.batch_size=4"]
     words += [f"trainer.accumulate={accumulate}"]
-    words += [f"trainer.checkpoint_activations={EVERYTHING}"] if recomputed == "yes" else []
+    words += [f"trainer.checkpoint_activations={EVERYTHING if recomputed == 'yes' else []}"]
     experiment = at_real_size(f"florence_vl/{preset}", tiny_data / "demo" / "tokenizer", *words)
     stage = shaped_stage(experiment)
     estimate = estimate_memory(experiment, stage.model, stage.trainable)
@@ -67,4 +67,4 @@ def test_a_row_is_what_is_computed(row: tuple[str, ...], tiny_data: Path) -> Non
 def test_the_accumulated_batches_make_the_papers(tiny_data: Path) -> None:
     for preset, ranks, accumulate, *_ in ROWS:
         trainer = at_real_size(f"florence_vl/{preset}", tiny_data / "demo" / "tokenizer").trainer
-        assert 4 * int(ranks) * int(accumulate) == trainer.batch_size * trainer.accumulate
+        assert 4 * int(ranks) * int(accumulate) == trainer.samples_per_step

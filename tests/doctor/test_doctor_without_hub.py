@@ -11,9 +11,9 @@ from fvl_lightning.doctor.finding import Finding
 from fvl_lightning.encoders import florence2_files
 from fvl_lightning.language_models import causal
 from fvl_lightning.profiling.memory import MemoryEstimate
+from fvl_lightning.profiling.published_sizes import FOLDER as HUB
 from tests.conftest import ROOT
 
-HUB = ROOT / "tests" / "fixtures" / "hub_configs"
 PRESET = ROOT / "experiments" / "florence_vl" / "3b" / "finetune.yaml"
 
 
@@ -62,8 +62,8 @@ def test_a_preset_without_the_hub_is_examined_all_the_same(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_configuration_alone_is_enough_for_the_memory(tmp_path: Path) -> None:
     folders = [
-        f"encoder.pretrained={HUB}/Florence-2-large-ft",
-        f"language_model.pretrained={HUB}/Phi-3.5-mini-instruct",
+        f"encoder.pretrained={HUB}/florence-community/Florence-2-large-ft",
+        f"language_model.pretrained={HUB}/microsoft/Phi-3.5-mini-instruct",
     ]
     found, estimate = found_of(tmp_path, *folders, "trainer.batch_size=1")
     assert found["model"].status == "failed"

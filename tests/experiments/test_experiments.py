@@ -26,9 +26,11 @@ def is_comparison(path: Path) -> bool:
     return bool(ARMS & set(values)) or any(is_comparison(path.parent / base) for base in bases)
 
 
-COMPARISONS = [path for path in FILES if path.suffix == ".yaml" and is_comparison(path)]
-ELSEWHERE = ("data", "florence_vl", "llava15_7b")
+ELSEWHERE = ("data", "florence_vl", "llava15_7b", "medium", "small", "stages")
 """Recipes of shards, which are no experiments, and presets that name the hub: both have tests of their own."""
+COMPARISONS = [
+    path for path in FILES if path.suffix == ".yaml" and path.parts[1] not in ELSEWHERE and is_comparison(path)
+]
 EXPERIMENTS = [
     path for path in FILES if path.suffix == ".yaml" and path.parts[1] not in ELSEWHERE and not is_comparison(path)
 ]

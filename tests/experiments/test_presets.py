@@ -43,7 +43,7 @@ BATCH = ["trainer.accumulate", "trainer.global_batch", "trainer.max_steps", "opt
 
 
 def check_schedule(config: ExperimentConfig, batch: int, rate: float, samples: float) -> None:
-    assert config.trainer.batch_size * config.trainer.accumulate == config.trainer.global_batch == batch
+    assert config.trainer.samples_per_step == config.trainer.global_batch == batch
     assert config.trainer.max_steps == ceil(samples / batch)
     assert config.optimizer.warmup_steps == ceil(0.03 * config.trainer.max_steps)
     assert config.optimizer.learning_rate == rate
@@ -137,7 +137,10 @@ def test_components_train_as_published(preset: str, tiny_data: Path) -> None:
 
 def original(size: str) -> dict[str, Any]:
     """A released checkpoint's config.json: that of its language model, under the original's name, and the projector."""
-    name, kind = {"3b": ("Phi-3.5-mini-instruct", "llava_phi"), "8b": ("Llama-3.1-8B-Instruct", "llava_llama")}[size]
+    name, kind = {
+        "3b": ("microsoft/Phi-3.5-mini-instruct", "llava_phi"),
+        "8b": ("meta-llama/Llama-3.1-8B-Instruct", "llava_llama"),
+    }[size]
     config = json.loads((HUB / name / "config.json").read_text(encoding="utf-8"))
     grown = {"vocab_size": config["vocab_size"] + 1} if size == "8b" else {}  # by a pad token
     return {**config, **grown, "model_type": kind, "mm_hidden_size": 1024, "mm_projector_type": "mlp3x_gelu"}
@@ -145,7 +148,8 @@ def original(size: str) -> dict[str, Any]:
 
 def original_tower() -> dict[str, Any]:
     """The tower's config.json in Microsoft's layout."""
-    config = json.loads((HUB / "Florence-2-large-ft" / "config.json").read_text(encoding="utf-8"))
+    path = HUB / "florence-community" / "Florence-2-large-ft" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
     vision = config["vision_config"]
     renamed = {
         "dim_embed": vision["embed_dim"],
@@ -187,7 +191,7 @@ def test_the_released_8b_can_be_started_from(tmp_path: Path, tiny_data: Path) ->
     mine = {"base": str(path_of("florence_vl/8b/finetune")), "language_model": {"pretrained": None, "model": text}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine), encoding="utf-8")
     tokenizer = tiny_data / "demo" / "tokenizer"
-    words = [f"encoder.pretrained={HUB / 'Florence-2-large-ft'}"]
+    words = [f"encoder.pretrained={HUB}/florence-community/Florence-2-large-ft"]
     words += [f"{slot}.tokenizer={tokenizer}" for slot in ("encoder", "language_model")]
     model = build_stage(load_config(ExperimentConfig, tmp_path / "mine.yaml", words), device="meta").model
     assert model.get_input_embeddings().weight.shape == (128257, 4096)

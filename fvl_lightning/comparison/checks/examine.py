@@ -85,7 +85,7 @@ def _batches(planned: PlannedComparison, report_progress: Callable[[str], None])
     for who, file, experiment, words in trained:
         name = f"{who}, {experiment.name}"
         report_progress(f"one batch of {name}")
-        check = partial(_one_batch, base / file, [*config.set, *words], experiment)
+        check = partial(_one_batch, base / file, [*config.overrides, *words], experiment)
         for finding in run_check("one batch", check):
             findings.append(Finding(finding.check, finding.status, f"{name}: {finding.message}", finding.advice))
     return findings
