@@ -4,15 +4,13 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from datamodules.encoding.byte_level_bpe import save_tokenizer
 from fvl_lightning.core.errors import UserError
 from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
-from fvl_lightning.core.prompts import RELEASED_PROMPTS
 from fvl_lightning.doctor.finding import ADVICE, Finding
 from fvl_lightning.modeling.adapters.folders import is_model_folder
+from fvl_lightning.profiling.published_sizes import without_hub
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.stages.base import Stage
@@ -37,17 +35,13 @@ def shaped_stage(experiment: ExperimentConfig) -> Stage:
 
 
 def stage_with_stand_in_tokenizer(experiment: ExperimentConfig) -> Iterator[Stage]:
-    """Yields `shaped_stage` with a small tokenizer in place of those that cannot be read; nothing where it fails too.
+    """Yields `shaped_stage` with what the kit knows in place of the hub's files; nothing where it fails too.
 
-    The shapes are right as long as the model's configuration can be read: a vocabulary's size stands in it.
+    The shapes are right where the sizes of the models are known: of those that presets name, and of folders with a
+    config.json.
     """
-    with TemporaryDirectory() as folder, suppress(UserError):
-        save_tokenizer(Path(folder), list(RELEASED_PROMPTS.values()))
-        slots = {
-            slot: dataclasses.replace(choice, config=dataclasses.replace(choice.config, tokenizer=folder))
-            for slot, choice in _choices_with_files(experiment).items()
-        }
-        yield shaped_stage(dataclasses.replace(experiment, **slots))
+    with suppress(UserError), without_hub(experiment) as offline:
+        yield shaped_stage(offline)
 
 
 def advice_for_missing(experiment: ExperimentConfig) -> str:
@@ -64,7 +58,7 @@ def advice_for_missing(experiment: ExperimentConfig) -> str:
     folders = " and ".join(f"{slot}.{PRETRAINED_FIELD}" for slot in configs)
     return (
         f"{ADVICE['model']}; for files: {beforehand}folders with all of them in {folders} (a config.json in each is "
-        "enough for the memory estimate)"
+        "enough for the memory estimate, and models that a preset names need none)"
     )
 
 

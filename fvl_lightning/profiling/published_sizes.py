@@ -29,23 +29,23 @@ def published_config(source: str) -> Path | None:
 
 @contextmanager
 def without_hub(experiment: ExperimentConfig) -> Iterator[ExperimentConfig]:
-    """Yields the experiment with the sizes that its hub ids are published with, and a small tokenizer for theirs.
+    """Yields the experiment with the sizes that its hub ids are published with, and a small tokenizer.
 
     Its stage can be built on the meta device while the context lasts. The shapes are right, because the size of a
-    vocabulary is in the model's configuration. A component that names no known hub id stays as it is.
+    vocabulary is in the model's configuration. The configuration of an unknown hub id, or of a folder, is read there.
     """
     with TemporaryDirectory() as folder:
         save_tokenizer(Path(folder), list(RELEASED_PROMPTS.values()))
-        changed = {slot: choice for slot in _SLOTS if (choice := _offline(getattr(experiment, slot), folder))}
-        yield dataclasses.replace(experiment, **changed)
+        yield dataclasses.replace(experiment, **{slot: _offline(getattr(experiment, slot), folder) for slot in _SLOTS})
 
 
 def _offline(choice: Any, tokenizer: str) -> Any:
-    """Returns a component's choice with a folder in place of its hub id; None where nothing is replaced."""
-    config = None if choice is None else choice.config
-    source = vars(config).get("pretrained") if config is not None else None
-    folder = published_config(source) if isinstance(source, str) else None
-    if folder is None or "tokenizer" not in vars(config):
-        return None
-    offline = dataclasses.replace(config, pretrained=str(folder), revision=None, tokenizer=tokenizer)
-    return dataclasses.replace(choice, config=offline)
+    """Returns a component's choice with a folder in place of its hub id; the same where it loads nothing."""
+    fields = {} if choice is None else vars(choice.config)
+    source = fields.get("pretrained")
+    if not isinstance(source, str) or not {"tokenizer", "revision"} <= fields.keys():
+        return choice
+    changed: dict[str, Any] = {"tokenizer": tokenizer}
+    if (folder := published_config(source)) is not None:
+        changed |= {"pretrained": str(folder), "revision": None}
+    return dataclasses.replace(choice, config=dataclasses.replace(choice.config, **changed))

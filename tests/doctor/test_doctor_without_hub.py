@@ -45,12 +45,12 @@ def found_of(tmp_path: Path, *words: str) -> tuple[dict[str, Finding], MemoryEst
     return {finding.check: finding for finding in findings}, estimate
 
 
-def test_a_preset_without_the_hub_is_examined_all_the_same(tmp_path: Path) -> None:
-    found, estimate = found_of(tmp_path)
+def test_without_the_hub_and_the_sizes_the_rest_is_examined(tmp_path: Path) -> None:
+    found, estimate = found_of(tmp_path, "language_model.pretrained=mine/unknown")
     assert estimate is None
     assert found["model"].status == "failed"
-    assert "language_model.tokenizer: microsoft/Phi-3.5-mini-instruct could not be read" in found["model"].message
-    for word in ("hf download microsoft/Phi-3.5-mini-instruct", "Florence-2-large-ft", "HF_HOME", "or folders with"):
+    assert "language_model.tokenizer: mine/unknown could not be read" in found["model"].message
+    for word in ("hf download mine/unknown", "Florence-2-large-ft", "HF_HOME", "or folders with"):
         assert word in found["model"].advice
     skipped = {name for name, finding in found.items() if finding.status == "skipped"}
     assert skipped == {"supervision", "memory", "run folder"}
@@ -60,14 +60,17 @@ def test_a_preset_without_the_hub_is_examined_all_the_same(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_configuration_alone_is_enough_for_the_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", ["folders", "the hub's"])
+def test_the_sizes_alone_are_enough_for_the_memory(tmp_path: Path, named: str) -> None:
+    """Of folders with a config.json, and of models that a preset names."""
     folders = [
         f"encoder.pretrained={HUB}/florence-community/Florence-2-large-ft",
         f"language_model.pretrained={HUB}/microsoft/Phi-3.5-mini-instruct",
     ]
-    found, estimate = found_of(tmp_path, *folders, "trainer.batch_size=1")
+    one_device = ["trainer.strategy=single", "trainer.devices=1", "trainer.checkpoint_activations=[]"]
+    found, estimate = found_of(tmp_path, *(folders if named == "folders" else ()), *one_device, "trainer.batch_size=1")
     assert found["model"].status == "failed"
-    assert "hf download" not in found["model"].advice
+    assert ("hf download" in found["model"].advice) == (named != "folders")
     assert estimate is not None
     assert sum(estimate.parameters.values()) > 16e9
     assert found["memory"].status == "failed"

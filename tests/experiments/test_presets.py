@@ -22,7 +22,17 @@ from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.training.components import count_parameters
 from tests.conftest import ROOT, TINY_DATA, Run
-from tests.experiments.presets import ADAPTED, CHOICES, FLORENCE_VL, HUB, PRESETS, at_real_size, load, path_of
+from tests.experiments.presets import (
+    ADAPTED,
+    CHOICES,
+    FLORENCE_VL,
+    HUB,
+    PRESETS,
+    SIZES_BETWEEN,
+    at_real_size,
+    load,
+    path_of,
+)
 
 MILLION = 1e6
 SHORT = ("scale=tiny", *TINY_DATA, "trainer.max_steps=2", "tracking.enabled=false")
@@ -226,7 +236,9 @@ def _grouped(model: Any) -> bool:
     return text.num_key_value_heads < text.num_attention_heads
 
 
-@pytest.mark.parametrize(("preset", "words"), CHOICES, ids=str)
+@pytest.mark.parametrize(
+    ("preset", "words"), [*CHOICES, *(pytest.param(one, (), marks=pytest.mark.slow) for one in SIZES_BETWEEN)], ids=str
+)
 def test_tiny_has_the_structure_of_full(
     preset: str, words: tuple[str, ...], workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
