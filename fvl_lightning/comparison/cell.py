@@ -17,6 +17,8 @@ from fvl_lightning.core.errors import DataError, UserError, first_line
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.jsonl import read_sealed, write_sealed
 from fvl_lightning.core.locks import is_held
+from fvl_lightning.launchers.placement import without_placement
+from fvl_lightning.launchers.resources import ResourcesConfig
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import RunIdentity
 
@@ -30,8 +32,10 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 
-NOT_HASHED = ("parent_run_id", "tags", "fresh", "split")
+NOT_HASHED = ("parent_run_id", "tags", "fresh", "split", "resources")
 """Parts of a specification that do not change the result; another split is scored in another folder."""
+WITHOUT_GPUS = ("cpu", "mps")
+"""Values of trainer.accelerator for which no GPU is asked for."""
 
 
 class CellProgress(NamedTuple):
@@ -74,8 +78,18 @@ class Cell:
         return f"{self.arm} with seed {self.seed}"
 
     @property
+    def resources(self) -> ResourcesConfig:
+        """Devices, cores and memory of its processes."""
+        return self.spec.resources
+
+    @property
+    def gpus(self) -> bool:
+        """Returns whether its ranks compute on GPUs where there are any."""
+        return any(stage["trainer"].get("accelerator", "cpu") not in WITHOUT_GPUS for stage in self.spec.stages)
+
+    @property
     def command(self) -> list[str]:
-        """Command line of its process."""
+        """Command line of each of its processes."""
         return [sys.executable, "-m", "fvl_lightning.comparison.worker", str(self.folder / CELL)]
 
     @property
@@ -160,8 +174,9 @@ class Cell:
 
 
 def _hashed(spec: CellSpec) -> dict[str, Any]:
-    """Returns the parts of a specification that change the result."""
-    return {name: part for name, part in spec.plain().items() if name not in NOT_HASHED}
+    """Returns the parts of a specification that change the result; on which devices it is computed does not."""
+    parts = {name: part for name, part in spec.plain().items() if name not in NOT_HASHED}
+    return {**parts, "stages": [without_placement(stage) for stage in spec.stages]}
 
 
 def _is_same(stored: Mapping[str, Any], spec: CellSpec) -> bool:

@@ -15,6 +15,7 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import MARKS_OF_COMPARISONS, ExperimentConfig
 from fvl_lightning.evaluation.metrics.names import DEFAULT_SCORE
 from fvl_lightning.launchers.ray import RayConfig
+from fvl_lightning.launchers.resources import ResourcesConfig
 
 
 @dataclass
@@ -99,7 +100,8 @@ class ComparisonConfig:
     transfer_levels: list[str] = field(default_factory=list)
     """Further levels of the data set whose test split is scored, without training on them."""
     jobs: int = number(1, at_least=1)
-    """Cells (an arm with a seed) that are trained at a time, each in a process of its own with one thread."""
+    """Cells (an arm with a seed) that are trained at a time, each in processes of its own."""
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     launcher: Literal["local", "slurm", "ray"] = "local"
     """local: on this machine; slurm: as a job array, submitted with sbatch; ray: as tasks of Ray."""
     slurm: list[str] = field(default_factory=list)

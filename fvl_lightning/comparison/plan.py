@@ -15,6 +15,7 @@ from fvl_lightning.core.config.merging import override
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.metrics.names import metric_of
+from fvl_lightning.launchers.placement import on_one_device, placed
 
 if TYPE_CHECKING:
     from fvl_lightning.stages.base import Stage
@@ -31,8 +32,9 @@ class SeedPlan:
     """The experiments of one seed."""
 
     encoder: ExperimentConfig | None
-    """Trains the encoder that all arms share; None where there is none."""
+    """Trains the encoder that all arms share, on one device; None where there is none."""
     arms: Arms
+    """The stages as their files ask for them; `placed` (launchers/placement.py) puts them on the cell's devices."""
     folders: dict[str, Path]
     """{arm: folder of its runs with this seed}."""
 
@@ -80,7 +82,7 @@ def experiments(
         if config.encoder_stage:
             output = folder / "encoders" / str(seed) if several else folder
             overrides = [*common, override("output", str(output))]
-            encoder = load(ExperimentConfig, base / config.encoder_stage, overrides, common_origin)
+            encoder = on_one_device(load(ExperimentConfig, base / config.encoder_stage, overrides, common_origin))
         plans[seed] = SeedPlan(encoder, {}, {})
         for name, arm in arms.items():
             own = folder / name / str(seed) if several else folder / name
@@ -97,7 +99,7 @@ def experiments(
                     _check_levels(plans[seed].arms[name][-1], path)
                 at_level = [*overrides, override("data.level", level)]
                 load(ExperimentConfig, base / config.stages[-1], at_level, written_at(config, "transfer_levels", path))
-    _check_devices(next(iter(plans.values())), path)
+    _check_placement(config, path, next(iter(plans.values())))
     _track_together(plans.values())
     _check_swept(config, path, next(iter(plans.values())).arms, [key for arm in arms.values() for key in arm.values])
     return plans
@@ -222,18 +224,14 @@ def _check_swept(config: ComparisonConfig, path: Path, arms: Arms, set_keys: Ite
             )
 
 
-def _check_devices(plan: SeedPlan, path: Path) -> None:
-    """Raises ConfigError where a stage asks for more than the one device that a cell trains on."""
-    stages = {"encoder_stage": [plan.encoder] if plan.encoder else [], **plan.arms}
-    for who, experiment in ((who, experiment) for who, of_arm in stages.items() for experiment in of_arm):
-        trainer = experiment.trainer
-        if trainer.world_size > 1:
-            raise ConfigError(
-                f"trainer.devices of {who} in {path}: stage {experiment.name} is for {trainer.devices} x "
-                f"{trainer.nodes} devices (trainer.devices x trainer.nodes), but a comparison trains every cell on "
-                "one; add trainer.devices=1, trainer.nodes=1 and trainer.strategy=single to `set`, and "
-                f"trainer.global_batch={trainer.samples_per_step} to keep the batch"
-            )
+def _check_placement(config: ComparisonConfig, path: Path, plan: SeedPlan) -> None:
+    """Raises ConfigError where a stage of an arm cannot be trained on the devices of a cell."""
+    where = written_at(config, "resources", path)
+    for arm, stages in plan.arms.items():
+        for stage in stages:
+            placed(stage, config.resources, f"{where}: arm {arm}")
+    if config.resources.nodes > 1 and config.launcher != "slurm":
+        raise ConfigError(f"{where}: cells of {config.resources.nodes} machines (nodes) need launcher: slurm")
 
 
 def _check_levels(experiment: ExperimentConfig, path: Path) -> None:

@@ -7,10 +7,10 @@ from rich.table import Table
 
 from datamodules.base import BatchData
 from fvl_lightning.comparison.arms import arms_of
-from fvl_lightning.comparison.cell import Cell
+from fvl_lightning.comparison.cell import WITHOUT_GPUS, Cell
 from fvl_lightning.comparison.checks.before_start import check_before_start, plan_comparison
 from fvl_lightning.comparison.config import ComparisonConfig
-from fvl_lightning.comparison.plan import axis_values
+from fvl_lightning.comparison.plan import SeedPlan, axis_values
 from fvl_lightning.comparison.report.report import rich_table, write_report
 from fvl_lightning.comparison.result_files.comparison import Comparison
 from fvl_lightning.comparison.results import collect, loss_curves, sample_answers, source_weights
@@ -24,9 +24,10 @@ from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.terminal import terminal
 from fvl_lightning.evaluation.scoring import score_encoder
 from fvl_lightning.launchers.base import Launcher
+from fvl_lightning.launchers.gpus import GpuPool, visible_gpus
 from fvl_lightning.launchers.local import LocalLauncher
 from fvl_lightning.launchers.ray import RayLauncher
-from fvl_lightning.launchers.slurm_array import SlurmLauncher
+from fvl_lightning.launchers.slurm_array import SlurmLauncher, check_array_options
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.setup import prepare_data
 from fvl_lightning.runs.tracking import track_results
@@ -74,6 +75,8 @@ def run_comparison(
     check_before_start(planned, fresh, report_only)
     folder, plans = planned.folder, planned.plans
     tracking = plans[config.seeds[0]].arms[planned.baseline][-1].tracking
+    if not report_only:
+        check_launcher(config, plans[config.seeds[0]])
     with tracked_parent(config, tracking, folder, fresh) as tracker:
         pages = link_pages(tracker, tracking.uri, config.metric)
         runner = Runner(config, launcher_of(config, folder), terminal(), tracker, fresh, retry_failed, report_only)
@@ -109,6 +112,15 @@ def launcher_of(config: ComparisonConfig, folder: Path) -> Launcher:
     if config.launcher == "ray":
         return RayLauncher(config.jobs, config.ray)
     return LocalLauncher(config.jobs)
+
+
+def check_launcher(config: ComparisonConfig, plan: SeedPlan) -> None:
+    """Raises ConfigError where the launcher cannot give every cell its devices, before anything is trained."""
+    accelerators = {stage.trainer.accelerator for stages in plan.arms.values() for stage in stages}
+    if config.launcher == "local" and accelerators - {*WITHOUT_GPUS}:
+        GpuPool(visible_gpus()).check(config.resources, gpus=True)
+    if config.launcher == "slurm":
+        check_array_options(config.slurm, config.resources)
 
 
 def score_encoders(encoders: Encoders, show: Show) -> None:

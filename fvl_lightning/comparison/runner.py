@@ -136,6 +136,7 @@ class Runner:
             split=split,
             made_of=CellInputs([input_hashes(stage) for stage in stages], self._contents_of(stages, split)),
             metric=split_score(config.metric)[0],
+            resources=config.resources,
         )
 
     def _contents_of(self, stages: Sequence[ExperimentConfig], split: str) -> list[str]:

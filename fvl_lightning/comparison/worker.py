@@ -10,16 +10,21 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from datamodules.base import BatchData
 from fvl_lightning.comparison.cell import LOCK, is_finished
 from fvl_lightning.comparison.result_files.cell import AnswerRow, CellResult, CellSpec, Measurements, TrialResult
 from fvl_lightning.comparison.split_readings import log_test_access
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import (
     EXIT_INTERRUPTED,
+    EXIT_PEER_FAILED,
     EXIT_REQUEUE,
     EXIT_USAGE_ERROR,
     ConfigError,
@@ -37,10 +42,13 @@ from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.evaluation.answers import Answer
 from fvl_lightning.evaluation.cost import count_cost
 from fvl_lightning.evaluation.scoring import open_model, score, score_controls, score_run
+from fvl_lightning.launchers.placement import placed
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.run import reuse_or_train, run_training
 from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.runs.tracking import track_results
+from fvl_lightning.training.distributed.process_group import Ranks, init_process_group
+from fvl_lightning.training.fault_tolerance.hang_detection import LostRankError, PeerFailedError
 from fvl_lightning.training.fault_tolerance.process_exit import begin_exit
 from fvl_lightning.training.fault_tolerance.signals import Preempted, StopSignals, preemptible
 
@@ -49,26 +57,31 @@ LOCK_SECONDS = 2.0
 
 
 def main(specification: Path) -> int:
-    """Runs the cell. Returns 0, or 2 after a message on standard error, 130 after Ctrl-C, or 75 after SIGTERM.
+    """Runs the cell, as one of its ranks.
 
-    Another process that runs the cell at this moment is left alone, with exit code 75.
+    Returns:
+        0; 2 after a message on standard error; 130 after Ctrl-C; 75 after SIGTERM, where another process runs the cell
+        at this moment, and where another rank died; or 1 where another rank has failed, which says why.
     """
     quiet_libraries()
     folder = specification.parent
     try:
-        with preemptible(), held(folder / LOCK, f"{folder} is being run by another process", LOCK_SECONDS):
-            try:
-                values = read_sealed(specification)
-            except (OSError, ValueError) as error:
-                raise DataError(f"{specification} cannot be read: {first_line(error)}") from None
-            if not isinstance(key := values.get("cell"), str):
-                raise DataError(f"{specification} is no specification of a cell, it lacks 'cell'")
-            if not values.get("fresh") and is_finished(folder, key):
-                return 0
-            result = run_cell(CellSpec.read(values), key, folder)
-            write_sealed(folder / "result.json", result.plain())
+        with preemptible():
+            spec, key = read_specification(specification)
+            with ranks_of(spec) as ranks, ExitStack() as stack:
+                lock = held(folder / LOCK, f"{folder} is being run by another process", LOCK_SECONDS)
+                ranks.broadcast_from_rank0(lambda: stack.enter_context(lock))
+                if ranks.broadcast_from_rank0(lambda: not spec.fresh and is_finished(folder, key)):
+                    return 0
+                if (result := run_cell(spec, key, folder, ranks)) is not None:
+                    write_sealed(folder / "result.json", result.plain())
     except HeldError as error:
         sys.stderr.write(f"{error}\n")
+        return EXIT_REQUEUE
+    except PeerFailedError:
+        return EXIT_PEER_FAILED
+    except LostRankError as error:
+        sys.stderr.write(f"{error}\n" if error.is_reporter else "")
         return EXIT_REQUEUE
     except UserError as error:
         sys.stderr.write(f"{visible(str(error))}\n")
@@ -86,24 +99,54 @@ def main(specification: Path) -> int:
     return 0
 
 
-def run_cell(spec: CellSpec, key: str, folder: Path) -> CellResult | TrialResult:
+def read_specification(file: Path) -> tuple[CellSpec, str]:
+    """Returns what to train and score, and the key that names the result.
+
+    Raises:
+        DataError: the file cannot be read, or is no specification.
+    """
+    try:
+        values = read_sealed(file)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {first_line(error)}") from None
+    if not isinstance(key := values.get("cell"), str):
+        raise DataError(f"{file} is no specification of a cell, it lacks 'cell'")
+    return CellSpec.read(values), key
+
+
+def ranks_of(spec: CellSpec) -> AbstractContextManager[Ranks]:
+    """Joins the process group of the cell, in which it is trained and scored; a single process has none."""
+    if spec.resources.world_size == 1:
+        return nullcontext(Ranks())
+    return init_process_group(placed(check_config(ExperimentConfig, spec.stages[0]), spec.resources).trainer)
+
+
+def run_cell(spec: CellSpec, key: str, folder: Path, ranks: Ranks | None = None) -> CellResult | TrialResult | None:
     """Trains the stages of `spec` and scores the last one; scoring on the test split is logged in `folder`.
 
     Args:
         spec: what to train and score.
         key: names everything that makes the result.
         folder: the cell's folder.
+        ranks: the process group of the cell, all ranks of which must call this; None for a single process.
+
+    Returns:
+        The result on rank 0, which writes and tracks for all; None on the others.
 
     Raises:
         ConfigError: a stage was trained with another encoder than the one that the arms share.
     """
+    ranks = ranks or Ranks()
     runs: list[RunFolder] = []
     for stage in spec.stages:
         previous = str(runs[-1].path) if runs else spec.encoder_run
         started = stage if previous is None else {**stage, "init_from": [previous]}
-        experiment = check_config(ExperimentConfig, started)
+        experiment = placed(check_config(ExperimentConfig, started), spec.resources)
+        if not spec.fresh:
+            threads = ranks.broadcast_from_rank0(partial(threads_of_stopped, experiment))
+            experiment = replace(experiment, trainer=replace(experiment.trainer, threads=threads))
         train = run_training if spec.fresh else reuse_or_train
-        run = train(experiment, parent_run_id=spec.parent_run_id, tags=spec.tags)
+        run = train(experiment, parent_run_id=spec.parent_run_id, tags=spec.tags, ranks=ranks)
         StopSignals.late.raise_for()
         own = run.info["encoder_hash"]
         if spec.encoder_hash not in (None, own):
@@ -112,10 +155,24 @@ def run_cell(spec: CellSpec, key: str, folder: Path) -> CellResult | TrialResult
                 "comparison would be unfair"
             )
         runs.append(run)
-    if spec.split != "test":
-        return score_trial(runs[-1], spec, key)
-    log_test_access(folder, key)
-    return score_cell(runs, spec, key)
+    scored: list[CellResult | TrialResult] = []
+
+    def score_last() -> None:
+        if spec.split != "test":
+            scored.append(score_trial(runs[-1], spec, key))
+            return
+        log_test_access(folder, key)
+        scored.append(score_cell(runs, spec, key))
+
+    ranks.broadcast_from_rank0(score_last)
+    return scored[0] if scored else None
+
+
+def threads_of_stopped(experiment: ExperimentConfig) -> int | None:
+    """Returns the threads of the stopped run that may be resumed, since others give other bits; else the configured."""
+    runs = RunFolder.named(Path(experiment.output), experiment.name)
+    threads = [run.info["threads"] for run in runs if not run.finished and "threads" in run.info]
+    return threads[-1] if threads else experiment.trainer.threads
 
 
 def score_trial(run: RunFolder, spec: CellSpec, key: str) -> TrialResult:
@@ -139,7 +196,7 @@ def score_cell(runs: list[RunFolder], spec: CellSpec, key: str) -> CellResult:
         **vars(score_controls(built, data, "test", metric=spec.metric)),
         "unseen": {split: score(built, data, split, metric=spec.metric)[0] for split in spec.unseen_splits},
         "transfer": {level: score_run(last, level=level, metric=spec.metric)[0] for level in spec.transfer_levels},
-        **count_cost(last, built, data),
+        **count_cost(last, built, as_written(data, spec)),
         "parameters": info["parameters"],
         "trainable": info["trainable"],
         "tokens_per_second": info["tokens_per_second"],
@@ -159,6 +216,15 @@ def score_cell(runs: list[RunFolder], spec: CellSpec, key: str) -> CellResult:
         runs={run.info["stage"]: str(run.path) for run in runs},
         answers=rows,
     )
+
+
+def as_written(data: BatchData, spec: CellSpec) -> BatchData:
+    """Returns the data with batches of the size that the last stage asks for, whatever the devices of the cell.
+
+    The cost of a sample depends on the padding of its batch.
+    """
+    data.connect(replace(data.context, batch_size=spec.stages[-1]["trainer"]["batch_size"]))
+    return data
 
 
 def answer_row(answer: Answer) -> AnswerRow:

@@ -4,17 +4,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from fvl_lightning.launchers.resources import ResourcesConfig
+
 POLL_SECONDS = 0.5
 """Pause between two checks of running processes."""
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-"""Environment of a task, because several tasks share a machine."""
+
+
+def thread_limits(resources: ResourcesConfig) -> dict[str, str]:
+    """Returns the environment of a task's processes that limits their threads, because tasks share a machine."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(resources.threads))
 
 
 class Task(Protocol):
-    """A process to run, such as a cell of a comparison."""
+    """A process per rank to run, such as a cell of a comparison."""
 
     code: int | None
-    """The exit code of the process; None until it has ended."""
+    """The exit code of the processes; None until they have ended."""
 
     @property
     def name(self) -> str:
@@ -25,8 +30,16 @@ class Task(Protocol):
         """The task's own folder."""
 
     @property
+    def resources(self) -> ResourcesConfig:
+        """Devices, cores and memory of the task; every device is a rank, a process of its own."""
+
+    @property
+    def gpus(self) -> bool:
+        """Returns whether the ranks compute on GPUs where there are any."""
+
+    @property
     def command(self) -> list[str]:
-        """The command line that runs the task."""
+        """The command line of every rank."""
 
     @property
     def log(self) -> Path:
@@ -37,7 +50,7 @@ class Task(Protocol):
 
 
 class Launcher(Protocol):
-    """Runs tasks, each in a process of its own that it starts with `task.command` after `task.prepare()`."""
+    """Runs tasks, each in processes of its own that it starts with `task.command` after `task.prepare()`."""
 
     def run(self, tasks: Sequence[Task], watch: Callable[[], None]) -> None:
         """Runs every task to its end and sets its exit code; one that fails does not stop the others.

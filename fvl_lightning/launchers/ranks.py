@@ -1,4 +1,12 @@
-"""Launcher of the ranks of a training: one process per device of this machine, as with torchrun, and one exit code."""
+"""Launcher of ranks: one process per device of this machine, as with torchrun, and one exit code.
+
+`python -m fvl_lightning.launchers.ranks DEVICES COMMAND...` runs a command on that many ranks.
+"""
+
+from fvl_lightning.training.fault_tolerance.signals import CLUSTER, handle_from_start, handled
+
+if __name__ == "__main__":
+    handle_from_start(preemptible=True)
 
 import itertools
 import os
@@ -15,9 +23,9 @@ from typing import Any
 from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_USAGE_ERROR
 from fvl_lightning.core.terminal import say_error
 from fvl_lightning.training.fault_tolerance.hang_detection import rank_names
-from fvl_lightning.training.fault_tolerance.process_exit import started_by_this_process
-from fvl_lightning.training.fault_tolerance.signals import CLUSTER, handled
+from fvl_lightning.training.fault_tolerance.process_exit import begin_exit, started_by_this_process
 
+MODULE = "fvl_lightning.launchers.ranks"
 POLL_SECONDS = 0.1
 PATIENCE = 2
 """Ctrl-C that the ranks may answer by themselves."""
@@ -37,15 +45,25 @@ class Machine:
     """Free port on the first machine; None finds one, for a single machine."""
 
 
+def ranks_command(devices: int, command: Sequence[str]) -> list[str]:
+    """Returns the command line of a process that runs `command` on so many ranks; `command` itself for one."""
+    return list(command) if devices == 1 else [sys.executable, "-m", MODULE, str(devices), *command]
+
+
 def run_ranks(devices: int, arguments: Sequence[str], machine: Machine | None = None) -> int:
-    """Runs `fvl <arguments>` once per device of this machine.
+    """Runs `fvl <arguments>` once per device of this machine; see `run_on_ranks`."""
+    return run_on_ranks(devices, [sys.executable, "-m", "fvl_lightning", *arguments], machine)
+
+
+def run_on_ranks(devices: int, command: Sequence[str], machine: Machine | None = None) -> int:
+    """Runs a command once per device of this machine.
 
     Signals that ask this process to stop are forwarded to all ranks, which save and end. Each has a session of its own,
     so that Ctrl-C reaches it once, through this process; a third Ctrl-C kills them.
 
     Args:
         devices: the number of ranks on this machine.
-        arguments: the command line after `fvl`.
+        command: the command line of every rank.
         machine: this machine; None for a training on one machine.
 
     Returns:
@@ -60,7 +78,6 @@ def run_ranks(devices: int, arguments: Sequence[str], machine: Machine | None = 
         "MASTER_ADDR": machine.host, "MASTER_PORT": machine.port or _free_port(),
     }  # fmt: skip
     threads = max(1, (os.cpu_count() or 1) // devices)
-    command = [sys.executable, "-m", "fvl_lightning", *arguments]
     processes: list[subprocess.Popen[bytes]] = []
 
     interrupts = itertools.count(1)
@@ -122,3 +139,12 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], first_rank: int) -> int:
 def _killed_ranks(codes: Sequence[int | None], first_rank: int) -> dict[int, int]:
     """Returns {rank that a signal has ended: the signal's number}."""
     return {first_rank + local: -code for local, code in enumerate(codes) if code is not None and code < 0}
+
+
+if __name__ == "__main__":
+    try:
+        ended = run_on_ranks(int(sys.argv[1]), sys.argv[2:])
+    except KeyboardInterrupt:
+        ended = EXIT_INTERRUPTED
+    begin_exit(ended)
+    sys.exit(ended)

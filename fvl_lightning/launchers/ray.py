@@ -10,19 +10,22 @@ from typing import Any
 
 from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.launchers.base import ONE_THREAD, POLL_SECONDS, Task
+from fvl_lightning.launchers.base import POLL_SECONDS, Task, thread_limits
+from fvl_lightning.launchers.ranks import ranks_command
+from fvl_lightning.launchers.resources import ResourcesConfig
 from fvl_lightning.training.fault_tolerance.process_exit import STARTED_BY
 from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 
 @dataclass
 class RayConfig:
-    """Cluster of `launcher: ray`, and resources of a cell."""
+    """Cluster of `launcher: ray`, and a cell's share of a GPU."""
 
     address: str = "local"
     """local: only this machine; auto: the cluster that this machine is part of; or the host:port of a cluster."""
     num_gpus: float = number(0.0, at_least=0)
-    """GPUs for every cell, in addition to one core; 0.5 shares one GPU between two cells."""
+    """GPUs for every cell of one device, in addition to its cores; 0.5 shares one GPU between two cells. A cell of
+    several devices has a GPU for each, where the cluster has GPUs."""
 
 
 logger = logging.getLogger(__name__)
@@ -32,7 +35,10 @@ OWN_CLUSTER = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
 
 
 class RayLauncher:
-    """Runs each task as a Ray task with a core of its own, and GPUs if configured, at most `jobs` at a time."""
+    """Runs each task as a Ray task with cores and GPUs of its own, at most `jobs` at a time.
+
+    Ray runs a task on one machine, so that all ranks of a cell are together.
+    """
 
     def __init__(self, jobs: int, config: RayConfig) -> None:
         self.jobs, self.config = jobs, config
@@ -41,7 +47,8 @@ class RayLauncher:
         """See launchers.base.Launcher. A task whose machine is lost is resumed by the next start."""
         ray = connect(self.config)
         try:
-            remote = ray.remote(num_cpus=1, num_gpus=self.config.num_gpus, max_retries=0)(cell_process())
+            asked = ray_resources(tasks, self.config, ray.cluster_resources().get("GPU", 0.0))
+            remote = ray.remote(**asked, max_retries=0)(cell_process())
             self._run(ray, remote, list(tasks), watch)
         finally:
             ray.shutdown()
@@ -53,7 +60,9 @@ class RayLauncher:
                 while waiting and len(running) < self.jobs:
                     task = waiting.pop(0)
                     task.prepare()
-                    arguments = (task.command, os.path.abspath(task.log), os.getcwd(), ONE_THREAD, POLL_SECONDS)
+                    command = ranks_command(task.resources.devices, task.command)
+                    limits = thread_limits(task.resources)
+                    arguments = (command, os.path.abspath(task.log), os.getcwd(), limits, POLL_SECONDS)
                     running[remote.remote(*arguments)] = task
                 ended, _ = ray.wait(list(running), timeout=POLL_SECONDS)
                 for reference in ended:
@@ -68,11 +77,38 @@ class RayLauncher:
             raise
 
 
+def ray_resources(tasks: Sequence[Task], config: RayConfig, present: float) -> dict[str, float]:
+    """Returns the resources of every Ray task: cores, GPUs, and main memory in bytes where it is configured.
+
+    Args:
+        tasks: all of them have the same resources.
+        config: the share of a GPU for a task of one device.
+        present: the GPUs of the cluster.
+
+    Raises:
+        ConfigError: the cluster has fewer GPUs than a task needs.
+    """
+    resources = tasks[0].resources if tasks else ResourcesConfig()
+    several = resources.devices > 1
+    on_gpus = several and present > 0 and any(task.gpus for task in tasks)
+    wanted = float(resources.devices) if on_gpus else config.num_gpus
+    if several and config.num_gpus not in (0.0, wanted):
+        raise ConfigError(
+            f"ray.num_gpus: {config.num_gpus:g} for every cell, and resources.devices gives it {resources.devices}; "
+            "leave ray.num_gpus out"
+        )
+    if wanted > present:
+        key = "resources.devices" if on_gpus else "ray.num_gpus"
+        raise ConfigError(f"{key}: {wanted:g} for every cell, and the cluster has {present:g}")
+    memory = {} if resources.memory_gb is None else {"memory": resources.memory_gb * 1e9}
+    return {"num_cpus": resources.cores, "num_gpus": wanted, **memory}
+
+
 def connect(config: RayConfig) -> Any:
     """Connects to the cluster and returns the module `ray`.
 
     Raises:
-        ConfigError: the package is missing, no cluster answers, or it has fewer GPUs than a cell needs.
+        ConfigError: the package is missing, or no cluster answers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its usage to its developers
     try:
@@ -90,10 +126,6 @@ def connect(config: RayConfig) -> Any:
         raise ConfigError(f"ray.address: no Ray cluster can be joined at '{config.address}' ({reason})") from None
     finally:
         signal.signal(signal.SIGTERM, before)  # Ray's handler would end this process before the cells have saved
-    present = ray.cluster_resources().get("GPU", 0.0)
-    if config.num_gpus > present:
-        ray.shutdown()
-        raise ConfigError(f"ray.num_gpus: {config.num_gpus:g} for every cell, and the cluster has {present:g}")
     return ray
 
 

@@ -10,8 +10,17 @@ from pathlib import Path
 
 from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.launchers.base import ONE_THREAD, Task
-from fvl_lightning.launchers.sbatch import check_options, job_name
+from fvl_lightning.launchers.base import Task, thread_limits
+from fvl_lightning.launchers.resources import ResourcesConfig
+from fvl_lightning.launchers.sbatch import (
+    check_options,
+    gpu_option,
+    job_name,
+    meeting_lines,
+    refuse_reserved,
+    sbatch_lines,
+    srun_lines,
+)
 from fvl_lightning.training.fault_tolerance.signals import Preempted
 
 POLL_SECONDS = 2.0
@@ -67,21 +76,25 @@ def array_script(tasks: Sequence[Task], name: str, jobs: int, options: Sequence[
     """Returns the job array as a script for sbatch.
 
     Args:
-        tasks: each becomes a task of the array.
+        tasks: each becomes a task of the array; all have the same resources.
         name: the name of the job.
         jobs: the number of tasks at a time.
-        options: further sbatch options, such as --partition=long.
+        options: further sbatch options, such as --partition=long; they override those that are set here.
 
     Raises:
-        ConfigError: an option is not an sbatch option.
+        ConfigError: an option is not an sbatch option, or determines the ranks of a task.
     """
-    check_options(options, "slurm")
+    resources = tasks[0].resources if tasks else ResourcesConfig()
+    gpus, several = any(task.gpus for task in tasks), resources.world_size > 1
+    check_array_options(options, resources)
     given = [
         f"--job-name={job_name(name)}",
         f"--array=0-{len(tasks) - 1}%{jobs}",
-        "--cpus-per-task=1",
+        *([f"--nodes={resources.nodes}", f"--ntasks-per-node={resources.devices}"] if several else []),
+        f"--cpus-per-task={resources.threads}",
+        *(gpu_option(resources.devices, options) if gpus else []),
+        *memory_option(resources, options),
         "--output=/dev/null",
-        *options,
     ]
     cases = [
         f"  {number}) folder={shlex.quote(str(task.folder))}; set -- {shlex.join(task.command)} ;;"
@@ -89,15 +102,27 @@ def array_script(tasks: Sequence[Task], name: str, jobs: int, options: Sequence[
     ]
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in given),
+        *sbatch_lines(given, options),
         f"cd {shlex.quote(os.getcwd())} || exit 1",
-        *(f"export {key}={value}" for key, value in ONE_THREAD.items()),
+        *(f"export {key}={value}" for key, value in thread_limits(resources).items()),
+        *(meeting_lines(resources.nodes, resources.devices) if several else []),
         "case $SLURM_ARRAY_TASK_ID in",
         *cases,
         "esac",
-        '"$@" > "$folder/cell.log" 2>&1',
+        *([*srun_lines(gpus), '    "$@" > "$folder/cell.log" 2>&1'] if several else ['"$@" > "$folder/cell.log" 2>&1']),
         f'echo $? > "$folder/{EXIT_CODE}"',
     ]
     return "\n".join(lines) + "\n"
 
 
+def memory_option(resources: ResourcesConfig, options: Sequence[str]) -> list[str]:
+    """Returns the option that asks for main memory on each machine; none where the user's options ask themselves."""
+    own = any(option.startswith("--mem") for option in options)
+    return [] if own or resources.memory_gb is None else [f"--mem={resources.memory_gb}G"]
+
+
+def check_array_options(options: Sequence[str], resources: ResourcesConfig) -> None:
+    """Raises ConfigError for what is not an sbatch option, and for one that contradicts the ranks of a task."""
+    check_options(options, "slurm")
+    if resources.world_size > 1:
+        refuse_reserved(options, "slurm", "resources.devices and resources.nodes")

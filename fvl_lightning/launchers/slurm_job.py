@@ -11,17 +11,18 @@ from pathlib import Path
 
 from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.errors import EXIT_REQUEUE, ConfigError
-from fvl_lightning.launchers.sbatch import check_options, job_name
+from fvl_lightning.launchers.sbatch import (
+    check_options,
+    gpu_option,
+    job_name,
+    meeting_lines,
+    refuse_reserved,
+    sbatch_lines,
+    srun_lines,
+)
 
-RESERVED_OPTIONS = ("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "gpus-per-task", "array")
-"""sbatch options that determine the ranks; `fvl launch` sets them itself."""
 WARNING_SECONDS = 300
 """Time before the time limit at which SLURM signals the job to save."""
-EXIT_GRACE_SECONDS = 600
-"""Time that other ranks have to end after one rank has ended: they may wait for it, or still write the model."""
-
-AS_RANK = 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID GROUP_RANK=$SLURM_NODEID; exec "$@"'
-"""Command of each srun task: sets the variables of torch.distributed from SLURM's."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ class Job:
 
     def __post_init__(self) -> None:
         check_options(self.options, "--sbatch")
-        for option in self.options:
-            if (name := option[2:].partition("=")[0]) in RESERVED_OPTIONS:
-                raise ConfigError(f"--sbatch: --{name} is set by --nodes and --gpus-per-node, leave it out")
+        refuse_reserved(self.options, "--sbatch", "--nodes and --gpus-per-node")
         if not re.fullmatch(r"[\w./+=@,-]+", str(self.output)):
             raise ConfigError(
                 f"output: '{self.output}' cannot be written in an #SBATCH line, use letters, digits and ./_-"
@@ -67,35 +66,23 @@ class Job:
         return self.script.with_suffix(".log")
 
     def text(self) -> str:
-        """Returns the script for sbatch.
-
-        Every rank is a task of srun, which ends with the highest exit code of all ranks; a launcher in between would
-        hide it.
-        """
-        chosen = {option.partition("=")[0] for option in self.options}
-        own_gpus = any(name == "--gres" or name.startswith("--gpus") for name in chosen)
+        """Returns the script for sbatch."""
         given = [
             f"--job-name={job_name(self.name)}",
             f"--nodes={self.nodes}",
             f"--ntasks-per-node={self.per_node}",
-            *([f"--gres=gpu:{self.per_node}"] if self.gpus and not own_gpus else []),
+            *(gpu_option(self.per_node, self.options) if self.gpus else []),
             "--requeue",
             f"--signal=USR1@{WARNING_SECONDS}",
             "--open-mode=append",
             f"--output={self.log}",
         ]
-        step = ["srun", "--kill-on-bad-exit=0", f"--wait={EXIT_GRACE_SECONDS}"]
-        step += ["--gpu-bind=none"] if self.gpus else []
         lines = [
             "#!/bin/bash",
-            *(f"#SBATCH {option}" for option in given if option.partition("=")[0] not in chosen),
-            *(f"#SBATCH {option}" for option in self.options),
+            *sbatch_lines(given, self.options),
             f"cd {shlex.quote(os.getcwd())} || exit 1",
-            'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-            "MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))",
-            f"export MASTER_ADDR MASTER_PORT WORLD_SIZE={self.nodes * self.per_node} LOCAL_WORLD_SIZE={self.per_node}",
-            f'{shlex.join(step)} ${{SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"}} \\',
-            f"    bash -c {shlex.quote(AS_RANK)} rank \\",
+            *meeting_lines(self.nodes, self.per_node),
+            *srun_lines(self.gpus),
             f"    {shlex.join(self.command)}",
             "code=$?",
             f'if [ "$code" -eq {EXIT_REQUEUE} ]; then',

@@ -91,11 +91,12 @@ class RunFolder:
     def reusable(cls, output: Path, name: str, wanted: RunIdentity) -> "RunFolder | None":
         """Returns the newest run of this name and identity that is finished or can be resumed; None if there is none.
 
-        Logs a warning about a run of the same configuration whose plugins or data have changed since.
+        It may have been trained on other devices. Logs a warning about a run of the same configuration whose plugins or
+        data have changed since.
         """
         for run in reversed(cls.named(output, name)):
             try:
-                if wanted.changed_keys(run.restored(wanted).config):
+                if wanted.changed_results(run.restored(wanted).config, run.finished):
                     continue
             except DataError as error:
                 logger.warning("%s is not taken: %s", run.path, error)

@@ -13,6 +13,9 @@ from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.plugins import plugin_hashes
 
+ACCUMULATE = "accumulate"
+"""Key of `trainer`: the batches of a step."""
+
 
 @dataclass(frozen=True)
 class RunIdentity:
@@ -51,6 +54,21 @@ class RunIdentity:
         new = {key for key in changed & set(self.defaults) if _is_absent(config, key)}
         return changed - {key for key in new if self.defaults[key]()}
 
+    def changed_results(self, config: Mapping[str, Any], finished: bool = False) -> set[str]:
+        """Returns the changed keys, without those that decide where the same samples are computed.
+
+        Args:
+            config: the configuration of a run.
+            finished: whether that run is not resumed, so that only the samples of a whole step must be the same, and
+                not those of every accumulated batch.
+        """
+        changed = self.changed_keys(config)
+        if changed & self.placement and _global_rows(config) == _global_rows(self.config):
+            changed -= self.placement
+        if finished and _global_rows(config, ACCUMULATE) == _global_rows(self.config, ACCUMULATE):
+            changed -= {*self.placement, f"trainer.{ACCUMULATE}"}
+        return changed
+
     def changed_inputs(self, info: Mapping[str, Any]) -> list[str]:
         """Returns the inputs that differ in a run's `info` (run.json); one that only one of them has is ignored."""
         before = info.get("inputs", {})
@@ -62,10 +80,7 @@ class RunIdentity:
         The devices may differ as long as all their batches together have the same number of rows, since the samples of
         each step are then the same.
         """
-        changed = self.changed_keys(config)
-        if changed & self.placement and _global_rows(config) == _global_rows(self.config):
-            changed -= self.placement
-        if changed:
+        if changed := self.changed_results(config):
             keys = ", ".join(sorted(changed))
             raise ConfigError(
                 f"--resume: {run} was started with another configuration, at {keys}; give what it was, or start a new "
@@ -110,10 +125,10 @@ def _is_absent(config: Mapping[str, Any], key: str) -> bool:
     return name not in config
 
 
-def _global_rows(config: Mapping[str, Any]) -> int | None:
-    """Returns the samples per step and accumulated batch of all devices; None where the keys are no numbers."""
+def _global_rows(config: Mapping[str, Any], *factors: str) -> int | None:
+    """Returns the samples of all devices per batch, times further numbers of `trainer`; None where one is missing."""
     trainer = config.get("trainer")
     if not isinstance(trainer, Mapping):
         return None
-    counts = [trainer.get("batch_size"), trainer.get("devices", 1), trainer.get("nodes", 1)]
+    counts = [trainer.get("batch_size"), trainer.get("devices", 1), trainer.get("nodes", 1), *map(trainer.get, factors)]
     return math.prod(counts) if all(isinstance(count, int) for count in counts) else None

@@ -29,7 +29,7 @@ from fvl_lightning.training.checkpointing.callback import CheckpointCallback
 from fvl_lightning.training.checkpointing.last_and_previous import remove_unfinished
 from fvl_lightning.training.components import count_parameters
 from fvl_lightning.training.determinism import deterministic_algorithms
-from fvl_lightning.training.distributed.process_group import init_process_group
+from fvl_lightning.training.distributed.process_group import Ranks, training_group
 from fvl_lightning.training.fault_tolerance.heartbeat import HeartbeatCallback
 from fvl_lightning.training.fault_tolerance.signals import Stop, StopSignals, preemptible
 from fvl_lightning.training.lora import adapter_bytes, lora_components
@@ -40,16 +40,28 @@ from fvl_lightning.training.trainer import build_trainer, check_machine
 
 
 def reuse_or_train(
-    experiment: ExperimentConfig, parent_run_id: str | None = None, tags: Mapping[str, str] | None = None
+    experiment: ExperimentConfig,
+    parent_run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    ranks: Ranks | None = None,
 ) -> RunFolder:
     """Returns the newest run of this configuration, and finishes it if it is not finished; or trains a new one.
 
-    A run whose plugins or data have changed since is not reused.
+    A run whose plugins or data have changed since is not reused. One that was trained on other devices is, where each
+    of its steps has the same samples.
+
+    Args:
+        experiment, parent_run_id, tags, ranks: see `run_training`.
     """
-    run, output = None, Path(experiment.output)
-    if RunFolder.named(output, experiment.name):
-        run = RunFolder.reusable(output, experiment.name, identity_of(experiment, prepare_data(experiment)))
-    return run if run and run.finished else run_training(experiment, run, parent_run_id, tags)
+    output, group = Path(experiment.output), ranks or Ranks()
+
+    def find() -> RunFolder | None:
+        if not RunFolder.named(output, experiment.name):
+            return None
+        return RunFolder.reusable(output, experiment.name, identity_of(experiment, prepare_data(experiment)))
+
+    run = group.broadcast_from_rank0(find)
+    return run if run and run.finished else run_training(experiment, run, parent_run_id, tags, ranks)
 
 
 @preemptible()
@@ -58,6 +70,7 @@ def run_training(
     stopped: RunFolder | None = None,
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
+    ranks: Ranks | None = None,
 ) -> RunFolder:
     """Trains one stage and returns the finished run.
 
@@ -66,6 +79,7 @@ def run_training(
         stopped: the run to resume; None starts a new one.
         parent_run_id: the id of the parent run in MLflow.
         tags: further tags of the MLflow run.
+        ranks: the process group, where this process has joined one already.
 
     Raises:
         ConfigError, DataError: errors that the user can fix.
@@ -75,7 +89,7 @@ def run_training(
     check_machine(experiment.trainer)
     if experiment.trainer.threads is not None:
         torch.set_num_threads(experiment.trainer.threads)
-    with deterministic_algorithms(experiment.trainer.deterministic), init_process_group(experiment.trainer) as ranks:
+    with deterministic_algorithms(experiment.trainer.deterministic), training_group(experiment.trainer, ranks) as ranks:
         stopped = ranks.broadcast_from_rank0(lambda: stopped)
         ranks.broadcast_from_rank0(lambda: begin_tracking(experiment, stopped))
         checkpoint = ranks.broadcast_from_rank0(lambda: checkpoint_of(stopped) if stopped else None)

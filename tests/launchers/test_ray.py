@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.launchers.ray import RayConfig, RayLauncher
+from fvl_lightning.launchers.ray import RayConfig, RayLauncher, ray_resources
+from fvl_lightning.launchers.resources import ResourcesConfig
 from tests.comparison.test_cell import FAILS, cell
 from tests.conftest import Run
 from tests.integration.test_comparison import COMPARISON, lasting, report_of, workplace
@@ -36,6 +37,7 @@ class StandIn:
         self.began: dict[str, Any] = {}
         self.resources: dict[str, Any] = {}
         self.most = self.ended = 0
+        self.gpus = 0.0
         self.exceptions = SimpleNamespace(TaskCancelledError=InterruptedError, RayError=OSError)
         self._pool = ThreadPoolExecutor(4)
 
@@ -46,7 +48,7 @@ class StandIn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 4.0}
+        return {"CPU": 4.0, "GPU": self.gpus}
 
     def remote(self, **resources: Any) -> Any:
         self.resources = resources
@@ -83,6 +85,22 @@ def test_every_cell_is_a_task_and_so_many_at_a_time(tmp_path: Path, ray: StandIn
     assert ray.resources == {"num_cpus": 1, "num_gpus": 0.0, "max_retries": 0}
     assert (ray.began["address"], ray.began["include_dashboard"]) == ("local", False)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_cell_of_several_devices_has_a_gpu_for_each_on_one_machine(tmp_path: Path, ray: StandIn) -> None:
+    """Ray runs a task on one machine; `ray.num_gpus` is for cells of one device."""
+    trainer = {"max_steps": 20, "accelerator": "auto"}
+    resources = ResourcesConfig(devices=2, threads=3, memory_gb=5)
+    one = cell(tmp_path, stages=[{"name": "finetune", "trainer": trainer}], resources=resources)
+    assert ray_resources([one], RayConfig(), 0.0) == {"num_cpus": 6, "num_gpus": 0.0, "memory": 5e9}
+    ray.gpus = 8.0
+    RayLauncher(1, RayConfig()).run([one], lambda: None)
+    assert one.code == 0
+    assert ray.resources == {"num_cpus": 6, "num_gpus": 2.0, "memory": 5e9, "max_retries": 0}
+    with pytest.raises(ConfigError, match=r"resources\.devices: 2 for every cell, and the cluster has 1$"):
+        ray_resources([one], RayConfig(), 1.0)
+    with pytest.raises(ConfigError, match=r"ray\.num_gpus: 1 for every cell, and resources\.devices gives it 2; leave"):
+        ray_resources([one], RayConfig(num_gpus=1), 8.0)
 
 
 def test_a_task_that_is_lost_leaves_its_cell_to_be_resumed(

@@ -12,6 +12,7 @@ from fvl_lightning.core.config.fields import defaults_of, keys_that_change
 from fvl_lightning.core.config.loading import as_plain
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.launchers.placement import without_placement
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import RunIdentity
 
@@ -67,7 +68,7 @@ def _changes(stored: list[dict[str, Any]], planned: list[ExperimentConfig], tune
         yield f"it was trained through {len(stored)} stages, not {len(planned)}"
         return
     for before, experiment in zip(stored, planned, strict=True):
-        for key in sorted(_identity(experiment).changed_keys(before)):
+        for key in sorted(_identity(experiment).changed_keys(without_placement(before))):
             if not (tuned and key.startswith(TUNED)):
                 now = _value(as_plain(experiment), key)
                 yield f"{key} of stage {experiment.name} was {_value(before, key)!r} and is {now!r}"
@@ -76,7 +77,7 @@ def _changes(stored: list[dict[str, Any]], planned: list[ExperimentConfig], tune
 def _check_encoder(folder: Path, seed: int, encoder: ExperimentConfig) -> None:
     """Raises DataError where the encoder of a seed was trained with another configuration only."""
     runs = [run for run in RunFolder.named(Path(encoder.output), encoder.name) if run.finished]
-    changes = [sorted(_identity(encoder).changed_keys(run.config)) for run in runs]
+    changes = [sorted(_identity(encoder).changed_keys(without_placement(run.config))) for run in runs]
     if changes and all(changes):
         key = changes[-1][0]
         before, now = _value(runs[-1].config, key), _value(as_plain(encoder), key)
@@ -98,9 +99,10 @@ def _check_arms(folder: Path, plans: Mapping[int, SeedPlan]) -> None:
 
 
 def _identity(experiment: ExperimentConfig) -> RunIdentity:
-    """Returns the identity of an experiment without hashes of its inputs: changed code or data train again."""
+    """Returns the identity of an experiment without placement, and without hashes of its inputs, whose change trains
+    again."""
     nothing, placement = keys_that_change(experiment, "nothing"), keys_that_change(experiment, "placement")
-    return RunIdentity(as_plain(experiment), nothing, placement, {}, defaults_of(experiment))
+    return RunIdentity(without_placement(as_plain(experiment)), nothing, placement, {}, defaults_of(experiment))
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from fvl_lightning.comparison.result_files.record import FLAT, Record
 from fvl_lightning.evaluation.metrics.base import KindScores
 from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC, split_score
+from fvl_lightning.launchers.resources import ResourcesConfig
 
 
 @dataclass
@@ -24,7 +25,7 @@ class CellSpec(Record):
     """Training and scoring that the process of a cell does: cell.json without `cell`, the key that names the result."""
 
     stages: list[dict[str, Any]]
-    """Plain experiments, in order."""
+    """Plain experiments, in order, as their files ask for them; they are trained on the devices of `resources`."""
     encoder_run: str | None = None
     """Folder of the encoder run that the arms share; None where the arms' own encoder is taken, as below."""
     encoder_hash: str | None = None
@@ -44,11 +45,13 @@ class CellSpec(Record):
     made_of: CellInputs = field(default_factory=lambda: CellInputs([], []))
     metric: str = DEFAULT_METRIC
     """Registered name of the metric; written only where it is not the default."""
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    """Devices, cores and memory of the cell; written only where they are not the default."""
 
     def plain(self) -> dict[str, Any]:
-        """Returns the plain form, without the default metric: a key of an earlier version names the same result."""
-        values = super().plain()
-        return {key: value for key, value in values.items() if key != "metric" or value != DEFAULT_METRIC}
+        """Returns the plain form, without later fields at their default: an earlier version's key names the result."""
+        values, later = super().plain(), {"metric": DEFAULT_METRIC, "resources": vars(ResourcesConfig())}
+        return {key: value for key, value in values.items() if key not in later or value != later[key]}
 
 
 @dataclass(kw_only=True)

@@ -16,7 +16,7 @@ from fvl_lightning.core.device import compute_device
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import TrainerConfig
 from fvl_lightning.core.terminal import started_ranks
-from fvl_lightning.training.fault_tolerance.hang_detection import PeerError, PeerFailedError
+from fvl_lightning.training.fault_tolerance.hang_detection import PeerError, PeerFailedError, TrainingProgress
 from fvl_lightning.training.fault_tolerance.heartbeat import Heartbeat, HeartbeatCallback
 from fvl_lightning.training.fault_tolerance.signals import Preempted, ended_at_once
 
@@ -108,6 +108,28 @@ class Ranks:
         if self.first:
             self.heartbeat.on_peer_error = on_peer_error
         return self.heartbeat.explain_errors()
+
+
+@contextmanager
+def training_group(config: TrainerConfig, ranks: Ranks | None = None) -> Iterator[Ranks]:
+    """Returns the ranks of a training: those of a group that was joined before, or those of one that is joined now.
+
+    Args:
+        config: the trainer of the training.
+        ranks: the joined group; a single process has none, and joins one where the strategy needs it.
+
+    Raises:
+        See `init_process_group`.
+    """
+    if ranks is None or ranks.world_size == 1:
+        with init_process_group(config) as ranks:
+            yield ranks
+        return
+    if config.world_size != ranks.world_size:
+        raise ConfigError(f"trainer.devices: {config.world_size} ranks in a group of {ranks.world_size}")
+    if ranks.heartbeat:
+        ranks.heartbeat.report(TrainingProgress())  # a training before this one had come further
+    yield ranks
 
 
 @contextmanager
