@@ -1,4 +1,4 @@
-"""What the sbatch scripts of trainings and of comparisons share: options, job names, and srun with a task per rank."""
+"""Parts that the sbatch scripts of trainings and comparisons share: options, job names, and a task of srun per rank."""
 
 import re
 import shlex
