@@ -130,6 +130,8 @@ def training_group(config: TrainerConfig, ranks: Ranks | None = None) -> Iterato
     if ranks.heartbeat:
         ranks.heartbeat.report(TrainingProgress())  # a training before this one had come further
     yield ranks
+    if ranks.heartbeat:
+        ranks.heartbeat.on_peer_error = lambda error: None  # the training has ended well, whatever follows
 
 
 @contextmanager

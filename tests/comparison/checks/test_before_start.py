@@ -1,7 +1,6 @@
 """A comparison that cannot be finished is refused before a run folder, a store or a weight exists."""
 
 import json
-import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
