@@ -57,7 +57,7 @@ def on_one_device(experiment: ExperimentConfig) -> ExperimentConfig:
     trainer = experiment.trainer
     if trainer.world_size == 1:
         return experiment
-    alone = {"strategy": "single", "devices": 1, "nodes": 1, "cpu_offload": False, "checkpoint": "auto"}
+    alone: dict[str, Any] = {"strategy": "single", "devices": 1, "nodes": 1, "cpu_offload": False, "checkpoint": "auto"}
     accumulate = trainer.accumulate * trainer.world_size
     return dataclasses.replace(
         experiment, trainer=dataclasses.replace(trainer, accumulate=accumulate, **alone)
