@@ -214,7 +214,7 @@ def test_the_whole_of_it_runs_on_a_cpu(
     assert "4bit needs a CUDA device" in errors.popitem()[1]
     found = {(line["check"], line["case"]): line for line in saved["checks"] if "case" in line}
     assert found["attention", "mask, torch's choice (packed rows)"]["difference"] < 1e-5
-    assert found["smoke", "deterministic, twice"]["same_bits"] is True
+    assert found["smoke", "two deterministic trainings"]["same_bits"] is True
     assert found["smoke", "finetune in float32, cpu beside cpu"]["difference"] == 0
     assert found["finetune", "finetune"]["mfu"] is None
     assert found["finetune", "finetune"]["estimated_bytes"] > 0

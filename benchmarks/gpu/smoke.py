@@ -64,7 +64,7 @@ def findings(settings: Settings) -> Findings:
             words = (f"name={number}", "trainer.deterministic=true", *after)
             same.append((yield from _try(folder, settings.device, f"deterministic, {number}", "finetune", *words)))
         if all(same):
-            yield {"case": "deterministic, twice", "same_bits": _weights(same[0]) == _weights(same[1])}
+            yield {"case": "two deterministic trainings", "same_bits": _weights(same[0]) == _weights(same[1])}
         pair = []
         for device in (settings.device, "cpu"):
             pair.append((yield from _try(folder, device, f"finetune in float32 on {device}", "finetune", *after)))
