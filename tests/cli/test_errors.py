@@ -209,7 +209,7 @@ def test_another_model_is_no_start(refused: Refused) -> None:
         (("launch", FINETUNE, "--nodes", "2", "--nothing", "3"), ("No such option: --nothing",)),
         (("evaluate", "runs/finetune", "--controls", "zeroed"), ("--controls: unknown control 'zeroed'",)),
         (("evaluate", "runs/encoder_pretrain", "--limit", "3"), ("--limit: runs/encoder_pretrain is an encoder",)),
-        (("train", FINETUNE, f"init_from={'a' * 300}"), ("/config.json cannot be used: File name too long",)),
+        ((*TRAIN, f"init_from={'a' * 300}"), ("/config.json cannot be used: File name too long",)),
         (("evaluate", "runs/finetun"), ("runs/finetun", "did you mean runs/finetune?")),
         (("evaluate", "experiments"), ("experiments is not a run folder", "runs/finetune")),
         (("evaluate", "0123456789abcdef"), ("0123456789abcdef", "runs/finetune")),
