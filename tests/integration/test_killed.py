@@ -26,8 +26,7 @@ JOB = (
 
 def mixture(folder: Path) -> str:
     """The word of a mixture of two views of the demo's pictures, packed, with two workers."""
-    # Other tests may have drawn sets of their own beside.
-    shards = min(path.parent for path in (folder / "data").resolve().glob("**/train-*.tar"))
+    shards = min(path.parent for path in folder.glob("data/demo/*/train-*.tar"))
     views = "talks: {root: shards, view: conversation, share: 2}, captions: {root: shards, view: caption, share: 1}"
     (folder / "shards").symlink_to(shards)
     return f"data={{name: shards, datasets: {{{views}}}, packing: best_fit, sequence_length: 160, workers: 2}}"

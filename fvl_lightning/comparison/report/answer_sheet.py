@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fvl_lightning.comparison.report.style import DPI, INK, MUTED
+from fvl_lightning.core.terminal import visible
 from fvl_lightning.evaluation.metrics.base import AnswerMetric
 from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC, build_metric
 
@@ -70,7 +71,7 @@ def answer_sheet(samples: Sequence[SampleAnswers], metric: str = DEFAULT_METRIC)
 
 
 def _write_card(axes: Axes, sample: SampleAnswers, scorer: AnswerMetric) -> None:
-    question = textwrap.fill(sample["question"], LINE_CHARACTERS)
+    question = textwrap.fill(visible(sample["question"]), LINE_CHARACTERS)
     lines: list[Artist] = [TextArea(question, textprops={"color": INK, "size": 11, "weight": "bold"})]
     lines.append(TextArea(_short(f"truth: {sample['truth']}"), textprops={"color": MUTED, "size": 11}))
     for arm, answer in sample["answers"].items():
@@ -84,6 +85,7 @@ def _write_card(axes: Axes, sample: SampleAnswers, scorer: AnswerMetric) -> None
 
 
 def _short(text: str) -> str:
+    text = visible(text)
     return text if len(text) <= LINE_CHARACTERS + 3 else f"{text[: LINE_CHARACTERS + 2].rstrip()}…"
 
 

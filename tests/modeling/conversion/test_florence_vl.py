@@ -177,6 +177,7 @@ MEASURED = """
 import sys
 from pathlib import Path
 from fvl_lightning.cli.import_checkpoint import florence_vl
+import fvl_lightning.modeling.conversion.florence_vl  # the command imports it with its libraries
 def peak():  # not ru_maxrss, which begins at the peak of the process that started this one
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
