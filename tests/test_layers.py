@@ -61,7 +61,7 @@ INNER_LAYERS = {
         "inspection": 4,
         "streaming": 4,
         "base": 5,
-        "question_form": 6,
+        "detect_question_form": 6,
         "shards": 6,
         "webdataset": 7,
         "demo": 6,

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from datamodules.sources.base import Ignored, Inputs, Refusal, Row, Source
-from datamodules.sources.files import MAX_IMAGE_BYTES, check_file, find_files, open_file, sort_out
+from datamodules.sources.image_files import MAX_IMAGE_BYTES
 from datamodules.sources.json_rows import parse_json
 from datamodules.sources.records import caption, metadata
 from datamodules.sources.refusals import Refused, attempt
+from datamodules.sources.row_files import check_file, find_files, open_file, sort_out
 from datamodules.storage.tar_headers import why_not_a_tar
 from datamodules.storage.tar_samples import TEXTS, RefusedEntry, TarSample, read_headers, readable
 from fvl_lightning.core.config.field_types import PathsText

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.sources.base import Refusal
-from datamodules.sources.files import MAX_ROW_BYTES, ROWS_PER_CHUNK, groups, open_file
+from datamodules.sources.row_files import MAX_ROW_BYTES, ROWS_PER_CHUNK, groups, open_file
 from datamodules.sources.text_files import text_encoding
 from fvl_lightning.core.errors import DataError
 

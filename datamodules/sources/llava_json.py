@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.sources.base import Inputs, Refusal, Row, Source
-from datamodules.sources.files import check_file, find_files, find_folders, read_images, sort_out
+from datamodules.sources.image_files import find_folders, read_images
 from datamodules.sources.json_rows import JsonChunk, check_json, json_chunks, json_rows
-from datamodules.sources.media import check_media
 from datamodules.sources.records import answer_kinds, first_answer, from_conversations, metadata, turn_fields, turns_of
 from datamodules.sources.refusals import Refused, attempt
+from datamodules.sources.row_files import check_file, find_files, sort_out
+from datamodules.sources.unusable_media import check_media
 from fvl_lightning.core.config.field_types import PathsText, PathText
 from fvl_lightning.core.registry import register
 

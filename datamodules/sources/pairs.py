@@ -6,21 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.sources.base import Inputs, Refusal, Row, Source
-from datamodules.sources.files import (
-    ROWS_PER_CHUNK,
-    check_file,
-    find_files,
-    find_folders,
-    groups,
-    read_images,
-    sort_out,
-)
+from datamodules.sources.image_files import find_folders, read_images
 from datamodules.sources.json_rows import JsonChunk, check_json, json_chunks, json_rows
 from datamodules.sources.llava_json import image_names
-from datamodules.sources.media import check_media
 from datamodules.sources.records import caption, metadata
 from datamodules.sources.refusals import Refused, attempt
+from datamodules.sources.row_files import ROWS_PER_CHUNK, check_file, find_files, groups, sort_out
 from datamodules.sources.tables import DELIMITERS, table_columns, table_rows
+from datamodules.sources.unusable_media import check_media
 from fvl_lightning.core.config.field_types import PathsText, PathText
 from fvl_lightning.core.errors import DataError, nearest
 from fvl_lightning.core.registry import register

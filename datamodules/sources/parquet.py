@@ -10,9 +10,7 @@ from typing import Any, Literal, Self
 from datamodules.hub.address import HubAddress, is_hub
 from datamodules.hub.files import commit_of, parquet_files
 from datamodules.sources.base import Ignored, Inputs, Refusal, Row, Source
-from datamodules.sources.files import check_file, check_size, find_files, sort_out
-from datamodules.sources.media import FIELDS as MEDIA_FIELDS
-from datamodules.sources.media import check_media
+from datamodules.sources.image_files import check_size
 from datamodules.sources.parquet_files import (
     Columns,
     OpenParquet,
@@ -36,6 +34,9 @@ from datamodules.sources.records import (
     turns_of,
 )
 from datamodules.sources.refusals import Refused, attempt
+from datamodules.sources.row_files import check_file, find_files, sort_out
+from datamodules.sources.unusable_media import FIELDS as MEDIA_FIELDS
+from datamodules.sources.unusable_media import check_media
 from fvl_lightning.core.config.field_types import PathsText
 from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import DataError, first_line, nearest

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.sources.base import Refusal
-from datamodules.sources.files import MAX_ROW_BYTES
+from datamodules.sources.row_files import MAX_ROW_BYTES
 from datamodules.sources.text_files import Lines, TextLine
 from fvl_lightning.core.errors import DataError
 

@@ -6,7 +6,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Self
 
-from datamodules.sources.files import MAX_ROW_BYTES, open_file
+from datamodules.sources.row_files import MAX_ROW_BYTES, open_file
 from fvl_lightning.core.errors import DataError
 
 _MARKS = (

@@ -7,11 +7,11 @@ from itertools import groupby
 
 from datamodules.base import BatchData
 from datamodules.batching.config import BatchConfig
+from datamodules.detect_question_form import detect_question_form
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.items import Piece
 from datamodules.encoding.messages import Message, image_parts, parts_of
 from datamodules.encoding.views import TextView, View, messages_of
-from datamodules.question_form import detect_question_form
 from datamodules.storage.sample import SampleError, spread
 from datamodules.storage.sample_store import SampleStore
 from fvl_lightning.core.chat_date import writes_the_day

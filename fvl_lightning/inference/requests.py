@@ -9,10 +9,11 @@ from typing import Any
 
 from datamodules.encoding.messages import Message, check_messages, image_parts, parts_of
 from datamodules.images.decoding import EXTENSIONS
-from datamodules.images.together import refuse_many_images, refuse_many_pixels
+from datamodules.images.limits import refuse_many_images, refuse_many_pixels
 from datamodules.images.transforms import ImageReader
-from datamodules.sources.files import MAX_ROW_BYTES, find_folder, open_file, read_images
+from datamodules.sources.image_files import find_folder, read_images
 from datamodules.sources.refusals import Refused
+from datamodules.sources.row_files import MAX_ROW_BYTES, open_file
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.inference.generation import user_message
 

@@ -28,9 +28,9 @@ from fvl_lightning.core.locks import held
 from fvl_lightning.core.plugins import check_own_plugins
 from fvl_lightning.runs.identity import RunIdentity
 from fvl_lightning.runs.run_files import RunInfo, read_info, read_run_config
-from fvl_lightning.tracking.description import read_description
 from fvl_lightning.tracking.metrics_log import NO_METRICS, read_metrics
 from fvl_lightning.tracking.mlflow_sync import RunDescription
+from fvl_lightning.tracking.run_description import read_description
 from fvl_lightning.training.checkpointing.last_and_previous import LAST, present_checkpoints, problem_of
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import BatchData
-from datamodules.question_form import question_form_of
+from datamodules.detect_question_form import question_form_of
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import DataContext, ImageSpec, Position

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.images.decoding import EXTENSIONS
-from datamodules.images.together import refuse_many_images, refuse_many_pixels
+from datamodules.images.limits import refuse_many_images, refuse_many_pixels
 from datamodules.images.transforms import ImageReader
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.inference.conversation import Conversation

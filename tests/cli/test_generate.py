@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from datamodules.sources.files import MAX_ROW_BYTES
+from datamodules.sources.row_files import MAX_ROW_BYTES
 from fvl_lightning.core.terminal import visible
 from tests.conftest import ONE_THREAD, Run
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamodules.detect_question_form import QuestionCounts
 from datamodules.encoding.over_long import some_turns
-from datamodules.question_form import QuestionCounts
 from datamodules.sources.records import from_conversations
 from fvl_lightning.core.types import ImageSpec
 from fvl_lightning.inference.conversation import Conversation

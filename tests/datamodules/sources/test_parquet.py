@@ -233,7 +233,7 @@ def test_a_file_that_is_cut_costs_no_other(tmp_path: Path) -> None:
 
 
 def test_images_are_capped_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamodules.sources.files.MAX_IMAGE_BYTES", 10)
+    monkeypatch.setattr("datamodules.sources.image_files.MAX_IMAGE_BYTES", 10)
     rows = [{"images": [b"x" * 5] * n, "caption": "A dog."} for n in (2, 3)]
     path = write(tmp_path / "0.parquet", rows)
     assert reasons(read(source("parquet", file=str(path), layout="caption"))) == ["", "image too large"]

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamodules.sources.base import Refusal, Row
-from datamodules.sources.media import check_media
 from datamodules.sources.refusals import Refused
+from datamodules.sources.unusable_media import check_media
 from tests.datamodules.sources.reading import PNG, read, reasons, source, talk, write_array
 
 VIDEO = "field 'video' holds video or audio, which cannot be used"

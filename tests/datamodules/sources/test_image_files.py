@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.sources import files
+from datamodules.sources import image_files
 from datamodules.sources.base import Refusal
-from datamodules.sources.files import check_file, find_files, find_folder, read_images, sort_out
+from datamodules.sources.image_files import find_folder, read_images
 from datamodules.sources.refusals import Refused
+from datamodules.sources.row_files import check_file, find_files, sort_out
 from fvl_lightning.core.errors import DataError
 from tests.datamodules.sources.reading import PNG, read, source, talk, write_array
 
@@ -117,13 +118,13 @@ def test_a_failing_disk_is_not_taken_for_a_missing_image(images: Path, monkeypat
     def fail(path: str, flags: int) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(files, "_opener", fail)
+    monkeypatch.setattr(image_files, "_opener", fail)
     assert refusal(images, "a.png") == Refusal("unreadable image", f"a.png: {os.strerror(errno.EIO)}")
 
 
 def test_images_are_capped_together_before_they_are_read(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = len(PNG) + 5
-    monkeypatch.setattr(files, "MAX_IMAGE_BYTES", 2 * size)
+    monkeypatch.setattr(image_files, "MAX_IMAGE_BYTES", 2 * size)
     assert len(read_images(images, ["a.png", "c.png"])) == 2
     assert refusal(images, "a.png", "c.png", "a.png").reason == "image too large"
     with (images / "huge.png").open("wb") as file:

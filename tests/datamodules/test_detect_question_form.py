@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from datamodules.detect_question_form import QuestionCounts, detect_question_form
 from datamodules.encoding.question_form import QuestionForm
-from datamodules.question_form import QuestionCounts, detect_question_form
 from datamodules.shards import DatasetConfig, ShardsData
 from datamodules.sources.records import from_conversations
 
