@@ -21,7 +21,9 @@ DISTINCT_CHARACTERS = 10
 """User interfaces truncate names, so arm names must differ in their first characters."""
 TUNING_FOLDER = "tuning"
 """Folder of the trials that choose learning rates."""
-FOLDERS = ("encoders", "feature_cache", TUNING_FOLDER)
+FEATURE_CACHE = "feature_cache"
+"""Folder of the cached features of frozen encoders."""
+FOLDERS = ("encoders", FEATURE_CACHE, TUNING_FOLDER)
 """Further folders next to those of the arms."""
 
 

@@ -1,12 +1,12 @@
 """Plans the experiments of a comparison: every arm's stages for every seed, which differ only as declared."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvl_lightning.comparison.arms import Arm, arms_of, written_at
+from fvl_lightning.comparison.arms import FEATURE_CACHE, Arm, arms_of, written_at
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.core.component_sources.components import source_check
 from fvl_lightning.core.config.fields import differences
@@ -88,7 +88,7 @@ def experiments(
             own = folder / name / str(seed) if several else folder / name
             overrides = [*common, override("output", str(own)), "trainer.threads=1", *arm.overrides]
             if config.lineage == "frozen_encoder" and config.feature_cache:
-                overrides.append(override("feature_cache", str(folder / "feature_cache")))
+                overrides.append(override("feature_cache", str(folder / FEATURE_CACHE)))
             plans[seed].folders[name] = own
             origins = dict.fromkeys(overrides, common_origin) | dict.fromkeys(arm.overrides, arm.origin)
             plans[seed].arms[name] = [
@@ -133,12 +133,17 @@ def _track_together(plans: Iterable[SeedPlan]) -> None:
                 experiment.tracking = tracking
 
 
-def plan_alike(plans: Sequence[Arms], lineage: str = "frozen_encoder") -> "dict[str, list[Stage]]":
+def plan_alike(
+    plans: Sequence[Arms],
+    lineage: str = "frozen_encoder",
+    build: "Callable[[ExperimentConfig], Stage] | None" = None,
+) -> "dict[str, list[Stage]]":
     """Makes all arms train on the same samples at every step, by planning rows for the largest number of image tokens.
 
     Args:
         plans: the arms of each seed; they are changed in place.
         lineage: as declared; it is checked here because the stages are built here.
+        build: see build_arms.
 
     Returns:
         The stages of every arm, with shapes and without values.
@@ -150,7 +155,7 @@ def plan_alike(plans: Sequence[Arms], lineage: str = "frozen_encoder") -> "dict[
     from fvl_lightning.comparison.checks.models import build_arms
     from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 
-    built = build_arms(plans[0])
+    built = build_arms(plans[0], build)
     _check_lineage(lineage, {arm: [stage.trainable["encoder"] for stage in stages] for arm, stages in built.items()})
     for number, stages in enumerate(zip(*built.values(), strict=True)):
         models = [stage.model for stage in stages if isinstance(stage.model, FlorenceVLForConditionalGeneration)]

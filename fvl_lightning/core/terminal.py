@@ -149,6 +149,17 @@ def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None
         yield lambda done: bar.advance(task, done)
 
 
+@contextmanager
+def current_activity() -> Iterator[Callable[[str], None]]:
+    """Shows what is under way, on a terminal only; call the yielded function with its name."""
+    console = terminal(stderr=True)
+    if not console.is_terminal:
+        yield lambda name: None
+        return
+    with console.status("") as status:
+        yield lambda name: status.update(Text(name))
+
+
 def bytes_in_words(size: float) -> str:
     """Formats a number of bytes, such as 1.5 GB."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -62,7 +62,7 @@ def check_memory(
         device_bytes: memory of the device; None where it is not known.
         longest: tokens of the longest inspected row; None where none was inspected.
     """
-    trainer, tokens = experiment.trainer, estimate.shape.tokens
+    tokens = estimate.shape.tokens
     packed = experiment.data.config.layout == "packed"
     shorter = longest is not None and longest < tokens and not packed
     message = f"{bytes_in_words(estimate.peak)} on each rank for rows of {tokens:,} tokens"
@@ -73,7 +73,16 @@ def check_memory(
     message += f", the device has {bytes_in_words(device_bytes)}"
     if estimate.peak <= MEMORY_HEADROOM * device_bytes:
         return [Finding("memory", "ok", message)]
-    ways = []
+    ways = ways_to_save_memory(experiment)
+    if shorter:
+        ways.append("a smaller data.sequence_length, where no row needs so much")
+    advice = "; ".join(ways) or "more devices under fsdp, or LoRA"
+    return [Finding("memory", "failed" if estimate.peak > device_bytes else "warning", message, advice)]
+
+
+def ways_to_save_memory(experiment: ExperimentConfig) -> list[str]:
+    """Returns the overrides that lower the memory of a step and that the experiment does not have yet."""
+    trainer, ways = experiment.trainer, []
     if "language_model" not in trainer.checkpoint_activations:
         ways.append('"trainer.checkpoint_activations=[encoder,language_model]"')
     if not trainer.sharded and unquantized(experiment) is experiment:  # 4 bits cannot be sharded
@@ -82,17 +91,14 @@ def check_memory(
         ways.append("trainer.precision=bf16-mixed")
     if trainer.batch_size > 1:
         ways.append("a smaller trainer.batch_size with more trainer.accumulate")
-    if shorter:
-        ways.append("a smaller data.sequence_length, where no row needs so much")
-    advice = "; ".join(ways) or "more devices under fsdp, or LoRA"
-    return [Finding("memory", "failed" if estimate.peak > device_bytes else "warning", message, advice)]
+    return ways
 
 
 def check_disk_space(experiment: ExperimentConfig, stage: Stage | None) -> list[Finding]:
-    """Checks that the output folder is writable and has room for three checkpoints.
+    """Checks that the output folder is writable and has room for three checkpoints, or for two and the model.
 
     Args:
-        stage: gives the size of a checkpoint; None where the model could not be built.
+        stage: gives the sizes; None where the model could not be built.
     """
     try:
         there, free = free_space(Path(experiment.output))
@@ -101,10 +107,16 @@ def check_disk_space(experiment: ExperimentConfig, stage: Stage | None) -> list[
         return [Finding("run folder", "failed", str(error), advice)]
     if stage is None:
         return [skipped("run folder", f"the model, to compare {bytes_in_words(free)} free in {there} with")]
-    size = checkpoint_bytes(stage.experiment, stage.model)
-    message = f"{bytes_in_words(size)} a checkpoint, {bytes_in_words(free)} free in {there}"
-    if free < CHECKPOINTS * size:
-        advice = f"make room for {CHECKPOINTS} of them, or name another folder in `output`"
+    size, model = checkpoint_bytes(stage.experiment, stage.model), model_bytes(stage)
+    best = model if stage.experiment.trainer.keep_best else 0
+    needed = (CHECKPOINTS - 1) * size + best + max(size, model)
+    sizes = f"{bytes_in_words(size)} a checkpoint, {bytes_in_words(model)} the model"
+    message = f"{sizes}, {bytes_in_words(free)} free in {there}"
+    if free < needed:
+        advice = (
+            f"make room for {CHECKPOINTS} checkpoints, and for the model beside two of them "
+            f"({bytes_in_words(needed)}), or name another folder in `output`"
+        )
         return [Finding("run folder", "failed", message, advice)]
     return [Finding("run folder", "ok", message)]
 
@@ -125,12 +137,19 @@ def bytes_left_by_run(stage: Stage) -> int:
     """Returns the bytes that a finished run keeps: one or two checkpoints, perhaps the best weights, and its model."""
     trainer = stage.experiment.trainer
     kept = min(CHECKPOINTS - 1, math.ceil(trainer.max_steps / trainer.checkpoint_every))
-    saved = stage.model.state_dict().values()
-    if lora_components(stage.trainable):  # an adapter, and what is trained in full beside it
-        saved = [parameter for parameter in stage.model.parameters() if parameter.requires_grad]
-    weights = sum(tensor.nbytes for tensor in saved)
-    best = weights if trainer.keep_best else 0
-    return kept * checkpoint_bytes(stage.experiment, stage.model) + best + weights
+    model = model_bytes(stage)
+    best = model if trainer.keep_best else 0
+    return kept * checkpoint_bytes(stage.experiment, stage.model) + best + model
+
+
+def model_bytes(stage: Stage) -> int:
+    """Returns the bytes of the model that a run saves: with LoRA the adapter, and what is trained in full beside it."""
+    parameters = list(stage.model.parameters())  # tied ones are saved once
+    if lora_components(stage.trainable):
+        return sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
+    names = stage.model.state_dict().keys()
+    buffers = [buffer for name, buffer in stage.model.named_buffers() if name in names]
+    return sum(tensor.nbytes for tensor in (*parameters, *buffers))
 
 
 def bytes_while_training(stage: Stage) -> int:

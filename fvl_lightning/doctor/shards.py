@@ -9,7 +9,7 @@ from datamodules.inspection.check import check_tar
 from datamodules.storage.index import index_path
 from datamodules.storage.remote import is_remote
 from datamodules.storage.shard_cache import shard_cache
-from fvl_lightning.core.errors import DataError
+from fvl_lightning.core.errors import DataError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import bytes_in_words, plural
 from fvl_lightning.doctor.finding import Finding
@@ -88,6 +88,18 @@ def prepare_data(data: BatchData, report_progress: Callable[[str], None]) -> Ite
         if missing:
             folder = Path(data.datasets("train")[0].shards[0]).parent
             yield Finding("made data", "ok", f"there was none yet; it was made in {folder}, as training would do")
+
+
+def open_existing(experiment: ExperimentConfig) -> BatchData | None:
+    """Returns the data of an experiment whose shards and indexes exist; None where something would have to be made."""
+    data: BatchData = experiment.data.component(experiment.data.config)
+    try:
+        if _shards_without_index(data):
+            return None
+        data.prepare_data()
+    except UserError:
+        return None
+    return data
 
 
 def _shards_without_index(data: BatchData) -> list[str]:

@@ -39,6 +39,8 @@ class RowStatistics:
 
     tokens: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
+    supervised: list[int] = field(default_factory=list)
+    """Supervised tokens of each row."""
     over_long: int = 0
     broken: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -187,6 +189,7 @@ def _inspect_targets(store: SampleStore, i: int, view: View, stats: RowStatistic
     encoded = view.encode(store, Piece(i))
     stats.tokens.append(max(len(ids) for ids, _ in encoded.rows))
     stats.images.append(encoded.images)
+    stats.supervised.append(stats.tokens[-1])
     stats.over_long += encoded.truncated
 
 
@@ -219,3 +222,4 @@ def _compare(
     else:
         stats.tokens.append(len(ids))
         stats.images.append(images)
+        stats.supervised.append(sum(map(len, runs)))

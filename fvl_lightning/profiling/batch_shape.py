@@ -21,6 +21,8 @@ class BatchShape:
     rows: int
     tokens: int
     images: int
+    supervised: int | None = None
+    """Supervised tokens at the end of each row; None for all but image tokens."""
 
 
 def worst_batch(experiment: ExperimentConfig, model: nn.Module, images_per_row: int = 1) -> BatchShape:
@@ -34,10 +36,10 @@ def worst_batch(experiment: ExperimentConfig, model: nn.Module, images_per_row: 
 
 
 def compute_loss(experiment: ExperimentConfig, model: nn.Module, shape: BatchShape) -> Tensor:
-    """Returns the sum of the losses of a batch of this shape, in which all but image tokens are supervised."""
+    """Returns the sum of the losses of a batch of this shape; pixels and features are zeros."""
     encoder: Any = model.get_submodule("encoder")
     dtype = next(encoder.parameters()).dtype
-    pixels = torch.empty(shape.images, 3, encoder.image_size, encoder.image_size, dtype=dtype)
+    pixels = torch.zeros(shape.images, 3, encoder.image_size, encoder.image_size, dtype=dtype)
     if not isinstance(model, FlorenceVLForConditionalGeneration):
         return model(pixels, torch.zeros(shape.images, len(encoder.tasks), shape.tokens, dtype=torch.long))[0]
     image = model.config.image_token_id
@@ -45,10 +47,12 @@ def compute_loss(experiment: ExperimentConfig, model: nn.Module, shape: BatchSha
     token_ids[: shape.images * model.image_spec.tokens_per_image] = image
     token_ids = token_ids.view(shape.tokens, shape.rows).T.contiguous()  # every row has its share of images
     labels = token_ids.masked_fill(token_ids == image, IGNORE_INDEX)
+    if shape.supervised is not None:
+        labels[:, : shape.tokens - shape.supervised] = IGNORE_INDEX
     images: dict[str, Any] = {"pixel_values": pixels}
     if experiment.feature_cache is not None:
         specs = encoder.specs.items()
-        images = {"image_sources": {n: torch.empty(shape.images, spec.tokens, spec.dim) for n, spec in specs}}
+        images = {"image_sources": {n: torch.zeros(shape.images, spec.tokens, spec.dim) for n, spec in specs}}
     positions = None
     if experiment.data.config.layout == "packed":
         positions = (torch.arange(shape.tokens) % max(1, shape.tokens // 2)).expand_as(token_ids).contiguous()

@@ -16,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from fvl_lightning.training.distributed.block_transforms import checkpoint_activations
+
 T = TypeVar("T")
 
 
@@ -148,6 +150,18 @@ def track_owners(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def recompute_activations(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Checkpoints the activations of these modules, unless they are checkpointed already; restores them at the end."""
+    chosen = [module for module in modules if "forward" not in vars(module)]
+    checkpoint_activations(chosen)
+    try:
+        yield
+    finally:
+        for module in chosen:
+            del module.forward
 
 
 def _run_for_real(func: Callable[..., T], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T:

@@ -1,12 +1,33 @@
-"""Floating-point operations of a model, counted while it runs."""
+"""Floating-point operations of a model: counted while it runs, or on shapes alone.
 
-from collections.abc import Callable
+    estimate_flops(experiment, stage.model, stage.trainable, BatchShape(rows=1, tokens=700, images=1)).training
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.profiling.batch_shape import BatchShape, compute_loss
+from fvl_lightning.profiling.fake_step import fake_tensors, recompute_activations, without_values
+from fvl_lightning.training.components import blocks, set_modes
 from fvl_lightning.training.stage_interface import StageInterface
+
+
+@dataclass(frozen=True)
+class BatchFlops:
+    """Operations of one batch, two per multiply-add."""
+
+    forward: int
+    training: int
+    """Forward and backward pass, as `training_flops` counts them."""
+    executed: int
+    """The same with the forward passes that `trainer.checkpoint_activations` repeats."""
 
 
 def count_flops(work: Callable[[], Any]) -> int:
@@ -24,3 +45,56 @@ def training_flops(stage: StageInterface, batch: Any) -> int:
     """Returns the operations of the forward and backward pass of a batch; leaves the stage in train mode."""
     stage.train()
     return count_flops(lambda: stage.compute(batch)[0].sum.backward())
+
+
+def estimate_flops(
+    experiment: ExperimentConfig, model: nn.Module, trainable: Mapping[str, str], shape: BatchShape
+) -> BatchFlops:
+    """Counts the operations of a batch by its shape; the model may be on the meta device and keeps its values.
+
+    With `feature_cache` the encoder does not run. Operations of the optimiser, which grow with the parameters and not
+    with the batch, are left out.
+    """
+    set_modes(model, trainable)
+    repeated = [block for name in experiment.trainer.checkpoint_activations for block in blocks(model, name)]
+    with fake_tensors(), without_values(model):
+        forward, training = _count_passes(experiment, model, shape)
+        executed = training
+        if repeated:
+            with recompute_activations(repeated):
+                _, executed = _count_passes(experiment, model, shape)
+    return BatchFlops(forward, training, executed)
+
+
+def encoder_flops(model: nn.Module) -> int:
+    """Returns the operations of the encoder's forward pass for one image."""
+    encoder: Any = model.get_submodule("encoder")
+    with fake_tensors(), without_values(model), torch.no_grad():
+        pixels = torch.empty(1, 3, encoder.image_size, encoder.image_size, dtype=next(encoder.parameters()).dtype)
+        return count_flops(lambda: encoder(pixels))
+
+
+def question_flops(model: nn.Module, text_tokens: int) -> int:
+    """Returns the operations of an image and a question up to the first token of the answer.
+
+    Args:
+        model: a whole model, on any device.
+        text_tokens: tokens of the prompt besides those of the image.
+    """
+    whole: Any = model
+    encoder, image = whole.encoder, whole.config.image_token_id
+    token_ids = torch.full((1, whole.image_spec.tokens_per_image + text_tokens), image)
+    token_ids[:, whole.image_spec.tokens_per_image :] = int(image == 0)
+    mask = torch.ones_like(token_ids)
+    with fake_tensors(), without_values(model), torch.no_grad():
+        pixels = torch.empty(1, 3, encoder.image_size, encoder.image_size, dtype=next(encoder.parameters()).dtype)
+        return count_flops(lambda: whole(token_ids, pixel_values=pixels, attention_mask=mask, logits_to_keep=1))
+
+
+def _count_passes(experiment: ExperimentConfig, model: nn.Module, shape: BatchShape) -> tuple[int, int]:
+    """Returns the operations of the forward pass, and those of forward and backward pass."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        loss = compute_loss(experiment, model, shape)
+        forward = counter.get_total_flops()
+        loss.backward()
+    return forward, counter.get_total_flops()

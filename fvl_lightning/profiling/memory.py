@@ -19,7 +19,7 @@ the memory while they are sent. Not counted: the CUDA context, the workspaces of
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +29,14 @@ from torch import Tensor, nn
 from fvl_lightning.core.experiment import COMPONENTS, REPEATED, ExperimentConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.profiling.batch_shape import BatchShape, compute_loss, worst_batch
-from fvl_lightning.profiling.fake_step import Allocations, fake_tensors, track_owners, without_values
+from fvl_lightning.profiling.fake_step import (
+    Allocations,
+    fake_tensors,
+    recompute_activations,
+    track_owners,
+    without_values,
+)
 from fvl_lightning.training.components import COMPONENT_OF_CHILD, blocks, component_of, set_modes
-from fvl_lightning.training.distributed.block_transforms import checkpoint_activations
 from fvl_lightning.training.lora import quantizable_layers
 from fvl_lightning.training.muon import MAX_GATHERED_ELEMENTS
 from fvl_lightning.training.optimizer import build_optimizer
@@ -140,7 +145,7 @@ def _measure_passes(experiment: ExperimentConfig, model: nn.Module, shape: Batch
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     repeated = [block for name in trainer.checkpoint_activations for block in blocks(model, name)]
-    with _recompute_activations(repeated), allocations:
+    with recompute_activations(repeated), allocations:
         with track_owners(model, allocations, otherwise, COMPONENT_OF_CHILD), _autocast(experiment):
             loss = compute_loss(experiment, model, shape)
         activations = {name: allocations.by_owner[name] for name in COMPONENTS}
@@ -229,18 +234,6 @@ def _autocast(experiment: ExperimentConfig) -> AbstractContextManager[Any]:
     if experiment.trainer.precision == "bf16-mixed" or (experiment.lora and experiment.lora.quantization):
         return torch.autocast("cpu", torch.bfloat16, cache_enabled=False)  # as in Lightning
     return nullcontext()
-
-
-@contextmanager
-def _recompute_activations(modules: list[nn.Module]) -> Iterator[None]:
-    """Checkpoints the activations of these modules, unless they are checkpointed already; restores them at the end."""
-    chosen = [module for module in modules if "forward" not in vars(module)]
-    checkpoint_activations(chosen)
-    try:
-        yield
-    finally:
-        for module in chosen:
-            del module.forward
 
 
 def _drop_gradient(parameter: Tensor) -> None:

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import urllib.error
@@ -19,12 +18,12 @@ from typing import Any
 
 from fvl_lightning.core.config.addresses import SQLITE, refuse_login, without_login
 from fvl_lightning.core.errors import DataError, first_line
+from fvl_lightning.tracking.sqlite_file import check_sqlite
 
 # MLflow reports its usage to its makers by default, which a kit that works offline should not. MLflow reads this at its
 # import, which the functions of this folder do later than this line.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-SQLITE_MAGIC = b"SQLite format 3\0"
 SERVER_EXIT_SECONDS = 10.0
 """Seconds that a server of `fvl ui` has to end."""
 SERVER_TIMEOUT = 5.0
@@ -120,6 +119,20 @@ def open_store(uri: str, experiment: str) -> str:
     return str(found.experiment_id)
 
 
+def check_store(uri: str) -> None:
+    """Checks that `open_store` can reach a server or read an sqlite file, and creates nothing.
+
+    Raises:
+        DataError: see open_store.
+    """
+    uri = resolve_uri(uri)
+    file = _sqlite_file(uri)
+    if file is None:
+        _reach_server(uri)
+    elif file.exists():
+        check_sqlite(file)
+
+
 def existing_store(uri: str) -> str:
     """The resolved address of a store to read, which MLflow would create where there is none.
 
@@ -133,7 +146,7 @@ def existing_store(uri: str) -> str:
             raise DataError(
                 f"tracking.uri: there is no MLflow store at {file} yet, a training or a comparison creates it"
             )
-        _check_sqlite(file)
+        check_sqlite(file)
     return uri
 
 
@@ -199,28 +212,9 @@ def _prepare_sqlite(file: Path) -> None:
     if not os.access(file.parent, os.W_OK):
         raise DataError(f"tracking.uri: the folder {file.parent} of the MLflow store cannot be written to")
     if file.exists():
-        _check_sqlite(file)
+        check_sqlite(file)
     else:
         _create_sqlite(file)
-
-
-def _check_sqlite(file: Path) -> None:
-    """DataError unless `file` is a writable sqlite database that MLflow made, or an empty one."""
-    if file.is_dir():
-        raise DataError(f"tracking.uri: {file} is a folder, not an sqlite file; name a file in it such as mlflow.db")
-    if not os.access(file, os.R_OK | os.W_OK):
-        raise DataError(f"tracking.uri: {file} cannot be read and written by this user")
-    with file.open("rb") as stream:
-        magic = stream.read(len(SQLITE_MAGIC))
-    if magic not in (b"", SQLITE_MAGIC):
-        raise DataError(f"tracking.uri: {file} is not an sqlite database")
-    try:
-        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.Error as error:
-        raise DataError(f"tracking.uri: {file} cannot be read as an sqlite database ({error})") from None
-    if tables and "experiments" not in tables:
-        raise DataError(f"tracking.uri: {file} is an sqlite database of something else, not an MLflow store")
 
 
 def _create_sqlite(file: Path) -> None:

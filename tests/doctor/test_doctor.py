@@ -27,7 +27,13 @@ from fvl_lightning.doctor.examine import examine
 from fvl_lightning.doctor.finding import Finding, run_check, skipped
 from fvl_lightning.doctor.model import check_initial_weights, shaped_stage
 from fvl_lightning.doctor.one_batch import check_one_batch
-from fvl_lightning.doctor.resources import check_disk_space, check_memory, check_schedule, check_tracking
+from fvl_lightning.doctor.resources import (
+    check_disk_space,
+    check_memory,
+    check_schedule,
+    check_tracking,
+    model_bytes,
+)
 from fvl_lightning.doctor.shards import check_shards, count_samples, prepare_data
 from fvl_lightning.doctor.supervision import (
     MAX_ROWS,
@@ -41,7 +47,7 @@ from fvl_lightning.doctor.supervision import (
 )
 from fvl_lightning.fusions.concat import ConcatFusion
 from fvl_lightning.profiling.batch_shape import BatchShape
-from fvl_lightning.profiling.memory import MemoryEstimate
+from fvl_lightning.profiling.memory import MemoryEstimate, checkpoint_bytes
 from fvl_lightning.runs.setup import data_context
 from fvl_lightning.stages.base import Stage
 from tests.conftest import TINY, Run, furnish
@@ -362,6 +368,19 @@ def test_a_run_folder_without_room_or_leave(
     found = worst(check_disk_space(load(f"output={tmp_path}/runs"), stage))
     assert "10.0 MB free" in found.message
     assert "make room for 3" in found.advice
+
+
+def test_a_disk_has_room_for_the_model_at_the_end(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(f"output={tmp_path}/runs", "trainable={encoder: frozen, language_model: frozen}")
+    stage = shaped_stage(config)
+    checkpoint, model = checkpoint_bytes(config, stage.model), model_bytes(stage)
+    assert model > 3 * checkpoint, "most of it is frozen"
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * checkpoint + model))
+    assert check_disk_space(config, stage)[0].status == "ok"
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * checkpoint + model - 1))
+    assert worst(check_disk_space(config, stage)).status == "failed"
 
 
 def test_a_store_that_cannot_be_opened(here: Path, tmp_path: Path, empty_store: Path) -> None:

@@ -1,22 +1,28 @@
 """Plans a comparison and finds what would end it, or make it unfair, before anything is trained."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datamodules.base import BatchData
+from fvl_lightning.comparison.arms import FEATURE_CACHE
 from fvl_lightning.comparison.cell import RESULT
 from fvl_lightning.comparison.checks.data import check_data
 from fvl_lightning.comparison.checks.disk import Work, bytes_in, check_disk
+from fvl_lightning.comparison.checks.memory import Training, check_memory
 from fvl_lightning.comparison.checks.models import build_checked
 from fvl_lightning.comparison.checks.output import check_output
 from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.comparison.estimates.features import feature_sets
 from fvl_lightning.comparison.plan import SeedPlan, experiments, plan_alike
 from fvl_lightning.comparison.size_matching import match_sizes
 from fvl_lightning.comparison.tuning import trial_name, trials, tuning_plans
 from fvl_lightning.core.errors import ConfigError, DataError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.doctor.shards import open_existing
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.stages.base import Stage
+from fvl_lightning.tracking.store import check_store
 
 Check = Callable[[], str]
 """Returns what it has found to be right, or raises a UserError."""
@@ -57,7 +63,7 @@ def plan_comparison(config: ComparisonConfig, path: Path) -> PlannedComparison:
 
 
 def check_before_start(planned: PlannedComparison, fresh: bool = False, report_only: bool = False) -> None:
-    """Checks data, arms, output folder and disk, and makes the arms train alike and with matched sizes.
+    """Checks tracking store, data, arms, output folder, memory and disk; makes the arms train alike, sizes matched.
 
     Args:
         planned: changed in place.
@@ -65,8 +71,12 @@ def check_before_start(planned: PlannedComparison, fresh: bool = False, report_o
         report_only: whether nothing will be trained.
 
     Raises:
-        ConfigError, DataError: all problems that were found, in one sentence.
+        ConfigError, DataError: all problems that were found, in one sentence; that of the tracking store by itself,
+            since it is found before any data is made.
     """
+    tracking = planned.plans[planned.config.seeds[0]].arms[planned.baseline][-1].tracking
+    if tracking.enabled:
+        check_store(tracking.uri)
     for checks in steps_of_checks(planned, fresh, report_only):
         errors: list[UserError] = []
         for check in checks.values():
@@ -79,8 +89,17 @@ def check_before_start(planned: PlannedComparison, fresh: bool = False, report_o
             raise kind("; ".join(map(str, errors)))
 
 
-def steps_of_checks(planned: PlannedComparison, fresh: bool, report_only: bool) -> list[Mapping[str, Check]]:
-    """Returns {name: check} in two steps; those of the second need that all of the first have passed."""
+def steps_of_checks(
+    planned: PlannedComparison, fresh: bool, report_only: bool, memory: int | None = None
+) -> list[Mapping[str, Check]]:
+    """Returns {name: check} in two steps; those of the second need that all of the first have passed.
+
+    Args:
+        planned: changed in place, as by check_before_start.
+        fresh: see check_before_start.
+        report_only: see check_before_start.
+        memory: bytes of the devices that will train; None for those of this machine.
+    """
     built: dict[str, list[Stage]] = {}
     config = planned.config
     by_seed = [plan.arms for plan in (*planned.plans.values(), *planned.trials.values())]
@@ -95,20 +114,55 @@ def steps_of_checks(planned: PlannedComparison, fresh: bool, report_only: bool) 
         match_sizes(by_seed, planned.baseline, config.match)
         return f"match: {config.match} was solved for every arm"
 
+    def disk() -> str:
+        features = missing_feature_bytes(planned, built, open_existing)
+        return check_disk(planned.folder, unfinished_work(planned, built, fresh), config.jobs, features)
+
     first: dict[str, Check] = {"data": lambda: check_data(config, planned.plans), "arms": arms}
     second: dict[str, Check] = {} if config.match == "natural" else {"sizes": sizes}
     if not fresh:
         second["output"] = lambda: check_output(config, planned.folder, planned.plans)
     if not report_only:
-        second["disk"] = lambda: check_disk(planned.folder, _work(planned, built, fresh), config.jobs)
+        second["memory"] = lambda: check_memory(config, trainings(planned, built), open_existing, memory)
+        second["disk"] = disk
     return [first, second]
 
 
-def _work(planned: PlannedComparison, built: Mapping[str, list[Stage]], fresh: bool) -> Work:
+def trainings(planned: PlannedComparison, built: Mapping[str, Sequence[Stage]]) -> list[Training]:
+    """Returns the stages of every arm of the first seed, and that of the shared encoder; see unfinished_work."""
+    arms = planned.plans[planned.config.seeds[0]].arms
+    encoders = [Training("the encoder", encoder, built[""][0]) for encoder in planned.encoders[:1]]
+    return encoders + [
+        Training(f"arm {arm}", experiment, stage)
+        for arm, experiments_of_arm in arms.items()
+        for experiment, stage in zip(experiments_of_arm, built[arm], strict=True)
+    ]
+
+
+def missing_feature_bytes(
+    planned: PlannedComparison,
+    built: Mapping[str, list[Stage]],
+    data_of: Callable[[ExperimentConfig], BatchData | None],
+) -> int:
+    """Returns the bytes of the features that are not cached yet.
+
+    Args:
+        planned: the comparison.
+        built: see unfinished_work.
+        data_of: returns the data of an experiment; None where it is not there, and its features are left out.
+    """
+    sets = feature_sets([*planned.plans.values(), *planned.trials.values()], built, data_of)
+    needed = sum(one.bytes or 0 for one in sets)
+    return max(0, needed - bytes_in(planned.folder / FEATURE_CACHE)) if needed else 0
+
+
+def unfinished_work(planned: PlannedComparison, built: Mapping[str, list[Stage]], fresh: bool = False) -> Work:
     """Returns the cells, trials and encoders that are not finished.
 
     Args:
-        built: {arm: its stages}; under "" the stage of the shared encoder.
+        planned: the comparison.
+        built: {arm: its stages on the meta device}; under "" the stage of the shared encoder.
+        fresh: whether finished ones count too.
     """
     factors = planned.config.tune.learning_rate_factors if planned.config.tune else []
     stages = dict(built) | {trial_name(arm, factor): built[arm] for arm in built for factor in factors}

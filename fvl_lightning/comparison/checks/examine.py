@@ -21,18 +21,22 @@ ADVICE = {
     "arms": "fix what it names, or leave the arm out (`fvl describe` lists every field of a component)",
     "sizes": "take match: natural, or a projector whose width can be solved",
     "output": "take another `name` or `output`, or `fvl compare --fresh`, which trains everything again",
+    "memory": "take a larger device, or what the sentence names; `fvl compare FILE --plan` estimates every stage",
     "disk": "make room, name another `output`, or compare fewer arms or seeds",
 }
 """What to do where a check has failed."""
 
 
-def examine_comparison(path: Path, overrides: list[str], report_progress: Callable[[str], None]) -> list[Finding]:
+def examine_comparison(
+    path: Path, overrides: list[str], report_progress: Callable[[str], None], memory: int | None = None
+) -> list[Finding]:
     """Runs every check in order; after a failure those that need its result are skipped.
 
     Args:
         path: the comparison file.
         overrides: `key=value` from the command line.
         report_progress: called with the name of each check before it starts.
+        memory: bytes of the devices that will train; None for those of this machine.
     """
     report_progress("configuration")
     found: list[PlannedComparison] = []
@@ -41,7 +45,7 @@ def examine_comparison(path: Path, overrides: list[str], report_progress: Callab
         return findings
     (planned,) = found
     failed = ""
-    for checks in steps_of_checks(planned, fresh=False, report_only=False):
+    for checks in steps_of_checks(planned, fresh=False, report_only=False, memory=memory):
         if failed:
             findings += [skipped(name, failed) for name in checks]
             continue

@@ -1,5 +1,7 @@
 """Checks that every arm can be built, and that its fusion and projector compute what they declare."""
 
+from collections.abc import Callable
+
 from fvl_lightning.comparison.plan import Arms
 from fvl_lightning.core.errors import ConfigError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -9,8 +11,14 @@ from fvl_lightning.modeling.shapes import in_own_code, try_connector
 from fvl_lightning.stages.base import Stage
 
 
-def build_arms(arms: Arms) -> dict[str, list[Stage]]:
+def build_arms(
+    arms: Arms, build: Callable[[ExperimentConfig], Stage] | None = None
+) -> dict[str, list[Stage]]:
     """Builds the stages of every arm on the meta device, and sends features without values through each.
+
+    Args:
+        arms: their experiments.
+        build: builds and checks a stage; None for build_checked.
 
     Raises:
         ConfigError: arms that cannot be built or cannot compute, all of them in one sentence.
@@ -19,7 +27,7 @@ def build_arms(arms: Arms) -> dict[str, list[Stage]]:
     problems: list[str] = []
     for arm, stages in arms.items():
         try:
-            built[arm] = [build_checked(stage) for stage in stages]
+            built[arm] = [(build or build_checked)(stage) for stage in stages]
         except UserError as error:
             problems.append(f"arm {arm}: {error}")
     if problems:
@@ -27,14 +35,20 @@ def build_arms(arms: Arms) -> dict[str, list[Stage]]:
     return built
 
 
-def build_checked(experiment: ExperimentConfig) -> Stage:
+def build_checked(
+    experiment: ExperimentConfig, shaped: Callable[[ExperimentConfig], Stage] = shaped_stage
+) -> Stage:
     """Builds a stage with its adapters on the meta device, and checks what its components compute.
+
+    Args:
+        experiment: that of the stage.
+        shaped: builds the stage on the meta device.
 
     Raises:
         ConfigError: a component cannot be built, or returns another shape than it declares.
     """
     try:
-        stage = shaped_stage(experiment)
+        stage = shaped(experiment)
     except UserError:
         raise
     except Exception as error:  # a bug in a component of the user's own

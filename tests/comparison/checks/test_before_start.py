@@ -1,6 +1,7 @@
 """A comparison that cannot be finished is refused before a run folder, a store or a weight exists."""
 
 import json
+import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -17,6 +18,7 @@ from fvl_lightning.comparison.plan import experiments
 from fvl_lightning.core.config.loading import as_plain, load_config
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.answers import scored_questions
+from fvl_lightning.profiling.devices import Device
 from tests.conftest import TINY_DATA, Run, furnish
 
 COMPARISON: dict[str, Any] = {
@@ -202,12 +204,29 @@ def test_a_disk_without_room(work: Path, fvl_here: Run, monkeypatch: pytest.Monk
     assert "make room, name another `output`, or compare fewer arms or seeds" in said
 
 
+def test_an_arm_that_is_too_large_for_its_device(
+    work: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Device("CPU", 10**6, None, None, here=True)
+    monkeypatch.setattr("fvl_lightning.comparison.checks.memory.device_here", lambda accelerator: small)
+    said = refused(work, fvl_here)
+    assert re.search(r"memory: a step of arm \w+, stage finetune, takes [\d.]+ MB for 8 rows of \d+ tokens, and", said)
+    assert "and the free main memory is 1.0 MB; try " in said
+
+
+def test_a_tracking_server_that_is_away_is_found_before_data_is_made(work: Path, fvl_here: Run) -> None:
+    before = set((work / "data" / "demo").iterdir())
+    said = refused(work, fvl_here, "set=[data.train_images=65, trainer.max_steps=3]", "tracking.uri=http://127.0.0.1:9")
+    assert "tracking.uri: no MLflow server answers at http://127.0.0.1:9" in said
+    assert set((work / "data" / "demo").iterdir()) == before
+
+
 def test_doctor_checks_a_comparison(work: Path, fvl_here: Run) -> None:
     done = fvl_here(work, "doctor", "mine.yaml", "tracking.enabled=false")
     assert done.returncode == 0, done.stdout + done.stderr
     found = [line.split("│")[1:4] for line in done.stdout.splitlines() if line.count("│") == 5]
     lines = [[cell.strip() for cell in row] for row in found]
-    names = ("configuration", "data", "arms", "output", "disk", "tracking", "one batch", "one batch")
+    names = ("configuration", "data", "arms", "output", "memory", "disk", "tracking", "one batch", "one batch")
     assert [line[:2] for line in lines if line[0] != "check"] == [[name, "ok"] for name in names]
     assert "2 arms x 1 seed = 2 cells of 1 stage" in done.stdout
     assert "film, finetune: the model itself: loss" in done.stdout

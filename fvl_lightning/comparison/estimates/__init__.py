@@ -1,0 +1,1 @@
+"""Estimates of a comparison before it starts: operations, memory, hours and disk."""

@@ -1,0 +1,155 @@
+"""Operations, memory and disk of the stages of a comparison, found on shapes alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datamodules.base import BatchData
+from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.comparison.estimates.rows import SplitCounts, StageRows
+from fvl_lightning.core.config.loading import as_plain, check_config
+from fvl_lightning.core.errors import UserError
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.evaluation.cost import QUESTIONS
+from fvl_lightning.inference.generation import ANSWER_TOKENS
+from fvl_lightning.profiling.batch_shape import BatchShape
+from fvl_lightning.profiling.flops import BatchFlops, estimate_flops, question_flops
+from fvl_lightning.profiling.memory import estimate_memory
+from fvl_lightning.runs.setup import data_context
+from fvl_lightning.stages.base import Stage
+from fvl_lightning.training.components import count_parameters
+
+CONTROLS = 2
+"""Further passes over the test split, whose images are zeroed or those of another sample."""
+PROMPT_TOKENS = 32
+"""Text tokens of a question, where there is no data to take them from."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """Costs of one training."""
+
+    stage: Stage
+    """On the meta device."""
+    experiment: ExperimentConfig
+    """As it is trained: `stage` has no quantised weights."""
+    rows: StageRows
+    batch: BatchFlops
+    """Operations of a batch of `rows.counted`."""
+    memory: int | None
+    """Bytes on a device for the largest batch; None where a component reads values, which shapes lack."""
+    flops: float
+    """Operations of the whole training."""
+
+    @property
+    def sample_flops(self) -> int:
+        """Operations of the forward and backward pass of a sample."""
+        return self.batch.training // self.rows.counted.rows
+
+    @property
+    def samples(self) -> int:
+        """Samples, or packed rows, of all steps."""
+        return self.experiment.trainer.max_steps * self.experiment.trainer.samples_per_step
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """All parameters, and those that are trained."""
+        counts = count_parameters(self.stage.model).values()
+        return sum(count["parameters"] for count in counts), sum(count["trainable"] for count in counts)
+
+
+def stage_cost(stage: Stage, experiment: ExperimentConfig, rows: StageRows, counts: SplitCounts) -> StageCost:
+    """Returns the costs of one training.
+
+    Args:
+        stage: on the meta device.
+        experiment: its experiment, as it is trained.
+        rows: the rows that it trains on.
+        counts: the samples that it validates on.
+    """
+    trainer = experiment.trainer
+    batch = estimate_flops(experiment, stage.model, stage.trainable, rows.counted)
+    validations = trainer.max_steps // min(trainer.validate_every, trainer.max_steps)
+    validated = validations * (counts.validation or 0)
+    trained = trainer.max_steps * trainer.samples_per_step
+    flops = (trained * batch.executed + validated * batch.forward) / rows.counted.rows
+    return StageCost(stage, experiment, rows, batch, peak_memory(stage, experiment, rows.longest), flops)
+
+
+def peak_memory(stage: Stage, experiment: ExperimentConfig, shape: BatchShape) -> int | None:
+    """Returns the bytes that a step takes on a device; None where a component reads values, which shapes lack."""
+    try:
+        return estimate_memory(experiment, stage.model, stage.trainable, shape).peak
+    except UserError:
+        raise
+    except Exception:  # of a component of the user's own
+        return None
+
+
+@dataclass(frozen=True)
+class ScoringCost:
+    """Costs of scoring a trained arm."""
+
+    question_flops: int
+    """Operations of an image and a question, up to the first token of the answer."""
+    questions: int | None
+    """Questions of all splits, levels and controls; None without the data."""
+    flops: float | None
+
+
+def scoring_cost(
+    stage: Stage, experiment: ExperimentConfig, data: BatchData | None, questions: int | None
+) -> ScoringCost:
+    """Returns the costs of scoring an arm; an answer counts with as many tokens as it may have.
+
+    Args:
+        stage: the arm's last stage, on the meta device.
+        experiment: that of the stage.
+        data: its data, to take the length of a question from; None where it is not there.
+        questions: how many there are to answer.
+    """
+    asked = PROMPT_TOKENS
+    if data is not None:
+        data.connect(data_context(stage.model, stage.tokenizer, experiment))
+        asked = _prompt_tokens(stage, data)
+    first = question_flops(stage.model, asked)
+    counts = count_parameters(stage.model)
+    table: Any = stage.model.get_input_embeddings().weight
+    matrices = counts["language_model"]["parameters"]
+    if stage.model.get_output_embeddings().weight is not table:
+        matrices -= table.numel()  # looked up, not multiplied
+    answer = 2 * matrices * (ANSWER_TOKENS - 1)
+    return ScoringCost(first, questions, None if questions is None else float(questions * (first + answer)))
+
+
+def count_questions(config: ComparisonConfig, experiment: ExperimentConfig, data: BatchData | None) -> int | None:
+    """Returns the questions that a cell answers: on the test split, with its controls, and on further splits.
+
+    None where a split is not there.
+    """
+    if data is None:
+        return None
+    try:
+        count = (1 + CONTROLS) * len(data.questions("test"))
+        count += sum(len(data.questions(split)) for split in config.unseen_splits)
+        for level in config.transfer_levels:
+            plain = as_plain(experiment)
+            plain["data"]["level"] = level
+            at_level = check_config(ExperimentConfig, plain)
+            other: BatchData = at_level.data.component(at_level.data.config)
+            count += len(other.questions("test"))
+    except UserError:
+        return None
+    return count
+
+
+def _prompt_tokens(stage: Stage, data: BatchData) -> int:
+    """Returns the text tokens of a question, on average over the first ones of the test split."""
+    try:
+        questions: Sequence[Any] = data.questions("test")[:QUESTIONS]
+        lengths = [len(data.encoder.prompt(question.prompt_messages)) for question in questions]
+    except UserError:
+        return PROMPT_TOKENS
+    if not lengths:
+        return PROMPT_TOKENS
+    return max(1, round(sum(lengths) / len(lengths)) - stage.model.image_spec.tokens_per_image)
