@@ -5,7 +5,6 @@ import importlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 from datamodules.hub.address import PREFIX, HubAddress, HubFile
@@ -34,13 +33,17 @@ class Listing:
     configs: Mapping[str, Splits]
 
 
+_KNOWN: dict[tuple[str, str, str], Listing] = {}
+"""{(hub, dataset, commit): its listing}."""
+
+
 def commit_of(address: HubAddress) -> str:
     """Returns the commit that a revision names now; for the hash of a commit the hub is not asked.
 
     Raises:
         DataError: the hub cannot be reached, or has no such dataset or revision.
     """
-    return address.commit or _ask(address).commit
+    return address.commit or _list(address).commit
 
 
 def parquet_files(address: HubAddress) -> list[HubFile]:
@@ -53,7 +56,7 @@ def parquet_files(address: HubAddress) -> list[HubFile]:
     Raises:
         DataError: as commit_of; there are no Parquet files; no such config or split, or several to choose from.
     """
-    listing = _listing(address.dataset, address.commit, endpoint()) if address.commit else _ask(address)
+    listing = _list(address)
     address = replace(address, revision=None if address.commit else address.revision)  # as people write it
     if not listing.files:
         hint = "" if address.revision == CONVERTED else f"; {PREFIX}{address.dataset}@{CONVERTED} may have some"
@@ -66,27 +69,29 @@ def parquet_files(address: HubAddress) -> list[HubFile]:
     ]
 
 
-def _ask(address: HubAddress) -> Listing:
-    """Returns the listing of a revision as it is now."""
-    return _listing.__wrapped__(address.dataset, address.revision, endpoint())
+def _list(address: HubAddress) -> Listing:
+    """Returns the files of a dataset now, or at its commit, where they never change and are asked for once."""
+    hub = endpoint()
+    if address.commit and (known := _KNOWN.get((hub, address.dataset, address.commit))):
+        return known
+    listing = _ask(HubAddress(address.dataset, address.revision), hub)
+    _KNOWN[hub, address.dataset, listing.commit] = listing
+    return listing
 
 
-@lru_cache(maxsize=64)
-def _listing(dataset: str, revision: str | None, hub: str) -> Listing:
-    """Asks the hub for the files of a dataset; those of a commit never change, so that the answer is kept."""
+def _ask(address: HubAddress, hub: str) -> Listing:
     api = importlib.import_module("huggingface_hub").HfApi(endpoint=hub)
-    address = HubAddress(dataset, revision)
 
-    def ask() -> Any:
-        return api.dataset_info(dataset, revision=revision, files_metadata=True, timeout=SECONDS)
+    def info() -> Any:
+        return api.dataset_info(address.dataset, revision=address.revision, files_metadata=True, timeout=SECONDS)
 
-    with explain_hub_errors(address, dataset, revision):
-        info = patiently(ask)
-    if not isinstance(info.sha, str) or HubAddress(dataset, info.sha).commit is None:
+    with explain_hub_errors(address, address.dataset, address.revision):
+        found = patiently(info)
+    if not isinstance(found.sha, str) or HubAddress(address.dataset, found.sha).commit is None:
         raise DataError(f"{address} cannot be read: {hub} names no commit of it")
-    card = info.card_data.to_dict() if info.card_data is not None else {}
-    files = {one.rfilename: one.size for one in info.siblings or () if one.rfilename.endswith(".parquet")}
-    return Listing(info.sha, files, _declared(card.get("configs")))
+    card = found.card_data.to_dict() if found.card_data is not None else {}
+    files = {one.rfilename: one.size for one in found.siblings or () if one.rfilename.endswith(".parquet")}
+    return Listing(found.sha, files, _declared(card.get("configs")))
 
 
 def _declared(configs: Any) -> dict[str, Splits]:

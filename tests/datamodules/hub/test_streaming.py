@@ -70,8 +70,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 def forget() -> None:
     """What another process would not know."""
-    for cache in (hub_files._listing, hub_requests._tail):
-        cache.cache_clear()
+    hub_files._KNOWN.clear()
+    hub_requests._tail.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +110,7 @@ def test_a_set_is_streamed_and_its_commit_recorded(hub: FakeHub, make: Make, mon
     assert not [name for name, content in contents(out).items() if TOKEN.encode() in content]
     assert {authorization for origin, _, authorization in hub.asked if origin == "store"} == {None}
     assert {authorization for origin, _, authorization in hub.asked if origin == "hub"} == {f"Bearer {TOKEN}"}
+    assert sum("/api/datasets/" in path for path in hub.requests("hub")) == 1
 
 
 def test_no_more_is_asked_for_than_is_read(hub: FakeHub, make: Make) -> None:
