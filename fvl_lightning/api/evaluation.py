@@ -7,9 +7,10 @@ from pathlib import Path
 from fvl_lightning.api.experiment import checked
 from fvl_lightning.api.model import Model, load_model
 from fvl_lightning.api.run import open_run
-from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.device import COMPUTE_PRECISIONS
+from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.evaluation.answers import Answer
+from fvl_lightning.evaluation.answers import Answer, Scoring
 from fvl_lightning.evaluation.metrics.base import KindScores
 from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC
 from fvl_lightning.evaluation.scoring import ControlScores, score, score_controls
@@ -35,6 +36,7 @@ def evaluate(
     data: ExperimentConfig | None = None,
     controls: bool = True,
     metric: str = DEFAULT_METRIC,
+    precision: str = "32-true",
 ) -> Evaluation:
     """Has a model answer every question of a split, and scores the answers.
 
@@ -45,11 +47,15 @@ def evaluate(
             expects, whatever it says.
         controls: whether to ask without the image and with another one, too.
         metric: the registered name of the metric.
+        precision: 32-true computes in the type of the weights, bf16-mixed in bfloat16.
 
     Raises:
-        ConfigError: a model folder without `data`, an unknown metric, or a run that trained an encoder alone.
+        ConfigError: a model folder without `data`, an unknown metric or precision, or a run that trained an encoder
+            alone.
         DataError: there is no such model or split, or the split has no questions to score.
     """
+    if precision not in COMPUTE_PRECISIONS:
+        raise unknown_name("precision", precision, COMPUTE_PRECISIONS, "precision")
     data = None if data is None else checked(data)
     model = model if isinstance(model, Model) else load_model(model)
     if data is None and is_model_folder(Path(model.reference)):
@@ -60,6 +66,7 @@ def evaluate(
     )
     prepared = prepare_data(experiment, split)
     prepared.connect(data_context(model.loaded.model, model.loaded.tokenizer, experiment))
-    scores, answers = score(model.loaded, prepared, split, metric=metric)
-    asked = score_controls(model.loaded, prepared, split, metric=metric) if controls else None
+    scoring = Scoring(model.loaded, prepared, split, metric, precision=precision)
+    scores, answers = score(scoring)
+    asked = score_controls(scoring) if controls else None
     return Evaluation(scores, asked, answers)

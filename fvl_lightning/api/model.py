@@ -116,7 +116,5 @@ def load_model(
     """
     reference = os.fspath(reference)
     import_plugins_for(reference, plugins)
-    loaded = answering_model(reference)
-    if device is not None:
-        loaded.model.to(device)
+    loaded = answering_model(reference, None if device is None else torch.device(device))
     return Model(reference, loaded, tuple(attach_adapters(loaded, adapters)))

@@ -1,8 +1,9 @@
 """`fvl evaluate`: a finished run answers questions about images it has never seen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
@@ -16,12 +17,15 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import progress, say, terminal
 
 if TYPE_CHECKING:
+    from fvl_lightning.evaluation.answers import Scoring
     from fvl_lightning.evaluation.metrics.base import KindScores
     from fvl_lightning.runs.folder import RunFolder
 
 CONTROLS = ("image_zeroed", "image_shuffled", "prior")
 """The controls of an evaluation, in the order of their columns."""
 NONE, ALL = "none", "all"
+Accelerator = Literal["auto", "cpu", "cuda", "mps"]
+"""Values of --accelerator, those of `trainer.accelerator`."""
 
 
 def evaluate(
@@ -37,6 +41,12 @@ def evaluate(
     controls: Annotated[
         str, typer.Option(help="Columns to compare with: all, none, or some of image_zeroed,image_shuffled,prior.")
     ] = ALL,
+    precision: Annotated[
+        Literal["32-true", "bf16-mixed"], typer.Option(help="Compute in the type of the weights, or in bfloat16.")
+    ] = "32-true",
+    accelerator: Annotated[
+        Accelerator | None, typer.Option(help="Device to compute on; by default that of the run's training.")
+    ] = None,
 ) -> None:
     """Score a model: it answers the questions of a split, and the answers are scored by kind of question.
 
@@ -48,7 +58,8 @@ def evaluate(
     """
     chosen = _chosen(controls)
     _check(data)
-    from fvl_lightning.evaluation.scoring import open_model, open_with_data, score, score_control
+    from fvl_lightning.evaluation.answers import Scoring
+    from fvl_lightning.evaluation.scoring import open_model, open_with_data
     from fvl_lightning.inference.adapters import attach_adapters
     from fvl_lightning.modeling.adapters.folders import is_model_folder
     from fvl_lightning.runs.plugins import import_plugins_for
@@ -58,27 +69,37 @@ def evaluate(
     folder = None if is_model_folder(Path(model)) else finished_run(model)
     if folder is not None and folder.info["stage"] == "encoder_pretrain":
         given = {"--data": data, "--adapter": adapter, "--limit": limit, "--controls": controls != ALL or None}
-        _score_encoder(folder, split, [name for name, value in given.items() if value is not None])
+        _score_encoder(folder, split, given, precision, accelerator)
         return
     if folder is not None and data is None:
-        built, connected = open_model(folder, level, split)
+        built, connected = open_model(folder, level, split, accelerator)
         say_what_it_has_seen(built, model)
     else:
-        built, connected = open_with_data(model, data, level, split)
+        built, connected = open_with_data(model, data, level, split, accelerator)
     attach_adapters(built, adapter and [adapter])
+    columns, count = _scores(Scoring(built, connected, split, limit=limit, precision=precision), chosen)
+    if "prior" in chosen and "prior" not in columns:
+        say("prior: the data has no split train with questions, in which answers could be counted", stderr=True)
+    named = f"{folder.path if folder else model}{f' with {adapter}' if adapter else ''}"
+    asked = f", {count} questions" if limit else ""
+    _show(columns, f"{named} on {split}{asked}{in_precision(precision)}")
+
+
+def _scores(scoring: "Scoring", controls: Sequence[str]) -> "tuple[dict[str, KindScores], int]":
+    """Returns {column: scores} without controls that have nothing to score, and the number of questions."""
+    from fvl_lightning.evaluation.scoring import score, score_control
+
     with progress(BarColumn(), TaskProgressColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("answering", total=None)
 
         def show(what: str, done: int, total: int) -> None:
             bar.update(task, description=f"answering, {what}", completed=done, total=total)
 
-        answered, answers = score(built, connected, split, show, limit=limit)
-        found = {name: score_control(name, built, connected, split, show, limit=limit) for name in chosen}
+        scoring = replace(scoring, progress=show)
+        answered, answers = score(scoring)
+        found = {name: score_control(scoring, name) for name in controls}
     columns = {"answers": answered} | {name: scores for name, scores in found.items() if scores is not None}
-    if found.get("prior", answered) is None:
-        say("prior: the data has no split train with questions, in which answers could be counted", stderr=True)
-    named = f"{folder.path if folder else model}{f' with {adapter}' if adapter else ''}"
-    _show(columns, f"{named} on {split}{f', {len(answers)} questions' if limit else ''}")
+    return columns, len(answers)
 
 
 def _check(data: Path | None) -> None:
@@ -98,14 +119,21 @@ def _chosen(controls: str) -> Sequence[str]:
     return [name for name in CONTROLS if name in names]
 
 
-def _score_encoder(folder: "RunFolder", split: str, options: Sequence[str]) -> None:
+def in_precision(precision: str) -> str:
+    """Returns the end of a title, which names another precision than the default."""
+    return "" if precision == "32-true" else f", computed in {precision}"
+
+
+def _score_encoder(
+    folder: "RunFolder", split: str, given: Mapping[str, Any], precision: str, accelerator: str | None
+) -> None:
     """Shows the scores of an encoder; ConfigError for options that are for models with answers."""
     from fvl_lightning.evaluation.scoring import score_encoder
 
-    if options:
+    if options := [name for name, value in given.items() if value is not None]:
         raise ConfigError(f"{options[0]}: {folder.path} is an encoder, scored as it is on all data of its run")
-    table = Table("score", "value", title=f"{folder.path} on {split}")
-    for name, value in score_encoder(folder, split).items():
+    table = Table("score", "value", title=f"{folder.path} on {split}{in_precision(precision)}")
+    for name, value in score_encoder(folder, split, accelerator, precision).items():
         table.add_row(name, f"{value:.3f}")
     terminal().print(table)
 

@@ -43,6 +43,15 @@ class TuneConfig:
 
 
 @dataclass
+class ScoringConfig:
+    """The way in which trained models are scored; the same for all arms and for trials of learning rates."""
+
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """32-true computes in the type of the weights, bf16-mixed in bfloat16, which is faster on a GPU and may give other
+    answers."""
+
+
+@dataclass
 class ComparisonTracking:
     """MLflow tracking of all runs of a comparison; what is null is taken from the last stage."""
 
@@ -95,6 +104,7 @@ class ComparisonConfig:
     """Smallest difference of the metric that matters; smaller ones count as equivalent."""
     set: list[str] = field(default_factory=list)
     """`key=value` overrides for every stage of every arm, and for the encoder's."""
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
     unseen_splits: list[str] = field(default_factory=list)
     """Further test splits of the same data, scored in addition to `test`."""
     transfer_levels: list[str] = field(default_factory=list)

@@ -71,6 +71,7 @@ def collect(
         seed=config.seeds[0],
         seeds=config.seeds,
         lineage=config.lineage,
+        precision=config.scoring.precision,
         metric=config.metric,
         mlflow=mlflow_entry(config, first_plan.arms[baseline][-1].tracking, parent),
         encoder=None if encoder is None else EncoderEntry.read(encoder),

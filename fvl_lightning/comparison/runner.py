@@ -17,6 +17,7 @@ from fvl_lightning.comparison.result_files.cell import CellInputs, CellSpec
 from fvl_lightning.comparison.split_readings import report_to_replace
 from fvl_lightning.comparison.tracking import mark_current
 from fvl_lightning.core.config.loading import as_plain, config_hash
+from fvl_lightning.core.device import release_memory
 from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import progress
@@ -26,11 +27,11 @@ from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import input_hashes
 from fvl_lightning.runs.resume import identity_of
 from fvl_lightning.runs.run import reuse_or_train, run_training
-from fvl_lightning.runs.setup import TRAINING_SPLITS, build_stage, data_context, prepare_data
+from fvl_lightning.runs.setup import TRAINING_SPLITS, build_stage, cached_features, data_context, prepare_data
 from fvl_lightning.tracking.links import CURRENT_TAG
 from fvl_lightning.tracking.tracker import Tracker
+from fvl_lightning.training.distributed.process_group import Ranks
 from fvl_lightning.training.fault_tolerance.signals import Preempted, StopSignals
-from fvl_lightning.training.feature_cache import build_feature_cache
 from fvl_lightning.training.load_weights import load_components
 
 logger = logging.getLogger(__name__)
@@ -137,6 +138,7 @@ class Runner:
             made_of=CellInputs([input_hashes(stage) for stage in stages], self._contents_of(stages, split)),
             metric=split_score(config.metric)[0],
             resources=config.resources,
+            precision=config.scoring.precision,
         )
 
     def _contents_of(self, stages: Sequence[ExperimentConfig], split: str) -> list[str]:
@@ -159,7 +161,7 @@ def warm_feature_cache(encoder_run: RunFolder | None, plan: SeedPlan, console: C
     with progress(BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=console) as bar:
         for stages in plan.arms.values():
             experiment = stages[0]
-            wanted = config_hash([experiment.encoder, experiment.data])
+            wanted = config_hash([experiment.encoder, experiment.data, experiment.feature_cache_dtype])
             if experiment.feature_cache is None or wanted in seen:
                 continue
             seen.add(wanted)
@@ -174,8 +176,10 @@ def warm_feature_cache(encoder_run: RunFolder | None, plan: SeedPlan, console: C
             def show(split: str, done: int, total: int, task: TaskID = task) -> None:
                 bar.update(task, description=f"features of {split}", completed=done, total=total)
 
-            build_feature_cache(stage.model.encoder, data, TRAINING_SPLITS, Path(experiment.feature_cache), show)
+            cached_features(stage, data, experiment, Ranks(), show)
             bar.remove_task(task)
+            del stage
+            release_memory()
 
 
 def run_cells(cells: Sequence[Cell], launcher: Launcher, console: Console, fresh: bool, retry_failed: bool) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fvl_lightning.comparison.plan import Arms
 from fvl_lightning.core.config.loading import Choice
+from fvl_lightning.core.device import compute_device, release_memory
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.profiling.flops import count_flops, training_flops
@@ -88,7 +89,9 @@ class Operations(Size):
         data, stage = prepare_data(experiment), build_stage(experiment)
         super().__init__(experiment, stage)
         data.connect(data_context(stage.model, stage.tokenizer, experiment))
-        batch = next(iter(data.train_dataloader()))
+        device = compute_device(experiment.trainer.accelerator)
+        stage.model.to(device)
+        batch = next(iter(data.train_dataloader())).to(device)
         seen: list[Tensor] = []
         with stage.model.projector.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
             total = training_flops(stage, batch)
@@ -98,6 +101,9 @@ class Operations(Size):
         self.image_tokens = stage.model.image_spec.tokens_per_image
         self.elsewhere = 0.0
         self.elsewhere = total / self.samples - self.own()
+        seen.clear()
+        del stage, batch
+        release_memory()
 
     def number(self, size: float) -> str:
         """See Size."""

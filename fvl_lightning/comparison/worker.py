@@ -9,7 +9,7 @@ if __name__ == "__main__":
     handle_from_start(preemptible=True)
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -39,11 +39,14 @@ from fvl_lightning.core.jsonl import read_sealed, write_sealed
 from fvl_lightning.core.locks import HeldError, held
 from fvl_lightning.core.terminal import quiet_libraries, visible
 from fvl_lightning.core.weight_files import weights_hash
-from fvl_lightning.evaluation.answers import Answer
+from fvl_lightning.evaluation.answers import Answer, Scoring
 from fvl_lightning.evaluation.cost import count_cost
-from fvl_lightning.evaluation.scoring import open_model, score, score_controls, score_run
+from fvl_lightning.evaluation.kept_answers import KeptAnswers, remove_kept
+from fvl_lightning.evaluation.metrics.base import KindScores
+from fvl_lightning.evaluation.scoring import open_data, open_model, score, score_controls
 from fvl_lightning.launchers.placement import placed
 from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.runs.references import model_hash
 from fvl_lightning.runs.run import reuse_or_train, run_training
 from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.runs.tracking import track_results
@@ -75,6 +78,7 @@ def main(specification: Path) -> int:
                     return 0
                 if (result := run_cell(spec, key, folder, ranks)) is not None:
                     write_sealed(folder / "result.json", result.plain())
+                    remove_kept(folder)
     except HeldError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_REQUEUE
@@ -155,17 +159,10 @@ def run_cell(spec: CellSpec, key: str, folder: Path, ranks: Ranks | None = None)
                 "comparison would be unfair"
             )
         runs.append(run)
-    scored: list[CellResult | TrialResult] = []
-
-    def score_last() -> None:
-        if spec.split != "test":
-            scored.append(score_trial(runs[-1], spec, key))
-            return
-        log_test_access(folder, key)
-        scored.append(score_cell(runs, spec, key))
-
-    ranks.broadcast_from_rank0(score_last)
-    return scored[0] if scored else None
+    if spec.split != "test":
+        return score_trial(runs[-1], spec, key, folder, ranks)
+    ranks.broadcast_from_rank0(lambda: log_test_access(folder, key))
+    return score_cell(runs, spec, key, folder, ranks)
 
 
 def threads_of_stopped(experiment: ExperimentConfig) -> int | None:
@@ -175,9 +172,21 @@ def threads_of_stopped(experiment: ExperimentConfig) -> int | None:
     return threads[-1] if threads else experiment.trainer.threads
 
 
-def score_trial(run: RunFolder, spec: CellSpec, key: str) -> TrialResult:
-    """Scores a run on a split that no report shows, to choose learning rates by."""
-    scores, _ = score_run(run, spec.split, metric=spec.metric)
+def open_scoring(run: RunFolder, spec: CellSpec, folder: Path, ranks: Ranks) -> Scoring:
+    """Opens the model of a run for scoring as a cell asks, on the device of its training; on every rank."""
+    built, data = ranks.rank0_first(lambda: open_model(run))
+    kept = KeptAnswers(folder, model_hash(built), ranks.rank)
+    return Scoring(built, data, spec.split, spec.metric, precision=spec.precision, ranks=ranks, kept=kept)
+
+
+def score_trial(run: RunFolder, spec: CellSpec, key: str, folder: Path, ranks: Ranks) -> TrialResult | None:
+    """Scores a run on a split that no report shows, to choose learning rates by; see score_cell."""
+    scores, _ = score(open_scoring(run, spec, folder, ranks))
+    return ranks.on_rank0(lambda: tracked_trial(run, spec, key, scores))
+
+
+def tracked_trial(run: RunFolder, spec: CellSpec, key: str, scores: KindScores) -> TrialResult:
+    """Returns the result of a trial, and adds it to the run in MLflow."""
     result = TrialResult({spec.metric: scores}, key)
     if run.tracking.is_file():
         measured = {name: value for name, value in result.plain().items() if name != "cell"}
@@ -185,18 +194,42 @@ def score_trial(run: RunFolder, spec: CellSpec, key: str) -> TrialResult:
     return result
 
 
-def score_cell(runs: list[RunFolder], spec: CellSpec, key: str) -> CellResult:
-    """Scores the run of the last stage on the test split, and adds scores and answers to its MLflow run."""
-    last = runs[-1]
-    built, data = open_model(last)
-    scores, answers = score(built, data, "test", metric=spec.metric)
+def score_cell(
+    runs: list[RunFolder], spec: CellSpec, key: str, folder: Path, ranks: Ranks
+) -> CellResult | None:
+    """Scores the run of the last stage on the test split, and adds scores and answers to its MLflow run.
+
+    All ranks must call it; they share the questions. Returns the result on rank 0, and None on the others.
+    """
+    scoring = open_scoring(runs[-1], spec, folder, ranks)
+
+    def at(level: str) -> Scoring:
+        return replace(scoring, data=ranks.rank0_first(partial(open_data, runs[-1], scoring.built, level)))
+
+    scores, answers = score(scoring)
+    scored: dict[str, Any] = {
+        "scores": {spec.metric: scores},
+        **vars(score_controls(scoring)),
+        "unseen": {split: score(replace(scoring, split=split))[0] for split in spec.unseen_splits},
+        "transfer": {level: score(at(level))[0] for level in spec.transfer_levels},
+    }
+    return ranks.on_rank0(lambda: tracked_cell(runs, spec, key, scoring, scored, answers))
+
+
+def tracked_cell(
+    runs: list[RunFolder],
+    spec: CellSpec,
+    key: str,
+    scoring: Scoring,
+    scored: Mapping[str, Any],
+    answers: Sequence[Answer],
+) -> CellResult:
+    """Returns the result of a cell, with its costs, and adds it to the MLflow run of the last stage."""
+    last, data = runs[-1], scoring.data
     info = last.info
     measured: dict[str, Any] = {
-        "scores": {spec.metric: scores},
-        **vars(score_controls(built, data, "test", metric=spec.metric)),
-        "unseen": {split: score(built, data, split, metric=spec.metric)[0] for split in spec.unseen_splits},
-        "transfer": {level: score_run(last, level=level, metric=spec.metric)[0] for level in spec.transfer_levels},
-        **count_cost(last, built, as_written(data, spec)),
+        **scored,
+        **count_cost(last, scoring.built, as_written(data, spec)),
         "parameters": info["parameters"],
         "trainable": info["trainable"],
         "tokens_per_second": info["tokens_per_second"],
@@ -215,6 +248,7 @@ def score_cell(runs: list[RunFolder], spec: CellSpec, key: str) -> CellResult:
         initial=initial_weights(spec.stages[-1]),
         runs={run.info["stage"]: str(run.path) for run in runs},
         answers=rows,
+        precision=spec.precision,
     )
 
 

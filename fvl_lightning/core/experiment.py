@@ -240,6 +240,8 @@ class ExperimentConfig:
     wins."""
     feature_cache: PathText | None = None
     """Folder for the features of a frozen encoder, computed once per image; null runs the encoder at every step."""
+    feature_cache_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the numbers in the files of `feature_cache`; bfloat16 takes half the disk and rounds the features."""
     seed: int = number(0, at_least=0, at_most=MAX_SEED)
     output: PathText = changes("nothing", "runs")
     """Folder that contains the run folders."""

@@ -36,7 +36,8 @@ def count_cost(run: RunFolder, built: BuiltModel, data: BatchData) -> dict[str, 
 
 def _inference(built: BuiltModel, data: BatchData) -> int:
     questions = list({question.index: question for question in data.questions("test")}.values())[:QUESTIONS]
-    pixels = data.pixels("test", [question.index for question in questions]).to(built.model.device)
+    pixels = data.pixels("test", [question.index for question in questions])
+    pixels = pixels.to(built.model.device, built.model.dtype)
     prompts = [data.encoder.prompt(question.prompt_messages) for question in questions]
     ids, mask = pad_left(prompts, built.tokenizer.pad_token_id, built.model.device)
     with torch.no_grad():
@@ -49,5 +50,5 @@ def _training(run: RunFolder, built: BuiltModel, data: BatchData) -> int:
     if experiment.stage is None:
         raise DataError(f"{run.path}: its configuration names no stage")
     stage = experiment.stage.component(experiment, built.model, built.tokenizer)
-    batch = next(iter(data.train_dataloader()))
+    batch = next(iter(data.train_dataloader())).to(built.model.device)
     return training_flops(stage, batch) // len(batch.keys)

@@ -1,21 +1,24 @@
 """Scores a run, a model folder or an encoder on a split."""
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from datamodules.base import BatchData
 from datamodules.encoding.question_form import QuestionForm
 from datamodules.encoding.questions import Question
 from fvl_lightning.core import registry
 from fvl_lightning.core.config.loading import as_plain, check_config, load_config
+from fvl_lightning.core.device import compute_device
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.answers import (
     Answer,
     Images,
+    Scoring,
     answer_questions,
     asked_questions,
     prior_answers,
@@ -23,12 +26,13 @@ from fvl_lightning.evaluation.answers import (
 )
 from fvl_lightning.evaluation.encoder_scores import encoder_scores
 from fvl_lightning.evaluation.metrics.base import KindScores
-from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC
 from fvl_lightning.modeling.build import BuiltModel, LoadedModel, load_model
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.references import answering_model, check_model
 from fvl_lightning.runs.setup import build_stage, data_context, prepare_data
 from fvl_lightning.training.load_weights import load_components
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -43,11 +47,34 @@ class ControlScores:
     """The most frequent answer of each kind in training, given without looking."""
 
 
-def open_model(run: RunFolder, level: str | None = None, split: str | None = None) -> tuple[LoadedModel, BatchData]:
-    """Opens the model of a finished run, and its data connected to it.
+def open_model(
+    run: RunFolder, level: str | None = None, split: str | None = None, accelerator: str | None = None
+) -> tuple[LoadedModel, BatchData]:
+    """Opens the model of a finished run on its device, and its data connected to it.
 
     Args:
         run: the run.
+        level: see open_data.
+        split: see open_data.
+        accelerator: see scoring_device.
+
+    Raises:
+        ConfigError: the data set has no levels, or none of that name; or there is no such device.
+    """
+    experiment = run.experiment()
+    device = scoring_device(experiment, accelerator)
+    check_model(run)
+    built = load_model(run.model)
+    built.model.to(device)
+    return built, open_data(run, built, level, split)
+
+
+def open_data(run: RunFolder, built: BuiltModel, level: str | None = None, split: str | None = None) -> BatchData:
+    """Returns the data of a run, connected to its model.
+
+    Args:
+        run: the run.
+        built: its model.
         level: another level of its data set than the one it was trained on.
         split: the only split that the data must have; None for those of a training.
 
@@ -56,14 +83,37 @@ def open_model(run: RunFolder, level: str | None = None, split: str | None = Non
     """
     experiment = run.experiment(_at_level(run.config, level, str(run.path)))
     data = prepare_data(experiment, split)
-    check_model(run)
-    built = load_model(run.model)
     data.connect(data_context(built.model, built.tokenizer, experiment))
-    return built, data
+    return data
+
+
+def scoring_device(experiment: ExperimentConfig, accelerator: str | None = None) -> torch.device:
+    """Returns the device on which the model of an experiment is scored.
+
+    Args:
+        experiment: that of the run.
+        accelerator: None for the accelerator of the experiment; where this machine lacks it, auto is taken.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    if accelerator is not None:
+        return compute_device(accelerator)
+    try:
+        return compute_device(experiment.trainer.accelerator)
+    except ConfigError:
+        device = compute_device()
+        trained = experiment.trainer.accelerator
+        logger.warning("trainer.accelerator: trained on %s, which is not here; scored on %s", trained, device.type)
+        return device
 
 
 def open_with_data(
-    reference: str, file: Path | None, level: str | None = None, split: str | None = None
+    reference: str,
+    file: Path | None,
+    level: str | None = None,
+    split: str | None = None,
+    accelerator: str | None = None,
 ) -> tuple[LoadedModel, BatchData]:
     """Opens any model, and the data of an experiment file connected to it.
 
@@ -75,7 +125,7 @@ def open_with_data(
     config = as_plain(load_config(ExperimentConfig, file))
     if config["data"] is None:
         raise ConfigError(f"--data: {file} names no data")
-    loaded = answering_model(reference)
+    loaded = answering_model(reference, compute_device(accelerator or "auto"))
     images = loaded.processor.image_processor
     config["data"] |= {"image_fit": images.fit, "scaled_decode": images.scaled_decode}
     experiment = check_config(ExperimentConfig, _at_level(config, level, str(file)))
@@ -100,85 +150,31 @@ def _at_level(config: dict[str, Any], level: str | None, where: str) -> dict[str
     return config
 
 
-Progress = Callable[[str, int, int], None]
-"""Called with which images are shown, the number of questions answered, and the number of all questions."""
+def score(scoring: Scoring) -> tuple[KindScores, list[Answer]]:
+    """Answers the questions of a split and scores the answers; the result is equal on all ranks."""
+    answers = answer_questions(scoring)
+    return score_answers(answers, scoring.metric), answers
 
 
-def _silent(images: str, done: int, total: int) -> None:
-    pass
-
-
-def score_run(
-    run: RunFolder, split: str = "test", level: str | None = None, metric: str = DEFAULT_METRIC
-) -> tuple[KindScores, list[Answer]]:
-    """Scores a finished run on its own data, or on another level of it; see `score`."""
-    return score(*open_model(run, level), split, metric=metric)
-
-
-def score(
-    built: BuiltModel,
-    data: BatchData,
-    split: str,
-    progress: Progress = _silent,
-    metric: str = DEFAULT_METRIC,
-    limit: int | None = None,
-) -> tuple[KindScores, list[Answer]]:
-    """Answers the questions of a split and scores the answers.
-
-    Args:
-        built: model and tokenizer.
-        data: a connected data module.
-        split: the name of the split.
-        progress: see Progress.
-        metric: the registered name of the metric.
-        limit: how many questions, spread evenly over the split; None for all.
-    """
-    answers = answer_questions(built, data, split, "real", partial(progress, "images as they are"), limit)
-    return score_answers(answers, metric), answers
-
-
-def score_control(
-    name: str,
-    built: BuiltModel,
-    data: BatchData,
-    split: str,
-    progress: Progress = _silent,
-    metric: str = DEFAULT_METRIC,
-    limit: int | None = None,
-) -> KindScores | None:
-    """Returns the score of one control, a field of ControlScores.
+def score_control(scoring: Scoring, name: str) -> KindScores | None:
+    """Returns the score of one control, a field of ControlScores, for the same questions.
 
     None for a prior without questions in training, and for shuffled images where only one is asked about.
     """
+    asked = asked_questions(scoring)
     if name == "prior":
-        seen = training_questions(data)
-        return score_answers(prior_answers(asked_questions(data, split, limit), seen), metric) if seen else None
+        seen = training_questions(scoring.data)
+        return score_answers(prior_answers(asked, seen), scoring.metric) if seen else None
     images: Images = "zeroed" if name == "image_zeroed" else "shuffled"
-    if images == "shuffled" and len({question.index for question in asked_questions(data, split, limit)}) < 2:
+    if images == "shuffled" and len({question.index for question in asked}) < 2:
         return None
-    return score_answers(
-        answer_questions(built, data, split, images, partial(progress, f"images {images}"), limit), metric
-    )
+    return score_answers(answer_questions(scoring, images), scoring.metric)
 
 
-def score_controls(
-    built: BuiltModel, data: BatchData, split: str, progress: Progress = _silent, metric: str = DEFAULT_METRIC
-) -> ControlScores:
-    """Answers the same questions without the image and with another one, and scores that and the prior; see `score`.
-
-    Scores are NaN where there is nothing to score: no other sample's image, or no questions in training.
-    """
-    zeroed = answer_questions(built, data, split, "zeroed", partial(progress, "images zeroed"))
-    asked, seen = data.questions(split), training_questions(data)
-    several = len({question.index for question in asked}) > 1
-    shown = partial(progress, "images shuffled")
-    shuffled = answer_questions(built, data, split, "shuffled", shown) if several else []
-    prior = prior_answers(asked, seen) if seen else []
-    return ControlScores(
-        image_zeroed=score_answers(zeroed, metric),
-        image_shuffled=score_answers(shuffled, metric),
-        prior=score_answers(prior, metric),
-    )
+def score_controls(scoring: Scoring) -> ControlScores:
+    """Returns the scores of all controls; they are NaN where there is nothing to score (see score_control)."""
+    found = {name: score_control(scoring, name) for name in ("image_zeroed", "image_shuffled", "prior")}
+    return ControlScores(**{name: scores or score_answers([], scoring.metric) for name, scores in found.items()})
 
 
 def training_questions(data: BatchData) -> list[Question]:
@@ -189,12 +185,16 @@ def training_questions(data: BatchData) -> list[Question]:
         return []
 
 
-def score_encoder(run: RunFolder, split: str = "test") -> dict[str, float]:
-    """Scores what the encoder of an encoder_pretrain run writes; see `encoder_scores`."""
+def score_encoder(
+    run: RunFolder, split: str = "test", accelerator: str | None = None, precision: str = "32-true"
+) -> dict[str, float]:
+    """Scores what the encoder of an encoder_pretrain run writes; see `encoder_scores` and `scoring_device`."""
     experiment = run.experiment()
+    device = scoring_device(experiment, accelerator)
     data = prepare_data(experiment)
     stage = build_stage(experiment)
     check_model(run)
     load_components(stage.model, run.model)
+    stage.model.to(device)
     data.connect(data_context(stage.model, stage.tokenizer, experiment))
-    return encoder_scores(stage.model.encoder, stage.tokenizer, data, split)
+    return encoder_scores(stage.model.encoder, stage.tokenizer, data, split, precision)

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from datamodules.encoding.location_tokens import location_bins
 from datamodules.images.transforms import Fit, ImageReader
 from fvl_lightning.core.config.loading import choose
+from fvl_lightning.core.device import compute_device
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.pretrained import open_saved
@@ -76,7 +77,8 @@ def ask_encoder(
     limit = encoder.model_config.text_config.max_position_embeddings
     if max_tokens is not None and max_tokens > limit:
         raise ConfigError(f"max_tokens: {max_tokens} are too many, the encoder's decoder has {limit} positions")
-    pixels = model.reader.pixels([picture if seen is None else seen])
+    like = next(encoder.parameters())
+    pixels = model.reader.pixels([picture if seen is None else seen]).to(like.device, like.dtype)
     ids = encoder.write(pixels, max_tokens or min(DEFAULT_MAX_TOKENS, limit), [task])[0, 0]
     text = written_text(tokenizer, ids)
     boxes, (height, width) = parse_boxes(text), picture.shape[:2]
@@ -92,12 +94,18 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def open_encoder(reference: str) -> EncoderWithDecoder:
-    """Opens the encoder of a run, a saved folder or a hub id.
+    """Opens the encoder of a run, a saved folder or a hub id, on the GPU if there is one.
 
     Raises:
         ConfigError: an unfinished run, an encoder without a decoder, or a model of another kind.
         DataError: no such model, or broken files.
     """
+    opened = _open(reference)
+    opened.encoder.to(compute_device())
+    return opened
+
+
+def _open(reference: str) -> EncoderWithDecoder:
     path = Path(reference)
     if (path / "run.json").is_file() or not (path.exists() or _may_be_hub_id(reference)):
         return _of_run(finished_run(reference))

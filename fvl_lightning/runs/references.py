@@ -71,9 +71,14 @@ def check_answers(run: RunFolder) -> None:
         raise ConfigError(f"{run.path} is an encoder without a language model; name a run of a later stage")
 
 
-def answering_model(reference: str, accelerator: str = "auto") -> LoadedModel:
-    """Loads a model that writes answers onto a device; raises the errors of compute_device and model_folder."""
-    device = compute_device(accelerator)
+def answering_model(reference: str, device: torch.device | None = None) -> LoadedModel:
+    """Loads a model that writes answers.
+
+    Args:
+        reference: see model_folder, whose errors are raised.
+        device: where it computes; None for the GPU if there is one.
+    """
+    device = device or compute_device()
     loaded = load_model(model_folder(reference))
     say_what_it_has_seen(loaded, reference)
     loaded.model.to(device)

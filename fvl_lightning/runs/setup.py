@@ -1,12 +1,14 @@
 """Data, stage and initial weights of an experiment."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datamodules.base import BatchData
 from datamodules.detect_question_form import question_form_of
+from fvl_lightning.core.device import compute_device
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import DataContext, ImageSpec, Position
@@ -17,7 +19,7 @@ from fvl_lightning.runs.image_fit import pictures_of_model, pictures_of_run, war
 from fvl_lightning.runs.references import check_model
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.distributed.process_group import Ranks
-from fvl_lightning.training.feature_cache import build_feature_cache
+from fvl_lightning.training.feature_cache import FeatureCache, build_feature_cache
 from fvl_lightning.training.load_weights import load_components
 
 logger = logging.getLogger(__name__)
@@ -140,6 +142,26 @@ def attach_features(stage: Stage, data: BatchData, experiment: ExperimentConfig,
     if data.STREAMS:
         raise ConfigError("feature_cache: samples of a stream have no numbers to keep features by; use data: shards")
     stage.train()
-    folder = Path(experiment.feature_cache)
-    cache = ranks.broadcast_from_rank0(lambda: build_feature_cache(stage.model.encoder, data, TRAINING_SPLITS, folder))
-    data.attach_features(cache)
+    data.attach_features(cached_features(stage, data, experiment, ranks))
+
+
+def cached_features(
+    stage: Stage,
+    data: BatchData,
+    experiment: ExperimentConfig,
+    ranks: Ranks,
+    progress: Callable[[str, int, int], None] = lambda split, done, total: None,
+) -> FeatureCache:
+    """Returns the features of the stage's encoder as the experiment caches them, computed on its accelerator."""
+    assert experiment.feature_cache is not None
+    return build_feature_cache(
+        stage.model.encoder,
+        data,
+        TRAINING_SPLITS,
+        Path(experiment.feature_cache),
+        progress,
+        device=compute_device(experiment.trainer.accelerator),
+        dtype=experiment.feature_cache_dtype,
+        workers=data.config.workers,
+        ranks=ranks,
+    )

@@ -1,22 +1,22 @@
 """Cached features of a frozen encoder, computed once per image and read from memory-mapped files.
 
 A frozen encoder gives the same features in every epoch and every arm of a comparison, and running it takes most of the
-time of a small training step. Files: `<folder>/<key>/<split>/<source>.npy` [I, N, D] float32 and `offsets.npy`. The key
-is the hash of identity.json in the same folder, which identifies the encoder, the pixels and the shards.
+time of a small training step. Files: `<folder>/<key>/<split>/<source>.npy` [I, N, D] of float32, or of the bits of
+bfloat16, and `offsets.npy`. The key is the hash of identity.json in the same folder, which identifies the encoder, the
+pixels and the shards.
 """
 
 import hashlib
 import json
 import logging
-import math
-import os
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,19 +24,33 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from datamodules.base import BatchData
+from datamodules.batching.workers import read_ahead
 from datamodules.images import decoding as images
 from datamodules.images import transforms as pixels
 from datamodules.storage.content_hash import file_hashes
 from fvl_lightning.core.atomic import atomic_directory, remove_abandoned
 from fvl_lightning.core.config.loading import as_plain
-from fvl_lightning.core.errors import FULL_DISK_ERRORS, DataError
+from fvl_lightning.core.errors import DataError, UserError
 from fvl_lightning.core.jsonl import read_sealed, write_sealed
 from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.encoders.base import Encoder
+from fvl_lightning.training.distributed.process_group import Ranks
+from fvl_lightning.training.feature_files import (
+    SampleImages,
+    as_array,
+    as_features,
+    create_array,
+    file_type,
+    images_per_pass,
+    open_array,
+)
 
+Progress = Callable[[str, int, int], None]
+"""Called with the split, the number of finished samples and the number of samples."""
 logger = logging.getLogger(__name__)
 
 IMAGES_PER_BATCH = 64
+"""Samples whose images the encoder is given at once; on a GPU fewer images where its memory does not hold them."""
 IDENTITY = "identity.json"
 """The file that says from what the features of a folder were computed, for people to read."""
 OFFSETS, HASHES = "offsets.npy", "hashes.json"
@@ -61,7 +75,8 @@ class FeatureCache:
         """Returns {source: [I, N, D]} for the I images of sample `index`, copied from the memory-mapped files."""
         offsets, arrays = self._arrays(split)
         start, stop = int(offsets[index]), int(offsets[index + 1])
-        return {name: torch.from_numpy(array[start:stop].copy()) for name, array in arrays.items()}
+        copies = {name: torch.from_numpy(array[start:stop].copy()) for name, array in arrays.items()}
+        return {name: as_features(copy) for name, copy in copies.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the open files; each loader worker maps them itself."""
@@ -80,41 +95,65 @@ def build_feature_cache(
     data: BatchData,
     splits: list[str],
     folder: Path,
-    progress: Callable[[str, int, int], None] = lambda split, done, total: None,
+    progress: Progress = lambda split, done, total: None,
+    *,
+    device: torch.device | None = None,
+    dtype: str = "float32",
+    workers: int = 0,
+    ranks: Ranks | None = None,
 ) -> FeatureCache:
     """Returns the cache of the features of `encoder` for the images of `splits`; computes what is missing.
 
     What processes that were killed have left in the folder is removed.
 
     Args:
-        encoder: a frozen encoder in eval mode.
+        encoder: a frozen encoder in eval mode; of several ranks, that of rank 0 counts. It stays on its device.
         data: a connected data module.
         splits: the names of the splits.
         folder: the folder of all caches.
         progress: called with the split, the number of finished samples and the number of samples.
+        device: the device on which the features are computed; None for that of the encoder.
+        dtype: the type of the numbers in the files, float32 or bfloat16.
+        workers: processes that read the images; 0 reads in this one.
+        ranks: the ranks that share the samples, and the folder; None for this process alone.
 
     Raises:
         DataError: the features cannot be written; on a full disk before any are computed.
     """
     assert not encoder.training, "an encoder in train mode has no fixed features"
+    ranks = ranks or Ranks()
+    planned = ranks.broadcast_from_rank0(lambda: _plan(encoder, data, splits, folder, dtype))
+    missing = [split for split, (_, _, is_there) in planned.items() if not is_there]
+    with ranks.replica(encoder, device) if missing else nullcontext(encoder) as replica:
+        for split in missing:
+            target, identity, _ = planned[split]
+            work = _Pass(replica, SampleImages(data, split), _offsets(data, split), dtype, workers, ranks, progress)
+            _write_split(work, target, identity)
+    return FeatureCache({split: target for split, (target, _, _) in planned.items()}, list(encoder.specs))
+
+
+def _plan(
+    encoder: Encoder, data: BatchData, splits: list[str], folder: Path, dtype: str
+) -> dict[str, tuple[Path, str, bool]]:
+    """Returns {split: (its folder, its identity, whether its features are there)}; removes what is not whole."""
     identities = {**encoder_identity(encoder), **pixel_identity(data)}
-    folders: dict[str, Path] = {}
+    if dtype != "float32":
+        identities["dtype"] = dtype
+    planned: dict[str, tuple[Path, str, bool]] = {}
     for key in folder.glob("*/"):
         remove_abandoned(key)
     for split in splits:
         identity = json.dumps({**identities, "data": data.store(split).content_hash()}, sort_keys=True, indent=2)
         target = folder / hashlib.sha256(identity.encode()).hexdigest()[:16] / split
-        if target.is_dir() and not is_whole_cache(target, encoder, data, split):
+        if target.is_dir() and not is_whole_cache(target, encoder, data, split, dtype):
             logger.warning("%s is damaged; its features are computed again", target)
             shutil.rmtree(target)
-        if not target.is_dir():
-            _write_split(encoder, data, split, target, identity, progress)
-        folders[split] = target
-    return FeatureCache(folders, list(encoder.specs))
+        planned[split] = target, identity, target.is_dir()
+    return planned
 
 
-def is_whole_cache(folder: Path, encoder: Encoder, data: BatchData, split: str) -> bool:
-    """Returns whether the files of a split have the shapes of its features, and the bytes that were written.
+def is_whole_cache(folder: Path, encoder: Encoder, data: BatchData, split: str, dtype: str = "float32") -> bool:
+    """Returns whether the files of a split have the shapes and type of its features, and the bytes that were written.
 
     Blocks are compared for large files; caches of earlier versions have no hashes.
     """
@@ -122,7 +161,9 @@ def is_whole_cache(folder: Path, encoder: Encoder, data: BatchData, split: str) 
         offsets = np.load(folder / OFFSETS, allow_pickle=False)
         arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in encoder.specs]
         shapes = [(int(offsets[-1]), spec.tokens, spec.dim) for spec in encoder.specs.values()]
-        fits = np.array_equal(offsets, _offsets(data, split)) and [array.shape for array in arrays] == shapes
+        wanted = [(shape, np.dtype(file_type(dtype))) for shape in shapes]
+        there = [(array.shape, array.dtype) for array in arrays]
+        fits = np.array_equal(offsets, _offsets(data, split)) and there == wanted
         if not fits or not (folder / HASHES).is_file():
             return fits
         found = file_hashes(folder)
@@ -180,47 +221,66 @@ def _hash_file(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def _begin_array(path: Path, shape: tuple[int, int, int], written: ExitStack) -> BinaryIO:
-    """Opens a .npy file of float32 behind its header until `written` ends, with disk space for the whole array.
+@dataclass(frozen=True)
+class _Pass:
+    """One pass of the encoder over a split; see build_feature_cache."""
 
-    It is written, not mapped: a full disk ends a process that writes into a mapped file without a sentence.
-    """
-    file = written.enter_context(path.open("wb"))
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(file.fileno(), 0, file.tell() + 4 * math.prod(shape))
-        except OSError as error:
-            if error.errno in FULL_DISK_ERRORS:  # any other: a file system that cannot reserve space
-                raise
-    return file
+    encoder: Encoder
+    samples: SampleImages
+    offsets: NDArray[np.int64]
+    dtype: str
+    workers: int
+    ranks: Ranks
+    progress: Progress
+
+
+def _write_split(work: _Pass, target: Path, identity: str) -> None:
+    """Writes the folder of a split; every rank writes its part of each file, and the bytes are those of one rank."""
+    ranks, specs, images = work.ranks, work.encoder.specs, int(work.offsets[-1])
+    with ExitStack() as folder:
+
+        def begin() -> Path:
+            # If another process was faster, its folder has the same content, since the key identifies it.
+            path = folder.enter_context(atomic_directory(target, exist_ok=True))
+            for name, spec in specs.items():
+                create_array(path / f"{name}.npy", (images, spec.tokens, spec.dim), work.dtype)
+            return path
+
+        def finish() -> None:
+            np.save(tmp_path / OFFSETS, work.offsets, allow_pickle=False)
+            (tmp_path / IDENTITY).write_text(identity, encoding="utf-8")
+            write_sealed(tmp_path / HASHES, file_hashes(tmp_path))
+            folder.close()  # the folder gets its name before the other ranks go on
+
+        tmp_path = ranks.broadcast_from_rank0(begin)
+        ranks.gather(lambda: _write_share(work, tmp_path))
+        ranks.broadcast_from_rank0(finish)
 
 
 @torch.no_grad()
-def _write_split(
-    encoder: Encoder,
-    data: BatchData,
-    split: str,
-    target: Path,
-    identity: str,
-    progress: Callable[[str, int, int], None],
-) -> None:
-    offsets = _offsets(data, split)
-    samples = len(offsets) - 1
-    # If another process was faster, its folder has the same content, since the key identifies it.
-    with atomic_directory(target, exist_ok=True) as tmp_path, ExitStack() as written:
-        device = next(encoder.parameters()).device
-        files = {
-            name: _begin_array(tmp_path / f"{name}.npy", (int(offsets[-1]), spec.tokens, spec.dim), written)
-            for name, spec in encoder.specs.items()
-        }
-        for start in range(0, samples, IMAGES_PER_BATCH):
-            indices = range(start, min(start + IMAGES_PER_BATCH, samples))
-            features = encoder(data.pixels(split, indices).to(device))
-            for name, file in files.items():
-                file.write(features[name].float().cpu().contiguous().numpy().data)
-            progress(split, indices[-1] + 1, samples)
-        written.close()  # before the files are hashed
-        np.save(tmp_path / OFFSETS, offsets, allow_pickle=False)
-        (tmp_path / IDENTITY).write_text(identity, encoding="utf-8")
-        write_sealed(tmp_path / HASHES, file_hashes(tmp_path))
+def _write_share(work: _Pass, folder: Path) -> None:
+    """Computes and writes the features of this rank's samples, which follow each other.
+
+    Batches begin at the same samples for any number of ranks, so that features are the same.
+    """
+    encoder, ranks, count = work.encoder, work.ranks, len(work.offsets) - 1
+    batches = [range(start, min(start + IMAGES_PER_BATCH, count)) for start in range(0, count, IMAGES_PER_BATCH)]
+    first, last = (len(batches) * rank // ranks.world_size for rank in (ranks.rank, ranks.rank + 1))
+    if first == last:
+        return
+    own = range(batches[first].start, batches[last - 1].stop)
+    like = next(encoder.parameters())
+    with ExitStack() as written:
+        images = int(work.offsets[own.start])
+        files = {name: open_array(folder / f"{name}.npy", images, written) for name in encoder.specs}
+        items = written.enter_context(read_ahead(work.samples, work.workers, own))
+        for batch in batches[first:last]:
+            loaded = [next(items) for _ in batch]
+            for error in (item for item in loaded if isinstance(item, UserError)):
+                raise error
+            pixels = torch.cat(loaded)
+            for part in pixels.split(images_per_pass(pixels, like.device, max(1, len(pixels)))):
+                features = encoder(part.to(like.device, like.dtype))
+                for name, file in files.items():
+                    file.write(as_array(features[name], work.dtype).data)
+            work.progress(work.samples.split, min(count, (batch.stop - own.start) * ranks.world_size), count)

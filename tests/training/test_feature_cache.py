@@ -24,7 +24,9 @@ from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.types import FeatureSpec, ImageSpec
 from fvl_lightning.encoders.base import Encoder
 from fvl_lightning.training import feature_cache
+from fvl_lightning.training.distributed.process_group import Ranks
 from fvl_lightning.training.feature_cache import FeatureCache, build_feature_cache
+from tests.thread_ranks import on_ranks
 from tests.tiny_models import tiny_encoder
 
 
@@ -272,3 +274,62 @@ def test_what_a_killed_process_was_computing_is_removed_whatever_is_computed_nex
     build(StubEncoder(scale=3.0))
     assert not any(path.exists() for path in left)
     assert not list((tmp_path / "cache").rglob(".*"))
+
+
+def files_of(cache: FeatureCache) -> dict[str, bytes]:
+    return {
+        f"{split}/{path.name}": path.read_bytes()
+        for split, folder in cache.folders.items()
+        for path in sorted(folder.iterdir())
+    }
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+def test_ranks_that_share_the_samples_write_the_files_of_one(build: Build, tmp_path: Path, ranks: int) -> None:
+    """With the weights of rank 0, although the others have others, and whether or not all have a batch."""
+    splits = ("train", "validation")
+    wanted = files_of(build(StubEncoder(), None, splits))
+    encoders = [StubEncoder(scale=2.0 if rank == 0 else 9.0) for rank in range(ranks)]
+
+    def work(own: Ranks) -> FeatureCache:
+        return build_feature_cache(
+            encoders[own.rank], StubData(), list(splits), tmp_path / "shared", ranks=own, workers=0
+        )
+
+    caches = on_ranks(ranks, work)
+    assert all(cache.folders == caches[0].folders for cache in caches)
+    assert files_of(caches[0]) == wanted
+
+
+def test_workers_read_the_same_images(build: Build, tmp_path: Path) -> None:
+    wanted = files_of(build(StubEncoder()))
+    assert files_of(build_feature_cache(StubEncoder(), StubData(), ["train"], tmp_path / "read", workers=1)) == wanted
+
+
+def test_an_image_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    class Damaged(StubData):
+        def pixels(self, split: str, indices: Sequence[int]) -> Tensor:
+            raise DataError("sample 0 is damaged")
+
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=r"^sample 0 is damaged$"):
+            build_feature_cache(StubEncoder(), Damaged(), ["train"], tmp_path, workers=workers)
+
+
+def test_files_in_bfloat16_take_half_the_disk(build: Build, tmp_path: Path) -> None:
+    """They have a folder of their own, and give float32 features that are rounded."""
+    whole, encoder = build(StubEncoder()), StubEncoder()
+    half = build_feature_cache(encoder, StubData(), ["train"], tmp_path / "cache", dtype="bfloat16")
+    assert half.folders != whole.folders
+    for name in ("davit", "ocr"):
+        values = 10 * 2 * encoder.specs[name].dim  # 10 images
+        sizes = [(cache.folders["train"] / f"{name}.npy").stat().st_size for cache in (whole, half)]
+        assert sizes[0] - sizes[1] == 2 * values
+    for index in range(11):
+        found, wanted = half("train", index), whole("train", index)
+        for name, feature in found.items():
+            assert feature.dtype == torch.float32
+            assert torch.equal(feature, wanted[name].bfloat16().float())
+    again = StubEncoder()
+    build_feature_cache(again, StubData(), ["train"], tmp_path / "cache", dtype="bfloat16")
+    assert again.shown == 0

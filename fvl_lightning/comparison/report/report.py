@@ -25,7 +25,7 @@ from fvl_lightning.comparison.report.tables import (
     statistics_grids,
     verdict_section,
 )
-from fvl_lightning.comparison.result_files.cell import Measurements
+from fvl_lightning.comparison.result_files.cell import DEFAULT_PRECISION, Measurements
 from fvl_lightning.comparison.result_files.comparison import Comparison, EncoderEntry, MlflowEntry
 from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.evaluation.metrics.base import KindScores
@@ -182,11 +182,12 @@ def _introduction(comparison: Comparison) -> str:
     seeds = comparison.seeds
     trained = f"seeds {', '.join(map(str, seeds))}" if _several(comparison) else f"seed {seeds[0]}"
     averages = " Scores, times and source weights are averages over seeds." if _several(comparison) else ""
+    narrow = "" if comparison.precision == DEFAULT_PRECISION else f" in {comparison.precision}"
     return (
         f"{len(comparison.arms)} arms, {trained}, on one machine ({described}). Lineage `{comparison.lineage}`: "
-        f"{_lineage(comparison)} Answers are generated greedily for questions on images of the test split, which "
-        f"training never saw, and {metric_of(comparison.metric).explanation}. The prior answers every question with "
-        "the most frequent answer of its kind in training, without looking."
+        f"{_lineage(comparison)} Answers are generated greedily{narrow} for questions on images of the test split, "
+        f"which training never saw, and {metric_of(comparison.metric).explanation}. The prior answers every question "
+        "with the most frequent answer of its kind in training, without looking."
         f"{questions_text(comparison.questions)}{averages}"
     )
 

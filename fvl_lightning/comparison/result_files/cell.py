@@ -9,6 +9,9 @@ from fvl_lightning.evaluation.metrics.base import KindScores
 from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC, split_score
 from fvl_lightning.launchers.resources import ResourcesConfig
 
+DEFAULT_PRECISION = "32-true"
+"""Precision of scoring where a comparison asks for none; a file without the key means it."""
+
 
 @dataclass
 class CellInputs(Record):
@@ -45,13 +48,15 @@ class CellSpec(Record):
     made_of: CellInputs = field(default_factory=lambda: CellInputs([], []))
     metric: str = DEFAULT_METRIC
     """Registered name of the metric; written only where it is not the default."""
+    precision: str = DEFAULT_PRECISION
+    """Precision of scoring, as `metric`."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     """Devices, cores and memory of the cell; written only where they are not the default."""
 
     def plain(self) -> dict[str, Any]:
         """Returns the plain form, without later fields at their default: an earlier version's key names the result."""
-        values, later = super().plain(), {"metric": DEFAULT_METRIC, "resources": vars(ResourcesConfig())}
-        return {key: value for key, value in values.items() if key not in later or value != later[key]}
+        later = {"metric": DEFAULT_METRIC, "precision": DEFAULT_PRECISION, "resources": vars(ResourcesConfig())}
+        return {key: value for key, value in super().plain().items() if key not in later or value != later[key]}
 
 
 @dataclass(kw_only=True)
@@ -118,6 +123,8 @@ class CellResult(Measurements):
     runs: dict[str, str]
     """{stage: run folder}."""
     answers: list[AnswerRow]
+    precision: str = DEFAULT_PRECISION
+    """Precision of scoring."""
 
     def for_report(self, same_start: float) -> "ArmResult":
         """Returns the part that a report shows."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fvl_lightning.comparison.result_files.cell import ArmResult
+from fvl_lightning.comparison.result_files.cell import DEFAULT_PRECISION, ArmResult
 from fvl_lightning.comparison.result_files.record import FLAT, Record
 from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
 from fvl_lightning.core.errors import DataError, first_line
@@ -145,6 +145,8 @@ class Comparison(Record):
     plugins: dict[str, str] = field(default_factory=dict)
     """{plugin: hash of its code}."""
     test_readings: SplitAccess = field(default_factory=SplitAccess)
+    precision: str = DEFAULT_PRECISION
+    """Precision in which the answers were generated; written only where it is not the default."""
 
     def __repr__(self) -> str:
         return f"<comparison {self.name}: arms {', '.join(self.arms)}; seeds {', '.join(map(str, self.seeds))}>"
@@ -153,6 +155,8 @@ class Comparison(Record):
         """Returns the plain form; what files of earlier versions lack is left out where it is empty."""
         new = ("questions", "sample_seeds", "plugins")
         plain = {key: value for key, value in super().plain().items() if value or key not in new}
+        if self.precision == DEFAULT_PRECISION:
+            del plain["precision"]
         if not self.mlflow.pages:
             del plain["mlflow"]["pages"]
         return plain

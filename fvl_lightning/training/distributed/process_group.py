@@ -3,6 +3,7 @@
 torchrun starts the processes, or anything that sets the same environment variables; a single process needs none.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from fvl_lightning.core.device import compute_device
 from fvl_lightning.core.errors import ConfigError
@@ -84,6 +85,37 @@ class Ranks:
         if failed := [rank for rank, (_, succeeded) in enumerate(results) if not succeeded]:
             raise PeerFailedError(f"rank {failed[0]} has failed")
         return [result for result, _ in results]
+
+    @contextmanager
+    def replica(self, module: nn.Module, device: torch.device | None) -> Iterator[Any]:
+        """Yields the module with the values that it has on rank 0, on a device, for computing without gradients.
+
+        Args:
+            module: the module, on the CPU; of ranks other than 0 it may have shapes without values. It is unchanged at
+                the end.
+            device: the device; None for that of the module.
+        """
+        home = next(module.parameters()).device
+        if self.world_size == 1:
+            try:
+                yield module.to(device or home)
+            finally:
+                module.to(home)
+            return
+        replica = copy.deepcopy(module)
+        if home.type == "meta":
+            replica.to_empty(device="cpu")
+        # Under each name of its own: tied tensors are no longer tied where they had no values.
+        parameters = replica.named_parameters(remove_duplicate=False)
+        for _, tensor in [*parameters, *replica.named_buffers(remove_duplicate=False)]:
+            distributed.broadcast(tensor.detach(), 0, self.group)
+        yield replica if device is None else replica.to(device)
+
+    def on_rank0(self, do: Callable[[], T]) -> T | None:
+        """Returns the result of `do` on rank 0; the other ranks wait for it, and return None."""
+        results: list[T] = []
+        self.broadcast_from_rank0(lambda: results.append(do()))
+        return results[0] if results else None
 
     def rank0_first(self, do: Callable[[], T]) -> T:
         """Runs `do` on rank 0 and then on all other ranks, which find the files that rank 0 wrote."""
