@@ -20,6 +20,7 @@ from fvl_lightning.comparison.tuning import trial_name, trials, tuning_plans
 from fvl_lightning.core.errors import ConfigError, DataError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.doctor.shards import open_existing
+from fvl_lightning.launchers.placement import placed
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.store import check_store
@@ -129,11 +130,17 @@ def steps_of_checks(
 
 
 def trainings(planned: PlannedComparison, built: Mapping[str, Sequence[Stage]]) -> list[Training]:
-    """Returns the stages of every arm of the first seed, and that of the shared encoder; see unfinished_work."""
+    """Returns the stages of every arm of the first seed on the devices of a cell, and that of the shared encoder.
+
+    Args:
+        planned: the comparison.
+        built: see unfinished_work.
+    """
+    resources = planned.config.resources
     arms = planned.plans[planned.config.seeds[0]].arms
     encoders = [Training("the encoder", encoder, built[""][0]) for encoder in planned.encoders[:1]]
     return encoders + [
-        Training(f"arm {arm}", experiment, stage)
+        Training(f"arm {arm}", placed(experiment, resources), stage)
         for arm, experiments_of_arm in arms.items()
         for experiment, stage in zip(experiments_of_arm, built[arm], strict=True)
     ]

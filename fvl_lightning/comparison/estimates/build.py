@@ -20,6 +20,8 @@ class OfflineBuilder:
 
     stand_ins: set[str] = field(default_factory=set)
     """Names of the language models and encoders whose tokenizers could not be read."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences for the plan about what could not be found."""
     _with_stand_in: set[int] = field(default_factory=set)
 
     def build(self, experiment: ExperimentConfig) -> Stage:

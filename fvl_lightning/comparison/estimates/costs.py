@@ -1,23 +1,26 @@
 """Operations, memory and disk of the stages of a comparison, found on shapes alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from datamodules.base import BatchData
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.estimates.rows import SplitCounts, StageRows
 from fvl_lightning.core.config.loading import as_plain, check_config
-from fvl_lightning.core.errors import UserError
+from fvl_lightning.core.errors import ConfigError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.cost import QUESTIONS
 from fvl_lightning.inference.generation import ANSWER_TOKENS
+from fvl_lightning.modeling.shapes import in_own_code
 from fvl_lightning.profiling.batch_shape import BatchShape
 from fvl_lightning.profiling.flops import BatchFlops, estimate_flops, question_flops
 from fvl_lightning.profiling.memory import estimate_memory
 from fvl_lightning.runs.setup import data_context
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.components import count_parameters
+
+T = TypeVar("T")
 
 CONTROLS = 2
 """Further passes over the test split, whose images are zeroed or those of another sample."""
@@ -68,12 +71,28 @@ def stage_cost(stage: Stage, experiment: ExperimentConfig, rows: StageRows, coun
         counts: the samples that it validates on.
     """
     trainer = experiment.trainer
-    batch = estimate_flops(experiment, stage.model, stage.trainable, rows.counted)
+    batch = counted(experiment.name, lambda: estimate_flops(experiment, stage.model, stage.trainable, rows.counted))
     validations = trainer.max_steps // min(trainer.validate_every, trainer.max_steps)
     validated = validations * (counts.validation or 0)
     trained = trainer.max_steps * trainer.samples_per_step
     flops = (trained * batch.executed + validated * batch.forward) / rows.counted.rows
     return StageCost(stage, experiment, rows, batch, peak_memory(stage, experiment, rows.longest), flops)
+
+
+def counted(stage: str, count: Callable[[], T]) -> T:
+    """Returns the result of `count`, which runs a stage on shapes.
+
+    Raises:
+        ConfigError: a component reads values, which shapes lack.
+    """
+    try:
+        return count()
+    except UserError:
+        raise
+    except Exception as error:  # of a component of the user's own
+        raise ConfigError(
+            f"stage {stage}: its operations cannot be counted on shapes without values ({in_own_code(error)})"
+        ) from error
 
 
 def peak_memory(stage: Stage, experiment: ExperimentConfig, shape: BatchShape) -> int | None:
@@ -112,7 +131,7 @@ def scoring_cost(
     if data is not None:
         data.connect(data_context(stage.model, stage.tokenizer, experiment))
         asked = _prompt_tokens(stage, data)
-    first = question_flops(stage.model, asked)
+    first = counted(experiment.name, lambda: question_flops(stage.model, asked))
     counts = count_parameters(stage.model)
     table: Any = stage.model.get_input_embeddings().weight
     matrices = counts["language_model"]["parameters"]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fvl_lightning.comparison.cell import RESULT
@@ -10,7 +11,14 @@ from fvl_lightning.comparison.checks.before_start import PlannedComparison, plan
 from fvl_lightning.comparison.checks.output import check_output
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.estimates.build import OfflineBuilder
-from fvl_lightning.comparison.estimates.costs import ScoringCost, StageCost, count_questions, scoring_cost, stage_cost
+from fvl_lightning.comparison.estimates.costs import (
+    ScoringCost,
+    StageCost,
+    count_questions,
+    counted,
+    scoring_cost,
+    stage_cost,
+)
 from fvl_lightning.comparison.estimates.features import FeatureSet, feature_sets
 from fvl_lightning.comparison.estimates.hours import Clock
 from fvl_lightning.comparison.estimates.measured_steps import MeasuredSteps
@@ -83,7 +91,7 @@ def estimate_comparison(
         ConfigError: the comparison is not valid, or an arm cannot be built because its sizes are not known.
     """
     planned, builder, built = _built(path, overrides, report_progress)
-    config, notes = planned.config, []
+    config, notes = planned.config, builder.notes
     device = _device(options, planned)
     sustained = None if options.device_tflops is None else options.device_tflops * 1e12
     measured = MeasuredSteps(planned.folder, device)
@@ -122,7 +130,9 @@ def _score_and_share(estimates: Estimates, report_progress: Callable[[str], None
         estimates.scoring[arm] = scoring_cost(stage, experiment, own, questions)
     plans = [*planned.plans.values(), *planned.trials.values()]
     sets = feature_sets(plans, built, data.of)
-    estimates.features = [(one, encoder_flops(one.stage.model)) for one in sets]
+    estimates.features = [
+        (one, counted(one.stage.experiment.name, partial(encoder_flops, one.stage.model))) for one in sets
+    ]
 
 
 def _built(
@@ -132,7 +142,7 @@ def _built(
     report_progress("the arms")
     planned = plan_comparison(load_config(ComparisonConfig, path, overrides), path)
     config, builder = planned.config, OfflineBuilder()
-    for experiment in _experiments(planned):
+    for experiment in (one for one in _experiments(planned) if one.data is not None):
         with suppress(UserError):
             experiment.data.component(experiment.data.config).prepare_tokenizer()
     built = {"": [builder.build(planned.encoders[0])]} if planned.encoders else {}
@@ -140,15 +150,18 @@ def _built(
     built |= plan_alike(by_seed, config.lineage, builder.build)
     if config.match != "natural":
         report_progress(f"match: {config.match}")
-        match_sizes(by_seed, planned.baseline, config.match)
-        built |= {arm: [builder.build(stage) for stage in stages] for arm, stages in by_seed[0].items()}
+        try:
+            match_sizes(by_seed, planned.baseline, config.match)
+            built |= {arm: [builder.build(stage) for stage in stages] for arm, stages in by_seed[0].items()}
+        except UserError as error:  # such as data that match: flops needs and that is not there
+            builder.notes.append(f"The sizes are those of the files, match: {config.match} was not solved: {error}.")
     return planned, builder, built
 
 
 def _experiments(planned: PlannedComparison) -> Iterator[ExperimentConfig]:
     yield from planned.encoders[:1]
     for stages in planned.plans[planned.config.seeds[0]].arms.values():
-        yield from (stage for stage in stages if stage.data is not None)
+        yield from stages
 
 
 def _device(options: PlanOptions, planned: PlannedComparison) -> Device:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from fvl_lightning.comparison.cell import RESULT
+from fvl_lightning.comparison.checks.before_start import trainings
 from fvl_lightning.comparison.estimates import measured_steps, summary
 from fvl_lightning.comparison.estimates.estimate import ENCODER, Estimates
 from fvl_lightning.comparison.estimates.measured_steps import FILE, MeasuredSteps, step_seconds
@@ -15,6 +16,7 @@ from fvl_lightning.comparison.estimates.summary import plan_of
 from fvl_lightning.comparison.estimates.tables import hours_in_words, plan_tables, short
 from fvl_lightning.comparison.result_files.plan import ComparisonPlan
 from fvl_lightning.core.jsonl import read_sealed, write_sealed
+from fvl_lightning.launchers.resources import ResourcesConfig
 from fvl_lightning.profiling.batch_shape import BatchShape
 from fvl_lightning.profiling.devices import GPUS, SUSTAINED, Device
 from tests.conftest import ROOT, TINY_DATA, Run, furnish
@@ -162,6 +164,13 @@ def test_finished_cells_are_counted_with_their_own_time(estimates: Estimates) ->
     assert plan.totals.flops_left < plan.totals.flops
     assert plan.totals.device_hours == pytest.approx((plan.totals.device_hours_left or 0) + 2, rel=0.01)
     assert any("3, 1 finished" in str(line) for line in plan_tables(plan))
+
+
+def test_stages_are_planned_on_the_devices_of_a_cell(estimates: Estimates) -> None:
+    config = dataclasses.replace(estimates.planned.config, resources=ResourcesConfig(devices=2))
+    encoder, stage = trainings(dataclasses.replace(estimates.planned, config=config), estimates.built)
+    assert (encoder.experiment.trainer.world_size, stage.experiment.trainer.world_size) == (1, 2)
+    assert stage.experiment.trainer.samples_per_step == 8
 
 
 def test_a_device_that_is_too_small_is_noted(estimates: Estimates) -> None:
