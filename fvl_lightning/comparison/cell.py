@@ -1,6 +1,7 @@
 """The cells of a comparison: an arm with one seed, its folder, its state and its result."""
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ R = TypeVar("R", bound=Record)
 
 NOT_HASHED = ("parent_run_id", "tags", "fresh", "split", "resources")
 """Parts of a specification that do not change the result; another split is scored in another folder."""
+OF_TORCH = re.compile(r"(\[rank\d+\]:)?\s*\[[IWEF]\d{4} ")
+"""Beginning of lines that torch's C++ code logs, such as about ranks that are gone; none is why a cell failed."""
 WITHOUT_GPUS = ("cpu", "mps")
 """Values of trainer.accelerator for which no GPU is asked for."""
 
@@ -129,7 +132,7 @@ class Cell:
         if self.finished:
             return
         log = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.is_file() else []
-        lines = [line.strip() for line in log if line.strip()]
+        lines = [line.strip() for line in log if line.strip() and not OF_TORCH.match(line)]
         ended = f"ended by signal {-self.code}" if self.code is not None and self.code < 0 else f"exit code {self.code}"
         self._write("failure.json", Failure(self.key, lines[-1] if lines else ended, self.code).plain())
 

@@ -106,6 +106,13 @@ def test_what_a_signal_ended_is_said(tmp_path: Path) -> None:
     assert cell(tmp_path).failure == "ended by signal 9"
 
 
+def test_the_reason_is_no_line_of_torch(tmp_path: Path) -> None:
+    """Of several ranks, one says why; those that end with it may warn of that."""
+    warns = "[rank0]:[W1130 12:00:00.5 ProcessGroupGloo.cpp:12] Connection closed by peer"
+    run([cell(tmp_path, script=f"sys.exit('no space left\\n{warns}')")])
+    assert cell(tmp_path).failure == "no space left"
+
+
 @pytest.mark.parametrize("code", [130, 75])
 def test_a_cell_that_was_stopped_has_not_failed(tmp_path: Path, code: int) -> None:
     run([cell(tmp_path, script=f"sys.exit({code})")])
