@@ -142,9 +142,9 @@ def main() -> None:
         sys.stderr.write("error: fvl runs on Linux and macOS only; on Windows it runs in WSL, its Linux\n")
         sys.exit(EXIT_USAGE_ERROR)
     arguments = sys.argv[1:]
-    handle_for_command(arguments)
     code = 1  # of an error that nobody expects, which Python prints
     try:
+        handle_for_command(arguments)
         code = run(arguments)
     except KeyboardInterrupt:  # before the command itself began, or after it had ended
         say(INTERRUPTED, stderr=True)

@@ -205,7 +205,8 @@ def ended_at_once() -> Iterator[None]:
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+        # In an import, or at the start, if the signal came while it was blocked: nobody there handles the error.
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>" or frame.f_code is handle_from_start.__code__:
             _end_with_a_sentence(signum)
         frame = frame.f_back
     raise KeyboardInterrupt

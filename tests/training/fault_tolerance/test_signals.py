@@ -163,6 +163,12 @@ def test_ctrl_c_in_an_import_ends_the_process_with_one_sentence(preemptible: str
     assert done == (EXIT_INTERRUPTED, f"{INTERRUPTED}\n")
 
 
+def test_a_ctrl_c_that_came_while_the_starter_blocked_it_ends_the_process_with_one_sentence() -> None:
+    """As of a launcher of ranks, which blocks signals until all ranks are started."""
+    blocked = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]); os.kill(os.getpid(), signal.SIGINT)"
+    assert ended(blocked, "handle_from_start(True)", "time.sleep(60)") == (EXIT_INTERRUPTED, f"{INTERRUPTED}\n")
+
+
 def test_ctrl_c_outside_of_imports_is_an_exception() -> None:
     program = "try: asks_person(1)\nexcept KeyboardInterrupt: os._exit(3)"
     assert ended("handle_from_start(True)", ASKS_PERSON, program) == (3, "")
