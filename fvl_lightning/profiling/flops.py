@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fvl_lightning.core.device import release_memory
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.profiling.batch_shape import BatchShape, compute_loss
 from fvl_lightning.profiling.fake_step import fake_tensors, recompute_activations, without_values
@@ -42,9 +43,19 @@ def count_flops(work: Callable[[], Any]) -> int:
 
 
 def training_flops(stage: StageInterface, batch: Any) -> int:
-    """Returns the operations of the forward and backward pass of a batch; leaves the stage in train mode."""
+    """Returns the operations of the forward and backward pass of a batch; leaves the stage in train mode.
+
+    A batch that the device's memory does not hold, since nothing is recomputed here, is counted on its shapes.
+    """
     stage.train()
-    return count_flops(lambda: stage.compute(batch)[0].sum.backward())
+    try:
+        return count_flops(lambda: stage.compute(batch)[0].sum.backward())
+    except torch.OutOfMemoryError:
+        stage.zero_grad()
+    release_memory()
+    shapes = batch.to("cpu")
+    with fake_tensors(), without_values(stage):
+        return count_flops(lambda: stage.compute(shapes)[0].sum.backward())
 
 
 def estimate_flops(

@@ -1,8 +1,11 @@
 """Operations counted on shapes are those of real passes, and of the report's cost."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.types import IGNORE_INDEX
@@ -10,9 +13,10 @@ from fvl_lightning.evaluation.cost import QUESTIONS, count_cost
 from fvl_lightning.evaluation.scoring import open_model
 from fvl_lightning.profiling.batch_shape import BatchShape, compute_loss
 from fvl_lightning.profiling.devices import GPUS, SUSTAINED, Device, _gpu_called, named_device
-from fvl_lightning.profiling.flops import count_flops, encoder_flops, estimate_flops, question_flops
+from fvl_lightning.profiling.flops import count_flops, encoder_flops, estimate_flops, question_flops, training_flops
 from fvl_lightning.runs.folder import RunFolder
 from tests.stages.fitting import build_stage
+from tests.tiny_models import rows
 
 
 @pytest.mark.parametrize("name", ["finetune", "encoder_pretrain"])
@@ -24,6 +28,24 @@ def test_shapes_give_the_operations_of_real_passes(name: str, tmp_path: Path) ->
     counted = estimate_flops(nowhere.experiment, nowhere.model, nowhere.trainable, shape)
     assert counted.training == counted.executed == real
     assert 0 < counted.forward < counted.training
+
+
+def test_a_batch_too_large_for_the_memory_is_counted_on_its_shapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, batch, calls = build_stage("finetune", tmp_path), rows(3), []
+    real, compute = training_flops(stage, batch), stage.compute
+
+    def full_at_first(batch: Any) -> Any:
+        calls.append(batch)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError
+        return compute(batch)
+
+    monkeypatch.setattr(stage, "compute", full_at_first)
+    assert training_flops(stage, batch) == real
+    assert len(calls) == 2
+    assert not any(isinstance(parameter, FakeTensor) for parameter in stage.parameters())
 
 
 def test_recomputed_activations_are_executed_twice_and_counted_once(tmp_path: Path) -> None:

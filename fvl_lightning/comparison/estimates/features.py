@@ -3,12 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from datamodules.base import BatchData
 from fvl_lightning.comparison.estimates.rows import split_counts
 from fvl_lightning.comparison.plan import SeedPlan
 from fvl_lightning.core.config.loading import config_hash
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.stages.base import Stage
+from fvl_lightning.training.feature_files import file_type
 
 OF_PIXELS = ("image_fit", "jpeg_decoder", "scaled_decode")
 """Fields of the data on which pixels depend, and with them features."""
@@ -27,11 +30,12 @@ class FeatureSet:
 
     @property
     def bytes(self) -> int | None:
-        """Bytes of all of them, in float32; None where the number of images is not known."""
+        """Bytes of all of them in their files; None where the number of images is not known."""
         if self.images is None:
             return None
         specs = self.stage.model.encoder.specs.values()
-        return 4 * self.encoders * self.images * sum(spec.tokens * spec.dim for spec in specs)
+        size = np.dtype(file_type(self.stage.experiment.feature_cache_dtype)).itemsize
+        return size * self.encoders * self.images * sum(spec.tokens * spec.dim for spec in specs)
 
 
 def feature_sets(
@@ -55,7 +59,7 @@ def feature_sets(
             data = data_of(experiment)
             pixels = [getattr(experiment.data.config, name) for name in OF_PIXELS]
             where = config_hash(experiment.data) if data is None else data.manifest_hash()
-            key = config_hash([experiment.encoder, where, pixels])
+            key = config_hash([experiment.encoder, where, pixels, experiment.feature_cache_dtype])
             if key not in found:
                 found[key] = FeatureSet(stage, split_counts(data).images, encoders)
     return list(found.values())
