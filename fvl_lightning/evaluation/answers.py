@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from datamodules.base import BatchData
 from datamodules.encoding.questions import Question
@@ -95,6 +96,9 @@ def score_answers(answers: Iterable[Answer], metric: str) -> KindScores:
     """Returns the scores of the answers by a registered metric."""
     answers = list(answers)
     computed = build_metric(metric, {answer.question.kind for answer in answers})
+    for part in computed.modules():
+        if isinstance(part, Metric):  # the rank has all answers: torchmetrics would add those of all ranks, and wait
+            part.distributed_available_fn = lambda: False
     for answer in answers:
         computed.update(answer.question.kind, answer.text, answer.question.answer)
     return computed.compute()

@@ -53,6 +53,12 @@ def test_ties_go_to_the_first_in_the_alphabet(order: tuple[str, ...]) -> None:
     assert answer.text == "blue"
 
 
+def test_a_rank_scores_all_answers_without_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchmetrics would wait for ranks that score nothing, and count the answers once per rank."""
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    assert scores([Answer(Question("count", "2"), "2"), Answer(Question("count", "2"), "3")]).macro == 0.5
+
+
 # Generation.
 
 

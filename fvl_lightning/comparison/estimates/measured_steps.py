@@ -118,6 +118,10 @@ def step_seconds(experiment: ExperimentConfig, shape: BatchShape) -> float:
     stage.train()
     optimizer = build_optimizer(stage.model, experiment.optimizer)
 
+    def train_batches(number: int) -> None:
+        for _ in range(number):
+            train_batch()
+
     def train_batch() -> None:
         with device, autocast(device, trainer.precision):
             loss = compute_loss(experiment, stage.model, shape)
@@ -129,13 +133,13 @@ def step_seconds(experiment: ExperimentConfig, shape: BatchShape) -> float:
 
     train_batch()
     update()
-    batch = _seconds(lambda: [train_batch() for _ in range(STEPS)], device) / STEPS
+    batch = _seconds(lambda: train_batches(STEPS), device) / STEPS
     return trainer.accumulate * batch + _seconds(update, device)
 
 
 def _random_stage(experiment: ExperimentConfig) -> Stage:
     """Builds the stage with random values for its pretrained components, so that no weights are downloaded."""
-    changes: dict[str, Choice] = {}
+    changes: dict[str, Any] = {}
     for slot in REPEATED:
         choice = getattr(experiment, slot)
         pretrained = getattr(choice.config, "pretrained", None) if choice is not None else None
