@@ -233,6 +233,7 @@ STREAMS = {
     "fvl_lightning/launchers/local.py": "the log of a process",
     "fvl_lightning/launchers/ray.py": "the log of a process",
     "fvl_lightning/training/feature_cache.py": "features, in a folder that is not yet in place",
+    "fvl_lightning/training/feature_files.py": "the arrays of that folder",
 }
 """Files that open something to write it themselves, and what that is."""
 

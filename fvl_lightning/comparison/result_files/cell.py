@@ -124,7 +124,12 @@ class CellResult(Measurements):
     """{stage: run folder}."""
     answers: list[AnswerRow]
     precision: str = DEFAULT_PRECISION
-    """Precision of scoring."""
+    """Precision of scoring; written only where it is not the default."""
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the plain form, without the default precision, as in files of earlier versions."""
+        default = ("precision", DEFAULT_PRECISION)
+        return dict(item for item in super().plain().items() if item != default)
 
     def for_report(self, same_start: float) -> "ArmResult":
         """Returns the part that a report shows."""
