@@ -291,7 +291,7 @@ LAWFUL = {
     "fvl_lightning/__init__.py": "'''Kit.'''\nfrom typing import TYPE_CHECKING\n"
     "__version__ = '1'\nNAMES = {'a': 'b'}\n"
     "if TYPE_CHECKING:\n    import x\n\n\ndef __getattr__(name):\n    return name\n",
-    "fvl_lightning/evaluation/metrics/names.py": "DEFAULT = 'accuracy/macro'\n",
+    "fvl_lightning/evaluation/metrics/lookup.py": "DEFAULT = 'accuracy/macro'\n",
     "fvl_lightning/cli/demo.py": "from datamodules.demo.levels import LEVELS\n",
     "fvl_lightning/__main__.py": "from fvl_lightning.cli.main import main\n",
     "datamodules/demo/a.py": "from datamodules.demo.levels import LEVELS\n",

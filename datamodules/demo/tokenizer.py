@@ -7,7 +7,7 @@ from datamodules.demo.levels import LEVELS
 from datamodules.demo.scenes import make_scene, sample_random
 from datamodules.demo.text import caption, labels, turns, words_in
 from datamodules.encoding import byte_level_bpe
-from fvl_lightning.core.prompts import RELEASED_PROMPTS
+from fvl_lightning.core.florence2_prompts import RELEASED_PROMPTS
 
 _SCENES_PER_LEVEL = 1000
 

@@ -22,7 +22,7 @@ from datamodules.storage.sample import SampleError
 from datamodules.storage.sample_store import SampleStore
 from datamodules.storage.shard_cache import ShardCache
 from datamodules.storage.shard_files import open_index
-from datamodules.storage.tar_samples import TEXTS
+from datamodules.storage.tar_grouping import TEXTS
 from datamodules.storage.writer import Shard
 from fvl_lightning.core.errors import DataError
 

@@ -12,8 +12,8 @@ from datamodules.sources.json_rows import parse_json
 from datamodules.sources.records import caption, metadata
 from datamodules.sources.refusals import Refused, attempt
 from datamodules.sources.row_files import check_file, find_files, open_file, sort_out
+from datamodules.storage.tar_grouping import TEXTS, RefusedEntry, TarSample, read_headers, readable
 from datamodules.storage.tar_headers import why_not_a_tar
-from datamodules.storage.tar_samples import TEXTS, RefusedEntry, TarSample, read_headers, readable
 from fvl_lightning.core.config.field_types import PathsText
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.registry import register

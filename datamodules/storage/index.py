@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from datamodules.storage.tar_grouping import Member, Problem, read_headers, readable
 from datamodules.storage.tar_headers import HEADER
-from datamodules.storage.tar_samples import Member, Problem, read_headers, readable
 from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.core.errors import DataError
 

@@ -16,8 +16,8 @@ from datamodules.storage.sample import Decode, RawSample, SampleError, Samples
 from datamodules.storage.shard_cache import ShardCache
 from datamodules.storage.shard_files import ShardFiles, open_indexes
 from datamodules.storage.shard_paths import split_shards
+from datamodules.storage.tar_grouping import TEXTS, Problem, readable
 from datamodules.storage.tar_headers import HEADER, is_extended_header, is_header
-from datamodules.storage.tar_samples import TEXTS, Problem, readable
 from fvl_lightning.core.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from datamodules.storage.sample import Decode, SampleError, Samples
-from datamodules.storage.tar_samples import TEXTS
+from datamodules.storage.tar_grouping import TEXTS
 from datamodules.streaming.shard_order import ShardVisit
 
 

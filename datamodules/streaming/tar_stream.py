@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from datamodules.images.decoding import EXTENSIONS, MAX_BYTES
+from datamodules.storage.tar_grouping import MAX_TEXT_BYTES, TEXTS, readable
 from datamodules.storage.tar_headers import HEADER, MAX_HEADERS, Damaged
-from datamodules.storage.tar_samples import MAX_TEXT_BYTES, TEXTS, readable
 from fvl_lightning.core.errors import DataError, first_line
 
 _WANTED = re.compile(

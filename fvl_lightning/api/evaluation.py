@@ -12,7 +12,7 @@ from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.answers import Answer, Scoring
 from fvl_lightning.evaluation.metrics.base import KindScores
-from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC
+from fvl_lightning.evaluation.metrics.lookup import DEFAULT_METRIC
 from fvl_lightning.evaluation.scoring import ControlScores, score, score_controls
 from fvl_lightning.modeling.adapters.folders import is_model_folder
 from fvl_lightning.runs.setup import data_context, prepare_data

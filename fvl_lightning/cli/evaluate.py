@@ -139,7 +139,7 @@ def _score_encoder(
 
 
 def _show(columns: "dict[str, KindScores]", title: str) -> None:
-    from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC, build_metric
+    from fvl_lightning.evaluation.metrics.lookup import DEFAULT_METRIC, build_metric
 
     names = [name.replace("_", " ") for name in columns]
     table = Table("kind", *names, title=f"{title}: {DEFAULT_METRIC}")

@@ -27,7 +27,7 @@ def ui(
     """
     if comparison is not None:
         from fvl_lightning.comparison.tracking import read_parent
-        from fvl_lightning.evaluation.metrics.names import DEFAULT_SCORE
+        from fvl_lightning.evaluation.metrics.lookup import DEFAULT_SCORE
 
         parent = read_parent(comparison)
         uri = parent["store"][0]

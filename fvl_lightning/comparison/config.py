@@ -13,7 +13,7 @@ from fvl_lightning.core.config.fields import MAX_SEED, changes, number
 from fvl_lightning.core.config.loading import AS_WRITTEN
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import MARKS_OF_COMPARISONS, ExperimentConfig
-from fvl_lightning.evaluation.metrics.names import DEFAULT_SCORE
+from fvl_lightning.evaluation.metrics.lookup import DEFAULT_SCORE
 from fvl_lightning.launchers.ray import RayConfig
 from fvl_lightning.launchers.resources import ResourcesConfig
 

@@ -14,7 +14,7 @@ from fvl_lightning.core.config.loading import as_plain, load_config, read_config
 from fvl_lightning.core.config.merging import override
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.evaluation.metrics.names import metric_of
+from fvl_lightning.evaluation.metrics.lookup import metric_of
 from fvl_lightning.launchers.placement import on_one_device, placed
 
 if TYPE_CHECKING:

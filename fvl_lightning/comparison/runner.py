@@ -21,7 +21,7 @@ from fvl_lightning.core.device import release_memory
 from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import progress
-from fvl_lightning.evaluation.metrics.names import split_score
+from fvl_lightning.evaluation.metrics.lookup import split_score
 from fvl_lightning.launchers.base import POLL_SECONDS, Launcher
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import input_hashes

@@ -13,7 +13,7 @@ from fvl_lightning.comparison.result_files.comparison import ArmTuning, Tuning
 from fvl_lightning.comparison.runner import Runner
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.evaluation.metrics.names import metric_of
+from fvl_lightning.evaluation.metrics.lookup import metric_of
 
 RATE_DIGITS = 12
 """Significant digits of a learning rate, so that 0.003 times 0.3 is 0.0009."""

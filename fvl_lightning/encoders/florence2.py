@@ -26,7 +26,7 @@ from transformers.models.florence2.modeling_florence2 import (
 from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.core.prompts import RELEASED_PROMPTS
+from fvl_lightning.core.florence2_prompts import RELEASED_PROMPTS
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import IGNORE_INDEX
 from fvl_lightning.core.weight_files import match_weights, some_names

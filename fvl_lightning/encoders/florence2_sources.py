@@ -9,7 +9,7 @@ from transformers import BartConfig, Florence2Config
 from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 
 from fvl_lightning.core.errors import ConfigError, refuse_unknown_fields
-from fvl_lightning.core.prompts import RELEASED_PROMPTS
+from fvl_lightning.core.florence2_prompts import RELEASED_PROMPTS
 from fvl_lightning.core.types import FeatureSpec
 
 STAGE = re.compile(r"davit_stage_(\d+)")

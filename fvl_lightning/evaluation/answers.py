@@ -20,7 +20,7 @@ from fvl_lightning.core.device import autocast, fitting
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.kept_answers import KeptAnswers
 from fvl_lightning.evaluation.metrics.base import KindScores
-from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC, build_metric
+from fvl_lightning.evaluation.metrics.lookup import DEFAULT_METRIC, build_metric
 from fvl_lightning.inference.generation import ANSWER_TOKENS, generate_texts
 from fvl_lightning.modeling.build import BuiltModel
 from fvl_lightning.training.distributed.process_group import Ranks

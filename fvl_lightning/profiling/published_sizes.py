@@ -13,7 +13,7 @@ from typing import Any
 
 from datamodules.encoding.byte_level_bpe import save_tokenizer
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.core.prompts import RELEASED_PROMPTS
+from fvl_lightning.core.florence2_prompts import RELEASED_PROMPTS
 
 FOLDER = Path(__file__).parent / "hub_configs"
 _SLOTS = ("encoder", "language_model")

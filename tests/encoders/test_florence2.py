@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.core.prompts import RELEASED_PROMPTS
+from fvl_lightning.core.florence2_prompts import RELEASED_PROMPTS
 from fvl_lightning.core.types import FeatureSpec
 from fvl_lightning.encoders.florence2 import Florence2Encoder
 from tests.tiny_models import (

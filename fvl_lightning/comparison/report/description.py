@@ -14,7 +14,7 @@ from fvl_lightning.comparison.report.tables import (
 )
 from fvl_lightning.comparison.result_files.comparison import Comparison
 from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
-from fvl_lightning.evaluation.metrics.names import metric_of
+from fvl_lightning.evaluation.metrics.lookup import metric_of
 
 MAX_LENGTH = 7500
 """Characters of a description: MLflow keeps 8,000."""

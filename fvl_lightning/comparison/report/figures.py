@@ -32,7 +32,7 @@ from fvl_lightning.comparison.report.style import (
 )
 from fvl_lightning.comparison.result_files.cell import Measurements
 from fvl_lightning.comparison.result_files.comparison import Comparison
-from fvl_lightning.evaluation.metrics.names import metric_of, split_score
+from fvl_lightning.evaluation.metrics.lookup import metric_of, split_score
 
 Curve = Sequence[tuple[int, float]]
 """(step, value), in order."""

@@ -26,7 +26,7 @@ from fvl_lightning.comparison.report.style import (
 from fvl_lightning.comparison.report.tables import verdict_text
 from fvl_lightning.comparison.result_files.comparison import Comparison
 from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
-from fvl_lightning.evaluation.metrics.names import metric_of, split_score
+from fvl_lightning.evaluation.metrics.lookup import metric_of, split_score
 
 COSTS = {
     "training_flops": "training, MFLOPs per sample",

@@ -29,7 +29,7 @@ from fvl_lightning.comparison.result_files.cell import DEFAULT_PRECISION, Measur
 from fvl_lightning.comparison.result_files.comparison import Comparison, EncoderEntry, MlflowEntry
 from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.evaluation.metrics.base import KindScores
-from fvl_lightning.evaluation.metrics.names import metric_of, split_score
+from fvl_lightning.evaluation.metrics.lookup import metric_of, split_score
 
 FILES = (
     "report.md", "report.html", "comparison.json", "comparison.png", "loss_curves.png", "samples.png", "pareto.png",

@@ -9,7 +9,7 @@ from typing import Any
 from fvl_lightning.comparison.result_files.cell import Measurements
 from fvl_lightning.comparison.result_files.comparison import Comparison
 from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics, Contrast
-from fvl_lightning.evaluation.metrics.names import metric_of, split_score
+from fvl_lightning.evaluation.metrics.lookup import metric_of, split_score
 
 ABSENT = "-"
 """Shown in place of a number that is missing."""

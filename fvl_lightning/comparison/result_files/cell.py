@@ -6,7 +6,7 @@ from typing import Any
 
 from fvl_lightning.comparison.result_files.record import FLAT, Record
 from fvl_lightning.evaluation.metrics.base import KindScores
-from fvl_lightning.evaluation.metrics.names import DEFAULT_METRIC, split_score
+from fvl_lightning.evaluation.metrics.lookup import DEFAULT_METRIC, split_score
 from fvl_lightning.launchers.resources import ResourcesConfig
 
 DEFAULT_PRECISION = "32-true"

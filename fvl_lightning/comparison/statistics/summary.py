@@ -14,7 +14,7 @@ from fvl_lightning.comparison.statistics.image_bootstrap import LABEL, image_int
 from fvl_lightning.comparison.statistics.verdicts import EXPLORATORY, compare_arms, explore
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.metrics.averages import OVER_KINDS
-from fvl_lightning.evaluation.metrics.names import build_metric, metric_of, split_score
+from fvl_lightning.evaluation.metrics.lookup import build_metric, metric_of, split_score
 
 Results = Mapping[int, Mapping[str, Measurements]]
 """{seed: {arm: what was measured}}."""

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 IMPORTED = (
     "fvl_lightning.core.atomic", "fvl_lightning.core.chat_date",
     "fvl_lightning.core.config", "fvl_lightning.core.errors", "fvl_lightning.core.experiment",
-    "fvl_lightning.core.prompts", "fvl_lightning.core.registry", "fvl_lightning.core.types",
+    "fvl_lightning.core.florence2_prompts", "fvl_lightning.core.registry", "fvl_lightning.core.types",
 )  # fmt: skip
 """Modules, and packages with all modules in them, that import no library which takes long: they are imported. The
 standard library is too."""

@@ -10,7 +10,7 @@ import pytest
 
 from datamodules.sources import img2dataset
 from datamodules.sources.base import Ignored, Refusal, Row
-from datamodules.storage import tar_samples as scan
+from datamodules.storage import tar_grouping as scan
 from fvl_lightning.core.errors import DataError
 from tests.datamodules.sources.conftest import SECRET
 from tests.datamodules.sources.reading import PNG, places, read, reasons, source, write_tar

@@ -26,8 +26,8 @@ from datamodules.storage.index import (
 )
 from datamodules.storage.sample_store import SampleStore
 from datamodules.storage.shard_files import DAMAGED
+from datamodules.storage.tar_grouping import MAX_TEXT_BYTES, Problem
 from datamodules.storage.tar_headers import HEADER
-from datamodules.storage.tar_samples import MAX_TEXT_BYTES, Problem
 from datamodules.storage.writer import ShardWriter
 from fvl_lightning.core.errors import DataError
 

@@ -8,7 +8,7 @@ from fvl_lightning.core import registry
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.plugins import import_plugin
 from fvl_lightning.evaluation.metrics import base
-from fvl_lightning.evaluation.metrics.names import DEFAULT_SCORE, build_metric, metric_of, split_score
+from fvl_lightning.evaluation.metrics.lookup import DEFAULT_SCORE, build_metric, metric_of, split_score
 
 
 def test_the_default_is_a_score_of_a_registered_metric() -> None:

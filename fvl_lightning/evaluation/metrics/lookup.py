@@ -1,4 +1,4 @@
-"""Names of metrics and scores, as YAML files, reports and MLflow write them.
+"""Finds metrics and scores by their names, as YAML files, reports and MLflow write them.
 
 A metric is named as it is registered, such as accuracy; a score also names the average, such as accuracy/macro.
 """
