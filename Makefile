@@ -44,6 +44,7 @@ ui: .venv/.ready ## the MLflow pages of the runs made here
 .venv/.ready: pyproject.toml constraints.txt
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "fvl-lightning needs Python 3.11 or newer, and $(or $(PYTHON),python3) is not: name one with make PYTHON=..." >&2; exit 1; }
+	@echo "installing the packages of constraints.txt into .venv; this takes some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"

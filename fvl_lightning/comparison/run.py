@@ -1,5 +1,6 @@
 """Runs a whole comparison: plan, encoders, cells, results, report."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.setup import prepare_data
 from fvl_lightning.runs.tracking import track_results
 from fvl_lightning.training.fault_tolerance.signals import preemptible
+
+logger = logging.getLogger(__name__)
 
 Show = Callable[[Table | str], None]
 """Called with each result: a line of text or a table."""
@@ -77,6 +80,8 @@ def run_comparison(
     tracking = plans[config.seeds[0]].arms[planned.baseline][-1].tracking
     if not report_only:
         check_launcher(config, plans[config.seeds[0]])
+        if planned.lack_of_seeds is not None:
+            logger.warning("no difference will be tested: %s", planned.lack_of_seeds)
     with tracked_parent(config, tracking, folder, fresh) as tracker:
         pages = link_pages(tracker, tracking.uri, config.metric)
         runner = Runner(config, launcher_of(config, folder), terminal(), tracker, fresh, retry_failed, report_only)

@@ -51,8 +51,7 @@ def finished(
     """The comparison on one device, and on two under each strategy."""
     base, folders = tmp_path_factory.mktemp("ranks"), {}
     for strategy, words in {"single": (), "ddp": (TWO,), "fsdp": (TWO,)}.items():
-        tracking = {"enabled": strategy == "ddp"}
-        folders[strategy] = place(base / strategy, tiny_data, empty_store, strategy, tracking=tracking)
+        folders[strategy] = place(base / strategy, tiny_data, empty_store, strategy)
         done = fvl(folders[strategy], "compare", "tiny.yaml", *words, timeout=1800)
         assert done.returncode == 0, done.stderr
     return folders

@@ -16,6 +16,7 @@ from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.estimates.features import feature_sets
 from fvl_lightning.comparison.plan import SeedPlan, experiments, plan_alike
 from fvl_lightning.comparison.size_matching import match_sizes
+from fvl_lightning.comparison.statistics.complete_cases import too_few
 from fvl_lightning.comparison.tuning import trial_name, trials, tuning_plans
 from fvl_lightning.core.errors import ConfigError, DataError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -49,6 +50,12 @@ class PlannedComparison:
     def baseline(self) -> str:
         """The arm that the others are compared to."""
         return self.config.baseline or next(iter(self.plans[self.config.seeds[0]].arms))
+
+    @property
+    def lack_of_seeds(self) -> str | None:
+        """The reason that no difference can be tested, if several seeds are named but too few; None otherwise."""
+        seeds = self.config.seeds
+        return too_few(len(self.plans[seeds[0]].arms), len(seeds)) if len(seeds) > 1 else None
 
     @property
     def encoders(self) -> list[ExperimentConfig]:

@@ -70,6 +70,9 @@ def _configuration(path: Path, overrides: list[str], found: list[PlannedComparis
     cells = plural(len(plan.arms) * len(config.seeds), "cell")
     message = f"{plural(len(plan.arms), 'arm')} x {plural(len(config.seeds), 'seed')} = {cells}"
     yield Finding("configuration", "ok", f"{message} of {plural(len(config.stages), 'stage')}")
+    if planned.lack_of_seeds is not None:
+        advice = "name more `seeds`"
+        yield Finding("configuration", "warning", f"no difference will be tested: {planned.lack_of_seeds}", advice)
     found.append(planned)
 
 

@@ -51,7 +51,7 @@ def complete_cases(scores: ArmScores, baseline: str, alpha: float = 0.05) -> Com
         for seed in everywhere
         if seeds and seed not in seeds
     )
-    tested, obstacle = None, _too_few(len(arms), len(seeds))
+    tested, obstacle = None, too_few(len(arms), len(seeds))
     if obstacle is None:
         tested = contrasts(np.array([[scores[arm][seed] for seed in seeds] for arm in arms]), alpha=alpha)
     if tested is not None and np.isnan(tested.residual_sd):
@@ -81,7 +81,7 @@ def _lack(arm: str, cells: Mapping[int, float], seeds: list[int], baseline: str)
     return f"{arm} has no score for seed{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
 
 
-def _too_few(arms: int, seeds: int) -> str | None:
+def too_few(arms: int, seeds: int) -> str | None:
     """Returns why so many arms and seeds are not enough; None where they are."""
     if arms < 2:
         return "no arm shares a seed with the baseline"

@@ -12,6 +12,7 @@ import yaml
 
 from datamodules.shards import ShardsData
 from datamodules.storage.writer import ShardWriter
+from fvl_lightning.comparison.checks.before_start import plan_comparison
 from fvl_lightning.comparison.checks.output import check_output
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import experiments
@@ -19,7 +20,7 @@ from fvl_lightning.core.config.loading import as_plain, load_config
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.answers import scored_questions
 from fvl_lightning.profiling.devices import Device
-from tests.conftest import TINY_DATA, Run, furnish
+from tests.conftest import ROOT, TINY_DATA, Run, furnish
 
 COMPARISON: dict[str, Any] = {
     "name": "mine",
@@ -237,3 +238,18 @@ def test_doctor_checks_a_comparison(work: Path, fvl_here: Run) -> None:
         write_film(work)
     assert "arm film: fusion film declares width 256 but returned [2, 16, 128]" in said
     assert [word for word in ("skipped", "one batch") if word not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "lack"),
+    [
+        ((), None),
+        (("axes={fusion: [concat, mean]}",), "2 arms need at least 5 seeds in common and have 3"),
+        (("seeds=[0, 1]",), "3 arms need at least 3 seeds in common and have 2"),
+        (("seeds=[0]",), None),
+    ],
+)
+def test_too_few_seeds_are_known_before_the_start(words: tuple[str, ...], lack: str | None) -> None:
+    """One seed alone is a choice: its report shows scores and tests nothing."""
+    path = ROOT / "experiments" / "demo" / "quick" / "fusions.yaml"
+    assert plan_comparison(load_config(ComparisonConfig, path, list(words)), path).lack_of_seeds == lack

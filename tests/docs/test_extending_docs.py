@@ -1,0 +1,24 @@
+"""The files of docs/extending.md are what a training takes."""
+
+import re
+from pathlib import Path
+
+from tests.conftest import ROOT, TINY_DATA, Run
+from tests.docs.readme import blocks
+from tests.integration.runs import FINETUNE, UNTRACKED
+
+PAGE = ROOT / "docs" / "extending.md"
+
+
+def test_a_callback_and_a_logger_of_ones_own(workspace: Path, fvl_here: Run) -> None:
+    files = {match[1]: block for block in blocks("python", PAGE) if (match := re.match(r"# (\w+\.py)\n", block))}
+    assert files.keys() >= {"norms.py", "lines.py"}
+    for name in ("norms.py", "lines.py"):
+        (workspace / name).write_text(files[name], encoding="utf-8")
+    words = ("plugins=[norms.py, lines.py]", "trainer.loggers=[lines]", "trainer.callbacks=[norms: {every: 1}]")
+    short = ("trainer.max_steps=2", "trainer.batch_size=4", "trainer.log_every=1")
+    done = fvl_here(workspace, "train", *FINETUNE, *TINY_DATA, *short, UNTRACKED, *words, "name=own")
+    assert done.returncode == 0, done.stderr
+    lines = (workspace / "runs" / "own" / "lines.txt").read_text(encoding="utf-8")
+    assert re.search(r"^2: .*train/loss \d+\.\d{3}\b", lines, re.MULTILINE)
+    assert re.search(r"norm/projector \d", lines)
