@@ -86,7 +86,7 @@ def test_describe_takes_sections_and_keys(capsys: pytest.CaptureFixture[str]) ->
         ("trainer.devices",): "Processes per machine",
         ("init_from",): "list[path]",
         ("data",): "webdataset",
-        (): "`fvl describe trainer`",
+        (): "`fvl describe",
         ("comparison",): "smallest_effect",
     }.items():
         describe(*words)

@@ -25,7 +25,7 @@ ODD = "runs/a[bold]b[/]c[r=8]:star:/[/nothing]"
 READS_MARKUP = {"Console", "Progress", "TextColumn", "Spinner", "Status", "track", "from_markup", "print", "Prompt"}
 """What of Rich reads markup unless it is told not to; core/terminal.py does that for all."""
 READS_PATTERNS = {"glob", "rglob", "iglob", "fnmatch", "fnmatchcase"}
-PATTERNS_OF_PEOPLE = {"datamodules/storage/shard_paths.py", "datamodules/sources/image_files.py"}
+PATTERNS_OF_PEOPLE = {"datamodules/storage/shard_paths.py", "datamodules/sources/row_files.py"}
 """Files in which a person's path may be a pattern, as their documentation says."""
 
 

@@ -312,7 +312,16 @@ def upload(page: Any, *files: Path) -> None:
 
 @gradio_needed
 @browser_needed
-def test_a_picture_a_question_and_a_streamed_answer(page: Any, address: str) -> None:
+def test_a_picture_a_question_and_a_streamed_answer(
+    page: Any, address: str, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    next_word = loaded.model.language_model.logits
+
+    def slowly(hidden: Any) -> Any:  # the page may show several pieces at once that come at once
+        time.sleep(0.15)
+        return next_word(hidden)
+
+    monkeypatch.setattr(loaded.model.language_model, "logits", slowly)
     page.evaluate(
         """() => { window.seen = new Set(); new MutationObserver(() => {
             for (const bot of document.querySelectorAll('#chat .bot.message')) window.seen.add(bot.innerText.trim());

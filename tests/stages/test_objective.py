@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Callback
 
 from fvl_lightning.core.types import IGNORE_INDEX
 from fvl_lightning.stages.base import Stage
@@ -45,9 +46,16 @@ def test_the_update_does_not_depend_on_the_split(name: str, optimizer: str, tmp_
     assert max(float((tensor - start[key]).abs().max()) for key, tensor in found[0].items()) > 1e-3
 
 
+class LastGradients(Callback):
+    """Copies the gradients after each step; they are dropped at the end of the training."""
+
+    def on_train_batch_end(self, trainer: Any, stage: Any, *_: Any) -> None:
+        self.found = {key: p.grad.clone() for key, p in stage.model.named_parameters() if p.grad is not None}
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_gradients_are_of_the_mean_over_tokens(name: str, tmp_path: Path) -> None:
-    """At a learning rate of 0 the gradients of the last step lie there still; no clipping."""
+    """At a learning rate of 0 the gradients of the last step are those of the model at the end; no clipping."""
     stage = build_stage(
         name,
         tmp_path,
@@ -55,9 +63,9 @@ def test_gradients_are_of_the_mean_over_tokens(name: str, tmp_path: Path) -> Non
         trainer={"max_steps": 2, "accumulate": 2},
     )
     batches = in_float64(stage, batches_of(name, 2))
-    fit(stage, split(batches, 2), tmp_path)
-    found = {key: p.grad.clone() for key, p in stage.model.named_parameters() if p.grad is not None}
-    stage.model.zero_grad()
+    last = LastGradients()
+    fit(stage, split(batches, 2), tmp_path, [last])
+    found = last.found
     loss, _ = stage.compute(batches[1])
     loss.mean.backward()
     assert found
@@ -71,8 +79,9 @@ def test_the_norm_is_kept_as_it_was_before_clipping(tmp_path: Path) -> None:
     stage = build_stage(
         "finetune", tmp_path, optimizer={"learning_rate": 0.0, "clip_norm": 1e-3}, trainer={"max_steps": 1}
     )
-    fit(stage, batches_of("finetune", 1), tmp_path)
-    squares = [float((p.grad.double() ** 2).sum()) for p in stage.model.parameters() if p.grad is not None]
+    last = LastGradients()
+    fit(stage, batches_of("finetune", 1), tmp_path, [last])
+    squares = [float((gradient.double() ** 2).sum()) for gradient in last.found.values()]
     assert sum(squares) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
     assert float(stage.step_metrics.gradient_norm) > 1e-2
 

@@ -20,7 +20,7 @@ from fvl_lightning.core.experiment import ExperimentConfig
 
 HOLDS_PATHS = re.compile(r"\b([Ff]olders?|[Ff]iles?|[Pp]aths?)\b")
 NO_PATHS = {
-    "name", "uri", "experiment.chosen", "image", "pairs.caption", "parquet.images", "img2dataset.caption_field",
+    "name", "uri", "chosen", "image", "pairs.caption", "parquet.images", "img2dataset.caption_field",
 }  # fmt: skip
 """Fields whose meaning speaks of files and that hold none, such as names of columns."""
 
