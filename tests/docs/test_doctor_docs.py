@@ -20,7 +20,6 @@ ROWS = [
     tuple(cell.strip() for cell in line.strip("|").split("|"))
     for line in re.findall(r"^\| \db/.*\|$", SECTION, flags=re.MULTILINE)
 ]
-QUICK = ("3b/finetune", "64")
 EVERYTHING = "[encoder,language_model]"
 
 
@@ -45,11 +44,8 @@ def test_the_table_has_both_presets_and_stages_on_8_and_64_ranks() -> None:
     assert "**by arithmetic; not measured on GPUs**" in SECTION
 
 
-@pytest.mark.parametrize(
-    "row",
-    [pytest.param(row, marks=[] if row[:2] == QUICK else pytest.mark.slow) for row in ROWS],
-    ids=lambda row: "-".join(row[:4]),
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(row[:4]))
 def test_a_row_is_what_is_computed(row: tuple[str, ...], tiny_data: Path) -> None:
     preset, ranks, accumulate, recomputed, *numbers = row
     words = ["trainer.strategy=fsdp", "trainer.devices=8", f"trainer.nodes={int(ranks) // 8}", "trainer.batch_size=4"]

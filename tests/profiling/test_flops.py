@@ -19,7 +19,7 @@ from tests.stages.fitting import build_stage
 from tests.tiny_models import rows
 
 
-@pytest.mark.parametrize("name", ["finetune", "encoder_pretrain"])
+@pytest.mark.parametrize("name", ["finetune", pytest.param("encoder_pretrain", marks=pytest.mark.slow)])
 def test_shapes_give_the_operations_of_real_passes(name: str, tmp_path: Path) -> None:
     here, nowhere = (build_stage(name, tmp_path, device) for device in ("cpu", "meta"))
     shape = BatchShape(3, 12, 3, supervised=5)
@@ -48,6 +48,7 @@ def test_a_batch_too_large_for_the_memory_is_counted_on_its_shapes(
     assert not any(isinstance(parameter, FakeTensor) for parameter in stage.parameters())
 
 
+@pytest.mark.slow
 def test_recomputed_activations_are_executed_twice_and_counted_once(tmp_path: Path) -> None:
     shape = BatchShape(2, 12, 2)
     plain, recomputed = (
