@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -97,9 +98,7 @@ def cell() -> None:
     """A whole cell with another level, and a trial of learning rates."""
     spec = CellSpec(stages=[as_plain(experiment())], transfer_levels=["medium"])
     for split in ("test", "validation"):
-        folder = Path(f"cell-{split}")
-        folder.mkdir()
-        worker.run_cell(replace(spec, split=split), "key", folder)
+        worker.run_cell(replace(spec, split=split), "key", Path(mkdtemp(dir=".")))
 
 
 def encoder() -> None:
@@ -116,7 +115,7 @@ def flops() -> None:
 def features() -> None:
     """The feature cache of a comparison, in both types of file."""
     for dtype in ("float32", "bfloat16"):
-        cached = experiment(feature_cache="cache", feature_cache_dtype=dtype)
+        cached = experiment(feature_cache=mkdtemp(dir="."), feature_cache_dtype=dtype)
         runner.warm_feature_cache(None, SeedPlan(None, {"a": [cached]}, {}), Console(file=io.StringIO()))
 
 
