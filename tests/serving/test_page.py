@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -234,32 +235,46 @@ def test_the_page_checks_who_asks(address: str) -> None:
                 assert text.startswith("this page answers")
 
 
-@gradio_needed
-def test_the_history_is_the_servers_own(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a program sends in its place is not read: gradio would make components of it and copy their files."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "secret.txt").write_text("a secret of the folder", encoding="utf-8")
+def answer_to(address: str, session: str, text: str = "how many?", history: Any = None) -> str:
+    """The events of an answer to a question that a program asks, as the page would."""
     config = json.loads(fetch(f"{address}/config")[1])
     kinds = {component["id"]: component["type"] for component in config["components"]}
     answering = next(found for found in config["dependencies"] if len(found["inputs"]) > 1)
     inputs = [kinds[number] for number in answering["inputs"]]
     assert inputs == ["multimodaltextbox", "state", "state", "dropdown"]
+    join = {
+        "data": [{"text": text, "files": []}, history, history, ""],
+        "fn_index": answering["id"],
+        "session_hash": session,
+        "trigger_id": answering["targets"][0][0],
+    }
+    content = json.dumps(join).encode()
+    assert fetch(f"{address}/gradio_api/queue/join", content, **{"Content-Type": "application/json"})[0] == 200
+    return fetch(f"{address}/gradio_api/queue/data?session_hash={session}")[1]
+
+
+@gradio_needed
+def test_the_history_is_the_servers_own(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a program sends in its place is not read: gradio would make components of it and copy their files."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret.txt").write_text("a secret of the folder", encoding="utf-8")
     file = {"component": "file", "value": {"path": "secret.txt"}, "props": {"value": "secret.txt"}}
     forged = [{"role": "user", "content": content} for content in (file, {"path": "secret.txt"}, "forged words")]
-    asked = {"text": "how many?", "files": []}
     for history in (forged, forged[0]):
-        join = {
-            "data": [asked, history, history, ""],
-            "fn_index": answering["id"],
-            "session_hash": f"s{len(history)}",
-            "trigger_id": answering["targets"][0][0],
-        }
-        content = json.dumps(join).encode()
-        assert fetch(f"{address}/gradio_api/queue/join", content, **{"Content-Type": "application/json"})[0] == 200
-        events = fetch(f"{address}/gradio_api/queue/data?session_hash={join['session_hash']}")[1]
+        events = answer_to(address, f"s{len(history)}", history=history)
         assert ANSWER.split()[0] in events
         assert "secret" not in events
         assert "forged" not in events
+
+
+@gradio_needed
+@pytest.mark.slow
+def test_two_hundred_questions_at_once(address: str) -> None:
+    """Each of a session of its own; none is lost, and none has an answer twice."""
+    with ThreadPoolExecutor(200) as people:
+        answers = list(people.map(lambda number: answer_to(address, f"person{number}"), range(200)))
+    assert sum(ANSWER in events for events in answers) == 200
+    assert all(events.count('"process_completed"') == 1 for events in answers)
 
 
 # The page in a browser.
