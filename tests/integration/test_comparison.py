@@ -37,7 +37,7 @@ COMPARISON: dict[str, Any] = {
     "smallest_effect": 0.01,
     "set": [*TINY_DATA, "trainer.batch_size=8", "trainer.log_every=2", "optimizer.warmup_steps=2"],
 }
-STEPS = {"encoder_pretrain.yaml": 4, "finetune.yaml": 40}
+STEPS = {"encoder_pretrain.yaml": 4, "finetune.yaml": 20}
 """Enough for answers that are right by chance, or there would be no differences to speak of."""
 STOPPED_AFTER = 4
 MEASURED = ("seconds", "tokens_per_second", "peak_memory_bytes", "mlflow", "test_readings")
@@ -216,7 +216,8 @@ def test_every_cell_has_its_axes_its_model_and_its_data(
         assert context == {"demo": "training", "demo/test": "evaluation"}
         [output] = run.outputs.model_outputs
         model = client.get_logged_model(output.model_id)
-        assert (model.name, model.params["arm"], output.step) == (f"{arm}-seed {seed}-finetune", arm, 40)
+        assert (model.name, model.params["arm"]) == (f"{arm}-seed {seed}-finetune", arm)
+        assert output.step == STEPS["finetune.yaml"]
         assert (Path(model.tags["fvl.model_folder"]) / "config.json").is_file()
         assert {m.value for m in model.metrics if m.key == "accuracy/macro"} == {run.data.metrics["accuracy/macro"]}
     digests = {given.dataset.digest for run in children.values() for given in run.inputs.dataset_inputs}
