@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -143,8 +143,12 @@ def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
     write_text_atomically(path, json.dumps({**plain, CHECKSUM: _checksum(plain)}, indent=2))
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, editable: Mapping[str, Collection[str]] | None = None) -> dict[str, Any]:
     """Returns the values in a JSON file, without their checksum.
+
+    Args:
+        path: the file.
+        editable: {key: its values}; a person may replace one of these values by another.
 
     Raises:
         OSError: it cannot be read.
@@ -160,9 +164,17 @@ def read_sealed(path: Path) -> dict[str, Any]:
     checksum = values.pop(CHECKSUM, None)
     # The key itself may be damaged, and the file would then seem to be of an earlier version.
     damaged_key = len(last) == len(CHECKSUM) and sum(map(str.__ne__, last, CHECKSUM)) == 1
-    if damaged_key or (checksum is not None and checksum != _checksum(values)):
+    if damaged_key or (checksum is not None and checksum not in _checksums(values, editable or {})):
         raise ValueError("it was damaged or edited, its checksum is another")
     return values
+
+
+def _checksums(values: Mapping[str, Any], editable: Mapping[str, Collection[str]]) -> Iterator[str]:
+    """Yields the checksum of the values, and those with another value of each key that a person may edit."""
+    yield _checksum(values)
+    for key, allowed in editable.items():
+        if values.get(key) in allowed:
+            yield from (_checksum({**values, key: value}) for value in allowed)
 
 
 def _checksum(plain: Mapping[str, Any]) -> str:

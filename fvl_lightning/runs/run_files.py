@@ -17,6 +17,10 @@ from fvl_lightning.core.jsonl import read_sealed
 logger = logging.getLogger(__name__)
 
 
+STATUSES = ("running", "finished", "interrupted", "failed")
+"""What the `status` of a run may be. A person may set another one, so that a run is resumed, for instance."""
+
+
 class RunInfo(dict[str, Any]):
     """The content of run.json.
 
@@ -79,7 +83,7 @@ def read_info(path: Path) -> RunInfo:
         DataError: it is no JSON object, or a value is of another type.
     """
     try:
-        values = read_sealed(path)
+        values = read_sealed(path, {"status": STATUSES})
     except FileNotFoundError:
         return RunInfo(path, {})
     except json.JSONDecodeError:

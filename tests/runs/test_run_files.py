@@ -143,3 +143,24 @@ def test_a_run_whose_configuration_cannot_be_read_is_not_taken_with_a_warning(
     with caplog.at_level(logging.WARNING):
         assert RunFolder.reusable(tmp_path, "r", RunIdentity(CONFIG | {"seed": 1})) is None
     assert caplog.messages[-1].startswith(f"{tmp_path / 'r'} is not taken: {tmp_path / 'r' / 'config.yaml'} holds no")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "status"),
+    [
+        ('"status": "finished"', '"status": "running"', "running"),
+        ('"status": "finished"', '"status": "finishes"', None),
+        ('"name": "', '"name": "x', None),
+    ],
+)
+def test_a_person_may_set_the_status_and_nothing_else(run: RunFolder, old: str, new: str, status: str | None) -> None:
+    run.record(status="finished")
+    file = run.path / "run.json"
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+    if status is None:
+        with pytest.raises(DataError, match="it was damaged or edited"):
+            _ = RunFolder(run.path).info
+    else:
+        assert RunFolder(run.path).info["status"] == status
