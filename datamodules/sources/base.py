@@ -100,7 +100,7 @@ class Source(ABC):
 
     @property
     def remote(self) -> bool:
-        """Whether the rows come over the network, so that chunks are found only while they are read."""
+        """True if the rows are read over the network. Chunks are then found during the reading, not before it."""
         return False
 
     def pinned(self, commits: Mapping[str, str]) -> Self:

@@ -99,7 +99,7 @@ class ParquetSource(Source):
 
     @property
     def remote(self) -> bool:
-        """Whether rows come over the network."""
+        """True if an entry of `file` is a dataset of the hub, which is read over the network."""
         return any(map(is_hub, self._entries))
 
     def chunks(self) -> Iterator[RowGroup | Refusal | Ignored]:
