@@ -19,7 +19,7 @@ from datamodules.storage.sample import spread
 from fvl_lightning.core.device import autocast, fitting
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.kept_answers import KeptAnswers
-from fvl_lightning.evaluation.metrics.base import KindScores
+from fvl_lightning.evaluation.metrics.base import KindScores, Reference
 from fvl_lightning.evaluation.metrics.lookup import DEFAULT_METRIC, build_metric
 from fvl_lightning.inference.generation import ANSWER_TOKENS, generate_texts
 from fvl_lightning.modeling.build import BuiltModel
@@ -100,7 +100,7 @@ def score_answers(answers: Iterable[Answer], metric: str) -> KindScores:
         if isinstance(part, Metric):  # the rank has all answers: torchmetrics would add those of all ranks, and wait
             part.distributed_available_fn = lambda: False
     for answer in answers:
-        computed.update(answer.question.kind, answer.text, answer.question.answer)
+        computed.update(answer.question.kind, answer.text, Reference((answer.question.answer,)))
     return computed.compute()
 
 

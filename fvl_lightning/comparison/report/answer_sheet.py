@@ -16,7 +16,7 @@ from PIL import Image
 
 from fvl_lightning.comparison.report.style import DPI, INK, MUTED
 from fvl_lightning.core.terminal import visible
-from fvl_lightning.evaluation.metrics.base import AnswerMetric
+from fvl_lightning.evaluation.metrics.base import AnswerMetric, Reference
 from fvl_lightning.evaluation.metrics.lookup import DEFAULT_METRIC, build_metric
 
 RIGHT, WRONG = "#00795A", "#C24A00"
@@ -75,7 +75,7 @@ def _write_card(axes: Axes, sample: SampleAnswers, scorer: AnswerMetric) -> None
     lines: list[Artist] = [TextArea(question, textprops={"color": INK, "size": 11, "weight": "bold"})]
     lines.append(TextArea(_short(f"truth: {sample['truth']}"), textprops={"color": MUTED, "size": 11}))
     for arm, answer in sample["answers"].items():
-        right = scorer.is_best(answer, sample["truth"])
+        right = scorer.is_best(answer, Reference((sample["truth"],)))
         text = _short(f"{'✓' if right else '✗'} {arm}: {answer or '(nothing)'}")
         lines.append(TextArea(text, textprops={"color": RIGHT if right else WRONG, "size": 11}))
     card = VPacker(children=lines, pad=0, sep=4)

@@ -11,6 +11,8 @@ from fvl_lightning.core.errors import DataError
 
 FLAT = {"flat": True}
 """Metadata of a field whose own keys are written in place of it."""
+IF_FILLED = {"written": "if filled"}
+"""Metadata of a field that is left out where it is empty, so that files of earlier versions keep their form."""
 
 
 class Record:
@@ -35,6 +37,8 @@ def _plain(value: Any) -> Any:
         written: dict[str, Any] = {}
         for part in fields(value):
             inner = _plain(getattr(value, part.name))
+            if part.metadata == IF_FILLED and not inner:
+                continue
             written |= inner if part.metadata == FLAT else {part.name: inner}
         return written
     if isinstance(value, Mapping):

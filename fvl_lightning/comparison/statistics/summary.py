@@ -14,6 +14,7 @@ from fvl_lightning.comparison.statistics.image_bootstrap import LABEL, image_int
 from fvl_lightning.comparison.statistics.verdicts import EXPLORATORY, compare_arms, explore
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.metrics.averages import OVER_KINDS
+from fvl_lightning.evaluation.metrics.base import Reference
 from fvl_lightning.evaluation.metrics.lookup import build_metric, metric_of, split_score
 
 Results = Mapping[int, Mapping[str, Measurements]]
@@ -110,6 +111,6 @@ def _image_intervals(
             rows = by_seed[seed]
             if [(row.index, row.kind, row.truth) for row in rows] != order:
                 raise DataError(f"arm {arm} with seed {seed} was asked other questions than {baseline}")
-            scores[arm].append([scorer.score(row.answer, row.truth) for row in rows])
+            scores[arm].append([scorer.score_answer(row.answer, Reference((row.truth,))) for row in rows])
     kinds = [row.kind for row in asked] if average == OVER_KINDS else None
     return image_intervals(scores, [row.index for row in asked], baseline, kinds)

@@ -33,6 +33,22 @@ from torchmetrics import Metric
 from fvl_lightning.evaluation.metrics.averages import OVER_KINDS, OVER_QUESTIONS
 
 
+@dataclass(frozen=True)
+class Reference:
+    """The truth that an answer is compared with."""
+
+    answers: tuple[str, ...]
+    """The reference answers; several where people were asked, or where several texts are right."""
+    question: str = ""
+    """The text of the question."""
+    choices: tuple[str, ...] = ()
+    """The options of a multiple-choice question, in order."""
+    group: str = ""
+    """Name of the questions that are judged together, such as the image of MME's pairs."""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the question's row, texts and numbers by name."""
+
+
 @dataclass
 class KindScores:
     """Scores of one metric on one set of questions."""
@@ -40,20 +56,23 @@ class KindScores:
     macro: float
     """Average over the kinds of question."""
     overall: float
-    """Average over the questions."""
+    """Average over the questions; of a metric whose aggregate is no mean, the aggregate of all questions."""
     by_kind: dict[str, float] = field(default_factory=dict)
     """{kind of question: average over its questions}, of the kinds that were asked."""
+    further: dict[str, float] = field(default_factory=dict, metadata={"written": "if filled"})
+    """{name: value} of the further numbers that some metrics report, such as precision and recall."""
 
     def average(self, name: str) -> float:
-        """Returns the average of that name, macro or overall."""
-        return float(getattr(self, name))
+        """Returns the number of that name: macro, overall, or one of `further`."""
+        return self.further[name] if name in self.further else float(getattr(self, name))
 
 
 class AnswerMetric(Metric, ABC):
-    """Scores generated answers: one by one with `score`, and all of them with `update` and `compute`.
+    """Scores generated answers: one by one with `score_answer`, and all of them with `update` and `compute`.
 
-    Here an aggregate is the mean of the scores: per kind of question, over kinds, and over questions. A metric whose
-    aggregate is no mean overrides `update` and `compute`.
+    Here an answer has the score of the reference that it fits best, and an aggregate is the mean of the scores: per
+    kind of question, over kinds, and over questions. A metric that counts references otherwise overrides
+    `score_answer`; one whose aggregate is no mean overrides `update` and `compute`, and sets `is_mean` to False.
     """
 
     title: ClassVar[str]
@@ -65,9 +84,11 @@ class AnswerMetric(Metric, ABC):
     averages: ClassVar[Mapping[str, str]] = MappingProxyType(
         {OVER_KINDS: "{title}, macro average over kinds", OVER_QUESTIONS: "{title} over all questions"}
     )
-    """{average, a field of KindScores: how a report calls it}; the first one is the primary average."""
+    """{number that KindScores has: how a report calls it}; the first one is the primary one."""
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     """Lowest and highest score."""
+    is_mean: ClassVar[bool] = True
+    """Whether `macro` and `overall` are means of the answers' own scores, which can then be resampled."""
     higher_is_better = True
     full_state_update = False
 
@@ -92,14 +113,19 @@ class AnswerMetric(Metric, ABC):
             truth: the true answer.
         """
 
-    def is_best(self, text: str, truth: str) -> bool:
-        """Returns whether the answer has the best score there is; figures then mark it as right."""
-        return self.score(text, truth) == self.bounds[1 if self.higher_is_better else 0]
+    def score_answer(self, text: str, reference: Reference) -> float:
+        """Returns the score of one answer: that of the reference that it fits best; NaN without references."""
+        best = max if self.higher_is_better else min
+        return best((self.score(text, truth) for truth in reference.answers), default=nan)
 
-    def update(self, kind: str, text: str, truth: str) -> None:
+    def is_best(self, text: str, reference: Reference) -> bool:
+        """Returns whether the answer has the best score there is; figures then mark it as right."""
+        return self.score_answer(text, reference) == self.bounds[1 if self.higher_is_better else 0]
+
+    def update(self, kind: str, text: str, reference: Reference) -> None:
         """Adds one answer to a question of this kind."""
         index = self.kinds.index(kind)
-        self.total[index] += self.score(text, truth)
+        self.total[index] += self.score_answer(text, reference)
         self.asked[index] += 1
 
     def compute(self) -> KindScores:

@@ -5,7 +5,7 @@ from math import isnan
 import pytest
 
 from fvl_lightning.evaluation.metrics.accuracy import AccuracyMetric, normalised
-from fvl_lightning.evaluation.metrics.base import KindScores
+from fvl_lightning.evaluation.metrics.base import KindScores, Reference
 
 
 def metric(*kinds: str) -> AccuracyMetric:
@@ -28,12 +28,12 @@ def metric(*kinds: str) -> AccuracyMetric:
 def test_normalised(text: str, folded: str) -> None:
     assert normalised(text) == folded
     assert metric().score(text, folded) == 1
-    assert metric().is_best(text, folded)
+    assert metric().is_best(text, Reference((folded,)))
 
 
 def test_a_similar_answer_is_wrong() -> None:
     assert metric().score("reds", "red") == 0
-    assert not metric().is_best("", "red")
+    assert not metric().is_best("", Reference(("red",)))
 
 
 ANSWERS = [("colour", True), ("colour", False), ("colour", True), ("count", False), ("word", True), ("word", True)]
@@ -45,7 +45,7 @@ EXPECTED = KindScores(
 
 
 def add(scores: AccuracyMetric, kind: str, right: bool) -> None:
-    scores.update(kind, "yes" if right else "no", "yes")
+    scores.update(kind, "yes" if right else "no", Reference(("yes",)))
 
 
 def test_accuracy_is_per_kind_and_macro_over_kinds() -> None:

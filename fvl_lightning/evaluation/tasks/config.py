@@ -1,0 +1,95 @@
+"""Schema of a task file: where the rows of a benchmark lie, how a model is asked, and how its answers are judged."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fvl_lightning.core.config.field_types import PathsText, PathText
+from fvl_lightning.core.config.fields import number
+from fvl_lightning.core.config.loading import AS_WRITTEN
+
+MAX_ANSWER_TOKENS = 4096
+
+
+@dataclass
+class TaskData:
+    """The files with the rows of a task."""
+
+    files: PathsText = field(default_factory=list)
+    """Parquet files, JSON Lines files or shards, as paths or globs relative to the task's file; or one dataset of the
+    hub, such as hub:lmms-lab/textvqa:default/validation."""
+    images: PathText = ""
+    """Folder of the images that rows name by file; empty where rows hold their images."""
+    where: dict[str, Any] = field(default_factory=dict, metadata=AS_WRITTEN)
+    """{field: value, or list of values} of the rows that are asked; empty for all."""
+
+
+@dataclass
+class TaskFields:
+    """Names of the fields of a row. A field within a field is written with a dot, such as answers.text."""
+
+    id: str = ""
+    """Field that names the question in files; empty for the number of the row."""
+    question: str = "question"
+    """Field with the text of the question; empty where the prompt has none."""
+    images: list[str] = field(default_factory=lambda: ["image"])
+    """Fields with images, in order; each may have several, or none. Empty for questions without images."""
+    answers: list[str] = field(default_factory=lambda: ["answer"])
+    """Fields with reference answers; each may have several."""
+    choices: list[str] = field(default_factory=list)
+    """Fields with the options of a multiple-choice question: one field with a list, or a field for each option."""
+    kind: str = ""
+    """Field that groups questions in reports; a macro average has the same weight for each of its values. Empty for
+    one kind."""
+    group: str = ""
+    """Field of the questions that are judged together; empty for those about the same images."""
+    cluster: str = ""
+    """Field of the questions that are drawn together when intervals are computed; empty for those about the same
+    images."""
+    slices: list[str] = field(default_factory=list)
+    """Fields by which scores are reported, too."""
+
+
+@dataclass
+class TaskAnswer:
+    """Form of the answers of a task."""
+
+    by: Literal["generation", "likelihood"] = "generation"
+    """generation: the model writes a text; likelihood: the most likely of the choices is taken, per token."""
+    tokens: int = number(16, at_least=1, at_most=MAX_ANSWER_TOKENS)
+    """Length limit of a generated answer."""
+    stop: list[str] = field(default_factory=list)
+    """Texts at which a generated answer is cut, in addition to the model's own end."""
+    clean: list[Literal["strip", "first_line", "first_word", "lower", "letter", "after_answer", "number"]] = field(
+        default_factory=lambda: ["strip"]
+    )
+    """Steps from the generated text to the answer that is judged, in order."""
+
+
+@dataclass
+class TaskConfig:
+    """A benchmark."""
+
+    title: str
+    """Name in tables and figures."""
+    data: TaskData
+    metric: dict[str, Any] = field(default_factory=lambda: {"name": "accuracy"}, metadata=AS_WRITTEN)
+    """The metric's registered name, and options of it."""
+    primary: str = ""
+    """The number of the metric that stands for the task, such as macro or f1; empty for the metric's own."""
+    fields: TaskFields = field(default_factory=TaskFields)
+    prompt: str = "{question}"
+    """Text of the user's message after the images. {field} is replaced by a field of the row, {choices} by the options
+    with their letters, one a line; {{ and }} are braces. <image> places the next image there instead."""
+    paraphrases: list[str] = field(default_factory=list)
+    """Other prompts of the same meaning, for the control that asks with them."""
+    system: str = ""
+    """Text of the system message; empty for none."""
+    answer: TaskAnswer = field(default_factory=TaskAnswer)
+    source: str = ""
+    """Address of the benchmark's description."""
+    published: dict[str, float] = field(default_factory=dict)
+    """{model: score of the primary number as published}, on the scale that `scale` multiplies to."""
+    scale: float = number(100.0, above=0)
+    """Published scores are the metric's numbers times this."""
+    lmms_eval: str = ""
+    """Name of the same task in lmms-eval; empty where it has none."""
