@@ -46,5 +46,5 @@ def test_a_metric_of_ones_own_is_the_file_that_base_py_shows(tmp_path: Path, mon
     assert found.describe("macro") == "Containment, macro average over kinds"
     scores = build_metric("contains", ["colour"])
     for answer in ("a red star", "blue"):
-        scores.update("colour", answer, Reference(("red",)))
+        scores.update("colour", answer, base.Reference(("red",)))
     assert scores.compute().macro == 0.5
