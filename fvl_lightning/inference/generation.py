@@ -82,9 +82,9 @@ def encode(loaded: LoadedModel, messages: Sequence[Message]) -> Prompt:
     return Prompt(ids, inputs.get("pixel_values"))
 
 
-def positions(loaded: LoadedModel) -> int:
+def positions(built: BuiltModel) -> int:
     """Returns the number of positions of the language model; sys.maxsize where it has no limit."""
-    config = loaded.model.config.get_text_config()
+    config = built.model.config.get_text_config()
     return config.max_position_embeddings if hasattr(config, "max_position_embeddings") else sys.maxsize
 
 
