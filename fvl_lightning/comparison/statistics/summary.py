@@ -104,6 +104,7 @@ def _image_intervals(
     order = [(row.index, row.kind, row.truth) for row in asked]
     name, average = split_score(metric)
     scorer = build_metric(name)
+    scorer.prepare([Reference((row.truth,)) for row in asked])
     scores: dict[str, list[list[float]]] = {}
     for arm, by_seed in shared.items():
         scores[arm] = []

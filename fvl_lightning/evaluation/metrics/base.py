@@ -17,7 +17,8 @@ A metric of your own is one file, named in `plugins:` of a YAML file:
         def score(self, text: str, truth: str) -> float:
             return float(truth in text)
 
-A comparison names it as `metric: contains/macro`. Its tables, figures, tests and MLflow names follow from the class.
+A comparison names it as `metric: contains/macro`, a task as `metric: contains`. Tables, figures, tests and MLflow names
+follow from the class.
 """
 
 from abc import ABC, abstractmethod
@@ -87,6 +88,10 @@ class AnswerMetric(Metric, ABC):
     """{number that KindScores has: how a report calls it}; the first one is the primary one."""
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     """Lowest and highest score."""
+    further_bounds: ClassVar[Mapping[str, tuple[float, float]]] = MappingProxyType({})
+    """{number of `averages`: its lowest and highest value}, where they are not `bounds`."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Fields of Config without which nothing can be scored; a task sets them, a comparison's `metric` cannot."""
     is_mean: ClassVar[bool] = True
     """Whether `macro` and `overall` are means of the answers' own scores, which can then be resampled."""
     higher_is_better = True
@@ -103,6 +108,21 @@ class AnswerMetric(Metric, ABC):
     def describe(cls, average: str) -> str:
         """Returns what a report calls an average, such as "Accuracy over all questions"."""
         return cls.averages[average].format(title=cls.title)
+
+    @classmethod
+    def bounds_of(cls, average: str) -> tuple[float, float]:
+        """Returns the lowest and highest value of a number of `averages`."""
+        return cls.further_bounds.get(average, cls.bounds)
+
+    def prepare(self, references: Iterable[Reference]) -> None:
+        """Reads the references of all questions, before `score_answer` is called; most metrics need none.
+
+        Scores that weigh words by their number in all references, such as CIDEr, are NaN without it. `compute` does
+        not need it.
+
+        Raises:
+            DataError: a reference is none that this metric can compare with.
+        """
 
     @abstractmethod
     def score(self, text: str, truth: str) -> float:

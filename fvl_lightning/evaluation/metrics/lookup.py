@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fvl_lightning.core import registry
-from fvl_lightning.core.errors import unknown_name
+from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.evaluation.metrics.averages import OVER_KINDS
 
 if TYPE_CHECKING:
@@ -43,10 +43,12 @@ def metric_of(score: str, where: str = "metric") -> "type[AnswerMetric]":
         where: the place of the name, for messages.
 
     Raises:
-        ConfigError: no metric is registered by that name, or it has no such average.
+        ConfigError: no metric is registered by that name, it has no such average, or only a task can set what it needs.
     """
     name, average = split_score(score)
     found: type[AnswerMetric] = registry.component("metric", name, where)
+    if found.needs:
+        raise ConfigError(f"{where}: {name} needs {' and '.join(found.needs)}, which only a task can set")
     if average not in found.averages:
         raise unknown_name("metric", score, [f"{name}/{known}" for known in found.averages], where)
     return found
