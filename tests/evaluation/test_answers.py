@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from fvl_lightning.core.types import FeatureSpec
-from fvl_lightning.evaluation import answers as module
+from fvl_lightning.evaluation import batched_answers as module
 from fvl_lightning.evaluation.answers import Answer, Scoring, answer_questions, prior_answers, score_answers
 from fvl_lightning.evaluation.kept_answers import KeptAnswers, remove_kept
 from fvl_lightning.evaluation.metrics.base import KindScores
-from fvl_lightning.inference.generation import generate_texts, pad_left
+from fvl_lightning.inference.generation import ANSWER_TOKENS, generate_texts, pad_left
 from fvl_lightning.modeling.build import BuiltModel
 from tests.thread_ranks import on_ranks
 from tests.tiny_models import BOS, EOS, IMAGE, PAD, TOKENS, pixels, tiny_model, tiny_tokenizer
@@ -112,15 +112,18 @@ def seeing(monkeypatch: pytest.MonkeyPatch) -> BuiltModel:
     Its tokenizer is a list of the lengths of the prompts of each batch that was answered.
     """
 
-    def say(built: Any, prompts: list[Any], image_sources: dict[str, Tensor]) -> list[str]:
-        assert len(prompts) <= 2
+    def say(built: Any, prompts: list[Any], tokens: int, image_sources: dict[str, Tensor]) -> list[str]:
+        assert len(prompts) <= 2 and tokens == ANSWER_TOKENS
         built.tokenizer.append(list(map(len, prompts)))
         return [str(int(value)) for value in image_sources["davit"]]
 
     monkeypatch.setattr(module, "generate_texts", say)
     monkeypatch.setattr(module, "QUESTIONS_PER_BATCH", 2)
     model = SimpleNamespace(
-        device=torch.device("cpu"), dtype=torch.float32, encoder=lambda images: {"davit": images.mean((1, 2, 3))}
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        encoder=lambda images: {"davit": images.mean((1, 2, 3))},
+        config=SimpleNamespace(get_text_config=SimpleNamespace),
     )
     return BuiltModel(model, [])
 
@@ -227,7 +230,7 @@ def test_rows_that_fit_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def rows(memory: int, tokens: int) -> int:
         monkeypatch.setattr("fvl_lightning.core.device.device_bytes", lambda device: memory)
-        return module._rows_that_fit(model, tokens)
+        return module.rows_that_fit(model, tokens)
 
     row = 4 * ((4 + 16) * (2 * 2 * 2 + 6 * 8 + 3 * 16) + 10 * 4)
     assert rows(int((600 + 10 * row + 100) / 0.7), 4) == 10

@@ -1,0 +1,233 @@
+"""Answers to many prompts: in batches of like length, with an image encoded once for all its prompts in a batch."""
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fvl_lightning.core.device import autocast, fitting
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.evaluation.kept_answers import KeptAnswers
+from fvl_lightning.inference.generation import ANSWER_TOKENS, generate_texts, positions
+from fvl_lightning.inference.likelihood import continuation_log_likelihoods
+from fvl_lightning.modeling.build import BuiltModel
+from fvl_lightning.training.distributed.process_group import Ranks
+from fvl_lightning.training.feature_files import images_per_pass
+
+QUESTIONS_PER_BATCH = 128
+"""Prompts answered in one batch; on a GPU fewer where its memory does not hold them."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of prompts that are answered, and the number of all."""
+ReadPixels = Callable[[Sequence[int]], Tensor]
+"""Numbers of images, no two of which are equal -> their pixels [I, 3, P, P]."""
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, and in which way it is answered."""
+
+    ids: Sequence[int]
+    """Token ids, with the placeholders of its images."""
+    images: tuple[int, ...] = ()
+    """The numbers of its images, in the order of their placeholders."""
+    choices: tuple[Sequence[int], ...] = ()
+    """The token ids of possible answers. Where there are any, their log-likelihoods are the answer."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The way in which prompts are answered."""
+
+    precision: str = "32-true"
+    """32-true computes in the type of the weights, bf16-mixed in bfloat16."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """The ranks that share the prompts; each has the model and the images, and gets all answers."""
+    kept: KeptAnswers | None = None
+    """The place where the answers of finished batches are kept until the scores are written."""
+    progress: Progress = _silent
+    tokens: int = ANSWER_TOKENS
+    """Length limit of a generated answer."""
+    stop: tuple[str, ...] = ()
+    """Texts at which a generated answer is cut."""
+
+
+@torch.no_grad()
+def answer_prompts(
+    built: BuiltModel, prompts: Sequence[Prompt], read_pixels: ReadPixels, asking: Asking, identity: str = ""
+) -> list[str]:
+    """Answers prompts greedily, and returns the answers in the order of the prompts.
+
+    The batches depend on the prompts, the model and the kind of GPU alone. They are the same for any number of ranks,
+    which take turns, and for a start that goes on with the answers of one that was stopped.
+
+    Args:
+        built: the model, on the device on which it answers, and its tokenizer.
+        prompts: the prompts.
+        read_pixels: reads images; it is called from another thread, while the batch before is answered.
+        asking: precision, ranks and so on.
+        identity: names all that makes the answers except for the model and the prompts, such as the images.
+
+    Returns:
+        Generated texts. For a prompt with choices, a list of their log-likelihoods per token, in JSON.
+
+    Raises:
+        DataError: a prompt leaves no room for an answer.
+        PeerFailedError: another rank has failed.
+    """
+    for prompt in prompts:
+        if len(prompt.ids) >= (limit := positions(built)):
+            raise DataError(
+                f"a prompt has {len(prompt.ids)} tokens with its images, the model has {limit} positions for prompt "
+                "and answer"
+            )
+    batches = batches_of(built, prompts, asking.tokens)
+    kept, ranks = asking.kept, asking.ranks
+    named = _identity(identity, prompts, batches, asking) if kept else ""
+
+    def answer_own_share() -> dict[int, list[str]]:
+        texts = kept.read(named, [len(batch) for batch in batches]) if kept else {}
+        done = sum(len(batches[number]) for number in texts)
+        own = [number for number in range(ranks.rank, len(batches), ranks.world_size) if number not in texts]
+        images = [_distinct_images(prompts[place] for place in batches[number]) for number in own]
+        for number, pixels in zip(own, _read_ahead(images, read_pixels), strict=True):
+            texts[number] = _answer(built, [prompts[place] for place in batches[number]], pixels, asking)
+            if kept:
+                kept.add(named, number, texts[number])
+            done += len(batches[number])
+            asking.progress(done, len(prompts))
+        return texts
+
+    found: dict[int, str] = {}
+    for texts in ranks.gather(answer_own_share):
+        for number, answers in texts.items():
+            found |= zip(batches[number], answers, strict=True)
+    return [found[place] for place in range(len(prompts))]
+
+
+def batches_of(built: BuiltModel, prompts: Sequence[Prompt], tokens: int = ANSWER_TOKENS) -> list[list[int]]:
+    """Returns the places of the prompts of each batch, the longest first, so that a batch has little padding.
+
+    The prompts about the same images stay together. A prompt that leaves less room than `tokens` for its answer has a
+    batch of its own, since a batch generates only as many tokens as its longest prompt leaves room for.
+    """
+    longest: dict[tuple[int, ...], int] = {}
+    for prompt in prompts:
+        longest[prompt.images] = max(longest.get(prompt.images, 0), len(prompt.ids))
+    order = sorted(
+        range(len(prompts)),
+        key=lambda place: (-longest[prompts[place].images], prompts[place].images, -len(prompts[place].ids)),
+    )
+    limit = positions(built) - tokens
+    batches = [[place] for place in order if len(prompts[place].ids) > limit]
+    order = [place for place in order if len(prompts[place].ids) <= limit]
+    start = 0
+    while start < len(order):
+        first = prompts[order[start]]
+        rows = rows_that_fit(built.model, longest[first.images], tokens, len(first.images))
+        rows = max(1, rows // max(1, len(first.choices)))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches
+
+
+def rows_that_fit(model: Any, tokens: int, answer_tokens: int = ANSWER_TOKENS, images: int = 1) -> int:
+    """Returns the number of prompts of this many tokens and images that are answered in one batch.
+
+    A row holds keys and values of all layers, the tensors of one layer, and the features of its images, all in
+    float32. The model may be there a second time in bfloat16.
+    """
+    if model.device.type == "cpu":
+        return QUESTIONS_PER_BATCH
+    text = model.config.get_text_config()
+    width, heads = text.hidden_size, getattr(text, "num_attention_heads", 1)
+    inner = getattr(text, "intermediate_size", None) or 4 * width
+    head_width = getattr(text, "head_dim", None) or width // heads
+    cache = 2 * text.num_hidden_layers * head_width * (getattr(text, "num_key_value_heads", None) or heads)
+    numbers = (tokens + answer_tokens) * (cache + 6 * width + 3 * inner)
+    numbers += images * sum(spec.tokens * spec.dim for spec in model.encoder.specs.values())
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return fitting(model.device, 4 * numbers, QUESTIONS_PER_BATCH, weights * 3 // 2)
+
+
+def most_likely(output: str) -> int:
+    """Returns the number of the choice with the highest log-likelihood per token in an answer to choices."""
+    values: list[float] = json.loads(output)
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def _identity(identity: str, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]], asking: Asking) -> str:
+    """Returns a hash of all that makes the answers of the batches, except for the model."""
+    made = [identity, asking.precision, asking.tokens, asking.stop, list(map(len, batches))]
+    digest = hashlib.sha256(json.dumps(made).encode())
+    for prompt in prompts:
+        for numbers in (prompt.images, prompt.ids, *prompt.choices):
+            digest.update(array("q", [len(numbers), *numbers]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _distinct_images(prompts: Iterable[Prompt]) -> list[int]:
+    return sorted({image for prompt in prompts for image in prompt.images})
+
+
+def _read_ahead(images: Sequence[Sequence[int]], read_pixels: ReadPixels) -> Iterator[Tensor | None]:
+    """Yields the pixels of each batch's images, None for a batch without images; the next one is read meanwhile."""
+    with ThreadPoolExecutor(1) as reader:
+        reading = [reader.submit(read_pixels, batch) if batch else None for batch in images[:1]]
+        for following in [*images[1:], None]:
+            pixels = reading.pop()
+            if following is not None:
+                reading.append(reader.submit(read_pixels, following) if following else None)
+            yield None if pixels is None else pixels.result()
+
+
+def _answer(built: BuiltModel, prompts: Sequence[Prompt], pixels: Tensor | None, asking: Asking) -> list[str]:
+    """Answers the prompts of one batch; `pixels` are those of its distinct images, in the order of their numbers."""
+    with autocast(built.model.device, asking.precision):
+        if any(prompt.choices for prompt in prompts):
+            return _likelihoods(built, prompts, pixels)
+        room = positions(built) - max(len(prompt.ids) for prompt in prompts)
+        inputs: dict[str, Any] = _encoded(built, prompts, pixels)
+        if asking.stop:
+            inputs |= {"stop_strings": list(asking.stop), "tokenizer": built.tokenizer}
+        texts = generate_texts(built, [prompt.ids for prompt in prompts], min(asking.tokens, room), **inputs)
+        return [_cut(text, asking.stop) for text in texts]
+
+
+def _encoded(built: BuiltModel, prompts: Sequence[Prompt], pixels: Tensor | None) -> dict[str, Any]:
+    """Returns the encoder's output for the images of the prompts, prompt after prompt; each image is encoded once."""
+    if pixels is None:
+        return {}
+    model, distinct = built.model, _distinct_images(prompts)
+    pixels = pixels.to(model.device, model.dtype)
+    parts = pixels.split(images_per_pass(pixels, model.device, QUESTIONS_PER_BATCH))
+    features = [model.encoder(part) for part in parts]
+    places = {image: place for place, image in enumerate(distinct)}
+    rows = torch.tensor([places[image] for prompt in prompts for image in prompt.images], device=pixels.device)
+    return {"image_sources": {name: torch.cat([part[name] for part in features])[rows] for name in features[0]}}
+
+
+def _likelihoods(built: BuiltModel, prompts: Sequence[Prompt], pixels: Tensor | None) -> list[str]:
+    """Returns the log-likelihoods per token of every prompt's choices, as JSON."""
+    repeated = [prompt for prompt in prompts for _ in prompt.choices]
+    choices = [choice for prompt in prompts for choice in prompt.choices]
+    found = continuation_log_likelihoods(
+        built, [prompt.ids for prompt in repeated], choices, **_encoded(built, repeated, pixels)
+    )
+    values = iter([one.log_likelihood / max(1, one.tokens) for one in found])
+    return [json.dumps([next(values) for _ in prompt.choices]) for prompt in prompts]
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    """Returns a text up to the first of the stops in it."""
+    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
