@@ -224,7 +224,7 @@ def _likelihoods(built: BuiltModel, prompts: Sequence[Prompt], pixels: Tensor | 
     found = continuation_log_likelihoods(
         built, [prompt.ids for prompt in repeated], choices, **_encoded(built, repeated, pixels)
     )
-    values = iter([one.log_likelihood / max(1, one.tokens) for one in found])
+    values = iter([one.per_token for one in found])
     return [json.dumps([next(values) for _ in prompt.choices]) for prompt in prompts]
 
 

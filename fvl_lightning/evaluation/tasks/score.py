@@ -15,6 +15,7 @@ from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.batched_answers import Asking, Prompt, answer_prompts, most_likely
 from fvl_lightning.evaluation.metrics.base import AnswerMetric
+from fvl_lightning.evaluation.robustness.variations import Variation
 from fvl_lightning.evaluation.tasks.cleaning import clean
 from fvl_lightning.evaluation.tasks.config import TaskConfig
 from fvl_lightning.evaluation.tasks.question import QuestionSet, TaskQuestion
@@ -47,51 +48,58 @@ def limited(questions: QuestionSet, limit: int | None) -> QuestionSet:
     return questions if limit is None or limit >= len(questions.questions) else SampledQuestions(questions, limit)
 
 
-def score_task(loaded: LoadedModel, name: str, task: TaskConfig, questions: QuestionSet, asking: Asking) -> TaskResult:
+def score_task(
+    loaded: LoadedModel,
+    task: TaskConfig,
+    questions: QuestionSet,
+    asking: Asking,
+    variation: Variation | None = None,
+) -> TaskResult:
     """Asks a model the questions of a task and scores its answers; all ranks must call it, and get the same result.
 
     Args:
         loaded: the model, on its device, with its processor.
-        name: the name of the task.
         task: the task.
-        questions: its questions; see `limited`.
+        questions: its questions, with the prompt of the variation; see `limited`.
         asking: precision, ranks and so on; length and stops of the answers are those of the task.
+        variation: a control or corruption that changes the images.
 
     Raises:
         DataError: a prompt leaves no room for an answer, or an image cannot be read.
         PeerFailedError: another rank has failed.
     """
-    asked = questions.questions
+    asked = variation.questions(questions.questions) if variation else questions.questions
     form, encoder = QuestionForm.read(loaded.processor.asking), loaded.processor.encoder
     prompts = [_prompt(encoder, form, task, question, positions(loaded)) for question in asked]
     reader = loaded.processor.image_processor.reader
 
     def read_pixels(numbers: Sequence[int]) -> Tensor:
-        return reader.pixels([reader.square(reader.decode(questions.image(number))) for number in numbers])
+        squares = []
+        for number in numbers:
+            image = reader.decode(questions.image(number))
+            squares.append(reader.square(variation.image(image) if variation else image))
+        return reader.pixels(squares)
 
-    identity = json.dumps([questions.identity, reader.identity()], default=str)
+    varied = variation.name if variation else ""
+    identity = json.dumps([questions.identity, varied, reader.identity()], default=str)
     asking = dataclasses.replace(asking, tokens=task.answer.tokens, stop=tuple(task.answer.stop))
-    outputs = answer_prompts(loaded, prompts, read_pixels, asking, identity)
-    predictions = [_prediction(task, output) for output in outputs]
-    return judged(name, task, questions, outputs, predictions)
+    return judged(task, questions, answer_prompts(loaded, prompts, read_pixels, asking, identity), varied)
 
 
-def judged(
-    name: str, task: TaskConfig, questions: QuestionSet, outputs: Sequence[str], predictions: Sequence[str]
-) -> TaskResult:
-    """Returns the result of given predictions, which the metric of the task scores.
+def judged(task: TaskConfig, questions: QuestionSet, outputs: Sequence[str], variation: str = "") -> TaskResult:
+    """Returns the result of given outputs, which are cleaned and scored as the task says.
 
     Args:
-        name: the name of the task.
         task: the task.
         questions: its questions.
-        outputs: what the model wrote, question by question.
-        predictions: the same after the task's cleaning steps.
+        outputs: what the model wrote, question by question, see TaskSample.
+        variation: the name of the variation under which they were asked.
     """
     asked = questions.questions
     metric = task_metric(task, {question.kind for question in asked})
     samples = []
-    for question, output, prediction in zip(asked, outputs, predictions, strict=True):
+    for question, output in zip(asked, outputs, strict=True):
+        prediction = _prediction(task, output)
         metric.update(question.kind, prediction, question.reference)
         samples.append(
             TaskSample(
@@ -107,13 +115,14 @@ def judged(
             )
         )
     return TaskResult(
-        task=name,
+        task=task.name,
         title=task.title,
         metric=task.metric["name"],
         primary=primary_of(task),
         scores=metric.compute(),
         samples=samples,
         identity=questions.identity,
+        variation=variation,
     )
 
 
