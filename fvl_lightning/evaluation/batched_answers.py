@@ -3,8 +3,9 @@
 import hashlib
 import json
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,12 +184,16 @@ def _distinct_images(prompts: Iterable[Prompt]) -> list[int]:
 def _read_ahead(images: Sequence[Sequence[int]], read_pixels: ReadPixels) -> Iterator[Tensor | None]:
     """Yields the pixels of each batch's images, None for a batch without images; the next one is read meanwhile."""
     with ThreadPoolExecutor(1) as reader:
-        reading = [reader.submit(read_pixels, batch) if batch else None for batch in images[:1]]
-        for following in [*images[1:], None]:
-            pixels = reading.pop()
-            if following is not None:
-                reading.append(reader.submit(read_pixels, following) if following else None)
-            yield None if pixels is None else pixels.result()
+        reading: deque[Future[Tensor] | None] = deque()
+        for batch in images:
+            reading.append(reader.submit(read_pixels, batch) if batch else None)
+            if len(reading) > 1:
+                yield _result(reading.popleft())
+        yield from map(_result, reading)
+
+
+def _result(reading: Future[Tensor] | None) -> Tensor | None:
+    return None if reading is None else reading.result()
 
 
 def _answer(built: BuiltModel, prompts: Sequence[Prompt], pixels: Tensor | None, asking: Asking) -> list[str]:
