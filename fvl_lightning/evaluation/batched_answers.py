@@ -202,11 +202,8 @@ def _answer(built: BuiltModel, prompts: Sequence[Prompt], pixels: Tensor | None,
         if any(prompt.choices for prompt in prompts):
             return _likelihoods(built, prompts, pixels)
         room = positions(built) - max(len(prompt.ids) for prompt in prompts)
-        inputs: dict[str, Any] = _encoded(built, prompts, pixels)
-        if asking.stop:
-            inputs |= {"stop_strings": list(asking.stop), "tokenizer": built.tokenizer}
-        texts = generate_texts(built, [prompt.ids for prompt in prompts], min(asking.tokens, room), **inputs)
-        return [_cut(text, asking.stop) for text in texts]
+        ids, tokens = [prompt.ids for prompt in prompts], min(asking.tokens, room)
+        return generate_texts(built, ids, tokens, asking.stop, **_encoded(built, prompts, pixels))
 
 
 def _encoded(built: BuiltModel, prompts: Sequence[Prompt], pixels: Tensor | None) -> dict[str, Any]:
@@ -231,8 +228,3 @@ def _likelihoods(built: BuiltModel, prompts: Sequence[Prompt], pixels: Tensor | 
     )
     values = iter([one.per_token for one in found])
     return [json.dumps([next(values) for _ in prompt.choices]) for prompt in prompts]
-
-
-def _cut(text: str, stops: Sequence[str]) -> str:
-    """Returns a text up to the first of the stops in it."""
-    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]

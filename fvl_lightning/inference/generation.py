@@ -150,6 +150,29 @@ class _Closed(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.closed.is_set(), device=input_ids.device)
 
 
+class StopTexts(StoppingCriteria):
+    """Stops a row once its answer contains one of some texts.
+
+    transformers' own criterion (`stop_strings`) fails for tokenizers that do not know its probe word.
+
+    Args:
+        tokenizer: the model's.
+        texts: the texts, none of them empty.
+        prompt: number of tokens in front of the answers.
+    """
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str], prompt: int) -> None:
+        self.tokenizer, self.texts, self.prompt = tokenizer, texts, prompt
+        # A text has at most a token per byte, and the token that ends it may begin before its last byte.
+        self.tokens = max(len(text.encode()) for text in texts) + 1
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        last = input_ids[:, max(self.prompt, input_ids.shape[1] - self.tokens) :]
+        ends = self.tokenizer.batch_decode(last, skip_special_tokens=True)
+        stopped = [any(text in end for text in self.texts) for end in ends]
+        return torch.tensor(stopped, device=input_ids.device)
+
+
 def _images(loaded: LoadedModel, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
     return {"pixel_values": torch.cat(pixels).to(loaded.model.device, loaded.model.dtype)} if pixels else {}
@@ -160,23 +183,35 @@ ANSWER_TOKENS = 16
 
 
 def generate_texts(
-    built: BuiltModel, prompts: Sequence[Sequence[int]], max_tokens: int = ANSWER_TOKENS, **inputs: Any
+    built: BuiltModel,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int = ANSWER_TOKENS,
+    stop: Sequence[str] = (),
+    **inputs: Any,
 ) -> list[str]:
     """Generates a text after each prompt (token ids, image placeholders expanded).
 
     An answer ends at an end token of the model's generation_config: the one that training ends answers with, or eos.
 
     Args:
+        built: the model and its tokenizer.
+        prompts: the prompts.
+        max_tokens: length limit of an answer.
+        stop: texts at which an answer is cut, in addition.
         inputs: arguments of transformers' generate: the images, and sampling settings (greedy without do_sample=True).
     """
     input_ids, mask = pad_left(prompts, built.tokenizer.pad_token_id, built.model.device)
+    if stop:
+        criteria = StopTexts(built.tokenizer, stop, input_ids.shape[1])
+        inputs["stopping_criteria"] = StoppingCriteriaList([*inputs.get("stopping_criteria", ()), criteria])
     output_ids = built.model.generate(
         input_ids,
         attention_mask=mask,
         max_new_tokens=max_tokens,
         **{"do_sample": False} | inputs,
     )
-    return built.tokenizer.batch_decode(output_ids[:, input_ids.shape[1] :], skip_special_tokens=True)
+    texts = built.tokenizer.batch_decode(output_ids[:, input_ids.shape[1] :], skip_special_tokens=True)
+    return [text[: min((text.index(end) for end in stop if end in text), default=len(text))] for text in texts]
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

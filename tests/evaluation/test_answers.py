@@ -112,8 +112,9 @@ def seeing(monkeypatch: pytest.MonkeyPatch) -> BuiltModel:
     Its tokenizer is a list of the lengths of the prompts of each batch that was answered.
     """
 
-    def say(built: Any, prompts: list[Any], tokens: int, image_sources: dict[str, Tensor]) -> list[str]:
-        assert len(prompts) <= 2 and tokens == ANSWER_TOKENS
+    def say(built: Any, prompts: list[Any], tokens: int, stop: Any, image_sources: dict[str, Tensor]) -> list[str]:
+        assert len(prompts) <= 2
+        assert (tokens, stop) == (ANSWER_TOKENS, ())
         built.tokenizer.append(list(map(len, prompts)))
         return [str(int(value)) for value in image_sources["davit"]]
 
