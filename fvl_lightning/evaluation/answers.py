@@ -16,7 +16,7 @@ from datamodules.base import BatchData
 from datamodules.encoding.questions import Question
 from datamodules.storage.sample import spread
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.evaluation.batched_answers import Asking, Prompt, answer_prompts
+from fvl_lightning.evaluation.batched_answers import AskedPrompt, Asking, answer_prompts
 from fvl_lightning.evaluation.kept_answers import KeptAnswers
 from fvl_lightning.evaluation.metrics.base import KindScores, Reference
 from fvl_lightning.evaluation.metrics.lookup import DEFAULT_METRIC, build_metric
@@ -137,7 +137,7 @@ def answer_questions(scoring: Scoring, images: Images = "real") -> list[Answer]:
     other = dict(zip(samples, samples[len(samples) // 2 :] + samples[: len(samples) // 2], strict=True))
     shown = [other[question.index] if images == "shuffled" else question.index for question in questions]
     prompts = [
-        Prompt(data.encoder.prompt(question.prompt_messages), (index,))
+        AskedPrompt(data.encoder.prompt(question.prompt_messages), (index,))
         for question, index in zip(questions, shown, strict=True)
     ]
 

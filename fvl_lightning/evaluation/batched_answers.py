@@ -35,7 +35,7 @@ def _silent(done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class AskedPrompt:
     """A prompt, and in which way it is answered."""
 
     ids: Sequence[int]
@@ -65,7 +65,7 @@ class Asking:
 
 @torch.no_grad()
 def answer_prompts(
-    built: BuiltModel, prompts: Sequence[Prompt], read_pixels: ReadPixels, asking: Asking, identity: str = ""
+    built: BuiltModel, prompts: Sequence[AskedPrompt], read_pixels: ReadPixels, asking: Asking, identity: str = ""
 ) -> list[str]:
     """Answers prompts greedily, and returns the answers in the order of the prompts.
 
@@ -116,7 +116,7 @@ def answer_prompts(
     return [found[place] for place in range(len(prompts))]
 
 
-def batches_of(built: BuiltModel, prompts: Sequence[Prompt], tokens: int = ANSWER_TOKENS) -> list[list[int]]:
+def batches_of(built: BuiltModel, prompts: Sequence[AskedPrompt], tokens: int = ANSWER_TOKENS) -> list[list[int]]:
     """Returns the places of the prompts of each batch, the longest first, so that a batch has little padding.
 
     The prompts about the same images stay together. A prompt that leaves less room than `tokens` for its answer has a
@@ -167,7 +167,7 @@ def most_likely(output: str) -> int:
     return max(range(len(values)), key=values.__getitem__)
 
 
-def _identity(identity: str, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]], asking: Asking) -> str:
+def _identity(identity: str, prompts: Sequence[AskedPrompt], batches: Sequence[Sequence[int]], asking: Asking) -> str:
     """Returns a hash of all that makes the answers of the batches, except for the model."""
     made = [identity, asking.precision, asking.tokens, asking.stop, list(map(len, batches))]
     digest = hashlib.sha256(json.dumps(made).encode())
@@ -177,7 +177,7 @@ def _identity(identity: str, prompts: Sequence[Prompt], batches: Sequence[Sequen
     return digest.hexdigest()[:16]
 
 
-def _distinct_images(prompts: Iterable[Prompt]) -> list[int]:
+def _distinct_images(prompts: Iterable[AskedPrompt]) -> list[int]:
     return sorted({image for prompt in prompts for image in prompt.images})
 
 
@@ -196,7 +196,7 @@ def _result(reading: Future[Tensor] | None) -> Tensor | None:
     return None if reading is None else reading.result()
 
 
-def _answer(built: BuiltModel, prompts: Sequence[Prompt], pixels: Tensor | None, asking: Asking) -> list[str]:
+def _answer(built: BuiltModel, prompts: Sequence[AskedPrompt], pixels: Tensor | None, asking: Asking) -> list[str]:
     """Answers the prompts of one batch; `pixels` are those of its distinct images, in the order of their numbers."""
     with autocast(built.model.device, asking.precision):
         if any(prompt.choices for prompt in prompts):
@@ -206,7 +206,7 @@ def _answer(built: BuiltModel, prompts: Sequence[Prompt], pixels: Tensor | None,
         return generate_texts(built, ids, tokens, asking.stop, **_encoded(built, prompts, pixels))
 
 
-def _encoded(built: BuiltModel, prompts: Sequence[Prompt], pixels: Tensor | None) -> dict[str, Any]:
+def _encoded(built: BuiltModel, prompts: Sequence[AskedPrompt], pixels: Tensor | None) -> dict[str, Any]:
     """Returns the encoder's output for the images of the prompts, prompt after prompt; each image is encoded once."""
     if pixels is None:
         return {}
@@ -219,7 +219,7 @@ def _encoded(built: BuiltModel, prompts: Sequence[Prompt], pixels: Tensor | None
     return {"image_sources": {name: torch.cat([part[name] for part in features])[rows] for name in features[0]}}
 
 
-def _likelihoods(built: BuiltModel, prompts: Sequence[Prompt], pixels: Tensor | None) -> list[str]:
+def _likelihoods(built: BuiltModel, prompts: Sequence[AskedPrompt], pixels: Tensor | None) -> list[str]:
     """Returns the log-likelihoods per token of every prompt's choices, as JSON."""
     repeated = [prompt for prompt in prompts for _ in prompt.choices]
     choices = [choice for prompt in prompts for choice in prompt.choices]

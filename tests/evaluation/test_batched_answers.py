@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation import batched_answers as module
-from fvl_lightning.evaluation.batched_answers import Asking, Prompt, answer_prompts, batches_of, most_likely
+from fvl_lightning.evaluation.batched_answers import AskedPrompt, Asking, answer_prompts, batches_of, most_likely
 from fvl_lightning.inference.generation import generate_texts, positions
 from fvl_lightning.modeling.build import BuiltModel
 from tests.thread_ranks import on_ranks
@@ -18,13 +18,13 @@ from tests.tiny_models import BOS, IMAGE, LLAMA, TOKENS, pixels, tiny_model, tin
 
 PICTURE = [IMAGE] * TOKENS
 PROMPTS = [
-    Prompt([BOS, *PICTURE, 7], (2,)),
-    Prompt([BOS, *PICTURE, 7, 8, 9], (2,)),
-    Prompt([BOS, *PICTURE, 8, *PICTURE, 9, 10], (0, 1)),
-    Prompt([BOS, *PICTURE, 8, *PICTURE, 9, 10], (1, 0)),
-    Prompt([BOS, 11, 12]),
-    Prompt([BOS, *PICTURE, 5], (0,)),
-    Prompt([BOS, *PICTURE, 5], (0,)),
+    AskedPrompt([BOS, *PICTURE, 7], (2,)),
+    AskedPrompt([BOS, *PICTURE, 7, 8, 9], (2,)),
+    AskedPrompt([BOS, *PICTURE, 8, *PICTURE, 9, 10], (0, 1)),
+    AskedPrompt([BOS, *PICTURE, 8, *PICTURE, 9, 10], (1, 0)),
+    AskedPrompt([BOS, 11, 12]),
+    AskedPrompt([BOS, *PICTURE, 5], (0,)),
+    AskedPrompt([BOS, *PICTURE, 5], (0,)),
 ]
 TOKENS_OF_ANSWERS = 6
 
@@ -41,7 +41,7 @@ def read_pixels(numbers: Sequence[int]) -> Tensor:
     return pixels(3)[list(numbers)]
 
 
-def answers(built: BuiltModel, prompts: Sequence[Prompt] = PROMPTS, **asking: object) -> list[str]:
+def answers(built: BuiltModel, prompts: Sequence[AskedPrompt] = PROMPTS, **asking: object) -> list[str]:
     settings = replace(Asking(tokens=TOKENS_OF_ANSWERS), **asking)
     return answer_prompts(built, prompts, read_pixels, settings)
 
@@ -75,14 +75,14 @@ def test_ranks_share_the_batches(built: BuiltModel, alone: list[str], monkeypatc
 
 def test_a_prompt_that_leaves_little_room_does_not_shorten_the_others(built: BuiltModel, alone: list[str]) -> None:
     limit = positions(built)
-    long = [Prompt([BOS, *range(4, 14)] * 6)]
-    long = [Prompt(long[0].ids[: limit - 2])]
+    long = [AskedPrompt([BOS, *range(4, 14)] * 6)]
+    long = [AskedPrompt(long[0].ids[: limit - 2])]
     found = answers(built, [*PROMPTS, *long])
     assert found[:-1] == alone
     assert len(found[-1].split()) <= 2
     assert [len(PROMPTS)] in batches_of(built, [*PROMPTS, *long], TOKENS_OF_ANSWERS)
     with pytest.raises(DataError, match=f"a prompt has {limit} tokens .* the model has {limit} positions"):
-        answers(built, [Prompt([BOS] * limit)])
+        answers(built, [AskedPrompt([BOS] * limit)])
 
 
 def test_an_answer_is_cut_at_the_first_stop(built: BuiltModel, alone: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a model scored on a task: every question with the answer that was given, and the scores of all."""
+"""Results of a model on a task: every question with the answer that was given, and the scores of all."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
