@@ -22,8 +22,9 @@ from recording import record
 from rich.console import Console
 from rich.table import Table
 
-from fvl_lightning.comparison.statistics import image_bootstrap
 from fvl_lightning.comparison.statistics.contrasts import contrasts, min_seeds
+from fvl_lightning.comparison.statistics.image_bootstrap import image_intervals
+from fvl_lightning.evaluation.statistics import resampling
 
 Array = NDArray[np.float64]
 
@@ -130,14 +131,14 @@ def image_coverage(images: int, tables: int) -> dict[str, float]:
     """Of two arms whose answers to the questions of an image hang together: drawing images, and questions; percent."""
     generator = np.random.default_rng([images, 2])
     truth = 0.1
-    image_bootstrap.RESAMPLES = 1000  # coverage needs no more, and many answer sheets
+    resampling.RESAMPLES = resampling.FEWEST_RESAMPLES = 1000  # coverage needs no more, and many answer sheets
     together, apart = np.repeat(np.arange(images), QUESTIONS), np.arange(images * QUESTIONS)
     held: dict[str, list[bool]] = {"images": [], "questions": []}
     for _ in range(tables):
         chance = generator.uniform(0, 0.9, (2, images, 1)) + truth * np.arange(2).reshape(2, 1, 1)
         right = (generator.random((2, images, QUESTIONS)) < chance).reshape(2, -1)
         for name, drawn in (("images", together), ("questions", apart)):
-            found = image_bootstrap.image_intervals(dict(zip("ab", right, strict=True)), drawn.tolist(), "a")["b"]
+            found = image_intervals(dict(zip("ab", right, strict=True)), drawn.tolist(), "a")["b"]
             held[name].append(found.interval[0] <= truth <= found.interval[1])
     return {name: percent(np.array(values)) for name, values in held.items()}
 

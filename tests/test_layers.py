@@ -23,6 +23,7 @@ LAYERS = {
     "projectors": 1,
     "language_models": 1,
     "tracking": 1,
+    "reporting": 1,
     "datamodules": 1,
     "modeling": 2,
     "training": 3,

@@ -12,7 +12,7 @@ from fvl_lightning.comparison.cell import WITHOUT_GPUS, Cell
 from fvl_lightning.comparison.checks.before_start import check_before_start, plan_comparison
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import SeedPlan, axis_values
-from fvl_lightning.comparison.report.report import rich_table, write_report
+from fvl_lightning.comparison.report.report import rich_tables, write_report
 from fvl_lightning.comparison.result_files.comparison import Comparison
 from fvl_lightning.comparison.results import collect, loss_curves, sample_answers, source_weights
 from fvl_lightning.comparison.runner import Encoders, Runner
@@ -104,7 +104,7 @@ def run_comparison(
 
 def show_results(comparison: Comparison, folder: Path, show: Show) -> None:
     """Shows the report's tables, and where the report is."""
-    for table in rich_table(comparison):
+    for table in rich_tables(comparison):
         show(table)
     in_mlflow = f"   (in MLflow: `fvl ui {folder}`)" if comparison.mlflow.run_id else ""
     show(f"report: {folder / 'report.md'}{in_mlflow}")

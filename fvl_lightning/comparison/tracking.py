@@ -13,12 +13,12 @@ from fvl_lightning.comparison.cell import CELL_TAG, Cell
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.report.description import description
 from fvl_lightning.comparison.report.report import FILES
-from fvl_lightning.comparison.report.tables import markdown_text
 from fvl_lightning.comparison.result_files.comparison import Comparison
 from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import as_plain, config_hash
 from fvl_lightning.core.errors import DataError, first_line
 from fvl_lightning.core.experiment import TrackingConfig
+from fvl_lightning.reporting.tables import markdown_text
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.tracking.limits import Status
 from fvl_lightning.tracking.links import CURRENT_TAG, METRIC_TAG, cells_view, comparison_pages, pages_address

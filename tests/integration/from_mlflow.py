@@ -9,12 +9,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from fvl_lightning.comparison.report.report import grids
-from fvl_lightning.comparison.report.tables import Grid
 from fvl_lightning.comparison.result_files.cell import AnswerRow, ArmResult
 from fvl_lightning.comparison.result_files.comparison import Comparison, MlflowEntry
 from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
 from fvl_lightning.comparison.results import mean_result
 from fvl_lightning.comparison.statistics.summary import summarize
+from fvl_lightning.reporting.tables import Grid
 
 SCORES = ("accuracy", "image_zeroed", "image_shuffled", "prior")
 NUMBERS = (

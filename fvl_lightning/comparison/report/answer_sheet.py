@@ -14,10 +14,10 @@ from matplotlib.offsetbox import AnnotationBbox, TextArea, VPacker
 from numpy.typing import NDArray
 from PIL import Image
 
-from fvl_lightning.comparison.report.style import DPI, INK, MUTED
 from fvl_lightning.core.terminal import visible
 from fvl_lightning.evaluation.metrics.base import AnswerMetric, Reference
 from fvl_lightning.evaluation.metrics.lookup import DEFAULT_METRIC, build_metric
+from fvl_lightning.reporting.style import DPI, INK, MUTED
 
 RIGHT, WRONG = "#00795A", "#C24A00"
 """Colours of answers, which are also marked by a sign."""

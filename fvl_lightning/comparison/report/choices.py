@@ -1,7 +1,8 @@
 """Sections of a report about what was chosen before the comparison, and how often the test split was used."""
 
-from fvl_lightning.comparison.report.tables import ABSENT, Grid, metric_title
+from fvl_lightning.comparison.report.tables import metric_title
 from fvl_lightning.comparison.result_files.comparison import RepeatedAccess, SplitAccess, Tuning
+from fvl_lightning.reporting.tables import ABSENT, Grid
 
 
 def access_text(access: SplitAccess) -> str:

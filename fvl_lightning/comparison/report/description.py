@@ -2,19 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from fvl_lightning.comparison.report.tables import (
-    Grid,
-    format_score,
-    markdown_rows,
-    markdown_text,
-    metric_title,
-    signed,
-    statistics_grids,
-    verdict_text,
-)
+from fvl_lightning.comparison.report.tables import metric_title, statistics_grids, verdict_text
 from fvl_lightning.comparison.result_files.comparison import Comparison
 from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
 from fvl_lightning.evaluation.metrics.lookup import metric_of
+from fvl_lightning.reporting.tables import Grid, format_score, markdown_rows, markdown_text, signed
 
 MAX_LENGTH = 7500
 """Characters of a description: MLflow keeps 8,000."""

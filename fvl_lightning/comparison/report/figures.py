@@ -18,7 +18,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
-from fvl_lightning.comparison.report.style import (
+from fvl_lightning.comparison.result_files.cell import Measurements
+from fvl_lightning.comparison.result_files.comparison import Comparison
+from fvl_lightning.evaluation.metrics.lookup import metric_of, split_score
+from fvl_lightning.reporting.style import (
     DPI,
     INK,
     MUTED,
@@ -30,9 +33,6 @@ from fvl_lightning.comparison.report.style import (
     step_axis,
     value_axis,
 )
-from fvl_lightning.comparison.result_files.cell import Measurements
-from fvl_lightning.comparison.result_files.comparison import Comparison
-from fvl_lightning.evaluation.metrics.lookup import metric_of, split_score
 
 Curve = Sequence[tuple[int, float]]
 """(step, value), in order."""
@@ -92,7 +92,7 @@ def accuracy_figure(comparison: Comparison) -> Figure:
     by_kind.set_ylabel(f"{metric.title.lower()} ({metric.criterion})", color=INK)
     line = controls.axhline(first.prior.macro, color=INK, linewidth=1.6, zorder=6)
     controls.set_title("macro average over kinds, by image", color=INK, fontsize=11, loc="left")
-    score_axis(by_kind, metric, [*drawn, first.prior.macro], from_zero=True)
+    score_axis(by_kind, metric.bounds, [*drawn, first.prior.macro], from_zero=True)
     handles, labels = controls.get_legend_handles_labels()
     counts = list(map(len, by_seed.values()))
     if max(counts) > 1:

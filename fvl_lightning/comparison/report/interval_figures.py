@@ -8,7 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import special
 
-from fvl_lightning.comparison.report.style import (
+from fvl_lightning.comparison.report.tables import verdict_text
+from fvl_lightning.comparison.result_files.comparison import Comparison
+from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
+from fvl_lightning.evaluation.metrics.lookup import metric_of, split_score
+from fvl_lightning.reporting.style import (
     DPI,
     GRID,
     INK,
@@ -23,10 +27,6 @@ from fvl_lightning.comparison.report.style import (
     value_axis,
     wrapped,
 )
-from fvl_lightning.comparison.report.tables import verdict_text
-from fvl_lightning.comparison.result_files.comparison import Comparison
-from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
-from fvl_lightning.evaluation.metrics.lookup import metric_of, split_score
 
 COSTS = {
     "training_flops": "training, MFLOPs per sample",
@@ -135,7 +135,7 @@ def pareto_figure(comparison: Comparison) -> Figure:
         clean_axes(axes)
         value_axis(axes.xaxis, costs.values())
     ends = [score + sign * spread.get(arm, 0.0) for arm, score in scores.items() for sign in (-1, 1)]
-    score_axis(panels[0], metric, ends, from_zero=False)
+    score_axis(panels[0], metric.bounds, ends, from_zero=False)
     seeds = "mean and SD over seeds" if len(comparison.seeds) > 1 else "one seed"
     panels[0].set_ylabel(f"{metric.title.lower()}, {average} ({seeds})", color=INK)
     legend_above(figure, *panels[0].get_legend_handles_labels())

@@ -1,35 +1,23 @@
 """Writes the report of a comparison: Markdown, figures, the numbers as JSON, and tables for the terminal."""
 
-import io
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from fvl_lightning.comparison.report.answer_sheet import SampleAnswers, answer_sheet
 from fvl_lightning.comparison.report.choices import access_text, tuning_grids
 from fvl_lightning.comparison.report.figures import Curve, Losses, accuracy_figure, loss_figure, source_weight_figure
-from fvl_lightning.comparison.report.html_page import html_page
 from fvl_lightning.comparison.report.interval_figures import interval_figure, pareto_figure
 from fvl_lightning.comparison.report.sections import intervals_text, plugin_grids, questions_text, samples_text
-from fvl_lightning.comparison.report.tables import (
-    Grid,
-    cost_grid,
-    differences_grid,
-    format_score,
-    markdown_rows,
-    statistics_grids,
-    verdict_section,
-)
+from fvl_lightning.comparison.report.tables import cost_grid, differences_grid, statistics_grids, verdict_section
 from fvl_lightning.comparison.result_files.cell import DEFAULT_PRECISION, Measurements
 from fvl_lightning.comparison.result_files.comparison import Comparison, EncoderEntry, MlflowEntry
-from fvl_lightning.core.atomic import atomic_write
 from fvl_lightning.evaluation.metrics.base import KindScores
 from fvl_lightning.evaluation.metrics.lookup import metric_of, split_score
+from fvl_lightning.reporting.files import json_bytes, png, write_files
+from fvl_lightning.reporting.html_page import html_page
+from fvl_lightning.reporting.tables import Grid, format_score, markdown_table, rich_table
 
 FILES = (
     "report.md", "report.html", "comparison.json", "comparison.png", "loss_curves.png", "samples.png", "pareto.png",
@@ -59,41 +47,25 @@ def write_report(
     higher = metric_of(comparison.metric).higher_is_better
     text = markdown(comparison, limits, bool(weights))
     pictures = {
-        "comparison.png": _png(accuracy_figure(comparison)),
-        "loss_curves.png": _png(loss_figure(curves)),
-        "samples.png": _png(answer_sheet(samples, split_score(comparison.metric)[0])),
-        "pareto.png": _png(pareto_figure(comparison)),
-        **({"intervals.png": _png(interval_figure(comparison.statistics, higher))} if _several(comparison) else {}),
-        **({"source_mass.png": _png(source_weight_figure(weights))} if weights else {}),
+        "comparison.png": png(accuracy_figure(comparison)),
+        "loss_curves.png": png(loss_figure(curves)),
+        "samples.png": png(answer_sheet(samples, split_score(comparison.metric)[0])),
+        "pareto.png": png(pareto_figure(comparison)),
+        **({"intervals.png": png(interval_figure(comparison.statistics, higher))} if _several(comparison) else {}),
+        **({"source_mass.png": png(source_weight_figure(weights))} if weights else {}),
     }
     files = {
         **pictures,
         "report.md": text.encode(),
         "report.html": html_page(text, pictures, comparison.name).encode(),
-        "comparison.json": json.dumps(_finite(comparison.plain()), indent=2, allow_nan=False, default=str).encode(),
+        "comparison.json": json_bytes(comparison.plain()),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in set(FILES) - set(files):  # of an earlier report
-        (folder / name).unlink(missing_ok=True)
-    for name, content in files.items():
-        with atomic_write(folder / name) as tmp_path:
-            tmp_path.write_bytes(content)
+    write_files(folder, files, FILES)
 
 
-def rich_table(comparison: Comparison) -> list[Table]:
+def rich_tables(comparison: Comparison) -> list[Table]:
     """Returns the report's tables for a terminal; no arm is highlighted, since one seed shows no ranking."""
-    tables = []
-    for grid in grids(comparison):
-        table = Table(title=grid.title, title_justify="left", title_style="bold", caption=grid.note or None)
-        for number, name in enumerate(grid.header):
-            table.add_column(name, justify="right" if number else "left")
-        for row in grid.rows:
-            # A line between the kinds and their averages.
-            if row[0] == "macro average":
-                table.add_section()
-            table.add_row(*row)
-        tables.append(table)
-    return tables
+    return [rich_table(grid, "macro average") for grid in grids(comparison)]
 
 
 def markdown(comparison: Comparison, limits: str = "", with_weights: bool = False) -> str:
@@ -113,20 +85,20 @@ def markdown(comparison: Comparison, limits: str = "", with_weights: bool = Fals
         verdict_section(comparison),
         access_text(comparison.test_readings),
         intervals_text(comparison.statistics) if _several(comparison) else "",
-        *(_markdown_table(grid) for grid in over_seeds),
-        _markdown_table(by_kind),
+        *(markdown_table(grid) for grid in over_seeds),
+        markdown_table(by_kind),
         f"![{name} of every arm by kind of question, with controls](comparison.png)",
         "![weight of every source in the fused features](source_mass.png)" if with_weights else "",
-        *(_markdown_table(grid) for grid in others),
+        *(markdown_table(grid) for grid in others),
         "![score against operations and parameters](pareto.png)\n\nA line joins the arms that no other one beats in "
         "both score and cost, where there are several; it does not take chance into account.",
-        *(_markdown_table(grid) for grid in tuning_grids(comparison.tuning)),
-        _markdown_table(differences_grid(comparison)),
+        *(markdown_table(grid) for grid in tuning_grids(comparison.tuning)),
+        markdown_table(differences_grid(comparison)),
         _encoder_section(comparison.encoder, len(comparison.seeds)),
         "## Losses\n\n![losses of every arm and stage](loss_curves.png)",
         f"## Sample answers\n\n{samples_text(comparison)}![images with question, truth and every arm's answer]"
         "(samples.png)",
-        *(_markdown_table(grid) for grid in plugin_grids(comparison.plugins)),
+        *(markdown_table(grid) for grid in plugin_grids(comparison.plugins)),
         f"## What is closed about this set\n\n{limits}" if limits else "",
         _again_section(comparison),
     ]
@@ -259,22 +231,3 @@ def _mlflow_text(parent: MlflowEntry) -> str:
 def _page_links(parent: MlflowEntry) -> str:
     links = ", ".join(f"[{name}]({address})" for name, address in parent.pages.items())
     return f": {links}" if links else ""
-
-
-def _markdown_table(grid: Grid) -> str:
-    return "\n".join([f"## {grid.title}", "", *([grid.note, ""] if grid.note else []), *markdown_rows(grid)])
-
-
-def _finite(value: Any) -> Any:
-    """Returns the same containers with null for numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    return stream.getvalue()

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from fvl_lightning.comparison.report.tables import Grid
 from fvl_lightning.comparison.result_files.comparison import Comparison
 from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
 from fvl_lightning.core.terminal import plural
+from fvl_lightning.reporting.tables import Grid
 
 FEW_QUESTIONS = 10
 """With fewer questions of a kind, one answer changes its score by more than ten points."""

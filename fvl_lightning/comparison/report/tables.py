@@ -1,8 +1,6 @@
 """Tables of a report about differences, their uncertainty and their cost, and the verdicts in sentences."""
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
@@ -10,25 +8,11 @@ from fvl_lightning.comparison.result_files.cell import Measurements
 from fvl_lightning.comparison.result_files.comparison import Comparison
 from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics, Contrast
 from fvl_lightning.evaluation.metrics.lookup import metric_of, split_score
+from fvl_lightning.reporting.tables import ABSENT, Grid, format_score, interval, signed
 
-ABSENT = "-"
-"""Shown in place of a number that is missing."""
 ARM_HEADER = ["arm", "mean", "SD over seeds", "seeds"]
 CONTRAST_HEADER = ["arm", "difference", "95 % interval", "p (Holm)", "verdict"]
 IMAGE_HEADER = ["arm", "difference", "95 % interval"]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of finished texts."""
-
-    title: str
-    header: Sequence[str]
-    """Names of the columns."""
-    rows: Sequence[Sequence[str]]
-    """Each as long as the header."""
-    note: str = ""
-    """Text between title and table."""
 
 
 def statistics_grids(comparison: Comparison) -> list[Grid]:
@@ -131,21 +115,6 @@ def metric_title(score: str) -> str:
     return metric_of(score).describe(split_score(score)[1])
 
 
-def format_score(value: float | None) -> str:
-    """Returns a score with three digits."""
-    return ABSENT if value is None or not isfinite(value) else f"{value:.3f}"
-
-
-def signed(value: float) -> str:
-    """Returns a difference with its sign."""
-    return f"{value:+.3f}" if isfinite(value) else ABSENT
-
-
-def interval(bounds: Sequence[float]) -> str:
-    """Returns both ends of an interval."""
-    return f"{signed(bounds[0])} to {signed(bounds[1])}" if all(map(isfinite, bounds)) else ABSENT
-
-
 def _seeds_grid(comparison: Comparison) -> Grid:
     """Returns the score of every arm with every seed; a cell that is not finished has none."""
     scores = {(cell.arm, cell.seed): cell.result.score(comparison.metric) for cell in comparison.cells}
@@ -174,18 +143,6 @@ def verdict_text(contrast: Contrast, alpha: float) -> str:
 def rests_on_pooling(contrast: Contrast, alpha: float) -> bool:
     """Returns whether an arm is better or worse by the pooled test, but not by a t test of this pair alone."""
     return contrast.verdict in ("better", "worse") and contrast.p_paired > alpha
-
-
-def markdown_rows(grid: Grid) -> list[str]:
-    """Returns the lines of a Markdown table, the header's two first; names in it are shown as they are."""
-    rows = [[markdown_text(text) for text in row] for row in (grid.header, *grid.rows)]
-    header, *others = ["| " + " | ".join(row) + " |" for row in rows]
-    return [header, "|" + "|".join([":---", *["---:"] * (len(grid.header) - 1)]) + "|", *others]
-
-
-def markdown_text(text: str) -> str:
-    """Returns text for one cell of a Markdown table, in which nothing ends the cell or becomes HTML, link or image."""
-    return re.sub(r"[\\|\[\]<]", lambda found: "&lt;" if found[0] == "<" else f"\\{found[0]}", " ".join(text.split()))
 
 
 def _contrast_row(contrast: Contrast, alpha: float) -> list[str]:

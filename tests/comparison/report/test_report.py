@@ -19,15 +19,15 @@ from datamodules.demo.data import DemoData
 from fvl_lightning.comparison.report.answer_sheet import answer_sheet
 from fvl_lightning.comparison.report.description import MAX_LENGTH, description
 from fvl_lightning.comparison.report.figures import Losses, accuracy_figure, loss_figure, source_weight_figure
-from fvl_lightning.comparison.report.html_page import html_page
 from fvl_lightning.comparison.report.interval_figures import pareto_figure
-from fvl_lightning.comparison.report.report import markdown, rich_table, write_report
+from fvl_lightning.comparison.report.report import markdown, rich_tables, write_report
 from fvl_lightning.comparison.result_files.cell import AnswerRow, Measurements
 from fvl_lightning.comparison.result_files.comparison import Comparison, read_comparison
 from fvl_lightning.comparison.result_files.statistics import ArmSummary, Contrast
 from fvl_lightning.comparison.statistics.summary import summarize
 from fvl_lightning.core import registry
 from fvl_lightning.evaluation.metrics.base import AnswerMetric
+from fvl_lightning.reporting.html_page import html_page
 
 KINDS = ("bars", "colour", "count", "handwritten digits", "word colour")
 ARMS = ("gated", "concat", "attention")
@@ -272,7 +272,7 @@ def test_numbers_that_json_does_not_have(
 
 def test_tables_fit_a_terminal_and_keep_the_order(comparison: dict[str, Any]) -> None:
     stream = io.StringIO()
-    for table in rich_table(Comparison.read(comparison)):
+    for table in rich_tables(Comparison.read(comparison)):
         Console(file=stream, width=80).print(table)
     text = stream.getvalue()
     assert "…" not in text

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from fvl_lightning.comparison.cell import NOT_HASHED, Cell
-from fvl_lightning.comparison.report.report import _finite
 from fvl_lightning.comparison.result_files.cell import CellInputs, CellResult, CellSpec, TrialResult
 from fvl_lightning.comparison.result_files.comparison import Comparison, read_comparison
 from fvl_lightning.core.config.loading import config_hash
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.reporting.files import finite
 from tests.conftest import ROOT
 
 SAVED = json.loads((ROOT / "benchmarks" / "results" / "fusions.json").read_text(encoding="utf-8"))
@@ -21,7 +21,7 @@ SAVED = json.loads((ROOT / "benchmarks" / "results" / "fusions.json").read_text(
 
 def test_a_comparison_of_an_earlier_version_is_written_as_it_was() -> None:
     again = Comparison.read(SAVED)
-    assert json.dumps(_finite(again.plain())) == json.dumps(SAVED)
+    assert json.dumps(finite(again.plain())) == json.dumps(SAVED)
     assert again.arms["concat"].score("accuracy/macro") == SAVED["arms"]["concat"]["accuracy"]["macro"]
     assert again.cells[0].result.runs == SAVED["cells"][0]["runs"]
 

@@ -1,4 +1,4 @@
-"""Colours, legends and axes that all figures of a comparison share.
+"""Colours, legends and axes that all figures of reports share.
 
 An axis fits what is drawn, but never shows less than a minimum span, so that a difference of one per cent does not fill
 it: a tenth of the metric's range on an axis of scores, a fifth of the largest value on an axis of costs or losses.
@@ -14,8 +14,6 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
-
-from fvl_lightning.evaluation.metrics.base import AnswerMetric
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442")
 """The colours of Okabe and Ito, which colour-blind readers can distinguish."""
@@ -84,16 +82,16 @@ def spanned(values: Iterable[float], smallest: float) -> tuple[float, float]:
     return low - missing - margin, high + missing + margin
 
 
-def score_axis(axes: Axes, metric: type[AnswerMetric], values: Iterable[float], from_zero: bool) -> None:
+def score_axis(axes: Axes, bounds: tuple[float, float], values: Iterable[float], from_zero: bool) -> None:
     """Fits the vertical axis to scores, with at least a tenth of the metric's range.
 
     Args:
-        metric: gives bounds and unit.
+        bounds: lowest and highest score of the metric; scores from 0 to 1 are shown as per cent.
         values: all that is drawn, the ends of whiskers too.
         from_zero: whether bars are drawn, which start at zero.
     """
     finite = [value for value in values if isfinite(value)] or [0.0]
-    lowest, highest = metric.bounds
+    lowest, highest = bounds
     bounded = isfinite(lowest) and isfinite(highest)
     smallest = SCORE_SPAN * (highest - lowest if bounded else max(map(abs, finite)) or 1.0)
     if from_zero:
@@ -110,7 +108,7 @@ def score_axis(axes: Axes, metric: type[AnswerMetric], values: Iterable[float], 
             low, high = low + shift, high + shift
         axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(few_ticks(most=TICKS + 1))
-    if metric.bounds == (0, 1):
+    if bounds == (0, 1):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))  # SCORE_SPAN keeps ticks a per cent apart
 
 

@@ -1,0 +1,1 @@
+"""Checks of what a score rests on: corrupted images, controls, biases and slices."""

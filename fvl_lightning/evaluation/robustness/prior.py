@@ -1,0 +1,95 @@
+"""The answer prior: every question answered with the most frequent answer of its kind, without looking at the image.
+
+Most benchmarks have one public split, so the prior is taken from the questions themselves. An answer counts only if it
+is also a reference in another cluster, so that no question is answered with the help of its own reference alone.
+Leaving out a question's cluster altogether would be worse: on a set with as many yes as no, what remains has fewer of
+the question's own answer, and the prior would always be wrong. What is left of the bias is that the most frequent
+answer is chosen on the same questions: the prior is a little too good, so that a model is never flattered by it. Where
+another split is at hand, the prior is taken from it.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from fvl_lightning.evaluation.metrics.accuracy import normalised
+from fvl_lightning.evaluation.metrics.base import AnswerMetric
+from fvl_lightning.evaluation.statistics.aggregates import aggregate
+from fvl_lightning.evaluation.tasks.question import TaskQuestion
+from fvl_lightning.evaluation.tasks.result import TaskResult, TaskSample
+
+PRIOR = "prior"
+"""The variation of the prior's TaskResult."""
+
+Asked = Sequence[TaskSample] | Sequence[TaskQuestion]
+
+
+@dataclass
+class _Support:
+    """A reference answer, in the forms in which it is written, and the clusters with it."""
+
+    weight: float = 0.0
+    forms: Counter[str] = field(default_factory=Counter)
+    clusters: set[str] = field(default_factory=set)
+
+
+def prior_answers(asked: Asked, seen: Asked | None = None) -> list[str]:
+    """Returns the most frequent answer of each question's kind; empty where there is none to be found.
+
+    A question counts once, divided among its reference answers. Ties go to the first answer in the alphabet.
+
+    Args:
+        asked: the questions.
+        seen: questions of another split, from which the answers are taken; None for `asked`.
+    """
+    ranked = {kind: _ranked(support) for kind, support in _supports(seen if seen is not None else asked).items()}
+    answers = []
+    for question in asked:
+        own = {question.cluster} if seen is None else set()
+        fitting = (support for support in ranked.get(question.kind, []) if support.clusters - own)
+        best = next(fitting, None)
+        answers.append(_form(best) if best else "")
+    return answers
+
+
+def prior_result(result: TaskResult, metric: AnswerMetric, seen: Asked | None = None) -> TaskResult:
+    """Returns the result that the prior has on the questions of a result, scored by the same metric.
+
+    Args:
+        result: the result of any model on the task as it is.
+        metric: the task's metric, built for the kinds of the questions.
+        seen: see prior_answers.
+    """
+    answers = prior_answers(result.samples, seen)
+    samples = [
+        replace(
+            sample, output=text, prediction=text,
+            score=metric.score_answer(text, sample.reference) if sample.reference.answers else sample.score,
+        )
+        for sample, text in zip(result.samples, answers, strict=True)
+    ]  # fmt: skip
+    return replace(result, samples=samples, scores=aggregate(metric, samples), variation=PRIOR)
+
+
+def most_frequent(asked: Asked) -> dict[str, str]:
+    """Returns {kind: its most frequent reference answer}."""
+    return {kind: _form(_ranked(support)[0]) for kind, support in _supports(asked).items()}
+
+
+def _supports(seen: Asked) -> dict[str, dict[str, _Support]]:
+    found: dict[str, dict[str, _Support]] = defaultdict(lambda: defaultdict(_Support))
+    for question in seen:
+        for text in question.reference.answers:
+            support = found[question.kind][normalised(text)]
+            support.weight += 1 / len(question.reference.answers)
+            support.forms[text] += 1
+            support.clusters.add(question.cluster)
+    return found
+
+
+def _ranked(supports: dict[str, _Support]) -> list[_Support]:
+    return [supports[text] for text in sorted(supports, key=lambda text: (-round(supports[text].weight, 9), text))]
+
+
+def _form(support: _Support) -> str:
+    return min(support.forms, key=lambda text: (-support.forms[text], text))

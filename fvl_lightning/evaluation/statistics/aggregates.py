@@ -1,0 +1,201 @@
+"""Any number that a metric reports, over resampled clusters of questions.
+
+Means are resampled by their sums (means.py). A number that is no mean, such as F1, is computed again for every draw.
+Most metrics have states that are sums over answers; these are summed by cluster once, and a draw is then a weighted sum
+of them. Otherwise every drawn answer is scored again, in as many draws as MAX_UPDATES allows.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import nan
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fvl_lightning.evaluation.metrics.averages import OVER_KINDS, OVER_QUESTIONS
+from fvl_lightning.evaluation.metrics.base import AnswerMetric, KindScores
+from fvl_lightning.evaluation.statistics.means import group_draws, mean_draws
+from fvl_lightning.evaluation.statistics.resampling import Array, Resamples
+from fvl_lightning.evaluation.tasks.result import TaskSample
+
+STATE_DRAWS = 1_000
+"""Draws for a number that is computed from summed states."""
+MAX_UPDATES = 2_000_000
+"""Answers that are scored again, over all draws of a model."""
+FEWEST_DRAWS = 50
+"""With fewer draws no interval is computed."""
+
+
+def clusters_of(samples: Sequence[TaskSample]) -> list[str]:
+    """Returns the cluster of each question; one that names none is a cluster of its own."""
+    return [sample.cluster or f"question {sample.id}" for sample in samples]
+
+
+def is_mean(metric: AnswerMetric, name: str) -> bool:
+    """Returns whether a number of the metric is a mean of the answers' scores."""
+    return metric.is_mean and name in (OVER_KINDS, OVER_QUESTIONS)
+
+
+def aggregate(metric: AnswerMetric, samples: Iterable[TaskSample]) -> KindScores:
+    """Returns the scores of answers. Ranks do not take part: this process has all answers.
+
+    Args:
+        metric: built for the kinds of the questions; its states are lost.
+        samples: the answers.
+    """
+    _fill(metric, samples)
+    return _computed(metric)
+
+
+def number_draws(
+    models: Sequence[Sequence[TaskSample]], metric: AnswerMetric, name: str, resamples: Resamples
+) -> Array:
+    """Returns a number of the metric `[1 + r, M]` for every model: on the questions as they are, then of every draw.
+
+    All models are scored on the same draws. There are R draws of a mean, and fewer of other numbers.
+
+    Args:
+        models: the answers of M models to the same Q questions in one order.
+        metric: built for the kinds of the questions; its states are lost.
+        name: a number that KindScores.average returns.
+        resamples: R draws of the clusters of the questions.
+    """
+    if is_mean(metric, name):
+        kinds = [sample.kind for sample in models[0]] if name == OVER_KINDS else None
+        return mean_draws(_scores(models), resamples, kinds)
+    return _other_draws(models, metric, name, resamples, [""] * len(models[0]))[1][..., 0]
+
+
+def number_draws_by_group(
+    models: Sequence[Sequence[TaskSample]],
+    metric: AnswerMetric,
+    name: str,
+    resamples: Resamples,
+    groups: Sequence[str],
+) -> tuple[list[str], Array]:
+    """Returns the groups, sorted, and a number of the metric `[1 + r, M, G]` within each.
+
+    A macro average within a group is the mean over its questions, since a group may have no questions of some kinds.
+
+    Args:
+        models: see number_draws; also metric, name and resamples.
+        groups: the group of each question.
+    """
+    if is_mean(metric, name):
+        return group_draws(_scores(models), resamples, groups)
+    return _other_draws(models, metric, name, resamples, groups)
+
+
+def _scores(models: Sequence[Sequence[TaskSample]]) -> list[list[float]]:
+    return [[sample.score for sample in samples] for samples in models]
+
+
+def _other_draws(
+    models: Sequence[Sequence[TaskSample]],
+    metric: AnswerMetric,
+    name: str,
+    resamples: Resamples,
+    groups: Sequence[str],
+) -> tuple[list[str], Array]:
+    """Returns the groups and `[1 + r, M, G]` of a number that is no mean."""
+    names, group = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
+    fewer = resamples.limited(STATE_DRAWS)
+    totals = [_state_totals(metric, samples, fewer, group) for samples in models]
+    if all(table is not None for table in totals):
+        sums = fewer.sums(np.stack([table for table in totals if table is not None], axis=1))
+        values = [[[_number(metric, name, vector) for vector in row] for row in draw] for draw in sums]
+        return names.tolist(), np.array(values)
+    draws = min(STATE_DRAWS, MAX_UPDATES // max(1, len(models[0])))
+    fewer = resamples.limited(draws if draws >= FEWEST_DRAWS else 0)
+    columns = [_rescored(metric, name, samples, fewer, group) for samples in models]
+    return names.tolist(), np.stack(columns, axis=1)
+
+
+def _rescored(
+    metric: AnswerMetric, name: str, samples: Sequence[TaskSample], resamples: Resamples, group: NDArray[np.intp]
+) -> Array:
+    """Returns a number `[1 + r, G]` by scoring the drawn answers again; a cluster drawn twice has groups of its own."""
+    members = [np.flatnonzero(resamples.cluster == cluster).tolist() for cluster in range(resamples.clusters)]
+    groups = int(group.max()) + 1
+    rows = [_numbers_by_group(metric, name, list(zip(samples, group.tolist(), strict=True)), groups)]
+    for weights in resamples.weights():
+        for weight in weights.astype(int):
+            drawn = [
+                (_copied(samples[place], copy), int(group[place]))
+                for cluster in np.flatnonzero(weight)
+                for copy in range(weight[cluster])
+                for place in members[cluster]
+            ]
+            rows.append(_numbers_by_group(metric, name, drawn, groups))
+    return np.array(rows)
+
+
+def _copied(sample: TaskSample, copy: int) -> TaskSample:
+    if not copy:
+        return sample
+    return replace(sample, reference=replace(sample.reference, group=f"{sample.reference.group} copy {copy}"))
+
+
+def _numbers_by_group(
+    metric: AnswerMetric, name: str, drawn: Sequence[tuple[TaskSample, int]], groups: int
+) -> list[float]:
+    by_group: dict[int, list[TaskSample]] = {}
+    for sample, group in drawn:
+        by_group.setdefault(group, []).append(sample)
+    return [
+        aggregate(metric, by_group[number]).average(name) if number in by_group else nan for number in range(groups)
+    ]
+
+
+def _state_totals(
+    metric: AnswerMetric, samples: Sequence[TaskSample], resamples: Resamples, group: NDArray[np.intp]
+) -> Array | None:
+    """Returns the metric's states `[I, G, S]` by cluster and group; None where these are no sums over answers."""
+    _fill(metric, samples)
+    whole = _packed(metric)
+    if whole is None:
+        return None
+    totals = np.zeros((resamples.clusters, int(group.max()) + 1, len(whole)))
+    cells: dict[tuple[int, int], list[TaskSample]] = {}
+    for sample, cluster, number in zip(samples, resamples.cluster.tolist(), group.tolist(), strict=True):
+        cells.setdefault((cluster, number), []).append(sample)
+    for cell, answers in cells.items():
+        _fill(metric, answers)
+        vector = _packed(metric)
+        if vector is None:
+            return None
+        totals[cell] = vector
+    return totals if np.allclose(totals.sum((0, 1)), whole, equal_nan=True) else None
+
+
+def _fill(metric: AnswerMetric, samples: Iterable[TaskSample]) -> None:
+    metric.reset()
+    for sample in samples:
+        # The class's own methods: those of the instance would keep results and wait for other ranks.
+        type(metric).update(metric, sample.kind, sample.prediction, sample.reference)
+
+
+def _computed(metric: AnswerMetric) -> KindScores:
+    return type(metric).compute(metric)
+
+
+def _packed(metric: AnswerMetric) -> Array | None:
+    """Returns all states as one vector; None where one is no tensor of a fixed size."""
+    states: list[Any] = list(metric.metric_state.values())
+    if not states or not all(isinstance(state, Tensor) for state in states):
+        return None
+    return np.concatenate([np.asarray(state.detach().cpu(), dtype=np.float64).ravel() for state in states])
+
+
+def _number(metric: AnswerMetric, name: str, vector: Array) -> float:
+    """Returns a number computed from packed states."""
+    start = 0
+    for state, value in list(metric.metric_state.items()):
+        size = value.numel()
+        part = torch.from_numpy(vector[start : start + size].copy()).reshape(value.shape)
+        setattr(metric, state, part.to(value.dtype))
+        start += size
+    return float(_computed(metric).average(name))

@@ -1,0 +1,1 @@
+"""Parts that every report shares: style of figures, tables, one HTML file."""
