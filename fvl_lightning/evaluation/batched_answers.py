@@ -4,7 +4,7 @@ import hashlib
 import json
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,13 +61,15 @@ class Asking:
     """Length limit of a generated answer."""
     stop: tuple[str, ...] = ()
     """Texts at which a generated answer is cut."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of transformers' generate, for another decoding than greedy."""
 
 
 @torch.no_grad()
 def answer_prompts(
     built: BuiltModel, prompts: Sequence[AskedPrompt], read_pixels: ReadPixels, asking: Asking, identity: str = ""
 ) -> list[str]:
-    """Answers prompts greedily, and returns the answers in the order of the prompts.
+    """Answers prompts, greedily unless `asking.sampling` says otherwise; the answers have the order of the prompts.
 
     The batches depend on the prompts, the model and the kind of GPU alone. They are the same for any number of ranks,
     which take turns, and for a start that goes on with the answers of one that was stopped.
@@ -170,6 +172,7 @@ def most_likely(output: str) -> int:
 def _identity(identity: str, prompts: Sequence[AskedPrompt], batches: Sequence[Sequence[int]], asking: Asking) -> str:
     """Returns a hash of all that makes the answers of the batches, except for the model."""
     made = [identity, asking.precision, asking.tokens, asking.stop, list(map(len, batches))]
+    made += [dict(asking.sampling)] if asking.sampling else []
     digest = hashlib.sha256(json.dumps(made).encode())
     for prompt in prompts:
         for numbers in (prompt.images, prompt.ids, *prompt.choices):
@@ -203,10 +206,11 @@ def _answer(built: BuiltModel, prompts: Sequence[AskedPrompt], pixels: Tensor | 
             return _likelihoods(built, prompts, pixels)
         room = positions(built) - max(len(prompt.ids) for prompt in prompts)
         ids, tokens = [prompt.ids for prompt in prompts], min(asking.tokens, room)
-        return generate_texts(built, ids, tokens, asking.stop, **_encoded(built, prompts, pixels))
+        inputs = {**encoded_images(built, prompts, pixels), **asking.sampling}
+        return generate_texts(built, ids, tokens, asking.stop, **inputs)
 
 
-def _encoded(built: BuiltModel, prompts: Sequence[AskedPrompt], pixels: Tensor | None) -> dict[str, Any]:
+def encoded_images(built: BuiltModel, prompts: Sequence[AskedPrompt], pixels: Tensor | None) -> dict[str, Any]:
     """Returns the encoder's output for the images of the prompts, prompt after prompt; each image is encoded once."""
     if pixels is None:
         return {}
@@ -224,7 +228,7 @@ def _likelihoods(built: BuiltModel, prompts: Sequence[AskedPrompt], pixels: Tens
     repeated = [prompt for prompt in prompts for _ in prompt.choices]
     choices = [choice for prompt in prompts for choice in prompt.choices]
     found = continuation_log_likelihoods(
-        built, [prompt.ids for prompt in repeated], choices, **_encoded(built, repeated, pixels)
+        built, [prompt.ids for prompt in repeated], choices, **encoded_images(built, repeated, pixels)
     )
     values = iter([one.per_token for one in found])
     return [json.dumps([next(values) for _ in prompt.choices]) for prompt in prompts]
