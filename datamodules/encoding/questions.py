@@ -31,24 +31,29 @@ class Question:
     answer: str
 
 
-def list_questions(store: SampleStore, asking: QuestionForm | None = None) -> list[Question]:
+def list_questions(
+    store: SampleStore, asking: QuestionForm | None = None, other_kind: str | None = None
+) -> list[Question]:
     """Returns one Question per answer of the records with `kinds`, in order.
 
     Args:
         store: the samples.
         asking: the form that the prompts are brought to; None keeps their own.
+        other_kind: the kind of the answers of conversations without `kinds`; None leaves these out.
 
     Raises:
         SampleError: a record whose number of `kinds` is not its number of answers, or whose messages are broken.
     """
     questions = []
     for i in range(len(store)):
-        kinds = store.record(i).get("kinds")
-        if kinds is None:
+        record = store.record(i)
+        kinds = record.get("kinds")
+        if kinds is None and (other_kind is None or "messages" not in record):
             continue
         messages = messages_of(store, i)
         system = tuple(message for message in messages if message["role"] == "system")
         turns = [(first, second) for first, second in pairwise(messages) if _is_turn(first, second)]
+        kinds = [other_kind] * len(turns) if kinds is None else kinds
         if not isinstance(kinds, list) or len(kinds) != len(turns):
             raise store.error(i, "kinds", f"{len(turns)} answers, `kinds` is {kinds}")
         talk = [message for message in messages if message["role"] != "system"]

@@ -18,8 +18,9 @@ class TaskData:
     """Parquet files, JSON Lines files or shards, as paths or globs relative to the task's file; or one dataset of the
     hub, such as hub:lmms-lab/textvqa:default/validation."""
     images: PathText = ""
-    """Folder of the images that rows name by file; empty where rows hold their images."""
-    where: dict[str, Any] = field(default_factory=dict, metadata=AS_WRITTEN)
+    """Folder of the images that rows name by file; or Parquet files (also of the hub) with the columns id and image,
+    which rows name by id. Empty where rows hold their images."""
+    where: dict[str, Any] = field(default_factory=dict)
     """{field: value, or list of values} of the rows that are asked; empty for all."""
 
 
@@ -35,11 +36,15 @@ class TaskFields:
     """Fields with images, in order; each may have several, or none. Empty for questions without images."""
     answers: list[str] = field(default_factory=lambda: ["answer"])
     """Fields with reference answers; each may have several."""
+    answers_as: Literal["text", "letter", "number", "option"] = "text"
+    """What the answers of a question with options are. text: the reference as it is. The others become the letter of
+    the right option: letter, such as b or (B); number, its place from 0 on; option, its text."""
     choices: list[str] = field(default_factory=list)
-    """Fields with the options of a multiple-choice question: one field with a list, or a field for each option."""
+    """Fields with the options of a multiple-choice question: one field with a list, or with a text such as
+    "['red', 'blue']" or "(a) red (b) blue"; or a field for each option, of which empty ones are left out."""
     kind: str = ""
     """Field that groups questions in reports; a macro average has the same weight for each of its values. Empty for
-    one kind."""
+    one kind, and for the `kinds` of shards that have them."""
     group: str = ""
     """Field of the questions that are judged together; empty for those about the same images."""
     cluster: str = ""
@@ -79,7 +84,9 @@ class TaskConfig:
     fields: TaskFields = field(default_factory=TaskFields)
     prompt: str = "{question}"
     """Text of the user's message after the images. {field} is replaced by a field of the row, {choices} by the options
-    with their letters, one a line; {{ and }} are braces. <image> places the next image there instead."""
+    with their letters, one a line, and {letters} by "A, B, C". {field|strip|capitalize} changes the text, by the
+    functions strip, lower, capitalize and remove:some text. {?field:text} is a text for rows where the field is filled,
+    {!field:text} for the others. {{ and }} are braces. <image> places the next image there instead."""
     paraphrases: list[str] = field(default_factory=list)
     """Other prompts of the same meaning, for the control that asks with them."""
     system: str = ""
@@ -93,3 +100,5 @@ class TaskConfig:
     """Published scores are the metric's numbers times this."""
     lmms_eval: str = ""
     """Name of the same task in lmms-eval; empty where it has none."""
+    name: str = ""
+    """Name in results; empty for that of the file."""
