@@ -141,14 +141,14 @@ def test_scores_by_hand(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TEXTS, 9, "never read")
     scores = encoder_scores(Encoder(predicted, written).train(), Tokenizer(), Data(), "validation")
     assert scores == {
-        "caption_tokens": pytest.approx(5 / 7), "words": pytest.approx(1 / 2), "boxes": pytest.approx(1 / 3)
+        "caption_tokens": pytest.approx(5 / 7),
+        "words": pytest.approx(1 / 2),
+        "boxes": pytest.approx(1 / 3),
     }
     assert Data.targets[:, 1].ne(IGNORE_INDEX).sum() == 7
 
 
 def test_an_encoder_is_scored_in_eval_mode() -> None:
     encoder = Encoder(torch.zeros(3, 3, dtype=torch.long), torch.full((3, 3, 3), PAD)).train()
-    assert encoder_scores(encoder, Tokenizer(), Data(), "validation") == {
-        "caption_tokens": 0, "words": 0, "boxes": 0
-    }
+    assert encoder_scores(encoder, Tokenizer(), Data(), "validation") == {"caption_tokens": 0, "words": 0, "boxes": 0}
     assert not encoder.training
