@@ -3,7 +3,8 @@
 The parameters of the first five are those of ImageNet-C (Hendrycks and Dietterich 2019, "Benchmarking Neural Network
 Robustness to Common Corruptions and Perturbations"): gaussian_blur, gaussian_noise, jpeg_compression, pixelate and
 contrast. Those are meant for images whose shorter side has 224 pixels, so lengths in pixels are scaled with the shorter
-side. Occlusion is not in ImageNet-C; its parameters are the kit's own.
+side. A lower resolution is enlarged again by bicubic interpolation: the blocks of pixelate are of unequal sizes, and a
+stronger one may change less. Occlusion is not in ImageNet-C; its parameters are the kit's own.
 
 JPEG is the exception: its blocks have 8 pixels in an image of any size, as they do in files, so that an image loses
 less by it the larger it is.
@@ -105,7 +106,7 @@ def _downscale(image: Pixels, factor: float, _: np.random.Generator) -> Pixels:
     height, width = image.shape[:2]
     picture = Image.fromarray(image)
     small = picture.resize((max(1, int(width * factor)), max(1, int(height * factor))), Image.Resampling.BOX)
-    return np.asarray(small.resize((width, height), Image.Resampling.BOX))
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _contrast(image: Pixels, factor: float, _: np.random.Generator) -> Pixels:

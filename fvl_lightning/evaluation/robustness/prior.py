@@ -60,6 +60,7 @@ def prior_result(result: TaskResult, metric: AnswerMetric, seen: Asked | None = 
         metric: the task's metric, built for the kinds of the questions.
         seen: see prior_answers.
     """
+    metric.prepare([sample.reference for sample in result.samples])
     answers = prior_answers(result.samples, seen)
     samples = [
         replace(

@@ -21,6 +21,8 @@ ALPHA = 0.05
 """One minus the level of an interval."""
 RESAMPLES, FEWEST_RESAMPLES = 10_000, 2_000
 """Draws of all clusters; with many clusters fewer, since a draw then takes longer."""
+FEWEST_FOR_PERCENTILES = 200
+"""With fewer draws an interval is computed from their standard deviation."""
 MAX_DRAWN = 100_000_000
 """Clusters drawn in all, as far as FEWEST_RESAMPLES allows."""
 MAX_WEIGHTS = 4_000_000
@@ -120,12 +122,18 @@ def estimate(draws: Array, clusters: int, alpha: float = ALPHA, reach: float = 0
     if drawn.min() == drawn.max():
         unseen = reach * (1 - (alpha / 2) ** (1 / clusters))
         return Estimate(observed, (observed - unseen, observed + unseen))
-    low, high = np.quantile(drawn, tails(clusters, alpha))
+    if len(drawn) < FEWEST_FOR_PERCENTILES:
+        half = float(drawn.std(ddof=1)) * widened(clusters, alpha)
+        return Estimate(observed, (observed - half, observed + half))
+    tail = float(special.ndtr(-widened(clusters, alpha)))
+    low, high = np.quantile(drawn, [tail, 1 - tail])
     return Estimate(observed, (float(low), float(high)))
 
 
-def tails(clusters: int, alpha: float = ALPHA) -> tuple[float, float]:
-    """Returns the two levels of the percentiles of an interval, which lie farther out with few clusters."""
-    quantile = float(special.stdtrit(clusters - 1, 1 - alpha / 2)) * sqrt(clusters / (clusters - 1))
-    low = float(special.ndtr(-quantile))
-    return low, 1 - low
+def widened(clusters: int, alpha: float = ALPHA) -> float:
+    """Returns half the length of an interval in standard errors of a bootstrap, which are too small for few clusters.
+
+    It is that of a t test, where a bootstrap has the standard error of a variance that is divided by the number of
+    clusters and not by one less.
+    """
+    return float(special.stdtrit(clusters - 1, 1 - alpha / 2)) * sqrt(clusters / (clusters - 1))
