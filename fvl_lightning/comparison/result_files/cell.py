@@ -4,7 +4,9 @@ from dataclasses import dataclass, field, fields
 from math import nan
 from typing import Any
 
-from fvl_lightning.comparison.result_files.record import FLAT, Record
+from fvl_lightning.comparison.result_files.record import FLAT, IF_FILLED, Record
+from fvl_lightning.comparison.result_files.tasks import TaskScores, TaskSpec, score_of
+from fvl_lightning.comparison.scoring.names import is_task_score
 from fvl_lightning.evaluation.metrics.base import KindScores
 from fvl_lightning.evaluation.metrics.lookup import DEFAULT_METRIC, split_score
 from fvl_lightning.launchers.resources import ResourcesConfig
@@ -52,10 +54,17 @@ class CellSpec(Record):
     """Precision of scoring, as `metric`."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     """Devices, cores and memory of the cell; written only where they are not the default."""
+    tasks: dict[str, TaskSpec] = field(default_factory=dict, metadata=IF_FILLED)
+    """{task: what is asked} of the tasks that the model is scored on."""
+    macro: dict[str, list[str]] = field(default_factory=dict, metadata=IF_FILLED)
+    """{average over tasks: its tasks}."""
+    test_questions: bool = True
+    """Whether the split is scored; False for data without questions, and written only then."""
 
     def plain(self) -> dict[str, Any]:
         """Returns the plain form, without later fields at their default: an earlier version's key names the result."""
-        later = {"metric": DEFAULT_METRIC, "precision": DEFAULT_PRECISION, "resources": vars(ResourcesConfig())}
+        later: dict[str, Any] = {"metric": DEFAULT_METRIC, "precision": DEFAULT_PRECISION, "test_questions": True}
+        later["resources"] = vars(ResourcesConfig())
         return {key: value for key, value in super().plain().items() if key not in later or value != later[key]}
 
 
@@ -92,9 +101,15 @@ class Measurements(Record):
     """Training time of all stages."""
     mass: dict[str, float] = field(default_factory=dict)
     """{source: its last source weight, from 0 to 1}; empty for a fusion that reports none."""
+    tasks: dict[str, TaskScores] = field(default_factory=dict, metadata=IF_FILLED)
+    """{task: scores}."""
+    macro: dict[str, float] = field(default_factory=dict, metadata=IF_FILLED)
+    """{average over tasks: score}."""
 
     def score(self, score: str) -> float:
-        """Returns the number that a name such as accuracy/macro stands for."""
+        """Returns the number that a name such as accuracy/macro or tasks/pope/f1 stands for."""
+        if is_task_score(score):
+            return score_of(score, self.tasks, self.macro)
         metric, average = split_score(score)
         return self.scores[metric].average(average)
 

@@ -8,7 +8,11 @@ from typing import Any
 from fvl_lightning.comparison.result_files.cell import DEFAULT_PRECISION, ArmResult
 from fvl_lightning.comparison.result_files.record import FLAT, Record
 from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
+from fvl_lightning.comparison.result_files.tasks import TaskEvaluation
+from fvl_lightning.comparison.scoring.names import is_task_score, score_of_split
 from fvl_lightning.core.errors import DataError, first_line
+from fvl_lightning.evaluation.metrics.base import AnswerMetric
+from fvl_lightning.evaluation.metrics.lookup import metric_of, split_score
 
 
 @dataclass
@@ -147,13 +151,38 @@ class Comparison(Record):
     test_readings: SplitAccess = field(default_factory=SplitAccess)
     precision: str = DEFAULT_PRECISION
     """Precision in which the answers were generated; written only where it is not the default."""
+    evaluation: TaskEvaluation | None = None
+    """The tasks that the cells were scored on; written only where there are any."""
+
+    @property
+    def tested(self) -> bool:
+        """Returns whether the cells were scored on the split `test`."""
+        return self.evaluation is None or self.evaluation.test_split
+
+    @property
+    def split_metric(self) -> str:
+        """The registered name of the metric of the scores on the split `test`."""
+        return split_score(score_of_split(self.metric))[0]
+
+    @property
+    def component(self) -> type[AnswerMetric]:
+        """The class of the metric that the arms are compared by."""
+        on_task = self.evaluation is not None and is_task_score(self.metric)
+        return self.evaluation.metric(self.metric) if self.evaluation and on_task else metric_of(self.metric)
+
+    @property
+    def metric_title(self) -> str:
+        """The name of the score that the arms are compared by, in a report."""
+        if self.evaluation is not None and is_task_score(self.metric):
+            return self.evaluation.title(self.metric)
+        return metric_of(self.metric).describe(split_score(self.metric)[1])
 
     def __repr__(self) -> str:
         return f"<comparison {self.name}: arms {', '.join(self.arms)}; seeds {', '.join(map(str, self.seeds))}>"
 
     def plain(self) -> dict[str, Any]:
         """Returns the plain form; what files of earlier versions lack is left out where it is empty."""
-        new = ("questions", "sample_seeds", "plugins")
+        new = ("questions", "sample_seeds", "plugins", "evaluation")
         plain = {key: value for key, value in super().plain().items() if value or key not in new}
         if self.precision == DEFAULT_PRECISION:
             del plain["precision"]

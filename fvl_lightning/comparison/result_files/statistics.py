@@ -1,10 +1,10 @@
 """Types of the statistics in comparison.json."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import nan
 from typing import Literal
 
-from fvl_lightning.comparison.result_files.record import Record
+from fvl_lightning.comparison.result_files.record import IF_FILLED, Record
 
 Verdict = Literal["better", "worse", "equivalent", "not separated", "not testable"]
 Interval = tuple[float, float]
@@ -43,6 +43,8 @@ class Contrast(Record):
     """Holm over paired t tests, which do not assume equal variances."""
     p_equivalent: float = nan
     """Holm-adjusted p of a difference of at least the smallest effect, in either direction."""
+    against: str = field(default="", metadata=IF_FILLED)
+    """The arm that is subtracted, where it is not the baseline."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class ArmComparison(Record):
     """None where nothing is testable."""
     notes: tuple[str, ...]
     """What was left out, and why."""
+    pairs: tuple[Contrast, ...] = field(default=(), kw_only=True, metadata=IF_FILLED)
+    """Contrasts between the other arms, where all pairs are tested: Holm then adjusts over all of them."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,68 @@ class ImageIntervals(Record):
 
 
 @dataclass(frozen=True)
+class TaskContrast(Record):
+    """One arm minus another on one score of a family. One that is "not testable" has only an estimate."""
+
+    score: str
+    """Name of the score, such as tasks/pope/f1."""
+    arm: str
+    against: str
+    """The arm that is subtracted: the baseline, or any other where all pairs are tested."""
+    estimate: float
+    """In the unit of the score, on the seeds that both arms share."""
+    verdict: Verdict = "not testable"
+    standard_error: float = nan
+    interval: Interval = (nan, nan)
+    """This contrast alone, at 1 - alpha."""
+    p: float = nan
+    """Two-sided, unadjusted."""
+    p_adjusted: float = nan
+    """Adjusted over all contrasts of all scores of the family."""
+    reason: str = field(default="", metadata=IF_FILLED)
+    """Why it cannot be tested."""
+
+
+@dataclass(frozen=True)
+class TaskFamily(Record):
+    """All scores of tasks but the primary one, tested as one family."""
+
+    correction: str
+    """holm: the probability of any false claim is at most alpha; benjamini_hochberg: the expected part of the claims
+    that are false is."""
+    scores: tuple[str, ...]
+    contrasts: tuple[TaskContrast, ...]
+    tests: int
+    """Contrasts that were tested, over which p is adjusted."""
+    notes: tuple[str, ...] = field(default=(), metadata=IF_FILLED)
+    """What was left out, and why."""
+
+
+@dataclass(frozen=True)
+class QuestionIntervals(Record):
+    """Intervals over new questions of every task, drawn in clusters."""
+
+    label: str
+    """What a report says of them."""
+    scores: dict[str, dict[str, ImageInterval]]
+    """{score: {arm: arm minus baseline}}."""
+
+
+@dataclass(frozen=True)
+class TaskStatistics(Record):
+    """Statistics of a comparison that is judged on tasks."""
+
+    arms: dict[str, tuple[ArmSummary, ...]]
+    """{score: the arms over their seeds}, the primary score among them."""
+    family: TaskFamily
+    questions: QuestionIntervals
+
+
+@dataclass(frozen=True)
 class ComparisonStatistics(ArmComparison):
     """All statistics of a comparison."""
 
     exploratory: Exploratory
     images: ImageIntervals
+    tasks: TaskStatistics | None = field(default=None, metadata=IF_FILLED)
+    """None where no tasks are scored."""

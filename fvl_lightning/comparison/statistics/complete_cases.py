@@ -23,7 +23,7 @@ class CompleteCases:
     """The baseline first."""
     seeds: tuple[int, ...]
     tested: Contrasts | None
-    """The contrasts of `arms` without the baseline, in order; None where nothing can be tested."""
+    """The contrasts of `arms`, in the order of pairs_of; None where nothing can be tested."""
     reasons: Mapping[str, str]
     """{arm: why it is not tested}."""
     notes: tuple[str, ...]
@@ -35,13 +35,16 @@ def finite_scores(scores: ArmScores) -> dict[str, dict[int, float]]:
     return {arm: {seed: score for seed, score in cells.items() if isfinite(score)} for arm, cells in scores.items()}
 
 
-def complete_cases(scores: ArmScores, baseline: str, alpha: float = 0.05) -> CompleteCases:
+def complete_cases(
+    scores: ArmScores, baseline: str, alpha: float = 0.05, all_pairs: bool = False
+) -> CompleteCases:
     """Chooses the arms that keep the most cells without a gap, and tests them if there are enough.
 
     Args:
         scores: finite (see finite_scores), with `baseline` among the arms.
         baseline: the arm that the others are compared to.
         alpha: one minus the level of the intervals.
+        all_pairs: whether the other arms are compared with each other too.
     """
     arms, seeds = _largest(scores, baseline)
     everywhere = sorted({seed for cells in scores.values() for seed in cells})
@@ -53,7 +56,8 @@ def complete_cases(scores: ArmScores, baseline: str, alpha: float = 0.05) -> Com
     )
     tested, obstacle = None, too_few(len(arms), len(seeds))
     if obstacle is None:
-        tested = contrasts(np.array([[scores[arm][seed] for seed in seeds] for arm in arms]), alpha=alpha)
+        table = np.array([[scores[arm][seed] for seed in seeds] for arm in arms])
+        tested = contrasts(table, alpha=alpha, all_pairs=all_pairs)
     if tested is not None and np.isnan(tested.residual_sd):
         tested, obstacle = None, "the arms differ by the same amount for every seed, so chance has no size"
     if obstacle is not None:

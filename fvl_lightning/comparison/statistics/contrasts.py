@@ -37,28 +37,31 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Contrasts:
-    """Arm minus baseline for the A - 1 other arms in their order; NaN where the scores do not vary by chance."""
+    """Arm minus baseline for the A - 1 other arms in their order; NaN where the scores do not vary by chance.
+
+    There are C = A - 1 contrasts, or C = A(A-1)/2 of all pairs of arms.
+    """
 
     estimate: Array
-    """`[..., A-1]`, in the unit of the score."""
+    """`[..., C]`, in the unit of the score."""
     standard_error: Array
     """`[...]`, the same for every contrast of a table, since the residuals are pooled."""
     residual_sd: Array
     """`[...]`, of a single cell, with `degrees` degrees of freedom."""
     degrees: int
     interval: Array
-    """`[..., A-1, 2]`, each contrast on its own at 1 - alpha."""
+    """`[..., C, 2]`, each contrast on its own at 1 - alpha."""
     simultaneous: Array
-    """`[..., A-1, 2]`, all contrasts of a table together at 1 - alpha (Bonferroni)."""
+    """`[..., C, 2]`, all contrasts of a table together at 1 - alpha (Bonferroni)."""
     p: Array
-    """`[..., A-1]`, two-sided, unadjusted."""
+    """`[..., C]`, two-sided, unadjusted."""
     p_holm: Array
-    """`[..., A-1]`, adjusted over the A - 1 contrasts."""
+    """`[..., C]`, adjusted over the C contrasts."""
     p_paired: Array
-    """`[..., A-1]`, Holm over paired t tests that pool nothing: less power, and no need for equal variances."""
+    """`[..., C]`, Holm over paired t tests that pool nothing: less power, and no need for equal variances."""
 
     def p_equivalent(self, smallest_effect: float) -> Array:
-        """Holm-adjusted p of "the difference is `smallest_effect` or more, one way or the other" `[..., A-1]`.
+        """Holm-adjusted p of "the difference is `smallest_effect` or more, one way or the other" `[..., C]`.
 
         Two one-sided t tests (Schuirmann 1987): the larger p of the two.
         """
@@ -71,8 +74,15 @@ def min_seeds(arms: int) -> int:
     return max(MIN_SEEDS, ceil(MIN_DEGREES / (arms - 1)) + 1)
 
 
-def contrasts(scores: Array, baseline: int = 0, alpha: float = 0.05) -> Contrasts:
-    """Computes the contrasts of all arms to one of them.
+def pairs_of(arms: int, baseline: int = 0, all_pairs: bool = False) -> list[tuple[int, int]]:
+    """Returns the contrasts (arm, arm that is subtracted) in their order: those to the baseline, then all others."""
+    others = [arm for arm in range(arms) if arm != baseline]
+    further = [(others[j], others[i]) for i in range(len(others)) for j in range(i + 1, len(others))]
+    return [(arm, baseline) for arm in others] + (further if all_pairs else [])
+
+
+def contrasts(scores: Array, baseline: int = 0, alpha: float = 0.05, all_pairs: bool = False) -> Contrasts:
+    """Computes the contrasts of all arms to one of them, or of all pairs of arms in the order of pairs_of.
 
     The residual is pooled over all arms, with (A-1)(S-1) degrees of freedom; for two arms this is the paired t test.
     Pooling assumes that the differences between any two arms vary equally over seeds (compound symmetry). A baseline
@@ -83,6 +93,7 @@ def contrasts(scores: Array, baseline: int = 0, alpha: float = 0.05) -> Contrast
         scores: `[..., A, S]`, all finite, at least two arms and two seeds.
         baseline: the index of the arm that the others are compared to.
         alpha: one minus the level of the intervals.
+        all_pairs: whether the other arms are compared with each other too; p values are adjusted over all contrasts.
 
     Raises:
         DataError: fewer than two arms or two seeds.
@@ -92,7 +103,8 @@ def contrasts(scores: Array, baseline: int = 0, alpha: float = 0.05) -> Contrast
     if arms < 2 or seeds < 2:
         raise DataError(f"a contrast needs two arms and two seeds or more, not {arms} arms with {seeds} seeds")
     degrees = (arms - 1) * (seeds - 1)
-    differences = np.delete(scores, baseline, -2) - scores[..., [baseline], :]
+    arm, reference = (list(one) for one in zip(*pairs_of(arms, baseline, all_pairs), strict=True))
+    differences = scores[..., arm, :] - scores[..., reference, :]
     estimate = differences.mean(-1)
     blocks = scores - scores.mean(-2, keepdims=True)
     residuals = blocks - blocks.mean(-1, keepdims=True)
@@ -112,7 +124,7 @@ def contrasts(scores: Array, baseline: int = 0, alpha: float = 0.05) -> Contrast
         residual_sd=residual_sd,
         degrees=degrees,
         interval=interval(alpha),
-        simultaneous=interval(alpha / (arms - 1)),
+        simultaneous=interval(alpha / len(arm)),
         p=p,
         p_holm=holm(p),
         p_paired=holm(_two_sided(estimate / paired_error, seeds - 1)),
@@ -129,16 +141,22 @@ def holm(p: Array) -> Array:
     return adjusted
 
 
-def detectable_difference(residual_sd: Array, arms: int, seeds: int, alpha: float = 0.05) -> Array:
+def detectable_difference(
+    residual_sd: Array, arms: int, seeds: int, alpha: float = 0.05, all_pairs: bool = False
+) -> Array:
     """Returns the true difference `[...]` of one arm that is found with probability `POWER`.
 
-    The test is at alpha / (A-1), where Holm tests the largest contrast; `residual_sd` is taken for the true one.
+    The test is at alpha / C, where Holm tests the largest contrast; `residual_sd` is taken for the true one.
     """
-    return _noncentrality(arms, np.asarray(seeds), alpha) * residual_sd * np.sqrt(2 / seeds)
+    first_step = alpha / len(pairs_of(arms, 0, all_pairs))
+    return _noncentrality(arms, np.asarray(seeds), first_step) * residual_sd * np.sqrt(2 / seeds)
 
 
-def seeds_needed(residual_sd: Array, difference: float, arms: int, alpha: float = 0.05) -> NDArray[np.int64]:
+def seeds_needed(
+    residual_sd: Array, difference: float, arms: int, alpha: float = 0.05, all_pairs: bool = False
+) -> NDArray[np.int64]:
     """Returns the smallest number of seeds `[...]`, up to MAX_SEEDS, with which a true `difference` is detectable."""
+    alpha = alpha / len(pairs_of(arms, 0, all_pairs))
     ratio = np.minimum(np.asarray(residual_sd, dtype=np.float64) / difference, MAX_SEEDS)
     low = np.full(ratio.shape, min_seeds(arms))
     # More seeds make the critical value smaller, so the number for the fewest seeds is an upper bound.
@@ -166,9 +184,9 @@ def _two_sided(t: Array, degrees: int) -> Array:
 
 
 def _noncentrality(arms: int, seeds: NDArray[np.int64], alpha: float) -> Array:
-    """Returns the true difference, in standard errors, that the test finds with probability `POWER`."""
+    """Returns the true difference, in standard errors, that a test at `alpha` finds with probability `POWER`."""
     degrees = (arms - 1) * (seeds - 1)
-    critical = special.stdtrit(degrees, 1 - alpha / (arms - 1) / 2)
+    critical = special.stdtrit(degrees, 1 - alpha / 2)
     return special.nctdtrinc(degrees, 1 - POWER, critical)
 
 

@@ -5,7 +5,7 @@ and further splits go through `explore`, whose results are hints and decide noth
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf, nan
 
 import numpy as np
@@ -20,11 +20,17 @@ from fvl_lightning.comparison.result_files.statistics import (
     Sensitivity,
     Verdict,
 )
-from fvl_lightning.comparison.statistics.complete_cases import ArmScores, complete_cases, finite_scores
+from fvl_lightning.comparison.statistics.complete_cases import (
+    ArmScores,
+    CompleteCases,
+    complete_cases,
+    finite_scores,
+)
 from fvl_lightning.comparison.statistics.contrasts import (
     POWER,
     Contrasts,
     detectable_difference,
+    pairs_of,
     sd_interval,
     seeds_needed,
 )
@@ -35,7 +41,12 @@ EXPLORATORY = "exploratory, adjusted by Benjamini-Hochberg: a hint, to be confir
 
 
 def compare_arms(
-    scores: ArmScores, baseline: str, smallest_effect: float, alpha: float = 0.05, higher_is_better: bool = True
+    scores: ArmScores,
+    baseline: str,
+    smallest_effect: float,
+    alpha: float = 0.05,
+    higher_is_better: bool = True,
+    all_pairs: bool = False,
 ) -> ArmComparison:
     """Tests every arm against the baseline on the seeds they share.
 
@@ -49,6 +60,7 @@ def compare_arms(
         smallest_effect: the smallest difference that matters, in the unit of the score.
         alpha: the probability of claiming any difference at all where there is none.
         higher_is_better: the direction of the metric.
+        all_pairs: whether the other arms are compared with each other too; Holm then adjusts over all pairs.
 
     Raises:
         ConfigError: `baseline` is not an arm, or `smallest_effect` or `alpha` is out of range.
@@ -60,25 +72,27 @@ def compare_arms(
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha: {alpha} is not between 0 and 1; 0.05 is usual")
     kept = finite_scores(scores)
-    cases = complete_cases(kept, baseline, alpha)
-    tested: dict[str, Contrast] = {}
+    cases = complete_cases(kept, baseline, alpha, all_pairs)
+    rows: list[Contrast] = []
     sensitivity = None
     if cases.tested is not None:
-        sensitivity = _sensitivity(cases.tested, len(cases.arms), len(cases.seeds), smallest_effect, alpha)
-        direction = 1 if higher_is_better else -1
-        tested = _rows(cases.tested, cases.arms, smallest_effect, alpha, sensitivity.detectable, direction)
+        sensitivity = _sensitivity(cases, cases.tested, smallest_effect, alpha, all_pairs)
+        scale = _Scale(smallest_effect, alpha, sensitivity.detectable, 1 if higher_is_better else -1)
+        rows = _rows(cases.tested, cases.arms, scale, all_pairs)
+    tested = {contrast.arm: contrast for contrast in rows if not contrast.against}
     others = [arm for arm in scores if arm != baseline]
     return ArmComparison(
         baseline=baseline,
         smallest_effect=smallest_effect,
         alpha=alpha,
-        arms=tuple(_summary(arm, list(cells.values())) for arm, cells in kept.items()),
+        arms=tuple(arm_summary(arm, list(cells.values())) for arm, cells in kept.items()),
         contrasts=tuple(
             tested[arm] if arm in tested else _not_testable(arm, baseline, kept, cases.reasons[arm]) for arm in others
         ),
         tested_seeds=cases.seeds if tested else (),
         sensitivity=sensitivity,
         notes=cases.notes,
+        pairs=tuple(contrast for contrast in rows if contrast.against),
     )
 
 
@@ -102,36 +116,52 @@ def explore(groups: Mapping[str, ArmScores], baseline: str, alpha: float = 0.05)
     return tuple(replace(contrast, q=float(q)) for contrast, q in zip(hints, adjusted, strict=True))
 
 
-def _summary(arm: str, scores: list[float]) -> ArmSummary:
+def arm_summary(arm: str, scores: list[float]) -> ArmSummary:
+    """Returns mean and SD of an arm's finite scores over its seeds."""
     mean = float(np.mean(scores)) if scores else nan
     return ArmSummary(arm, mean, float(np.std(scores, ddof=1)) if len(scores) > 1 else nan, len(scores))
 
 
-def _sensitivity(tested: Contrasts, arms: int, seeds: int, smallest_effect: float, alpha: float) -> Sensitivity:
-    low, high = seeds_needed(sd_interval(tested.residual_sd, tested.degrees, alpha), smallest_effect, arms, alpha)
-    detectable = float(detectable_difference(tested.residual_sd, arms, seeds, alpha))
+@dataclass(frozen=True)
+class _Scale:
+    """Sizes that verdicts are judged by."""
+
+    effect: float
+    """The smallest difference that matters."""
+    alpha: float
+    """One minus the level of the intervals."""
+    detectable: float
+    """The true difference that is found with probability POWER."""
+    direction: int
+    """1 where a higher score is better, else -1."""
+
+
+def _sensitivity(
+    cases: CompleteCases, tested: Contrasts, smallest_effect: float, alpha: float, all_pairs: bool
+) -> Sensitivity:
+    arms, seeds = len(cases.arms), len(cases.seeds)
+    sds = sd_interval(tested.residual_sd, tested.degrees, alpha)
+    low, high = seeds_needed(sds, smallest_effect, arms, alpha, all_pairs)
+    detectable = float(detectable_difference(tested.residual_sd, arms, seeds, alpha, all_pairs))
     return Sensitivity(float(tested.residual_sd), tested.degrees, detectable, (int(low), int(high)))
 
 
-def _rows(
-    tested: Contrasts, arms: tuple[str, ...], effect: float, alpha: float, detectable: float, direction: int
-) -> dict[str, Contrast]:
-    """Returns {arm: its contrast} of the tested arms.
+def _rows(tested: Contrasts, arms: tuple[str, ...], scale: _Scale, all_pairs: bool) -> list[Contrast]:
+    """Returns the contrasts of the tested arms.
 
     Args:
-        tested: the contrasts of `arms` without the first one.
+        tested: the contrasts of `arms`, in the order of pairs_of.
         arms: the baseline first.
-        effect: the smallest difference that matters.
-        alpha: one minus the level of the intervals.
-        detectable: the true difference that is found with probability POWER.
-        direction: 1 where a higher score is better, else -1.
+        scale: see _Scale.
+        all_pairs: whether `tested` has all pairs.
     """
+    effect, alpha = scale.effect, scale.alpha
     p_equivalent = tested.p_equivalent(effect)
-    baseline, *others = arms
-    rows = {}
-    for i, arm in enumerate(others):
+    rows = []
+    for i, (one, other) in enumerate(pairs_of(len(arms), 0, all_pairs)):
+        arm, baseline = arms[one], arms[other]
         estimate, p_holm, interval = float(tested.estimate[i]), float(tested.p_holm[i]), _pair(tested.interval[i])
-        verdict = _verdict(direction * estimate, p_holm, float(p_equivalent[i]), alpha)
+        verdict = _verdict(scale.direction * estimate, p_holm, float(p_equivalent[i]), alpha)
         numbers = (
             f"by {estimate:+.3g} ({1 - alpha:.0%} interval {interval[0]:+.3g} to {interval[1]:+.3g}, "
             f"Holm-adjusted p = {p_holm:.2g})"
@@ -141,9 +171,9 @@ def _rows(
             zero = ", though not zero" if p_holm <= alpha else ""
             sentence = f"{arm} and {baseline} are equivalent: they differ {numbers}, less than {effect:.3g}{zero}"
         elif verdict == "not separated":
-            power = f"a true difference of {detectable:.3g} would be found with probability {POWER:.0%}"
+            power = f"a true difference of {scale.detectable:.3g} would be found with probability {POWER:.0%}"
             sentence = f"{arm} and {baseline} are not separated: they differ {numbers}; {power}"
-        rows[arm] = Contrast(
+        contrast = Contrast(
             arm=arm,
             estimate=estimate,
             verdict=verdict,
@@ -155,7 +185,9 @@ def _rows(
             p_holm=p_holm,
             p_paired=float(tested.p_paired[i]),
             p_equivalent=float(p_equivalent[i]),
+            against=baseline if other else "",
         )
+        rows.append(contrast)
     return rows
 
 
