@@ -38,6 +38,7 @@ LAYERS = {
     "comparison": 8,
     "api": 9,
     "cli": 9,
+    "lmms_eval": 9,
     "__main__": 10,
 }
 """Each folder (or file directly in fvl_lightning/) and its layer; a folder imports itself and layers below its own."""

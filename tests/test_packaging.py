@@ -25,6 +25,9 @@ GROUND = ("pyproject.toml", "constraints.txt", "environment.yml", "Makefile", ".
 # What a wheel of torch for another device brings is pinned by torch itself.
 OF_THE_DEVICE = re.compile(r"nvidia-|cuda-|triton|intel-|pytorch-triton")
 
+ENVIRONMENT_OF_ITS_OWN = {"lmms_eval"}
+"""Imported by a plugin that the package itself imports; as an extra it would bring torchvision."""
+
 
 def declared(*extras: str) -> list[Requirement]:
     """The requirements of the project with these extras."""
@@ -60,7 +63,7 @@ def needed() -> dict[str, str]:
 
 def third_party_imports() -> Iterator[tuple[Path, str]]:
     """(file, top-level module) of every import in the packages that is neither theirs nor the standard library's."""
-    own = {"fvl_lightning", "datamodules", *sys.stdlib_module_names}
+    own = {"fvl_lightning", "datamodules", *ENVIRONMENT_OF_ITS_OWN, *sys.stdlib_module_names}
     for path in [*(ROOT / "fvl_lightning").rglob("*.py"), *(ROOT / "datamodules").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datamodules.encoding.conversation import ConversationEncoder
+from datamodules.encoding.messages import Message
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.inference.generation import positions
 from fvl_lightning.modeling.build import BuiltModel
@@ -30,6 +32,21 @@ class Continuation:
     def per_token(self) -> float:
         """Returns the log-likelihood per token; of a text without tokens, 0."""
         return self.log_likelihood / max(self.tokens, 1)
+
+
+def answer_ids(
+    encoder: ConversationEncoder, messages: Sequence[Message], prompt: Sequence[int], text: str
+) -> list[int]:
+    """Returns the token ids of an answer behind its prompt, with its end, as training shows them.
+
+    Args:
+        encoder: that of the model's processor.
+        messages: the messages that the prompt was made of.
+        prompt: their token ids, as `encoder.prompt` returns them.
+        text: the answer.
+    """
+    encoded = encoder.encode_turns([*messages, {"role": "assistant", "content": text}])
+    return list(encoded.ids[len(prompt) : encoded.turn_ends[-1]])
 
 
 @torch.no_grad()
