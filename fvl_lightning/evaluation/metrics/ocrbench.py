@@ -1,0 +1,63 @@
+"""OCRBench: whether an answer contains one of the texts that are right."""
+
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from fvl_lightning.core.registry import register
+from fvl_lightning.evaluation.metrics.averages import OVER_KINDS, OVER_QUESTIONS
+from fvl_lightning.evaluation.metrics.base import AnswerMetric, KindScores, Reference
+
+FORMULAS = "HME100k"
+"""The part of OCRBench with handwritten formulas, in which spaces mean nothing."""
+
+
+@register("metric", "ocrbench")
+class OcrbenchMetric(AnswerMetric):
+    r"""Whether the answer contains one of the reference answers, in lower case.
+
+    In formulas (a row whose field `dataset` is HME100k) spaces are ignored and capitals count, since \Delta and
+    \delta are different symbols. lmms-eval writes the answer in lower case there and leaves the reference as it is, so
+    that no formula with a capital letter can be right; `as_lmms_eval` does that, too.
+    """
+
+    title = "OCRBench"
+    criterion = "truth contained in the answer"
+    explanation = "count as right when they contain one of the reference answers, in lower case"
+    averages = MappingProxyType(
+        {
+            OVER_KINDS: "{title}, macro average over kinds",
+            OVER_QUESTIONS: "{title} over all questions",
+            "points": "{title} points",
+        }
+    )
+    further_bounds = MappingProxyType({"points": (0.0, 1000.0)})
+
+    @dataclass
+    class Config:
+        """Options of how formulas are compared."""
+
+        as_lmms_eval: bool = False
+        """Whether answers that are formulas are written in lower case and references are not, as in lmms-eval."""
+
+    def score(self, text: str, truth: str) -> float:
+        """Returns 1 for an answer that contains the truth, else 0."""
+        return float(_folded(truth).lower() in _folded(text).lower())
+
+    def score_answer(self, text: str, reference: Reference) -> float:
+        """Returns 1 for an answer that contains one of the references, else 0; NaN without references."""
+        if reference.row.get("dataset") != FORMULAS or not reference.answers:
+            return super().score_answer(text, reference)
+        text = _formula(text.lower() if self.config.as_lmms_eval else text)
+        return float(any(_formula(truth) in text for truth in reference.answers))
+
+    def compute(self) -> KindScores:
+        """Returns the averages, and as `points` the number of right answers, which are 1,000 at most on OCRBench."""
+        return replace(super().compute(), further={"points": float(self.total.sum())})
+
+
+def _folded(text: str) -> str:
+    return text.strip().replace("\n", " ")
+
+
+def _formula(text: str) -> str:
+    return _folded(text).replace(" ", "")

@@ -1,0 +1,1 @@
+"""Comparisons of texts that several metrics use."""

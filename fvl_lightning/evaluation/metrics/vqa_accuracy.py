@@ -1,0 +1,63 @@
+"""VQA accuracy: an answer is right as far as people gave it, of VQAv2, TextVQA, OK-VQA and VizWiz."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import nan
+from typing import Literal
+
+from fvl_lightning.core.registry import register
+from fvl_lightning.evaluation.metrics.base import AnswerMetric, Reference
+from fvl_lightning.evaluation.metrics.texts.evalai import normalised_answer, without_articles, without_punctuation
+
+ENOUGH = 3
+"""People who gave the same answer make it right."""
+
+
+@register("metric", "vqa_accuracy")
+class VqaAccuracyMetric(AnswerMetric):
+    """The mean over every person left out of min(1, others who gave this answer / 3), after EvalAI's normalisation.
+
+    With fewer than four references so many others cannot agree; then all of the others must, and with one reference
+    the answer must equal it. `as_lmms_eval` divides by 3 there, too, so that no answer to a question with one
+    reference can score. With four or more, both are equal.
+    """
+
+    title = "VQA accuracy"
+    criterion = "people who agree"
+    explanation = "count as right when three of the people who were asked gave them, and in part when fewer did"
+
+    @dataclass
+    class Config:
+        """Options of the comparison."""
+
+        normalisation: Literal["textvqa", "vqav2"] = "textvqa"
+        """textvqa: commas, question marks and possessives are split off first, as for TextVQA, OK-VQA and VizWiz;
+        vqav2: they are not, as for VQAv2."""
+        as_lmms_eval: bool = False
+        """Whether questions with fewer than four references are scored as in lmms-eval."""
+
+    def score(self, text: str, truth: str) -> float:
+        """Returns 1 for an answer that equals the truth after normalisation, else 0."""
+        normalised = self._normalisation()
+        return float(normalised(text) == normalised(truth))
+
+    def score_answer(self, text: str, reference: Reference) -> float:
+        """Returns the share of people, each left out once, with whose others the answer agrees; NaN without any."""
+        if not reference.answers:
+            return nan
+        normalised = self._normalisation()
+        text = normalised(text)
+        others = len(reference.answers) - 1
+        if not others and not self.config.as_lmms_eval:
+            return float(text == normalised(reference.answers[0]))
+        equal = [normalised(answer) == text for answer in reference.answers]
+        enough = ENOUGH if self.config.as_lmms_eval else min(ENOUGH, others)
+        return sum(min(1.0, (sum(equal) - one) / enough) for one in equal) / len(equal)
+
+    def _normalisation(self) -> Callable[[str], str]:
+        return normalised_answer if self.config.normalisation == "textvqa" else _as_vqav2
+
+
+def _as_vqav2(text: str) -> str:
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    return without_articles(without_punctuation(text))
