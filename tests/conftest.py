@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,7 +177,8 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick_demo(tmp_path_factory: pytest.TempPathFactory, fvl: Run) -> Path:
     """Makes a working folder in which `fvl demo --quick` has run once for all tests; `runs/demo` has its report.
 
-    `experiments` and `docs` are the repository's, so that the README's commands find their files.
+    `experiments` and `docs` are the repository's, so that the README's commands find their files; but the quick demo's
+    stages have half of their steps, since no test looks at what they learn.
     """
     base = tmp_path_factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
@@ -185,13 +188,24 @@ def quick_demo(tmp_path_factory: pytest.TempPathFactory, fvl: Run) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "output.txt").is_file():
             folder.mkdir()
-            for name in ("experiments", "docs"):
-                (folder / name).symlink_to(ROOT / name)
+            shutil.copytree(ROOT / "experiments", folder / "experiments")
+            (folder / "docs").symlink_to(ROOT / "docs")
+            for stage in ("encoder_pretrain", "pretrain", "finetune"):
+                _halve_steps(folder / "experiments" / "demo" / "quick" / f"{stage}.yaml")
             done = fvl(folder, "demo", "--quick", timeout=QUICK_DEMO_SECONDS)
             assert done.returncode == 0, done.stderr
             (folder / "runs" / "demo").symlink_to("demo-quick")
             (folder / "output.txt").write_text(done.stdout, encoding="utf-8")
     return folder
+
+
+def _halve_steps(experiment: Path) -> None:
+    """Halves the steps of a training, and those between two validations."""
+    text, count = re.subn(
+        r"(?<=max_steps: |ate_every: )\d+", lambda found: str(int(found[0]) // 2), experiment.read_text()
+    )
+    assert count == 2, f"{experiment.name}: {count} numbers of steps"
+    experiment.write_text(text)
 
 
 def furnish(folder: Path, data: Path) -> Path:

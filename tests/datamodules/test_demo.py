@@ -32,6 +32,9 @@ Sample = tuple[str, dict[str, Any], bytes]
 SAMPLES = 250
 
 
+TRAIN_IMAGES = 900
+
+
 @pytest.fixture(scope="module", params=sorted(LEVELS))
 def drawn(request: pytest.FixtureRequest) -> list[Sample]:
     """The first samples of a level's train split."""
@@ -215,10 +218,13 @@ def test_drawing_is_fast_enough_for_a_first_run() -> None:
     assert (time.process_time() - start) / 200 < 3.75e-3
 
 
+TRAIN_IMAGES = 900
+
+
 @pytest.fixture(scope="module", params=sorted(LEVELS))
 def records(request: pytest.FixtureRequest, make_demo: MakeDemo) -> dict[str, list[dict[str, Any]]]:
     """The records of every split, read back from the written shards, with their pictures."""
-    data = make_demo(level=request.param, train_images=1500, test_images=200)
+    data = make_demo(level=request.param, train_images=TRAIN_IMAGES, test_images=200)
     stores = {split: data.store(split) for split in ALL_SPLITS}
     return {
         split: [{**store.record(i), "pixels": store.images(i)[0].tobytes()} for i in range(len(store))]
@@ -234,12 +240,12 @@ def test_no_scene_of_one_split_occurs_in_another(records: dict[str, list[dict[st
                 owners.setdefault(row[field], set()).add(split)
         assert all(len(splits) == 1 for splits in owners.values()), field
         assert len(owners) > 500
-    assert [len(records[split]) for split in ALL_SPLITS] == [1500, 37, 200, 20, 20]
+    assert [len(records[split]) for split in ALL_SPLITS] == [TRAIN_IMAGES, 37, 200, 20, 20]
 
 
 def test_the_families_are_in_proportion(records: dict[str, list[dict[str, Any]]]) -> None:
     families = Counter(things(row)[0] for row in records["train"])
-    shares = {family: count / 1500 for family, count in families.items()}
+    shares = {family: count / TRAIN_IMAGES for family, count in families.items()}
     expected = {"shapes": 0.36, "words": 0.28, "bars": 0.18, "number": 0.18}
     assert all(abs(shares[family] - share) < 0.04 for family, share in expected.items()), shares
 

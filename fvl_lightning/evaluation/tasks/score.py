@@ -1,0 +1,180 @@
+"""Scores a model on a task: prompts as in training, images as in training, answers cleaned and judged by the metric."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from torch import Tensor
+from torchmetrics import Metric
+
+from datamodules.encoding.conversation import ConversationEncoder
+from datamodules.encoding.messages import Message
+from datamodules.encoding.question_form import QuestionForm
+from datamodules.storage.sample import spread
+from fvl_lightning.core.config.loading import choose
+from fvl_lightning.core.errors import DataError
+from fvl_lightning.evaluation.batched_answers import Asking, AskedPrompt, answer_prompts, most_likely
+from fvl_lightning.evaluation.metrics.base import AnswerMetric
+from fvl_lightning.evaluation.robustness.variations import Variation
+from fvl_lightning.evaluation.tasks.cleaning import clean
+from fvl_lightning.evaluation.tasks.config import TaskConfig
+from fvl_lightning.evaluation.tasks.question import QuestionSet, TaskQuestion
+from fvl_lightning.evaluation.tasks.result import TaskResult, TaskSample
+from fvl_lightning.inference.generation import positions
+from fvl_lightning.modeling.build import LoadedModel
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class SampledQuestions(QuestionSet):
+    """A part of a question set, spread evenly over it."""
+
+    def __init__(self, whole: QuestionSet, limit: int) -> None:
+        self.whole = whole
+        self.questions = [whole.questions[place] for place in spread(len(whole.questions), limit)]
+
+    def image(self, number: int) -> bytes:
+        """Returns an image of the whole set."""
+        return self.whole.image(number)
+
+    @property
+    def identity(self) -> str:
+        """The hash of the whole set, with the number of the questions that are asked."""
+        return f"{self.whole.identity}/{len(self.questions)}"
+
+
+def limited(questions: QuestionSet, limit: int | None) -> QuestionSet:
+    """Returns the set, or `limit` of its questions, spread evenly."""
+    return questions if limit is None or limit >= len(questions.questions) else SampledQuestions(questions, limit)
+
+
+def score_task(
+    loaded: LoadedModel,
+    task: TaskConfig,
+    questions: QuestionSet,
+    asking: Asking,
+    variation: Variation | None = None,
+) -> TaskResult:
+    """Asks a model the questions of a task and scores its answers; all ranks must call it, and get the same result.
+
+    Args:
+        loaded: the model, on its device, with its processor.
+        task: the task.
+        questions: its questions, with the prompt of the variation; see `limited`.
+        asking: precision, ranks and so on; length and stops of the answers are those of the task.
+        variation: a control or corruption that changes the images.
+
+    Raises:
+        DataError: a prompt leaves no room for an answer, or an image cannot be read.
+        PeerFailedError: another rank has failed.
+    """
+    asked = variation.questions(questions.questions) if variation else questions.questions
+    form, encoder = QuestionForm.read(loaded.processor.asking), loaded.processor.encoder
+    prompts = [_prompt(encoder, form, task, question, positions(loaded)) for question in asked]
+    reader = loaded.processor.image_processor.reader
+
+    def read_pixels(numbers: Sequence[int]) -> Tensor:
+        squares = []
+        for number in numbers:
+            image = reader.decode(questions.image(number))
+            squares.append(reader.square(variation.image(image) if variation else image))
+        return reader.pixels(squares)
+
+    varied = variation.name if variation else ""
+    identity = json.dumps([questions.identity, varied, reader.identity()], default=str)
+    asking = dataclasses.replace(asking, tokens=task.answer.tokens, stop=tuple(task.answer.stop))
+    return judged(task, questions, answer_prompts(loaded, prompts, read_pixels, asking, identity), varied)
+
+
+def judged(task: TaskConfig, questions: QuestionSet, outputs: Sequence[str], variation: str = "") -> TaskResult:
+    """Returns the result of given outputs, which are cleaned and scored as the task says.
+
+    Args:
+        task: the task.
+        questions: its questions.
+        outputs: what the model wrote, question by question, see TaskSample.
+        variation: the name of the variation under which they were asked.
+    """
+    asked = questions.questions
+    metric = task_metric(task, {question.kind for question in asked})
+    samples = []
+    for question, output in zip(asked, outputs, strict=True):
+        prediction = _prediction(task, output)
+        metric.update(question.kind, prediction, question.reference)
+        samples.append(
+            TaskSample(
+                id=question.id,
+                output=output,
+                prediction=prediction,
+                score=metric.score_answer(prediction, question.reference),
+                reference=question.reference,
+                kind=question.kind,
+                cluster=question.cluster,
+                slices=question.slices,
+                prompt=_text(question),
+            )
+        )
+    return TaskResult(
+        task=task.name,
+        title=task.title,
+        metric=task.metric["name"],
+        primary=primary_of(task),
+        scores=metric.compute(),
+        samples=samples,
+        identity=questions.identity,
+        variation=variation,
+    )
+
+
+def task_metric(task: TaskConfig, kinds: set[str]) -> AnswerMetric:
+    """Builds the metric of a task with its options, for one process that has all answers.
+
+    Raises:
+        ConfigError: there is no such metric or option.
+    """
+    choice = choose("metric", task.metric, "metric")
+    metric: AnswerMetric = choice.component(choice.config, kinds)
+    for part in metric.modules():
+        if isinstance(part, Metric):  # torchmetrics would add the answers of all ranks, and wait for them
+            part.distributed_available_fn = lambda: False
+    return metric
+
+
+def primary_of(task: TaskConfig) -> str:
+    """Returns the name of the number that stands for a task: the one it names, or the metric's first."""
+    return task.primary or next(iter(choose("metric", task.metric, "metric").component.averages))
+
+
+def _prompt(
+    encoder: ConversationEncoder, form: QuestionForm, task: TaskConfig, question: TaskQuestion, limit: int
+) -> AskedPrompt:
+    messages = form.apply(question.messages)
+    ids = encoder.prompt(messages)
+    if len(ids) >= limit:
+        raise DataError(
+            f"task {task.title}, question {question.id}: the prompt has {len(ids)} tokens with its images, the model "
+            f"has {limit} positions for prompt and answer"
+        )
+    choices: tuple[Sequence[int], ...] = ()
+    if task.answer.by == "likelihood":
+        choices = tuple(answer_ids(encoder, messages, ids, choice) for choice in question.reference.choices)
+    return AskedPrompt(ids, question.images, choices)
+
+
+def answer_ids(
+    encoder: ConversationEncoder, messages: Sequence[Message], prompt: Sequence[int], text: str
+) -> list[int]:
+    """Returns the token ids of an answer behind its prompt, with its end, as training shows them."""
+    encoded = encoder.encode_turns([*messages, {"role": "assistant", "content": text}])
+    return list(encoded.ids[len(prompt) : encoded.turn_ends[-1]])
+
+
+def _prediction(task: TaskConfig, output: str) -> str:
+    if task.answer.by == "likelihood":
+        return LETTERS[most_likely(output)]
+    return clean(output, task.answer.clean)
+
+
+def _text(question: TaskQuestion) -> str:
+    content = question.messages[-1]["content"]
+    return content if isinstance(content, str) else "".join(p["text"] for p in content if p["type"] == "text")
