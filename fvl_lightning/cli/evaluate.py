@@ -1,5 +1,6 @@
-"""`fvl evaluate`: a finished run answers questions about images it has never seen."""
+"""`fvl evaluate`: models answer questions of a split or of benchmarks, and the answers are scored."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,16 +10,18 @@ import typer
 from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fvl_lightning.cli.options import Adapter, Model, Plugins
+from fvl_lightning.cli.options import Adapter, Plugins
 from fvl_lightning.core.component_sources.components import source_check
 from fvl_lightning.core.config.loading import read_config
 from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.core.experiment import ExperimentConfig
-from fvl_lightning.core.terminal import progress, say, terminal
+from fvl_lightning.core.terminal import own_rank, progress, say, started_ranks, terminal
+from fvl_lightning.launchers.ranks import run_ranks
 
 if TYPE_CHECKING:
     from fvl_lightning.evaluation.answers import Scoring
     from fvl_lightning.evaluation.metrics.base import KindScores
+    from fvl_lightning.evaluation.tasks.request import Request
     from fvl_lightning.runs.folder import RunFolder
 
 CONTROLS = ("image_zeroed", "image_shuffled", "prior")
@@ -29,18 +32,46 @@ Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def evaluate(
-    model: Model,
-    split: Annotated[str, typer.Option(help="Split whose questions are answered.")] = "test",
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="Run (folder or MLflow id), or a model folder; several of them with --tasks."
+        ),
+    ],
+    tasks: Annotated[
+        str | None, typer.Option(help="Benchmarks, by name or YAML file, separated by commas; see `fvl list task`.")
+    ] = None,
+    suite: Annotated[str | None, typer.Option(help="Benchmarks of a suite, such as florence_vl.")] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value of every task, such as data.files=mine/*.parquet; repeat it for several."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Without tasks: split whose questions are answered.")] = "test",
     level: Annotated[str | None, typer.Option(help="Another level of its dataset, where that has levels.")] = None,
     data: Annotated[Path | None, typer.Option(help="Experiment file whose data is used instead of the run's.")] = None,
     adapter: Adapter = None,
     plugins: Plugins = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Answer this many questions, spread evenly over the split.")
+        int | None, typer.Option(min=1, help="Answer this many questions, spread evenly over the split or task.")
     ] = None,
     controls: Annotated[
-        str, typer.Option(help="Columns to compare with: all, none, or some of image_zeroed,image_shuffled,prior.")
-    ] = ALL,
+        str | None,
+        typer.Option(
+            help="Columns to compare with: all, none, or some of image_zeroed,image_shuffled,prior. With tasks, none by "
+            "default, or controls, corruptions, or names such as blind,shuffled,paraphrase,blur,noise-3."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="With tasks: folder of samples, scores and report; a second start goes on there.")
+    ] = None,
+    samples: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="With tasks: NAME=FILE, samples of a model that lmms-eval or this kit has asked."),
+    ] = None,
+    print_command: Annotated[
+        bool, typer.Option("--print", help="With tasks: print the command of lmms-eval for the same, and ask nothing.")
+    ] = False,
+    devices: Annotated[int, typer.Option(min=1, help="With tasks: devices that share the questions.")] = 1,
     precision: Annotated[
         Literal["32-true", "bf16-mixed"], typer.Option(help="Compute in the type of the weights, or in bfloat16.")
     ] = "32-true",
@@ -48,14 +79,109 @@ def evaluate(
         Accelerator | None, typer.Option(help="Device to compute on; by default that of the run's training.")
     ] = None,
 ) -> None:
-    """Score a model: it answers the questions of a split, and the answers are scored by kind of question.
+    """Score models: they answer the questions of a split, or of benchmarks, and the answers are scored.
 
-    Controls show what a model scores without seeing. image_zeroed: the image is blank. image_shuffled: the image is
-    another sample's. prior: the most frequent answer of each kind in the split train. `--controls none` takes a third
-    of the time.
+    Without tasks, one model answers the questions of its own data. Controls show what it scores without seeing.
+    image_zeroed: the image is blank. image_shuffled: the image is another sample's. prior: the most frequent answer of
+    each kind in the split train. `--controls none` takes a third of the time.
+
+    With tasks, all models are asked the same questions; the report has their paired differences.
 
     Example: `fvl evaluate runs/demo/concat/finetune --limit 100 --controls none`
+    Example: `fvl evaluate runs/a/finetune runs/b/finetune --tasks textvqa,mine.yaml --limit 500`
     """
+    if tasks is not None or suite is not None:
+        _refuse({"--level": level, "--data": data}, "it is for the data of a run; a task has data of its own")
+        names = [name for name in (tasks or "").split(",") if name] or _suite(suite)
+        request = _request(models, names, change or (), samples or (), output)
+        request = replace(
+            request, limit=limit, variations=_names(controls or NONE), precision=precision,
+            accelerator=accelerator or "auto", adapter=adapter, plugins=plugins or (),
+        )  # fmt: skip
+        if print_command:
+            _print_command(request)
+        elif devices > 1 and started_ranks() == 1:
+            raise typer.Exit(run_ranks(devices, sys.argv[1:]))
+        else:
+            _evaluate_on_tasks(request)
+        return
+    given = {"--set": change, "--output": output, "--from": samples, "--print": print_command or None}
+    _refuse({**given, "--devices": devices if devices > 1 else None}, "it is for --tasks or --suite")
+    if len(models) > 1:
+        raise ConfigError(f"{len(models)} models are given; several are compared on --tasks or a --suite")
+    _evaluate_on_split(
+        models[0], split, level, data, adapter, plugins, limit, controls or ALL, precision, accelerator
+    )
+
+
+def _refuse(options: Mapping[str, Any], why: str) -> None:
+    """Raises ConfigError for the first of these options that has a value."""
+    for option, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{option}: {why}")
+
+
+def _names(controls: str) -> list[str]:
+    names = [name.strip() for name in controls.split(",") if name.strip()]
+    return [] if names == [NONE] else ["controls", "corruptions"] if names == [ALL] else names
+
+
+def _suite(name: str | None) -> list[str]:
+    from fvl_lightning.evaluation.tasks.lookup import suite
+
+    return suite(name or "")
+
+
+def _request(
+    models: Sequence[str], names: Sequence[str], changes: Sequence[str], samples: Sequence[str], output: Path | None
+) -> "Request":
+    """Returns what is asked, once the names of tasks and files are right; nothing heavy has been imported then."""
+    from fvl_lightning.evaluation.tasks.lookup import find_task
+    from fvl_lightning.evaluation.tasks.request import Request, default_output, named_files
+
+    tasks = [find_task(name, changes) for name in names]
+    if len({task.name for task in tasks}) < len(tasks):
+        raise ConfigError(f"--tasks: one is named twice in {', '.join(task.name for task in tasks)}")
+    return Request(models, tasks, output or default_output(tasks), files=named_files(samples))
+
+
+def _print_command(request: "Request") -> None:
+    from fvl_lightning.evaluation.tasks.lmms_command import lmms_eval_command
+
+    for model in request.models:
+        say(lmms_eval_command(model, request.tasks, request.limit))
+
+
+def _evaluate_on_tasks(request: "Request") -> None:
+    """Asks all questions, writes the report and prints its table; rank 0 alone writes and prints."""
+    from fvl_lightning.evaluation.tasks.run import run_evaluation, write_results
+
+    with progress(BarColumn(), TaskProgressColumn(), TimeRemainingColumn()) as bar:
+        shown = bar.add_task("reading questions", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(shown, description=what, completed=done, total=total)
+
+        results = run_evaluation(request, show)
+    if own_rank() == 0:
+        table, files = write_results(request, results)
+        terminal().print(table)
+        say(files)
+
+
+def _evaluate_on_split(
+    model: str,
+    split: str,
+    level: str | None,
+    data: Path | None,
+    adapter: str | None,
+    plugins: Sequence[str] | None,
+    limit: int | None,
+    controls: str,
+    precision: str,
+    accelerator: str | None,
+) -> None:
+    """Shows the scores of a model on a split of its own data, or of other data."""
     chosen = _chosen(controls)
     _check(data)
     from fvl_lightning.evaluation.answers import Scoring

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -15,6 +14,7 @@ from fvl_lightning.evaluation.kept_answers import KeptAnswers, remove_kept
 from fvl_lightning.evaluation.robustness.variations import Variation, variations_of
 from fvl_lightning.evaluation.tasks.config import TaskConfig
 from fvl_lightning.evaluation.tasks.question import QuestionSet
+from fvl_lightning.evaluation.tasks.request import file_name
 from fvl_lightning.evaluation.tasks.result import TaskResult
 from fvl_lightning.evaluation.tasks.samples import outputs_for, write_samples
 from fvl_lightning.evaluation.tasks.score import judged, score_task
@@ -137,11 +137,6 @@ class SampleFiles:
         write_sealed(self.scores, {**scores, "score": result.score, "questions": len(result.samples), "key": key})
         remove_kept(self.unfinished)
         self.unfinished.rmdir()
-
-
-def file_name(text: str) -> str:
-    """Returns a name for files that a text gives; other texts may give the same one."""
-    return re.sub(r"[^\w.+-]+", "_", text).strip("._") or "model"
 
 
 def _key(model: str, task: TaskConfig, questions: QuestionSet, variation: str, precision: str) -> str:

@@ -10,10 +10,9 @@ from torchmetrics import Metric
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.messages import Message
 from datamodules.encoding.question_form import QuestionForm
-from datamodules.storage.sample import spread
 from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.evaluation.batched_answers import Asking, AskedPrompt, answer_prompts, most_likely
+from fvl_lightning.evaluation.batched_answers import AskedPrompt, Asking, answer_prompts, most_likely
 from fvl_lightning.evaluation.metrics.base import AnswerMetric
 from fvl_lightning.evaluation.robustness.variations import Variation
 from fvl_lightning.evaluation.tasks.cleaning import clean
@@ -24,28 +23,6 @@ from fvl_lightning.inference.generation import positions
 from fvl_lightning.modeling.build import LoadedModel
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
-class SampledQuestions(QuestionSet):
-    """A part of a question set, spread evenly over it."""
-
-    def __init__(self, whole: QuestionSet, limit: int) -> None:
-        self.whole = whole
-        self.questions = [whole.questions[place] for place in spread(len(whole.questions), limit)]
-
-    def image(self, number: int) -> bytes:
-        """Returns an image of the whole set."""
-        return self.whole.image(number)
-
-    @property
-    def identity(self) -> str:
-        """The hash of the whole set, with the number of the questions that are asked."""
-        return f"{self.whole.identity}/{len(self.questions)}"
-
-
-def limited(questions: QuestionSet, limit: int | None) -> QuestionSet:
-    """Returns the set, or `limit` of its questions, spread evenly."""
-    return questions if limit is None or limit >= len(questions.questions) else SampledQuestions(questions, limit)
 
 
 def score_task(
@@ -60,7 +37,7 @@ def score_task(
     Args:
         loaded: the model, on its device, with its processor.
         task: the task.
-        questions: its questions, with the prompt of the variation; see `limited`.
+        questions: its questions, with the prompt of the variation.
         asking: precision, ranks and so on; length and stops of the answers are those of the task.
         variation: a control or corruption that changes the images.
 
@@ -97,6 +74,7 @@ def judged(task: TaskConfig, questions: QuestionSet, outputs: Sequence[str], var
     """
     asked = questions.questions
     metric = task_metric(task, {question.kind for question in asked})
+    metric.prepare(question.reference for question in asked)
     samples = []
     for question, output in zip(asked, outputs, strict=True):
         prediction = _prediction(task, output)

@@ -1,0 +1,87 @@
+"""Evaluates several models on several tasks, in one process or on several ranks."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from fvl_lightning.core.device import compute_device
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.experiment import TrainerConfig
+from fvl_lightning.core.terminal import started_ranks
+from fvl_lightning.evaluation.task_rows.questions import TaskQuestions, read_questions
+from fvl_lightning.evaluation.tasks.config import TaskConfig
+from fvl_lightning.evaluation.tasks.evaluate import Evaluation, Progress, evaluate_model
+from fvl_lightning.evaluation.tasks.request import Request
+from fvl_lightning.evaluation.tasks.result import TaskResult
+from fvl_lightning.evaluation.tasks.samples import outputs_for
+from fvl_lightning.evaluation.tasks.score import judged
+from fvl_lightning.inference.adapters import attach_adapters
+from fvl_lightning.runs.plugins import import_plugins_for
+from fvl_lightning.runs.references import answering_model
+from fvl_lightning.training.distributed.process_group import Ranks, init_process_group
+
+
+def run_evaluation(request: Request, progress: Progress) -> dict[str, list[TaskResult]]:
+    """Returns {model: its results, task after task}, equal on all ranks.
+
+    What a model has answered before is read from the output folder.
+
+    Args:
+        request: models and tasks.
+        progress: called as questions are answered.
+
+    Raises:
+        ConfigError, DataError: a task, a model or a file of samples cannot be used; what was scored is kept.
+        PeerFailedError: another rank has failed.
+    """
+    opened = Opened(request.limit)
+    for task in request.tasks:  # before a model is loaded
+        opened(task)
+    given = {name: _given(file, request.tasks, opened) for name, file in request.files.items()}
+    results: dict[str, list[TaskResult]] = {}
+    with ranks_of_evaluation(request.accelerator) as ranks:
+        for model in request.models:
+            import_plugins_for(model, request.plugins or None)
+            loaded = ranks.rank0_first(lambda model=model: answering_model(model, compute_device(request.accelerator)))
+            attach_adapters(loaded, request.adapter and [request.adapter])
+            how = Evaluation(request.output, opened, request.precision, request.variations, ranks, progress)
+            results[model] = evaluate_model(loaded, model, request.tasks, how)
+            del loaded  # before the next model takes its memory
+    return results | given
+
+
+class Opened:
+    """Reads the questions of each task once, whatever prompts they are asked in."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._read: dict[str, tuple[TaskConfig, TaskQuestions]] = {}
+
+    def __call__(self, task: TaskConfig) -> TaskQuestions:
+        """Returns the questions of a task, in its prompt; the errors of read_questions."""
+        if task.name not in self._read:
+            self._read[task.name] = task, read_questions(task, self._limit)
+        first, questions = self._read[task.name]
+        return questions if task.prompt == first.prompt else questions.with_prompt(task.prompt)
+
+
+@contextlib.contextmanager
+def ranks_of_evaluation(accelerator: str) -> Iterator[Ranks]:
+    """Joins the processes that were started together; yields a single rank for a single process."""
+    if (count := started_ranks()) == 1:
+        yield Ranks()
+        return
+    trainer = TrainerConfig(devices=count, strategy="ddp", accelerator=accelerator)  # type: ignore[arg-type]
+    with init_process_group(trainer) as ranks:
+        yield ranks
+
+
+def _given(file: Path, tasks: Sequence[TaskConfig], opened: Callable[[TaskConfig], TaskQuestions]) -> list[TaskResult]:
+    """Returns the result in a file of samples, of the only task or of the one that its name begins with."""
+    named = [task for task in tasks if len(tasks) == 1 or task.name in file.stem]
+    if len(named) != 1:
+        names = ", ".join(task.name for task in tasks)
+        raise ConfigError(f"--from: {file} is of one task, and its name has to contain which, one of {names}")
+    (task,) = named
+    questions = opened(task)
+    return [judged(task, questions, outputs_for(file, questions.questions))]
