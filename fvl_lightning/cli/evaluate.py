@@ -21,7 +21,7 @@ from fvl_lightning.launchers.ranks import run_ranks
 if TYPE_CHECKING:
     from fvl_lightning.evaluation.answers import Scoring
     from fvl_lightning.evaluation.metrics.base import KindScores
-    from fvl_lightning.evaluation.tasks.request import Request
+    from fvl_lightning.evaluation.tasks.request import EvaluationRequest
     from fvl_lightning.runs.folder import RunFolder
 
 CONTROLS = ("image_zeroed", "image_shuffled", "prior")
@@ -31,53 +31,70 @@ Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 """Values of --accelerator, those of `trainer.accelerator`."""
 
 
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL...", help="Run (folder or MLflow id), or a model folder; several of them with --tasks."
+    ),
+]
+Tasks = Annotated[
+    str | None, typer.Option(help="Benchmarks, by name or YAML file, separated by commas; see `fvl list task`.")
+]
+Suite = Annotated[str | None, typer.Option(help="Benchmarks of a suite, such as florence_vl.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value for every task, such as data.files=mine/*.parquet; may be repeated."),
+]
+Split = Annotated[str, typer.Option(help="Without tasks: split whose questions are answered.")]
+Level = Annotated[str | None, typer.Option(help="Another level of its dataset, where that has levels.")]
+Data = Annotated[Path | None, typer.Option(help="Experiment file whose data is used instead of the run's.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Answer this many questions, spread evenly over the split or task.")
+]
+Controls = Annotated[
+    str | None,
+    typer.Option(
+        help="Columns to compare with: all, none, or some of image_zeroed,image_shuffled,prior. With tasks: none "
+        "(the default), controls, corruptions, or names such as blind,shuffled,paraphrase,blur,noise-3."
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option(help="With tasks: folder of samples, scores and report; a restart goes on there.")
+]
+Samples = Annotated[
+    list[str] | None,
+    typer.Option("--from", help="With tasks: NAME=FILE, samples of a model that lmms-eval or this kit has asked."),
+]
+PrintCommand = Annotated[
+    bool, typer.Option("--print", help="With tasks: print the command of lmms-eval for the same, and ask nothing.")
+]
+Devices = Annotated[int, typer.Option(min=1, help="With tasks: devices that share the questions.")]
+Precision = Annotated[
+    Literal["32-true", "bf16-mixed"], typer.Option(help="Compute in the type of the weights, or in bfloat16.")
+]
+Device = Annotated[
+    Accelerator | None, typer.Option(help="Device to compute on; by default that of the run's training.")
+]
+
+
 def evaluate(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL...", help="Run (folder or MLflow id), or a model folder; several of them with --tasks."
-        ),
-    ],
-    tasks: Annotated[
-        str | None, typer.Option(help="Benchmarks, by name or YAML file, separated by commas; see `fvl list task`.")
-    ] = None,
-    suite: Annotated[str | None, typer.Option(help="Benchmarks of a suite, such as florence_vl.")] = None,
-    change: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="key=value of every task, such as data.files=mine/*.parquet; repeat it for several."),
-    ] = None,
-    split: Annotated[str, typer.Option(help="Without tasks: split whose questions are answered.")] = "test",
-    level: Annotated[str | None, typer.Option(help="Another level of its dataset, where that has levels.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Experiment file whose data is used instead of the run's.")] = None,
+    models: Models = None,
+    tasks: Tasks = None,
+    suite: Suite = None,
+    change: Changes = None,
+    split: Split = "test",
+    level: Level = None,
+    data: Data = None,
     adapter: Adapter = None,
     plugins: Plugins = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Answer this many questions, spread evenly over the split or task.")
-    ] = None,
-    controls: Annotated[
-        str | None,
-        typer.Option(
-            help="Columns to compare with: all, none, or some of image_zeroed,image_shuffled,prior. With tasks, none by "
-            "default, or controls, corruptions, or names such as blind,shuffled,paraphrase,blur,noise-3."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="With tasks: folder of samples, scores and report; a second start goes on there.")
-    ] = None,
-    samples: Annotated[
-        list[str] | None,
-        typer.Option("--from", help="With tasks: NAME=FILE, samples of a model that lmms-eval or this kit has asked."),
-    ] = None,
-    print_command: Annotated[
-        bool, typer.Option("--print", help="With tasks: print the command of lmms-eval for the same, and ask nothing.")
-    ] = False,
-    devices: Annotated[int, typer.Option(min=1, help="With tasks: devices that share the questions.")] = 1,
-    precision: Annotated[
-        Literal["32-true", "bf16-mixed"], typer.Option(help="Compute in the type of the weights, or in bfloat16.")
-    ] = "32-true",
-    accelerator: Annotated[
-        Accelerator | None, typer.Option(help="Device to compute on; by default that of the run's training.")
-    ] = None,
+    limit: Limit = None,
+    controls: Controls = None,
+    output: Output = None,
+    samples: Samples = None,
+    print_command: PrintCommand = False,
+    devices: Devices = 1,
+    precision: Precision = "32-true",
+    accelerator: Device = None,
 ) -> None:
     """Score models: they answer the questions of a split, or of benchmarks, and the answers are scored.
 
@@ -90,6 +107,9 @@ def evaluate(
     Example: `fvl evaluate runs/demo/concat/finetune --limit 100 --controls none`
     Example: `fvl evaluate runs/a/finetune runs/b/finetune --tasks textvqa,mine.yaml --limit 500`
     """
+    models = models or []
+    if not models and not samples:
+        raise ConfigError("MODEL: name a run or a model folder")
     if tasks is not None or suite is not None:
         _refuse({"--level": level, "--data": data}, "it is for the data of a run; a task has data of its own")
         names = [name for name in (tasks or "").split(",") if name] or _suite(suite)
@@ -109,9 +129,7 @@ def evaluate(
     _refuse({**given, "--devices": devices if devices > 1 else None}, "it is for --tasks or --suite")
     if len(models) > 1:
         raise ConfigError(f"{len(models)} models are given; several are compared on --tasks or a --suite")
-    _evaluate_on_split(
-        models[0], split, level, data, adapter, plugins, limit, controls or ALL, precision, accelerator
-    )
+    _evaluate_on_split(models[0], split, level, data, adapter, plugins, limit, controls or ALL, precision, accelerator)
 
 
 def _refuse(options: Mapping[str, Any], why: str) -> None:
@@ -134,25 +152,25 @@ def _suite(name: str | None) -> list[str]:
 
 def _request(
     models: Sequence[str], names: Sequence[str], changes: Sequence[str], samples: Sequence[str], output: Path | None
-) -> "Request":
+) -> "EvaluationRequest":
     """Returns what is asked, once the names of tasks and files are right; nothing heavy has been imported then."""
     from fvl_lightning.evaluation.tasks.lookup import find_task
-    from fvl_lightning.evaluation.tasks.request import Request, default_output, named_files
+    from fvl_lightning.evaluation.tasks.request import EvaluationRequest, default_output, named_files
 
     tasks = [find_task(name, changes) for name in names]
     if len({task.name for task in tasks}) < len(tasks):
         raise ConfigError(f"--tasks: one is named twice in {', '.join(task.name for task in tasks)}")
-    return Request(models, tasks, output or default_output(tasks), files=named_files(samples))
+    return EvaluationRequest(models, tasks, output or default_output(tasks), files=named_files(samples))
 
 
-def _print_command(request: "Request") -> None:
+def _print_command(request: "EvaluationRequest") -> None:
     from fvl_lightning.evaluation.tasks.lmms_command import lmms_eval_command
 
     for model in request.models:
         say(lmms_eval_command(model, request.tasks, request.limit))
 
 
-def _evaluate_on_tasks(request: "Request") -> None:
+def _evaluate_on_tasks(request: "EvaluationRequest") -> None:
     """Asks all questions, writes the report and prints its table; rank 0 alone writes and prints."""
     from fvl_lightning.evaluation.tasks.run import run_evaluation, write_results
 

@@ -31,8 +31,8 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """How models are evaluated on tasks."""
+class TaskEvaluation:
+    """The way in which models are evaluated on tasks."""
 
     output: Path
     """Folder of the samples and scores; what was answered there before by the same model is not asked again."""
@@ -45,7 +45,9 @@ class Evaluation:
     progress: Progress = _silent
 
 
-def evaluate_model(loaded: LoadedModel, label: str, tasks: Iterable[TaskConfig], how: Evaluation) -> list[TaskResult]:
+def evaluate_model(
+    loaded: LoadedModel, label: str, tasks: Iterable[TaskConfig], how: TaskEvaluation
+) -> list[TaskResult]:
     """Scores a model on tasks, as they are and under each variation; all ranks must call it.
 
     Args:
@@ -71,7 +73,7 @@ def evaluate_model(loaded: LoadedModel, label: str, tasks: Iterable[TaskConfig],
 
 
 def _evaluate(
-    loaded: LoadedModel, model: str, label: str, task: TaskConfig, variation: Variation | None, how: Evaluation
+    loaded: LoadedModel, model: str, label: str, task: TaskConfig, variation: Variation | None, how: TaskEvaluation
 ) -> TaskResult:
     ranks, name = how.ranks, variation.name if variation else ""
     task = variation.task(task) if variation else task

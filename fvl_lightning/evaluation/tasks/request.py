@@ -13,7 +13,7 @@ OUTPUT = Path("runs") / "evaluations"
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """Models and tasks, and how the models are asked."""
 
     models: Sequence[str]

@@ -10,8 +10,8 @@ from fvl_lightning.core.experiment import TrainerConfig
 from fvl_lightning.core.terminal import started_ranks
 from fvl_lightning.evaluation.task_rows.questions import TaskQuestions, read_questions
 from fvl_lightning.evaluation.tasks.config import TaskConfig
-from fvl_lightning.evaluation.tasks.evaluate import Evaluation, Progress, evaluate_model
-from fvl_lightning.evaluation.tasks.request import Request
+from fvl_lightning.evaluation.tasks.evaluate import Progress, TaskEvaluation, evaluate_model
+from fvl_lightning.evaluation.tasks.request import EvaluationRequest
 from fvl_lightning.evaluation.tasks.result import TaskResult
 from fvl_lightning.evaluation.tasks.samples import outputs_for
 from fvl_lightning.evaluation.tasks.score import judged
@@ -21,7 +21,7 @@ from fvl_lightning.runs.references import answering_model
 from fvl_lightning.training.distributed.process_group import Ranks, init_process_group
 
 
-def run_evaluation(request: Request, progress: Progress) -> dict[str, list[TaskResult]]:
+def run_evaluation(request: EvaluationRequest, progress: Progress) -> dict[str, list[TaskResult]]:
     """Returns {model: its results, task after task}, equal on all ranks.
 
     What a model has answered before is read from the output folder.
@@ -44,7 +44,7 @@ def run_evaluation(request: Request, progress: Progress) -> dict[str, list[TaskR
             import_plugins_for(model, request.plugins or None)
             loaded = ranks.rank0_first(lambda model=model: answering_model(model, compute_device(request.accelerator)))
             attach_adapters(loaded, request.adapter and [request.adapter])
-            how = Evaluation(request.output, opened, request.precision, request.variations, ranks, progress)
+            how = TaskEvaluation(request.output, opened, request.precision, request.variations, ranks, progress)
             results[model] = evaluate_model(loaded, model, request.tasks, how)
             del loaded  # before the next model takes its memory
     return results | given
