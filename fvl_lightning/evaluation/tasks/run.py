@@ -1,8 +1,10 @@
 """Evaluates several models on several tasks, in one process or on several ranks."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+from rich.table import Table
 
 from fvl_lightning.core.device import compute_device
 from fvl_lightning.core.errors import ConfigError
@@ -85,3 +87,20 @@ def _given(file: Path, tasks: Sequence[TaskConfig], opened: Callable[[TaskConfig
     (task,) = named
     questions = opened(task)
     return [judged(task, questions, outputs_for(file, questions.questions))]
+
+
+def write_results(request: EvaluationRequest, results: Mapping[str, Sequence[TaskResult]]) -> tuple[Table, str]:
+    """Writes what all models scored, and returns its table and the names of the files."""
+    table = Table("task", "number", *results, title=f"{len(request.tasks)} tasks")
+    for task in request.tasks:
+        of_task = {model: [one for one in found if one.task == task.name] for model, found in results.items()}
+        for variation in dict.fromkeys(one.variation for found in of_task.values() for one in found):
+            scores = {model: {one.variation: one for one in found}.get(variation) for model, found in of_task.items()}
+            first = next(one for one in scores.values() if one)
+            name = f"{task.name}{f', {variation}' if variation else ''}"
+            table.add_row(
+                name,
+                f"{first.metric}/{first.primary}",
+                *(f"{one.score:.3f}" if one else "-" for one in scores.values()),
+            )
+    return table, str(request.output)
