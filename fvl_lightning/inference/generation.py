@@ -173,7 +173,7 @@ class StopTexts(StoppingCriteria):
         return torch.tensor(stopped, device=input_ids.device)
 
 
-def _images(loaded: LoadedModel, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+def _images(loaded: LoadedModel, prompts: Sequence[Prompt]) -> dict[str, Any]:
     pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
     return {"pixel_values": torch.cat(pixels).to(loaded.model.device, loaded.model.dtype)} if pixels else {}
 

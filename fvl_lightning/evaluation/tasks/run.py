@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
@@ -44,7 +45,7 @@ def run_evaluation(request: EvaluationRequest, progress: Progress) -> dict[str, 
     with ranks_of_evaluation(request.accelerator) as ranks:
         for model in request.models:
             import_plugins_for(model, request.plugins or None)
-            loaded = ranks.rank0_first(lambda model=model: answering_model(model, compute_device(request.accelerator)))
+            loaded = ranks.rank0_first(partial(answering_model, model, compute_device(request.accelerator)))
             attach_adapters(loaded, request.adapter and [request.adapter])
             how = TaskEvaluation(request.output, opened, request.precision, request.variations, ranks, progress)
             results[model] = evaluate_model(loaded, model, request.tasks, how)
@@ -90,17 +91,28 @@ def _given(file: Path, tasks: Sequence[TaskConfig], opened: Callable[[TaskConfig
 
 
 def write_results(request: EvaluationRequest, results: Mapping[str, Sequence[TaskResult]]) -> tuple[Table, str]:
-    """Writes what all models scored, and returns its table and the names of the files."""
-    table = Table("task", "number", *results, title=f"{len(request.tasks)} tasks")
-    for task in request.tasks:
-        of_task = {model: [one for one in found if one.task == task.name] for model, found in results.items()}
-        for variation in dict.fromkeys(one.variation for found in of_task.values() for one in found):
-            scores = {model: {one.variation: one for one in found}.get(variation) for model, found in of_task.items()}
-            first = next(one for one in scores.values() if one)
-            name = f"{task.name}{f', {variation}' if variation else ''}"
-            table.add_row(
-                name,
-                f"{first.metric}/{first.primary}",
-                *(f"{one.score:.3f}" if one else "-" for one in scores.values()),
-            )
+    """Writes what all models scored, and returns its table and the name of the folder."""
+    names = short_names(list(results))
+    table = Table("task", "number", *names, title="scores")
+    for task, variation in dict.fromkeys((one.task, one.variation) for found in results.values() for one in found):
+        scores = [
+            next((one for one in found if (one.task, one.variation) == (task, variation)), None)
+            for found in results.values()
+        ]
+        first = next(one for one in scores if one)
+        cells = ["-" if one is None else f"{one.score:.3f}" for one in scores]
+        table.add_row(f"{task}{f', {variation}' if variation else ''}", f"{first.metric}/{first.primary}", *cells)
     return table, str(request.output)
+
+
+def short_names(references: Sequence[str]) -> list[str]:
+    """Returns the parts of paths in which they differ, such as concat and gated; the last parts of a single path."""
+    parts = [Path(reference).parts for reference in references]
+    if len(parts) == 1:
+        return ["/".join(parts[0][-2:])]
+    shared = [set(column) for column in zip(*parts, strict=False)]
+    first = next((place for place, column in enumerate(shared) if len(column) > 1), 0)
+    backwards = [set(column) for column in zip(*(part[::-1] for part in parts), strict=False)]
+    last = next((place for place, column in enumerate(backwards) if len(column) > 1), 0)
+    short = ["/".join(part[first : len(part) - last]) for part in parts]
+    return short if all(short) and len(set(short)) == len(short) else list(references)
