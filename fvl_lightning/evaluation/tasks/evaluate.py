@@ -31,7 +31,7 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class TaskEvaluation:
+class AskingTasks:
     """The way in which models are evaluated on tasks."""
 
     output: Path
@@ -46,7 +46,7 @@ class TaskEvaluation:
 
 
 def evaluate_model(
-    loaded: LoadedModel, label: str, tasks: Iterable[TaskConfig], how: TaskEvaluation
+    loaded: LoadedModel, label: str, tasks: Iterable[TaskConfig], how: AskingTasks
 ) -> list[TaskResult]:
     """Scores a model on tasks, as they are and under each variation; all ranks must call it.
 
@@ -73,7 +73,7 @@ def evaluate_model(
 
 
 def _evaluate(
-    loaded: LoadedModel, model: str, label: str, task: TaskConfig, variation: Variation | None, how: TaskEvaluation
+    loaded: LoadedModel, model: str, label: str, task: TaskConfig, variation: Variation | None, how: AskingTasks
 ) -> TaskResult:
     ranks, name = how.ranks, variation.name if variation else ""
     task = variation.task(task) if variation else task

@@ -13,7 +13,7 @@ from fvl_lightning.core.experiment import TrainerConfig
 from fvl_lightning.core.terminal import started_ranks
 from fvl_lightning.evaluation.task_rows.questions import TaskQuestions, read_questions
 from fvl_lightning.evaluation.tasks.config import TaskConfig
-from fvl_lightning.evaluation.tasks.evaluate import Progress, TaskEvaluation, evaluate_model
+from fvl_lightning.evaluation.tasks.evaluate import AskingTasks, Progress, evaluate_model
 from fvl_lightning.evaluation.tasks.request import EvaluationRequest
 from fvl_lightning.evaluation.tasks.result import TaskResult
 from fvl_lightning.evaluation.tasks.samples import outputs_for
@@ -47,7 +47,7 @@ def run_evaluation(request: EvaluationRequest, progress: Progress) -> dict[str, 
             import_plugins_for(model, request.plugins or None)
             loaded = ranks.rank0_first(partial(answering_model, model, compute_device(request.accelerator)))
             attach_adapters(loaded, request.adapter and [request.adapter])
-            how = TaskEvaluation(request.output, opened, request.precision, request.variations, ranks, progress)
+            how = AskingTasks(request.output, opened, request.precision, request.variations, ranks, progress)
             results[model] = evaluate_model(loaded, model, request.tasks, how)
             del loaded  # before the next model takes its memory
     return results | given

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fvl_lightning.evaluation import batched_answers
 from fvl_lightning.evaluation.task_rows.questions import read_questions
-from fvl_lightning.evaluation.tasks.evaluate import TaskEvaluation, evaluate_model
+from fvl_lightning.evaluation.tasks.evaluate import AskingTasks, evaluate_model
 from fvl_lightning.evaluation.tasks.lookup import find_task
 from fvl_lightning.evaluation.tasks.run import short_names
 from fvl_lightning.modeling.build import LoadedModel, load_model
@@ -148,7 +148,7 @@ def test_ranks_and_batches_make_no_difference(
 
     def evaluate(output: str) -> Callable[[Any], Any]:
         return lambda ranks: evaluate_model(
-            loaded, "model", tasks, TaskEvaluation(folder / output, read_questions, ranks=ranks)
+            loaded, "model", tasks, AskingTasks(folder / output, read_questions, ranks=ranks)
         )
 
     one, two = on_ranks(1, evaluate(f"one-{rows}")), on_ranks(2, evaluate(f"two-{rows}"))
