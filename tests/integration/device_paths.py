@@ -4,6 +4,7 @@ The GPU that core/device.py finds is the pretended one of tests/pretend_device.p
 """
 
 import io
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -126,8 +127,22 @@ def answers() -> None:
     assert fvl(["chat", RUN, "--image", "picture.png", "--max-tokens", "4"]) == 0
 
 
+def tasks() -> None:
+    """Two tasks by `fvl evaluate`: texts that are cut, and choices; a corruption, and no images at all."""
+    row = {"question": "What is this?", "image": "picture.png", "choices": ["red", "blue"], "answer": "A"}
+    Path("rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    for by, more in (("generation", ", tokens: 4, stop: [x]"), ("likelihood", "")):
+        Path(f"{by}.yaml").write_text(
+            f"title: {by}\ndata: {{files: rows.jsonl, images: .}}\nfields: {{choices: [choices]}}\n"
+            f"answer: {{by: {by}{more}}}\n",
+            encoding="utf-8",
+        )
+    words = ["--tasks", "generation.yaml,likelihood.yaml", "--controls", "blind,noise-1", "--output", mkdtemp(dir=".")]
+    assert fvl(["evaluate", RUN, *words]) == 0
+
+
 PATHS: dict[str, Callable[[], None]] = {
-    path.__name__: path for path in (train, score, cell, encoder, flops, features, answers)
+    path.__name__: path for path in (train, score, cell, encoder, flops, features, answers, tasks)
 }
 
 
