@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fvl_lightning.api.comparison import compare as compare
     from fvl_lightning.api.comparison import open_comparison as open_comparison
     from fvl_lightning.api.evaluation import evaluate as evaluate
+    from fvl_lightning.api.evaluation import evaluate_tasks as evaluate_tasks
     from fvl_lightning.api.experiment import build as build
     from fvl_lightning.api.experiment import load_experiment as load_experiment
     from fvl_lightning.api.model import load_model as load_model
@@ -42,6 +43,7 @@ _MODULES = {
     "build": "fvl_lightning.api.experiment",
     "compare": "fvl_lightning.api.comparison",
     "evaluate": "fvl_lightning.api.evaluation",
+    "evaluate_tasks": "fvl_lightning.api.evaluation",
     "import_plugins": "fvl_lightning.api.plugins",
     "load_experiment": "fvl_lightning.api.experiment",
     "load_model": "fvl_lightning.api.model",

@@ -1,6 +1,7 @@
 """Scores a model on a split of its own data, or of other data."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from fvl_lightning.evaluation.answers import Answer, Scoring
 from fvl_lightning.evaluation.metrics.base import KindScores
 from fvl_lightning.evaluation.metrics.lookup import DEFAULT_METRIC
 from fvl_lightning.evaluation.scoring import ControlScores, score, score_controls
+from fvl_lightning.evaluation.tasks.lookup import find_task
+from fvl_lightning.evaluation.tasks.request import EvaluationRequest, default_output
+from fvl_lightning.evaluation.tasks.result import TaskResult
+from fvl_lightning.evaluation.tasks.run import run_evaluation
 from fvl_lightning.modeling.adapters.folders import is_model_folder
 from fvl_lightning.runs.setup import data_context, prepare_data
 
@@ -70,3 +75,43 @@ def evaluate(
     scores, answers = score(scoring)
     asked = score_controls(scoring) if controls else None
     return Evaluation(scores, asked, answers)
+
+
+def evaluate_tasks(
+    models: Sequence[str | os.PathLike[str]],
+    tasks: Sequence[str | os.PathLike[str]],
+    limit: int | None = None,
+    controls: Sequence[str] = (),
+    output: str | os.PathLike[str] | None = None,
+    precision: str = "32-true",
+    accelerator: str = "auto",
+) -> dict[str, list[TaskResult]]:
+    """Has models answer the questions of benchmarks, and scores the answers.
+
+    Answers are kept in the output folder; what a model has answered there before is not asked again.
+
+    Args:
+        models: runs or model folders.
+        tasks: names of the catalog, or YAML files.
+        limit: the largest number of questions of a task, spread evenly.
+        controls: names of controls and corruptions under which each task is asked, too, such as blind or noise-3.
+        output: the folder of samples and scores; None for one below runs/evaluations.
+        precision: 32-true computes in the type of the weights, bf16-mixed in bfloat16.
+        accelerator: auto, cpu, cuda or mps.
+
+    Returns:
+        {model: its results, task after task, each followed by those of its controls}.
+
+    Raises:
+        ConfigError: an unknown task, control, precision or device, or a task with a mistake.
+        DataError: there is no such model, or rows or images cannot be read.
+    """
+    if precision not in COMPUTE_PRECISIONS:
+        raise unknown_name("precision", precision, COMPUTE_PRECISIONS, "precision")
+    found = [find_task(os.fspath(task)) for task in tasks]
+    folder = default_output(found) if output is None else Path(output)
+    request = EvaluationRequest(
+        [os.fspath(model) for model in models], found, folder, limit, controls,
+        precision=precision, accelerator=accelerator,
+    )  # fmt: skip
+    return run_evaluation(request)

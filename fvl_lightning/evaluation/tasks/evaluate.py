@@ -26,8 +26,8 @@ Progress = Callable[[str, int, int], None]
 """Called with what is asked, the number of questions answered, and the number of all questions."""
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    pass
+def silent(what: str, done: int, total: int) -> None:
+    """Shows no progress."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class AskingTasks:
     variations: Sequence[str] = ()
     """Names of the controls and corruptions under which each task is asked, too; see variations_of."""
     ranks: Ranks = field(default_factory=Ranks)
-    progress: Progress = _silent
+    progress: Progress = silent
 
 
 def evaluate_model(

@@ -13,7 +13,7 @@ from fvl_lightning.core.experiment import TrainerConfig
 from fvl_lightning.core.terminal import started_ranks
 from fvl_lightning.evaluation.task_rows.questions import TaskQuestions, read_questions
 from fvl_lightning.evaluation.tasks.config import TaskConfig
-from fvl_lightning.evaluation.tasks.evaluate import AskingTasks, Progress, evaluate_model
+from fvl_lightning.evaluation.tasks.evaluate import AskingTasks, Progress, evaluate_model, silent
 from fvl_lightning.evaluation.tasks.request import EvaluationRequest
 from fvl_lightning.evaluation.tasks.result import TaskResult
 from fvl_lightning.evaluation.tasks.samples import outputs_for
@@ -24,7 +24,7 @@ from fvl_lightning.runs.references import answering_model
 from fvl_lightning.training.distributed.process_group import Ranks, init_process_group
 
 
-def run_evaluation(request: EvaluationRequest, progress: Progress) -> dict[str, list[TaskResult]]:
+def run_evaluation(request: EvaluationRequest, progress: Progress = silent) -> dict[str, list[TaskResult]]:
     """Returns {model: its results, task after task}, equal on all ranks.
 
     What a model has answered before is read from the output folder.

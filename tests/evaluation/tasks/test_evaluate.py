@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from fvl_lightning import ConfigError, evaluate_tasks
 from fvl_lightning.evaluation import batched_answers
 from fvl_lightning.evaluation.task_rows.questions import read_questions
 from fvl_lightning.evaluation.tasks.evaluate import AskingTasks, evaluate_model
@@ -194,6 +195,18 @@ def test_samples_of_another_model_stand_beside(folder: Path, fvl_here: Run) -> N
     done = fvl_here(folder, "evaluate", "model", "--tasks", "short.yaml", "--from", f"other={cut}")
     assert done.returncode == 2
     assert "9 questions and the task 10" in " ".join(done.stderr.split())
+
+
+def test_from_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    found = evaluate_tasks(["model", Path("runs/tiny")], ["short.yaml"], 6, ["blind"], "from_python")
+    assert list(found) == ["model", "runs/tiny"]
+    assert [(result.task, result.variation, len(result.samples)) for result in found["model"]] == [
+        ("short", "", 6), ("short", "blind", 6)
+    ]  # fmt: skip
+    assert found["model"] == found["runs/tiny"]
+    with pytest.raises(ConfigError, match="unknown precision 'bf17'"):
+        evaluate_tasks(["model"], ["short.yaml"], precision="bf17")
 
 
 @pytest.mark.parametrize(
