@@ -18,6 +18,7 @@ from fvl_lightning.evaluation.tasks.request import EvaluationRequest
 from fvl_lightning.evaluation.tasks.result import TaskResult
 from fvl_lightning.evaluation.tasks.samples import outputs_for
 from fvl_lightning.evaluation.tasks.score import judged
+from fvl_lightning.evaluation.tasks.tracking import track_tasks
 from fvl_lightning.inference.adapters import attach_adapters
 from fvl_lightning.runs.plugins import import_plugins_for
 from fvl_lightning.runs.references import answering_model
@@ -49,6 +50,8 @@ def run_evaluation(request: EvaluationRequest, progress: Progress = silent) -> d
             attach_adapters(loaded, request.adapter and [request.adapter])
             how = AskingTasks(request.output, opened, request.precision, request.variations, ranks, progress)
             results[model] = evaluate_model(loaded, model, request.tasks, how)
+            if not request.adapter:
+                ranks.on_rank0(partial(track_tasks, model, results[model]))
             del loaded  # before the next model takes its memory
     return results | given
 

@@ -1,0 +1,35 @@
+"""Scores of tasks in MLflow: they are added to the tracked run that the model is from."""
+
+from collections.abc import Iterable, Iterator
+from math import isfinite
+from pathlib import Path
+
+from fvl_lightning.evaluation.tasks.result import TaskResult
+from fvl_lightning.modeling.adapters.folders import is_model_folder
+from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.runs.tracking import track_results
+
+PREFIX = "evaluate"
+"""The first part of the names of these scores in MLflow."""
+
+
+def track_tasks(reference: str, results: Iterable[TaskResult]) -> None:
+    """Adds the scores of a model to its run, if it is one that is tracked.
+
+    They are called evaluate/<task>/<number>, and evaluate/<task>/<control>/<number>.
+    """
+    if is_model_folder(Path(reference)):
+        return
+    run = RunFolder.open(reference)
+    if run.tracking.is_file():
+        before = run.read_tracking()
+        track_results(run, {**before.results, **dict(named_scores(results))}, before.tables)
+
+
+def named_scores(results: Iterable[TaskResult]) -> Iterator[tuple[str, float]]:
+    """Yields (name in MLflow, value) of every finite number of the results."""
+    for result in results:
+        scores = result.scores
+        numbers = {"macro": scores.macro, "overall": scores.overall, **scores.by_kind, **scores.further}
+        prefix = "/".join(part for part in (PREFIX, result.task, result.variation) if part)
+        yield from ((f"{prefix}/{name}", value) for name, value in numbers.items() if isfinite(value))
