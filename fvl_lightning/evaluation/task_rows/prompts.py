@@ -32,11 +32,16 @@ class _Field:
 
 @dataclass(frozen=True)
 class _Condition:
-    """A part of a template for the rows in which a field is filled, or is not."""
+    """A part of a template for the rows in which a field is filled, is not, or has a value."""
 
     name: str
     filled: bool
+    value: str | None = None
     inner: "list[_Node]" = field(default_factory=list)
+
+    def holds(self, text: str) -> bool:
+        """Returns whether the part is written for a row with this text in the field."""
+        return (bool(text) if self.value is None else text == self.value) == self.filled
 
 
 _Node = str | _Field | _Condition
@@ -90,10 +95,10 @@ class Template:
         return nodes, at
 
     def _parse_braces(self, at: int) -> tuple[_Node, int]:
-        condition = re.compile(r"\{([?!])([^{}:|]+):").match(self.text, at)
+        condition = re.compile(r"\{([?!])([^{}:|=]+)(?:=([^{}:|]*))?:").match(self.text, at)
         if condition:
             inner, stop = self._parse(condition.end(), inside=True)
-            return _Condition(condition[2].strip(), condition[1] == "?", inner), stop + 1
+            return _Condition(condition[2].strip(), condition[1] == "?", condition[3], inner), stop + 1
         match = re.compile(r"\{([^{}]*)\}").match(self.text, at)
         if match is None:
             raise self._unclosed()
@@ -193,7 +198,7 @@ def _rendered(node: _Node, text_of: Callable[[str], str]) -> str:
         return node
     text = text_of(node.name)
     if isinstance(node, _Condition):
-        return "".join(_rendered(inner, text_of) for inner in node.inner) if bool(text) == node.filled else ""
+        return "".join(_rendered(inner, text_of) for inner in node.inner) if node.holds(text) else ""
     for change in node.filters:
         text = change(text)
     return text

@@ -147,6 +147,7 @@ class TaskQuestions(QuestionSet):
         if not answers:
             named = ", ".join(fields.answers)
             raise DataError(f"no reference answer in {named}; the answers of a test split are often not public")
+        answers = [fields.answer_names.get(answer, answer) for answer in answers]
         if options and fields.answers_as != "text":
             answers = [letter_of(answer, fields.answers_as, options) for answer in answers]
         return tuple(answers)

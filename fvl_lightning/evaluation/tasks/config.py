@@ -39,6 +39,8 @@ class TaskFields:
     answers_as: Literal["text", "letter", "number", "option"] = "text"
     """What the answers of a question with options are. text: the reference as it is. The others become the letter of
     the right option: letter, such as b or (B); number, its place from 0 on; option, its text."""
+    answer_names: dict[str, str] = field(default_factory=dict)
+    """{reference in the rows: text that is judged in its place}, such as {"1": "yes"}; others stay as they are."""
     choices: list[str] = field(default_factory=list)
     """Fields with the options of a multiple-choice question: one field with a list, or with a text such as
     "['red', 'blue']" or "(a) red (b) blue"; or a field for each option, of which empty ones are left out."""
@@ -86,7 +88,8 @@ class TaskConfig:
     """Text of the user's message after the images. {field} is replaced by a field of the row, {choices} by the options
     with their letters, one a line, and {letters} by "A, B, C". {field|strip|capitalize} changes the text, by the
     functions strip, lower, capitalize and remove:some text. {?field:text} is a text for rows where the field is filled,
-    {!field:text} for the others. {{ and }} are braces. <image> places the next image there instead."""
+    {!field:text} for the others, and {?field=value:text} for those with this value. {{ and }} are braces. <image>
+    places the next image there instead."""
     paraphrases: list[str] = field(default_factory=list)
     """Other prompts of the same meaning, for the control that asks with them."""
     system: str = ""
@@ -96,6 +99,8 @@ class TaskConfig:
     """Address of the benchmark's description."""
     published: dict[str, float] = field(default_factory=dict)
     """{model: score of the primary number as published}, on the scale that `scale` multiplies to."""
+    note: str = ""
+    """What published scores differ in, a phrase for tables."""
     scale: float = number(100.0, above=0)
     """Published scores are the metric's numbers times this."""
     lmms_eval: str = ""

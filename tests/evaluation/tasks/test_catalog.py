@@ -1,0 +1,75 @@
+"""Every task of the catalog reads rows in the layout of its public data, and asks what lmms-eval asks."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.evaluation.task_rows.questions import read_questions
+from fvl_lightning.evaluation.tasks.lookup import find_task, suite, suite_names, task_names
+from tests.evaluation.tasks.layouts import LAYOUTS, Asked
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    return "".join(part.get("text", "<image>") for part in message["content"])
+
+
+def test_every_task_has_a_layout() -> None:
+    assert sorted(LAYOUTS) == task_names()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_task_reads_the_layout_of_its_data(tmp_path: Path, name: str) -> None:
+    layout = LAYOUTS[name]
+    columns = zip(*layout.rows, strict=True)
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, layout.columns.values(), strict=True)]
+    pq.write_table(pa.table(dict(zip(layout.columns, arrays, strict=True))), tmp_path / "rows.parquet")
+    overrides = [f"data.files={tmp_path}/*.parquet"]
+    if layout.images:
+        (tmp_path / "images").mkdir()
+        pq.write_table(pa.table(layout.images), tmp_path / "images" / "images.parquet")
+        overrides.append(f"data.images={tmp_path}/images/images.parquet")
+    found = read_questions(find_task(name, overrides))
+    leading = [text_of(question.messages[-1]) for question in found.questions]
+    if name != "mmmu":  # whose texts say where the images are
+        assert all(text.startswith("<image>") for text in leading)
+        leading = [text.replace("<image>", "", 1) for text in leading]
+    asked = [
+        Asked(text, question.reference.answers, question.kind, question.images, question.reference.choices,
+              question.reference.group)
+        for text, question in zip(leading, found.questions, strict=True)
+    ]  # fmt: skip
+    grouped = find_task(name).fields.group
+    expected = [Asked(**{**vars(one), "group": one.group if grouped else got.group})
+                for one, got in zip(layout.asked, asked, strict=True)]  # fmt: skip
+    assert asked == expected
+
+
+def test_the_suite_of_the_paper() -> None:
+    assert suite_names() == ["florence_vl"]
+    assert sorted(suite("florence_vl")) == task_names()
+    with pytest.raises(ConfigError, match="unknown suite 'florence', allowed: florence_vl; did you mean"):
+        suite("florence")
+
+
+def test_names_and_paths(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown task 'textvga', expected a YAML file or one of .*mean 'textvqa'"):
+        find_task("textvga")
+    with pytest.raises(ConfigError, match=r"no configuration file .*own\.yaml"):
+        find_task(tmp_path / "own.yaml")
+    (tmp_path / "base.yaml").write_text("title: Base\ndata: {files: rows.jsonl, images: ../images}\nprompt: '{q'\n")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "own.yaml").write_text("title: Own\nbase: ../base.yaml\nprompt: '{q}'\n")
+    task = find_task(tmp_path / "own" / "own.yaml", ["answer.tokens=8"])
+    assert (task.name, task.title, task.answer.tokens) == ("own", "Own", 8)
+    assert Path(task.data.files[0]).resolve() == tmp_path / "rows.jsonl"
+    assert Path(task.data.images).resolve() == tmp_path.parent / "images"
+    assert find_task(tmp_path / "own" / "own.yaml", ["data.files=a.jsonl"]).data.files == ["a.jsonl"]
+    with pytest.raises(ConfigError, match=r"base\.yaml: prompt: a { is not closed"):
+        find_task(tmp_path / "base.yaml")
+    with pytest.raises(ConfigError, match=r"answer\.tokens on the command line must be at least 1"):
+        find_task("textvqa", ["answer.tokens=0"])
