@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from math import isfinite
 from pathlib import Path
 
+from fvl_lightning.evaluation.metrics.averages import OVER_KINDS, OVER_QUESTIONS
 from fvl_lightning.evaluation.tasks.result import TaskResult
 from fvl_lightning.modeling.adapters.folders import is_model_folder
 from fvl_lightning.runs.folder import RunFolder
@@ -30,6 +31,6 @@ def named_scores(results: Iterable[TaskResult]) -> Iterator[tuple[str, float]]:
     """Yields (name in MLflow, value) of every finite number of the results."""
     for result in results:
         scores = result.scores
-        numbers = {"macro": scores.macro, "overall": scores.overall, **scores.by_kind, **scores.further}
+        numbers = {OVER_KINDS: scores.macro, OVER_QUESTIONS: scores.overall, **scores.by_kind, **scores.further}
         prefix = "/".join(part for part in (PREFIX, result.task, result.variation) if part)
         yield from ((f"{prefix}/{name}", value) for name, value in numbers.items() if isfinite(value))
