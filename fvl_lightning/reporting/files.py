@@ -23,7 +23,7 @@ def finite(value: Any) -> Any:
     """Returns the same containers with null for numbers that JSON does not have."""
     if isinstance(value, Mapping):
         return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

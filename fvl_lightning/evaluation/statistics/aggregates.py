@@ -24,7 +24,7 @@ from fvl_lightning.evaluation.tasks.result import TaskSample
 STATE_DRAWS = 1_000
 """Draws for a number that is computed from summed states."""
 MAX_UPDATES = 2_000_000
-"""Answers that are scored again, over all draws of a model."""
+"""Answers that are scored again, over all draws of all models."""
 FEWEST_DRAWS = 50
 """With fewer draws no interval is computed."""
 
@@ -108,7 +108,7 @@ def _other_draws(
         sums = fewer.sums(np.stack([table for table in totals if table is not None], axis=1))
         values = [[[_number(metric, name, vector) for vector in row] for row in draw] for draw in sums]
         return names.tolist(), np.array(values)
-    draws = min(STATE_DRAWS, MAX_UPDATES // max(1, len(models[0])))
+    draws = min(STATE_DRAWS, MAX_UPDATES // max(1, len(models) * len(models[0])))
     fewer = resamples.limited(draws if draws >= FEWEST_DRAWS else 0)
     columns = [_rescored(metric, name, samples, fewer, group) for samples in models]
     return names.tolist(), np.stack(columns, axis=1)

@@ -59,28 +59,56 @@ def score_statistics(
     """
     if baseline is not None and baseline not in results:
         raise unknown_name("model", baseline, results, "baseline")
-    models, first = same_questions(results), next(iter(results.values()))
-    samples = next(iter(models.values()))
-    resamples = Resamples(clusters_of(samples), seed=seed)
-    number = first.primary
-    draws = dict(zip(models, number_draws(list(models.values()), metric, number, resamples).T, strict=True))
-    low, high = metric.bounds_of(number)
-    reach = high - low if isfinite(high - low) else 0.0
-
-    def interval_of(values: Array) -> Estimate:
-        return estimate(values, resamples.clusters, alpha, reach)
-
-    scores = {model: _bounded(interval_of(values), low, high) for model, values in draws.items()}
+    drawn = drawn_numbers(results, metric, alpha, seed)
+    names = list(results)
     pairs = [
         (model, other)
-        for place, other in enumerate(models)
-        for model in ([name for name in models if name != other] if other == baseline else list(models)[place + 1 :])
+        for place, other in enumerate(names)
+        for model in ([name for name in names if name != other] if other == baseline else names[place + 1 :])
         if baseline in (None, other)
     ]
-    differences = tuple(
-        PairedDifference(model, other, interval_of(draws[model] - draws[other])) for model, other in pairs
-    )
-    return ScoreStatistics(LABEL, alpha, len(samples), resamples.clusters, scores, differences)
+    differences = tuple(PairedDifference(model, other, drawn.difference(model, other)) for model, other in pairs)
+    scores = {name: drawn.score(name) for name in names}
+    return ScoreStatistics(LABEL, alpha, drawn.questions, drawn.clusters, scores, differences)
+
+
+@dataclass(frozen=True)
+class DrawnNumbers:
+    """The primary number of several results, on the questions as they are and in every draw of their clusters."""
+
+    draws: dict[str, Array]
+    """{name: `[1 + R]`}; all names have the same draws."""
+    questions: int
+    clusters: int
+    bounds: tuple[float, float]
+    """Lowest and highest value of the number."""
+    alpha: float
+
+    def score(self, name: str) -> Estimate:
+        """Returns the number of one result, with an interval within the number's bounds."""
+        found, (low, high) = self._estimate(self.draws[name]), self.bounds
+        lowest, highest = found.interval
+        return replace(found, interval=(max(lowest, low), min(highest, high))) if isfinite(lowest) else found
+
+    def difference(self, name: str, other: str) -> Estimate:
+        """Returns the number of `name` minus that of `other`."""
+        return self._estimate(self.draws[name] - self.draws[other])
+
+    def _estimate(self, draws: Array) -> Estimate:
+        reach = self.bounds[1] - self.bounds[0]
+        return estimate(draws, self.clusters, self.alpha, reach if isfinite(reach) else 0.0)
+
+
+def drawn_numbers(
+    results: Mapping[str, TaskResult], metric: AnswerMetric, alpha: float = ALPHA, seed: int = 0
+) -> DrawnNumbers:
+    """Returns the primary numbers of results on the same questions; arguments and errors as of score_statistics."""
+    models = same_questions(results)
+    number, samples = next(iter(results.values())).primary, next(iter(models.values()))
+    resamples = Resamples(clusters_of(samples), seed=seed)
+    draws = number_draws(list(models.values()), metric, number, resamples).T
+    by_name = dict(zip(models, draws, strict=True))
+    return DrawnNumbers(by_name, len(samples), resamples.clusters, metric.bounds_of(number), alpha)
 
 
 def same_questions(results: Mapping[str, TaskResult]) -> dict[str, list[TaskSample]]:
@@ -108,8 +136,3 @@ def same_questions(results: Mapping[str, TaskResult]) -> dict[str, list[TaskSamp
                     f"task {result.task}: question {sample.id} of {name} has other references than that of {names[0]}"
                 )
     return found
-
-
-def _bounded(found: Estimate, low: float, high: float) -> Estimate:
-    lowest, highest = found.interval
-    return replace(found, interval=(max(lowest, low), min(highest, high))) if isfinite(lowest) else found
