@@ -9,6 +9,7 @@ from fvl_lightning.evaluation.robustness.bias import BiasCheck, bias_checks
 from fvl_lightning.evaluation.robustness.corruptions import CORRUPTIONS
 from fvl_lightning.evaluation.robustness.prior import PRIOR, prior_result
 from fvl_lightning.evaluation.robustness.slices import SliceScores, slice_scores
+from fvl_lightning.evaluation.statistics import resampling
 from fvl_lightning.evaluation.statistics.paired import ScoreStatistics, drawn_numbers, score_statistics
 from fvl_lightning.evaluation.statistics.resampling import ALPHA, Estimate
 from fvl_lightning.evaluation.tasks.result import TaskResult
@@ -103,7 +104,7 @@ def assess(
         prior=prior.score(OF_PRIOR),
         above_prior={model: prior.difference(model, OF_PRIOR) for model in plain},
         varied=tuple(_varied(results, plain, metric, alpha, seed)),
-        biases=tuple(bias_checks(plain, alpha, seed)),
+        biases=tuple(bias_checks(plain, alpha)),
         slices=tuple(slice_scores(plain, metric, alpha, seed)),
         published=dict(published or {}),
     )
@@ -135,7 +136,8 @@ def _varied(
     key = "{0}\n{1}".format
     asked = {key(model, ""): result for model, result in plain.items()}
     asked |= {key(model, result.variation): result for model, result in varied}
-    drawn = drawn_numbers(asked, metric, alpha, seed)
+    # Results are many, and kinds may be: with as many draws as for the scores, they would not fit into memory.
+    drawn = drawn_numbers(asked, metric, alpha, seed, resampling.FEWEST_RESAMPLES)
     return [
         VariedScore(
             model,

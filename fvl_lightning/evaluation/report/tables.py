@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from math import isfinite
 
+from fvl_lightning.evaluation.metrics.averages import OVER_KINDS
 from fvl_lightning.evaluation.report.assessment import OF_PRIOR, TaskAssessment, VariedScore
 from fvl_lightning.evaluation.robustness.corruptions import CORRUPTIONS, STRENGTHS
 from fvl_lightning.evaluation.robustness.slices import SliceScores
@@ -117,6 +118,8 @@ def _slice_grid(task: TaskAssessment, models: Sequence[SliceScores]) -> Grid:
         "A group's interval holds for it alone. The intervals of the two gaps account for choosing the worst and the "
         "best group: they are derived from intervals that hold for all groups at once."
     )
+    if task.number == OVER_KINDS:
+        note += " Here every question has the same weight, whatever its kind."
     header = [first.field, "questions", "clusters", *(found.model for found in models)]
     return Grid(f"{task.title}: by {first.field}", header, rows, note)
 

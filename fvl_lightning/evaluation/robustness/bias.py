@@ -15,14 +15,17 @@ from fvl_lightning.core.terminal import plural
 from fvl_lightning.evaluation.metrics.accuracy import normalised
 from fvl_lightning.evaluation.robustness.prior import most_frequent
 from fvl_lightning.evaluation.statistics.aggregates import clusters_of
-from fvl_lightning.evaluation.statistics.means import mean_draws
-from fvl_lightning.evaluation.statistics.resampling import ALPHA, Estimate, Resamples, estimate
+from fvl_lightning.evaluation.statistics.means import mean_estimate
+from fvl_lightning.evaluation.statistics.resampling import ALPHA, Estimate
 from fvl_lightning.evaluation.tasks.question import ONE_KIND
 from fvl_lightning.evaluation.tasks.result import TaskResult, TaskSample
 
 YES, NO = "yes", "no"
 MAX_KINDS = 20
 """Kinds of question whose most frequent answers are checked, those with the most questions."""
+
+OF_ITS_KIND = "the most frequent answer of the kind"
+"""The answer of a row over questions of several kinds."""
 
 Check = Literal["yes", "most frequent answer", "letter"]
 
@@ -52,19 +55,18 @@ class BiasCheck:
         return self.difference.excludes_zero
 
 
-def bias_checks(results: Mapping[str, TaskResult], alpha: float = ALPHA, seed: int = 0) -> list[BiasCheck]:
+def bias_checks(results: Mapping[str, TaskResult], alpha: float = ALPHA) -> list[BiasCheck]:
     """Returns all checks that the questions allow, model by model; none where there is nothing to check.
 
     Args:
         results: {model: its result on the task as it is}.
         alpha: one minus the level of the intervals of a check.
-        seed: the seed of the draws.
     """
     found = []
     for model, result in results.items():
         for make in (_yes, _prior, _letters):
             rows = make(result.samples)
-            found += [row.check(model, alpha / len(rows), alpha, seed) for row in rows]
+            found += [row.check(model, alpha / len(rows), alpha) for row in rows]
     return found
 
 
@@ -77,24 +79,24 @@ class _Row:
     gives: Callable[[TaskSample], bool]
     holds: Callable[[TaskSample], bool]
 
-    def check(self, model: str, level: float, alpha: float, seed: int) -> BiasCheck:
+    def check(self, model: str, level: float, alpha: float) -> BiasCheck:
         """Returns the row with its interval at 1 - `level`, which makes 1 - `alpha` for all rows of the check."""
         given = [float(self.gives(sample)) for sample in self.samples]
         true = [float(self.holds(sample)) for sample in self.samples]
-        resamples = Resamples(clusters_of(self.samples), seed=seed)
-        draws = mean_draws([given, true], resamples)
-        difference = estimate(draws[:, 0] - draws[:, 1], resamples.clusters, level, reach=1.0)
-        shares = float(draws[0, 0]), float(draws[0, 1])
+        clusters = clusters_of(self.samples)
+        difference = mean_estimate([one - other for one, other in zip(given, true, strict=True)], clusters, level, 1.0)
+        shares = sum(given) / len(given), sum(true) / len(true)
         sentence = self._sentence(model, *shares, difference, alpha)
-        return BiasCheck(self.name, model, self.answer, self.kind, len(given), resamples.clusters, *shares, difference,
+        return BiasCheck(self.name, model, self.answer, self.kind, len(given), len(set(clusters)), *shares, difference,
                          sentence)  # fmt: skip
 
     def _sentence(self, model: str, given: float, true: float, difference: Estimate, alpha: float) -> str:
         what = {"yes": "yes-or-no question", "letter": "multiple-choice question"}.get(self.name, "question")
         kind = f" of kind {self.kind}" if self.kind else ""
         low, high = difference.interval
+        answer = self.answer if self.answer == OF_ITS_KIND else f"'{self.answer}'"
         numbers = (
-            f"{model} answers '{self.answer}' to {100 * given:.1f} % of {plural(len(self.samples), what)}{kind}; it is "
+            f"{model} answers {answer} to {100 * given:.1f} % of {plural(len(self.samples), what)}{kind}; it is "
             f"true of {100 * true:.1f} % ({100 * difference.value:+.1f} points, {100 * (1 - alpha):g} % interval "
             f"{100 * low:+.1f} to {100 * high:+.1f})"
         )
@@ -125,7 +127,7 @@ def _prior(samples: Sequence[TaskSample]) -> list[_Row]:
     if len(answers) == 1:
         kind, answer = next(iter(answers.items()))
         return [_Row("most frequent answer", answer, "" if kind == ONE_KIND else kind, asked, gives, holds)]
-    rows = [_Row("most frequent answer", "the most frequent of its kind", "", asked, gives, holds)]
+    rows = [_Row("most frequent answer", OF_ITS_KIND, "", asked, gives, holds)]
     for kind, _ in Counter(sample.kind for sample in asked).most_common(MAX_KINDS):
         rows.append(
             _Row("most frequent answer", answers[kind], kind, [s for s in asked if s.kind == kind], gives, holds)

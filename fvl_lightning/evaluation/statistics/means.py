@@ -1,11 +1,13 @@
-"""Mean scores of models over resampled clusters of questions: of groups of questions, and of all."""
+"""Mean scores of models over clusters of questions: of groups of questions, and of all."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from math import sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import special
 
-from fvl_lightning.evaluation.statistics.resampling import Array, Resamples, ratio
+from fvl_lightning.evaluation.statistics.resampling import ALPHA, Array, Estimate, Resamples, ratio, unseen
 
 
 def mean_draws(scores: ArrayLike, resamples: Resamples, kinds: Sequence[str] | None = None) -> Array:
@@ -39,3 +41,28 @@ def group_draws(scores: ArrayLike, resamples: Resamples, groups: Sequence[str]) 
     totals = resamples.totals(np.stack([np.where(known, table, 0.0), known], axis=-1), group)
     sums = np.swapaxes(resamples.sums(totals), 1, 2)
     return names.tolist(), ratio(sums[..., 0], sums[..., 1])
+
+
+def mean_estimate(
+    values: ArrayLike, clusters: Sequence[Hashable], alpha: float = ALPHA, reach: float = 0.0
+) -> Estimate:
+    """Returns the mean of finite values of questions, with a cluster-robust t interval; no draws are needed.
+
+    It serves where many intervals are computed at a small alpha, for which a bootstrap would need many draws.
+
+    Args:
+        values: one number per question, at least one.
+        clusters: the cluster of each question.
+        alpha: one minus the level.
+        reach: see resampling.estimate; it is used where all clusters deviate alike.
+    """
+    table, own = np.asarray(values, dtype=np.float64), Resamples(clusters)
+    mean, number = float(table.mean()), own.clusters
+    if number < 2:
+        return Estimate(mean)
+    deviations = own.totals(table - mean)[:, 0]
+    half = sqrt(float(np.square(deviations).sum()) * number / (number - 1)) / len(table)
+    half *= float(special.stdtrit(number - 1, 1 - alpha / 2))
+    if np.allclose(deviations, 0):
+        half = unseen(number, alpha, reach)
+    return Estimate(mean, (mean - half, mean + half))

@@ -100,15 +100,22 @@ class DrawnNumbers:
 
 
 def drawn_numbers(
-    results: Mapping[str, TaskResult], metric: AnswerMetric, alpha: float = ALPHA, seed: int = 0
+    results: Mapping[str, TaskResult],
+    metric: AnswerMetric,
+    alpha: float = ALPHA,
+    seed: int = 0,
+    resamples: int | None = None,
 ) -> DrawnNumbers:
-    """Returns the primary numbers of results on the same questions; arguments and errors as of score_statistics."""
+    """Returns the primary numbers of results on the same questions.
+
+    Arguments and errors are those of score_statistics; `resamples` is that of Resamples.
+    """
     models = same_questions(results)
     number, samples = next(iter(results.values())).primary, next(iter(models.values()))
-    resamples = Resamples(clusters_of(samples), seed=seed)
-    draws = number_draws(list(models.values()), metric, number, resamples).T
+    drawn = Resamples(clusters_of(samples), resamples, seed)
+    draws = number_draws(list(models.values()), metric, number, drawn).T
     by_name = dict(zip(models, draws, strict=True))
-    return DrawnNumbers(by_name, len(samples), resamples.clusters, metric.bounds_of(number), alpha)
+    return DrawnNumbers(by_name, len(samples), drawn.clusters, metric.bounds_of(number), alpha)
 
 
 def same_questions(results: Mapping[str, TaskResult]) -> dict[str, list[TaskSample]]:

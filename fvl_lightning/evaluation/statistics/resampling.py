@@ -120,14 +120,19 @@ def estimate(draws: Array, clusters: int, alpha: float = ALPHA, reach: float = 0
     if clusters < 2 or not len(drawn):
         return Estimate(observed)
     if drawn.min() == drawn.max():
-        unseen = reach * (1 - (alpha / 2) ** (1 / clusters))
-        return Estimate(observed, (observed - unseen, observed + unseen))
+        half = unseen(clusters, alpha, reach)
+        return Estimate(observed, (observed - half, observed + half))
     if len(drawn) < FEWEST_FOR_PERCENTILES:
         half = float(drawn.std(ddof=1)) * widened(clusters, alpha)
         return Estimate(observed, (observed - half, observed + half))
     tail = float(special.ndtr(-widened(clusters, alpha)))
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return Estimate(observed, (float(low), float(high)))
+
+
+def unseen(clusters: int, alpha: float, reach: float) -> float:
+    """Returns how far off a mean may be where all clusters agree: `reach` times the largest share that was missed."""
+    return reach * (1 - (alpha / 2) ** (1 / clusters))
 
 
 def widened(clusters: int, alpha: float = ALPHA) -> float:

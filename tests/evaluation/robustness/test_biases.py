@@ -10,17 +10,10 @@ from fvl_lightning.evaluation.metrics.accuracy import AccuracyMetric
 from fvl_lightning.evaluation.metrics.base import Reference
 from fvl_lightning.evaluation.robustness.bias import BiasCheck, bias_checks, letter_of
 from fvl_lightning.evaluation.robustness.prior import prior_answers, prior_result
-from fvl_lightning.evaluation.statistics import resampling
 from fvl_lightning.evaluation.statistics.aggregates import aggregate
 from fvl_lightning.evaluation.tasks.result import TaskResult, TaskSample
 
 _, OVERALL = AccuracyMetric.averages
-
-
-@pytest.fixture(autouse=True)
-def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resampling, "RESAMPLES", 300)
-    monkeypatch.setattr(resampling, "FEWEST_RESAMPLES", 300)
 
 
 def sample(number: int, truth: str | tuple[str, ...], text: str = "", **more: Any) -> TaskSample:
@@ -110,7 +103,7 @@ def test_leaning_on_the_most_frequent_answer_is_found_by_kind() -> None:
     rows = checked(made)
     assert rows["most frequent answer", "red", "colour"].biased
     assert not rows["most frequent answer", "0", "count"].biased
-    assert rows["most frequent answer", "the most frequent of its kind", ""].biased
+    assert rows["most frequent answer", "the most frequent answer of the kind", ""].biased
     lone = checked([sample(i, str(i % 2), str(i % 2)) for i in range(8)])
     assert [key[1:] for key in lone] == [("0", "")]
 

@@ -12,7 +12,7 @@ from fvl_lightning.evaluation.metrics.accuracy import AccuracyMetric
 from fvl_lightning.evaluation.metrics.base import AnswerMetric, KindScores, Reference
 from fvl_lightning.evaluation.statistics import aggregates
 from fvl_lightning.evaluation.statistics.aggregates import aggregate, number_draws, number_draws_by_group
-from fvl_lightning.evaluation.statistics.means import mean_draws
+from fvl_lightning.evaluation.statistics.means import mean_draws, mean_estimate
 from fvl_lightning.evaluation.statistics.paired import score_statistics
 from fvl_lightning.evaluation.statistics.resampling import Resamples, estimate
 from fvl_lightning.evaluation.tasks.result import TaskResult, TaskSample
@@ -157,6 +157,18 @@ def test_certainty_is_not_claimed_where_nothing_varies() -> None:
 def test_few_clusters_have_wider_intervals_than_plain_percentiles() -> None:
     draws = np.r_[0.0, np.linspace(-1, 1, 2001)]
     assert estimate(draws, 5).interval[1] > estimate(draws, 500).interval[1] == pytest.approx(0.95, abs=0.002)
+
+
+def test_the_interval_of_a_mean_without_draws_agrees_with_the_bootstrap() -> None:
+    first, second = answered(80, np.random.default_rng(7), 0.1)
+    names, difference = np.repeat(np.arange(80), PER_CLUSTER).tolist(), second.astype(float) - first
+    draws = mean_draws(difference, Resamples(names))[:, 0]
+    drawn, computed = estimate(draws, 80), mean_estimate(difference, names)
+    assert computed.value == pytest.approx(drawn.value)
+    assert computed.interval == pytest.approx(drawn.interval, abs=0.01)
+    alike = mean_estimate(np.zeros(20), range(20), reach=1.0)
+    assert alike.interval == pytest.approx((-(1 - 0.025**0.05), 1 - 0.025**0.05))
+    assert np.isnan(mean_estimate([1.0, 0.0], ["one", "one"]).interval).all()
 
 
 def test_a_number_that_is_no_mean_is_computed_again_for_every_draw() -> None:
