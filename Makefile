@@ -1,7 +1,7 @@
 # Every target sets up what it needs, once: `.venv/.ready` marks a `.venv` that is as pyproject.toml and constraints.txt
 # say. Another interpreter: `make PYTHON=python3.12 ...`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint ui
+.PHONY: help demo test test-slow test-lmms lint ui
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 WORKERS := -n 2
 
 # One thread per process: two beside a busy neighbour are many times slower, and another number gives other bits.
-test test-slow: export OMP_NUM_THREADS := 1
+test test-slow test-lmms: export OMP_NUM_THREADS := 1
 test test-slow: export MKL_NUM_THREADS := 1
 test test-slow: export OPENBLAS_NUM_THREADS := 1
 test test-slow: export TOKENIZERS_PARALLELISM := false
@@ -31,6 +31,9 @@ test: .venv/.ready ## every test that is not slow
 
 test-slow: .venv/.ready ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(WORKERS) $(PYTEST_ARGS)
+
+test-lmms: .venv-lmms/.ready ## the metrics against lmms-eval's and pycocoevalcap's own functions
+	.venv-lmms/bin/python -m pytest --noconftest tests/lmms $(PYTEST_ARGS)
 
 lint: .venv/.ready ## ruff, mypy, and that torchvision is not installed
 	$(BIN)/ruff check .
@@ -48,4 +51,11 @@ ui: .venv/.ready ## the MLflow pages of the runs made here
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+# lmms-eval asks for torchvision and much else that its scoring does not need, so it has an environment of its own.
+.venv-lmms/.ready: tests/lmms/requirements.txt tests/lmms/requirements-no-deps.txt
+	$(PYTHON) -m venv .venv-lmms
+	.venv-lmms/bin/python -m pip install --quiet -r tests/lmms/requirements.txt
+	.venv-lmms/bin/python -m pip install --quiet --no-deps -r tests/lmms/requirements-no-deps.txt
 	@touch $@

@@ -149,7 +149,9 @@ def make(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 def test_make_help_names_every_target_and_is_the_default() -> None:
     listed = make("--no-print-directory").stdout
-    assert re.findall(r"^make (\S+) +\S", listed, re.MULTILINE) == ["help", "demo", "test", "test-slow", "lint", "ui"]
+    assert re.findall(r"^make (\S+) +\S", listed, re.MULTILINE) == [
+        "help", "demo", "test", "test-slow", "test-lmms", "lint", "ui",
+    ]  # fmt: skip
     assert listed == make("--no-print-directory", "help").stdout
 
 
@@ -171,6 +173,18 @@ def test_a_target_sets_up_and_runs(target: str, command: str) -> None:
     places = [shown.stdout.find(part) for part in ("grep '^torch=='", '-e ".[demo,serve,test,lint]"', command)]
     assert -1 not in places
     assert places == sorted(places)
+
+
+def test_lmms_eval_has_an_environment_of_its_own() -> None:
+    shown = make("-n", "--always-make", "test-lmms").stdout
+    folder = ROOT / "tests" / "lmms"
+    parts = ("-r tests/lmms/requirements.txt", "--no-deps -r tests/lmms/requirements-no-deps.txt", "pytest --noconftest")
+    places = [shown.find(part) for part in parts]
+    assert -1 not in places
+    assert places == sorted(places)
+    wanted = [*(folder / "requirements.txt").open(), *(folder / "requirements-no-deps.txt").open()]
+    assert all(re.fullmatch(r"[a-z-]+==[\d.]+", line.strip()) for line in wanted if not line.startswith("#"))
+    assert "torchvision" not in {line.partition("==")[0] for line in wanted}
 
 
 def test_a_set_up_does_not_go_ahead_with_an_old_python(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Accuracy of answers by exact match."""
 
+import string
 from dataclasses import dataclass
 
 from fvl_lightning.core.registry import register
 from fvl_lightning.evaluation.metrics.base import AnswerMetric
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @register("metric", "accuracy")
@@ -19,13 +22,23 @@ class AccuracyMetric(AnswerMetric):
 
     @dataclass
     class Config:
-        """Nothing to set."""
+        """Options of the match."""
+
+        ignore_punctuation: bool = False
+        """Whether ASCII's punctuation is ignored, and white space around the texts alone, as lmms-eval's exact_match
+        does for GQA."""
 
     def score(self, text: str, truth: str) -> float:
         """Returns 1 for an answer that equals the truth, else 0."""
+        if self.config.ignore_punctuation:
+            return float(_without_punctuation(text) == _without_punctuation(truth))
         return float(normalised(text) == normalised(truth))
 
 
 def normalised(text: str) -> str:
     """Returns the text in lower case, with white space folded, without a final full stop."""
     return " ".join(text.lower().split()).removesuffix(".").rstrip()
+
+
+def _without_punctuation(text: str) -> str:
+    return text.strip().lower().translate(_NO_PUNCTUATION)

@@ -10,14 +10,15 @@ from fvl_lightning.evaluation.metrics.base import AnswerMetric, KindScores, Refe
 FORMULAS = "HME100k"
 """The part of OCRBench with handwritten formulas, in which spaces mean nothing."""
 
+_NARROW = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}
+"""Full-width characters of East Asian scripts, and the ASCII ones that they stand for."""
+
 
 @register("metric", "ocrbench")
 class OcrbenchMetric(AnswerMetric):
-    r"""Whether the answer contains one of the reference answers, in lower case.
+    """Whether the answer contains one of the reference answers, in lower case, with full-width letters as ASCII.
 
-    In formulas (a row whose field `dataset` is HME100k) spaces are ignored and capitals count, since \Delta and
-    \delta are different symbols. lmms-eval writes the answer in lower case there and leaves the reference as it is, so
-    that no formula with a capital letter can be right; `as_lmms_eval` does that, too.
+    In formulas (a row whose field `dataset` is HME100k) spaces are ignored, and capitals count.
     """
 
     title = "OCRBench"
@@ -34,20 +35,17 @@ class OcrbenchMetric(AnswerMetric):
 
     @dataclass
     class Config:
-        """Options of how formulas are compared."""
-
-        as_lmms_eval: bool = False
-        """Whether answers that are formulas are written in lower case and references are not, as in lmms-eval."""
+        """Nothing to set."""
 
     def score(self, text: str, truth: str) -> float:
         """Returns 1 for an answer that contains the truth, else 0."""
-        return float(_folded(truth).lower() in _folded(text).lower())
+        return float(_folded(truth.translate(_NARROW).lower()) in _folded(text.translate(_NARROW).lower()))
 
     def score_answer(self, text: str, reference: Reference) -> float:
         """Returns 1 for an answer that contains one of the references, else 0; NaN without references."""
         if reference.row.get("dataset") != FORMULAS or not reference.answers:
             return super().score_answer(text, reference)
-        text = _formula(text.lower() if self.config.as_lmms_eval else text)
+        text = _formula(text)
         return float(any(_formula(truth) in text for truth in reference.answers))
 
     def compute(self) -> KindScores:

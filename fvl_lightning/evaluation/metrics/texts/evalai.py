@@ -12,7 +12,7 @@ _ONE_APOSTROPHE = (
 )
 _SEVERAL_APOSTROPHES = (
     "couldn't've hadn't've he'd've it'd've mightn't've 'ow's'at she'd've shouldn't've somebody'd've someone'd've "
-    "something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'll y'all'd've"
+    "something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'll y'all'd've you'd've"
 )
 
 
