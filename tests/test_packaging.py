@@ -178,7 +178,8 @@ def test_a_target_sets_up_and_runs(target: str, command: str) -> None:
 def test_lmms_eval_has_an_environment_of_its_own() -> None:
     shown = make("-n", "--always-make", "test-lmms").stdout
     folder = ROOT / "tests" / "lmms"
-    parts = ("-r tests/lmms/requirements.txt", "--no-deps -r tests/lmms/requirements-no-deps.txt", "pytest --noconftest")
+    installed = ("-r tests/lmms/requirements.txt", "--no-deps -r tests/lmms/requirements-no-deps.txt")
+    parts = (*installed, "pytest --noconftest tests/lmms")
     places = [shown.find(part) for part in parts]
     assert -1 not in places
     assert places == sorted(places)
