@@ -19,9 +19,10 @@ from fvl_lightning.lmms_eval.answers import generated, likelihoods
 from fvl_lightning.lmms_eval.model_reference import local_model
 from fvl_lightning.lmms_eval.requests import EvalRequest, chat_generation, likelihood, simple_generation
 from fvl_lightning.modeling.build import LoadedModel
+from fvl_lightning.runs.plugins import import_plugins_for
 from fvl_lightning.runs.references import answering_model
 
-MODEL_ARGS = ("pretrained", "adapter", "batch_size", "precision", "device")
+MODEL_ARGS = ("pretrained", "adapter", "plugins", "batch_size", "precision", "device")
 
 
 class SimpleWrapper(lmms):
@@ -30,6 +31,8 @@ class SimpleWrapper(lmms):
     Args:
         pretrained: a run (folder or MLflow id), a model folder, an export, or a hub id.
         adapter: the folder of an adapter or of a run that trained one; empty for none.
+        plugins: a file or module that registers components of the model, or "own" for those that it names; empty for
+            none.
         batch_size: the most requests in a batch; "auto" for as many as the kit takes itself.
         precision: 32-true or bf16-mixed.
         device: cpu, cuda, cuda:<number>, mps or auto; None for auto.
@@ -42,6 +45,7 @@ class SimpleWrapper(lmms):
         self,
         pretrained: str,
         adapter: str = "",
+        plugins: str = "",
         batch_size: int | str = 1,
         precision: str = "32-true",
         device: str | None = None,
@@ -59,6 +63,7 @@ class SimpleWrapper(lmms):
         self._reference, self._adapter = local_model(pretrained), adapter
         # lmms-eval divides the documents by these variables, which torchrun and accelerate set.
         self._rank, self._world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        import_plugins_for(self._reference, [plugins] if plugins else None)
         self._loaded: LoadedModel | None = None
         self._model()
 
@@ -72,7 +77,7 @@ class SimpleWrapper(lmms):
         lmms-eval compares losses, and takes the lowest. It passes a pair on unchanged only in a GenerationResult.
         """
         found = likelihoods(*self._batched(requests, likelihood))
-        return [GenerationResult(text=(-one.per_token, one.is_greedy)) for one in found]  # type: ignore[arg-type]
+        return [GenerationResult(text=(-one.per_token, one.is_greedy)) for one in found]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Raises ConfigError: the kit's models answer one message."""

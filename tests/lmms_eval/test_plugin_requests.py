@@ -6,9 +6,11 @@ tests/lmms/ runs it in lmms-eval.
 import importlib
 import io
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,9 +19,17 @@ import torch
 from PIL import Image
 
 from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.evaluation.tasks.config import TaskAnswer, TaskConfig, TaskData
+from fvl_lightning.evaluation.tasks.lmms_eval_command import lmms_eval_command
 from fvl_lightning.inference.generation import Sampling, answer, encode, user_message
 from fvl_lightning.inference.likelihood import answer_ids
-from fvl_lightning.lmms_eval.requests import MAX_NEW_TOKENS, chat_generation, likelihood, simple_generation
+from fvl_lightning.lmms_eval.requests import (
+    KNOWN_SETTINGS,
+    MAX_NEW_TOKENS,
+    chat_generation,
+    likelihood,
+    simple_generation,
+)
 from fvl_lightning.modeling.build import LoadedModel
 from fvl_lightning.modeling.processing.processor import make_processor
 from tests.test_layers import ROOT, sources
@@ -240,6 +250,63 @@ def test_what_cannot_be_answered_names_the_document(wrapper: Any) -> None:
 def test_a_mistake_in_the_arguments_is_one_sentence(wrapper: Any, arguments: Any, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         opened(wrapper.SimpleWrapper, **arguments)
+
+
+PAGE = (ROOT / "docs" / "evaluation_lmms_eval.md").read_text(encoding="utf-8")
+
+
+class VlmBase:
+    """Stands for vlmeval's BaseModel: a message is a list of parts with a type and a value."""
+
+    def generate(self, message: list[dict[str, str]], dataset: str | None = None) -> str:
+        assert all(set(part) == {"type", "value"} for part in message)
+        return self.generate_inner(message, dataset)  # type: ignore[attr-defined]
+
+
+def test_the_adapter_for_vlmevalkit_answers_as_the_kit_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loaded: LoadedModel, wanted: list[str]
+) -> None:
+    for name, content in {"vlmeval": {}, "vlmeval.vlm": {}, "vlmeval.vlm.base": {"BaseModel": VlmBase}}.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("fvl_lightning.api.model.answering_model", lambda reference, device: loaded)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    exec(code, names := {})
+    model = names["FlorenceVLRun"](str(tmp_path), max_tokens=6)
+    for doc, answered in zip(DOCS, wanted, strict=True):
+        message = [{"type": "text", "value": doc["text"]}]
+        for number, image in reversed(list(enumerate(visuals(doc)))):
+            image.save(path := tmp_path / f"{number}.png")
+            message.insert(0, {"type": "image", "value": str(path)})
+        assert model.generate(message) == answered
+
+
+def test_the_page_names_the_arguments_and_the_settings() -> None:
+    assert all(f"`{name}`" in PAGE for name in KNOWN_SETTINGS)
+    (command,) = re.findall(r"^```bash\n(.*?)\n```$", PAGE, re.MULTILINE | re.DOTALL)
+    tasks = [TaskConfig("POPE", TaskData(), lmms_eval="pope"), TaskConfig("T", TaskData(), lmms_eval="textvqa_val")]
+    assert command == lmms_eval_command(tasks, "runs/demo/gated/finetune").line
+
+
+def test_the_command_has_each_task_once_and_names_those_that_are_not_there() -> None:
+    tasks = [
+        TaskConfig("Perception", TaskData(), lmms_eval="mme"),
+        TaskConfig("Cognition", TaskData(), lmms_eval="mme", answer=TaskAnswer(by="likelihood")),
+        TaskConfig("Own", TaskData(), name="own"),
+    ]
+    found = lmms_eval_command(tasks, "runs/a b", "runs/lora", 4, "bf16-mixed", 100, "out")
+    assert found.without == ("own",)
+    assert shlex.split(found.line) == [
+        "lmms-eval", "--model", "fvl_lightning",
+        "--model_args", "pretrained=runs/a b,adapter=runs/lora,precision=bf16-mixed",
+        "--tasks", "mme", "--batch_size", "4", "--limit", "100", "--force_simple", "--log_samples",
+        "--output_path", "out",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="lmms-eval has none of the tasks own"):
+        lmms_eval_command(tasks[2:], "runs/a")
+    with pytest.raises(ConfigError, match="pretrained: lmms-eval cuts runs/lr=1,2 at its comma"):
+        lmms_eval_command(tasks, "runs/lr=1,2")
 
 
 def test_lmms_eval_is_imported_by_the_wrapper_alone() -> None:
