@@ -167,7 +167,8 @@ def _print_command(request: "EvaluationRequest") -> None:
     from fvl_lightning.evaluation.tasks.lmms_command import lmms_eval_command
 
     for model in request.models:
-        say(lmms_eval_command(model, request.tasks, request.limit))
+        how = {"adapter": request.adapter, "precision": request.precision}
+        say(lmms_eval_command(model, request.tasks, request.limit, **how))
 
 
 def _evaluate_on_tasks(request: "EvaluationRequest") -> None:

@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import ImageFile
 from torch import Tensor
 
 from datamodules.encoding.messages import Message, check_messages
@@ -32,7 +34,8 @@ class BatchImages:
 
     def number(self, picture: Any) -> int:
         """Returns the number of an image; equal images have the same. DataError where it cannot be read."""
-        square = self._reader.square(load_picture(picture, self._reader))
+        with _whole_images():
+            square = self._reader.square(load_picture(picture, self._reader))
         number = self._numbers.setdefault(hashlib.sha256(square.tobytes()).digest(), len(self._squares))
         if number == len(self._squares):
             self._squares.append(square)
@@ -96,6 +99,17 @@ def likelihoods(
                 )
             found |= zip([places[number] for number in batch], scored, strict=True)
     return [found[place] for place in range(len(requests))]
+
+
+@contextmanager
+def _whole_images() -> Iterator[None]:
+    """Refuses images that were cut, while the kit decodes one; lmms-eval lets Pillow fill them with grey."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _batches(requests: Sequence[EvalRequest], size: int, show: bool) -> Iterator[list[int]]:

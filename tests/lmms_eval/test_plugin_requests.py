@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.evaluation.tasks.config import TaskAnswer, TaskConfig, TaskData
-from fvl_lightning.evaluation.tasks.lmms_eval_command import lmms_eval_command
+from fvl_lightning.evaluation.tasks.lmms_command import lmms_eval_command
 from fvl_lightning.inference.generation import Sampling, answer, encode, user_message
 from fvl_lightning.inference.likelihood import answer_ids
 from fvl_lightning.lmms_eval.requests import (
@@ -227,6 +227,23 @@ def test_images_stand_where_the_text_has_them() -> None:
     assert likelihood(("w9", " w8"), {}).messages() == [user_message([], "w9")]
 
 
+def test_an_image_that_was_cut_is_refused_although_lmms_eval_lets_it_pass(
+    wrapper: Any, wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    picture(0).save(file := io.BytesIO(), "PNG")
+    model = opened(wrapper.SimpleWrapper)
+
+    def answered(content: bytes) -> list[str]:
+        arguments = ("w7", SETTINGS, lambda doc: [{"bytes": content}], 0, "colours", "test")
+        return model.generate_until([Instance(arguments)])
+
+    assert answered(file.getvalue()) == [wanted[0]]
+    with pytest.raises(DataError, match=r"task colours, document 0: not a readable PNG"):
+        answered(file.getvalue()[:60])
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
 def test_what_cannot_be_answered_names_the_document(wrapper: Any) -> None:
     video = {"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}
     request = chat_generation(("w7", lambda doc: [video], {}, 2, "colours", "test"), DOCUMENTS)
@@ -286,27 +303,25 @@ def test_the_page_names_the_arguments_and_the_settings() -> None:
     assert all(f"`{name}`" in PAGE for name in KNOWN_SETTINGS)
     (command,) = re.findall(r"^```bash\n(.*?)\n```$", PAGE, re.MULTILINE | re.DOTALL)
     tasks = [TaskConfig("POPE", TaskData(), lmms_eval="pope"), TaskConfig("T", TaskData(), lmms_eval="textvqa_val")]
-    assert command == lmms_eval_command(tasks, "runs/demo/gated/finetune").line
+    assert command == lmms_eval_command("runs/demo/gated/finetune", tasks)
 
 
-def test_the_command_has_each_task_once_and_names_those_that_are_not_there() -> None:
+def test_the_command_has_each_task_once() -> None:
     tasks = [
         TaskConfig("Perception", TaskData(), lmms_eval="mme"),
         TaskConfig("Cognition", TaskData(), lmms_eval="mme", answer=TaskAnswer(by="likelihood")),
-        TaskConfig("Own", TaskData(), name="own"),
     ]
-    found = lmms_eval_command(tasks, "runs/a b", "runs/lora", 4, "bf16-mixed", 100, "out")
-    assert found.without == ("own",)
-    assert shlex.split(found.line) == [
-        "lmms-eval", "--model", "fvl_lightning",
+    command = lmms_eval_command("runs/a b", tasks, 100, "out", adapter="runs/lora", precision="bf16-mixed")
+    assert shlex.split(command) == [
+        "python", "-m", "lmms_eval", "--model", "fvl_lightning",
         "--model_args", "pretrained=runs/a b,adapter=runs/lora,precision=bf16-mixed",
-        "--tasks", "mme", "--batch_size", "4", "--limit", "100", "--force_simple", "--log_samples",
+        "--tasks", "mme", "--batch_size", "16", "--limit", "100", "--force_simple", "--log_samples",
         "--output_path", "out",
     ]  # fmt: skip
-    with pytest.raises(ConfigError, match="lmms-eval has none of the tasks own"):
-        lmms_eval_command(tasks[2:], "runs/a")
-    with pytest.raises(ConfigError, match="pretrained: lmms-eval cuts runs/lr=1,2 at its comma"):
-        lmms_eval_command(tasks, "runs/lr=1,2")
+    with pytest.raises(ConfigError, match="--print: lmms-eval has no task for own"):
+        lmms_eval_command("runs/a", [*tasks, TaskConfig("Own", TaskData(), name="own")])
+    with pytest.raises(ConfigError, match="lmms-eval cuts runs/lr=1,2 at its comma"):
+        lmms_eval_command("runs/lr=1,2", tasks)
 
 
 def test_lmms_eval_is_imported_by_the_wrapper_alone() -> None:

@@ -9,21 +9,37 @@ from fvl_lightning.evaluation.tasks.config import TaskConfig
 BATCH = 16
 
 
-def lmms_eval_command(model: str, tasks: Sequence[TaskConfig], limit: int | None = None, output: str = "logs") -> str:
+def lmms_eval_command(
+    model: str,
+    tasks: Sequence[TaskConfig],
+    limit: int | None = None,
+    output: str = "logs",
+    adapter: str | None = None,
+    precision: str = "32-true",
+) -> str:
     """Returns the command, which needs lmms-eval and this kit in one environment.
 
     Args:
         model: a run, an export or a hub model.
-        tasks: tasks that name themselves in lmms-eval (`lmms_eval`).
+        tasks: tasks that name themselves in lmms-eval (`lmms_eval`); several may be parts of one there.
         limit: the first questions of each task; lmms-eval does not spread them.
         output: the folder of its samples, which `fvl evaluate --from` reads.
+        adapter: the folder of an adapter; None for none.
+        precision: 32-true or bf16-mixed.
 
     Raises:
-        ConfigError: lmms-eval has none of one of the tasks.
+        ConfigError: lmms-eval has none of one of the tasks, or a name has a comma, at which lmms-eval would cut it.
     """
-    if missing := [task.name for task in tasks if not task.lmms_eval]:
+    if missing := [task.name or task.title for task in tasks if not task.lmms_eval]:
         raise ConfigError(f"--print: lmms-eval has no task for {', '.join(missing)} (its file names no `lmms_eval`)")
-    words = ["python", "-m", "lmms_eval", "--model", "fvl_lightning", "--model_args", f"pretrained={model}"]
-    words += ["--tasks", ",".join(task.lmms_eval for task in tasks), "--batch_size", str(BATCH)]
+    values = {"pretrained": model, "adapter": adapter or "", "precision": precision}
+    if cut := [value for value in values.values() if "," in value]:
+        raise ConfigError(f"--print: lmms-eval cuts {cut[0]} at its comma, name a path without one")
+    arguments = ",".join(f"{name}={value}" for name, value in values.items() if value)
+    names = dict.fromkeys(task.lmms_eval for task in tasks)
+    words = ["python", "-m", "lmms_eval", "--model", "fvl_lightning", "--model_args", arguments]
+    words += ["--tasks", ",".join(names), "--batch_size", str(BATCH)]
     words += ["--limit", str(limit)] if limit else []
+    # lmms-eval asks for likelihoods in its simple interface alone.
+    words += ["--force_simple"] if any(task.answer.by == "likelihood" for task in tasks) else []
     return shlex.join([*words, "--log_samples", "--output_path", output])

@@ -7,6 +7,7 @@ that it can.
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from math import isfinite, nan
 from pathlib import Path
@@ -18,6 +19,8 @@ from fvl_lightning.evaluation.metrics.base import Reference
 from fvl_lightning.evaluation.tasks.question import ONE_KIND, TaskQuestion
 from fvl_lightning.evaluation.tasks.result import TaskResult, TaskSample
 from fvl_lightning.evaluation.tasks.sample_lines import KIT, SampleRow, option_letter, read_rows
+
+logger = logging.getLogger(__name__)
 
 SHOWN_CHARACTERS = 60
 """Characters of a text that a message shows."""
@@ -54,22 +57,22 @@ def outputs_for(path: Path, questions: Sequence[TaskQuestion]) -> list[str]:
     """Returns the outputs in a file for these questions, in their order.
 
     A file of this kit names its questions. In one of lmms-eval, `doc_id` is the number of the question in the data,
-    from 0 on. Reference answers and texts must be those of the questions.
+    from 0 on. Reference answers and texts must be those of the questions. Answers to others are counted in a warning.
 
     Raises:
-        DataError: the file cannot be read, or its questions are others, fewer or more than these.
+        DataError: the file cannot be read, lacks a question, or has another one in its place.
     """
     rows = read_rows(path)
     by_id, ids = {row.id: row for row in rows}, {question.id for question in questions}
-    named = any(row.kit for row in rows) or by_id.keys() <= ids
+    named = any(row.kit for row in rows) or ids <= by_id.keys()
     keys = [question.id if named else str(number) for number, question in enumerate(questions)]
-    lacking, unknown = [key for key in keys if key not in by_id], by_id.keys() - set(keys)
-    if lacking or unknown:
-        example = f"{lacking[0]} is missing" if lacking else f"{min(unknown)} is unknown"
+    if lacking := [key for key in keys if key not in by_id]:
         raise DataError(
-            f"{path} has {len(rows)} questions and the task {len(questions)}: {len(lacking)} of the task are missing "
-            f"and {len(unknown)} are unknown, for instance {example}; compare answers to the same questions"
+            f"{path} has {len(rows)} questions and lacks {len(lacking)} of the {len(questions)} of the task, such as "
+            f"{lacking[0]}; compare answers to the same questions"
         )
+    if unused := by_id.keys() - set(keys):
+        logger.warning("%s: %d of its %d answers are to questions that are not asked", path, len(unused), len(rows))
     for key, question in zip(keys, questions, strict=True):
         _check_question(path, by_id[key], question)
     return [by_id[key].output for key in keys]

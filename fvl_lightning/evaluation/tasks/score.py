@@ -8,7 +8,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from datamodules.encoding.conversation import ConversationEncoder
-from datamodules.encoding.messages import Message
 from datamodules.encoding.question_form import QuestionForm
 from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import DataError
@@ -20,6 +19,7 @@ from fvl_lightning.evaluation.tasks.config import TaskConfig
 from fvl_lightning.evaluation.tasks.question import QuestionSet, TaskQuestion
 from fvl_lightning.evaluation.tasks.result import TaskResult, TaskSample
 from fvl_lightning.inference.generation import positions
+from fvl_lightning.inference.likelihood import answer_ids
 from fvl_lightning.modeling.build import LoadedModel
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -137,14 +137,6 @@ def _prompt(
     if task.answer.by == "likelihood":
         choices = tuple(answer_ids(encoder, messages, ids, choice) for choice in question.reference.choices)
     return AskedPrompt(ids, question.images, choices)
-
-
-def answer_ids(
-    encoder: ConversationEncoder, messages: Sequence[Message], prompt: Sequence[int], text: str
-) -> list[int]:
-    """Returns the token ids of an answer behind its prompt, with its end, as training shows them."""
-    encoded = encoder.encode_turns([*messages, {"role": "assistant", "content": text}])
-    return list(encoded.ids[len(prompt) : encoded.turn_ends[-1]])
 
 
 def _prediction(task: TaskConfig, output: str) -> str:
