@@ -183,9 +183,10 @@ def _evaluate_on_tasks(request: "EvaluationRequest") -> None:
 
         results = run_evaluation(request, show)
     if own_rank() == 0:
-        table, files = write_results(request, results)
-        terminal().print(table)
-        say(files)
+        tables, report = write_results(request, results)
+        for table in tables:
+            terminal().print(table)
+        say(f"report: {report}")
 
 
 def _evaluate_on_split(

@@ -111,7 +111,8 @@ def quiet_libraries() -> None:
     these variables, or write to the root logger's handler.
     """
     variables = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_VERBOSITY": "error"}
-    for variable, value in {**variables, "MLFLOW_LOGGING_LEVEL": "ERROR"}.items():
+    variables |= {"MLFLOW_LOGGING_LEVEL": "ERROR", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    for variable, value in variables.items():
         os.environ.setdefault(variable, value)
     if (transformers_logging := sys.modules.get("transformers.utils.logging")) is not None:
         transformers_logging.disable_progress_bar()

@@ -11,15 +11,18 @@ from fvl_lightning.core.device import compute_device
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import TrainerConfig
 from fvl_lightning.core.terminal import started_ranks
+from fvl_lightning.evaluation.report.assessment import assess
+from fvl_lightning.evaluation.report.report import terminal_grids, write_report
 from fvl_lightning.evaluation.task_rows.questions import TaskQuestions, read_questions
 from fvl_lightning.evaluation.tasks.config import TaskConfig
 from fvl_lightning.evaluation.tasks.evaluate import AskingTasks, Progress, evaluate_model, silent
 from fvl_lightning.evaluation.tasks.request import EvaluationRequest
 from fvl_lightning.evaluation.tasks.result import TaskResult
 from fvl_lightning.evaluation.tasks.samples import outputs_for
-from fvl_lightning.evaluation.tasks.score import judged
+from fvl_lightning.evaluation.tasks.score import judged, task_metric
 from fvl_lightning.evaluation.tasks.tracking import track_tasks
 from fvl_lightning.inference.adapters import attach_adapters
+from fvl_lightning.reporting.tables import rich_table
 from fvl_lightning.runs.plugins import import_plugins_for
 from fvl_lightning.runs.references import answering_model
 from fvl_lightning.training.distributed.process_group import Ranks, init_process_group
@@ -93,19 +96,27 @@ def _given(file: Path, tasks: Sequence[TaskConfig], opened: Callable[[TaskConfig
     return [judged(task, questions, outputs_for(file, questions.questions))]
 
 
-def write_results(request: EvaluationRequest, results: Mapping[str, Sequence[TaskResult]]) -> tuple[Table, str]:
-    """Writes what all models scored, and returns its table and the name of the folder."""
-    names = short_names(list(results))
-    table = Table("task", "number", *names, title="scores")
-    for task, variation in dict.fromkeys((one.task, one.variation) for found in results.values() for one in found):
-        scores = [
-            next((one for one in found if (one.task, one.variation) == (task, variation)), None)
-            for found in results.values()
-        ]
-        first = next(one for one in scores if one)
-        cells = ["-" if one is None else f"{one.score:.3f}" for one in scores]
-        table.add_row(f"{task}{f', {variation}' if variation else ''}", f"{first.metric}/{first.primary}", *cells)
-    return table, str(request.output)
+def write_results(request: EvaluationRequest, results: Mapping[str, Sequence[TaskResult]]) -> tuple[list[Table], str]:
+    """Writes the report of an evaluation, and returns its tables for a terminal and the path of the report.
+
+    Raises:
+        DataError: the report cannot be written.
+    """
+    names = dict(zip(results, short_names(list(results)), strict=True))
+    assessed = []
+    for task in request.tasks:
+        of_task = {
+            names[model]: [result for result in found if result.task == task.name] for model, found in results.items()
+        }
+        of_task = {name: found for name, found in of_task.items() if found}
+        kinds = {sample.kind for found in of_task.values() for sample in found[0].samples}
+        published = {model: score / task.scale for model, score in task.published.items()}
+        assessed.append(assess(of_task, task_metric(task, kinds), published=published))
+    about = {"precision": request.precision}
+    about |= {"questions of a task": f"at most {request.limit}, spread evenly"} if request.limit else {}
+    about |= {short: model for model, short in names.items() if short != model}
+    report = write_report(assessed, request.output, about)[0].parent / "report.md"
+    return [rich_table(grid) for grid in terminal_grids(assessed)], str(report)
 
 
 def short_names(references: Sequence[str]) -> list[str]:
