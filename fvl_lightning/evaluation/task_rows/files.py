@@ -65,7 +65,7 @@ def _format(entry: str) -> str:
         return suffix
     if Path(entry).is_dir():
         for suffix in (PARQUET, SHARD):
-            if any(Path(entry).glob(f"*{suffix}")):
+            if any(file.suffix == suffix for file in Path(entry).iterdir()):
                 return suffix
     if is_remote(entry):
         return SHARD

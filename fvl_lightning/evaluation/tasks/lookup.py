@@ -61,7 +61,7 @@ def find_task(name: str | Path, overrides: Sequence[str] = (), origin: str = COM
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob(f"*{_YAML}"))
+    return sorted(path.stem for path in folder.iterdir() if path.suffix == _YAML)
 
 
 def _path_of(name: str) -> Path:
