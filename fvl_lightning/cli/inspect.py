@@ -24,6 +24,8 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.registry import SLOT_PACKAGES
 from fvl_lightning.core.terminal import terminal
 
+TASK = "task"
+"""Stands for benchmarks, where other words stand for a slot or a section of an experiment."""
 OwnComponents = Annotated[
     list[str] | None, typer.Option("--plugins", help="File or module with components of your own; repeat for several.")
 ]
@@ -33,10 +35,14 @@ def list_components(
     slot: Annotated[str | None, typer.Argument(help="Only this slot, such as fusion.")] = None,
     plugins: OwnComponents = None,
 ) -> None:
-    """List the components that can fill each slot.
+    """List the components that can fill each slot, or the benchmarks that `fvl evaluate --tasks` knows.
 
     Example: `fvl list fusion`
+    Example: `fvl list task`
     """
+    if slot == TASK:
+        _list_tasks()
+        return
     table = Table("slot", "name", "what it is")
     for name in [slot] if slot else SLOT_PACKAGES:
         for component in summaries(name, plugins or ()).values():
@@ -56,12 +62,16 @@ def describe(
     """Describe a component or a section of an experiment: every key, its type, default and meaning.
 
     Without a name, a slot is described by its components; without arguments, an experiment by its keys. `comparison`
-    describes the keys of a comparison file.
+    describes the keys of a comparison file, `task` those of a task file, and `task.data` those of its section.
 
     Example: `fvl describe fusion gated`
+    Example: `fvl describe task textvqa`
     """
     section, _, key = (slot or "").partition(".")
     wanted = name or key or None
+    if section == TASK:
+        _describe_task(wanted)
+        return
     if section in SLOT_PACKAGES:
         if wanted is None:
             list_components(section, plugins)
@@ -69,6 +79,30 @@ def describe(
             _describe_component(section, wanted, plugins or ())
         return
     _describe_section(section, wanted)
+
+
+def _list_tasks() -> None:
+    from fvl_lightning.evaluation.tasks.lookup import find_task, task_names
+
+    table = Table("task", "title", "metric", "source")
+    for name in task_names():
+        task = find_task(name)
+        table.add_row(name, task.title, as_plain(task.metric)["name"], task.source)
+    terminal().print(table)
+
+
+def _describe_task(name: str | None) -> None:
+    """Prints a task of the catalog as it would be written, or the keys of a task file or of a section of it."""
+    from fvl_lightning.evaluation.tasks.config import TaskConfig
+    from fvl_lightning.evaluation.tasks.lookup import find_task, task_names
+
+    sections = {key: kind for key, kind in get_type_hints(TaskConfig).items() if dataclasses.is_dataclass(kind)}
+    if name is None or name in sections:
+        terminal().print(_fields(sections[name] if name else TaskConfig))
+        return
+    if name not in task_names():
+        raise unknown_name("task or section", name, {*task_names(), *sections}, TASK)
+    terminal().print(Syntax(write_yaml(as_plain(find_task(name))), "yaml", background_color="default"))
 
 
 def _describe_component(slot: str, name: str, plugins: Sequence[str]) -> None:

@@ -177,6 +177,9 @@ def test_truths_of_multiple_choice() -> None:
     reference = Reference(("1",), choices=("1", "2"))
     assert build("multiple_choice").score_answer("A", reference) == 1, "the text of the first"
     assert build("multiple_choice", truth="index").score_answer("B", reference) == 1
+    metric, asked = build("multiple_choice"), Reference(("Downhill",))  # an open question among those with options
+    metric.prepare([asked])
+    assert [metric.score_answer(text, asked) for text in (" downhill.", "uphill", "B")] == [1, 0, 0]
 
 
 @pytest.mark.parametrize(

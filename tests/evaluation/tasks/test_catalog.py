@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.evaluation.task_rows.questions import read_questions
 from fvl_lightning.evaluation.tasks.lookup import find_task, suite, suite_names, task_names
+from tests.conftest import Run
 from tests.evaluation.tasks.layouts import LAYOUTS, Asked
 
 
@@ -47,6 +49,25 @@ def test_a_task_reads_the_layout_of_its_data(tmp_path: Path, name: str) -> None:
     expected = [Asked(**{**vars(one), "group": one.group if grouped else got.group})
                 for one, got in zip(layout.asked, asked, strict=True)]  # fmt: skip
     assert asked == expected
+
+
+def test_every_task_names_a_metric_and_a_number_of_it() -> None:
+    for name in task_names():
+        task = find_task(name)
+        assert task.primary in choose("metric", task.metric, "metric").component.averages, name
+        assert task.source.startswith("https://"), name
+        assert task.lmms_eval, name
+        assert bool(task.published) or bool(task.note), name
+
+
+def test_tasks_are_listed_and_described(tmp_path: Path, fvl_here: Run) -> None:
+    listed = fvl_here(tmp_path, "list", "task").stdout
+    assert all(f" {name} " in listed for name in task_names())
+    assert "hub:lmms-lab-encoder/textvqa" in fvl_here(tmp_path, "describe", "task", "textvqa").stdout
+    assert "paraphrases" in fvl_here(tmp_path, "describe", "task").stdout
+    assert "answers_as" in fvl_here(tmp_path, "describe", "task.fields").stdout
+    wrong = fvl_here(tmp_path, "describe", "task", "textvga")
+    assert (wrong.returncode, "did you mean 'textvqa'?" in wrong.stderr) == (2, True)
 
 
 def test_the_suite_of_the_paper() -> None:

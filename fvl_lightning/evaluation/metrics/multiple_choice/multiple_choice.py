@@ -7,6 +7,7 @@ from typing import Literal
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.registry import register
+from fvl_lightning.evaluation.metrics.accuracy import normalised
 from fvl_lightning.evaluation.metrics.base import AnswerMetric, Reference
 from fvl_lightning.evaluation.metrics.multiple_choice.letters import READINGS
 
@@ -22,6 +23,9 @@ class MultipleChoiceMetric(AnswerMetric):
     The readings ai2d, mmbench, mmmu, mmstar and scienceqa are those of lmms-eval, except that an answer which names no
     option is wrong here: lmms-eval takes a random option for MMMU, and asks GPT and then takes a random one for
     MMBench, so that its scores change from run to run.
+
+    Some benchmarks have open questions among those with options. A question without options whose truth is no letter is
+    one, and its answer must equal the truth apart from case, white space and a final full stop.
     """
 
     title = "Multiple choice"
@@ -42,6 +46,8 @@ class MultipleChoiceMetric(AnswerMetric):
     def prepare(self, references: Iterable[Reference]) -> None:
         """Checks that every question has a true option; DataError where one has not."""
         for reference in references:
+            if self._is_open(reference):
+                continue
             if not reference.answers or not all(self._truth(truth, reference) for truth in reference.answers):
                 shown = ", ".join(map(repr, reference.answers))[:100] or "no answer"
                 allowed = ", ".join(self._options(reference))
@@ -53,9 +59,19 @@ class MultipleChoiceMetric(AnswerMetric):
         return self.score_answer(text, Reference((truth,)))
 
     def score_answer(self, text: str, reference: Reference) -> float:
-        """Returns 1 for an answer that names the option of a reference, else 0."""
+        """Returns 1 for an answer that names the option of a reference, or equals one of an open question, else 0."""
+        if self._is_open(reference):
+            return float(normalised(text) in map(normalised, reference.answers))
         found = READINGS[self.config.reading](text, self._options(reference))
         return float(bool(found) and found in {self._truth(truth, reference) for truth in reference.answers})
+
+    def _is_open(self, reference: Reference) -> bool:
+        """Returns whether a question is no choice: it has references, no options, and its truth is no letter."""
+        return (
+            bool(reference.answers)
+            and not reference.choices
+            and not any(self._truth(truth, reference) for truth in reference.answers)
+        )
 
     def _options(self, reference: Reference) -> dict[str, str]:
         if reference.choices:
