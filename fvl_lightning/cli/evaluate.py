@@ -113,7 +113,7 @@ def evaluate(
     if tasks is not None or suite is not None:
         _refuse({"--level": level, "--data": data}, "it is for the data of a run; a task has data of its own")
         names = [name for name in (tasks or "").split(",") if name] or _suite(suite)
-        request = _request(models, names, change or (), samples or (), output)
+        request = _request(models, names, change or (), samples or (), output, plugins or ())
         request = replace(
             request, limit=limit, variations=_names(controls or NONE), precision=precision,
             accelerator=accelerator or "auto", adapter=adapter, plugins=plugins or (),
@@ -151,13 +151,18 @@ def _suite(name: str | None) -> list[str]:
 
 
 def _request(
-    models: Sequence[str], names: Sequence[str], changes: Sequence[str], samples: Sequence[str], output: Path | None
+    models: Sequence[str],
+    names: Sequence[str],
+    changes: Sequence[str],
+    samples: Sequence[str],
+    output: Path | None,
+    plugins: Sequence[str],
 ) -> "EvaluationRequest":
     """Returns what is asked, once the names of tasks and files are right; nothing heavy has been imported then."""
     from fvl_lightning.evaluation.tasks.lookup import find_task
     from fvl_lightning.evaluation.tasks.request import EvaluationRequest, default_output, named_files
 
-    tasks = [find_task(name, changes) for name in names]
+    tasks = [find_task(name, changes, plugins=plugins) for name in names]
     if len({task.name for task in tasks}) < len(tasks):
         raise ConfigError(f"--tasks: one is named twice in {', '.join(task.name for task in tasks)}")
     return EvaluationRequest(models, tasks, output or default_output(tasks), files=named_files(samples))

@@ -1,5 +1,13 @@
 """Checks of a task file that need none of its rows."""
 
+from collections.abc import Iterable
+from pathlib import Path
+
+from fvl_lightning.core.component_sources.components import ConfigReader, source_check
+from fvl_lightning.core.config.base_files import in_file
+from fvl_lightning.core.config.choices import Choice, ConfigLookup, imported_config
+from fvl_lightning.core.config.loading import choose
+from fvl_lightning.core.config.yaml_text import plain, texts_of
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.evaluation.task_rows.prompts import Template
 from fvl_lightning.evaluation.tasks.config import TaskConfig
@@ -20,6 +28,31 @@ def check_task(task: TaskConfig) -> None:
         raise ConfigError("fields.answers: it names no field with reference answers")
     for key, prompt in [("prompt", task.prompt), *(("paraphrases", prompt) for prompt in task.paraphrases)]:
         Template(prompt, key)
+
+
+def check_metric(task: TaskConfig, origin: str, plugins: Iterable[str], folder: Path) -> None:
+    """Checks name and options of the metric by its source file, so that a mistake is found before seconds of imports.
+
+    Args:
+        task: the task.
+        origin: the file in which its metric was written, or the command line.
+        plugins: further files and modules that may have the metric.
+        folder: the folder that plugin files are relative to.
+
+    Raises:
+        ConfigError: there is no such metric or option.
+    """
+    with source_check():
+        metric_choice(task, origin, ConfigReader([*task.plugins, *plugins], folder))
+
+
+def metric_choice(task: TaskConfig, origin: str = "", config_of: ConfigLookup = imported_config) -> Choice:
+    """Returns the metric of a task with its options; ConfigError where there is no such metric or option."""
+
+    def place(key: str) -> str:
+        return f"metric{key and f'.{key}'}{in_file(origin)}"
+
+    return choose("metric", plain(task.metric), place(""), place, texts_of(task.metric), config_of)
 
 
 def listed_files(task: TaskConfig) -> list[str]:

@@ -81,6 +81,8 @@ class TaskConfig:
     data: TaskData
     metric: dict[str, Any] = field(default_factory=lambda: {"name": "accuracy"}, metadata=AS_WRITTEN)
     """The metric's registered name, and options of it."""
+    plugins: list[str] = field(default_factory=list)
+    """Files or modules with metrics of your own, relative to the task's file."""
     primary: str = ""
     """The number of the metric that stands for the task, such as macro or f1; empty for the metric's own."""
     fields: TaskFields = field(default_factory=TaskFields)

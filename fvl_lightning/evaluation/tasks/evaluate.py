@@ -45,9 +45,7 @@ class AskingTasks:
     progress: Progress = silent
 
 
-def evaluate_model(
-    loaded: LoadedModel, label: str, tasks: Iterable[TaskConfig], how: AskingTasks
-) -> list[TaskResult]:
+def evaluate_model(loaded: LoadedModel, label: str, tasks: Iterable[TaskConfig], how: AskingTasks) -> list[TaskResult]:
     """Scores a model on tasks, as they are and under each variation; all ranks must call it.
 
     Args:

@@ -11,7 +11,7 @@ from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.config.places import origin_of
 from fvl_lightning.core.config.yaml_text import plain, read_yaml
 from fvl_lightning.core.errors import ConfigError, nearest, unknown_name
-from fvl_lightning.evaluation.tasks.checks import check_task, listed_files
+from fvl_lightning.evaluation.tasks.checks import check_metric, check_task, listed_files
 from fvl_lightning.evaluation.tasks.config import TaskConfig
 
 CATALOG, SUITES = (Path(__file__).with_name(folder) for folder in ("catalog", "suites"))
@@ -35,13 +35,16 @@ def suite(name: str) -> list[str]:
     return list(plain(read_yaml((SUITES / f"{name}{_YAML}").read_text(encoding="utf-8")))["tasks"])
 
 
-def find_task(name: str | Path, overrides: Sequence[str] = (), origin: str = COMMAND_LINE) -> TaskConfig:
+def find_task(
+    name: str | Path, overrides: Sequence[str] = (), origin: str = COMMAND_LINE, plugins: Sequence[str] = ()
+) -> TaskConfig:
     """Returns a task.
 
     Args:
         name: its name in the catalog, or the path of a YAML file, in which other paths are relative to it.
         overrides: "key=value" texts, such as data.files=textvqa/*.parquet, with paths relative to the working folder.
         origin: where the overrides were written, for messages.
+        plugins: files and modules, besides those that it names, that may have its metric.
 
     Raises:
         ConfigError: there is no such task, or its file has a mistake.
@@ -57,6 +60,7 @@ def find_task(name: str | Path, overrides: Sequence[str] = (), origin: str = COM
         check_task(task)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    check_metric(task, origin_of(task, "metric", str(path)), plugins, path.parent)
     return task
 
 

@@ -9,11 +9,11 @@ from torchmetrics import Metric
 
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.question_form import QuestionForm
-from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.batched_answers import AskedPrompt, Asking, answer_prompts, most_likely
 from fvl_lightning.evaluation.metrics.base import AnswerMetric
 from fvl_lightning.evaluation.robustness.variations import Variation
+from fvl_lightning.evaluation.tasks.checks import metric_choice
 from fvl_lightning.evaluation.tasks.cleaning import clean
 from fvl_lightning.evaluation.tasks.config import TaskConfig
 from fvl_lightning.evaluation.tasks.question import QuestionSet, TaskQuestion
@@ -95,7 +95,7 @@ def judged(task: TaskConfig, questions: QuestionSet, outputs: Sequence[str], var
     return TaskResult(
         task=task.name,
         title=task.title,
-        metric=task.metric["name"],
+        metric=metric_choice(task).name,
         primary=primary_of(task),
         scores=metric.compute(),
         samples=samples,
@@ -110,7 +110,7 @@ def task_metric(task: TaskConfig, kinds: set[str]) -> AnswerMetric:
     Raises:
         ConfigError: there is no such metric or option.
     """
-    choice = choose("metric", task.metric, "metric")
+    choice = metric_choice(task)
     metric: AnswerMetric = choice.component(choice.config, kinds)
     for part in metric.modules():
         if isinstance(part, Metric):  # torchmetrics would add the answers of all ranks, and wait for them
@@ -120,7 +120,7 @@ def task_metric(task: TaskConfig, kinds: set[str]) -> AnswerMetric:
 
 def primary_of(task: TaskConfig) -> str:
     """Returns the name of the number that stands for a task: the one it names, or the metric's first."""
-    return task.primary or next(iter(choose("metric", task.metric, "metric").component.averages))
+    return task.primary or next(iter(metric_choice(task).component.averages))
 
 
 def _prompt(

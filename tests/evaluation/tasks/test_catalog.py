@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.evaluation.task_rows.questions import read_questions
+from fvl_lightning.evaluation.tasks.checks import metric_choice
 from fvl_lightning.evaluation.tasks.lookup import find_task, suite, suite_names, task_names
 from tests.conftest import Run
 from tests.evaluation.tasks.layouts import LAYOUTS, Asked
@@ -54,7 +54,7 @@ def test_a_task_reads_the_layout_of_its_data(tmp_path: Path, name: str) -> None:
 def test_every_task_names_a_metric_and_a_number_of_it() -> None:
     for name in task_names():
         task = find_task(name)
-        assert task.primary in choose("metric", task.metric, "metric").component.averages, name
+        assert task.primary in metric_choice(task).component.averages, name
         assert task.source.startswith("https://"), name
         assert task.lmms_eval, name
         assert bool(task.published) or bool(task.note), name
@@ -92,5 +92,10 @@ def test_names_and_paths(tmp_path: Path) -> None:
     assert find_task(tmp_path / "own" / "own.yaml", ["data.files=a.jsonl"]).data.files == ["a.jsonl"]
     with pytest.raises(ConfigError, match=r"base\.yaml: prompt: a { is not closed"):
         find_task(tmp_path / "base.yaml")
+    with pytest.raises(ConfigError, match=r"metric\.first_words on the command line: unknown key.*'first_word'"):
+        find_task("pope", ["metric.first_words=true"])
+    with pytest.raises(ConfigError, match=r"unknown metric 'popes'.*did you mean 'pope'"):
+        find_task("pope", ["metric.name=popes"])
+    assert find_task("pope", ["metric.name=popes"], plugins=["own.py"]).metric["name"] == "popes"
     with pytest.raises(ConfigError, match=r"answer\.tokens on the command line must be at least 1"):
         find_task("textvqa", ["answer.tokens=0"])
