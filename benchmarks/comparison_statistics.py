@@ -51,7 +51,7 @@ def main() -> None:
         "second_look": {size_name(*size): second_look(*size, words.tables) for size in [(2, 5), (3, 5), (7, 5)]},
         "resampling": {
             "seeds": {str(seeds): seed_bootstrap_coverage(seeds, words.tables) for seeds in (3, 4, 5)},
-            "images": {str(images): image_coverage(images, words.image_tables) for images in (30, 100, 300)},
+            "images": {str(images): image_coverage(images, words.image_tables) for images in (10, 30, 100, 300)},
         },
     }
     record("comparison_statistics", result)

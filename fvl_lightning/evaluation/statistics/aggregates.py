@@ -23,7 +23,7 @@ from fvl_lightning.evaluation.tasks.result import TaskSample
 
 STATE_DRAWS = 1_000
 """Draws for a number that is computed from summed states."""
-MAX_UPDATES = 2_000_000
+MAX_UPDATES = 500_000
 """Answers that are scored again, over all draws of all models."""
 FEWEST_DRAWS = 50
 """With fewer draws no interval is computed."""
