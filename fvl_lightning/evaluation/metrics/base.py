@@ -17,8 +17,8 @@ A metric of your own is one file, named in `plugins:` of a YAML file:
         def score(self, text: str, truth: str) -> float:
             return float(truth in text)
 
-A comparison names it as `metric: contains/macro`, a task as `metric: contains`. Tables, figures, tests and MLflow names
-follow from the class.
+A comparison names it as `metric: contains/macro`, a task as `metric: {name: contains}`. Tables, figures, tests and
+MLflow names follow from the class. docs/extending.md has one with an option and a number of its own.
 """
 
 from abc import ABC, abstractmethod

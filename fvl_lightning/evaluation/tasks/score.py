@@ -42,10 +42,13 @@ def score_task(
         variation: a control or corruption that changes the images.
 
     Raises:
-        DataError: a prompt leaves no room for an answer, or an image cannot be read.
+        DataError: a prompt leaves no room for an answer, an image cannot be read, or the metric cannot compare with a
+            reference.
         PeerFailedError: another rank has failed.
     """
     asked = variation.questions(questions.questions) if variation else questions.questions
+    # What cannot be scored is refused before hours of answers.
+    task_metric(task, {question.kind for question in asked}).prepare(question.reference for question in asked)
     form, encoder = QuestionForm.read(loaded.processor.asking), loaded.processor.encoder
     prompts = [_prompt(encoder, form, task, question, positions(loaded)) for question in asked]
     reader = loaded.processor.image_processor.reader
