@@ -3,10 +3,12 @@
 import importlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
+from datamodules.hub.address import HubFile
+from datamodules.hub.copies import local_copy
 from datamodules.sources.base import Refusal
 from datamodules.sources.image_files import MAX_IMAGE_BYTES
 from datamodules.sources.parquet_files import OpenParquet, Place, all_values, is_plain, unreadable
@@ -81,7 +83,7 @@ class ParquetRows(TaskRows):
         while left:
             file, group, first, last = self._group_of(left[0].number)
             here = [row for row in left if row.number < last]
-            yield from _images_of(file, group, [(row.number - first, row) for row in here], fields)
+            yield from _images_of(_at_hand(file), group, [(row.number - first, row) for row in here], fields)
             left = left[len(here) :]
 
     def _group_of(self, number: int) -> tuple[_File, int, int, int]:
@@ -93,6 +95,11 @@ class ParquetRows(TaskRows):
                 return file, group, first, first + rows
             first += rows
         raise AssertionError(f"row {number} of {self._starts[-1]}")
+
+
+def _at_hand(file: _File) -> _File:
+    """Returns the file on this machine: images of the hub are read from a copy, since they are read more than once."""
+    return replace(file, place=local_copy(file.place)) if isinstance(file.place, HubFile) else file
 
 
 def _layout(place: Place, used: Sequence[str]) -> _File:
