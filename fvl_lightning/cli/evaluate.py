@@ -151,13 +151,9 @@ def _suite(name: str | None) -> list[str]:
 
 
 def _request(
-    models: Sequence[str],
-    names: Sequence[str],
-    changes: Sequence[str],
-    samples: Sequence[str],
-    output: Path | None,
-    plugins: Sequence[str],
-) -> "EvaluationRequest":
+    models: Sequence[str], names: Sequence[str], changes: Sequence[str], samples: Sequence[str],
+    output: Path | None, plugins: Sequence[str],
+) -> "EvaluationRequest":  # fmt: skip
     """Returns what is asked, once the names of tasks and files are right; nothing heavy has been imported then."""
     from fvl_lightning.evaluation.tasks.lookup import find_task
     from fvl_lightning.evaluation.tasks.request import EvaluationRequest, default_output, named_files
