@@ -32,7 +32,7 @@ test: .venv/.ready ## every test that is not slow
 test-slow: .venv/.ready ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(WORKERS) $(PYTEST_ARGS)
 
-test-lmms: .venv-lmms/.ready ## the metrics against lmms-eval's and pycocoevalcap's own functions
+test-lmms: .venv-lmms/.ready ## metrics and plugin against lmms-eval itself, captions against pycocoevalcap
 	.venv-lmms/bin/python -m pytest --noconftest tests/lmms $(PYTEST_ARGS)
 
 lint: .venv/.ready ## ruff, mypy, and that torchvision is not installed
@@ -53,9 +53,10 @@ ui: .venv/.ready ## the MLflow pages of the runs made here
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
 
-# lmms-eval asks for torchvision and much else that its scoring does not need, so it has an environment of its own.
-.venv-lmms/.ready: tests/lmms/requirements.txt tests/lmms/requirements-no-deps.txt
+# lmms-eval asks for torchvision and much else that is not needed here, so it has an environment of its own.
+.venv-lmms/.ready: tests/lmms/requirements.txt tests/lmms/requirements-no-deps.txt pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-lmms
 	.venv-lmms/bin/python -m pip install --quiet -r tests/lmms/requirements.txt
 	.venv-lmms/bin/python -m pip install --quiet --no-deps -r tests/lmms/requirements-no-deps.txt
+	.venv-lmms/bin/python -m pip install --quiet -c constraints.txt -e .
 	@touch $@
