@@ -168,8 +168,8 @@ def _print_command(request: "EvaluationRequest") -> None:
     from fvl_lightning.evaluation.tasks.lmms_command import lmms_eval_command
 
     for model in request.models:
-        how = {"adapter": request.adapter, "precision": request.precision}
-        say(lmms_eval_command(model, request.tasks, request.limit, **how))
+        adapter, precision = request.adapter, request.precision
+        say(lmms_eval_command(model, request.tasks, request.limit, adapter=adapter, precision=precision))
 
 
 def _evaluate_on_tasks(request: "EvaluationRequest") -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,10 @@ def likelihoods(
     return [found[place] for place in range(len(requests))]
 
 
+def _hidden(done: int) -> None:
+    """Shows no progress."""
+
+
 @contextmanager
 def _whole_images() -> Iterator[None]:
     """Refuses images that were cut, while the kit decodes one; lmms-eval lets Pillow fill them with grey."""
@@ -115,7 +119,7 @@ def _whole_images() -> Iterator[None]:
 def _batches(requests: Sequence[EvalRequest], size: int, show: bool) -> Iterator[list[int]]:
     """Yields the places of requests that are decoded alike, the longest first; those of a document stay together."""
     settings = list(dict.fromkeys((request.sampling, request.stop) for request in requests))
-    with progress_bar("answering", len(requests) if show else 0) as advance:
+    with progress_bar("answering", len(requests)) if show else nullcontext(_hidden) as advance:
         for setting in settings:
             places = [place for place, request in enumerate(requests) if (request.sampling, request.stop) == setting]
             places.sort(key=lambda place: (-len(requests[place].text), requests[place].place))

@@ -123,15 +123,19 @@ def _say_unused(names: tuple[str, ...]) -> None:
 def _simple_messages(
     text: str, doc_to_visual: Any, documents: Documents, task: str, split: str, doc_id: Any
 ) -> list[Message]:
+    """Returns a user message with the images of a document and its text."""
+    return [_placed(_flat(doc_to_visual(documents[task][split][doc_id])) if callable(doc_to_visual) else [], text)]
+
+
+def _placed(images: Sequence[Any], text: str) -> Message:
     """Returns a user message; the text places the images as in a task of the kit, and else they come first."""
-    images = _flat(doc_to_visual(documents[task][split][doc_id])) if callable(doc_to_visual) else []
     try:
         parts, shown = place_images(text, range(len(images)))
     except DataError:  # a text that names images which are not there
-        return [user_message(images, text)]
+        return user_message(list(images), text)
     pictures = iter(shown)
     content = [part if part["type"] == "text" else {**part, "image": images[next(pictures)]} for part in parts]
-    return [{"role": "user", "content": content or text}]
+    return {"role": "user", "content": content or text}
 
 
 def _flat(visuals: Any) -> list[Any]:
@@ -164,4 +168,8 @@ def _message(place: str, message: Any) -> Message:
             parts.append({"type": "text", "text": part["text"]})
         else:
             raise DataError(f"{place}: a message has a part of type {kind}, and the model reads images and text alone")
+    images = [part["image"] for part in parts if part["type"] == "image"]
+    # lmms-eval makes such a message of a task without conversations, whatever the text says of its images.
+    if message["role"] == "user" and [part["type"] for part in parts] == ["image"] * len(images) + ["text"]:
+        return _placed(images, parts[-1]["text"])
     return {"role": message["role"], "content": parts}

@@ -221,6 +221,11 @@ def test_images_stand_where_the_text_has_them() -> None:
         return [part.get("text", part.get("image")) for part in request.messages()[0]["content"]]
 
     assert parts("w7 <image> w8 <image>", [one, two]) == ["w7 ", one, " w8 ", two]
+    message = conversation({"text": "w7 <image 2> w8", "images": [1, 2]})
+    request = chat_generation(("", lambda doc: message, {}, 0, "colours", "test"), DOCUMENTS)
+    found = request.messages()[0]["content"]
+    assert found[1]["image"] is message[0]["content"][1]["url"], "as in the interface without conversations"
+    assert [part.get("text") for part in found] == ["w7 ", None, " w8"]
     assert parts("w7", [[one], [two]]) == [one, two, "w7"]
     assert parts("w7 <image> <image> <image>", [one, two]) == [one, two, "w7 <image> <image> <image>"]
     assert parts("w7", {"bytes": file.getvalue(), "path": None}) == [file.getvalue(), "w7"]
