@@ -152,6 +152,13 @@ LAYOUTS: dict[str, Layout] = {
          ["1", "1", "Is there a dog?", "no", "COCO_1", RED, "popular"]],
         [Asked(f"Is there a cat?{WORD}", ("yes",), "adversarial"), Asked(f"Is there a dog?{WORD}", ("no",), "popular")],
     ),
+    "mmvet": Layout(
+        {"question_id": TEXT, "image": IMAGE, "question": TEXT, "answer": TEXT, "image_source": TEXT,
+         "capability": TEXT},
+        [["v1_0", RED, "What is x?", "-1<AND>-5", "vet", "ocr,math"]],
+        [Asked("First please perform reasoning, and think step by step to provide best answer to the following "
+               "question: \n\nWhat is x?", ("-1<AND>-5",), "ocr,math")],
+    ),
     "mme_perception": Layout(
         _MME,
         _MME_ROWS,

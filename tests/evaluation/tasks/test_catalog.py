@@ -72,7 +72,7 @@ def test_tasks_are_listed_and_described(tmp_path: Path, fvl_here: Run) -> None:
 
 def test_the_suite_of_the_paper() -> None:
     assert suite_names() == ["florence_vl"]
-    assert sorted(suite("florence_vl")) == task_names()
+    assert sorted([*suite("florence_vl"), "mmvet"]) == task_names(), "all but the one that needs a judge"
     with pytest.raises(ConfigError, match="unknown suite 'florence', allowed: florence_vl; did you mean"):
         suite("florence")
 
