@@ -5,10 +5,12 @@ from math import isnan
 from typing import Any
 
 import pytest
+import torch
 
 from fvl_lightning.core import registry
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.metrics.base import AnswerMetric, KindScores, Reference
+from fvl_lightning.evaluation.metrics.collecting import CollectingMetric
 
 KINDS = ("existence", "count", "code_reasoning")
 YES_NO = [
@@ -59,6 +61,7 @@ def further(name: str, answers: Sequence[tuple[str, str, Reference]], **fields: 
 
 
 SCORED_HERE = [name for name in registry.names("metric") if not registry.component("metric", name).needs]
+COLLECTING = [name for name in SCORED_HERE if issubclass(registry.component("metric", name), CollectingMetric)]
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
@@ -81,6 +84,27 @@ def test_two_halves_are_the_whole(name: str) -> None:
     empty = build(name).compute()
     assert all(isnan(empty.average(average)) or empty.average(average) == 0 for average in flat)
     assert empty.further.keys() == expected.further.keys()
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+@pytest.mark.parametrize("name", COLLECTING)
+def test_a_rank_without_answers_takes_part(name: str) -> None:
+    """It sends empty tensors of the types that the other rank sends, which gather needs."""
+    answers = ANSWERS.get(name, OTHERS)
+    other, nothing = build(name), build(name)
+    expected = scored(other, answers)
+    sent = [torch.cat(state) if isinstance(state, list) else state for state in other.metric_state.values()]
+
+    def gather(state: torch.Tensor, group: object) -> list[torch.Tensor]:
+        received = sent.pop(0)
+        assert state.dtype == received.dtype
+        return [state, received]
+
+    nothing.dist_sync_fn, nothing.distributed_available_fn = gather, lambda: True
+    found = nothing.compute()
+    assert found.overall == pytest.approx(expected.overall)
+    assert found.further == pytest.approx(expected.further, nan_ok=True)
+    assert list(nothing.kept()) == [], "its own again"
 
 
 @pytest.mark.parametrize("name", SCORED_HERE)
