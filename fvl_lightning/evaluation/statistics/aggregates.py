@@ -2,11 +2,13 @@
 
 Means are resampled by their sums (means.py). A number that is no mean, such as F1, is computed again for every draw.
 Most metrics have states that are sums over answers; these are summed by cluster once, and a draw is then a weighted sum
-of them. Otherwise every drawn answer is scored again, in as many draws as MAX_UPDATES allows.
+of them. Other metrics keep something of every answer, which is put together for a draw; there are then as many draws
+as MAX_DRAWN_ANSWERS allows.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from math import nan
 from typing import Any
 
@@ -23,8 +25,8 @@ from fvl_lightning.evaluation.tasks.result import TaskSample
 
 STATE_DRAWS = 1_000
 """Draws for a number that is computed from summed states."""
-MAX_UPDATES = 500_000
-"""Answers that are scored again, over all draws of all models."""
+MAX_DRAWN_ANSWERS = 500_000
+"""Answers whose states are put together, over all draws of all models."""
 FEWEST_DRAWS = 50
 """With fewer draws no interval is computed."""
 
@@ -108,46 +110,68 @@ def _other_draws(
         sums = fewer.sums(np.stack([table for table in totals if table is not None], axis=1))
         values = [[[_number(metric, name, vector) for vector in row] for row in draw] for draw in sums]
         return names.tolist(), np.array(values)
-    draws = min(STATE_DRAWS, MAX_UPDATES // max(1, len(models) * len(models[0])))
+    draws = min(STATE_DRAWS, MAX_DRAWN_ANSWERS // max(1, len(models) * len(models[0])))
     fewer = resamples.limited(draws if draws >= FEWEST_DRAWS else 0)
-    columns = [_rescored(metric, name, samples, fewer, group) for samples in models]
-    return names.tolist(), np.stack(columns, axis=1)
+    columns = [_put_together(metric, name, samples, fewer, group) for samples in models]
+    drawn = min(map(len, columns))
+    return names.tolist(), np.stack([column[:drawn] for column in columns], axis=1)
 
 
-def _rescored(
+def _put_together(
     metric: AnswerMetric, name: str, samples: Sequence[TaskSample], resamples: Resamples, group: NDArray[np.intp]
 ) -> Array:
-    """Returns a number `[1 + r, G]` by scoring the drawn answers again; a cluster drawn twice has groups of its own."""
+    """Returns a number `[1 + r, G]` from the states of the drawn answers; no draws where that is not exact."""
+    states, groups = _AnswerStates(metric, samples), int(group.max()) + 1
+
+    def numbers(drawn: Iterable[tuple[int, int]]) -> list[float]:
+        by_group: dict[int, list[tuple[int, int]]] = {}
+        for place, copy in drawn:
+            by_group.setdefault(int(group[place]), []).append((place, copy))
+        return [states.number(name, by_group[number]) if number in by_group else nan for number in range(groups)]
+
     members = [np.flatnonzero(resamples.cluster == cluster).tolist() for cluster in range(resamples.clusters)]
-    groups = int(group.max()) + 1
-    rows = [_numbers_by_group(metric, name, list(zip(samples, group.tolist(), strict=True)), groups)]
+    rows = [numbers((place, 0) for place in range(len(samples)))]
+    whole = [
+        aggregate(metric, [samples[place] for place in np.flatnonzero(group == number)]).average(name)
+        for number in range(groups)
+    ]
+    if not np.allclose(rows[0], whole, equal_nan=True):
+        return np.array([whole])
     for weights in resamples.weights():
         for weight in weights.astype(int):
-            drawn = [
-                (_copied(samples[place], copy), int(group[place]))
-                for cluster in np.flatnonzero(weight)
-                for copy in range(weight[cluster])
-                for place in members[cluster]
-            ]
-            rows.append(_numbers_by_group(metric, name, drawn, groups))
+            drawn = np.flatnonzero(weight).tolist()
+            rows.append(numbers((place, copy) for c in drawn for copy in range(weight[c]) for place in members[c]))
     return np.array(rows)
 
 
-def _copied(sample: TaskSample, copy: int) -> TaskSample:
-    if not copy:
-        return sample
-    return replace(sample, reference=replace(sample.reference, group=f"{sample.reference.group} copy {copy}"))
+class _AnswerStates:
+    """States of a metric after each answer alone, from which those after any answers are put together."""
 
+    def __init__(self, metric: AnswerMetric, samples: Sequence[TaskSample]) -> None:
+        self._metric, self._samples = metric, samples
+        self._kept: dict[tuple[int, int], dict[str, Any]] = {}
 
-def _numbers_by_group(
-    metric: AnswerMetric, name: str, drawn: Sequence[tuple[TaskSample, int]], groups: int
-) -> list[float]:
-    by_group: dict[int, list[TaskSample]] = {}
-    for sample, group in drawn:
-        by_group.setdefault(group, []).append(sample)
-    return [
-        aggregate(metric, by_group[number]).average(name) if number in by_group else nan for number in range(groups)
-    ]
+    def number(self, name: str, answers: Sequence[tuple[int, int]]) -> float:
+        """Returns a number of answers, each a place among the samples and which copy of its cluster it is in."""
+        parts = [self._states(place, copy) for place, copy in answers]
+        for state, first in parts[0].items():
+            values = [part[state] for part in parts]
+            together = list(chain.from_iterable(values)) if isinstance(first, list) else torch.stack(values).sum(0)
+            setattr(self._metric, state, together)
+        return float(_computed(self._metric).average(name))
+
+    def _states(self, place: int, copy: int) -> dict[str, Any]:
+        if (place, copy) not in self._kept:
+            sample = self._samples[place]
+            if copy:  # a cluster that is drawn twice has groups of its own
+                reference = replace(sample.reference, group=f"{sample.reference.group} copy {copy}")
+                sample = replace(sample, reference=reference)
+            _fill(self._metric, [sample])
+            states = self._metric.metric_state.items()
+            self._kept[place, copy] = {
+                state: list(value) if isinstance(value, list) else value.clone() for state, value in states
+            }
+        return self._kept[place, copy]
 
 
 def _state_totals(

@@ -192,10 +192,10 @@ def test_a_number_that_is_no_mean_is_computed_again_for_every_draw() -> None:
 def test_time_for_a_number_that_is_no_mean_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     made = samples(np.ones(40, bool), 20)
     metric = YesF1Metric(YesF1Metric.Config(sums=False), ["all"])
-    monkeypatch.setattr(aggregates, "MAX_UPDATES", 40 * 70)
+    monkeypatch.setattr(aggregates, "MAX_DRAWN_ANSWERS", 40 * 70)
     resamples = Resamples([sample.cluster for sample in made])
     assert len(number_draws([made], metric, OVERALL, resamples)) == 71
-    monkeypatch.setattr(aggregates, "MAX_UPDATES", 40 * 10)
+    monkeypatch.setattr(aggregates, "MAX_DRAWN_ANSWERS", 40 * 10)
     draws = number_draws([made], metric, OVERALL, resamples)
     assert len(draws) == 1
     assert np.isnan(estimate(draws[:, 0], 20).interval).all()
