@@ -85,9 +85,9 @@ class TaskQuestions(QuestionSet):
         """Returns an encoded image; see QuestionSet."""
         return self._images.read(number)
 
-    def image_hash(self, number: int) -> str:
-        """Returns the sha256 of an encoded image."""
-        return self._images.hashes[number]
+    def where(self, number: int) -> str:
+        """Returns the file and the row that an image is from first, for messages."""
+        return self._images.where(number)
 
     def with_prompt(self, prompt: str) -> "TaskQuestions":
         """Returns the same questions in another prompt; no file is read. Errors as of TaskQuestions."""

@@ -39,6 +39,10 @@ class QuestionSet(ABC):
     def image(self, number: int) -> bytes:
         """Returns an encoded image; DataError where it cannot be read."""
 
+    def where(self, number: int) -> str:
+        """Returns the file and the row that an image is from, for messages."""
+        return f"image {number}"
+
     @property
     @abstractmethod
     def identity(self) -> str:

@@ -56,7 +56,11 @@ def score_task(
     def read_pixels(numbers: Sequence[int]) -> Tensor:
         squares = []
         for number in numbers:
-            image = reader.decode(questions.image(number))
+            encoded = questions.image(number)
+            try:
+                image = reader.decode(encoded)
+            except DataError as error:
+                raise DataError(f"task {task.title}, {questions.where(number)}: its image: {error}") from None
             squares.append(reader.square(variation.image(image) if variation else image))
         return reader.pixels(squares)
 

@@ -184,6 +184,16 @@ def test_a_mistake_is_one_sentence(folder: Path, fvl_here: Run, words: tuple[str
     assert re.search(message, line), line
 
 
+def test_an_image_that_is_cut_is_named_by_its_row(folder: Path, fvl_here: Run) -> None:
+    cut = {"bytes": png("red")["bytes"][:-30], "path": None}
+    rows = [{"image": image, "question": "what?", "answer": "a"} for image in (png("blue"), cut)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "cut.parquet")
+    (folder / "cut.yaml").write_text("title: Cut\ndata: {files: cut.parquet}\n")
+    done = fvl_here(folder, "evaluate", "model", "--tasks", "cut.yaml", "--output", "out-cut")
+    assert done.returncode == 2
+    assert re.search(r"task Cut, cut\.parquet, row 1: its image: [^\n]+\n?$", done.stderr), done.stderr
+
+
 def test_samples_of_another_model_stand_beside(folder: Path, fvl_here: Run) -> None:
     assert fvl_here(folder, "evaluate", "model", "--tasks", "short.yaml", "--output", "first").returncode == 0
     file = folder / "first" / "short" / "model.jsonl"
