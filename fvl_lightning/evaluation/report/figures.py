@@ -1,5 +1,6 @@
 """Figures of an evaluation: scores with intervals, scores on corrupted images, and slices."""
 
+import textwrap
 from collections.abc import Sequence
 from math import ceil, isfinite
 
@@ -25,6 +26,8 @@ from fvl_lightning.reporting.style import (
 
 COLUMNS = 3
 """Panels side by side."""
+LABEL_CHARACTERS = 32
+"""Characters of a line of an axis' label."""
 GROUP_WIDTH = 0.7
 """Part of a group's place that its points take."""
 MARKS = {"blind": "x", "shuffled": "s", "paraphrase": "^"}
@@ -35,7 +38,7 @@ def score_figure(tasks: Sequence[TaskAssessment]) -> Figure:
     """Draws the score of every model on every task with its interval, its controls, and the answer prior."""
     models = list(dict.fromkeys(model for task in tasks for model in task.statistics.scores))
     names, palette = short_names(models), dict(zip(models, colors(models), strict=True))
-    figure, panels = _panels([task.title for task in tasks], width=max(3.6, 0.9 * len(models) + 1.2), height=3.6)
+    figure, panels = _panels([task.title for task in tasks], width=max(3.6, 0.45 * len(models) + 1.6), height=3.6)
     shown: set[str] = set()
     for task, axes in zip(tasks, panels, strict=True):
         own = task.statistics.scores
@@ -50,16 +53,17 @@ def score_figure(tasks: Sequence[TaskAssessment]) -> Figure:
                 drawn.append([row.score.value])
         axes.axhline(task.prior.value, color=INK, linewidth=1.2, linestyle=(0, (3, 2)), zorder=2)
         axes.set_xlim(-0.6, len(models) - 0.4)
-        axes.set_xticks(range(len(models)), [wrapped(names[model]) for model in models], color=INK)
-        axes.set_ylabel(task.described, color=INK, wrap=True)
+        axes.set_xticks([])
+        axes.set_ylabel(textwrap.fill(task.described, LABEL_CHARACTERS), color=INK)
         score_axis(axes, task.bounds, [value for values in drawn for value in values] + [task.prior.value], False)
     marks = [MARKS[name] for name in sorted(shown)]
     handles = [
-        Line2D([], [], color=MUTED, marker="o", linewidth=1.6),
+        *(Line2D([], [], color=palette[model], marker="o", linewidth=1.6) for model in models),
+        Line2D([], [], color=MUTED, linewidth=1.6),
         Line2D([], [], color=INK, linewidth=1.2, linestyle=(0, (3, 2))),
         *(Line2D([], [], color=MUTED, marker=mark, linestyle="none", fillstyle="none") for mark in marks),
     ]
-    legend_above(figure, handles, ["95 % interval over new questions", OF_PRIOR, *sorted(shown)])
+    legend_above(figure, handles, [*names.values(), "95 % interval over new questions", OF_PRIOR, *sorted(shown)])
     return figure
 
 
@@ -87,7 +91,7 @@ def corruption_figure(task: TaskAssessment) -> Figure | None:
     for axes in panels[-COLUMNS:]:
         axes.set_xlabel("strength", color=INK)
     for axes in panels[::COLUMNS]:
-        axes.set_ylabel(task.described, color=INK, wrap=True)
+        axes.set_ylabel(textwrap.fill(task.described, LABEL_CHARACTERS), color=INK)
     score_axis(panels[0], task.bounds, drawn, from_zero=False)
     legend_above(figure, *panels[0].get_legend_handles_labels())
     return figure
@@ -124,7 +128,7 @@ def _draw_slices(axes: Axes, task: TaskAssessment, field: str, models: Sequence[
     axes.set_xticks(range(len(texts)), texts, color=INK)
     axes.set_xlim(-0.6, len(texts) - 0.4)
     axes.set_title(f"{task.title}, by {field}", color=INK, fontsize=11, loc="left")
-    axes.set_ylabel(task.described, color=INK, wrap=True)
+    axes.set_ylabel(textwrap.fill(task.described, LABEL_CHARACTERS), color=INK)
     clean_axes(axes)
     axes.tick_params(axis="x", length=0)
     score_axis(axes, task.bounds, drawn, from_zero=False)

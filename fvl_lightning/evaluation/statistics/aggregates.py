@@ -132,7 +132,7 @@ def _put_together(
     members = [np.flatnonzero(resamples.cluster == cluster).tolist() for cluster in range(resamples.clusters)]
     rows = [numbers((place, 0) for place in range(len(samples)))]
     whole = [
-        aggregate(metric, [samples[place] for place in np.flatnonzero(group == number)]).average(name)
+        aggregate(metric, [samples[place] for place in np.flatnonzero(group == number).tolist()]).average(name)
         for number in range(groups)
     ]
     if not np.allclose(rows[0], whole, equal_nan=True):
