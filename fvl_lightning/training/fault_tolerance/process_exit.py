@@ -28,8 +28,9 @@ def exit_within(seconds: float, code: int) -> None:
 
 def begin_exit(code: int) -> None:
     """Limits the time of Python's own exit, which a Ctrl-C shortens; for the main thread."""
-    exit_within(EXIT_SECONDS, code)
+    # First the handler: a Ctrl-C while the timer starts would end the process with a traceback.
     signal.signal(signal.SIGINT, lambda *_: _exit(code))
+    exit_within(EXIT_SECONDS, code)
 
 
 def _exit(code: int) -> None:

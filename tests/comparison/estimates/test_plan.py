@@ -197,7 +197,7 @@ def test_neither_data_nor_tokenizer_nor_hub(tmp_path: Path, fvl_here: Run) -> No
         assert done.returncode == 0, done.stderr
         found.append(ComparisonPlan.read(read_sealed(tmp_path / "runs" / "mine" / "plan.json")))
     plan, shorter = found
-    assert {stage.row_tokens for stage in plan.stages} == {2048}
+    assert {stage.row_tokens for stage in plan.stages} == {1024}
     assert "the most that data.sequence_length allows (no shards to inspect)" in plan.stages[0].rows
     assert all(stage.hours == pytest.approx(stage.flops / 2e12 / 3600) for stage in plan.stages)
     assert {arm.questions for arm in plan.scoring} == {None}

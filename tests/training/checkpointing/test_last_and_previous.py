@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.training.checkpointing.checksum import read_file
 from fvl_lightning.training.checkpointing.last_and_previous import (
     RUN_HASH,
     TRAINING_KEYS,
@@ -117,7 +118,7 @@ def test_a_checkpoint_of_an_earlier_version_is_whole_if_torch_can_read_it(flips:
         damaged[place] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)
         if is_whole(path):  # the bit is one that torch does not read
-            found = torch.load(path, weights_only=True)
+            found = read_file(path)
             assert torch.equal(found["weights"], torch.full((64, 64), 1.0)), f"flipped at {place} of {len(whole)}"
     for size in [0, 1, 21, len(whole) - 1, *draw.sample(range(len(whole)), 20)]:
         path.write_bytes(whole[:size])

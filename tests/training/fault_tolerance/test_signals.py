@@ -227,6 +227,18 @@ def test_an_exit_that_hangs_has_a_limit() -> None:
     assert code == (2, "")
 
 
+def test_a_ctrl_c_while_the_exit_begins_prints_nothing() -> None:
+    """It comes while the timer of the exit starts."""
+    code = ended(
+        "from fvl_lightning.training.fault_tolerance import process_exit",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",
+        "process_exit.exit_within = lambda *_: os.kill(os.getpid(), signal.SIGINT)",
+        "process_exit.begin_exit(75)",
+        "sys.exit(75)",
+    )
+    assert code == (75, "")
+
+
 def test_handlers_that_come_later_take_over_and_the_end_is_left_alone() -> None:
     code = """
 end_at_once()
