@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import get_args
 
 from datamodules.hub.address import PREFIX
+from fvl_lightning.evaluation.report.report import FILES
 from fvl_lightning.evaluation.task_rows.questions import read_questions
 from fvl_lightning.evaluation.tasks.checks import metric_choice
 from fvl_lightning.evaluation.tasks.cleaning import STEPS
 from fvl_lightning.evaluation.tasks.config import TaskConfig, TaskFields
 from fvl_lightning.evaluation.tasks.lookup import find_task, suite
+from fvl_lightning.evaluation.tasks.request import OUTPUT
 from tests.conftest import ROOT
 from tests.evaluation.tasks.layouts import png
 
@@ -42,6 +44,11 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
     first, second = read_questions(find_task(tmp_path / "signs.yaml")).questions
     assert len(first.reference.answers) == len(second.reference.answers) == 10
     assert (second.slices, first.cluster != second.cluster) == ({"place": "house"}, True)
+
+
+def test_the_files_that_it_names_are_those_of_a_report() -> None:
+    assert all(f"`{name}`" in PAGE for name in FILES if not name.endswith(".png"))
+    assert f"`{OUTPUT}`" in PAGE
 
 
 def test_the_keys_and_steps_that_it_names_are_there() -> None:
