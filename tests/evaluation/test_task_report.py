@@ -11,6 +11,7 @@ from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.metrics.accuracy import AccuracyMetric
 from fvl_lightning.evaluation.metrics.base import KindScores, Reference
 from fvl_lightning.evaluation.report.assessment import TaskAssessment, assess
+from fvl_lightning.evaluation.report.figures import score_figure
 from fvl_lightning.evaluation.report.report import markdown, terminal_grids, write_report
 from fvl_lightning.evaluation.robustness.corruptions import STRENGTHS
 from fvl_lightning.evaluation.statistics import resampling
@@ -113,6 +114,17 @@ def test_one_model_has_no_differences(tasks: list[TaskAssessment]) -> None:
         {"m": [answered(0.7, "", generator, "lamps")]}, AccuracyMetric(AccuracyMetric.Config(), ["is", "has"])
     )
     assert "## Differences" not in markdown([alone])
+
+
+def test_no_prior_is_sent_to_a_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AccuracyMetric, "asks_server", True)
+    monkeypatch.setattr(AccuracyMetric, "score_answer", lambda *_: pytest.fail("an answer was judged"))
+    generator = np.random.default_rng(0)
+    found = assess({"m": [answered(0.7, "", generator, "lamps"), answered(0.6, "blind", generator, "lamps")]},
+                   AccuracyMetric(AccuracyMetric.Config(), ["is", "has"]))  # fmt: skip
+    assert np.isnan(found.prior.value)
+    assert "| answer prior | - |" in markdown([found])
+    assert score_figure([found])
 
 
 def test_a_model_without_a_plain_result_is_refused() -> None:

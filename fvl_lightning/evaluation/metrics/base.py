@@ -94,6 +94,8 @@ class AnswerMetric(Metric, ABC):
     """Fields of Config without which nothing can be scored; a task sets them, a comparison's `metric` cannot."""
     is_mean: ClassVar[bool] = True
     """Whether `macro` and `overall` are means of the answers' own scores, which can then be resampled."""
+    asks_server: ClassVar[bool] = False
+    """Whether scoring an answer sends it to a server; the answer prior is then not scored."""
     higher_is_better = True
     full_state_update = False
 

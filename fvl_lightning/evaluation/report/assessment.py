@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.metrics.base import AnswerMetric
@@ -54,6 +55,7 @@ class TaskAssessment:
     further: dict[str, dict[str, float]]
     """{model: {name: value}} of the further numbers that the metric reports."""
     prior: Estimate
+    """NaN for a metric that would send the prior's answers to a server."""
     above_prior: dict[str, Estimate]
     """{model: its score minus that of the answer prior}."""
     varied: tuple[VariedScore, ...]
@@ -89,7 +91,10 @@ def assess(
     first = next(iter(plain.values()))
     metric.prepare([sample.reference for sample in first.samples])
     statistics = score_statistics(plain, metric, baseline, alpha, seed)
-    prior = drawn_numbers(plain | {OF_PRIOR: prior_result(first, metric)}, metric, alpha, seed)
+    prior, above_prior = Estimate(nan), dict.fromkeys(plain, Estimate(nan))
+    if not metric.asks_server:
+        drawn = drawn_numbers(plain | {OF_PRIOR: prior_result(first, metric)}, metric, alpha, seed)
+        prior, above_prior = drawn.score(OF_PRIOR), {model: drawn.difference(model, OF_PRIOR) for model in plain}
     return TaskAssessment(
         task=first.task,
         title=first.title,
@@ -101,8 +106,8 @@ def assess(
         statistics=statistics,
         by_kind={model: dict(result.scores.by_kind) for model, result in plain.items()},
         further={model: dict(result.scores.further) for model, result in plain.items()},
-        prior=prior.score(OF_PRIOR),
-        above_prior={model: prior.difference(model, OF_PRIOR) for model in plain},
+        prior=prior,
+        above_prior=above_prior,
         varied=tuple(_varied(results, plain, metric, alpha, seed)),
         biases=tuple(bias_checks(plain, alpha)),
         slices=tuple(slice_scores(plain, metric, alpha, seed)),

@@ -206,7 +206,7 @@ TOLERANCE = 0.04
 """95 % of the intervals should hold the truth; over 200 simulations 91 to 99 % do with a probability above 0.98."""
 
 
-@pytest.mark.parametrize("clusters", [12, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("clusters", [12, 100])
 def test_the_truth_is_inside_95_of_100_intervals(clusters: int) -> None:
     generator, truth = np.random.default_rng(clusters), 0.1
     names = np.repeat(np.arange(clusters), PER_CLUSTER).tolist()

@@ -41,6 +41,7 @@ class JudgeMetric(AnswerMetric):
     criterion = "judged by a model"
     explanation = "score what a language model judges them with, shown the reference"
     needs = ("endpoint", "model")
+    asks_server = True
 
     @dataclass
     class Config:
