@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from fvl_lightning.comparison.result_files.cell import CellResult, CellSpec, Failure, TrialResult
 from fvl_lightning.comparison.result_files.record import Record
+from fvl_lightning.comparison.scoring.names import MACRO, TASKS
 from fvl_lightning.core.config.fields import defaults_of, keys_that_change
 from fvl_lightning.core.config.loading import check_config, config_hash
 from fvl_lightning.core.errors import DataError, UserError, first_line
@@ -33,8 +34,9 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 
-NOT_HASHED = ("parent_run_id", "tags", "fresh", "split", "resources")
-"""Parts of a specification that do not change the result; another split is scored in another folder."""
+NOT_HASHED = ("parent_run_id", "tags", "fresh", "split", "resources", TASKS, MACRO)
+"""Parts of a specification that do not change the result; another split is scored in another folder. What is asked of
+tasks is hashed by itself."""
 OF_TORCH = re.compile(r"(\[rank\d+\]:)?\s*\[[IWEF]\d{4} ")
 """Beginning of lines that torch's C++ code logs, such as about ranks that are gone; none is why a cell failed."""
 WITHOUT_GPUS = ("cpu", "mps")
@@ -179,7 +181,9 @@ class Cell:
 def _hashed(spec: CellSpec) -> dict[str, Any]:
     """Returns the parts of a specification that change the result; on which devices it is computed does not."""
     parts = {name: part for name, part in spec.plain().items() if name not in NOT_HASHED}
-    return {**parts, "stages": [without_placement(stage) for stage in spec.stages]}
+    tasks = {name: [task.identity, task.asked] for name, task in spec.tasks.items()}
+    stages = [without_placement(stage) for stage in spec.stages]
+    return {**parts, "stages": stages} | ({"tasks": tasks} if tasks else {})
 
 
 def _is_same(stored: Mapping[str, Any], spec: CellSpec) -> bool:

@@ -10,7 +10,7 @@ from fvl_lightning.core.config.addresses import refuse_login
 from fvl_lightning.core.config.base_files import read_layers
 from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.config.fields import MAX_SEED, changes, number
-from fvl_lightning.core.config.loading import AS_WRITTEN
+from fvl_lightning.core.config.loading import AS_WRITTEN, as_plain
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import MARKS_OF_COMPARISONS, ExperimentConfig
 from fvl_lightning.evaluation.metrics.lookup import DEFAULT_SCORE
@@ -34,6 +34,9 @@ class TuneConfig:
     """Factors of every stage's learning rates, such as [0.3, 1, 3]."""
     seeds: list[int] = number(default_factory=list, at_least=0, at_most=MAX_SEED)
     """Seeds to try them with; none may be among the reported seeds."""
+    metric: str | None = None
+    """Score to choose by, on the split `validation`; null for that of the comparison, which must then not be one of
+    tasks."""
 
     def __post_init__(self) -> None:
         lists: dict[str, list[Any]] = {"learning_rate_factors": self.learning_rate_factors, "seeds": self.seeds}
@@ -49,6 +52,27 @@ class ScoringConfig:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """32-true computes in the type of the weights, bf16-mixed in bfloat16, which is faster on a GPU and may give other
     answers."""
+
+
+@dataclass
+class EvaluateConfig:
+    """The tasks that every cell is scored on after its training, besides the split `test`."""
+
+    tasks: list[PathText] = field(default_factory=list)
+    """Names of tasks of the kit (docs/evaluation.md), or files of tasks of your own, relative to this file."""
+    limit: int | None = number(None, at_least=1)
+    """How many questions of each task are asked, spread evenly over it, the same for every cell; null for all."""
+    macro: dict[str, list[str]] = field(default_factory=dict)
+    """Averages over tasks, each task with the same weight, such as {documents: [docvqa, chartqa]}."""
+    correction: Literal["holm", "benjamini_hochberg"] = "holm"
+    """How the scores beside `metric` are tested as one family. holm: any false claim is at most 5 % likely;
+    benjamini_hochberg: at most 5 % of the claims are expected to be false."""
+    pairs: Literal["baseline", "all"] = "baseline"
+    """baseline: every arm is compared with the baseline; all: all pairs of arms are, also by `metric`."""
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("evaluate.tasks: name at least one task")
 
 
 @dataclass
@@ -99,7 +123,10 @@ class ComparisonConfig:
     """The arm that the others are compared to; null for the first."""
     metric: str = DEFAULT_SCORE
     """Score that the arms are compared by, on the split `test`: a metric (`fvl list metric`) and its average, macro
-    over kinds of question, or overall over questions."""
+    over kinds of question, or overall over questions. Or a score of what `evaluate` names: tasks/<task>,
+    tasks/<task>/<number>, or macro/<name of an average>."""
+    evaluate: EvaluateConfig | None = None
+    """Tasks that every cell is scored on; null for none."""
     smallest_effect: float = number(0.02, above=0, at_most=1)
     """Smallest difference of the metric that matters; smaller ones count as equivalent."""
     set: list[str] = field(default_factory=list)
@@ -142,6 +169,15 @@ class ComparisonConfig:
         """Returns how a key of the experiments is set, for the message that refuses it."""
         of_experiments = key in {field.name for field in fields(ExperimentConfig)}
         return f"`set` sets {key} in the experiments, as in set=trainer.max_steps=20" if of_experiments else ""
+
+    def recorded(self) -> dict[str, Any]:
+        """Returns the plain configuration, without later keys that are null, as earlier versions recorded it."""
+        plain = as_plain(self)
+        if plain["evaluate"] is None:
+            del plain["evaluate"]
+        if plain["tune"] and plain["tune"]["metric"] is None:
+            del plain["tune"]["metric"]
+        return plain
 
     @property
     def overrides(self) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fvl_lightning.comparison.arms import FEATURE_CACHE, Arm, arms_of, written_at
 from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.comparison.scoring.names import is_task_score
 from fvl_lightning.core.component_sources.components import source_check
 from fvl_lightning.core.config.fields import differences
 from fvl_lightning.core.config.loading import as_plain, load_config, read_config
@@ -72,7 +73,7 @@ def experiments(
     arms = arms_of(config, path)
     load = load_config if import_components else read_config
     if import_components:
-        metric_of(config.metric, written_at(config, "metric", path))
+        _check_metrics(config, path)
     _check_stages(config, path)
     several, base = seeds is not None or len(config.seeds) > 1, path.parent
     common_origin = written_at(config, "set", path)
@@ -103,6 +104,14 @@ def experiments(
     _track_together(plans.values())
     _check_swept(config, path, next(iter(plans.values())).arms, [key for arm in arms.values() for key in arm.values])
     return plans
+
+
+def _check_metrics(config: ComparisonConfig, path: Path) -> None:
+    """Raises ConfigError for an unknown metric of a split; scores of tasks are checked with the tasks."""
+    scores = {"metric": config.metric, "tune.metric": (config.tune and config.tune.metric) or None}
+    for key, score in scores.items():
+        if score is not None and not (key == "metric" and is_task_score(score)):
+            metric_of(score, written_at(config, key, path))
 
 
 def _check_stages(config: ComparisonConfig, path: Path) -> None:

@@ -5,6 +5,7 @@ import platform
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fvl_lightning.comparison.cell import Cell
 from fvl_lightning.comparison.config import ComparisonConfig
@@ -14,11 +15,15 @@ from fvl_lightning.comparison.report.answer_sheet import SampleAnswers
 from fvl_lightning.comparison.report.figures import Curve, Losses
 from fvl_lightning.comparison.result_files.cell import AnswerRow, ArmResult, CellResult
 from fvl_lightning.comparison.result_files.comparison import Comparison, EncoderEntry, MlflowEntry, SeedResult
+from fvl_lightning.comparison.result_files.tasks import TaskEvaluation, averages_of
+from fvl_lightning.comparison.scoring.task_answers import cell_samples
 from fvl_lightning.comparison.statistics.summary import averaged, summarize
+from fvl_lightning.comparison.statistics.tasks import JudgedTasks
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.experiment import TrackingConfig
 from fvl_lightning.core.plugins import plugin_hashes
 from fvl_lightning.evaluation.scoring import levels_of
+from fvl_lightning.evaluation.tasks.result import TaskSample
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.setup import prepare_data
 from fvl_lightning.tracking.links import cells_search
@@ -36,6 +41,7 @@ def collect(
     encoders: Mapping[int, RunFolder | None],
     cells: Sequence[Cell],
     parent: str | None,
+    evaluation: TaskEvaluation | None = None,
 ) -> tuple[Comparison, dict[str, list[AnswerRow]]]:
     """Returns the results of a comparison, and {arm: its answers for the sheet of samples}, of one seed if possible.
 
@@ -45,22 +51,20 @@ def collect(
         encoders: {seed: the encoder that the arms share}.
         cells: every arm with every seed; those that are not finished are left out.
         parent: the MLflow run of the comparison; None where nothing is tracked.
+        evaluation: the tasks that the cells were scored on; None where there are none.
 
     Raises:
         DataError: nothing is finished, or the arms of a seed differ in more than they should.
     """
     results = _finished(cells)
+    judged = None if evaluation is None else judged_tasks(evaluation, cells, results)
     first_plan = next(iter(plans.values()))
     baseline = config.baseline or next(iter(first_plan.arms))
     differing = arm_differences(first_plan.arms, baseline)
-    reported: dict[int, dict[str, ArmResult]] = {}
-    for seed, by_arm in results.items():
-        if config.lineage == "frozen_encoder":
+    if config.lineage == "frozen_encoder":
+        for seed, by_arm in results.items():
             check_same_encoder(seed, encoders[seed], by_arm)
-        for stage in next(iter(by_arm.values())).runs:
-            check_same_samples(stage, {arm: RunFolder(Path(result.runs[stage])) for arm, result in by_arm.items()})
-        same_start = check_same_start(seed, baseline, by_arm, differing)
-        reported[seed] = {arm: result.for_report(same_start[arm]) for arm, result in by_arm.items()}
+    reported = _reported(results, baseline, differing)
     answers = {arm: {seed: by[arm].answers for seed, by in results.items() if arm in by} for arm in differing}
     present = [arm for arm in differing if answers[arm]]
     data = first_plan.arms[baseline][-1].data
@@ -73,18 +77,32 @@ def collect(
         lineage=config.lineage,
         precision=config.scoring.precision,
         metric=config.metric,
-        mlflow=mlflow_entry(config, first_plan.arms[baseline][-1].tracking, parent),
+        mlflow=mlflow_entry(config, first_plan.arms[baseline][-1].tracking, parent, evaluation),
         encoder=None if encoder is None else EncoderEntry.read(encoder),
         machine={"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
         arms={arm: mean_result([by[arm] for by in reported.values() if arm in by]) for arm in present},
         cells=[SeedResult(arm, seed, reported[seed][arm]) for arm in present for seed in answers[arm]],
         differences=differing,
-        statistics=summarize(config.metric, baseline, config.smallest_effect, results, answers),
+        statistics=summarize(config.metric, baseline, config.smallest_effect, results, answers, judged),
         questions=dict(Counter(row.kind for row in next(iter(answers[present[0]].values())))),
         sample_seeds=sample_seeds({arm: list(answers[arm]) for arm in present}),
         plugins={name: code for of in first_plan.arms.values() for name, code in plugin_hashes(of[-1].plugins).items()},
+        evaluation=evaluation,
     )
     return comparison, {arm: answers[arm][seed] for arm, seed in comparison.sample_seeds.items()}
+
+
+def _reported(
+    results: Results, baseline: str, differing: Mapping[str, Mapping[str, Any]]
+) -> dict[int, dict[str, ArmResult]]:
+    """Returns the part of the results that a report shows, once it is clear that the arms trained and started alike."""
+    reported: dict[int, dict[str, ArmResult]] = {}
+    for seed, by_arm in results.items():
+        for stage in next(iter(by_arm.values())).runs:
+            check_same_samples(stage, {arm: RunFolder(Path(result.runs[stage])) for arm, result in by_arm.items()})
+        same_start = check_same_start(seed, baseline, by_arm, differing)
+        reported[seed] = {arm: result.for_report(same_start[arm]) for arm, result in by_arm.items()}
+    return reported
 
 
 def sample_seeds(finished: Mapping[str, Sequence[int]]) -> dict[str, int]:
@@ -105,14 +123,36 @@ def _finished(cells: Sequence[Cell]) -> Results:
     return results
 
 
+def judged_tasks(evaluation: TaskEvaluation, cells: Sequence[Cell], results: Results) -> JudgedTasks:
+    """Returns the tasks with the answers of the finished cells, whose averages over tasks are those named now.
+
+    Raises:
+        DataError: a cell was asked other questions, or its answers cannot be read.
+    """
+    primary = {name: task.primary for name, task in evaluation.tasks.items()}
+    samples: dict[str, dict[str, dict[int, list[TaskSample]]]] = {name: {} for name in evaluation.tasks}
+    for cell in cells:
+        if (result := results.get(cell.seed, {}).get(cell.arm)) is None:
+            continue
+        for name, task in evaluation.tasks.items():
+            if result.tasks[name].identity != task.identity:
+                raise DataError(f"{cell.name} was asked other questions of task {name} than the comparison names")
+            samples[name].setdefault(cell.arm, {})[cell.seed] = cell_samples(cell.folder, name, task.metric)
+        result.macro = averages_of(evaluation.macro, primary, result.tasks)
+    return JudgedTasks(evaluation, samples)
+
+
 def mean_result(seeds: Sequence[ArmResult]) -> ArmResult:
     """Returns the results of an arm averaged over its seeds; texts are those of the first seed."""
     return ArmResult.read(averaged([result.plain() for result in seeds]))
 
 
-def mlflow_entry(config: ComparisonConfig, tracking: TrackingConfig, parent: str | None) -> MlflowEntry:
+def mlflow_entry(
+    config: ComparisonConfig, tracking: TrackingConfig, parent: str | None, evaluation: TaskEvaluation | None = None
+) -> MlflowEntry:
     """Returns where the runs of a comparison are tracked."""
-    search = cells_search(parent or "", config.metric)
+    metric = config.metric if evaluation is None else evaluation.metric_of_cells(config.metric)
+    search = cells_search(parent or "", metric)
     return MlflowEntry(parent, tracking.experiment, str(Path(config.output) / config.name), search)
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from datamodules.base import BatchData
 from fvl_lightning.comparison.arms import arms_of
 from fvl_lightning.comparison.cell import WITHOUT_GPUS, Cell
-from fvl_lightning.comparison.checks.before_start import check_before_start, plan_comparison
+from fvl_lightning.comparison.checks.before_start import PlannedComparison, check_before_start, plan_comparison
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import SeedPlan, axis_values
 from fvl_lightning.comparison.report.report import rich_tables, write_report
@@ -80,26 +80,32 @@ def run_comparison(
     tracking = plans[config.seeds[0]].arms[planned.baseline][-1].tracking
     if not report_only:
         check_launcher(config, plans[config.seeds[0]])
-        if planned.lack_of_seeds is not None:
-            logger.warning("no difference will be tested: %s", planned.lack_of_seeds)
+        warn_of_few_seeds(planned)
     with tracked_parent(config, tracking, folder, fresh) as tracker:
-        pages = link_pages(tracker, tracking.uri, config.metric)
+        pages = link_pages(tracker, tracking.uri, planned.metric_of_cells)
         runner = Runner(config, launcher_of(config, folder), terminal(), tracker, fresh, retry_failed, report_only)
+        runner.score_on(planned.asked.specs if planned.asked else {}, planned.test_questions)
         arms = plans[config.seeds[0]].arms
         values = axis_values(arms_of(config, path), arms)
         tuning = tune(runner, planned.trials, plans, values)
         cells, encoders = runner.run(plans, values, "test")
         score_encoders(encoders, show)
-        comparison, answers = collect(config, plans, encoders, cells, tracker.run_id or None)
-        comparison.mlflow.pages = pages
-        comparison.tuning, comparison.test_readings = tuning, read_test_access(folder, cells)
+        comparison, answers = collect(config, plans, encoders, cells, tracker.run_id or None, planned.evaluation)
+        comparison.mlflow.pages, comparison.tuning = pages, tuning
+        comparison.test_readings = read_test_access(folder, cells)
         limits = prepare_data(arms[planned.baseline][-1]).limits()
-        sheet = sample_answers(arms, answers)
+        sheet = sample_answers(arms, answers) if comparison.tested else []
         write_report(comparison, sheet, loss_curves(cells), folder, limits, source_weights(cells))
         log_report(tracker, comparison, folder, missing_cells(cells))
         show_results(comparison, folder, show)
         refuse_missing(cells)
     return folder
+
+
+def warn_of_few_seeds(planned: PlannedComparison) -> None:
+    """Logs why no difference will be tested, if several seeds are named but too few."""
+    if planned.lack_of_seeds is not None:
+        logger.warning("no difference will be tested: %s", planned.lack_of_seeds)
 
 
 def show_results(comparison: Comparison, folder: Path, show: Show) -> None:

@@ -14,6 +14,8 @@ from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import SeedPlan
 from fvl_lightning.comparison.progress import show_progress
 from fvl_lightning.comparison.result_files.cell import CellInputs, CellSpec
+from fvl_lightning.comparison.result_files.tasks import TaskSpec
+from fvl_lightning.comparison.scoring.names import score_of_split
 from fvl_lightning.comparison.split_readings import report_to_replace
 from fvl_lightning.comparison.tracking import mark_current
 from fvl_lightning.core.config.loading import as_plain, config_hash
@@ -55,7 +57,15 @@ class Runner:
     """Whether to run cells again that failed."""
     report_only: bool
     """Whether to train nothing, and leave unfinished cells as they are."""
+    tasks: Mapping[str, TaskSpec] = field(default_factory=dict)
+    """The tasks that the cells are scored on."""
+    test_questions: bool = True
+    """Whether the cells are scored on the split `test`."""
     _contents: dict[str, str] = field(default_factory=dict)
+
+    def score_on(self, tasks: Mapping[str, TaskSpec], test_questions: bool) -> None:
+        """Has the cells scored on tasks, and on the split `test` if `test_questions`."""
+        self.tasks, self.test_questions = tasks, test_questions
 
     def run(
         self, plans: Mapping[int, SeedPlan], values: Mapping[str, Mapping[str, str]], split: str
@@ -123,27 +133,33 @@ class Runner:
     def _specification(
         self, plan: SeedPlan, arm: str, values: Mapping[str, str], encoder_run: RunFolder | None, split: str
     ) -> CellSpec:
-        config, stages = self.config, plan.arms[arm]
+        config, stages, tested = self.config, plan.arms[arm], split == "test"
+        chosen_by = None if tested or config.tune is None else config.tune.metric
         tags = {**self._tags(split), "fvl.arm": arm}
         return CellSpec(
             stages=[as_plain(stage) for stage in stages],
             encoder_run=None if encoder_run is None else str(encoder_run.path),
             encoder_hash=None if encoder_run is None else encoder_run.info["encoder_hash"],
-            unseen_splits=config.unseen_splits if split == "test" else [],
-            transfer_levels=config.transfer_levels if split == "test" else [],
+            unseen_splits=config.unseen_splits if tested else [],
+            transfer_levels=config.transfer_levels if tested else [],
             parent_run_id=self.tracker.run_id or None,
             tags=tags | {f"fvl.axis.{key}": value for key, value in values.items()},
             fresh=self.fresh,
             split=split,
             made_of=CellInputs([input_hashes(stage) for stage in stages], self._contents_of(stages, split)),
-            metric=split_score(config.metric)[0],
+            metric=split_score(chosen_by or score_of_split(config.metric))[0],
             resources=config.resources,
             precision=config.scoring.precision,
+            tasks=dict(self.tasks) if tested else {},
+            macro=config.evaluate.macro if config.evaluate and tested else {},
+            test_questions=self.test_questions or not tested,
         )
 
     def _contents_of(self, stages: Sequence[ExperimentConfig], split: str) -> list[str]:
         """Returns for every stage the hash of the data that it trains on; for the last one also of what is scored."""
-        scored = [split, *(self.config.unseen_splits if split == "test" else [])]
+        tested = split == "test"
+        scored = [split] if self.test_questions or not tested else []
+        scored += self.config.unseen_splits if tested else []
         splits = [TRAINING_SPLITS] * (len(stages) - 1) + [[*TRAINING_SPLITS, *scored]]
         return [self._content(stage, tuple(dict.fromkeys(names))) for stage, names in zip(stages, splits, strict=True)]
 

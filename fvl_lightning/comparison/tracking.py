@@ -14,6 +14,8 @@ from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.report.description import description
 from fvl_lightning.comparison.report.report import FILES
 from fvl_lightning.comparison.result_files.comparison import Comparison
+from fvl_lightning.comparison.result_files.statistics import TaskContrast
+from fvl_lightning.comparison.scoring.names import without_number
 from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.loading import as_plain, config_hash
 from fvl_lightning.core.errors import DataError, first_line
@@ -56,7 +58,7 @@ def tracked_parent(
     if not tracking.enabled:
         yield NullTracker()
         return
-    plain = {**as_plain(config), "tracking": as_plain(tracking)}
+    plain = {**config.recorded(), "tracking": as_plain(tracking)}
     hash_ = config_hash(plain)
     tags = {key: value for key, value in provenance(plain, hash_).items() if key != "fvl.seed"} | {
         "fvl.kind": "comparison",
@@ -182,6 +184,7 @@ def log_report(tracker: Tracker, comparison: Comparison, folder: Path, missing: 
     tracker.forget_results(but=scores)
     tracker.log_results(scores)
     verdicts = {f"{VERDICT_TAG}{contrast.arm}": contrast.verdict for contrast in comparison.statistics.contrasts}
+    verdicts |= {f"{VERDICT_TAG}{named}": contrast.verdict for named, contrast in task_contrasts(comparison).items()}
     known = tracker.tags()
     tracker.delete_tags([name for name in known if name.startswith(VERDICT_TAG) and name not in verdicts])
     pages = {name: address[address.index("#") :] for name, address in comparison.mlflow.pages.items()}
@@ -199,6 +202,31 @@ def arm_metrics(comparison: Comparison) -> dict[str, float]:
         **{f"p_holm/{contrast.arm}": contrast.p_holm for contrast in contrasts},
         **{f"standard_error/{contrast.arm}": contrast.standard_error for contrast in contrasts},
         **{f"same_start/{arm}": result.same_start for arm, result in arms.items()},
+        **task_metrics(comparison),
+    }
+
+
+def task_metrics(comparison: Comparison) -> dict[str, float]:
+    """Returns the scores on tasks, `tasks/<task>/<arm>` and `macro/<average>/<arm>`, and the family's contrasts."""
+    names = comparison.evaluation.scores() if comparison.evaluation else []
+    contrasts = task_contrasts(comparison)
+    return {
+        **{
+            f"{without_number(name)}/{arm}": result.score(name)
+            for name in names
+            for arm, result in comparison.arms.items()
+        },
+        **{f"difference/{named}": contrast.estimate for named, contrast in contrasts.items()},
+        **{f"p_adjusted/{named}": contrast.p_adjusted for named, contrast in contrasts.items()},
+    }
+
+
+def task_contrasts(comparison: Comparison) -> dict[str, TaskContrast]:
+    """Returns {tasks/<task>/<arm>: contrast} of the family of tasks; of other pairs, <arm> - <other> for the arm."""
+    tasks, baseline = comparison.statistics.tasks, comparison.statistics.baseline
+    return {
+        f"{without_number(one.score)}/{one.arm}" + ("" if one.against == baseline else f" - {one.against}"): one
+        for one in (tasks.family.contrasts if tasks else ())
     }
 
 

@@ -54,7 +54,7 @@ def tune(
     factors = settings.learning_rate_factors
     axes = {trial_name(arm, f): {**values[arm], FACTOR_AXIS: str(f)} for arm in values for f in factors}
     cells, _ = runner.run(trials(plans, factors), axes, "validation")
-    tuning = chosen_rates(settings, runner.config.metric, plans, cells)
+    tuning = chosen_rates(settings, settings.metric or runner.config.metric, plans, cells)
     for plan in reported.values():
         for arm, stages in plan.arms.items():
             plan.arms[arm] = [scale_rates(stage, tuning.arms[arm].chosen) for stage in stages]

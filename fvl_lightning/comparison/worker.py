@@ -9,17 +9,14 @@ if __name__ == "__main__":
     handle_from_start(preemptible=True)
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
-from typing import Any
 
-from datamodules.base import BatchData
 from fvl_lightning.comparison.cell import LOCK, is_finished
-from fvl_lightning.comparison.result_files.cell import AnswerRow, CellResult, CellSpec, Measurements, TrialResult
+from fvl_lightning.comparison.result_files.cell import CellResult, CellSpec, TrialResult
+from fvl_lightning.comparison.scoring.cell import score_cell, score_trial
 from fvl_lightning.comparison.split_readings import log_test_access
 from fvl_lightning.core.config.loading import check_config
 from fvl_lightning.core.errors import (
@@ -38,18 +35,10 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.jsonl import read_sealed, write_sealed
 from fvl_lightning.core.locks import HeldError, held
 from fvl_lightning.core.terminal import quiet_libraries, visible
-from fvl_lightning.core.weight_files import weights_hash
-from fvl_lightning.evaluation.answers import Answer, Scoring
-from fvl_lightning.evaluation.cost import count_cost
-from fvl_lightning.evaluation.kept_answers import KeptAnswers, remove_kept
-from fvl_lightning.evaluation.metrics.base import KindScores
-from fvl_lightning.evaluation.scoring import open_data, open_model, score, score_controls
+from fvl_lightning.evaluation.kept_answers import remove_kept
 from fvl_lightning.launchers.placement import placed
 from fvl_lightning.runs.folder import RunFolder
-from fvl_lightning.runs.references import model_hash
 from fvl_lightning.runs.run import reuse_or_train, run_training
-from fvl_lightning.runs.setup import build_stage
-from fvl_lightning.runs.tracking import track_results
 from fvl_lightning.training.distributed.process_group import Ranks, init_process_group
 from fvl_lightning.training.fault_tolerance.hang_detection import LostRankError, PeerFailedError
 from fvl_lightning.training.fault_tolerance.process_exit import begin_exit
@@ -170,125 +159,6 @@ def threads_of_stopped(experiment: ExperimentConfig) -> int | None:
     runs = RunFolder.named(Path(experiment.output), experiment.name)
     threads = [run.info["threads"] for run in runs if not run.finished and "threads" in run.info]
     return threads[-1] if threads else experiment.trainer.threads
-
-
-def open_scoring(run: RunFolder, spec: CellSpec, folder: Path, ranks: Ranks) -> Scoring:
-    """Opens the model of a run for scoring as a cell asks, on the device of its training; on every rank."""
-    built, data = ranks.rank0_first(lambda: open_model(run))
-    kept = KeptAnswers(folder, model_hash(built), ranks.rank)
-    return Scoring(built, data, spec.split, spec.metric, precision=spec.precision, ranks=ranks, kept=kept)
-
-
-def score_trial(run: RunFolder, spec: CellSpec, key: str, folder: Path, ranks: Ranks) -> TrialResult | None:
-    """Scores a run on a split that no report shows, to choose learning rates by; see score_cell."""
-    scores, _ = score(open_scoring(run, spec, folder, ranks))
-    return ranks.on_rank0(lambda: tracked_trial(run, spec, key, scores))
-
-
-def tracked_trial(run: RunFolder, spec: CellSpec, key: str, scores: KindScores) -> TrialResult:
-    """Returns the result of a trial, and adds it to the run in MLflow."""
-    result = TrialResult({spec.metric: scores}, key)
-    if run.tracking.is_file():
-        measured = {name: value for name, value in result.plain().items() if name != "cell"}
-        track_results(run, dict(numbers(measured, f"{spec.split}/")), {})
-    return result
-
-
-def score_cell(
-    runs: list[RunFolder], spec: CellSpec, key: str, folder: Path, ranks: Ranks
-) -> CellResult | None:
-    """Scores the run of the last stage on the test split, and adds scores and answers to its MLflow run.
-
-    All ranks must call it; they share the questions. Returns the result on rank 0, and None on the others.
-    """
-    scoring = open_scoring(runs[-1], spec, folder, ranks)
-
-    def at(level: str) -> Scoring:
-        return replace(scoring, data=ranks.rank0_first(partial(open_data, runs[-1], scoring.built, level)))
-
-    scores, answers = score(scoring)
-    scored: dict[str, Any] = {
-        "scores": {spec.metric: scores},
-        **vars(score_controls(scoring)),
-        "unseen": {split: score(replace(scoring, split=split))[0] for split in spec.unseen_splits},
-        "transfer": {level: score(at(level))[0] for level in spec.transfer_levels},
-    }
-    return ranks.on_rank0(lambda: tracked_cell(runs, spec, key, scoring, scored, answers))
-
-
-def tracked_cell(
-    runs: list[RunFolder],
-    spec: CellSpec,
-    key: str,
-    scoring: Scoring,
-    scored: Mapping[str, Any],
-    answers: Sequence[Answer],
-) -> CellResult:
-    """Returns the result of a cell, with its costs, and adds it to the MLflow run of the last stage."""
-    last, data = runs[-1], scoring.data
-    info = last.info
-    measured: dict[str, Any] = {
-        **scored,
-        **count_cost(last, scoring.built, as_written(data, spec)),
-        "parameters": info["parameters"],
-        "trainable": info["trainable"],
-        "tokens_per_second": info["tokens_per_second"],
-        "peak_memory_bytes": max(run.info["peak_memory_bytes"] for run in runs),
-        "seconds": sum(run.info["seconds"] for run in runs),
-        "mass": {name: curve[-1][1] for name, curve in last.source_weights().items()},
-    }
-    rows = [answer_row(answer) for answer in answers]
-    if last.tracking.is_file():
-        results = dict(numbers(Measurements(**measured).plain()))
-        track_results(last, results, {"answers": [row.plain() for row in rows]}, data, spec.metric)
-    return CellResult(
-        **measured,
-        cell=key,
-        encoder_hash=info["encoder_hash"],
-        initial=initial_weights(spec.stages[-1]),
-        runs={run.info["stage"]: str(run.path) for run in runs},
-        answers=rows,
-        precision=spec.precision,
-    )
-
-
-def as_written(data: BatchData, spec: CellSpec) -> BatchData:
-    """Returns the data with batches of the size that the last stage asks for, whatever the devices of the cell.
-
-    The cost of a sample depends on the padding of its batch.
-    """
-    data.connect(replace(data.context, batch_size=spec.stages[-1]["trainer"]["batch_size"]))
-    return data
-
-
-def answer_row(answer: Answer) -> AnswerRow:
-    """Returns an answer as it is written, with the text of its question but without the question's image part."""
-    question = answer.question
-    content = question.prompt_messages[-1]["content"]
-    text = content if isinstance(content, str) else " ".join(p["text"] for p in content if p["type"] == "text")
-    return AnswerRow(index=question.index, kind=question.kind, question=text, truth=question.answer, answer=answer.text)
-
-
-def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yields (name, value) of every finite number, such as accuracy/macro, accuracy/colour and transfer/medium/macro.
-
-    Args:
-        values: nested numbers by name; what lies under `by_kind` is named without it.
-        prefix: begins every name.
-    """
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from numbers(value, prefix if key == "by_kind" else f"{prefix}{key}/")
-        elif value is not None and isfinite(value):
-            yield f"{prefix}{key.replace(' ', '_')}", float(value)
-
-
-def initial_weights(plain: dict[str, Any]) -> dict[str, tuple[list[int], str]]:
-    """Returns {parameter: (shape, hash of its initial values)} of a plain experiment, before any run is loaded."""
-    model = build_stage(check_config(ExperimentConfig, plain)).model
-    return {
-        name: (list(parameter.shape), weights_hash({"": parameter})) for name, parameter in model.named_parameters()
-    }
 
 
 if __name__ == "__main__":

@@ -6,14 +6,16 @@ from datamodules.base import BatchData
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.inference.generation import pad_left
 from fvl_lightning.modeling.build import BuiltModel
-from fvl_lightning.profiling.flops import count_flops, training_flops
+from fvl_lightning.profiling.flops import count_flops, question_flops, training_flops
 from fvl_lightning.runs.folder import RunFolder
 
 QUESTIONS = 8
 """Questions over which the operations of one question are averaged."""
 
 
-def count_cost(run: RunFolder, built: BuiltModel, data: BatchData) -> dict[str, int]:
+def count_cost(
+    run: RunFolder, built: BuiltModel, data: BatchData, prompt_tokens: int | None = None
+) -> dict[str, int]:
     """Returns image tokens per image in the language model, and operations per sample and per question.
 
     Training is one batch of the run's stage, forward and backward; the encoder's forward is included even if its
@@ -23,13 +25,15 @@ def count_cost(run: RunFolder, built: BuiltModel, data: BatchData) -> dict[str, 
         run: a finished run.
         built: its model and tokenizer; the model is left in train mode.
         data: its data module, connected to the model.
+        prompt_tokens: text tokens of a question, for data without any; None takes the first ones of the split test.
 
     Raises:
         DataError: the run has no stage.
     """
+    asked = _inference(built, data) if prompt_tokens is None else question_flops(built.model, prompt_tokens)
     return {
         "image_tokens": built.model.image_spec.tokens_per_image,
-        "inference_flops": _inference(built, data),
+        "inference_flops": asked,
         "training_flops": _training(run, built, data),
     }
 

@@ -14,6 +14,9 @@ from fvl_lightning.comparison.result_files.comparison import Comparison, MlflowE
 from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
 from fvl_lightning.comparison.results import mean_result
 from fvl_lightning.comparison.statistics.summary import summarize
+from fvl_lightning.comparison.statistics.tasks import JudgedTasks
+from fvl_lightning.evaluation.metrics.base import Reference
+from fvl_lightning.evaluation.tasks.result import TaskSample
 from fvl_lightning.reporting.tables import Grid
 
 SCORES = ("accuracy", "image_zeroed", "image_shuffled", "prior")
@@ -37,6 +40,8 @@ class FromMlflow:
         scored = [run for run in children if "accuracy/macro" in run.data.metrics]
         order = {arm: number for number, arm in enumerate(self.config["arms"])}
         scored.sort(key=lambda run: (order[run.data.tags["fvl.arm"]], int(run.data.params["seed"])))
+        self.evaluation = Comparison.read(json.loads(self.artifact(self.parent, "comparison.json"))).evaluation
+        """What was asked, which no metric says."""
         self.cells = {(run.data.tags["fvl.arm"], int(run.data.params["seed"])): run for run in scored}
         """{(arm, seed): the run of its last stage}, in the order of the report."""
 
@@ -55,7 +60,8 @@ class FromMlflow:
         for (arm, seed), run in self.cells.items():
             answers[arm][seed] = self.answers(run)
             results.setdefault(seed, {})[arm] = self._result(run, answers[arm][seed])
-        found = summarize(tags["fvl.metric"], tags["fvl.baseline"], self.config["smallest_effect"], results, answers)
+        metric, effect = tags["fvl.metric"], self.config["smallest_effect"]
+        found = summarize(metric, tags["fvl.baseline"], effect, results, answers, self._judged())
         return json.loads(json.dumps(found.plain()).replace("NaN", "null"))
 
     def tables(self, statistics: dict[str, Any]) -> list[Grid]:
@@ -83,6 +89,7 @@ class FromMlflow:
                 metric=self.parent.data.tags["fvl.metric"],
                 level=yaml.safe_load(self.artifact(some, "config.yaml"))["data"]["level"],
                 statistics=ComparisonStatistics.read(statistics),
+                evaluation=self.evaluation,
             )
         )
 
@@ -94,9 +101,41 @@ class FromMlflow:
         for group in ("unseen", "transfer"):
             names = {key.split("/")[1] for key in metrics if key.startswith(f"{group}/")}
             result[group] = {name: self._score(metrics, f"{group}/{name}/", kinds) for name in sorted(names)}
+        result["tasks"], result["macro"] = self._tasks(run), {}
+        for name in self.evaluation.macro if self.evaluation else ():
+            result["macro"][name] = metrics[f"macro/{name}"]
         sources = run.data.params["sources"].split(", ")
         result["mass"] = {name: metrics[f"mass/{name}"] for name in sources if f"mass/{name}" in metrics}
         return ArmResult.read(result | {name: metrics[name] for name in NUMBERS})
+
+    def _tasks(self, run: Run) -> dict[str, Any]:
+        """A cell's scores on tasks."""
+        found = {}
+        for name, task in (self.evaluation.tasks if self.evaluation else {}).items():
+            kinds = sorted({sample.kind for sample in self._samples(run, name)})
+            scores = self._score(run.data.metrics, f"tasks/{name}/", kinds)
+            found[name] = {"identity": task.identity, "scores": scores}
+        return found
+
+    def _samples(self, run: Run, task: str) -> list[TaskSample]:
+        table = json.loads(self.artifact(run, f"answers_{task}.json"))
+        rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+        return [
+            TaskSample(
+                row["id"], "", row["answer"], row["score"], Reference((row["truth"],)), row["kind"], row["cluster"]
+            )
+            for row in rows
+        ]
+
+    def _judged(self) -> JudgedTasks | None:
+        """The answers to tasks of all cells."""
+        if self.evaluation is None:
+            return None
+        samples: dict[str, dict[str, dict[int, list[TaskSample]]]] = {name: {} for name in self.evaluation.tasks}
+        for (arm, seed), run in self.cells.items():
+            for name, by_arm in samples.items():
+                by_arm.setdefault(arm, {})[seed] = self._samples(run, name)
+        return JudgedTasks(self.evaluation, samples)
 
     @staticmethod
     def _score(metrics: dict[str, float], prefix: str, kinds: list[str]) -> dict[str, Any]:

@@ -20,11 +20,13 @@ from mlflow.entities import Run as MlflowRun
 
 from fvl_lightning.comparison import worker as cell_process
 from fvl_lightning.comparison.cell import Cell
+from fvl_lightning.evaluation.tasks.samples import read_samples
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.tracking.links import cells_search
 from tests.conftest import TINY_DATA, Run, furnish
 from tests.integration.from_mlflow import FromMlflow
 from tests.integration.runs import assert_same_run
+from tests.integration.tiny_tasks import TASKS, write_tasks
 
 SEEDS = (0, 1, 2)
 ARMS = {"concat": ["fusion=concat"], "again": ["fusion=concat"], "gated": ["fusion=gated"]}
@@ -35,6 +37,9 @@ COMPARISON: dict[str, Any] = {
     "arms": {arm: {"set": words} for arm, words in ARMS.items()},
     "seeds": list(SEEDS),
     "smallest_effect": 0.01,
+    "evaluate": {
+        "tasks": [f"{name}.yaml" for name in TASKS], "limit": 8, "macro": {"both": list(TASKS)}, "pairs": "all",
+    },
     "set": [*TINY_DATA, "trainer.batch_size=8", "trainer.log_every=2", "optimizer.warmup_steps=2"],
 }
 STEPS = {"encoder_pretrain.yaml": 4, "finetune.yaml": 20}
@@ -73,6 +78,7 @@ def start(folder: Path, fvl_here: Run, *words: str, stop_after: int | None = Non
 def workplace(folder: Path, data: Path, store: Path, **changes: Any) -> Path:
     furnish(folder, data)
     shutil.copy(store, folder / "mlflow.db")
+    write_tasks(folder)
     files: dict[str, Any] = {"tiny.yaml": COMPARISON | changes}
     for name, steps in STEPS.items():
         trainer = {"max_steps": steps, "validate_every": steps, "checkpoint_every": steps}
@@ -198,12 +204,48 @@ def assert_in_mlflow(uri: str, comparison: dict[str, Any], folder: Path) -> From
     for contrast in comparison["statistics"]["contrasts"]:
         found = [metrics[f"{name}/{contrast['arm']}"] for name in ("difference", "standard_error", "p_holm")]
         assert found == [contrast["estimate"], contrast["standard_error"], contrast["p_holm"]]
+    assert_tasks_in_mlflow(there, comparison)
     assert (there.parent.info.status, there.parent.data.tags["fvl.seeds"]) == ("FINISHED", "0, 1, 2")
     assert "fvl.seed" not in there.parent.data.tags
     rows = [line.split(" | ")[0] for line in there.parent.data.tags["mlflow.note.content"].splitlines() if "| " in line]
     assert sorted(rows) == sorted(["| arm", *(f"| {arm}" for arm in ARMS)])
     assert "data:image/png;base64," in there.artifact(there.parent, "report.html")
     return there
+
+
+def assert_tasks_in_mlflow(there: FromMlflow, comparison: dict[str, Any]) -> None:
+    """The parent has every arm's scores on tasks, and the family's contrasts and verdicts."""
+    metrics, tags = there.parent.data.metrics, there.parent.data.tags
+    for arm, result in comparison["arms"].items():
+        assert {name: metrics[f"tasks/{name}/{arm}"] for name in TASKS} == {
+            name: pytest.approx(result["tasks"][name]["scores"]["macro"]) for name in TASKS
+        }  # fmt: skip
+        assert metrics[f"macro/both/{arm}"] == pytest.approx(result["macro"]["both"])
+    family = comparison["statistics"]["tasks"]["family"]
+    assert family["scores"] == ["tasks/colours/macro", "tasks/words/macro", "macro/both"]
+    assert len(family["contrasts"]) == 3 * 3, "all pairs of three arms"
+    for contrast in family["contrasts"]:
+        pair = contrast["arm"] + ("" if contrast["against"] == "concat" else f" - {contrast['against']}")
+        named = f"{contrast['score'].removesuffix('/macro')}/{pair}"
+        assert metrics[f"difference/{named}"] == pytest.approx(contrast["estimate"])
+        assert tags[f"fvl.verdict.{named}"] == contrast["verdict"]
+        if contrast["p_adjusted"] is None:
+            assert f"p_adjusted/{named}" not in metrics
+        else:
+            assert metrics[f"p_adjusted/{named}"] == contrast["p_adjusted"]
+
+
+def test_every_cell_was_asked_the_same_questions(folder: Path, comparison: dict[str, Any]) -> None:
+    evaluation = comparison["evaluation"]
+    assert (evaluation["tasks"]["colours"]["questions"], evaluation["tasks"]["words"]["questions"]) == (8, 8)
+    for cell in comparison["cells"]:
+        own = folder / "runs" / "tiny" / cell["arm"] / str(cell["seed"])
+        for name, scores in cell["tasks"].items():
+            assert scores["identity"] == evaluation["tasks"][name]["identity"]
+            samples = read_samples(own / f"samples-{name}.jsonl", "accuracy")
+            assert len({sample.id for sample in samples}) == 8
+            assert scores["scores"]["overall"] == pytest.approx(mean(sample.score for sample in samples))
+        assert not list(own.glob("answers-*.jsonl")), "kept until the result is written"
 
 
 def test_every_cell_has_its_axes_its_model_and_its_data(
@@ -310,7 +352,8 @@ def parent_of(work: Path) -> MlflowRun:
 
 def test_what_is_not_fair_is_refused(folder: Path, tmp_path: Path, tiny_data: Path, fvl_here: Run) -> None:
     work = furnish(tmp_path, tiny_data)
-    for name in ("runs", "mlflow.db", "tiny.yaml", *STEPS):
+    tasks = ("pictures", "rows.jsonl", *(f"{task}.yaml" for task in TASKS))
+    for name in ("runs", "mlflow.db", "tiny.yaml", *STEPS, *tasks):
         copy = shutil.copytree if (folder / name).is_dir() else shutil.copy
         copy(folder / name, work / name)
 

@@ -1,13 +1,13 @@
 """Plans a comparison and finds what would end it, or make it unfair, before anything is trained."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from datamodules.base import BatchData
-from fvl_lightning.comparison.arms import FEATURE_CACHE
+from fvl_lightning.comparison.arms import FEATURE_CACHE, written_at
 from fvl_lightning.comparison.cell import RESULT
-from fvl_lightning.comparison.checks.data import check_data
+from fvl_lightning.comparison.checks.data import check_data, has_test_questions
 from fvl_lightning.comparison.checks.disk import Work, bytes_in, check_disk
 from fvl_lightning.comparison.checks.memory import Training, check_memory
 from fvl_lightning.comparison.checks.models import build_checked
@@ -15,6 +15,15 @@ from fvl_lightning.comparison.checks.output import check_output
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.estimates.features import feature_sets
 from fvl_lightning.comparison.plan import SeedPlan, experiments, plan_alike
+from fvl_lightning.comparison.result_files.tasks import TaskEvaluation
+from fvl_lightning.comparison.scoring.tasks import (
+    AskedTasks,
+    NamedTask,
+    ask_tasks,
+    in_words,
+    named_tasks,
+    resolve_metric,
+)
 from fvl_lightning.comparison.size_matching import match_sizes
 from fvl_lightning.comparison.statistics.complete_cases import too_few
 from fvl_lightning.comparison.tuning import trial_name, trials, tuning_plans
@@ -40,6 +49,12 @@ class PlannedComparison:
     """{seed: its experiments}."""
     trials: dict[int, SeedPlan]
     """{seed of tune: the arms}; empty where no learning rates are tuned."""
+    tasks: dict[str, NamedTask] = field(default_factory=dict)
+    """{name: task}; empty where no tasks are scored."""
+    asked: AskedTasks | None = None
+    """The tasks with the questions that every cell is asked, once they are checked; None without tasks."""
+    test_questions: bool = True
+    """Whether the split `test` is scored, once the data is checked."""
 
     @property
     def folder(self) -> Path:
@@ -50,6 +65,19 @@ class PlannedComparison:
     def baseline(self) -> str:
         """The arm that the others are compared to."""
         return self.config.baseline or next(iter(self.plans[self.config.seeds[0]].arms))
+
+    @property
+    def evaluation(self) -> TaskEvaluation | None:
+        """The tasks and how their scores are tested, once they are checked; None without tasks."""
+        if self.asked is None or self.config.evaluate is None:
+            return None
+        return self.asked.evaluation(self.config.evaluate, self.test_questions)
+
+    @property
+    def metric_of_cells(self) -> str:
+        """The metric that every cell's MLflow run has, by which it is found."""
+        evaluation = self.evaluation
+        return self.config.metric if evaluation is None else evaluation.metric_of_cells(self.config.metric)
 
     @property
     def lack_of_seeds(self) -> str | None:
@@ -65,9 +93,16 @@ class PlannedComparison:
 
 
 def plan_comparison(config: ComparisonConfig, path: Path) -> PlannedComparison:
-    """Returns the experiments of all seeds and trials; ConfigError as `experiments`."""
+    """Returns the experiments of all seeds and trials, and the tasks; `metric` gets its full name.
+
+    Raises:
+        ConfigError: as `experiments`, named_tasks and resolve_metric.
+    """
     folder = Path(config.output) / config.name
-    return PlannedComparison(config, path, experiments(config, path, folder), tuning_plans(config, path, folder))
+    tasks = named_tasks(config, path)
+    config.metric = resolve_metric(config, path, tasks)
+    plans = experiments(config, path, folder)
+    return PlannedComparison(config, path, plans, tuning_plans(config, path, folder), tasks)
 
 
 def check_before_start(planned: PlannedComparison, fresh: bool = False, report_only: bool = False) -> None:
@@ -126,7 +161,17 @@ def steps_of_checks(
         features = missing_feature_bytes(planned, built, open_existing)
         return check_disk(planned.folder, unfinished_work(planned, built, fresh), config.jobs, features)
 
-    first: dict[str, Check] = {"data": lambda: check_data(config, planned.plans), "arms": arms}
+    def data() -> str:
+        planned.test_questions = has_test_questions(config, planned.plans)
+        return check_data(config, planned.plans, planned.test_questions)
+
+    def tasks() -> str:
+        assert config.evaluate is not None
+        where = written_at(config, "evaluate.limit", planned.path)
+        planned.asked = ask_tasks(planned.tasks, config.evaluate.limit, where)
+        return in_words(planned.tasks, planned.asked)
+
+    first: dict[str, Check] = {"data": data, "arms": arms} | ({"tasks": tasks} if planned.tasks else {})
     second: dict[str, Check] = {} if config.match == "natural" else {"sizes": sizes}
     if not fresh:
         second["output"] = lambda: check_output(config, planned.folder, planned.plans)

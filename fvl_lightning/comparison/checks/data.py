@@ -1,11 +1,12 @@
 """Checks that the data of every arm has the questions that a comparison scores."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from datamodules.base import BatchData
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import SeedPlan
+from fvl_lightning.comparison.scoring.names import is_task_score
 from fvl_lightning.core.config.loading import as_plain, check_config, config_hash
 from fvl_lightning.core.errors import DataError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -15,8 +16,35 @@ from fvl_lightning.runs.setup import prepare_data
 NEEDS = "a comparison scores every arm on questions with answers, one image each (docs/comparison.md)"
 
 
-def check_data(config: ComparisonConfig, plans: Mapping[int, SeedPlan]) -> str:
+def has_test_questions(
+    config: ComparisonConfig,
+    plans: Mapping[int, SeedPlan],
+    data_of: Callable[[ExperimentConfig], BatchData | None] = prepare_data,
+) -> bool:
+    """Returns whether the split `test` is scored: not where arms are judged on tasks and some data has no questions.
+
+    Args:
+        config: the comparison.
+        plans: {seed: its experiments}.
+        data_of: returns the data of an experiment; None where it is not there.
+    """
+    if not is_task_score(config.metric) or config.unseen_splits or config.transfer_levels:
+        return True
+    experiments = {arm: stages[-1] for arm, stages in plans[config.seeds[0]].arms.items()}
+    try:
+        found = [data_of(experiment) for _, experiment in _distinct(experiments)]
+        return all(data is None or data.questions("test") for data in found)
+    except UserError:
+        return False
+
+
+def check_data(config: ComparisonConfig, plans: Mapping[int, SeedPlan], test_questions: bool = True) -> str:
     """Prepares the data of every arm, and checks that it has what the comparison scores.
+
+    Args:
+        config: the comparison.
+        plans: {seed: its experiments}.
+        test_questions: whether the split `test` is scored.
 
     Returns:
         How many questions the splits have.
@@ -32,7 +60,8 @@ def check_data(config: ComparisonConfig, plans: Mapping[int, SeedPlan]) -> str:
         try:
             data = prepare_data(experiment)
             _check_cached(config, data)
-            found += [f"{whose}: {text}" for text in _questions(config, experiment, data)]
+            counts = _questions(config, experiment, data, test_questions)
+            found += [f"{whose}: {text}" for text in counts]
         except UserError as error:
             problems.append(f"{whose}: {error}; {NEEDS}")
     if plan.encoder is not None:
@@ -62,9 +91,14 @@ def _check_cached(config: ComparisonConfig, data: BatchData) -> None:
         )
 
 
-def _questions(config: ComparisonConfig, experiment: ExperimentConfig, data: BatchData) -> Iterator[str]:
+def _questions(
+    config: ComparisonConfig, experiment: ExperimentConfig, data: BatchData, test_questions: bool
+) -> Iterator[str]:
     """Yields the number of questions of every split and level that is scored; DataError or ConfigError for none."""
-    for split in ["test", *config.unseen_splits, *(["validation"] if config.tune else [])]:
+    if not test_questions:
+        yield "no questions in test, so that the arms are judged on tasks alone"
+    tested = ["test"] if test_questions else []
+    for split in [*tested, *config.unseen_splits, *(["validation"] if config.tune else [])]:
         yield f"{len(scored_questions(data, split))} questions in {split}"
     for level in config.transfer_levels:
         plain = as_plain(experiment)

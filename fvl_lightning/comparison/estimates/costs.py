@@ -117,7 +117,11 @@ class ScoringCost:
 
 
 def scoring_cost(
-    stage: Stage, experiment: ExperimentConfig, data: BatchData | None, questions: int | None
+    stage: Stage,
+    experiment: ExperimentConfig,
+    data: BatchData | None,
+    questions: int | None,
+    tasks: Sequence[tuple[int, int]] = (),
 ) -> ScoringCost:
     """Returns the costs of scoring an arm; an answer counts with as many tokens as it may have.
 
@@ -125,7 +129,8 @@ def scoring_cost(
         stage: the arm's last stage, on the meta device.
         experiment: that of the stage.
         data: its data, to take the length of a question from; None where it is not there.
-        questions: how many there are to answer.
+        questions: how many of the data there are to answer.
+        tasks: (number of questions, largest number of tokens of an answer) of every task.
     """
     asked = PROMPT_TOKENS
     if data is not None:
@@ -137,11 +142,16 @@ def scoring_cost(
     matrices = counts["language_model"]["parameters"]
     if stage.model.get_output_embeddings().weight is not table:
         matrices -= table.numel()  # looked up, not multiplied
-    answer = 2 * matrices * (ANSWER_TOKENS - 1)
-    return ScoringCost(first, questions, None if questions is None else float(questions * (first + answer)))
+    if questions is None:
+        return ScoringCost(first, None, None)
+    counts_of = [(questions, ANSWER_TOKENS), *tasks]
+    flops = sum(number * (first + 2 * matrices * (tokens - 1)) for number, tokens in counts_of)
+    return ScoringCost(first, sum(number for number, _ in counts_of), float(flops))
 
 
-def count_questions(config: ComparisonConfig, experiment: ExperimentConfig, data: BatchData | None) -> int | None:
+def count_questions(
+    config: ComparisonConfig, experiment: ExperimentConfig, data: BatchData | None, test_questions: bool = True
+) -> int | None:
     """Returns the questions that a cell answers: on the test split, with its controls, and on further splits.
 
     None where a split is not there.
@@ -149,7 +159,7 @@ def count_questions(config: ComparisonConfig, experiment: ExperimentConfig, data
     if data is None:
         return None
     try:
-        count = (1 + CONTROLS) * len(data.questions("test"))
+        count = (1 + CONTROLS) * len(data.questions("test")) if test_questions else 0
         count += sum(len(data.questions(split)) for split in config.unseen_splits)
         for level in config.transfer_levels:
             plain = as_plain(experiment)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fvl_lightning.comparison.cell import RESULT
 from fvl_lightning.comparison.checks.before_start import PlannedComparison, plan_comparison, trainings
+from fvl_lightning.comparison.checks.data import has_test_questions
 from fvl_lightning.comparison.checks.output import check_output
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.estimates.build import OfflineBuilder
@@ -24,6 +25,7 @@ from fvl_lightning.comparison.estimates.hours import Clock
 from fvl_lightning.comparison.estimates.measured_steps import MeasuredSteps
 from fvl_lightning.comparison.estimates.rows import DataCache, rows_of, split_counts
 from fvl_lightning.comparison.plan import plan_alike
+from fvl_lightning.comparison.scoring.tasks import ask_tasks
 from fvl_lightning.comparison.size_matching import match_sizes
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.errors import UserError
@@ -65,6 +67,8 @@ class Estimates:
     """{arm: costs of scoring a cell}."""
     features: list[tuple[FeatureSet, int]] = field(default_factory=list)
     """(cached features, operations of the encoder for an image)."""
+    tasks: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """{task: (questions that are asked, tokens of an answer)}."""
     notes: list[str] = field(default_factory=list)
     data: DataCache = field(default_factory=DataCache)
 
@@ -122,17 +126,32 @@ def estimate_comparison(
 def _score_and_share(estimates: Estimates, report_progress: Callable[[str], None]) -> None:
     """Adds the costs of scoring, and the features that the arms share."""
     planned, built, data = estimates.planned, estimates.built, estimates.data
+    estimates.tasks = _tasks(estimates)
+    tested = has_test_questions(planned.config, planned.plans, data.of)
     for arm, experiments in planned.plans[planned.config.seeds[0]].arms.items():
         report_progress(f"scoring of {arm}")
         stage, experiment = built[arm][-1], experiments[-1]
         own = data.of(experiment) if estimates.builder.reads_tokenizer(stage) else None
-        questions = count_questions(planned.config, experiment, data.of(experiment))
-        estimates.scoring[arm] = scoring_cost(stage, experiment, own, questions)
+        questions = count_questions(planned.config, experiment, data.of(experiment), tested)
+        estimates.scoring[arm] = scoring_cost(stage, experiment, own, questions, list(estimates.tasks.values()))
     plans = [*planned.plans.values(), *planned.trials.values()]
     sets = feature_sets(plans, built, data.of)
     estimates.features = [
         (one, counted(one.stage.experiment.name, partial(encoder_flops, one.stage.model))) for one in sets
     ]
+
+
+def _tasks(estimates: Estimates) -> dict[str, tuple[int, int]]:
+    """Returns {task: (questions, tokens of an answer)} of the tasks whose rows can be read; others are noted."""
+    found, evaluate = {}, estimates.planned.config.evaluate
+    for name, task in estimates.planned.tasks.items():
+        try:
+            asked = ask_tasks({name: task}, evaluate.limit if evaluate else None)
+        except UserError as error:
+            estimates.notes.append(f"Task {name} is left out of the scoring: {error}.")
+            continue
+        found[name] = len(asked.questions[name].questions), task.config.answer.tokens
+    return found
 
 
 def _built(

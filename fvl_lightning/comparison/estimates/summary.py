@@ -69,6 +69,7 @@ def plan_of(estimates: Estimates) -> ComparisonPlan:
         feature_cache=cache,
         totals=_totals(estimates, stages, scoring, cache),
         notes=[*estimates.notes, *_assumptions(estimates, stages, scoring)],
+        tasks={name: asked for name, (asked, _) in estimates.tasks.items()},
     )
 
 

@@ -52,13 +52,17 @@ def _costs(plan: ComparisonPlan) -> Table:
 
 def _scoring(plan: ComparisonPlan) -> Table:
     table = counted_table(["arm", "FLOPs a question", "questions", "FLOPs", "hours"])
-    table.title = "scoring of one cell, controls and further splits included"
+    table.title = f"scoring of one cell, controls{',' if plan.tasks else ' and'} further splits{_tasks(plan)} included"
     for arm in plan.scoring:
         table.add_row(
             arm.arm, short(arm.question_flops), UNKNOWN if arm.questions is None else f"{arm.questions:,}",
             UNKNOWN if arm.flops is None else short(arm.flops), hours_in_words(arm.hours),
         )  # fmt: skip
     return table
+
+
+def _tasks(plan: ComparisonPlan) -> str:
+    return f" and {plural(len(plan.tasks), 'task')}" if plan.tasks else ""
 
 
 def _summary(plan: ComparisonPlan) -> Iterator[str]:

@@ -5,16 +5,21 @@ from fvl_lightning.comparison.result_files.comparison import RepeatedAccess, Spl
 from fvl_lightning.reporting.tables import ABSENT, Grid
 
 
-def access_text(access: SplitAccess) -> str:
-    """Returns when and how often the cells were scored on the test split; empty where that was not logged."""
+def access_text(access: SplitAccess, with_tasks: bool = False) -> str:
+    """Returns when and how often the cells were scored on the test split; empty where that was not logged.
+
+    Args:
+        access: the log.
+        with_tasks: whether the cells were scored on tasks too.
+    """
     if access.first is None or access.last is None:
         return ""
     first, last = _time(access.first), _time(access.last)
     when = f"at {first}" if first == last else f"between {first} and {last}"
     times = f"{access.readings} time{'s' if access.readings > 1 else ''} {when} (UTC)"
+    what = "test data" if with_tasks else "test split"
     parts = [
-        f"The test split was read {times}, by each cell after its training; no trained weight or setting was chosen by "
-        "it."
+        f"The {what} was read {times}, by each cell after its training; no trained weight or setting was chosen by it."
     ]
     if access.again:
         again = ", ".join(_again(cell, repeated) for cell, repeated in access.again.items())

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from fvl_lightning.comparison.report.tables import metric_title, statistics_grids, verdict_text
+from fvl_lightning.comparison.report.tables import statistics_grids, verdict_text
+from fvl_lightning.comparison.report.task_sections import family_line
 from fvl_lightning.comparison.result_files.comparison import Comparison
 from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
-from fvl_lightning.evaluation.metrics.lookup import metric_of
+from fvl_lightning.comparison.scoring.names import is_task_score
 from fvl_lightning.reporting.tables import Grid, format_score, markdown_rows, markdown_text, signed
 
 MAX_LENGTH = 7500
@@ -23,7 +24,10 @@ def description(comparison: Comparison, pages: Mapping[str, str], missing: Seque
     incomplete = [f"**Incomplete:** {markdown_text('; '.join(missing))}."] if missing else []
     links = " · ".join(f"[{name}]({address})" for name, address in pages.items())
     head = [headline(comparison), *incomplete]
-    title = f"{markdown_text(metric_title(comparison.metric))} on the test split."
+    where = "" if is_task_score(comparison.metric) else " on the test split"
+    title = f"{markdown_text(comparison.metric_title)}{where}."
+    if family := family_line(comparison):
+        title += f" {markdown_text(family)}"
     rows = markdown_rows(arms_grid(comparison))
     while len(text := "\n\n".join([*head, "\n".join(rows), title, links])) > MAX_LENGTH and len(rows) > 2:
         rows = [*rows[:-2], "| ... |"] if rows[-1] == "| ... |" else [*rows[:-1], "| ... |"]
@@ -36,7 +40,7 @@ def headline(comparison: Comparison) -> str:
     baseline = statistics.baseline
     if len(comparison.seeds) == 1:
         return "**One seed ranks nothing:** every arm was trained once, and no winner is named."
-    sign = 1 if metric_of(comparison.metric).higher_is_better else -1
+    sign = 1 if comparison.component.higher_is_better else -1
     by_verdict: dict[str, list[str]] = {}
     for contrast in sorted(statistics.contrasts, key=lambda contrast: -sign * contrast.estimate):
         pooling = verdict_text(contrast, statistics.alpha).removeprefix(contrast.verdict)
@@ -64,10 +68,10 @@ def arms_grid(comparison: Comparison) -> Grid:
     absent = {statistics.baseline: [*[""] * (width - 1), "baseline"]}
     header = [*over_seeds.header, *contrasts.header[1:]]
     rows = {row[0]: [*row, *compared.get(row[0], absent.get(row[0], [""] * width))] for row in over_seeds.rows}
-    return Grid("", header, [rows[arm] for arm in best_first(statistics, comparison.metric)])
+    return Grid("", header, [rows[arm] for arm in best_first(statistics, comparison.component.higher_is_better)])
 
 
-def best_first(statistics: ComparisonStatistics, metric: str) -> list[str]:
+def best_first(statistics: ComparisonStatistics, higher_is_better: bool) -> list[str]:
     """Returns the arms in the order of their means."""
-    sign = 1 if metric_of(metric).higher_is_better else -1
+    sign = 1 if higher_is_better else -1
     return [arm.arm for arm in sorted(statistics.arms, key=lambda arm: -sign * arm.mean)]

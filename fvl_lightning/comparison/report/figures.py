@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from fvl_lightning.comparison.result_files.cell import Measurements
 from fvl_lightning.comparison.result_files.comparison import Comparison
-from fvl_lightning.evaluation.metrics.lookup import metric_of, split_score
+from fvl_lightning.comparison.scoring.names import score_of_split
+from fvl_lightning.evaluation.metrics.lookup import metric_of
 from fvl_lightning.reporting.style import (
     DPI,
     INK,
@@ -67,8 +68,8 @@ def accuracy_figure(comparison: Comparison) -> Figure:
     Args:
         comparison: its score may be of any metric, not only of accuracy.
     """
-    arms, metric = comparison.arms, metric_of(comparison.metric)
-    name, first = split_score(comparison.metric)[0], next(iter(arms.values()))
+    arms, metric = comparison.arms, metric_of(score_of_split(comparison.metric))
+    name, first = comparison.split_metric, next(iter(arms.values()))
     kinds = list(first.scores[name].by_kind)
     figure = Figure(figsize=(12 if len(arms) <= 4 else 15, 4.6), dpi=DPI, layout="constrained")
     by_kind, controls = figure.subplots(1, 2, sharey=True, width_ratios=[max(len(kinds), 3), 4.4])

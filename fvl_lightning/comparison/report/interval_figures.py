@@ -11,7 +11,8 @@ from scipy import special
 from fvl_lightning.comparison.report.tables import verdict_text
 from fvl_lightning.comparison.result_files.comparison import Comparison
 from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
-from fvl_lightning.evaluation.metrics.lookup import metric_of, split_score
+from fvl_lightning.comparison.scoring.names import is_task_score
+from fvl_lightning.evaluation.metrics.lookup import split_score
 from fvl_lightning.reporting.style import (
     DPI,
     GRID,
@@ -98,7 +99,7 @@ def holm_intervals(statistics: ComparisonStatistics) -> dict[str, tuple[float, f
     Holm tests the smallest p of m arms at alpha / m, the next at alpha / (m - 1), and so on until one is not rejected,
     whose level the others then share. An interval at that level excludes zero exactly where the test rejects.
     """
-    tested = [contrast for contrast in statistics.contrasts if isfinite(contrast.p)]
+    tested = [contrast for contrast in (*statistics.contrasts, *statistics.pairs) if isfinite(contrast.p)]
     if statistics.sensitivity is None:
         return {}
     intervals: dict[str, tuple[float, float]] = {}
@@ -107,6 +108,8 @@ def holm_intervals(statistics: ComparisonStatistics) -> dict[str, tuple[float, f
         if rejecting:
             level = statistics.alpha / (len(tested) - step)
             rejecting = contrast.p <= level
+        if contrast.against:  # its step counts, but the figure shows the contrasts to the baseline
+            continue
         half = float(special.stdtrit(statistics.sensitivity.degrees, 1 - level / 2)) * contrast.standard_error
         intervals[contrast.arm] = contrast.estimate - half, contrast.estimate + half
     return intervals
@@ -114,7 +117,8 @@ def holm_intervals(statistics: ComparisonStatistics) -> dict[str, tuple[float, f
 
 def pareto_figure(comparison: Comparison) -> Figure:
     """Draws score against operations and parameters, one panel for each; a line joins the Pareto front."""
-    metric, average = metric_of(comparison.metric), split_score(comparison.metric)[1]
+    metric, on_task = comparison.component, is_task_score(comparison.metric)
+    name = comparison.metric_title if on_task else f"{metric.title.lower()}, {split_score(comparison.metric)[1]}"
     measured = {arm: result.score(comparison.metric) for arm, result in comparison.arms.items()}
     scores = {arm: score for arm, score in measured.items() if isfinite(score)}
     spread = {arm.arm: arm.sd if isfinite(arm.sd) else 0.0 for arm in comparison.statistics.arms}
@@ -137,7 +141,7 @@ def pareto_figure(comparison: Comparison) -> Figure:
     ends = [score + sign * spread.get(arm, 0.0) for arm, score in scores.items() for sign in (-1, 1)]
     score_axis(panels[0], metric.bounds, ends, from_zero=False)
     seeds = "mean and SD over seeds" if len(comparison.seeds) > 1 else "one seed"
-    panels[0].set_ylabel(f"{metric.title.lower()}, {average} ({seeds})", color=INK)
+    panels[0].set_ylabel(f"{name} ({seeds})", color=INK)
     legend_above(figure, *panels[0].get_legend_handles_labels())
     return figure
 

@@ -11,17 +11,20 @@ from fvl_lightning.comparison.report.figures import Curve, Losses, accuracy_figu
 from fvl_lightning.comparison.report.interval_figures import interval_figure, pareto_figure
 from fvl_lightning.comparison.report.sections import intervals_text, plugin_grids, questions_text, samples_text
 from fvl_lightning.comparison.report.tables import cost_grid, differences_grid, statistics_grids, verdict_section
+from fvl_lightning.comparison.report.task_figure import task_figure
+from fvl_lightning.comparison.report.task_sections import task_grids, tasks_text
 from fvl_lightning.comparison.result_files.cell import DEFAULT_PRECISION, Measurements
 from fvl_lightning.comparison.result_files.comparison import Comparison, EncoderEntry, MlflowEntry
+from fvl_lightning.comparison.scoring.names import score_of_split
 from fvl_lightning.evaluation.metrics.base import KindScores
-from fvl_lightning.evaluation.metrics.lookup import metric_of, split_score
+from fvl_lightning.evaluation.metrics.lookup import metric_of
 from fvl_lightning.reporting.files import json_bytes, png, write_files
 from fvl_lightning.reporting.html_page import html_page
 from fvl_lightning.reporting.tables import Grid, format_score, markdown_table, rich_table
 
 FILES = (
     "report.md", "report.html", "comparison.json", "comparison.png", "loss_curves.png", "samples.png", "pareto.png",
-    "intervals.png", "source_mass.png",
+    "intervals.png", "source_mass.png", "tasks.png",
 )  # fmt: skip
 """Files of a report; there are no intervals for a single seed, and no source weights where no fusion reports them."""
 
@@ -44,15 +47,16 @@ def write_report(
         limits: what a score on this data cannot show; see BatchData.limits.
         weights: {arm: {source: the curve of its weight with each seed}}, of the arms whose fusion reports weights.
     """
-    higher = metric_of(comparison.metric).higher_is_better
+    higher = comparison.component.higher_is_better
     text = markdown(comparison, limits, bool(weights))
     pictures = {
-        "comparison.png": png(accuracy_figure(comparison)),
+        **({"comparison.png": png(accuracy_figure(comparison))} if comparison.tested else {}),
         "loss_curves.png": png(loss_figure(curves)),
-        "samples.png": png(answer_sheet(samples, split_score(comparison.metric)[0])),
+        **({"samples.png": png(answer_sheet(samples, comparison.split_metric))} if comparison.tested else {}),
         "pareto.png": png(pareto_figure(comparison)),
         **({"intervals.png": png(interval_figure(comparison.statistics, higher))} if _several(comparison) else {}),
         **({"source_mass.png": png(source_weight_figure(weights))} if weights else {}),
+        **({"tasks.png": png(task_figure(comparison))} if comparison.evaluation else {}),
     }
     files = {
         **pictures,
@@ -77,17 +81,21 @@ def markdown(comparison: Comparison, limits: str = "", with_weights: bool = Fals
         with_weights: whether there is a figure of the source weights.
     """
     over_seeds = statistics_grids(comparison)
-    by_kind, *others = grids(comparison)[len(over_seeds) :]
-    name = metric_of(comparison.metric).title.lower()
+    on_tasks = task_grids(comparison)
+    others = grids(comparison)[len(over_seeds) + len(on_tasks) :]
+    by_kind = [others.pop(0)] if comparison.tested else []
+    name = metric_of(score_of_split(comparison.metric)).title.lower()
     parts = [
         f"# {comparison.name}: {', '.join(comparison.arms)}",
         _introduction(comparison),
         verdict_section(comparison),
-        access_text(comparison.test_readings),
+        access_text(comparison.test_readings, comparison.evaluation is not None),
         intervals_text(comparison.statistics) if _several(comparison) else "",
         *(markdown_table(grid) for grid in over_seeds),
-        markdown_table(by_kind),
-        f"![{name} of every arm by kind of question, with controls](comparison.png)",
+        *(markdown_table(grid) for grid in on_tasks),
+        "![scores of every arm on every task](tasks.png)" if comparison.evaluation else "",
+        *(markdown_table(grid) for grid in by_kind),
+        f"![{name} of every arm by kind of question, with controls](comparison.png)" if by_kind else "",
         "![weight of every source in the fused features](source_mass.png)" if with_weights else "",
         *(markdown_table(grid) for grid in others),
         "![score against operations and parameters](pareto.png)\n\nA line joins the arms that no other one beats in "
@@ -97,7 +105,9 @@ def markdown(comparison: Comparison, limits: str = "", with_weights: bool = Fals
         _encoder_section(comparison.encoder, len(comparison.seeds)),
         "## Losses\n\n![losses of every arm and stage](loss_curves.png)",
         f"## Sample answers\n\n{samples_text(comparison)}![images with question, truth and every arm's answer]"
-        "(samples.png)",
+        "(samples.png)"
+        if comparison.tested
+        else "",
         *(markdown_table(grid) for grid in plugin_grids(comparison.plugins)),
         f"## What is closed about this set\n\n{limits}" if limits else "",
         _again_section(comparison),
@@ -106,24 +116,30 @@ def markdown(comparison: Comparison, limits: str = "", with_weights: bool = Fals
 
 
 def grids(comparison: Comparison) -> list[Grid]:
-    """Returns the tables: seeds, scores by kind, the same on other levels, controls, source weights, cost."""
+    """Returns the tables: seeds, tasks, the test split, source weights, cost."""
     arms = comparison.arms
-    first = next(iter(arms.values()))
-    metric, title = split_score(comparison.metric)[0], metric_of(comparison.metric).title
-    level = f", level {comparison.level}" if comparison.level else ""
-    scores = {arm: result.scores[metric] for arm, result in arms.items()}
-    tables = statistics_grids(comparison)
-    # The prior depends on neither image nor arm, so it is the same for all arms.
-    tables += [_scores_grid(f"{title} on the test split{level}", scores | {"prior": first.prior})]
-    for other in first.transfer:
-        transferred = {arm: result.transfer[other] for arm, result in arms.items()}
-        tables.append(_scores_grid(f"{title} on level {other}, never trained on", transferred))
-    tables += [_controls_grid(metric, arms)]
+    tables = [*statistics_grids(comparison), *task_grids(comparison)]
+    tables += _test_grids(comparison) if comparison.tested else []
     sources = list(dict.fromkeys(source for result in arms.values() for source in result.mass))
     if sources:
         rows = [[source, *(format_score(result.mass.get(source)) for result in arms.values())] for source in sources]
         tables.append(Grid("Source weights in the fused features", ["source", *arms], rows))
     return [*tables, cost_grid(arms)]
+
+
+def _test_grids(comparison: Comparison) -> list[Grid]:
+    """Returns the tables of the test split: scores by kind, the same on other levels, controls."""
+    arms = comparison.arms
+    first = next(iter(arms.values()))
+    metric, title = comparison.split_metric, metric_of(score_of_split(comparison.metric)).title
+    level = f", level {comparison.level}" if comparison.level else ""
+    scores = {arm: result.scores[metric] for arm, result in arms.items()}
+    # The prior depends on neither image nor arm, so it is the same for all arms.
+    tables = [_scores_grid(f"{title} on the test split{level}", scores | {"prior": first.prior})]
+    for other in first.transfer:
+        transferred = {arm: result.transfer[other] for arm, result in arms.items()}
+        tables.append(_scores_grid(f"{title} on level {other}, never trained on", transferred))
+    return [*tables, _controls_grid(metric, arms)]
 
 
 def _scores_grid(title: str, scores: Mapping[str, KindScores]) -> Grid:
@@ -155,13 +171,18 @@ def _introduction(comparison: Comparison) -> str:
     trained = f"seeds {', '.join(map(str, seeds))}" if _several(comparison) else f"seed {seeds[0]}"
     averages = " Scores, times and source weights are averages over seeds." if _several(comparison) else ""
     narrow = "" if comparison.precision == DEFAULT_PRECISION else f" in {comparison.precision}"
-    return (
+    parts = [
         f"{len(comparison.arms)} arms, {trained}, on one machine ({described}). Lineage `{comparison.lineage}`: "
-        f"{_lineage(comparison)} Answers are generated greedily{narrow} for questions on images of the test split, "
-        f"which training never saw, and {metric_of(comparison.metric).explanation}. The prior answers every question "
-        "with the most frequent answer of its kind in training, without looking."
-        f"{questions_text(comparison.questions)}{averages}"
-    )
+        f"{_lineage(comparison)}"
+    ]
+    if comparison.tested:
+        parts.append(
+            f"Answers are generated greedily{narrow} for questions on images of the test split, which training never "
+            f"saw, and {metric_of(score_of_split(comparison.metric)).explanation}. The prior answers every question "
+            f"with the most frequent answer of its kind in training, without looking."
+            f"{questions_text(comparison.questions)}"
+        )
+    return " ".join(filter(None, [*parts, tasks_text(comparison)])) + averages
 
 
 def _lineage(comparison: Comparison) -> str:

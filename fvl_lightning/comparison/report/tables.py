@@ -23,7 +23,7 @@ def statistics_grids(comparison: Comparison) -> list[Grid]:
     arms = [[arm.arm, format_score(arm.mean), format_score(arm.sd), str(arm.seeds)] for arm in statistics.arms]
     contrasts = [_contrast_row(contrast, statistics.alpha) for contrast in statistics.contrasts]
     grids = [
-        Grid(f"{metric_title(comparison.metric)}, over seeds", ARM_HEADER, arms),
+        Grid(f"{comparison.metric_title}, over seeds", ARM_HEADER, arms),
         Grid(f"Difference to {statistics.baseline}", CONTRAST_HEADER, contrasts, pooling_note(statistics)),
     ]
     if comparison.cells:
@@ -48,10 +48,10 @@ def verdict_section(comparison: Comparison) -> str:
             "> **One seed ranks nothing.** Every arm was trained once, so a difference between two arms may be chance. "
             "The arms are listed in the order of the configuration, and no winner is named."
         )
-    lines = [f"> - {contrast.sentence}" for contrast in statistics.contrasts]
+    lines = [f"> - {contrast.sentence}" for contrast in (*statistics.contrasts, *statistics.pairs)]
     lines += [f"> - {note}" for note in (pooling_note(statistics), *statistics.notes) if note]
     head = (
-        f"> **What {len(comparison.seeds)} seeds show** ({metric_title(comparison.metric)}, against "
+        f"> **What {len(comparison.seeds)} seeds show** ({comparison.metric_title}, against "
         f"{statistics.baseline}; a difference below {statistics.smallest_effect:g} does not matter):\n>\n"
     )
     return "\n\n".join([head + "\n".join(lines), sensitivity_text(statistics)])
@@ -120,7 +120,7 @@ def _seeds_grid(comparison: Comparison) -> Grid:
     scores = {(cell.arm, cell.seed): cell.result.score(comparison.metric) for cell in comparison.cells}
     rows = [[arm, *(format_score(scores.get((arm, seed))) for seed in comparison.seeds)] for arm in comparison.arms]
     header = ["arm", *(f"seed {seed}" for seed in comparison.seeds)]
-    return Grid(f"{metric_title(comparison.metric)}, of each seed", header, rows)
+    return Grid(f"{comparison.metric_title}, of each seed", header, rows)
 
 
 def pooling_note(statistics: ComparisonStatistics) -> str:

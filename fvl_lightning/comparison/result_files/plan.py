@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from fvl_lightning.comparison.result_files.record import Record
+from fvl_lightning.comparison.result_files.record import IF_FILLED, Record
 
 
 @dataclass(kw_only=True)
@@ -114,3 +114,5 @@ class ComparisonPlan(Record):
     totals: PlanTotals
     notes: list[str] = field(default_factory=list)
     """Assumptions, and what could not be known here."""
+    tasks: dict[str, int] = field(default_factory=dict, metadata=IF_FILLED)
+    """{task: questions that are asked}; questions of `scoring` count them."""

@@ -10,6 +10,7 @@ import yaml
 from fvl_lightning.comparison.cell import RESULT
 from fvl_lightning.comparison.checks.before_start import trainings
 from fvl_lightning.comparison.estimates import measured_steps, summary
+from fvl_lightning.comparison.estimates.costs import scoring_cost
 from fvl_lightning.comparison.estimates.estimate import ENCODER, Estimates
 from fvl_lightning.comparison.estimates.measured_steps import FILE, MeasuredSteps, step_seconds
 from fvl_lightning.comparison.estimates.summary import plan_of
@@ -224,3 +225,16 @@ def test_what_is_refused(work: Path, fvl_here: Run, words: tuple[str, ...], said
 def test_numbers_in_words() -> None:
     assert [short(n) for n in (0, 999, 1000, 462_000_000, 1.234e15)] == ["0", "999", "1 k", "462 M", "1.23 P"]
     assert [hours_in_words(h) for h in (None, 0.0123, 3.41, 1234.5)] == ["?", "0.012", "3.4", "1,234"]
+
+
+def test_tasks_count_in_the_scoring(estimates: Estimates) -> None:
+    stage, experiment = estimates.built["concat"][-1], estimates.planned.plans[0].arms["concat"][-1]
+    few, more = (scoring_cost(stage, experiment, None, 6, tasks) for tasks in ([], [(10, 16), (4, 1)]))
+    assert few.flops is not None
+    assert more.flops == pytest.approx(few.flops * 16 / 6 + 4 * few.question_flops), "as of the split test"
+    assert (few.questions, more.questions) == (6, 20)
+    plan = plan_of(dataclasses.replace(estimates, tasks={"pope": (10, 16)}))
+    titles = [table.title for table in plan_tables(plan) if not isinstance(table, str)]
+    assert titles[-1] == "scoring of one cell, controls, further splits and 1 task included"
+    assert ComparisonPlan.read(plan.plain()).tasks == {"pope": 10}
+    assert "tasks" not in plan_of(estimates).plain()
