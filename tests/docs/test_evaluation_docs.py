@@ -48,7 +48,7 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
 
 def test_the_files_that_it_names_are_those_of_a_report() -> None:
     assert all(f"`{name}`" in PAGE for name in FILES if not name.endswith(".png"))
-    assert f"`{OUTPUT}`" in PAGE
+    assert f"`{OUTPUT}/<tasks>`" in PAGE
 
 
 def test_the_keys_and_steps_that_it_names_are_there() -> None:

@@ -36,6 +36,10 @@ def test_a_task_reads_the_layout_of_its_data(tmp_path: Path, name: str) -> None:
         pq.write_table(pa.table(layout.images), tmp_path / "images" / "images.parquet")
         overrides.append(f"data.images={tmp_path}/images/images.parquet")
     found = read_questions(find_task(name, overrides))
+    for prompt in find_task(name).paraphrases:
+        others = [text_of(question.messages[-1]) for question in found.with_prompt(prompt).questions]
+        assert len(others) == len(found.questions)
+        assert not {text_of(question.messages[-1]) for question in found.questions} & set(others)
     leading = [text_of(question.messages[-1]) for question in found.questions]
     if name != "mmmu":  # whose texts say where the images are
         assert all(text.startswith("<image>") for text in leading)
