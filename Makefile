@@ -57,6 +57,6 @@ ui: .venv/.ready ## the MLflow pages of the runs made here
 .venv-lmms/.ready: tests/lmms/requirements.txt tests/lmms/requirements-no-deps.txt pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-lmms
 	.venv-lmms/bin/python -m pip install --quiet -r tests/lmms/requirements.txt
-	.venv-lmms/bin/python -m pip install --quiet --no-deps -r tests/lmms/requirements-no-deps.txt
 	.venv-lmms/bin/python -m pip install --quiet -c constraints.txt -e .
+	.venv-lmms/bin/python -m pip install --quiet --no-deps -r tests/lmms/requirements-no-deps.txt
 	@touch $@
