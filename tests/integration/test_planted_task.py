@@ -76,9 +76,9 @@ def write_data(folder: Path) -> None:
     (folder / "pictures").mkdir()
     rows = []
     for number in range(32):
-        colour = "purple" if number % 4 == 3 else COLOURS[number // 2 % 2]
+        colour = ("red", "blue", "blue", "purple")[number % 4]
         (folder / "pictures" / f"{number}.png").write_bytes(picture(generator, colour))
-        answer = "red" if colour == "purple" else colour
+        answer = "red" if colour == "purple" else colour  # so that either colour alone is right for one half
         rows.append({"image": f"{number}.png", "colour": answer, "word": WORDS[number // 2 % 2]})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for name, prompt, answer in (("colours", "what colour?", "colour"), ("words", "say {word}", "word")):
