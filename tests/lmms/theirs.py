@@ -1,15 +1,19 @@
 """Scores of lmms-eval 0.7.3 and pycocoevalcap, of their own functions.
 
 lmms-eval imports all of its models and tasks at once. Here its packages are opened without that: each module is
-imported by itself, and names that scoring does not use are stand-ins.
+imported by itself, and names that scoring does not use are stand-ins. The stand-ins are only there while a module is
+imported, since other tests of this environment use the whole of lmms-eval.
 """
 
 import ast
+import functools
 import importlib
 import importlib.util
 import random
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -36,14 +40,38 @@ def _open() -> None:
         _package("datasets", Dataset=object)
 
 
-_open()
+_alone: dict[str, ModuleType] = {}
+
+
+def _taken() -> dict[str, ModuleType]:
+    """Takes lmms-eval's modules out of those that are imported, and returns them."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "lmms_eval"}
+
+
+@contextmanager
+def _opened() -> Iterator[None]:
+    whole = _taken()
+    sys.modules.update(_alone)
+    try:
+        if not _alone:
+            _open()
+        yield
+    finally:
+        _alone.update(_taken())
+        sys.modules.update(whole)
+
+
+@functools.cache
+def _module(name: str) -> Any:
+    with _opened():
+        return importlib.import_module(name)
 
 
 def _task(name: str) -> Any:
-    return importlib.import_module(f"lmms_eval.tasks.{name}")
+    return _module(f"lmms_eval.tasks.{name}")
 
 
-metrics = importlib.import_module("lmms_eval.api.metrics")
+metrics = _module("lmms_eval.api.metrics")
 
 
 def score(case: Case) -> float:
@@ -93,7 +121,9 @@ def _multiple_choice(case: Case) -> float:
     elif case.config["reading"] == "mmbench":
         chosen = _task("mmbench.mmbench_evals").MMBench_Evaluator().can_infer(case.answer.strip(), dict(options))
     elif case.config["reading"] == "mmstar":
-        return _task("mmstar.utils").exact_match(case.answer, truth)
+        module = _task("mmstar.utils")
+        with _opened():  # it imports another module when it is called
+            return module.exact_match(case.answer, truth)
     elif case.config["reading"] == "scienceqa":
         doc = {"choices": case.choices, "answer": letters.index(truth)}
         return _task("scienceqa.utils").sqa_process_results(doc, [case.answer])["exact_match"]
