@@ -80,10 +80,10 @@ def _contrasts_of(
     others = [arm for arm in scores if arm != baseline]
     order = [baseline, *others]
     contrasts = []
-    tested = {}
+    tested: dict[tuple[str, str], int] = {}
     if cases.tested is not None:
-        for place, (arm, against) in enumerate(pairs_of(len(cases.arms), 0, all_pairs)):
-            tested[cases.arms[arm], cases.arms[against]] = place
+        for number, (one, other) in enumerate(pairs_of(len(cases.arms), 0, all_pairs)):
+            tested[cases.arms[one], cases.arms[other]] = number
     for one, other in pairs_of(len(order), 0, all_pairs):
         arm, against = order[one], order[other]
         if (place := tested.get((arm, against))) is None or cases.tested is None:

@@ -10,7 +10,7 @@ from fvl_lightning.comparison.result_files.statistics import ImageInterval, Ques
 from fvl_lightning.comparison.result_files.tasks import TaskEvaluation
 from fvl_lightning.comparison.scoring.names import is_average, is_task_score, split_task_score, task_score
 from fvl_lightning.comparison.statistics.complete_cases import ArmScores
-from fvl_lightning.comparison.statistics.families import compare_family, family_arms
+from fvl_lightning.comparison.statistics.families import Correction, compare_family, family_arms
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.statistics.aggregates import clusters_of, number_draws
 from fvl_lightning.evaluation.statistics.resampling import LABEL, Array, Resamples, estimate
@@ -56,7 +56,7 @@ def task_statistics(
     by_score = {name: scores_of(_reader(name)) for name in shown}
     family = {name: scores for name, scores in by_score.items() if name != primary}
     directions = {name: evaluation.metric(name).higher_is_better for name in family}
-    correction = "holm" if evaluation.correction == "holm" else "benjamini_hochberg"
+    correction: Correction = "holm" if evaluation.correction == "holm" else "benjamini_hochberg"
     return TaskStatistics(
         arms={name: family_arms(scores) for name, scores in by_score.items()},
         family=compare_family(family, baseline, correction, evaluation.pairs == "all", directions),
