@@ -8,8 +8,8 @@ from typing import Any
 from datamodules.building.splits import place_of, split_at
 from datamodules.encoding.messages import check_messages, image_parts, parts_of
 from datamodules.encoding.placeholders import find_placeholder
-from datamodules.images.decoding import to_png, verify_image
-from datamodules.images.limits import MAX_IMAGES, refuse_many_pixels
+from datamodules.images.decoding import refuse_many_pixels, to_png, verify_image
+from datamodules.images.limits import MAX_IMAGES
 from datamodules.sources.base import Ignored, Refusal, Row, Source
 from datamodules.sources.refusals import row_id
 from datamodules.sources.row_files import MAX_ROW_BYTES

@@ -1,8 +1,8 @@
 """Decodes untrusted images, with limits that are checked before any decoder runs."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from io import BytesIO
@@ -14,14 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.ExifTags import Base
 
+from datamodules.images.limits import MAX_PIXELS, MAX_PIXELS_TOGETHER, refuse_length, refuse_size
 from datamodules.images.png import without_large_metadata
 from fvl_lightning.core.errors import ConfigError, DataError
-
-MAX_PIXELS = 64 * 1024 * 1024
-"""An image with more pixels than this, by its header, is refused before it is decoded."""
-
-MAX_BYTES = 256 * 1024 * 1024
-"""A longer encoded image is refused unread; MAX_PIXELS of four bytes each fit."""
 
 Decoder = Literal["pillow", "simplejpeg"]
 
@@ -83,7 +78,7 @@ def loaded_pixels(image: Image.Image, at_least: int | None = None) -> NDArray[np
         image: an image that Pillow has opened, and may have loaded.
         at_least: as in decode_image, for a JPEG that has been opened but not loaded.
     """
-    _refuse_size(image.size)
+    refuse_size(image.size)
     try:
         scale = _scale(image, at_least) if at_least is not None and image.format in ("JPEG", "MPO") else 1
         return _upright(_decode(image, scale), _orientation(image))
@@ -95,6 +90,22 @@ def image_size(source: bytes | Path) -> tuple[int, int]:
     """Returns width and height of an image by its header, before EXIF rotation; DataErrors as of decode_image."""
     with _opened(_read(source) if isinstance(source, Path) else source) as image:
         return image.size
+
+
+def refuse_many_pixels(images: Sequence[bytes | Path]) -> None:
+    """Raises DataError for encoded images with more than MAX_PIXELS_TOGETHER pixels; none of them is decoded.
+
+    An image whose header cannot be read does not count: decoding refuses it.
+    """
+    if len(images) * MAX_PIXELS <= MAX_PIXELS_TOGETHER:
+        return
+    pixels = 0
+    for image in images:
+        with suppress(DataError):
+            width, height = image_size(image)
+            pixels += width * height
+    if pixels > MAX_PIXELS_TOGETHER:
+        raise DataError(f"{len(images)} images of {pixels} pixels, at most {MAX_PIXELS_TOGETHER} are read together")
 
 
 def verify_image(data: bytes) -> ImageHeader:
@@ -131,7 +142,7 @@ def _read(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():
             raise DataError("not a file, so it cannot be read as an image")
-        _refuse_length(path.stat().st_size)
+        refuse_length(path.stat().st_size)
         return path.read_bytes()
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
@@ -147,14 +158,14 @@ def _opened(content: bytes, name: str = "") -> Iterator[Image.Image]:
     if ImageFile.LOAD_TRUNCATED_IMAGES:  # a plugin may have set it
         raise ConfigError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES must be off, or truncated images would not be found")
     try:
-        _refuse_length(len(content))
-        _refuse_size(_webp_size(content))
+        refuse_length(len(content))
+        refuse_size(_webp_size(content))
         if content.startswith(b"\xff\xd8") and content.count(_SCAN) > _MAX_SCANS:
             raise DataError(f"JPEG of {content.count(_SCAN)} scans, at most {_MAX_SCANS} are read")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(BytesIO(without_large_metadata(content)), formats=tuple(FORMATS)) as image:
-                _refuse_size(image.size)
+                refuse_size(image.size)
                 yield image
     except DataError as error:
         raise DataError(f"{name}{error}") from None
@@ -164,21 +175,6 @@ def _opened(content: bytes, name: str = "") -> Iterator[Image.Image]:
         raise
     except Exception as error:  # decoders raise many kinds of errors for broken bytes
         raise DataError(f"{name}{_UNREADABLE} ({_one_line(error)})") from None
-
-
-def _refuse_length(length: int) -> None:
-    if length > MAX_BYTES:
-        raise DataError(f"image of {length} bytes, at most {MAX_BYTES} are read")
-
-
-def _refuse_size(size: tuple[int, int] | None) -> None:
-    if size is None:
-        return
-    width, height = size
-    if width < 1 or height < 1:
-        raise DataError(f"image of {width} x {height} pixels")
-    if width * height > MAX_PIXELS:
-        raise DataError(f"image of {width} x {height} pixels, at most {MAX_PIXELS} are read")
 
 
 def _webp_size(content: bytes) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.images.limits import refuse_many_pixels
+from datamodules.images.decoding import refuse_many_pixels
 from fvl_lightning.core.errors import DataError
 
 Decode = Callable[[bytes], NDArray[np.uint8]]

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
-from datamodules.images.decoding import EXTENSIONS, MAX_BYTES
+from datamodules.images.decoding import EXTENSIONS
+from datamodules.images.limits import MAX_BYTES
 from datamodules.storage.tar_headers import Damaged, members_of
 
 MAX_TEXT_BYTES = 16 * 2**20

@@ -5,7 +5,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from datamodules.images.decoding import EXTENSIONS, MAX_BYTES
+from datamodules.images.decoding import EXTENSIONS
+from datamodules.images.limits import MAX_BYTES
 from datamodules.storage.tar_grouping import MAX_TEXT_BYTES, TEXTS, readable
 from datamodules.storage.tar_headers import HEADER, MAX_HEADERS, Damaged
 from fvl_lightning.core.errors import DataError, first_line

@@ -44,7 +44,7 @@ def chat(
     """
     if not 0 < top_p <= 1:
         raise ConfigError(f"--top-p: a probability above 0, at most 1, not {top_p:g}")
-    from datamodules.images.limits import refuse_many_pixels
+    from datamodules.images.decoding import refuse_many_pixels
     from fvl_lightning.inference.adapters import attach_adapters
     from fvl_lightning.inference.conversation import Conversation
     from fvl_lightning.inference.generation import Sampling

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from datamodules.encoding.messages import Message, check_messages
-from datamodules.images.limits import refuse_many_images, refuse_many_pixels
+from datamodules.images.decoding import refuse_many_pixels
+from datamodules.images.limits import refuse_many_images
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.modeling.build import BuiltModel, LoadedModel
 from fvl_lightning.modeling.processing.image_processor import pictures_of

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.encoding.messages import Message, check_messages, image_parts, parts_of
-from datamodules.images.decoding import EXTENSIONS
-from datamodules.images.limits import refuse_many_images, refuse_many_pixels
+from datamodules.images.decoding import EXTENSIONS, refuse_many_pixels
+from datamodules.images.limits import refuse_many_images
 from datamodules.images.transforms import ImageReader
 from datamodules.sources.image_files import find_folder, read_images
 from datamodules.sources.refusals import Refused

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.images.decoding import EXTENSIONS
-from datamodules.images.limits import refuse_many_images, refuse_many_pixels
+from datamodules.images.decoding import EXTENSIONS, refuse_many_pixels
+from datamodules.images.limits import refuse_many_images
 from datamodules.images.transforms import ImageReader
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.inference.conversation import Conversation

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from fvl_lightning.comparison.statistics.multiple_testing import holm
 from fvl_lightning.core.errors import DataError
 
 Array = NDArray[np.float64]
@@ -129,16 +130,6 @@ def contrasts(scores: Array, baseline: int = 0, alpha: float = 0.05, all_pairs: 
         p_holm=holm(p),
         p_paired=holm(_two_sided(estimate / paired_error, seeds - 1)),
     )
-
-
-def holm(p: Array) -> Array:
-    """Adjusts p values by Holm's step-down method over the last axis (Holm 1979); NaN is never rejected but counted."""
-    order = np.argsort(p, -1)
-    steps = np.arange(p.shape[-1], 0, -1)
-    stepped = np.minimum(np.maximum.accumulate(np.take_along_axis(p, order, -1) * steps, -1), 1)
-    adjusted = np.empty_like(stepped)
-    np.put_along_axis(adjusted, order, stepped, -1)
-    return adjusted
 
 
 def detectable_difference(

@@ -9,7 +9,6 @@ from math import isfinite, nan
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from fvl_lightning.comparison.result_files.statistics import ArmSummary, TaskContrast, TaskFamily
 from fvl_lightning.comparison.statistics.complete_cases import (
@@ -18,7 +17,8 @@ from fvl_lightning.comparison.statistics.complete_cases import (
     complete_cases,
     finite_scores,
 )
-from fvl_lightning.comparison.statistics.contrasts import holm, pairs_of
+from fvl_lightning.comparison.statistics.contrasts import pairs_of
+from fvl_lightning.comparison.statistics.multiple_testing import benjamini_hochberg, holm
 from fvl_lightning.comparison.statistics.verdicts import arm_summary
 
 Correction = Literal["holm", "benjamini_hochberg"]
@@ -113,7 +113,7 @@ def _mean_difference(scores: ArmScores, arm: str, against: str) -> float:
 def _adjusted(p: list[float], correction: Correction) -> list[float]:
     if not p:
         return []
-    values = holm(np.array(p)) if correction == "holm" else stats.false_discovery_control(p)
+    values = (holm if correction == "holm" else benjamini_hochberg)(np.array(p))
     return [float(value) for value in values]
 
 

@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from datamodules.encoding.messages import Message, parts_of
-from datamodules.images.decoding import MAX_BYTES
+from datamodules.images.limits import MAX_BYTES
 from datamodules.images.transforms import Fit, ImageReader
 from fvl_lightning.core.errors import ConfigError, DataError, first_line
 from fvl_lightning.core.types import ImageSpec

@@ -23,11 +23,11 @@ from fvl_lightning.comparison.statistics.contrasts import (
     Contrasts,
     contrasts,
     detectable_difference,
-    holm,
     min_seeds,
     sd_interval,
     seeds_needed,
 )
+from fvl_lightning.comparison.statistics.multiple_testing import holm
 
 Array = NDArray[np.float64]
 

@@ -12,8 +12,9 @@ from fvl_lightning.comparison.result_files.cell import ArmResult
 from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics, TaskFamily
 from fvl_lightning.comparison.result_files.tasks import TaskEntry, TaskEvaluation, TaskScores, averages_of
 from fvl_lightning.comparison.scoring.names import is_task_score, split_task_score
-from fvl_lightning.comparison.statistics.contrasts import contrasts, holm, pairs_of
+from fvl_lightning.comparison.statistics.contrasts import contrasts, pairs_of
 from fvl_lightning.comparison.statistics.families import Correction, compare_family
+from fvl_lightning.comparison.statistics.multiple_testing import holm
 from fvl_lightning.comparison.statistics.summary import summarize
 from fvl_lightning.comparison.statistics.tasks import JudgedTasks
 from fvl_lightning.comparison.statistics.verdicts import compare_arms

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import datamodules.images.png
-from datamodules.images.decoding import MAX_PIXELS, decode_image, verify_image
+from datamodules.images.decoding import decode_image, verify_image
+from datamodules.images.limits import MAX_PIXELS
 from fvl_lightning.core.errors import DataError
 
 

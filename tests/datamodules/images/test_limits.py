@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from datamodules.building.row_to_sample import BuiltSample, prepare_chunk
-from datamodules.images.decoding import MAX_PIXELS
-from datamodules.images.limits import MAX_IMAGES, MAX_PIXELS_TOGETHER, refuse_many_images, refuse_many_pixels
+from datamodules.images.decoding import refuse_many_pixels
+from datamodules.images.limits import MAX_IMAGES, MAX_PIXELS, MAX_PIXELS_TOGETHER, refuse_many_images
 from datamodules.images.transforms import Fit, ImageReader
 from datamodules.inspection.check import check_samples
 from datamodules.inspection.preview import preview_sample

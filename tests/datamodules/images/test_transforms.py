@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datamodules.images.decoding import MAX_PIXELS
+from datamodules.images.limits import MAX_PIXELS
 from datamodules.images.transforms import Fit, to_pixels
 from fvl_lightning.core.types import ImageSpec
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datamodules.images.decoding import MAX_PIXELS
+from datamodules.images.limits import MAX_PIXELS
 from datamodules.storage import open_files
 from datamodules.storage.sample import RawSample, SampleError
 from datamodules.storage.sample_store import SampleStore
