@@ -86,5 +86,5 @@ def test_the_page_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_the_page_names_every_public_name_of_the_api() -> None:
     imported = re.findall(r"^(?: *)from fvl_lightning import (.*)$", TEXT, re.MULTILINE)
     shown = {name.strip() for names in imported for name in names.split(",")}
-    shown |= {"quiet_libraries", "DataError", "import_plugins"}
+    shown |= {"quiet_libraries", "DataError", "import_plugins", "evaluate_tasks"}
     assert {name for name in fvl_lightning.__all__ if not name.startswith("FlorenceVL")} == shown

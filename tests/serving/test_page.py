@@ -383,6 +383,7 @@ def test_a_file_that_is_too_large_is_not_taken(page: Any, tmp_path: Path) -> Non
     assert "exceed the maximum allowed size of 20" in page.inner_text(".toast-body")
 
 
+@pytest.mark.slow
 @gradio_needed
 @browser_needed
 def test_an_answer_can_be_stopped(page: Any) -> None:

@@ -94,6 +94,7 @@ def test_formats_pass_through_and_others_become_png(make: Make) -> None:
     assert all(len(store.images(i)) == store.image_count(i) for i in range(len(store)))
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_gives_the_same_bytes(make: Make) -> None:
     for processes in (1, 4):
         build_shards(make(f"by{processes}", processes=processes))

@@ -19,7 +19,7 @@ from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
 
 from datamodules.images import decoding as images
-from datamodules.images import png
+from datamodules.images import limits, png
 from datamodules.images.decoding import Decoder, ImageHeader, decode_image, to_png, verify_image
 from fvl_lightning.core.errors import ConfigError, DataError
 
@@ -300,7 +300,7 @@ def test_a_file_is_read_and_named_where_it_is_wrong(tmp_path: Path, monkeypatch:
     path.write_bytes(content[:-50])
     with pytest.raises(DataError, match=r"^.*cat.png: not a readable PNG, JPEG, WebP, GIF or BMP \("):
         decode_image(path)
-    monkeypatch.setattr(images, "MAX_BYTES", len(content) - 1)
+    monkeypatch.setattr(limits, "MAX_BYTES", len(content) - 1)
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"^.*cat.png: image of \d+ bytes, at most \d+ are read"):
         decode_image(path)

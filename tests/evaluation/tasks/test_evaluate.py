@@ -204,7 +204,7 @@ def test_samples_of_another_model_stand_beside(folder: Path, fvl_here: Run) -> N
     cut.write_text("".join(file.open().readlines()[:-1]))
     done = fvl_here(folder, "evaluate", "model", "--tasks", "short.yaml", "--from", f"other={cut}")
     assert done.returncode == 2
-    assert "9 questions and the task 10" in " ".join(done.stderr.split())
+    assert "has 9 questions and lacks 1 of the 10 of the task" in " ".join(done.stderr.split())
 
 
 def test_from_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fvl_lightning.core.atomic import write_text_atomically
 from fvl_lightning.core.config.addresses import without_login
+from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.registry import register
@@ -63,7 +64,7 @@ class JudgeMetric(AnswerMetric):
         """Time limit of an attempt."""
         attempts: int = number(3, at_least=1, at_most=10)
         """How often the judge is asked about an answer while it does not reply."""
-        cache: str = ""
+        cache: PathText = ""
         """Folder of the judgements; empty for fvl_lightning/judge in XDG_CACHE_HOME or ~/.cache."""
 
     def __init__(self, config: Any, kinds: Iterable[str]) -> None:
