@@ -6,6 +6,7 @@ its start, in training, validation and saves, in the building of a feature cache
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -124,9 +125,12 @@ def assert_nothing_temporary(folder: Path) -> None:
     assert not left, left
 
 
-def tensors(folder: Path) -> dict[Path, dict[str, torch.Tensor]]:
-    """The weights of all models in a folder."""
-    return {path.relative_to(folder): load_file(path) for path in folder.rglob("model*.safetensors")}
+def tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights of all models in a folder; a run that ended before its first checkpoint starts again as <name>-2."""
+    found = {path.relative_to(folder): load_file(path) for path in folder.rglob("model*.safetensors")}
+    named = {re.sub(r"(?<=[a-z])-\d+/", "/", path.as_posix()): weights for path, weights in found.items()}
+    assert len(named) == len(found), "one model of each name"
+    return named
 
 
 def assert_same_models(one: Path, other: Path, count: int) -> None:

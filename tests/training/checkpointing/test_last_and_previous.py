@@ -120,6 +120,12 @@ def test_a_checkpoint_of_an_earlier_version_is_whole_if_torch_can_read_it(flips:
         if is_whole(path):  # the bit is one that torch does not read
             found = read_file(path)
             assert torch.equal(found["weights"], torch.full((64, 64), 1.0)), f"flipped at {place} of {len(whole)}"
+    size_of_id = len(whole) - whole[::-1].index(b"serialization_id"[::-1]) - len("last/.data/serialization_id") - 22
+    damaged = bytearray(whole)
+    assert damaged[size_of_id] == 40
+    damaged[size_of_id] ^= 16  # in the directory: torch would read 16 bytes of whatever lies in memory
+    path.write_bytes(damaged)
+    assert not is_whole(path)
     for size in [0, 1, 21, len(whole) - 1, *draw.sample(range(len(whole)), 20)]:
         path.write_bytes(whole[:size])
         assert not is_whole(path), f"cut at {size} of {len(whole)}"
