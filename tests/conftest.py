@@ -178,7 +178,7 @@ def quick_demo(tmp_path_factory: pytest.TempPathFactory, fvl: Run) -> Path:
     """Makes a working folder in which `fvl demo --quick` has run once for all tests; `runs/demo` has its report.
 
     `experiments` and `docs` are the repository's, so that the README's commands find their files; but the quick demo's
-    stages have half of their steps, since no test looks at what they learn.
+    stages have a quarter of their steps, since no test looks at what they learn.
     """
     base = tmp_path_factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
@@ -191,7 +191,7 @@ def quick_demo(tmp_path_factory: pytest.TempPathFactory, fvl: Run) -> Path:
             shutil.copytree(ROOT / "experiments", folder / "experiments")
             (folder / "docs").symlink_to(ROOT / "docs")
             for stage in ("encoder_pretrain", "pretrain", "finetune"):
-                _halve_steps(folder / "experiments" / "demo" / "quick" / f"{stage}.yaml")
+                _cut_steps(folder / "experiments" / "demo" / "quick" / f"{stage}.yaml")
             done = fvl(folder, "demo", "--quick", timeout=QUICK_DEMO_SECONDS)
             assert done.returncode == 0, done.stderr
             (folder / "runs" / "demo").symlink_to("demo-quick")
@@ -199,10 +199,10 @@ def quick_demo(tmp_path_factory: pytest.TempPathFactory, fvl: Run) -> Path:
     return folder
 
 
-def _halve_steps(experiment: Path) -> None:
-    """Halves the steps of a training, and those between two validations."""
+def _cut_steps(experiment: Path) -> None:
+    """Leaves a quarter of the steps of a training, and of those between two validations."""
     text, count = re.subn(
-        r"(?<=max_steps: |ate_every: )\d+", lambda found: str(int(found[0]) // 2), experiment.read_text()
+        r"(?<=max_steps: |ate_every: )\d+", lambda found: str(int(found[0]) // 4), experiment.read_text()
     )
     assert count == 2, f"{experiment.name}: {count} numbers of steps"
     experiment.write_text(text)

@@ -40,22 +40,20 @@ def calls(path: Path) -> Iterator[tuple[str, ast.Call, set[str]]]:
             yield name, node, rich | ({"from_markup"} if "Text" in rich else set())
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=[str(path.relative_to(ROOT)) for path in SOURCES])
-def test_only_one_file_makes_what_could_read_markup(path: Path) -> None:
-    if path == Path(module.__file__):
-        return
-    made = [f"{name} in line {node.lineno}" for name, node, rich in calls(path) if name in READS_MARKUP & rich]
-    assert not made, "take core/terminal.py instead"
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=[str(path.relative_to(ROOT)) for path in SOURCES])
-def test_no_name_is_a_pattern(path: Path) -> None:
+def test_only_one_file_makes_what_could_read_markup_and_no_name_is_a_pattern() -> None:
     """A pattern is written out, or is a constant; a name with [ ] in it would stand for other names."""
-    if str(path.relative_to(ROOT)) in PATTERNS_OF_PEOPLE:
-        return
-    patterns = [node for name, node, _ in calls(path) if name in READS_PATTERNS]
-    loose = [f"line {node.lineno}" for node in patterns if any(isinstance(part, ast.JoinedStr) for part in node.args)]
-    assert not loose
+    markup, patterns = [], []
+    for path in SOURCES:
+        name_of_file = str(path.relative_to(ROOT))
+        for name, node, rich in calls(path):
+            place = f"{name_of_file}:{node.lineno} {name}"
+            if name in READS_MARKUP & rich and path != Path(module.__file__):
+                markup.append(place)
+            loose = name in READS_PATTERNS and any(isinstance(part, ast.JoinedStr) for part in node.args)
+            if loose and name_of_file not in PATTERNS_OF_PEOPLE:
+                patterns.append(place)
+    assert not markup, "take core/terminal.py instead"
+    assert not patterns
 
 
 def test_the_walk_finds_what_it_looks_for(tmp_path: Path) -> None:

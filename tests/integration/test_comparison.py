@@ -350,6 +350,7 @@ def parent_of(work: Path) -> MlflowRun:
     return MlflowClient(tracking_uri=f"sqlite:///{work / 'mlflow.db'}").get_run(report_of(work)["mlflow"]["run_id"])
 
 
+@pytest.mark.slow
 def test_what_is_not_fair_is_refused(folder: Path, tmp_path: Path, tiny_data: Path, fvl_here: Run) -> None:
     work = furnish(tmp_path, tiny_data)
     tasks = ("pictures", "rows.jsonl", *(f"{task}.yaml" for task in TASKS))

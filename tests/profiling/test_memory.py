@@ -196,6 +196,7 @@ def test_recomputed_blocks_keep_their_inputs(on: Callable[..., MemoryEstimate]) 
     assert recomputed.activations["encoder"] == whole.activations["encoder"]
 
 
+@pytest.mark.slow
 def test_activations_grow_with_the_batch_and_stop_at_what_is_frozen(
     on: Callable[..., MemoryEstimate], tmp_path: Path
 ) -> None:

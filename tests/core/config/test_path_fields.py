@@ -51,13 +51,13 @@ def texts(hint: Any) -> bool:
     return hint in (str, Any) or get_origin(hint) is Annotated or any(map(texts, get_args(hint)))
 
 
-@pytest.mark.parametrize(("name", "config"), configs(), ids=[f"{name}-{config.__name__}" for name, config in configs()])
-def test_a_field_that_speaks_of_files_is_one_that_expands(name: str, config: Any) -> None:
-    meanings, hints = field_meanings(config), get_type_hints(config, include_extras=True)
-    for field in dataclasses.fields(config):
-        speaks = HOLDS_PATHS.search(meanings.get(field.name, "")) is not None
-        if speaks and texts(hints[field.name]) and not {field.name, f"{name}.{field.name}"} & NO_PATHS:
-            assert marked(hints[field.name]), f"{name}: {field.name} is typed PathText where it holds a path"
+def test_a_field_that_speaks_of_files_is_one_that_expands() -> None:
+    for name, config in configs():
+        meanings, hints = field_meanings(config), get_type_hints(config, include_extras=True)
+        for field in dataclasses.fields(config):
+            speaks = HOLDS_PATHS.search(meanings.get(field.name, "")) is not None
+            if speaks and texts(hints[field.name]) and not {field.name, f"{name}.{field.name}"} & NO_PATHS:
+                assert marked(hints[field.name]), f"{name}: {field.name} is typed PathText where it holds a path"
 
 
 def test_the_walk_finds_fields() -> None:
