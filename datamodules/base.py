@@ -64,7 +64,7 @@ class BatchData(LightningDataModule):
     asking: QuestionForm | None = None
     """The form that `questions` have, for a model that was trained on other data; None for their own."""
     STREAMS: ClassVar[bool] = False
-    """Whether the split train is read as a stream, in which samples have no numbers."""
+    """Whether the split train is read as a stream, without random access by sample number."""
     levels: ClassVar[tuple[str, ...]] = ()
     """Levels of difficulty, which the field `level` of Config takes; a model may be scored on another than its own."""
 
@@ -85,14 +85,14 @@ class BatchData(LightningDataModule):
             self.store(split)
 
     def prepare_split(self, split: str) -> None:
-        """Makes one split readable, whatever others there are; DataError if it is missing or broken."""
+        """Makes one split readable, without checking the others; DataError if it is missing or broken."""
         self.store(split)
 
     def prepare_tokenizer(self) -> None:
         """Makes the tokenizer that comes with the data, where there is one; draws and reads no samples."""
 
     def connect(self, context: DataContext) -> None:
-        """Sets what the batches are for: image size, tokenizer, batch size, seed, position, rank."""
+        """Sets the context of the batches: image size, tokenizer, batch size, seed, position, rank."""
         self._context = context
         self._items.clear()
         self.__dict__.pop("encoder", None)

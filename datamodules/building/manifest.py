@@ -116,7 +116,7 @@ class BuildProgress:
 
 
 class Reporter:
-    """Counts the work of one process on top of `start`, and reports it now and then."""
+    """Counts the work of one process on top of `start`, and reports it at most every REPORT_SECONDS."""
 
     def __init__(self, start: BuildProgress, report: Callable[[BuildProgress], None] | None) -> None:
         self._progress = replace(start, earlier_images=start.images, earlier_chunks=start.chunks)
@@ -124,7 +124,7 @@ class Reporter:
         self._begun = self._reported = time.monotonic()
 
     def add(self, samples: int = 0, images: int = 0, refused: int = 0, chunks: int = 0) -> None:
-        """Counts, and reports if it is time."""
+        """Adds to the counts, and reports if REPORT_SECONDS have passed."""
         was = self._progress
         self._progress = replace(
             was,

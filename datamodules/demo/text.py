@@ -210,7 +210,7 @@ def _attribute(shapes: tuple[Shape, ...], index: int, kind: str, mentioned: set[
 
 
 def _relation(shapes: tuple[Shape, ...], mentioned: dict[int, set[str]], rng: Random) -> list[Turn]:
-    """Returns one question such as "what is left of the red circle?", where clearly exactly one shape is."""
+    """Returns a question such as "what is left of the red circle?" with one clear answer; no question without one."""
     sides = [
         ("left of", lambda shape: shape.x),
         ("right of", lambda shape: -shape.x),

@@ -156,7 +156,7 @@ def _read(path: Path) -> bytes:
 def _opened(content: bytes, name: str = "") -> Iterator[Image.Image]:
     """Yields an image with a checked header, not yet decoded; turns every error inside the block into a DataError."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:  # a plugin may have set it
-        raise ConfigError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES must be off, or truncated images would not be found")
+        raise ConfigError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES must be False, so that truncated images are detected")
     try:
         refuse_length(len(content))
         refuse_size(_webp_size(content))

@@ -1,4 +1,4 @@
-"""The members of a tar that is read once from front to back, and the damage at which that ends."""
+"""Reads the members of a tar once from front to back, and stops at damage."""
 
 import re
 import tarfile
@@ -63,7 +63,7 @@ class _StrictHeader(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> "_StrictHeader":
-        """Reads the next header; Damaged where there is none and no end mark stands before."""
+        """Reads the next header; raises Damaged if it is missing and no end mark precedes."""
         forward: Any = archive.fileobj
         try:
             header = super().fromtarfile(archive)
@@ -82,7 +82,7 @@ class _StrictHeader(tarfile.TarInfo):
 
 
 class _ForwardFile:
-    """A file that is only read on, as a connection is; what a header may have read into memory is limited."""
+    """A file that is read forward only, like a connection, with a limit on the bytes of a header."""
 
     def __init__(self, file: BinaryIO, place: str) -> None:
         self._file, self._name, self._offset = file, place, 0
@@ -98,14 +98,14 @@ class _ForwardFile:
         return self._offset
 
     def read(self, size: int) -> bytes:
-        """Returns so many bytes of headers, fewer at the end of the file."""
+        """Returns `size` bytes of headers, fewer at the end of the file."""
         if not 0 <= size <= self._room:
             raise Damaged("damaged", self._offset, f"{size} bytes of header")
         self._room -= size
         return self._read(size)
 
     def seek(self, offset: int) -> None:
-        """Reads on up to `offset`; Damaged where that lies behind, or beyond the end."""
+        """Reads forward to `offset`; raises Damaged if it is already passed or beyond the end."""
         if offset < self._offset:
             raise Damaged("damaged", self._offset)
         while self._offset < offset:
@@ -113,7 +113,7 @@ class _ForwardFile:
                 raise Damaged("cut short", self._offset)
 
     def content(self, offset: int, size: int) -> bytes:
-        """Returns a member's content; Damaged where the file ends before."""
+        """Returns a member's content; raises Damaged if the file ends within it."""
         self.seek(offset)
         content = self._read(size)
         if len(content) < size:

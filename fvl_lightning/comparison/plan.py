@@ -264,7 +264,9 @@ def _check_lineage(lineage: str, modes: Mapping[str, Sequence[str]]) -> None:
                 "frozen}` in the stage, or choose lineage: end_to_end"
             )
         if lineage == "end_to_end" and set(stages) == {"frozen"}:
-            raise ConfigError(f"lineage: end_to_end, and no stage of {arm} trains its encoder; choose frozen_encoder")
+            raise ConfigError(
+                f"lineage: end_to_end trains encoders, but no stage of {arm} trains its encoder; choose frozen_encoder"
+            )
 
 
 def _value(plain: Any, key: str) -> Any:

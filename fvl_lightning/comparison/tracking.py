@@ -1,4 +1,4 @@
-"""The MLflow parent run of a comparison: one for its folder, however often the comparison is started."""
+"""The MLflow parent run of a comparison; every start of the comparison in a folder reuses it."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ PARENT = "parent.json"
 DESCRIPTION_TAG = "mlflow.note.content"
 """The tag that MLflow's pages show as a run's description."""
 REPORTED_TAG = "fvl.reported"
-"""The tag that has the configuration's hash of which the run shows the results."""
+"""Tag with the hash of the configuration whose results the run shows."""
 VERDICT_TAG = "fvl.verdict."
 """Beginning of the tags that have the verdicts; the rest is the arm."""
 

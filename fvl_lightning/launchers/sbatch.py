@@ -18,7 +18,7 @@ def check_options(options: Sequence[str], where: str) -> None:
     """Checks that each is one sbatch option that fits on a line of its own; ConfigError at `where` otherwise."""
     for option in options:
         if not re.fullmatch(r"--[a-z][\w-]*(=\S+)?", option):
-            raise ConfigError(f"{where}: '{option}' is not an sbatch option, write for instance --partition=long")
+            raise ConfigError(f"{where}: '{option}' is not an sbatch option; write for instance --partition=long")
 
 
 def job_name(name: str) -> str:
@@ -27,10 +27,10 @@ def job_name(name: str) -> str:
 
 
 def refuse_reserved(options: Sequence[str], where: str, keys: str) -> None:
-    """Raises ConfigError for an option that determines the ranks, which `keys` do."""
+    """Raises ConfigError for an option that determines the number of ranks, which the keys in `keys` set."""
     for option in options:
         if (name := option[2:].partition("=")[0]) in RESERVED_OPTIONS:
-            raise ConfigError(f"{where}: --{name} is set by {keys}, leave it out")
+            raise ConfigError(f"{where}: --{name} is set by {keys}; leave it out")
 
 
 def sbatch_lines(own: Sequence[str], options: Sequence[str]) -> list[str]:

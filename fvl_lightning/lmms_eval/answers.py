@@ -1,4 +1,4 @@
-"""Answers requests of lmms-eval in batches of like length, with each image of a batch encoded once."""
+"""Answers requests of lmms-eval in batches of similar length; each image of a batch is encoded once."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -107,7 +107,7 @@ def _hidden(done: int) -> None:
 
 @contextmanager
 def _whole_images() -> Iterator[None]:
-    """Refuses images that were cut, while the kit decodes one; lmms-eval lets Pillow fill them with grey."""
+    """Refuses truncated images within the context; lmms-eval lets Pillow fill them with grey."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
@@ -117,7 +117,10 @@ def _whole_images() -> Iterator[None]:
 
 
 def _batches(requests: Sequence[EvalRequest], size: int, show: bool) -> Iterator[list[int]]:
-    """Yields the places of requests that are decoded alike, the longest first; those of a document stay together."""
+    """Yields batches of indices of requests with equal decoding settings, the longest first.
+
+    Requests of equal length are sorted by document, so that a batch encodes its images once.
+    """
     settings = list(dict.fromkeys((request.sampling, request.stop) for request in requests))
     with progress_bar("answering", len(requests)) if show else nullcontext(_hidden) as advance:
         for setting in settings:
@@ -129,7 +132,7 @@ def _batches(requests: Sequence[EvalRequest], size: int, show: bool) -> Iterator
 
 
 def _prompt(loaded: LoadedModel, request: EvalRequest, images: BatchImages) -> tuple[AskedPrompt, list[Message]]:
-    """Returns the prompt of a request, and its messages in the form of training."""
+    """Returns the prompt of a request, and its messages in the format of training."""
     try:
         messages = request.messages()
         if problem := check_messages(messages):

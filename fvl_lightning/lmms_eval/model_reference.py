@@ -24,5 +24,5 @@ def local_model(pretrained: str) -> str:
         return snapshot_download(pretrained, allow_patterns=list(MODEL_FILES))
     except Exception as error:  # the hub's client raises many classes
         raise DataError(
-            f"pretrained={pretrained} is no folder, and no model of the hub could be read: {first_line(error)}"
+            f"pretrained={pretrained} is not a folder, and cannot be read from the hub: {first_line(error)}"
         ) from None

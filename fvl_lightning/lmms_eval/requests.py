@@ -41,7 +41,7 @@ class EvalRequest:
 
 
 def simple_generation(arguments: Sequence[Any], documents: Documents) -> EvalRequest:
-    """Reads a request for a text, of a task whose images are apart from its text.
+    """Reads a generation request of a task with images separate from the text.
 
     Args:
         arguments: (context, generation_kwargs, doc_to_visual, doc_id, task, split).
@@ -53,7 +53,7 @@ def simple_generation(arguments: Sequence[Any], documents: Documents) -> EvalReq
 
 
 def chat_generation(arguments: Sequence[Any], documents: Documents) -> EvalRequest:
-    """Reads a request for a text, of a task that gives a conversation.
+    """Reads a generation request of a task that gives a conversation.
 
     Args:
         arguments: (context, doc_to_messages, generation_kwargs, doc_id, task, split).
@@ -71,7 +71,7 @@ def chat_generation(arguments: Sequence[Any], documents: Documents) -> EvalReque
 def likelihood(arguments: Sequence[Any], documents: Documents) -> EvalRequest:
     """Reads a request for the likelihood of an answer.
 
-    The blank that lmms-eval writes before the answer is taken off: an answer of a conversation begins without one.
+    The space that lmms-eval writes before the answer is removed: an answer in a conversation begins without one.
 
     Args:
         arguments: (context, continuation, doc_to_visual, doc_id, task, split), where the continuation may be a function
@@ -93,7 +93,7 @@ def _place(task: str, doc_id: Any) -> str:
 
 
 def _decoding(settings: Mapping[str, Any]) -> tuple[Sampling, tuple[str, ...]]:
-    """Returns how an answer is decoded and where it is cut, as generation_kwargs say.
+    """Returns the sampling settings and stop texts in generation_kwargs.
 
     Tokens are sampled if the temperature is above 0 and do_sample is not false; do_sample alone has temperature 1.
     """
@@ -117,7 +117,7 @@ def _decoding(settings: Mapping[str, Any]) -> tuple[Sampling, tuple[str, ...]]:
 def _say_unused(names: tuple[str, ...]) -> None:
     """Logs settings that have no effect, once."""
     if names:
-        logger.warning("generation_kwargs: %s without effect in fvl_lightning", ", ".join(names))
+        logger.warning("generation_kwargs: fvl_lightning ignores %s", ", ".join(names))
 
 
 def _simple_messages(
@@ -128,7 +128,7 @@ def _simple_messages(
 
 
 def _placed(images: Sequence[Any], text: str) -> Message:
-    """Returns a user message; the text places the images as in a task of the kit, and else they come first."""
+    """Returns a user message; images stand at <image> in the text as in the kit's own tasks, or before the text."""
     try:
         parts, shown = place_images(text, range(len(images)))
     except DataError:  # a text that names images which are not there

@@ -26,14 +26,14 @@ MODEL_ARGS = ("pretrained", "adapter", "plugins", "batch_size", "precision", "de
 
 
 class SimpleWrapper(lmms):
-    """A model of this kit for tasks with a text and images apart from it.
+    """A model of this kit for tasks with a text and separate images.
 
     Args:
         pretrained: a run (folder or MLflow id), a model folder, an export, or a hub id.
         adapter: the folder of an adapter or of a run that trained one; empty for none.
         plugins: a file or module that registers components of the model, or "own" for those that it names; empty for
             none.
-        batch_size: the most requests in a batch; "auto" for as many as the kit takes itself.
+        batch_size: the most requests in a batch; "auto" for the kit's default.
         precision: 32-true or bf16-mixed.
         device: cpu, cuda, cuda:<number>, mps or auto; None for auto.
         max_batch_size: is ignored.
@@ -84,7 +84,7 @@ class SimpleWrapper(lmms):
         raise ConfigError("--tasks: fvl_lightning answers one message; tasks of several rounds are not supported")
 
     def clean(self) -> None:
-        """Frees the memory of the model, which is loaded again where lmms-eval asks once more."""
+        """Frees the memory of the model; a further request loads it again."""
         self._loaded = None
         super().clean()
 

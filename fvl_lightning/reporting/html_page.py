@@ -1,4 +1,4 @@
-"""The report as one HTML file, which has its pictures inside and loads nothing."""
+"""The report as one HTML file with embedded images, which loads nothing."""
 
 import base64
 from collections.abc import Mapping
@@ -29,11 +29,11 @@ img {{ max-width: 100%; }}
 
 
 def html_page(markdown: str, pictures: Mapping[str, bytes], title: str) -> str:
-    """Returns a page that shows Markdown as it is: HTML in it is text, and no address is loaded.
+    """Renders Markdown as an HTML page; raw HTML is shown as text, and no address is loaded.
 
     Args:
         markdown: the text.
-        pictures: {name: content of a PNG file}; an image of any other name is shown as its description.
+        pictures: {name: content of a PNG file}; any other image is replaced by its description.
         title: the page's title.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")

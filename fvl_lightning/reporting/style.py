@@ -41,7 +41,7 @@ def colors(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """Returns {name: at most NAME_CHARACTERS of it, without its middle}; names that would then be equal stay whole."""
+    """Returns {name: name cut in the middle to NAME_CHARACTERS}; names that would become equal stay whole."""
     half = NAME_CHARACTERS // 2
     short = {name: name if len(name) <= NAME_CHARACTERS else f"{name[:half]}…{name[1 - half :]}" for name in names}
     shared = Counter(short.values())
@@ -54,7 +54,7 @@ def wrapped(name: str) -> str:
 
 
 def clean_axes(axes: Axes) -> None:
-    """Removes what shows no data: frame, ticks, and all but faint horizontal lines."""
+    """Removes the frame and vertical-axis ticks, and draws faint horizontal grid lines."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
     axes.grid(visible=True, axis="y", color=GRID, linewidth=0.8)
@@ -83,11 +83,11 @@ def spanned(values: Iterable[float], smallest: float) -> tuple[float, float]:
 
 
 def score_axis(axes: Axes, bounds: tuple[float, float], values: Iterable[float], from_zero: bool) -> None:
-    """Fits the vertical axis to scores, with at least a tenth of the metric's range.
+    """Fits the vertical axis to scores; it spans at least a tenth of the metric's range.
 
     Args:
         bounds: lowest and highest score of the metric; scores from 0 to 1 are shown as per cent.
-        values: all that is drawn, the ends of whiskers too.
+        values: all values that are drawn, ends of error bars included.
         from_zero: whether bars are drawn, which start at zero.
     """
     finite = [value for value in values if isfinite(value)] or [0.0]
@@ -127,7 +127,7 @@ def value_axis(axis: Any, values: Iterable[float]) -> None:
 
 
 def _number(value: float) -> str:
-    """Returns a number with thousands separators and at most four digits behind the point."""
+    """Returns a number with thousands separators and at most four decimal places."""
     return f"{value:,.4f}".rstrip("0").rstrip(".") if value else "0"
 
 

@@ -1,4 +1,4 @@
-"""Tables of a report: finished texts in rows, as Markdown and for the terminal."""
+"""Tables of a report: rows of formatted texts, as Markdown and for the terminal."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ ABSENT = "-"
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of finished texts."""
+    """A table of formatted texts."""
 
     title: str
     header: Sequence[str]
@@ -40,14 +40,14 @@ def interval(bounds: Sequence[float]) -> str:
 
 
 def markdown_rows(grid: Grid) -> list[str]:
-    """Returns the lines of a Markdown table, the header's two first; names in it are shown as they are."""
+    """Returns the lines of a Markdown table, with two for the header; markup in its texts is escaped."""
     rows = [[markdown_text(text) for text in row] for row in (grid.header, *grid.rows)]
     header, *others = ["| " + " | ".join(row) + " |" for row in rows]
     return [header, "|" + "|".join([":---", *["---:"] * (len(grid.header) - 1)]) + "|", *others]
 
 
 def markdown_text(text: str) -> str:
-    """Returns text for one cell of a Markdown table, in which nothing ends the cell or becomes HTML, link or image."""
+    """Escapes text for a cell of a Markdown table, so that it cannot end the cell or become HTML, link or image."""
     return re.sub(r"[\\|\[\]<]", lambda found: "&lt;" if found[0] == "<" else f"\\{found[0]}", " ".join(text.split()))
 
 

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 STATUSES = ("running", "finished", "interrupted", "failed")
-"""What the `status` of a run may be. A person may set another one, so that a run is resumed, for instance."""
+"""Values of a run's `status`; a person may edit it, for instance so that the run is resumed."""
 
 
 class RunInfo(dict[str, Any]):
@@ -73,7 +73,7 @@ _FORMS: dict[str, Callable[[Any], bool]] = {
     "scores": _are_scores,
     "files": lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
 }
-"""What the values of run.json must be, or null."""
+"""{key of run.json: check of its value}; null is allowed, too."""
 
 
 def read_info(path: Path) -> RunInfo:

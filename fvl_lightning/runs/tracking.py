@@ -1,4 +1,4 @@
-"""A training in MLflow: its folder is the source, and the store is brought up to date while it trains and later."""
+"""A training in MLflow: the store is synchronised with the run's folder, during the training and later."""
 
 import logging
 import time
@@ -149,7 +149,7 @@ def note_trouble(run: RunFolder, error: PeerError) -> None:
 
 
 def sync_run(run: RunFolder, ended: int | None = None) -> SyncReport:
-    """Sends to the run's store what it lacks of the run's folder.
+    """Sends the parts of the run's folder that the store lacks.
 
     Args:
         ended: when the run ended, in milliseconds since 1970; by default, when its last metrics were logged.
@@ -173,11 +173,11 @@ def track_results(
     data: BatchData | None = None,
     metric: str | None = None,
 ) -> None:
-    """Adds results and tables to a run that was tracked; a store out of reach gets them by `fvl sync`.
+    """Adds results and tables to a tracked run; if the store is out of reach, `fvl sync` sends them later.
 
     Args:
-        data: the data module whose test split the model was asked about, to be named as what the scores are of.
-        metric: the results called `<metric>/...` are the scores on that split; None where no result is.
+        data: the data module whose test split was scored; MLflow shows it as the dataset of the scores.
+        metric: first part of the names of the scores on that split, `<metric>/...`; None without such scores.
     """
     description = replace(run.read_tracking(), results=results, tables=tables)
     if data is not None:
@@ -191,12 +191,12 @@ def track_results(
 
 
 def cell_params(tags: Mapping[str, str]) -> dict[str, str]:
-    """`arm` and `axis.<key>`: what a cell's tags say of it, since MLflow draws and groups by parameters."""
+    """Returns `arm` and `axis.<key>` from a cell's tags as parameters, by which MLflow draws and groups."""
     return {key.removeprefix("fvl."): tags[key] for key in tags if key == "fvl.arm" or key.startswith("fvl.axis.")}
 
 
 def curated_params(experiment: ExperimentConfig, stage: Stage, run: RunFolder) -> dict[str, Any]:
-    """The handful of parameters that people sort and group runs by; the whole configuration is an artifact."""
+    """Returns the few parameters by which runs are sorted and grouped; the whole configuration is an artifact."""
     info = run.info
     adapter = {}
     if info["adapter_bytes"] is not None:

@@ -29,7 +29,7 @@ SERVER_EXIT_SECONDS = 10.0
 SERVER_TIMEOUT = 5.0
 """Seconds a tracking server has to answer when it is opened."""
 MLFLOW_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-"""How long a call to a server may take, unless the user's environment says otherwise; MLflow's own is many minutes."""
+"""Limits of a call to a server, unless the user's environment sets them; MLflow's defaults take many minutes."""
 
 
 def is_server(uri: str) -> bool:
@@ -38,9 +38,9 @@ def is_server(uri: str) -> bool:
 
 
 def resolve_uri(uri: str) -> str:
-    """The store's address independent of the working directory: a relative sqlite path becomes an absolute one.
+    """Returns the store's address with an absolute path in place of a relative sqlite path.
 
-    What stands behind sqlite:/// is a path as it is, without any quoting.
+    The text after sqlite:/// is a path without any quoting.
 
     Raises:
         DataError: an address that is neither an sqlite file nor a server, or one with a login in it.
@@ -54,20 +54,20 @@ def resolve_uri(uri: str) -> str:
     if is_server(uri):
         return uri.rstrip("/")
     raise DataError(
-        f"tracking.uri: '{without_login(uri)}' is not an MLflow store this kit can use, write sqlite:///<file> such as "
+        f"tracking.uri: '{without_login(uri)}' is not an MLflow store this kit can use; write sqlite:///<file> such as "
         "sqlite:///mlflow.db, or http(s)://<server>"
     )
 
 
 def store_client(uri: str) -> Any:
-    """MLflow's client of a store by its resolved address."""
+    """Returns MLflow's client for a resolved address."""
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=mlflow_uri(uri))
 
 
 def mlflow_uri(uri: str) -> str:
-    """A resolved address as MLflow and SQLAlchemy read it, to whom % and ? in a path are something else."""
+    """Returns a resolved address for MLflow and SQLAlchemy, in which % and ? of a path are escaped."""
     file = _sqlite_file(uri)
     if file is None or not {"%", "?"} & set(str(file)):
         return uri
@@ -80,8 +80,8 @@ def mlflow_uri(uri: str) -> str:
 def open_store(uri: str, experiment: str) -> str:
     """Makes sure that the store and the experiment exist, creating both where needed, and returns the experiment's id.
 
-    A new sqlite store appears whole or not at all, so several processes may open it at once and an interruption
-    leaves nothing half-made. Artifacts go into the folder `mlartifacts` beside the sqlite file; a server decides by
+    A new sqlite store is created atomically, so several processes may open it at once, and an interruption leaves
+    no partial store. Artifacts go into the folder `mlartifacts` beside the sqlite file; a server decides by
     itself.
 
     Args:
@@ -113,7 +113,7 @@ def open_store(uri: str, experiment: str) -> str:
                     raise error from None
     if found.lifecycle_stage != "active":
         raise DataError(
-            f"tracking.experiment: '{experiment}' was deleted in {uri}, choose another name or bring it back with "
+            f"tracking.experiment: '{experiment}' was deleted in {uri}; choose another name or bring it back with "
             f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
         )
     return str(found.experiment_id)
@@ -134,7 +134,7 @@ def check_store(uri: str) -> None:
 
 
 def existing_store(uri: str) -> str:
-    """The resolved address of a store to read, which MLflow would create where there is none.
+    """Returns the resolved address of a store to read; MLflow would create a missing one.
 
     Raises:
         DataError: there is no store in the sqlite file; a server is not asked.
@@ -144,7 +144,7 @@ def existing_store(uri: str) -> str:
     if file is not None:
         if not file.exists():
             raise DataError(
-                f"tracking.uri: there is no MLflow store at {file} yet, a training or a comparison creates it"
+                f"tracking.uri: there is no MLflow store at {file} yet; a training or a comparison creates it"
             )
         check_sqlite(file)
     return uri
@@ -167,7 +167,7 @@ def serve_ui(
     uri = existing_store(uri)
     file = _sqlite_file(uri)
     if file is None:
-        raise DataError(f"tracking.uri: {uri} is a server already, open that address in a browser")
+        raise DataError(f"tracking.uri: {uri} is a server already; open that address in a browser")
     _check_port(host, port)
     before()
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", mlflow_uri(uri), "--workers", "1"]
@@ -175,12 +175,12 @@ def serve_ui(
     command += ["--uvicorn-opts", "--no-access-log"]
     code = _run_until_interrupted(command)
     if code:
-        raise DataError(f"the MLflow server on {uri} ended with code {code}, its own messages stand above")
+        raise DataError(f"the MLflow server on {uri} ended with code {code}; its own messages are above")
 
 
 @contextlib.contextmanager
 def store_errors(uri: str) -> Iterator[None]:
-    """Turns what MLflow and its database raise into one sentence (DataError) naming the store."""
+    """Converts errors of MLflow and its database to a DataError that names the store."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -192,12 +192,12 @@ def store_errors(uri: str) -> Iterator[None]:
 
 
 def _sqlite_file(uri: str) -> Path | None:
-    """The database file of a resolved uri; None for a server."""
+    """Returns the database file of a resolved address; None for a server."""
     return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
 def _artifact_root(file: Path) -> str:
-    """Beside the store and not, as by default, in whatever folder the process was started."""
+    """Returns the folder of artifacts, next to the store; MLflow's default is the working directory."""
     return (file.parent / "mlartifacts").as_uri()
 
 
@@ -246,7 +246,7 @@ def _reach_server(uri: str) -> None:
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):  # a proxy that asks who we are; MLflow's client tells it
             return
-        raise DataError(f"tracking.uri: {uri}/health answers {error.code}, that is no MLflow server") from None
+        raise DataError(f"tracking.uri: {uri}/health answers {error.code}; it is not an MLflow server") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise DataError(f"tracking.uri: no MLflow server answers at {uri} ({reason})") from None
@@ -259,11 +259,11 @@ def _check_port(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except (OSError, OverflowError) as error:
-        raise DataError(f"port {port} on {host} cannot be used ({error}), choose another one") from None
+        raise DataError(f"port {port} on {host} cannot be used ({error}); choose another one") from None
 
 
 def _run_until_interrupted(command: list[str]) -> int:
-    """Runs a server and its children; its exit code, or 0 after Ctrl-C or SIGTERM."""
+    """Runs a server and its children; returns its exit code, or 0 after Ctrl-C or SIGTERM."""
     # MLflow would start a handful of workers for jobs that this kit never gives it, and a library of its server warns
     # about another one, which no user can change.
     warnings = [os.environ.get("PYTHONWARNINGS", ""), "ignore:starlette.middleware.wsgi is deprecated"]

@@ -55,7 +55,9 @@ def check_lora(settings: LoraConfig | None, trainable: Mapping[str, str], model:
             raise unknown_name("adapted component", name, components, "lora.components")
     if settings.quantization is not None:
         if "language_model" not in components:
-            raise ConfigError("lora.quantization: it applies to the language model, which is not lora in `trainable`")
+            raise ConfigError(
+                "lora.quantization: it needs a language model trained with LoRA; write trainable.language_model=lora"
+            )
         if not torch.cuda.is_available():
             raise ConfigError("lora.quantization: 4bit needs a CUDA device, this machine has none; set it to null")
         if importlib.util.find_spec("bitsandbytes") is None:

@@ -85,14 +85,14 @@ def test_questions_of_a_task_are_found_by_the_number_of_their_row(
     path = write(tmp_path / "samples.jsonl", *lines)
     assert outputs_for(path, QUESTIONS) == ["green", "star", "because"]
     assert outputs_for(path, QUESTIONS[:2]) == ["green", "star"]
-    assert "1 of its 3 answers are to questions that are not asked" in caplog.text
+    assert "1 of its 3 answers are to other questions and are ignored" in caplog.text
     with pytest.raises(DataError, match=r"has 2 questions and lacks 1 of the 3 of the task, such as 2; compare"):
         outputs_for(write(tmp_path / "cut.jsonl", *lines[:2]), QUESTIONS)
     other = write(tmp_path / "other.jsonl", {**star, "target": "0"}, *lines[1:])
-    with pytest.raises(DataError, match=r"line 1 of .* question than q-9 .* answer is '0', that of the task 'B'"):
+    with pytest.raises(DataError, match=r"line 1 of .* to question q-9 .* answer is '0', that of the task 'B'"):
         outputs_for(other, QUESTIONS)
     other = write(tmp_path / "other.jsonl", {**star, "input": "Which size?"}, *lines[1:])
-    with pytest.raises(DataError, match=r"line 1 of .* than q-9 .* it asks 'Which size\?', the task 'Which shape\?'"):
+    with pytest.raises(DataError, match=r"line 1 of .* q-9 .* it asks 'Which size\?', the task 'Which shape\?'"):
         outputs_for(other, QUESTIONS)
 
 
@@ -123,7 +123,7 @@ def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
 def test_answers_to_other_questions_are_not_compared() -> None:
     names = ("a.jsonl", "b.jsonl")
     check_same_questions(SAMPLES, SAMPLES[::-1], names)
-    with pytest.raises(DataError, match=r"questions: 1 stand in the first alone and 0 in the second alone, .* q-7"):
+    with pytest.raises(DataError, match=r"questions: 1 are only in the first and 0 only in the second, .* q-7"):
         check_same_questions(SAMPLES, SAMPLES[1:], names)
     other = [replace(SAMPLES[0], reference=Reference(("green",))), *SAMPLES[1:]]
     with pytest.raises(DataError, match="the answer to q-7 is 'red, dark red' in the first and 'green' in the second"):

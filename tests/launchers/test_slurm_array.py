@@ -110,7 +110,7 @@ def test_a_cell_of_two_machines_is_a_task_of_srun_per_gpu(monkeypatch: pytest.Mo
         '    "$@" > "$folder/cell.log" 2>&1\n'
         'echo $? > "$folder/exit_code"\n'
     )
-    with pytest.raises(ConfigError, match=r"--nodes is set by resources\.devices and resources\.nodes, leave it out"):
+    with pytest.raises(ConfigError, match=r"--nodes is set by resources\.devices and resources\.nodes; leave it out"):
         array_script(cells, "a", 8, ["--nodes=3"])
 
 

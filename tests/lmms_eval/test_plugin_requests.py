@@ -208,7 +208,7 @@ def test_settings_of_a_task_become_those_of_the_kit(settings: dict[str, Any], sa
 
 def test_a_setting_without_effect_is_named(caplog: pytest.LogCaptureFixture) -> None:
     simple_generation(simple(0, image_aspect_ratio="pad"), DOCUMENTS)
-    assert "image_aspect_ratio without effect" in caplog.text
+    assert "fvl_lightning ignores image_aspect_ratio" in caplog.text
 
 
 def test_images_stand_where_the_text_has_them() -> None:

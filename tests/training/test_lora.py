@@ -225,7 +225,7 @@ def test_targets_that_are_none(targets: Any, says: str) -> None:
             "'encoder'?",
         ),
         (LoraConfig(components={"encoder": LoraComponentConfig()}), LANGUAGE, "write trainable.encoder=lora"),
-        (LoraConfig(quantization="4bit"), {"encoder": "lora"}, "it applies to the language model, which is not lora"),
+        (LoraConfig(quantization="4bit"), {"encoder": "lora"}, "it needs a language model trained with LoRA"),
     ],
 )
 def test_settings_that_nothing_takes(settings: LoraConfig, trainable: dict[str, str], says: str) -> None:

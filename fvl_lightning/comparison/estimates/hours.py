@@ -53,7 +53,7 @@ class Clock:
         return self.computed(cost.flops / trainer.world_size, trainer.precision)
 
     def computed(self, flops: float, precision: str) -> Duration:
-        """Returns the hours of one device for so many operations."""
+        """Returns the hours that one device needs for `flops` operations; None where its speed is not known."""
         speed = self.sustained or self.device.speed(precision)
         if speed is None:
             return Duration(None, "not known")

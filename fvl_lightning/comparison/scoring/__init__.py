@@ -1,1 +1,1 @@
-"""A trained cell scored: the split `test` with its controls, and the tasks of the comparison."""
+"""Scores trained cells: on the split `test` with its controls, and on the tasks of the comparison."""

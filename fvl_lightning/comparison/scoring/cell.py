@@ -34,14 +34,14 @@ from fvl_lightning.training.distributed.process_group import Ranks
 
 
 def open_scoring(run: RunFolder, spec: CellSpec, folder: Path, ranks: Ranks) -> Scoring:
-    """Opens the model of a run for scoring as a cell asks, on the device of its training; on every rank."""
+    """Opens the model of a run for scoring by a cell's settings, on its training device; all ranks must call it."""
     built, data = ranks.rank0_first(lambda: open_model(run))
     kept = KeptAnswers(folder, model_hash(built), ranks.rank)
     return Scoring(built, data, spec.split, spec.metric, precision=spec.precision, ranks=ranks, kept=kept)
 
 
 def score_trial(run: RunFolder, spec: CellSpec, key: str, folder: Path, ranks: Ranks) -> TrialResult | None:
-    """Scores a run on a split that no report shows, to choose learning rates by; see score_cell."""
+    """Scores a run on the split that learning rates are chosen by; see score_cell."""
     scores, _ = score(open_scoring(run, spec, folder, ranks))
     return ranks.on_rank0(lambda: tracked_trial(run, spec, key, scores))
 
@@ -82,7 +82,7 @@ class Scored:
 
 
 def unscored() -> Scored:
-    """Returns the scores of a model whose data has no questions: none, and no number for the controls."""
+    """Returns empty scores, and NaN for the controls, of a model whose data has no questions."""
     return Scored({"scores": {}} | {part.name: KindScores(nan, nan) for part in fields(ControlScores)})
 
 
@@ -139,7 +139,7 @@ def tracked_cell(
 
 
 def as_written(data: BatchData, spec: CellSpec) -> BatchData:
-    """Returns the data with batches of the size that the last stage asks for, whatever the devices of the cell.
+    """Sets the batch size of the data to that of the last stage's file, independent of the cell's devices.
 
     The cost of a sample depends on the padding of its batch.
     """
@@ -148,7 +148,7 @@ def as_written(data: BatchData, spec: CellSpec) -> BatchData:
 
 
 def answer_row(answer: Answer) -> AnswerRow:
-    """Returns an answer as it is written, with the text of its question but without the question's image part."""
+    """Returns the row of an answer in the result, with the text of its question but without images."""
     question = answer.question
     content = question.prompt_messages[-1]["content"]
     text = content if isinstance(content, str) else " ".join(p["text"] for p in content if p["type"] == "text")
@@ -159,8 +159,8 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
     """Yields (name, value) of every finite number, such as accuracy/macro, accuracy/colour and transfer/medium/macro.
 
     Args:
-        values: nested numbers by name; what lies under `by_kind` is named without it.
-        prefix: begins every name.
+        values: nested numbers by name; the level `by_kind` is left out of names.
+        prefix: first part of every name.
     """
     for key, value in values.items():
         if isinstance(value, Mapping):

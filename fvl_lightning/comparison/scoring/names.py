@@ -22,7 +22,7 @@ def is_average(score: str) -> bool:
 
 
 def score_of_split(score: str) -> str:
-    """Returns the score on the split `test` beside a comparison's score: the same, or for one of tasks the default."""
+    """Returns the score for the split `test`: the comparison's own, or the default if that is a score of tasks."""
     return DEFAULT_SCORE if is_task_score(score) else score
 
 

@@ -1,4 +1,4 @@
-"""Scores the trained model of a cell on the tasks of its comparison, and keeps every answer beside its result."""
+"""Scores the trained model of a cell on the comparison's tasks, and keeps every answer in the cell's folder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ def score_on_tasks(
 ) -> list[TaskResult]:
     """Scores a model on tasks, and writes its answers into a file of samples for each of them.
 
-    All ranks must call it; they share the questions. The answers are kept as those of the split `test` are, so that a
-    scoring that was stopped goes on.
+    All ranks must call it; they share the questions. Answers are kept as for the split `test`, so that an interrupted
+    scoring can resume.
 
     Args:
         scoring: the opened model, with its ranks and the place where answers are kept.
@@ -64,7 +64,7 @@ def open_cell_tasks(spec: CellSpec, ranks: Ranks) -> dict[str, CellTask]:
     """Returns {name: task} of a specification, on every rank.
 
     Raises:
-        DataError: a task is not what it was when the comparison was started.
+        DataError: a task has changed since the comparison was started.
     """
     return ranks.rank0_first(lambda: {name: _open(name, task) for name, task in spec.tasks.items()})
 
@@ -74,8 +74,8 @@ def _open(name: str, task: TaskSpec) -> CellTask:
     questions = read_asked(named, task.limit)
     if (questions.identity, named.asked) != (task.identity, task.asked):
         raise DataError(
-            f"task {name} ({task.task}) is another than when the comparison was started: its questions, references, "
-            "images or settings have changed; start `fvl compare` again, which scores all cells alike"
+            f"task {name} ({task.task}) has changed since the comparison was started (its questions, references, "
+            "images or settings); start `fvl compare` again, which scores all cells alike"
         )
     return CellTask(named.config, questions)
 
@@ -90,7 +90,7 @@ def measured_tasks(spec: CellSpec, results: Sequence[TaskResult]) -> dict[str, A
 
 
 def prompt_tokens(scoring: Scoring, tasks: Mapping[str, CellTask]) -> int | None:
-    """Returns the text tokens of a prompt, on average over first questions of the first task; None without tasks."""
+    """Returns the mean number of text tokens of the first task's first PROMPTS prompts; None without tasks."""
     for task in tasks.values():
         processor = cast("LoadedModel", scoring.built).processor
         form, image_tokens = QuestionForm(**processor.asking), scoring.built.model.image_spec.tokens_per_image

@@ -22,7 +22,7 @@ from fvl_lightning.evaluation.tasks.question import QuestionSet
 from fvl_lightning.evaluation.tasks.score import primary_of
 
 NOT_SCORED = ("data", "lmms_eval", "name", "paraphrases", "primary", "published", "scale", "source", "title")
-"""Keys of a task's file that change neither answers nor scores; the hash of the questions stands for its data."""
+"""Keys of a task's file that change neither answers nor scores; the data is covered by the questions' hash."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def resolve_metric(config: ComparisonConfig, path: Path, tasks: Mapping[str, Nam
     """Returns the full name of the score that the arms are compared by: tasks/pope becomes tasks/pope/f1.
 
     Raises:
-        ConfigError: no such metric, number, task or average, or an average over tasks that cannot be averaged.
+        ConfigError: no such metric, number, task or average, or the scores of an average have no common scale.
     """
     where = written_at(config, "metric", path)
     _check_macro(config.evaluate, tasks, written_at(config, "evaluate.macro", path))
@@ -110,7 +110,7 @@ def resolve_metric(config: ComparisonConfig, path: Path, tasks: Mapping[str, Nam
         metric_of(config.metric, where)
         return config.metric
     if config.evaluate is None:
-        raise ConfigError(f"{where}: {config.metric} is a score of tasks, and `evaluate` names none")
+        raise ConfigError(f"{where}: {config.metric} is a score of tasks, and `evaluate` names no tasks")
     if config.tune is not None and config.tune.metric is None:
         raise ConfigError(
             f"{written_at(config, 'tune', path)}: learning rates are chosen on the split validation, and "
@@ -145,7 +145,7 @@ def _check_macro(evaluate: EvaluateConfig | None, tasks: Mapping[str, NamedTask]
             if _scale(first) != _scale(other):
                 raise ConfigError(
                     f"{key}: {first.name} and {other.name} have no common scale ({_scale(first)}; {_scale(other)}), so "
-                    "their average means nothing"
+                    "they cannot be averaged"
                 )
 
 
@@ -165,7 +165,7 @@ class AskedTasks:
     """{task: what a cell is asked}."""
 
     def evaluation(self, config: EvaluateConfig, test_split: bool) -> TaskEvaluation:
-        """Returns what a report says of the tasks."""
+        """Returns the description of the tasks for a report."""
         return TaskEvaluation(
             tasks={name: self._entry(name) for name in self.tasks},
             macro=config.macro,
@@ -222,5 +222,5 @@ def read_asked(task: NamedTask, limit: int | None) -> QuestionSet:
 
 
 def in_words(names: Iterable[str], asked: AskedTasks) -> str:
-    """Returns how many questions of each task are asked."""
+    """Returns a phrase with the number of questions of each task."""
     return ", ".join(f"{len(asked.questions[name].questions):,} questions of {name}" for name in names)

@@ -1,4 +1,4 @@
-"""Contrasts to a baseline over seeds, with their uncertainty, and the differences that so many seeds can show.
+"""Contrasts to a baseline over seeds, with intervals, p values and the detectable differences.
 
 A score is arm + seed + residual: every arm is trained with the same seeds, so what a seed does to all arms alike
 cancels in a difference. The unit is one whole lineage per (arm, seed); never a question, an image or a step.
@@ -62,9 +62,10 @@ class Contrasts:
     """`[..., C]`, Holm over paired t tests that pool nothing: less power, and no need for equal variances."""
 
     def p_equivalent(self, smallest_effect: float) -> Array:
-        """Holm-adjusted p of "the difference is `smallest_effect` or more, one way or the other" `[..., C]`.
+        """Returns the Holm-adjusted p values `[..., C]` of equivalence tests.
 
-        Two one-sided t tests (Schuirmann 1987): the larger p of the two.
+        The null hypothesis is an absolute difference of at least `smallest_effect`. p is the larger one of two
+        one-sided t tests (TOST, Schuirmann 1987).
         """
         above = (smallest_effect - np.abs(self.estimate)) / self.standard_error[..., None]
         return holm(special.stdtr(self.degrees, -above))
@@ -182,5 +183,5 @@ def _noncentrality(arms: int, seeds: NDArray[np.int64], alpha: float) -> Array:
 
 
 def _square_sum(arms: int, seeds: NDArray[np.int64], ratio: Array, alpha: float) -> Array:
-    """Returns how many seeds make the standard error small enough, with the critical value for `seeds`."""
+    """Returns the number of seeds for a small enough standard error, with the critical value for `seeds`."""
     return 2 * (_noncentrality(arms, seeds, alpha) * ratio) ** 2

@@ -67,7 +67,7 @@ class _Selection:
         for name, choices in variants.items():
             where = f"{VARIANTS}.{name} in {origin}"
             if name in self.fields:
-                raise ConfigError(f"{where}: '{name}' is a key already")
+                raise ConfigError(f"{where}: '{name}' is a key already; rename it")
             if not isinstance(choices, Mapping) or not all(isinstance(choice, str) for choice in choices):
                 raise ConfigError(f"{where}: expected `{DEFAULT}` and choices by name, found {choices!r}")
             offer[name] = {choice: plain_null(values) for choice, values in choices.items() if choice != DEFAULT}

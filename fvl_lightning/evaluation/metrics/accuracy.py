@@ -11,7 +11,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @register("metric", "accuracy")
 class AccuracyMetric(AnswerMetric):
-    """Exact match after folding case and white space; base.py averages it per kind, over kinds and over questions."""
+    """Exact match, ignoring case and repeated white space; averaged per kind, over kinds and over questions."""
 
     title = "Accuracy"
     criterion = "exact match"
@@ -25,7 +25,7 @@ class AccuracyMetric(AnswerMetric):
         """Options of the match."""
 
         ignore_punctuation: bool = False
-        """Whether ASCII's punctuation is ignored, and white space around the texts alone, as lmms-eval's exact_match
+        """Whether ASCII punctuation is ignored, and of white space only that at both ends, as lmms-eval's exact_match
         does for GQA."""
 
     def score(self, text: str, truth: str) -> float:
@@ -36,7 +36,7 @@ class AccuracyMetric(AnswerMetric):
 
 
 def normalised(text: str) -> str:
-    """Returns the text in lower case, with white space folded, without a final full stop."""
+    """Returns the text in lower case, with single spaces, without a final full stop."""
     return " ".join(text.lower().split()).removesuffix(".").rstrip()
 
 

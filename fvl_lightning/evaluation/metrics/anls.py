@@ -10,10 +10,10 @@ from fvl_lightning.evaluation.metrics.texts.distances import MAX_CHARACTERS, edi
 
 @register("metric", "anls")
 class AnlsMetric(AnswerMetric):
-    """One minus the share of characters to edit, and 0 for an answer that is too far away.
+    """One minus the normalised edit distance; 0 for a similarity under the threshold.
 
-    Case and white space are folded before edits are counted, and not before the length of the longer text is: the
-    script of the challenges does so, and lmms-eval, too. Texts are cut at 20,000 characters.
+    Case and white space are normalised before edits are counted, but the longer text's length is taken before that,
+    as in the challenges' script and in lmms-eval. Texts are cut at 20,000 characters.
     """
 
     title = "ANLS"

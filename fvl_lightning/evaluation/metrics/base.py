@@ -36,7 +36,7 @@ from fvl_lightning.evaluation.metrics.averages import OVER_KINDS, OVER_QUESTIONS
 
 @dataclass(frozen=True)
 class Reference:
-    """The truth that an answer is compared with."""
+    """The reference that an answer is compared with."""
 
     answers: tuple[str, ...]
     """The reference answers; several where people were asked, or where several texts are right."""
@@ -45,7 +45,7 @@ class Reference:
     choices: tuple[str, ...] = ()
     """The options of a multiple-choice question, in order."""
     group: str = ""
-    """Name of the questions that are judged together, such as the image of MME's pairs."""
+    """Name of the group of questions that are scored together, such as the image of MME's pairs."""
     row: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the question's row, texts and numbers by name."""
 
@@ -71,9 +71,9 @@ class KindScores:
 class AnswerMetric(Metric, ABC):
     """Scores generated answers: one by one with `score_answer`, and all of them with `update` and `compute`.
 
-    Here an answer has the score of the reference that it fits best, and an aggregate is the mean of the scores: per
-    kind of question, over kinds, and over questions. A metric that counts references otherwise overrides
-    `score_answer`; one whose aggregate is no mean overrides `update` and `compute`, and sets `is_mean` to False.
+    By default, an answer's score is the best one over its references, and an aggregate is the mean of the scores: per
+    kind of question, over kinds, and over questions. A metric that combines references differently overrides
+    `score_answer`; one whose aggregate is not a mean overrides `update` and `compute`, and sets `is_mean` to False.
     """
 
     title: ClassVar[str]
@@ -85,13 +85,13 @@ class AnswerMetric(Metric, ABC):
     averages: ClassVar[Mapping[str, str]] = MappingProxyType(
         {OVER_KINDS: "{title}, macro average over kinds", OVER_QUESTIONS: "{title} over all questions"}
     )
-    """{number that KindScores has: how a report calls it}; the first one is the primary one."""
+    """{number of KindScores: its name in reports}; the first one is the primary number."""
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     """Lowest and highest score."""
     further_bounds: ClassVar[Mapping[str, tuple[float, float]]] = MappingProxyType({})
-    """{number of `averages`: its lowest and highest value}, where they are not `bounds`."""
+    """{number of `averages`: its lowest and highest value} of those that differ from `bounds`."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """Fields of Config without which nothing can be scored; a task sets them, a comparison's `metric` cannot."""
+    """Required fields of Config; a task sets them, a comparison's `metric` cannot."""
     is_mean: ClassVar[bool] = True
     """Whether `macro` and `overall` are means of the answers' own scores, which can then be resampled."""
     asks_server: ClassVar[bool] = False
@@ -119,11 +119,10 @@ class AnswerMetric(Metric, ABC):
     def prepare(self, references: Iterable[Reference]) -> None:
         """Reads the references of all questions, before `score_answer` is called; most metrics need none.
 
-        Scores that weigh words by their number in all references, such as CIDEr, are NaN without it. `compute` does
-        not need it.
+        Scores with weights from all references, such as CIDEr, are NaN without it. `compute` does not need it.
 
         Raises:
-            DataError: a reference is none that this metric can compare with.
+            DataError: this metric cannot use a reference.
         """
 
     @abstractmethod
@@ -141,7 +140,7 @@ class AnswerMetric(Metric, ABC):
         return best((self.score(text, truth) for truth in reference.answers), default=nan)
 
     def is_best(self, text: str, reference: Reference) -> bool:
-        """Returns whether the answer has the best score there is; figures then mark it as right."""
+        """Returns whether a score is the best possible one; figures mark such answers as right."""
         return self.score_answer(text, reference) == self.bounds[1 if self.higher_is_better else 0]
 
     def update(self, kind: str, text: str, reference: Reference) -> None:
@@ -151,7 +150,7 @@ class AnswerMetric(Metric, ABC):
         self.asked[index] += 1
 
     def compute(self) -> KindScores:
-        """Returns the averages over all answers; NaN where there are none, since no answer is not a wrong one."""
+        """Returns the averages over all answers; NaN without answers, since a missing answer is not a wrong one."""
         counts = {kind: int(number) for kind, number in zip(self.kinds, self.asked, strict=True) if number > 0}
         by_kind = {kind: float(self.total[self.kinds.index(kind)]) / number for kind, number in counts.items()}
         if not by_kind:

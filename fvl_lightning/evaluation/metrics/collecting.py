@@ -42,7 +42,7 @@ class CollectingMetric(AnswerMetric, ABC):
         self.kept_bytes.append(torch.frombuffer(joined, dtype=torch.uint8) if joined else torch.zeros(0).byte())
 
     def kept(self) -> Iterator[Kept]:
-        """Yields what was kept of each answer, in order; after a synchronisation that of all ranks, rank by rank."""
+        """Yields the kept data of each answer, in order; after a synchronisation those of all ranks, rank by rank."""
         numbers, lengths = self._state("kept_numbers").tolist(), self._state("kept_lengths").tolist()
         joined = self._state("kept_bytes").cpu().numpy().tobytes()
         number = length = byte = 0
@@ -56,7 +56,7 @@ class CollectingMetric(AnswerMetric, ABC):
             number, length = number + amount, length + 3 + texts
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Adds the answers of the other ranks, as torchmetrics does, for ranks without an answer, too."""
+        """Gathers the answers of all ranks; unlike torchmetrics, also where a rank has none."""
         for name, dtype in _STATES.items():
             if isinstance(getattr(self, name), list) and not getattr(self, name):
                 # torchmetrics would send an empty tensor of float32, which the others' types do not match.

@@ -8,7 +8,7 @@ from fvl_lightning.evaluation.metrics.base import AnswerMetric
 
 @register("metric", "contained")
 class ContainedMetric(AnswerMetric):
-    """Whether the answer contains the truth, after folding case and white space."""
+    """Whether the answer contains the truth, ignoring case and repeated white space."""
 
     title = "Contained match"
     criterion = "truth contained in the answer"
@@ -19,7 +19,7 @@ class ContainedMetric(AnswerMetric):
         """Options of the match."""
 
         whole_words: bool = False
-        """Whether the truth must stand there as whole words, so that "art" is not in "a chart". Not for scripts that
+        """Whether the truth must occur as whole words, so that "art" is not in "a chart". Not for scripts that
         are written without spaces."""
 
     def score(self, text: str, truth: str) -> float:
@@ -40,5 +40,5 @@ class ContainedMetric(AnswerMetric):
 
 
 def _is_word(pair: str) -> bool:
-    """Returns whether two characters belong to one word; a single one is at the end of the text."""
+    """Returns whether both characters of a pair belong to one word; at either end of the text there is only one."""
     return len(pair) == 2 and pair.isalnum()

@@ -98,7 +98,7 @@ class IouMetric(AnswerMetric):
         self.hits += self.score_answer(text, reference) >= _HIT
 
     def compute(self) -> KindScores:
-        """Returns mean overlaps, and the share of answers that reach 0.5; NaN where nothing was asked."""
+        """Returns mean overlaps, and the share of answers that reach 0.5; NaN without questions."""
         asked = int(self.asked.sum())
         return replace(super().compute(), further={"accuracy_at_0.5": int(self.hits) / asked if asked else nan})
 
@@ -110,7 +110,7 @@ class IouMetric(AnswerMetric):
         return _boxed(float(side) / unit for side in found.groups()) if found else None
 
     def _truths(self, reference: Reference) -> list[Box]:
-        """Returns the true boxes, as shares; a list of numbers in the row is one box after the other."""
+        """Returns the true boxes as shares of the image; a flat list of numbers in the row holds several boxes."""
         texts = list(reference.answers)
         if all(re.fullmatch(r"\s*" + _NUMBER + r"\s*", text) for text in texts):
             texts = [", ".join(texts[start : start + 4]) for start in range(0, len(texts), 4)]

@@ -32,7 +32,7 @@ class MmeMetric(CollectingMetric):
     acc_plus is the share of the pairs (Reference.group within a kind) that are right in both questions. A group with a
     single question, as `--limit` may leave it, is no pair and does not count; lmms-eval ends with an error there. The
     score of a kind is 100 times its accuracy over pairs plus 100 times its acc_plus; `perception` and `cognition` are
-    the sums of those of the kinds that MME counts there, as far as they were asked.
+    the sums of the scores of MME's kinds in each, as far as they were asked.
     """
 
     title = "MME"

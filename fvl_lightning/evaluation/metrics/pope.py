@@ -22,10 +22,10 @@ LABELS = ("yes", "no", "")
 class PopeMetric(AnswerMetric):
     """Accuracy of yes and no, with precision, recall and F1 of yes, and the share of answers that are yes.
 
-    An answer counts as in lmms-eval: it must be yes or no, apart from case and white space around it. Two of
-    lmms-eval's aggregates are computed otherwise, unless `as_lmms_eval` is set. Its recall leaves out questions with
-    the truth yes whose answer is neither yes nor no, so that a model gains by not answering; here they are misses. Its
-    yes_ratio is the share of yes among the truths, which no model changes; here it is that among the answers.
+    An answer is read as in lmms-eval: it must be yes or no, apart from case and white space around it. Two aggregates
+    differ from lmms-eval's unless `as_lmms_eval` is set. Recall counts questions with the truth yes and an answer that
+    is neither yes nor no as misses; lmms-eval leaves them out, so that a model gains by not answering. yes_rate is the
+    share of yes among the answers; lmms-eval's yes_ratio is that among the truths, which no model changes.
     """
 
     title = "POPE"

@@ -1,4 +1,4 @@
-"""VQA accuracy: an answer is right as far as people gave it, of VQAv2, TextVQA, OK-VQA and VizWiz."""
+"""VQA accuracy, the agreement with people's answers, of VQAv2, TextVQA, OK-VQA and VizWiz."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from fvl_lightning.evaluation.metrics.base import AnswerMetric, Reference
 from fvl_lightning.evaluation.metrics.texts.evalai import normalised_answer, without_articles, without_punctuation
 
 ENOUGH = 3
-"""People who gave the same answer make it right."""
+"""Number of people whose agreement makes an answer right."""
 
 
 @register("metric", "vqa_accuracy")
 class VqaAccuracyMetric(AnswerMetric):
-    """The mean over every person left out of min(1, others who gave this answer / 3), after EvalAI's normalisation.
+    """Mean of min(1, n / 3), leaving out each person once, where n of the others gave this answer (EvalAI).
 
-    With fewer than four references so many others cannot agree; then all of the others must, and with one reference
-    the answer must equal it. `as_lmms_eval` divides by 3 there, too, so that no answer to a question with one
-    reference can score. With four or more, both are equal.
+    With two or three references, fewer than three others are left, and all of them must agree; with one reference,
+    the answer must equal it. `as_lmms_eval` always divides by 3, so that an answer to a question with one reference
+    scores 0. With four or more references, both are equal.
     """
 
     title = "VQA accuracy"
@@ -42,7 +42,7 @@ class VqaAccuracyMetric(AnswerMetric):
         return float(normalised(text) == normalised(truth))
 
     def score_answer(self, text: str, reference: Reference) -> float:
-        """Returns the share of people, each left out once, with whose others the answer agrees; NaN without any."""
+        """Returns the mean agreement with the other people, leaving out each one once; NaN without references."""
         if not reference.answers:
             return nan
         normalised = self._normalisation()

@@ -1,4 +1,4 @@
-"""Everything that a report shows of models on one task: scores, differences, controls, corruptions, biases, slices."""
+"""Results of models on one task for a report: scores, differences, controls, corruptions, biases, slices."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from fvl_lightning.evaluation.statistics.resampling import ALPHA, Estimate
 from fvl_lightning.evaluation.tasks.result import TaskResult
 
 OF_PRIOR = "answer prior"
-"""Name of the answer prior beside the models."""
+"""Name of the answer prior in the tables of models."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TaskAssessment:
     number: str
     """The number that stands for the task, such as macro."""
     described: str
-    """What a report calls it."""
+    """Its name in reports."""
     bounds: tuple[float, float]
     higher_is_better: bool
     statistics: ScoreStatistics
@@ -77,7 +77,7 @@ def assess(
 
     Args:
         results: {model: its results on the task, one as it is (`variation` empty) and any under variations}.
-        metric: the task's metric with its options, built for the kinds of the questions; its states are lost.
+        metric: the task's metric with its options, built for the kinds of the questions; it is reset.
         baseline: the model that every other one is compared to; None for all pairs.
         published: {model: published score}, on the metric's own scale.
         alpha: one minus the level of the intervals.
@@ -85,7 +85,7 @@ def assess(
 
     Raises:
         ConfigError: `baseline` is not one of the models.
-        DataError: a model has no result on the task as it is, or two results are of other questions.
+        DataError: a model has no result on the task as it is, or results have different questions.
     """
     plain = {model: _as_it_is(model, found) for model, found in results.items()}
     first = next(iter(plain.values()))
@@ -118,7 +118,7 @@ def assess(
 def _as_it_is(model: str, found: Sequence[TaskResult]) -> TaskResult:
     plain = [result for result in found if not result.variation]
     if len(plain) != 1:
-        raise DataError(f"{model} has {len(plain)} results on the task as it is, a report needs one")
+        raise DataError(f"{model} has {len(plain)} results on the task as it is; a report needs exactly one")
     return plain[0]
 
 
@@ -129,7 +129,7 @@ def _varied(
     alpha: float,
     seed: int,
 ) -> list[VariedScore]:
-    """Returns every model under every variation but the prior's, which is no model's."""
+    """Returns the score of every model under each variation, without the answer prior."""
     varied = [
         (model, result)
         for model, found in results.items()

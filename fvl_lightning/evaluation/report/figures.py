@@ -29,9 +29,9 @@ COLUMNS = 3
 LABEL_CHARACTERS = 32
 """Characters of a line of an axis' label."""
 GROUP_WIDTH = 0.7
-"""Part of a group's place that its points take."""
+"""Share of a group's width that its points take."""
 MARKS = {"blind": "x", "shuffled": "s", "paraphrase": "^"}
-"""Marks of controls; all paraphrases have one."""
+"""Markers of controls; all paraphrases share one."""
 
 
 def score_figure(tasks: Sequence[TaskAssessment]) -> Figure:
@@ -135,7 +135,7 @@ def _draw_slices(axes: Axes, task: TaskAssessment, field: str, models: Sequence[
 
 
 def _point(axes: Axes, place: float, found: Estimate, color: str, label: str | None = None) -> list[float]:
-    """Draws a score with its interval; returns what was drawn."""
+    """Draws a score with its interval, and returns the artists."""
     low, high = found.interval
     if isfinite(low):
         axes.plot([place, place], [low, high], color=color, linewidth=1.8, zorder=3, solid_capstyle="butt")

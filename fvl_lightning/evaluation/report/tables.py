@@ -49,7 +49,7 @@ def scores_grid(tasks: Sequence[TaskAssessment]) -> Grid:
 
 
 def differences_grid(tasks: Sequence[TaskAssessment]) -> list[Grid]:
-    """Returns a table with a row for each pair of models on each task; none for a single model."""
+    """Returns one table with a row for each pair of models on each task; an empty list for a single model."""
     rows = [
         [task.title, pair.model, pair.baseline, signed(pair.difference.value), interval(pair.difference.interval)]
         for task in tasks
@@ -63,7 +63,7 @@ def differences_grid(tasks: Sequence[TaskAssessment]) -> list[Grid]:
 
 
 def controls_grid(task: TaskAssessment) -> list[Grid]:
-    """Returns the models under the controls that were asked for; none where there are none."""
+    """Returns one table of the models under each control; an empty list without controls."""
     controls = list(dict.fromkeys(row.variation for row in task.varied if row.corruption is None))
     if not controls:
         return []

@@ -1,1 +1,1 @@
-"""Checks of what a score rests on: corrupted images, controls, biases and slices."""
+"""Robustness of scores: corrupted images, controls, biases and slices."""

@@ -25,7 +25,7 @@ MAX_KINDS = 20
 """Kinds of question whose most frequent answers are checked, those with the most questions."""
 
 OF_ITS_KIND = "the most frequent answer of the kind"
-"""The answer of a row over questions of several kinds."""
+"""Text for the answer in a row over questions of several kinds."""
 
 Check = Literal["yes", "most frequent answer", "letter"]
 
@@ -44,9 +44,9 @@ class BiasCheck:
     given: float
     """Share of the questions to which the model gives the answer."""
     true: float
-    """Share of the questions of which it is true."""
+    """Share of the questions to which it is the true answer."""
     difference: Estimate
-    """given - true; the intervals of one check's rows hold together (Bonferroni)."""
+    """given - true; its interval is Bonferroni-adjusted over the rows of one check."""
     sentence: str
 
     @property
@@ -56,7 +56,7 @@ class BiasCheck:
 
 
 def bias_checks(results: Mapping[str, TaskResult], alpha: float = ALPHA) -> list[BiasCheck]:
-    """Returns all checks that the questions allow, model by model; none where there is nothing to check.
+    """Returns all checks that the questions allow, model by model; an empty list if there are none.
 
     Args:
         results: {model: its result on the task as it is}.
@@ -80,7 +80,7 @@ class _Row:
     holds: Callable[[TaskSample], bool]
 
     def check(self, model: str, level: float, alpha: float) -> BiasCheck:
-        """Returns the row with its interval at 1 - `level`, which makes 1 - `alpha` for all rows of the check."""
+        """Returns the row with an interval of level 1 - `level`; jointly, the check's rows have level 1 - `alpha`."""
         given = [float(self.gives(sample)) for sample in self.samples]
         true = [float(self.holds(sample)) for sample in self.samples]
         clusters = clusters_of(self.samples)
@@ -106,7 +106,7 @@ class _Row:
 
 
 def _yes(samples: Sequence[TaskSample]) -> list[_Row]:
-    """Returns a row where questions have yes and no as references, and nothing else."""
+    """Returns a row over the questions whose references are all yes or no; an empty list without such questions."""
     asked = [sample for sample in samples if _truths(sample) and _truths(sample) <= {YES, NO}]
     return [_Row("yes", YES, "", asked, lambda s: _first_word(s) == YES, lambda s: _truth(s) == YES)] if asked else []
 
@@ -152,7 +152,7 @@ def _letter_row(letter: str, place: int, asked: Sequence[TaskSample]) -> _Row:
 
 
 def letter_of(text: str, choices: Sequence[str]) -> str:
-    """Returns the letter of the option that an answer names, by its text or its letter; empty where it names none."""
+    """Returns the letter of the option that an answer names, by its text or its letter; empty if it names none."""
     options = [normalised(choice) for choice in choices]
     if normalised(text) in options:
         return ascii_uppercase[options.index(normalised(text))]
@@ -166,7 +166,7 @@ def _truths(sample: TaskSample) -> set[str]:
 
 
 def _truth_text(sample: TaskSample) -> str:
-    """Returns the most frequent of a question's references; of equally frequent ones the first."""
+    """Returns the most frequent reference of a question, the first one in a tie."""
     counts = Counter(map(normalised, sample.reference.answers))
     return max(sample.reference.answers, key=lambda text: counts[normalised(text)])
 

@@ -2,7 +2,7 @@
 
 The parameters of the first five are those of ImageNet-C (Hendrycks and Dietterich 2019, "Benchmarking Neural Network
 Robustness to Common Corruptions and Perturbations"): gaussian_blur, gaussian_noise, jpeg_compression, pixelate and
-contrast. Those are meant for images whose shorter side has 224 pixels, so lengths in pixels are scaled with the shorter
+contrast. Those are meant for images with a shorter side of 224 pixels, so lengths in pixels are scaled with the shorter
 side. A lower resolution is enlarged again by bicubic interpolation: the blocks of pixelate are of unequal sizes, and a
 stronger one may change less. Occlusion is not in ImageNet-C; its parameters are the kit's own.
 
@@ -35,7 +35,7 @@ GREY = 127
 
 @dataclass(frozen=True)
 class Corruption:
-    """A way to spoil an image."""
+    """A corruption of images in five strengths."""
 
     title: str
     """Name in tables and figures."""
@@ -54,8 +54,8 @@ def corrupt(image: Pixels, name: str, strength: int, seed: int | None = None) ->
         image: RGB `[H, W, 3]`.
         name: a key of CORRUPTIONS.
         strength: 1 (weak) to 5 (strong).
-        seed: the seed of noise and of the place of an occlusion, the same for all strengths; None for that of the
-            image's content.
+        seed: the seed of the noise and of the position of an occlusion, for all strengths; None for a hash of
+            the image's content.
 
     Raises:
         ConfigError: no such corruption or strength.
@@ -71,7 +71,7 @@ def corrupt(image: Pixels, name: str, strength: int, seed: int | None = None) ->
 
 
 def content_seed(image: Pixels) -> int:
-    """Returns a number that depends on an image's size and pixels alone, so that it is the same on every rank."""
+    """Returns a seed that depends only on an image's size and pixels, and so is equal on all ranks."""
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=8)
     digest.update(np.ascontiguousarray(image).data)
     return int.from_bytes(digest.digest(), "little")

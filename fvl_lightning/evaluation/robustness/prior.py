@@ -3,9 +3,9 @@
 Most benchmarks have one public split, so the prior is taken from the questions themselves. An answer counts only if it
 is also a reference in another cluster, so that no question is answered with the help of its own reference alone.
 Leaving out a question's cluster altogether would be worse: on a set with as many yes as no, what remains has fewer of
-the question's own answer, and the prior would always be wrong. What is left of the bias is that the most frequent
-answer is chosen on the same questions: the prior is a little too good, so that a model is never flattered by it. Where
-another split is at hand, the prior is taken from it.
+the question's own answer, and the prior would always be wrong. A small bias remains, because the most frequent
+answer is chosen on the same questions: the prior is slightly too good, which never favours a model. If another split is
+given, the prior is taken from it.
 """
 
 from collections import Counter, defaultdict
@@ -26,7 +26,7 @@ Asked = Sequence[TaskSample] | Sequence[TaskQuestion]
 
 @dataclass
 class _Support:
-    """A reference answer, in the forms in which it is written, and the clusters with it."""
+    """A reference answer with its weight, its spellings, and the clusters in which it occurs."""
 
     weight: float = 0.0
     forms: Counter[str] = field(default_factory=Counter)
@@ -34,9 +34,9 @@ class _Support:
 
 
 def prior_answers(asked: Asked, seen: Asked | None = None) -> list[str]:
-    """Returns the most frequent answer of each question's kind; empty where there is none to be found.
+    """Returns the most frequent answer of each question's kind; an empty text if there is none.
 
-    A question counts once, divided among its reference answers. Ties go to the first answer in the alphabet.
+    Each question has weight 1, divided among its reference answers. Ties are broken alphabetically.
 
     Args:
         asked: the questions.
@@ -53,7 +53,7 @@ def prior_answers(asked: Asked, seen: Asked | None = None) -> list[str]:
 
 
 def prior_result(result: TaskResult, metric: AnswerMetric, seen: Asked | None = None) -> TaskResult:
-    """Returns the result that the prior has on the questions of a result, scored by the same metric.
+    """Returns the result of the prior on the questions of another result, scored by the same metric.
 
     Args:
         result: the result of any model on the task as it is.

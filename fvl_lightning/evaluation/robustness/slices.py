@@ -1,10 +1,10 @@
-"""Scores of a model by slices of the questions, and how far the worst group is behind.
+"""Scores of a model by slices of the questions, and the gap of the worst group.
 
 The worst of several groups has the lowest score partly by chance, so its gap is too large as observed. Intervals
 therefore hold for all groups of a field at once: each is as many standard errors wide as the largest deviation of any
 group in 95 % of the draws (max-t). If all of them hold, the true gap of the truly worst group lies between the largest
-of their lower ends and the largest of their upper ends, whichever group that is. A group is named as being behind only
-where its own interval, so widened, excludes zero.
+of their lower ends and the largest of their upper ends, whichever group that is. A group is reported as behind only if
+its own interval, widened in this way, excludes zero.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ from fvl_lightning.evaluation.tasks.result import TaskResult, TaskSample
 FEW_CLUSTERS = 30
 """A group with fewer clusters gets a warning: its interval may be too narrow."""
 FEWEST_CLUSTERS = 10
-"""A group with fewer clusters has no part in the gaps."""
+"""A group with fewer clusters is left out of the gaps."""
 MAX_GROUPS = 50
 """Groups of a field that are shown, those with the most questions."""
 PAIR_DRAWS = 2_000
@@ -43,7 +43,7 @@ class GroupScore:
     questions: int
     clusters: int
     behind: Estimate
-    """How much worse it is than all questions; the interval holds for all groups at once. NaN for few clusters."""
+    """Gap to all questions, above 0 if worse, with a simultaneous interval over all groups; NaN for few clusters."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def slice_scores(
 
     Args:
         results: {model: its result}, on the same questions.
-        metric: the task's metric, built for the kinds of the questions and prepared; its states are lost.
+        metric: the task's metric, built for the kinds of the questions and prepared; it is reset.
         alpha: one minus the level of the intervals.
         seed: the seed of the draws.
 
@@ -175,7 +175,7 @@ class _Table:
         )
 
     def _simultaneous(self, draws: Array, clusters: NDArray[np.intp]) -> tuple[Array, Array]:
-        """Returns both ends `[G]` of intervals that hold for all numbers `[1 + r, G]` at once."""
+        """Returns both ends `[G]` of simultaneous max-t intervals for the numbers `[1 + r, G]`."""
         if draws.shape[0] < 2 or not draws.shape[1]:
             return np.full(draws.shape[1], np.nan), np.full(draws.shape[1], np.nan)
         error = np.nanstd(draws[1:], axis=0, ddof=1)
@@ -188,7 +188,7 @@ class _Table:
         return draws[0] - half, draws[0] + half
 
     def _spread(self, draws: Array, clusters: NDArray[np.intp]) -> Estimate:
-        """Returns the largest difference of two groups, with an interval that holds for all pairs at once."""
+        """Returns the largest difference between two groups, with its interval, simultaneous over all pairs."""
         first, second = np.triu_indices(draws.shape[1], 1)
         differences = draws[:, first] - draws[:, second]
         low, high = self._simultaneous(differences, np.minimum(clusters[first], clusters[second]))
@@ -214,5 +214,5 @@ class _Table:
 
 
 def _largest(values: Array, low: Array, high: Array) -> Estimate:
-    """Returns the largest of several numbers, which is at least 0, with an interval from those of all of them."""
+    """Returns the largest of several numbers, with an interval from those of all of them, cut at 0."""
     return Estimate(float(values.max()), (max(0.0, float(low.max())), float(high.max())))

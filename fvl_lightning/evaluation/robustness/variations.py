@@ -1,7 +1,7 @@
 """Variations of a task: controls (blind, shuffled, paraphrase) and corrupted images, each applied by the engine.
 
 A variation may change three things: the task's prompt, which questions see which images, and the pixels of an image.
-What it leaves alone can be reused: features of images are those of the task as it is unless `pixels` is set.
+Everything else can be reused: cached image features stay valid unless `pixels` is set.
 """
 
 import functools
@@ -21,7 +21,7 @@ BLIND, SHUFFLED, PARAPHRASE = "blind", "shuffled", "paraphrase"
 ALL_CONTROLS, ALL_CORRUPTIONS = "controls", "corruptions"
 """Names that stand for all controls, and for all corruptions in all strengths."""
 NEAREST_TRIED = 64
-"""Other questions whose images are tried before any pictures of the set are taken."""
+"""Number of other questions whose images are tried first; after them, any images of the set are taken."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Variation:
     """A change of a task under which a model is asked again."""
 
     name: str
-    """Such as blind, paraphrase-1 or blur-3; `TaskResult.variation` has it."""
+    """Name such as blind, paraphrase-1 or blur-3, as in `TaskResult.variation`."""
     title: str
-    """What is changed, for tables and figures."""
+    """Description of the change, for tables and figures."""
     family: Literal["control", "corruption"]
     pixels: Callable[[Pixels], Pixels] | None = None
     """Maps a decoded image, uint8 RGB `[H, W, 3]`, to the one that is shown, of the same size; None for no change."""
@@ -60,7 +60,7 @@ class Variation:
 def variations_of(names: Iterable[str], task: TaskConfig, where: str = "controls") -> list[Variation]:
     """Returns the variations of these names, each once, in the order of `known_variations`.
 
-    Variations of images are left out for a task without images, and paraphrases for a task without any.
+    A task without images has no variations of images, and one without paraphrases has none of these.
 
     Args:
         names: names of variations; a corruption's name without a strength stands for all five, "paraphrase" for all,
@@ -105,9 +105,9 @@ def known_variations(task: TaskConfig) -> dict[str, Variation]:
 
 
 def shuffled(questions: Sequence[TaskQuestion]) -> list[TaskQuestion]:
-    """Returns the questions, each with the images of another one that has as many, none of them its own.
+    """Returns the questions, each with the images of another one that has equally many and shares none with it.
 
-    Questions about the same images get the same other ones. The choice depends on the questions and their order alone.
+    Questions about the same images get the same other images. The choice depends only on the questions' order.
 
     Raises:
         DataError: the set has too few pictures.
@@ -127,7 +127,7 @@ def shuffled(questions: Sequence[TaskQuestion]) -> list[TaskQuestion]:
 
 
 def _other_images(place: int, same_number: Sequence[tuple[int, ...]], pictures: Sequence[int]) -> tuple[int, ...]:
-    """Returns the images shown in place of `same_number[place]`: half the list away, or the next without overlap."""
+    """Returns the images that replace `same_number[place]`: those half the list away, or the next disjoint ones."""
     images, count = same_number[place], len(same_number)
     for step in range(min(count, NEAREST_TRIED)):
         candidate = same_number[(place + count // 2 + step) % count]

@@ -1,9 +1,9 @@
-"""Any number that a metric reports, over resampled clusters of questions.
+"""Bootstrap draws of any number that a metric reports, over clusters of questions.
 
-Means are resampled by their sums (means.py). A number that is no mean, such as F1, is computed again for every draw.
-Most metrics have states that are sums over answers; these are summed by cluster once, and a draw is then a weighted sum
-of them. Other metrics keep something of every answer, which is put together for a draw; there are then as many draws
-as MAX_DRAWN_ANSWERS allows.
+Means are resampled by their sums (means.py). A number that is not a mean, such as F1, is computed again for each draw.
+Most metrics have states that are sums over answers. These are summed once per cluster, and a draw is a weighted sum of
+them. Other metrics keep data of every answer, which is concatenated for each draw; MAX_DRAWN_ANSWERS then limits the
+number of draws.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,13 +26,13 @@ from fvl_lightning.evaluation.tasks.result import TaskSample
 STATE_DRAWS = 1_000
 """Draws for a number that is computed from summed states."""
 MAX_DRAWN_ANSWERS = 500_000
-"""Answers whose states are put together, over all draws of all models."""
+"""Limit of the answers whose states are concatenated, over all draws of all models."""
 FEWEST_DRAWS = 50
 """With fewer draws no interval is computed."""
 
 
 def clusters_of(samples: Sequence[TaskSample]) -> list[str]:
-    """Returns the cluster of each question; one that names none is a cluster of its own."""
+    """Returns the cluster of each question; a question without one is its own cluster."""
     return [sample.cluster or f"question {sample.id}" for sample in samples]
 
 
@@ -42,10 +42,10 @@ def is_mean(metric: AnswerMetric, name: str) -> bool:
 
 
 def aggregate(metric: AnswerMetric, samples: Iterable[TaskSample]) -> KindScores:
-    """Returns the scores of answers. Ranks do not take part: this process has all answers.
+    """Returns the scores of answers, without synchronisation over ranks: this process has all answers.
 
     Args:
-        metric: built for the kinds of the questions; its states are lost.
+        metric: built for the kinds of the questions; it is reset.
         samples: the answers.
     """
     _fill(metric, samples)
@@ -55,13 +55,13 @@ def aggregate(metric: AnswerMetric, samples: Iterable[TaskSample]) -> KindScores
 def number_draws(
     models: Sequence[Sequence[TaskSample]], metric: AnswerMetric, name: str, resamples: Resamples
 ) -> Array:
-    """Returns a number of the metric `[1 + r, M]` for every model: on the questions as they are, then of every draw.
+    """Returns a number `[1 + r, M]` of the metric for every model: the observed one, then that of each draw.
 
     All models are scored on the same draws. There are R draws of a mean, and fewer of other numbers.
 
     Args:
         models: the answers of M models to the same Q questions in one order.
-        metric: built for the kinds of the questions; its states are lost.
+        metric: built for the kinds of the questions; it is reset.
         name: a number that KindScores.average returns.
         resamples: R draws of the clusters of the questions.
     """
@@ -102,7 +102,7 @@ def _other_draws(
     resamples: Resamples,
     groups: Sequence[str],
 ) -> tuple[list[str], Array]:
-    """Returns the groups and `[1 + r, M, G]` of a number that is no mean."""
+    """Returns the groups, and the draws `[1 + r, M, G]` of a number that is not a mean."""
     names, group = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
     fewer = resamples.limited(STATE_DRAWS)
     totals = [_state_totals(metric, samples, fewer, group) for samples in models]
@@ -120,7 +120,7 @@ def _other_draws(
 def _put_together(
     metric: AnswerMetric, name: str, samples: Sequence[TaskSample], resamples: Resamples, group: NDArray[np.intp]
 ) -> Array:
-    """Returns a number `[1 + r, G]` from the states of the drawn answers; no draws where that is not exact."""
+    """Returns a number `[1 + r, G]` from the drawn answers' states; r is 0 if these do not add up to the metric."""
     states, groups = _AnswerStates(metric, samples), int(group.max()) + 1
 
     def numbers(drawn: Iterable[tuple[int, int]]) -> list[float]:
@@ -145,14 +145,14 @@ def _put_together(
 
 
 class _AnswerStates:
-    """States of a metric after each answer alone, from which those after any answers are put together."""
+    """States of a metric after each single answer, which are combined for any set of answers."""
 
     def __init__(self, metric: AnswerMetric, samples: Sequence[TaskSample]) -> None:
         self._metric, self._samples = metric, samples
         self._kept: dict[tuple[int, int], dict[str, Any]] = {}
 
     def number(self, name: str, answers: Sequence[tuple[int, int]]) -> float:
-        """Returns a number of answers, each a place among the samples and which copy of its cluster it is in."""
+        """Returns the number `name` of a set of answers, given as (index of the sample, copy of its cluster)."""
         parts = [self._states(place, copy) for place, copy in answers]
         for state, first in parts[0].items():
             values = [part[state] for part in parts]
@@ -177,7 +177,7 @@ class _AnswerStates:
 def _state_totals(
     metric: AnswerMetric, samples: Sequence[TaskSample], resamples: Resamples, group: NDArray[np.intp]
 ) -> Array | None:
-    """Returns the metric's states `[I, G, S]` by cluster and group; None where these are no sums over answers."""
+    """Returns the metric's states `[I, G, S]` by cluster and group; None if they are not sums over answers."""
     _fill(metric, samples)
     whole = _packed(metric)
     if whole is None:
@@ -207,7 +207,7 @@ def _computed(metric: AnswerMetric) -> KindScores:
 
 
 def _packed(metric: AnswerMetric) -> Array | None:
-    """Returns all states as one vector; None where one is no tensor of a fixed size."""
+    """Returns all states as one vector; None if one of them is a list."""
     states: list[Any] = list(metric.metric_state.values())
     if not states or not all(isinstance(state, Tensor) for state in states):
         return None

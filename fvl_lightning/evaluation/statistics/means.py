@@ -48,13 +48,13 @@ def mean_estimate(
 ) -> Estimate:
     """Returns the mean of finite values of questions, with a cluster-robust t interval; no draws are needed.
 
-    It serves where many intervals are computed at a small alpha, for which a bootstrap would need many draws.
+    It is used for many intervals at a small alpha, for which a bootstrap would need many draws.
 
     Args:
         values: one number per question, at least one.
         clusters: the cluster of each question.
         alpha: one minus the level.
-        reach: see resampling.estimate; it is used where all clusters deviate alike.
+        reach: see resampling.estimate; used if all clusters deviate equally.
     """
     table, own = np.asarray(values, dtype=np.float64), Resamples(clusters)
     mean, number = float(table.mean()), own.clusters

@@ -25,9 +25,9 @@ class ScoreStatistics:
     """The scores of models on a task, with intervals over clusters of questions."""
 
     label: str
-    """What the intervals cover, for reports."""
+    """Description of the intervals, for reports."""
     alpha: float
-    """One minus the level of each interval, which holds for its number alone."""
+    """One minus the level of each interval, without adjustment for several intervals."""
     questions: int
     clusters: int
     scores: dict[str, Estimate]
@@ -48,7 +48,7 @@ def score_statistics(
 
     Args:
         results: {model: its result}, on the same questions; a control of a model may stand for a model.
-        metric: the task's metric, built for the kinds of the questions and prepared; its states are lost.
+        metric: the task's metric, built for the kinds of the questions and prepared; it is reset.
         baseline: the model that every other one is compared to; None for all pairs.
         alpha: one minus the level of an interval.
         seed: the seed of the draws.
@@ -126,7 +126,7 @@ def same_questions(results: Mapping[str, TaskResult]) -> dict[str, list[TaskSamp
     """
     names = list(results)
     if not names or not results[names[0]].samples:
-        raise DataError("no questions were answered, so there is nothing to compare")
+        raise DataError("no questions were answered; a comparison of models needs at least one")
     order = [sample.id for sample in results[names[0]].samples]
     truths = {sample.id: sample.reference.answers for sample in results[names[0]].samples}
     found: dict[str, list[TaskSample]] = {}

@@ -1,4 +1,4 @@
-"""Bootstrap over clusters: how numbers of trained models would vary over new questions.
+"""Bootstrap over clusters of questions: sampling variation of trained models' numbers over new questions.
 
 Questions of one cluster, such as those about one image, tend to be right or wrong together, so they are drawn together.
 The models are fixed: these intervals do not cover training again with other seeds.
@@ -20,9 +20,9 @@ LABEL = "these trained models, new questions"
 ALPHA = 0.05
 """One minus the level of an interval."""
 RESAMPLES, FEWEST_RESAMPLES = 10_000, 2_000
-"""Draws of all clusters; with many clusters fewer, since a draw then takes longer."""
+"""Numbers of draws: the usual one, and the smallest one, for many clusters."""
 FEWEST_FOR_PERCENTILES = 200
-"""With fewer draws an interval is computed from their standard deviation."""
+"""With fewer draws, an interval is computed from their standard deviation."""
 MAX_DRAWN = 100_000_000
 """Clusters drawn in all, as far as FEWEST_RESAMPLES allows."""
 MAX_WEIGHTS = 4_000_000
@@ -35,7 +35,7 @@ class Estimate:
 
     value: float
     interval: tuple[float, float] = (nan, nan)
-    """NaN where it is not known, such as for a single cluster."""
+    """NaN if it is not known, such as for a single cluster."""
 
     @property
     def excludes_zero(self) -> bool:
@@ -44,7 +44,7 @@ class Estimate:
 
 
 class Resamples:
-    """Draws of clusters with replacement, the same ones for all that is computed on them."""
+    """Draws of clusters with replacement, shared by all numbers that are computed on them."""
 
     def __init__(self, clusters: Sequence[Hashable], resamples: int | None = None, seed: int = 0) -> None:
         """Takes the cluster of each of Q questions, at least one.
@@ -113,8 +113,8 @@ def estimate(draws: Array, clusters: int, alpha: float = ALPHA, reach: float = 0
         draws: the values; NaN where a draw has none.
         clusters: the number of clusters that the number is computed from.
         alpha: one minus the level.
-        reach: the farthest that the number could move either way if every cluster changed. Where all draws agree, the
-            interval is as wide as the largest share of other clusters that could have been missed; 0 for no width.
+        reach: the largest change of the number if every cluster changed. If all draws are equal, the half-width of the
+            interval is `reach` times the largest plausible share of unseen clusters; 0 for no width.
     """
     observed, drawn = float(draws[0]), draws[1:][np.isfinite(draws[1:])]
     if clusters < 2 or not len(drawn):
@@ -131,14 +131,14 @@ def estimate(draws: Array, clusters: int, alpha: float = ALPHA, reach: float = 0
 
 
 def unseen(clusters: int, alpha: float, reach: float) -> float:
-    """Returns how far off a mean may be where all clusters agree: `reach` times the largest share that was missed."""
+    """Returns the half-width for clusters that all agree: `reach` times the largest share that they may have missed."""
     return reach * (1 - (alpha / 2) ** (1 / clusters))
 
 
 def widened(clusters: int, alpha: float = ALPHA) -> float:
-    """Returns half the length of an interval in standard errors of a bootstrap, which are too small for few clusters.
+    """Returns the half-width of a t interval in units of the bootstrap's standard error.
 
-    It is that of a t test, where a bootstrap has the standard error of a variance that is divided by the number of
-    clusters and not by one less.
+    The bootstrap divides the variance by n clusters, and the t interval by n - 1, so the t quantile is multiplied by
+    sqrt(n / (n - 1)).
     """
     return float(special.stdtrit(clusters - 1, 1 - alpha / 2)) * sqrt(clusters / (clusters - 1))

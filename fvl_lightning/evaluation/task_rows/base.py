@@ -25,7 +25,7 @@ class TaskRow:
 
 
 class TaskRows(ABC):
-    """The rows of a task's files in an order that depends on nothing but the names of the files."""
+    """The rows of a task's files, in an order that depends only on the names of the files."""
 
     where: str
     """The files, for messages."""
@@ -45,7 +45,7 @@ class TaskRows(ABC):
         """
 
     def read_together(self, row: TaskRow) -> range:
-        """Returns the numbers of the rows whose images cost little more to read than that row's alone."""
+        """Returns the numbers of the rows whose images are best read together with those of one row."""
         return range(row.number, row.number + 1)
 
     @abstractmethod

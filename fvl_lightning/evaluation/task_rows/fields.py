@@ -19,7 +19,7 @@ _MARKED = re.compile(r"\(([a-z])\)")
 
 
 def root_of(name: str, names: Iterable[str]) -> str:
-    """Returns the field of the row that a dotted name leads into; a field may have a dot in its own name."""
+    """Returns the field of the row that a dotted name begins with; a field's own name may have a dot."""
     return name if name in names else name.partition(".")[0]
 
 
@@ -42,7 +42,7 @@ def check_names(wanted: Mapping[str, Iterable[str]], names: Iterable[str], where
 
 
 def value_at(row: Mapping[str, Any], name: str) -> Any:
-    """Returns the value of a field; a dotted name leads into mappings, and into those of a list one by one.
+    """Returns the value of a field; a dotted name is looked up in nested mappings, and in each one of a list.
 
     Raises:
         DataError: there is no such field.
@@ -61,7 +61,7 @@ def texts_at(row: Mapping[str, Any], name: str) -> list[str]:
 
 
 def text_at(row: Mapping[str, Any], name: str) -> str:
-    """Returns the text of a field, "" where it is empty; DataError where there is none, or where it has several."""
+    """Returns the text of a field, "" if it is empty; DataError if there is no such field or it has several texts."""
     texts = texts_at(row, name)
     if len(texts) > 1:
         raise DataError(f"field '{name}' has {len(texts)} texts where one is expected")
@@ -69,7 +69,7 @@ def text_at(row: Mapping[str, Any], name: str) -> str:
 
 
 def is_filled(value: Any) -> bool:
-    """Returns whether a value is there; tables write an empty cell as null, NaN, "" or the text nan."""
+    """Returns whether a value is not empty; tables write an empty cell as null, NaN, "" or the text nan."""
     if isinstance(value, str):
         return value.strip() not in ("", "nan")
     if isinstance(value, list | tuple | Mapping):
@@ -83,10 +83,10 @@ def plain_fields(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def options_at(row: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
-    """Returns the options of a question: those in one field, or one of each of several, without empty ones at the end.
+    """Returns the options of a question, from one field or one of each field, without empty ones at the end.
 
     Raises:
-        DataError: as value_at; an empty option between others, one option only, or more than there are letters.
+        DataError: as value_at; an option before another one is empty, or there is only one option, or too many.
     """
     fields = list(names)
     options: list[str] = []
@@ -98,7 +98,7 @@ def options_at(row: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
     while options and not is_filled(options[-1]):
         options.pop()
     if not all(map(is_filled, options)):
-        raise DataError(f"an empty option before a filled one in {', '.join(fields)}, which leaves the letters unclear")
+        raise DataError(f"an option in {', '.join(fields)} is empty and another one follows it, so letters are unclear")
     if len(options) == 1 or len(options) > len(LETTERS):
         raise DataError(f"{len(options)} options in {', '.join(fields)}, expected none, or 2 to {len(LETTERS)}")
     return tuple(options)
@@ -126,7 +126,7 @@ def letter_of(answer: str, form: str, options: tuple[str, ...]) -> str:
         bare = answer.strip(" ().:").upper()
         letter = bare if len(bare) == 1 and bare in letters else ""
     if not letter:
-        raise DataError(f"the answer {answer!r} is no {form} of one of the {len(options)} options")
+        raise DataError(f"the answer {answer!r} is not the {form} of any of the {len(options)} options")
     return letter
 
 
@@ -142,12 +142,12 @@ def _inner(value: Any, rest: str) -> Any:
 
 
 def _texts(value: Any, name: str) -> Iterator[str]:
-    """Yields the texts of a value: of a list all of them."""
+    """Yields the texts of a value, and of all values in a list."""
     if isinstance(value, bytes):  # a Parquet column that its writer did not declare as text
         try:
             value = value.decode()
         except UnicodeDecodeError:
-            raise DataError(f"field '{name}' holds bytes, which are no text") from None
+            raise DataError(f"field '{name}' holds bytes that are not UTF-8 text") from None
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | tuple):
@@ -158,7 +158,7 @@ def _texts(value: Any, name: str) -> Iterator[str]:
             yield str(value)
     elif isinstance(value, Mapping):
         inner = next(iter(value), "")
-        raise DataError(f"field '{name}' holds mappings; name a field of theirs, such as {name}.{inner}")
+        raise DataError(f"field '{name}' holds mappings; name one of their fields, such as {name}.{inner}")
     elif value is not None:
         yield str(value)
 

@@ -28,7 +28,7 @@ def open_rows(files: Sequence[str], used: Sequence[str]) -> TaskRows:
         used: fields that are read although they hold lists or mappings.
 
     Raises:
-        ConfigError: no files, files of several formats, or of an unknown one.
+        ConfigError: there are no files, or their formats are unknown or differ.
         DataError: a file that is absent, or that cannot be read.
     """
     if not files:

@@ -25,14 +25,14 @@ Numbers = Sequence[int | None]
 
 @dataclass(frozen=True)
 class _ImagePlace:
-    """The row that has an image first: its number among the rows that are asked, and the image's place in the row."""
+    """The first row with an image: its index among the rows that are asked, and the image's index in the row."""
 
     asked: int
     place: int
 
 
 class RowImages:
-    """The images of some rows of a task. All are read once, since only their content shows which of them are equal.
+    """The images of some rows of a task; all are read once, to find equal ones by their content.
 
     Attributes:
         of_rows: the numbers of each row's images, in the rows' order.
@@ -46,7 +46,7 @@ class RowImages:
 
     Raises:
         ConfigError: a field names images, and data.images does not say where they are.
-        DataError: an image is absent, or is none.
+        DataError: an image is missing or cannot be decoded.
     """
 
     def __init__(
@@ -56,7 +56,9 @@ class RowImages:
         self._embedded = [name for name in fields if name in rows.image_fields]
         if named is None and len(self._embedded) < len(fields):
             name = next(name for name in fields if name not in rows.image_fields)
-            raise ConfigError(f"data.images: field '{name}' of {rows.where} names images; name the folder they lie in")
+            raise ConfigError(
+                f"data.images: field '{name}' of {rows.where} names images; write the folder or Parquet files with them"
+            )
         self._by_number = {row.number: index for index, row in enumerate(asked)}
         self._places: list[_ImagePlace] = []
         self._cache: OrderedDict[int, bytes] = OrderedDict()
@@ -79,7 +81,7 @@ class RowImages:
         """Returns an encoded image.
 
         Raises:
-            DataError: it cannot be read any more, or is another than before.
+            DataError: it cannot be read any more, or has changed.
         """
         with self._lock:
             if number not in self._cache:
@@ -129,7 +131,7 @@ class RowImages:
                 raise DataError(f"{row.where}: {error}") from None
 
     def _load(self, number: int) -> None:
-        """Reads an image into the cache, and those of the rows that are read with it."""
+        """Reads an image into the cache, together with the images of the rows in the same row group."""
         first = self._places[number].asked
         together = self._rows.read_together(self._asked[first]) if self._embedded else ()
         indexes = [self._by_number[row] for row in together if row in self._by_number] or [first]
@@ -139,10 +141,10 @@ class RowImages:
                 if content is not None and of_place is not None:
                     self._keep(of_place, content, but=number)
         if number not in self._cache or hashlib.sha256(self._cache[number]).hexdigest() != self.hashes[number]:
-            raise DataError(f"{self.where(number)}: its image is another than when the task was opened")
+            raise DataError(f"{self.where(number)}: its image has changed since the task was opened")
 
     def _keep(self, number: int, content: bytes, but: int) -> None:
-        """Adds an image to the cache; the ones that were used longest ago leave it, never `but`."""
+        """Adds an image to the cache, and evicts the least recently used ones, but never image `but`."""
         if number in self._cache:
             return
         self._cache[number] = content

@@ -17,11 +17,11 @@ _ID, _IMAGE = "id", "image"
 
 
 class NamedImages(ABC):
-    """Images by the names that rows have for them."""
+    """Looks up images by the names in the rows."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """Returns an encoded image; DataError where there is none of that name, or it cannot be read."""
+        """Returns an encoded image; DataError if it is missing or cannot be read."""
 
 
 class FolderImages(NamedImages):
@@ -54,7 +54,7 @@ class TableImages(NamedImages):
         self._rows = ParquetRows(places, (_ID,))
         if _ID not in self._rows.fields or _IMAGE not in self._rows.image_fields:
             there = ", ".join(self._rows.fields)
-            raise ConfigError(f"data.images: {self._rows.where} has no columns id and image, but {there}")
+            raise ConfigError(f"data.images: {self._rows.where} needs the columns id and image, found {there}")
         self._by_id: dict[str, TaskRow] = {}
         for row in self._rows.rows():
             name = str(row.values[_ID])

@@ -73,7 +73,7 @@ class ParquetRows(TaskRows):
                 raise DataError(f"{file.place} ends after {number - first} of its {expected - first} rows")
 
     def read_together(self, row: TaskRow) -> range:
-        """Returns the rows of its row group, which is read from its beginning."""
+        """Returns the rows from the beginning of its row group to its end, which are read together."""
         _, _, first, last = self._group_of(row.number)
         return range(first, last)
 
@@ -98,7 +98,7 @@ class ParquetRows(TaskRows):
 
 
 def _at_hand(file: _File) -> _File:
-    """Returns the file on this machine: images of the hub are read from a copy, since they are read more than once."""
+    """Returns a local file; one of the hub is copied first, since its images are read more than once."""
     return replace(file, place=local_copy(file.place)) if isinstance(file.place, HubFile) else file
 
 
@@ -172,7 +172,7 @@ def _images_of(
 
 
 def _cell(value: Any, name: str, where: str) -> Iterator[bytes | None]:
-    """Yields the images in a cell; a list has several, and anything else one or, where it is empty, None."""
+    """Yields the images in a cell: all of a list, and else a single one, which is None for an empty cell."""
     for one in value if isinstance(value, list) else [value]:
         content = one.get("bytes") if isinstance(one, dict) else one
         if content is None and isinstance(one, dict) and one.get("path"):

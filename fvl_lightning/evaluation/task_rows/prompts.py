@@ -1,4 +1,4 @@
-"""Templates of prompts, and the places of images in the texts that they make.
+"""Templates of prompts, and the positions of images in the rendered texts.
 
 A template is parsed here rather than given to str.format, which would follow attributes of the values.
 """
@@ -32,7 +32,7 @@ class _Field:
 
 @dataclass(frozen=True)
 class _Condition:
-    """A part of a template for the rows in which a field is filled, is not, or has a value."""
+    """A conditional part of a template: for rows with a filled field, an empty one, or one value."""
 
     name: str
     filled: bool
@@ -40,7 +40,7 @@ class _Condition:
     inner: "list[_Node]" = field(default_factory=list)
 
     def holds(self, text: str) -> bool:
-        """Returns whether the part is written for a row with this text in the field."""
+        """Returns whether the part is rendered for a row with this text in the field."""
         return (bool(text) if self.value is None else text == self.value) == self.filled
 
 
@@ -51,7 +51,7 @@ class Template:
     """A prompt with fields of a row in it; TaskConfig.prompt has the form.
 
     Attributes:
-        names: the fields that it uses, and of `choices` and `letters` those that it uses.
+        names: the fields that it uses, and `choices` and `letters` if it uses them.
 
     Raises:
         ConfigError: a brace that is not closed, or an unknown function.
@@ -72,7 +72,7 @@ class Template:
         return "".join(_rendered(node, text_of) for node in self._nodes)
 
     def _parse(self, at: int, inside: bool) -> tuple[list[_Node], int]:
-        """Returns the nodes from `at` on, and the place behind them: the end, or that of the closing brace."""
+        """Returns the nodes from position `at` on, and the position after them: the end or a closing brace."""
         nodes: list[_Node] = []
         text = self.text
         while at < len(text):
@@ -133,8 +133,8 @@ def letters_text(options: Sequence[str]) -> str:
 def place_images(text: str, images: Sequence[int | None]) -> tuple[list[Part], tuple[int, ...]]:
     """Returns the parts of the user's message, and the images that it shows, in order.
 
-    `<image 2>` is the image in place 2 of the row, shown where it is named first; then no others are shown. `<image>`
-    is the next image, and without it the images come first.
+    `<image 2>` stands for image 2 of the row; its first mention counts, and images that are not named are not shown.
+    `<image>` stands for the next image. A text without either has all images before it.
 
     Args:
         text: the prompt.

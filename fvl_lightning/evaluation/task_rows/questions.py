@@ -40,7 +40,7 @@ from fvl_lightning.evaluation.tasks.config import TaskConfig
 from fvl_lightning.evaluation.tasks.question import ONE_KIND, QuestionSet, TaskQuestion
 
 _NO_KIND = "none"
-"""The kind, and the value of a slice, of rows whose field for it is empty."""
+"""Kind or slice of rows whose field for it is empty."""
 
 
 def read_questions(task: TaskConfig, limit: int | None = None) -> "TaskQuestions":
@@ -86,11 +86,11 @@ class TaskQuestions(QuestionSet):
         return self._images.read(number)
 
     def where(self, number: int) -> str:
-        """Returns the file and the row that an image is from first, for messages."""
+        """Returns the file and the first row with an image, for messages."""
         return self._images.where(number)
 
     def with_prompt(self, prompt: str) -> "TaskQuestions":
-        """Returns the same questions in another prompt; no file is read. Errors as of TaskQuestions."""
+        """Returns the same questions in another prompt, without reading files; raises DataError as TaskQuestions."""
         return TaskQuestions(replace(self._task, prompt=prompt), self._asked, self._images, self._kind_field)
 
     @cached_property
@@ -120,7 +120,7 @@ class TaskQuestions(QuestionSet):
         fields, values = self._task.fields, row.values
         options = options_at(values, fields.choices)
         if self._task.answer.by == "likelihood" and not options:
-            raise DataError(f"answer.by is likelihood, and {', '.join(fields.choices)} holds no options")
+            raise DataError(f"answer.by: likelihood needs options, and {', '.join(fields.choices)} has none")
         messages, shown = self._messages(values, options, numbers)
         id = text_at(values, fields.id) if fields.id else str(row.number)
         pictures = "+".join(self._images.hashes[number][:16] for number in shown) or id
@@ -217,14 +217,14 @@ def _is_asked(row: TaskRow, task: TaskConfig) -> bool:
 
 
 def _ways_to_write(value: Any) -> tuple[str, ...]:
-    """Returns the texts that a value of the task file stands for; YAML reads yes and no as booleans, too."""
+    """Returns the texts that match a value of the task file; YAML reads yes and no as booleans."""
     if isinstance(value, bool):
         return ("True", "true", "Yes", "yes") if value else ("False", "false", "No", "no")
     return (str(value),)
 
 
 def _first_of(asked: Sequence[TaskRow], limit: int, group: str) -> list[TaskRow]:
-    """Returns rows that are spread evenly, in order; of a group all or none."""
+    """Returns `limit` rows spread evenly, in order; with groups, about as many rows of whole groups."""
     if not group:
         return [asked[number] for number in spread(len(asked), limit)]
     groups: dict[Any, list[TaskRow]] = {}

@@ -17,10 +17,10 @@ _ANY = "all"
 
 
 class ShardRows(TaskRows):
-    """The answers of the conversations in shards, and the records that are no conversations.
+    """The rows of shards: one per answer of a conversation, and one per record without a conversation.
 
     Raises:
-        DataError: the shards cannot be read, or some content of theirs cannot be used.
+        DataError: the shards cannot be read, or have content that cannot be used.
     """
 
     image_fields = frozenset({IMAGES})

@@ -14,24 +14,24 @@ from fvl_lightning.evaluation.tasks.config import TaskConfig
 
 
 def check_task(task: TaskConfig) -> None:
-    """Checks what can be seen without the rows of a task.
+    """Checks a task as far as possible without its rows.
 
     Raises:
-        ConfigError: options are needed and no field names them, there are no answers, or a prompt has a mistake.
+        ConfigError: a field of options or answers is missing, or a prompt has a mistake.
     """
     fields = task.fields
     if task.answer.by == "likelihood" and not fields.choices:
-        raise ConfigError("answer.by: likelihood compares options, and fields.choices names no field with them")
+        raise ConfigError("answer.by: likelihood compares options; name their fields in fields.choices")
     if fields.answers_as != "text" and not fields.choices:
-        raise ConfigError(f"fields.answers_as: {fields.answers_as} names an option, and fields.choices names no field")
+        raise ConfigError(f"fields.answers_as: {fields.answers_as} needs options; name their fields in fields.choices")
     if not fields.answers:
-        raise ConfigError("fields.answers: it names no field with reference answers")
+        raise ConfigError("fields.answers: expected at least one field with reference answers, found none")
     for key, prompt in [("prompt", task.prompt), *(("paraphrases", prompt) for prompt in task.paraphrases)]:
         Template(prompt, key)
 
 
 def check_metric(task: TaskConfig, origin: str, plugins: Iterable[str], folder: Path) -> None:
-    """Checks name and options of the metric by its source file, so that a mistake is found before seconds of imports.
+    """Checks name and options of the metric in its source file, which takes less time than an import.
 
     Args:
         task: the task.
@@ -56,7 +56,7 @@ def metric_choice(task: TaskConfig, origin: str = "", config_of: ConfigLookup = 
 
 
 def listed_files(task: TaskConfig) -> list[str]:
-    """Returns the entries of data.files; ConfigError where they are no texts."""
+    """Returns the entries of data.files; ConfigError if one is not a string."""
     files = task.data.files
     entries = [files] if isinstance(files, str) else list(files or [])
     if not all(isinstance(entry, str) and entry for entry in entries):

@@ -1,4 +1,4 @@
-"""Steps from what a model has written to the answer that is judged."""
+"""Cleaning steps from a model's output to the answer that is scored."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +11,7 @@ _NAMED = re.compile(r"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*[(\[*\"']*([A-
 
 
 def clean(text: str, steps: Iterable[str]) -> str:
-    """Returns the answer in a text after some steps of TaskAnswer.clean, in order."""
+    """Applies steps of TaskAnswer.clean to a text, in order, and returns the answer."""
     for step in steps:
         text = STEPS[step](text)
     return text
@@ -27,7 +27,7 @@ def _first_word(text: str) -> str:
 
 
 def _letter(text: str) -> str:
-    """Returns the letter of an option that the text begins with or names, the last one named; else the text."""
+    """Returns the option letter at the beginning of the text, else the last one in it, else the text."""
     stripped = text.strip().lstrip("*\"'")
     if match := _AT_START.match(stripped):
         return match[1]
@@ -36,12 +36,12 @@ def _letter(text: str) -> str:
 
 
 def _after_answer(text: str) -> str:
-    """Returns what follows the last "answer:" or "answer is"; without one, the text."""
+    """Returns the text after the last "answer:" or "answer is"; the whole text if it has neither."""
     return _ANSWER.split(text)[-1].strip()
 
 
 def _number(text: str) -> str:
-    """Returns the last number in the text, without separators of thousands; without one, the text."""
+    """Returns the last number in the text, without thousands separators; the text if it has no number."""
     found = [match[0] for match in _NUMBER.finditer(text) if any(map(str.isdigit, match[0]))]
     return found[-1].replace(",", "").lstrip("+") if found else text
 

@@ -21,7 +21,7 @@ class TaskData:
     """Folder of the images that rows name by file; or Parquet files (also of the hub) with the columns id and image,
     which rows name by id. Empty where rows hold their images."""
     where: dict[str, Any] = field(default_factory=dict)
-    """{field: value, or list of values} of the rows that are asked; empty for all."""
+    """{field: value or list of allowed values}: only rows with these values are asked; empty for all rows."""
 
 
 @dataclass
@@ -29,7 +29,7 @@ class TaskFields:
     """Names of the fields of a row. A field within a field is written with a dot, such as answers.text."""
 
     id: str = ""
-    """Field that names the question in files; empty for the number of the row."""
+    """Field with the question's id in files of samples; empty for the number of the row."""
     question: str = "question"
     """Field with the text of the question; empty where the prompt has none."""
     images: list[str] = field(default_factory=lambda: ["image"])
@@ -37,8 +37,8 @@ class TaskFields:
     answers: list[str] = field(default_factory=lambda: ["answer"])
     """Fields with reference answers; each may have several."""
     answers_as: Literal["text", "letter", "number", "option"] = "text"
-    """What the answers of a question with options are. text: the reference as it is. The others become the letter of
-    the right option: letter, such as b or (B); number, its place from 0 on; option, its text."""
+    """Form of the references of a question with options. text: compared as it is. The other forms are converted to the
+    letter of the right option: letter, such as b or (B); number, its index from 0 on; option, its text."""
     answer_names: dict[str, str] = field(default_factory=dict)
     """{reference in the rows: text that is judged in its place}, such as {"1": "yes"}; others stay as they are."""
     choices: list[str] = field(default_factory=list)
@@ -102,7 +102,7 @@ class TaskConfig:
     published: dict[str, float] = field(default_factory=dict)
     """{model: score of the primary number as published}, on the scale that `scale` multiplies to."""
     note: str = ""
-    """What published scores differ in, a phrase for tables."""
+    """Difference between the published scores and these, a phrase for tables."""
     scale: float = number(100.0, above=0)
     """Published scores are the metric's numbers times this."""
     lmms_eval: str = ""

@@ -1,4 +1,4 @@
-"""Asks models the questions of tasks, and keeps what they answered in a folder, so that nothing is asked twice."""
+"""Asks models the questions of tasks, and keeps the answers in a folder, so that no question is asked twice."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from fvl_lightning.runs.references import model_hash
 from fvl_lightning.training.distributed.process_group import Ranks
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is asked, the number of questions answered, and the number of all questions."""
+"""Callback with a description, the number of answered questions, and the number of all questions."""
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -32,10 +32,10 @@ def silent(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class AskingTasks:
-    """The way in which models are evaluated on tasks."""
+    """Settings of an evaluation: output folder, questions, variations, precision and ranks."""
 
     output: Path
-    """Folder of the samples and scores; what was answered there before by the same model is not asked again."""
+    """Folder of samples and scores; questions that the same model has answered there are not asked again."""
     questions: Callable[[TaskConfig], QuestionSet]
     """Reads the questions of a task that are asked."""
     precision: str = "32-true"
@@ -94,7 +94,7 @@ def _evaluate(
 
 @dataclass(frozen=True)
 class SampleFiles:
-    """The files of one model on one task: its samples, and scores with what they were made of."""
+    """The files of one model on one task: its samples, and its scores with the key of their inputs."""
 
     folder: Path
     label: str
@@ -117,11 +117,11 @@ class SampleFiles:
 
     @property
     def unfinished(self) -> Path:
-        """The folder of the answers until all questions are answered."""
+        """The folder of the answers while some questions are still open."""
         return self.folder / f".{self.stem}"
 
     def read(self, key: str, task: TaskConfig, questions: QuestionSet) -> TaskResult | None:
-        """Returns the result that was written under `key`; None where there is none, or its files are damaged."""
+        """Returns the result that was written with `key`; None if it is missing or its files are damaged."""
         try:
             if read_sealed(self.scores).get("key") != key:
                 return None
@@ -131,7 +131,7 @@ class SampleFiles:
         return judged(task, questions, outputs, self.variation)
 
     def write(self, key: str, result: TaskResult) -> None:
-        """Writes the samples, then the scores, which make them count; DataError where the disk is full."""
+        """Writes the samples, then the scores, which mark the samples as complete; DataError if that fails."""
         write_samples(self.samples, result)
         scores = {name: value for name, value in asdict(result).items() if name != "samples"}
         write_sealed(self.scores, {**scores, "score": result.score, "questions": len(result.samples), "key": key})
@@ -140,7 +140,7 @@ class SampleFiles:
 
 
 def _key(model: str, task: TaskConfig, questions: QuestionSet, variation: str, precision: str) -> str:
-    """Returns a hash of all that makes the answers of a model to a task."""
+    """Returns a hash of all inputs on which a model's answers to a task depend."""
     answer = asdict(task.answer) | {"clean": None}  # cleaning and judging are done again
     parts = [model, answer, questions.identity, variation, precision]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

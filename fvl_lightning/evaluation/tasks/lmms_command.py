@@ -1,4 +1,4 @@
-"""The command of lmms-eval that asks a model the same tasks, for numbers that others can repeat with their tools."""
+"""The lmms-eval command for the same model and tasks, so that others can reproduce the numbers."""
 
 import shlex
 from collections.abc import Sequence
@@ -21,20 +21,20 @@ def lmms_eval_command(
 
     Args:
         model: a run, an export or a hub model.
-        tasks: tasks that name themselves in lmms-eval (`lmms_eval`); several may be parts of one there.
-        limit: the first questions of each task; lmms-eval does not spread them.
+        tasks: tasks with a name in lmms-eval (`lmms_eval`); several tasks may share one name there.
+        limit: the number of questions of each task; lmms-eval takes the first ones and does not spread them.
         output: the folder of its samples, which `fvl evaluate --from` reads.
         adapter: the folder of an adapter; None for none.
         precision: 32-true or bf16-mixed.
 
     Raises:
-        ConfigError: lmms-eval has none of one of the tasks, or a name has a comma, at which lmms-eval would cut it.
+        ConfigError: a task has no name in lmms-eval, or a path has a comma, at which lmms-eval would split it.
     """
     if missing := [task.name or task.title for task in tasks if not task.lmms_eval]:
         raise ConfigError(f"--print: lmms-eval has no task for {', '.join(missing)} (its file names no `lmms_eval`)")
     values = {"pretrained": model, "adapter": adapter or "", "precision": precision}
     if cut := [value for value in values.values() if "," in value]:
-        raise ConfigError(f"--print: lmms-eval cuts {cut[0]} at its comma, name a path without one")
+        raise ConfigError(f"--print: lmms-eval cuts {cut[0]} at its comma; use a path without commas")
     arguments = ",".join(f"{name}={value}" for name, value in values.items() if value)
     names = dict.fromkeys(task.lmms_eval for task in tasks)
     words = ["python", "-m", "lmms_eval", "--model", "fvl_lightning", "--model_args", arguments]

@@ -17,11 +17,11 @@ class TaskQuestion:
     """One question of a task."""
 
     id: str
-    """Names the question within its task; no two have the same."""
+    """Identifies the question; unique within its task."""
     messages: tuple[Message, ...]
     """The prompt, with a part {"type": "image"} for each of `images`, in their order."""
     images: tuple[int, ...]
-    """Numbers of the images in the question set; the same picture has the same number."""
+    """Numbers of the images in the question set; equal images have equal numbers."""
     reference: Reference
     kind: str = ONE_KIND
     cluster: str = ""

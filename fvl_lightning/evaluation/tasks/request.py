@@ -17,7 +17,7 @@ class EvaluationRequest:
     """Models and tasks, and how the models are asked."""
 
     models: Sequence[str]
-    """Runs and model folders; a name in tables and files is what was written here."""
+    """Runs and model folders; tables and files name them as they are written here."""
     tasks: Sequence[TaskConfig]
     output: Path
     limit: int | None = None
@@ -25,7 +25,7 @@ class EvaluationRequest:
     variations: Sequence[str] = ()
     """Names of the controls and corruptions under which each task is asked, too."""
     files: Mapping[str, Path] = field(default_factory=dict)
-    """{name: file of samples} of models that were asked elsewhere; each is of one of the tasks."""
+    """{name: file of samples} of models that another tool has asked; each file belongs to one task."""
     precision: str = "32-true"
     accelerator: str = "auto"
     adapter: str | None = None
@@ -38,10 +38,10 @@ def default_output(tasks: Sequence[TaskConfig]) -> Path:
 
 
 def named_files(options: Sequence[str]) -> dict[str, Path]:
-    """Returns {name: file} of options NAME=FILE; without a name, that of the file.
+    """Returns {name: file} of options NAME=FILE; a file without a name is named by its file name.
 
     Raises:
-        ConfigError: there is no such file, or two have one name.
+        ConfigError: a file does not exist, or two files have the same name.
     """
     files: dict[str, Path] = {}
     for option in options:
@@ -51,11 +51,11 @@ def named_files(options: Sequence[str]) -> dict[str, Path]:
         if not path.is_file():
             raise ConfigError(f"--from: there is no file {path}")
         if name in files:
-            raise ConfigError(f"--from: {name} is {files[name]} and {path}, write <another name>={path}")
+            raise ConfigError(f"--from: {name} is {files[name]} and {path}; write <another name>={path}")
         files[name] = path
     return files
 
 
 def file_name(text: str) -> str:
-    """Returns a name for files that a text gives; other texts may give the same one."""
+    """Returns a text as a valid file name; different texts may have the same one."""
     return re.sub(r"[^\w.+-]+", "_", text).strip("._") or "model"

@@ -14,11 +14,11 @@ class TaskSample:
     id: str
     """Names the question within its task."""
     output: str
-    """What the model wrote; of a task by likelihood, the log-likelihoods per token of the choices, a list in JSON."""
+    """The model's output; for a task by likelihood, a JSON list of the choices' log-likelihoods per token."""
     prediction: str
     """The answer that was judged: the output after the task's cleaning steps, or the letter of the chosen option."""
     score: float
-    """The metric's score of this answer; NaN where one answer has none."""
+    """The metric's score of this answer; NaN for a metric that scores only all answers together."""
     reference: Reference
     kind: str = ONE_KIND
     cluster: str = ""

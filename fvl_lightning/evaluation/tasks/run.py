@@ -31,7 +31,7 @@ from fvl_lightning.training.distributed.process_group import Ranks, init_process
 def run_evaluation(request: EvaluationRequest, progress: Progress = silent) -> dict[str, list[TaskResult]]:
     """Returns {model: its results, task after task}, equal on all ranks.
 
-    What a model has answered before is read from the output folder.
+    Answers of an earlier evaluation are read from the output folder.
 
     Args:
         request: models and tasks.
@@ -60,14 +60,14 @@ def run_evaluation(request: EvaluationRequest, progress: Progress = silent) -> d
 
 
 class Opened:
-    """Reads the questions of each task once, whatever prompts they are asked in."""
+    """Reads the questions of each task once, and reuses them for other prompts."""
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
         self._read: dict[str, tuple[TaskConfig, TaskQuestions]] = {}
 
     def __call__(self, task: TaskConfig) -> TaskQuestions:
-        """Returns the questions of a task, in its prompt; the errors of read_questions."""
+        """Returns the questions of a task in its prompt; raises the errors of read_questions."""
         if task.name not in self._read:
             self._read[task.name] = task, read_questions(task, self._limit)
         first, questions = self._read[task.name]
@@ -86,11 +86,11 @@ def ranks_of_evaluation(accelerator: str) -> Iterator[Ranks]:
 
 
 def _given(file: Path, tasks: Sequence[TaskConfig], opened: Callable[[TaskConfig], TaskQuestions]) -> list[TaskResult]:
-    """Returns the result in a file of samples, of the only task or of the one that its name begins with."""
+    """Returns the result of a file of samples; with several tasks, its name must contain that of exactly one."""
     named = [task for task in tasks if len(tasks) == 1 or task.name in file.stem]
     if len(named) != 1:
         names = ", ".join(task.name for task in tasks)
-        raise ConfigError(f"--from: {file} is of one task, and its name has to contain which, one of {names}")
+        raise ConfigError(f"--from: {file} must have the name of exactly one task in its file name: {names}")
     (task,) = named
     questions = opened(task)
     return [judged(task, questions, outputs_for(file, questions.questions))]
@@ -120,7 +120,7 @@ def write_results(request: EvaluationRequest, results: Mapping[str, Sequence[Tas
 
 
 def short_names(references: Sequence[str]) -> list[str]:
-    """Returns the parts of paths in which they differ, such as concat and gated; the last parts of a single path."""
+    """Returns the differing parts of paths, such as concat and gated; the last two parts of a single path."""
     parts = [Path(reference).parts for reference in references]
     if len(parts) == 1:
         return ["/".join(parts[0][-2:])]

@@ -1,4 +1,4 @@
-"""One line of a file of samples, as lmms-eval's --log_samples or this kit has written it."""
+"""Parses the lines of a file of samples, which lmms-eval's --log_samples or this kit has written."""
 
 import ast
 import json
@@ -14,7 +14,7 @@ from datamodules.sources.row_files import MAX_ROW_BYTES, open_file
 from fvl_lightning.core.errors import DataError
 
 KIT = "fvl_lightning"
-"""Key of the fields that lmms-eval has none for."""
+"""Key of the fields that lmms-eval does not have."""
 NO_SCORES = frozenset({
     "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "doc_hash", "token_counts", "input",
     "input_media", KIT,
@@ -31,9 +31,9 @@ class SampleRow:
     doc_id: str
     """Number of the question in lmms-eval's data, as text."""
     output: str
-    """What the model wrote; of a question with choices, their log-likelihoods, a list in JSON."""
+    """The model's output; for a question with choices, a JSON list of their log-likelihoods."""
     prediction: str
-    """The answer after lmms-eval's filters; of a question with choices, the letter of the most likely one."""
+    """The answer after lmms-eval's filters; for a question with choices, the letter of the most likely one."""
     answers: tuple[str, ...]
     """The reference answers."""
     scores: Mapping[str, float]
@@ -52,7 +52,7 @@ class SampleRow:
 
 
 def read_rows(path: Path) -> list[SampleRow]:
-    """Returns the lines of a file, every one that is not blank.
+    """Returns all lines of a file that are not blank.
 
     Raises:
         DataError: the file cannot be read, is empty, has a line that is no sample, or a question twice.
@@ -109,7 +109,7 @@ def _row(path: Path, number: int, line: bytes) -> SampleRow:
 
 
 def _answer(where: str, values: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns the output and the answer of a line; raises DataError where it has none or several."""
+    """Returns the output and the answer of a line; raises DataError if it has no answer or several."""
     filtered = _innermost(values["filtered_resps"])
     if isinstance(filtered, str):
         output = _innermost(values.get("resps", filtered))
@@ -125,14 +125,14 @@ def _answer(where: str, values: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _innermost(values: Any) -> Any:
-    """Returns the entry of a list within lists of one entry each."""
+    """Unwraps nested lists of one entry each."""
     while isinstance(values, list) and len(values) == 1:
         values = values[0]
     return values
 
 
 def _loss(entry: Any) -> float | None:
-    """Returns the loss in what lmms-eval writes of a choice, a pair or its text "(loss, greedy)"; None of others."""
+    """Returns the loss of a choice, which lmms-eval writes as a pair (loss, greedy) or its text; else None."""
     if isinstance(entry, str):
         try:
             entry = ast.literal_eval(entry)
@@ -147,7 +147,7 @@ def _loss(entry: Any) -> float | None:
 
 
 def _targets(target: Any) -> tuple[str, ...]:
-    """Returns the reference answers in a target, which lmms-eval writes as text, lists too."""
+    """Returns the reference answers in a target; lmms-eval writes a list of them as text, too."""
     text = str(target)
     if text.startswith("["):
         try:
@@ -172,5 +172,5 @@ def _scores(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def option_letter(number: int) -> str:
-    """Returns the letter of an option, from 0 on; its number from 1 on where the alphabet has no more letters."""
+    """Returns the letter of option `number` (from 0 on); after Z, its number from 1 on."""
     return ascii_uppercase[number] if number < len(ascii_uppercase) else str(number + 1)

@@ -1,8 +1,7 @@
-"""Files of samples in the format of lmms-eval's --log_samples: one JSON object a line for every question.
+"""Files of samples in the format of lmms-eval's --log_samples: JSON Lines with one object per question.
 
-Those of this kit are read by tools for lmms-eval; the key `fvl_lightning` holds what lmms-eval has no field for. Files
-that lmms-eval writes, of any model, are read here, so that models which this kit cannot run are compared with those
-that it can.
+Tools for lmms-eval read the files of this kit; the key `fvl_lightning` holds the fields that lmms-eval does not have.
+This module also reads files that lmms-eval has written, so that models which this kit cannot run can be compared.
 """
 
 import hashlib
@@ -27,10 +26,10 @@ SHOWN_CHARACTERS = 60
 
 
 def write_samples(path: Path, result: TaskResult) -> None:
-    """Replaces `path` by the samples of a result, a line each in their order.
+    """Writes the samples of a result to `path`, one line each in their order; the file is replaced as a whole.
 
     Raises:
-        DataError: the file cannot be written; what was there is kept.
+        DataError: the file cannot be written; an earlier file is kept.
     """
     objects = [_line(number, result, sample) for number, sample in enumerate(result.samples)]
     lines = [json.dumps(line, ensure_ascii=False, default=str) for line in objects]
@@ -40,11 +39,11 @@ def write_samples(path: Path, result: TaskResult) -> None:
 
 
 def read_samples(path: Path, metric: str = "") -> list[TaskSample]:
-    """Returns the samples of a file, every line of it, with the scores that stand in it.
+    """Returns all samples of a file with the scores in it.
 
     Args:
         path: a file of this kit or of lmms-eval, of any model.
-        metric: the key of the score; empty where the file has one alone, and else scores are NaN.
+        metric: the key of the score; if empty, a line's only score is read, and NaN if it has none or several.
 
     Raises:
         DataError: the file cannot be read, is empty, has a line that is no sample, or a question twice.
@@ -57,10 +56,10 @@ def outputs_for(path: Path, questions: Sequence[TaskQuestion]) -> list[str]:
     """Returns the outputs in a file for these questions, in their order.
 
     A file of this kit names its questions. In one of lmms-eval, `doc_id` is the number of the question in the data,
-    from 0 on. Reference answers and texts must be those of the questions. Answers to others are counted in a warning.
+    from 0 on. Reference answers and texts must match the questions. A warning counts the answers to other questions.
 
     Raises:
-        DataError: the file cannot be read, lacks a question, or has another one in its place.
+        DataError: the file cannot be read, lacks a question, or has a line that belongs to another question.
     """
     rows = read_rows(path)
     by_id, ids = {row.id: row for row in rows}, {question.id for question in questions}
@@ -72,7 +71,7 @@ def outputs_for(path: Path, questions: Sequence[TaskQuestion]) -> list[str]:
             f"{lacking[0]}; compare answers to the same questions"
         )
     if unused := by_id.keys() - set(keys):
-        logger.warning("%s: %d of its %d answers are to questions that are not asked", path, len(unused), len(rows))
+        logger.warning("%s: %d of its %d answers are to other questions and are ignored", path, len(unused), len(rows))
     for key, question in zip(keys, questions, strict=True):
         _check_question(path, by_id[key], question)
     return [by_id[key].output for key in keys]
@@ -84,30 +83,30 @@ def check_same_questions(first: Sequence[TaskSample], second: Sequence[TaskSampl
     Args:
         first: samples of one model.
         second: samples of another.
-        names: what messages call the two, such as their files.
+        names: their names in messages, such as their files.
 
     Raises:
-        DataError: a question is in one of them alone, or has other reference answers.
+        DataError: a question is in only one of them, or has different reference answers.
     """
     one, other = ({sample.id: sample for sample in samples} for samples in (first, second))
     alone = [key for key in one if key not in other], [key for key in other if key not in one]
     if any(alone):
         example = (alone[0] or alone[1])[0]
         raise DataError(
-            f"{names[0]} and {names[1]} have other questions: {len(alone[0])} stand in the first alone and "
-            f"{len(alone[1])} in the second alone, such as {example}"
+            f"{names[0]} and {names[1]} have different questions: {len(alone[0])} are only in the first and "
+            f"{len(alone[1])} only in the second, such as {example}"
         )
     for key, sample in one.items():
         answers = sample.reference.answers, other[key].reference.answers
         if set(answers[0]) != set(answers[1]):
             raise DataError(
-                f"{names[0]} and {names[1]} have other questions: the answer to {key} is {_shown(answers[0])} in the "
+                f"{names[0]} and {names[1]} differ: the answer to {key} is {_shown(answers[0])} in the "
                 f"first and {_shown(answers[1])} in the second"
             )
 
 
 def _line(number: int, result: TaskResult, sample: TaskSample) -> dict[str, Any]:
-    """Returns one line as an object."""
+    """Returns the JSON object of one line."""
     reference = sample.reference
     answers, likelihoods = list(reference.answers), _likelihoods(sample)
     doc = dict(reference.row)
@@ -142,7 +141,7 @@ def _line(number: int, result: TaskResult, sample: TaskSample) -> dict[str, Any]
 
 
 def _likelihoods(sample: TaskSample) -> list[float]:
-    """Returns the log-likelihoods of the choices in an output; none of a generated text."""
+    """Returns the log-likelihoods of the choices in an output; an empty list for a generated text."""
     if not sample.reference.choices:
         return []
     try:
@@ -181,7 +180,7 @@ def _sample(path: Path, row: SampleRow, metric: str) -> TaskSample:
 
 
 def _check_question(path: Path, row: SampleRow, question: TaskQuestion) -> None:
-    """Raises DataError where a line has another answer or another text than the question."""
+    """Raises DataError if reference answer or text of a line differ from those of the question."""
     reference = question.reference
     accepted = {_folded(answer) for answer in reference.answers}
     for number, choice in enumerate(reference.choices):  # a target may be an option, its letter or its number
@@ -189,12 +188,12 @@ def _check_question(path: Path, row: SampleRow, question: TaskQuestion) -> None:
         accepted |= names if names & accepted else set()
     if accepted and not {_folded(answer) for answer in row.answers} & accepted:
         raise DataError(
-            f"line {row.line} of {path} is of another question than {question.id} of the task: its answer is "
+            f"line {row.line} of {path} does not belong to question {question.id} of the task: its answer is "
             f"{_shown(row.answers)}, that of the task {_shown(reference.answers)}"
         )
     if row.prompt and _folded(reference.question) not in _folded(row.prompt):
         raise DataError(
-            f"line {row.line} of {path} is of another question than {question.id} of the task: it asks "
+            f"line {row.line} of {path} does not belong to question {question.id} of the task: it asks "
             f"'{row.prompt[-SHOWN_CHARACTERS:]}', the task '{reference.question[:SHOWN_CHARACTERS]}'"
         )
 

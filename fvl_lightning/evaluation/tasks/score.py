@@ -1,4 +1,4 @@
-"""Scores a model on a task: prompts as in training, images as in training, answers cleaned and judged by the metric."""
+"""Scores a model on a task, with prompts and images as in training; the metric scores the cleaned answers."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def score_task(
     asking: Asking,
     variation: Variation | None = None,
 ) -> TaskResult:
-    """Asks a model the questions of a task and scores its answers; all ranks must call it, and get the same result.
+    """Asks a model the questions of a task and scores its answers; all ranks must call it, with equal results.
 
     Args:
         loaded: the model, on its device, with its processor.
@@ -71,7 +71,7 @@ def score_task(
 
 
 def judged(task: TaskConfig, questions: QuestionSet, outputs: Sequence[str], variation: str = "") -> TaskResult:
-    """Returns the result of given outputs, which are cleaned and scored as the task says.
+    """Cleans and scores the outputs of a model by the task's settings, and returns the result.
 
     Args:
         task: the task.
@@ -126,7 +126,7 @@ def task_metric(task: TaskConfig, kinds: set[str]) -> AnswerMetric:
 
 
 def primary_of(task: TaskConfig) -> str:
-    """Returns the name of the number that stands for a task: the one it names, or the metric's first."""
+    """Returns the name of a task's primary number: the one in its file, or else the metric's first."""
     return task.primary or next(iter(metric_choice(task).component.averages))
 
 

@@ -1,4 +1,4 @@
-"""Scores of tasks in MLflow: they are added to the tracked run that the model is from."""
+"""Adds scores of tasks to the model's own run in MLflow."""
 
 from collections.abc import Iterable, Iterator
 from math import isfinite
@@ -15,7 +15,7 @@ PREFIX = "evaluate"
 
 
 def track_tasks(reference: str, results: Iterable[TaskResult]) -> None:
-    """Adds the scores of a model to its run, if it is one that is tracked.
+    """Adds the scores of a model to its run, if that run is tracked.
 
     They are called evaluate/<task>/<number>, and evaluate/<task>/<control>/<number>.
     """

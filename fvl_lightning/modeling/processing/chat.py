@@ -17,7 +17,7 @@ def check_chat_options(
         found = repr(continue_answer)
         raise ConfigError(f"continue_final_message is {found}, expected True or False: answers have only content")
     if generate and continue_answer:
-        raise ConfigError("add_generation_prompt begins a new answer and continue_final_message goes on with one")
+        raise ConfigError("add_generation_prompt begins a new answer and continue_final_message continues one; set one")
     if masks and continue_answer:
         raise ConfigError("return_assistant_tokens_mask marks finished answers, continue_final_message leaves one open")
     if masks and not tokenize:

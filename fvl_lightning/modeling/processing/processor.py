@@ -224,14 +224,14 @@ class FlorenceVLProcessor(ProcessorMixin):
         """Raises DataError if placeholders and images differ in number, in total or in a row."""
         counts = [one.count(self.image_token) for one in texts]
         if sum(counts) != pictures:
-            raise DataError(f"{sum(counts)} times {self.image_token} in the text for {pictures} images")
+            raise DataError(f"found {sum(counts)} x {self.image_token} in the text, expected {pictures}")
         if not isinstance(images, list | tuple) or not any(isinstance(row, list | tuple) for row in images):
             return
         if len(images) != len(texts):
             raise DataError(f"{len(images)} lists of images for {len(texts)} texts")
         for row, (count, given) in enumerate(zip(counts, images, strict=True)):
             if count != len(flatten(given)):
-                raise DataError(f"{count} times {self.image_token} in text {row} for {len(flatten(given))} images")
+                raise DataError(f"found {count} x {self.image_token} in text {row}, expected {len(flatten(given))}")
 
     def _conversations(self, conversation: Any) -> tuple[list[Any], bool]:
         """Returns the checked conversations, and whether several were given; raises DataError for anything else."""

@@ -45,7 +45,7 @@ TRAINING_KEYS = WEIGHT_KEYS | {
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Lightning's way to the disk. Its own goes through a copy in memory and one in /tmp, and is not atomic.
+    """CheckpointIO for Lightning with atomic writes; the built-in one copies in memory and to /tmp, and is not atomic.
 
     A checkpoint that cannot be written causes a warning and sets `failure`, but raises no error: the other ranks wait
     for this one to return from the save, and a full disk may have room again when the next checkpoint is due.
@@ -56,21 +56,21 @@ class CheckpointFiles(TorchCheckpointIO):
         self.background = background
         """Whether a save returns when its values are copied, and is written while training goes on."""
         self.failure: str | None = None
-        """Why the last save failed; None where it did not."""
+        """Reason for the failure of the last save; None if it succeeded."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Any] | None = None
         self._parts_of: Path | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Writes `path`, once whole, and keeps what was there as previous.ckpt."""
+        """Writes `path` atomically, and keeps the earlier checkpoint as previous.ckpt."""
         self.save_whole(copied(checkpoint) if self.background else checkpoint, Path(path))
 
     def save_whole(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """The same; in the background of a checkpoint that nothing changes any more."""
+        """Writes like `save_checkpoint` without a copy: nothing may change the checkpoint until it is written."""
         self._begin(lambda: _write_whole(checkpoint, path), path)
 
     def save_parts(self, common: dict[str, Any], parts: Parts, path: Path) -> None:
-        """Writes this rank's part of the folder `path`; all ranks must ask, and `finish` in the background."""
+        """Writes this rank's part of the folder `path`; all ranks must call it, and `finish` if in background."""
         rank, tmp_path = distributed.get_rank(), _tmp_path(path)
         _, failure = _attempt(lambda: _make(tmp_path), path) if rank == 0 else (None, None)
         distributed.barrier()
@@ -83,7 +83,7 @@ class CheckpointFiles(TorchCheckpointIO):
         return self._writing is None or self._writing.done()
 
     def finish(self) -> None:
-        """Ends the save under way, once it is written; of parts all ranks must ask."""
+        """Waits for the save in progress and completes it; all ranks must call it for a sharded checkpoint."""
         if self._writing is None:
             return
         manifest, self.failure = self._writing.result()
@@ -93,7 +93,7 @@ class CheckpointFiles(TorchCheckpointIO):
             self.failure = _join(manifest, self.failure, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        """The checkpoint; one in parts is put together in main memory."""
+        """Returns a checkpoint in main memory; a sharded one is joined."""
         if Path(path).is_dir():
             return made_whole(read_folder(Path(path)))
         return super().load_checkpoint(path, map_location, weights_only)
@@ -110,12 +110,12 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of either kind, its values mapped rather than loaded, with Rows for what was written in parts."""
+    """Returns a checkpoint, whole or sharded, with memory-mapped values; sharded values are Rows."""
     return read_folder(path) if path.is_dir() else read_file(path)
 
 
 def present_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, the newest first, whole or not."""
+    """Returns the checkpoints in `folder`, complete or not, the newest first."""
     return [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
 
 
@@ -201,7 +201,7 @@ def _write_whole(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def _join(manifest: Manifest | None, failure: str | None, path: Path) -> str | None:
-    """Has the folder appear once all ranks have written their parts; why it does not, on all ranks."""
+    """Completes the folder once all ranks have written their parts; returns the reason of a failure to all ranks."""
     outcomes: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(outcomes, (manifest, failure))
     failures = [reason for _, reason in outcomes if reason]
@@ -222,7 +222,7 @@ def _complete(path: Path, files: Manifest) -> None:
 
 
 def _attempt(write: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
-    """Returns the result of `write`, and why it failed; errors that are not the disk's are raised."""
+    """Returns the result of `write`, or the reason of a disk error; other errors are raised."""
     try:
         return write(), None
     except (OSError, RuntimeError) as error:
@@ -237,7 +237,7 @@ def _attempt(write: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
 
 
 def _put_in_place(path: Path) -> None:
-    """Renames the temporary file; at any moment the new or the previous checkpoint is there, complete."""
+    """Renames the temporary file; at any time, the new or the previous checkpoint exists and is complete."""
     before = _aside(path)
     if path.exists():
         _remove(before)
@@ -264,5 +264,5 @@ def _tmp_path(path: Path) -> Path:
 
 
 def _aside(path: Path) -> Path:
-    """Returns the path that the previous file moves to; that of the last checkpoint is kept."""
+    """Returns the path that the earlier file is renamed to; only that of last.ckpt is kept."""
     return path.with_name(PREVIOUS if path.name == LAST else f"{path.name}.before")

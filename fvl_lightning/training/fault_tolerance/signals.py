@@ -57,7 +57,7 @@ REPEAT_SECONDS = 0.05
 
 
 class Preempted(BaseException):
-    """A signal of CLUSTER was received; like KeyboardInterrupt no Exception, so that no handler takes it by mistake."""
+    """Raised for a signal of CLUSTER; not an Exception (like KeyboardInterrupt), so that no handler catches it."""
 
 
 class Stop(IntEnum):
@@ -123,7 +123,7 @@ class StopSignals:
         self.requested = max(self.requested, Stop.CLUSTER)
 
     def restore(self) -> None:
-        """Gives the signals back to the handlers of before; after an error Lightning would ignore Ctrl-C."""
+        """Restores the earlier signal handlers; after an error, Lightning would ignore Ctrl-C."""
         _set(self._before)
 
 
@@ -246,7 +246,7 @@ def _block(signum: int, frame: FrameType | None) -> None:
 
 
 def _listen(interrupts: Interrupts | None) -> None:
-    """Starts a thread that is given the number of every signal with a Python handler, whatever the main thread does."""
+    """Starts a thread that receives every signal with a Python handler, even while the main thread is busy."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     threading.Thread(target=_answer, args=(reading, interrupts), daemon=True, name="stop").start()
@@ -260,7 +260,7 @@ def _listen_no_more() -> None:
 
 
 def _answer(reading: int, interrupts: Interrupts | None) -> None:
-    """Ends the process when a signal arrives whose handler is still `_block`, and counts Ctrl-C."""
+    """Reads the signals from a pipe: counts Ctrl-C, and ends the process if the handler is still `_block`."""
     while received := os.read(reading, 1):
         if signal.getsignal(received[0]) is _block:
             _end_with_a_sentence(received[0])

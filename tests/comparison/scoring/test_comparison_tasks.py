@@ -73,7 +73,7 @@ def test_scores_of_tasks_need_tasks_and_a_score_to_tune_by(folder: Path) -> None
     with pytest.raises(ConfigError, match=r"name the score to choose by as tune\.metric, such as accuracy/macro"):
         resolve_metric(config, path, tasks)
     config.tune, config.evaluate = None, None
-    with pytest.raises(ConfigError, match="tasks/words is a score of tasks, and `evaluate` names none"):
+    with pytest.raises(ConfigError, match="tasks/words is a score of tasks, and `evaluate` names no tasks"):
         resolve_metric(config, path, {})
 
 
@@ -110,7 +110,7 @@ def test_all_cells_are_asked_the_same_questions(folder: Path) -> None:
     ]
     rows = folder / "rows.jsonl"
     rows.write_text(rows.read_text(encoding="utf-8").replace("what colour", "which colour"), encoding="utf-8")
-    with pytest.raises(DataError, match=r"task colours .* is another than when the comparison was started"):
+    with pytest.raises(DataError, match=r"task colours .* has changed since the comparison was started"):
         open_cell_tasks(CellSpec(stages=[], tasks=dict(some.specs)), Ranks())
 
 

@@ -183,7 +183,7 @@ REFUSED = [
     ("variants: {recipe: {a: {}, b: {}}}", "", "variants.recipe in a.yaml: it has no `default`, which is one of a, b"),
     ("variants: {recipe: {default: papr, paper: {}}}", "", "variants.recipe.default in a.yaml: unknown recipe 'papr',"
      " allowed: paper; did you mean 'paper'?"),
-    ("variants: {seed: {default: a, a: {}}}", "", "variants.seed in a.yaml: 'seed' is a key already"),
+    ("variants: {seed: {default: a, a: {}}}", "", "variants.seed in a.yaml: 'seed' is a key already; rename it"),
     ("variants: {recipe: {default: a, a: {trainer: {max_step: 1}}}}", "", "trainer.max_step in a.yaml: unknown key"
      " 'max_step', allowed: betas, clip_norm, learning_rate, max_steps, precision, rates, resume; did you mean"
      " 'max_steps'?"),

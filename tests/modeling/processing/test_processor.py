@@ -224,7 +224,7 @@ def test_a_mistake_is_one_sentence(messages: list[dict[str, Any]], said: str) ->
 
 def test_other_mistakes_are_one_sentence_too() -> None:
     ours = processor()
-    with pytest.raises(UserError, match="2 times <image> in the text for 1 images"):
+    with pytest.raises(UserError, match="found 2 x <image> in the text, expected 1"):
         ours(text="<image> <image>", images=PIXELS)
     with pytest.raises(UserError, match="no use for do_pan_and_scan"):
         ours.apply_chat_template(TALK, **IDS, do_pan_and_scan=True)
@@ -353,7 +353,7 @@ def test_an_option_that_cannot_be_had_is_one_sentence(words: dict[str, Any], sai
 @pytest.mark.parametrize(
     ("text", "images", "said"),
     [
-        (["<image>", "<image> <image>"], [[PIXELS, PIXELS], [PIXELS]], "1 times <image> in text 0 for 2 images"),
+        (["<image>", "<image> <image>"], [[PIXELS, PIXELS], [PIXELS]], "found 1 x <image> in text 0, expected 2"),
         (["<image>", "<image>"], [[PIXELS, PIXELS]], "1 lists of images for 2 texts"),
     ],
 )

@@ -22,8 +22,8 @@ _TINY, _SMALL = 1e-15, 1e-9
 class BleuMetric(AnswerMetric):
     """BLEU-4 over the corpus, and BLEU-1 to BLEU-3, equal to pycocoevalcap's on the same tokens.
 
-    The aggregates sum the n-grams of all captions first, so that they are no mean of the captions' own scores, which
-    are BLEU-4 of one caption. The reference length is that of the reference whose length is nearest.
+    The aggregates sum the n-grams of all captions first, so they are not means of the captions' own scores, which are
+    BLEU-4 of one caption. The reference length is that of the reference with the nearest length.
     """
 
     title = "BLEU-4"
@@ -92,7 +92,7 @@ class BleuMetric(AnswerMetric):
 
 
 def bleu(counts: Sequence[int]) -> list[float]:
-    """Returns BLEU-1 to BLEU-4 of the counts that BleuMetric keeps."""
+    """Returns BLEU-1 to BLEU-4 from the counts that BleuMetric keeps."""
     common, all_of_order, (length, reference_length) = counts[:MAX_ORDER], counts[MAX_ORDER:-2], counts[-2:]
     ratio = (length + _TINY) / (reference_length + _SMALL)
     penalty = exp(1 - 1 / ratio) if ratio < 1 else 1.0

@@ -22,9 +22,9 @@ Vector = tuple[list[dict[tuple[str, ...], float]], list[float], int]
 class CiderMetric(CollectingMetric):
     """CIDEr-D, from 0 to 10, equal to pycocoevalcap's on the same tokens.
 
-    An n-gram weighs less the more questions have it in their references. `compute` counts the questions that were
-    answered; `score_answer` those that `prepare` got, and is NaN without it. Where both are the same questions, the
-    aggregate is the mean of the captions' scores. Captions of a single question all score 0.
+    N-grams have TF-IDF weights: one that is in the references of many questions has a low weight. `compute` counts
+    the answered questions, `score_answer` those given to `prepare` (NaN without it). If both are the same questions,
+    the aggregate is the mean of the captions' scores. With a single question, all captions score 0.
     """
 
     title = "CIDEr"
@@ -43,7 +43,7 @@ class CiderMetric(CollectingMetric):
     _rarity: "Rarity | None" = None
 
     def prepare(self, references: Iterable[Reference]) -> None:
-        """Counts in how many questions' references each n-gram is."""
+        """Counts, for each n-gram, the questions with it in their references."""
         self._rarity = Rarity([self._ngrams(reference.answers) for reference in references])
 
     def score(self, text: str, truth: str) -> float:

@@ -15,7 +15,7 @@ BETA = 1.2
 
 @register("metric", "rouge_l")
 class RougeLMetric(AnswerMetric):
-    """F of the largest precision and the largest recall of the longest common subsequence, as in pycocoevalcap."""
+    """F-measure of the largest precision and the largest recall over the references, as in pycocoevalcap."""
 
     title = "ROUGE-L"
     criterion = "longest common subsequence"

@@ -1,4 +1,4 @@
-"""Asks an OpenAI-compatible server, with a time limit, a few attempts, and no redirect that carries the key away."""
+"""Asks an OpenAI-compatible server, with a time limit and retries; refuses redirects, which would receive the key."""
 
 import json
 import time
@@ -13,7 +13,7 @@ MAX_REPLY_BYTES = 1_000_000
 FIRST_WAIT = 1.0
 """Seconds before the second attempt; each further wait is twice as long."""
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
-"""States of HTTP that may be others a moment later."""
+"""HTTP status codes that are retried."""
 
 
 class EndpointError(Exception):
@@ -35,7 +35,7 @@ def ask(endpoint: str, key: str, body: dict[str, Any], seconds: float, attempts:
         key: sent as a bearer token; empty for none.
         body: the request.
         seconds: time limit of one attempt.
-        attempts: how often the server is asked while its errors may pass.
+        attempts: the most attempts, while its errors are temporary.
 
     Raises:
         EndpointError: the server cannot be reached, refuses, is too slow, or replies with something else.

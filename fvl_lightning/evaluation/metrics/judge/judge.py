@@ -31,11 +31,11 @@ _PLACE = re.compile(r"\{(question|truth|answer)\}")
 
 @register("metric", "judge")
 class JudgeMetric(AnswerMetric):
-    """The number from 0 to 1 that a language model replies with when it is shown question, reference and answer.
+    """Score from 0 to 1 that a language model gives when it reads question, reference and answer.
 
     Off by default: a task names the server and the model. Each judgement is a file of the folder `cache`, with the
-    server, the model, the whole prompt and the reply; the same answer to the same question is not judged again. Where
-    the judge does not answer, the evaluation ends with a sentence, and goes on from the cache when it is started again.
+    server, the model, the whole prompt and the reply; the same answer to the same question is not judged again. If
+    the judge does not reply, the evaluation ends with an error, and resumes from the cache when it is started again.
     """
 
     title = "Judge"
@@ -90,7 +90,7 @@ class JudgeMetric(AnswerMetric):
         return self.score_answer(text, Reference((truth,)))
 
     def score_answer(self, text: str, reference: Reference) -> float:
-        """Returns the judgement of one answer, from the cache where it is there.
+        """Returns the judgement of one answer, from the cache if it is there.
 
         Raises:
             DataError: the judge does not reply, or not with a number.

@@ -30,7 +30,7 @@ Options = Mapping[str, str]
 
 
 def letter(text: str, options: Options) -> str:
-    """Returns the letter that the answer is, begins with or names last, else that of the one option it contains."""
+    """Returns the letter that the answer is, else begins with, else names last, else that of the one option in it."""
     text = text.strip()[:MAX_CHARACTERS]
     alone = re.sub(r"[\W_]", "", text[:20]).upper() if len(text) <= 20 else ""
     if alone in options:
@@ -43,7 +43,7 @@ def letter(text: str, options: Options) -> str:
 
 
 def _one_contained(text: str, options: Options) -> str:
-    """Returns the letter of the only option in the text, not counting those that are part of another one there."""
+    """Returns the letter of the only option in the text; one that is part of another option there does not count."""
     texts = {name: " ".join(option.lower().split()) for name, option in options.items()}
     exact = [name for name, option in texts.items() if option == text.rstrip(".")]
     there = [name for name, option in texts.items() if option and re.search(_whole(option), text)]
@@ -109,7 +109,7 @@ def mmbench(text: str, options: Options) -> str:
 def mmstar(text: str, options: Options) -> str:
     """Returns the letter at the beginning, the end, after a phrase, or with a mark, in this order of preference.
 
-    This is lmms-eval's common rule for letters. At last any of the letters counts wherever it stands, as in "Blue".
+    This is lmms-eval's common rule for letters. As the last resort, any letter in the text counts, as in "Blue".
     """
     if not text.strip():
         return ""

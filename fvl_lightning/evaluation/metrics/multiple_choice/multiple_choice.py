@@ -37,14 +37,14 @@ class MultipleChoiceMetric(AnswerMetric):
         """Options of how answers and truths are read."""
 
         reading: Literal["letter", "ai2d", "mmbench", "mmmu", "mmstar", "scienceqa"] = "letter"
-        """Rule that finds the letter in an answer. letter: the answer is one, begins with one or names one, or contains
+        """Rule that finds the letter in an answer. letter: the answer is, begins with or names a letter, or contains
         the text of one option; the others are the rules of lmms-eval for these benchmarks."""
         truth: Literal["letter", "index"] = "letter"
         """Form of the references. letter: a letter, or the text of an option; index: the number of the option, the
         first one being 0."""
 
     def prepare(self, references: Iterable[Reference]) -> None:
-        """Checks that every question has a true option; DataError where one has not."""
+        """Checks that every question with options has a true one; raises DataError otherwise."""
         for reference in references:
             if self._is_open(reference):
                 continue
@@ -55,18 +55,18 @@ class MultipleChoiceMetric(AnswerMetric):
                 raise DataError(f"metric multiple_choice: {where} must be one of the options {allowed}, not {shown}")
 
     def score(self, text: str, truth: str) -> float:
-        """Returns 1 for an answer that names the true letter, of a question without options, else 0."""
+        """Returns 1 if the answer to a question without options names the true letter, else 0."""
         return self.score_answer(text, Reference((truth,)))
 
     def score_answer(self, text: str, reference: Reference) -> float:
-        """Returns 1 for an answer that names the option of a reference, or equals one of an open question, else 0."""
+        """Returns 1 if the answer names a true option or, for an open question, equals a reference, else 0."""
         if self._is_open(reference):
             return float(normalised(text) in map(normalised, reference.answers))
         found = READINGS[self.config.reading](text, self._options(reference))
         return float(bool(found) and found in {self._truth(truth, reference) for truth in reference.answers})
 
     def _is_open(self, reference: Reference) -> bool:
-        """Returns whether a question is no choice: it has references, no options, and its truth is no letter."""
+        """Returns whether a question is open: it has references, no options, and no reference is a letter."""
         return (
             bool(reference.answers)
             and not reference.choices
@@ -79,7 +79,7 @@ class MultipleChoiceMetric(AnswerMetric):
         return dict.fromkeys(WITHOUT_CHOICES, "")
 
     def _truth(self, truth: str, reference: Reference) -> str:
-        """Returns the letter of a reference; an empty text where it names no option."""
+        """Returns the letter of a reference; an empty text if it names no option."""
         truth, options = truth.strip(), self._options(reference)
         if self.config.truth == "index":
             return list(options)[int(truth)] if truth.isdecimal() and int(truth[:3]) < len(options) else ""

@@ -19,8 +19,8 @@ from fvl_lightning.evaluation.metrics.texts.numbers import first_number
 class CorrelationMetric(CollectingMetric):
     """Pearson's and Spearman's correlation of the first number in the answers with the true ones.
 
-    One answer has no score. A kind of which all answers, or all truths, are equal has no correlation, and is left out
-    of the macro average. An answer without a number counts as the number `without`.
+    One answer has no score. A kind whose answers or truths are constant has no correlation, and is left out of the
+    macro average. An answer without a number counts as the number `without`.
     """
 
     title = "Correlation"

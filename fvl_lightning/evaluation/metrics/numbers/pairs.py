@@ -1,4 +1,4 @@
-"""Pairs of an answer's number and the true one, and how far they agree."""
+"""Pairs of an answer's number and the true one, and their correlation."""
 
 from collections.abc import Iterable, Sequence
 from math import nan
@@ -42,7 +42,7 @@ def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 
 def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the differences from the mean, the largest of which is 1, so that their squares are finite."""
+    """Returns the differences from the mean, divided by the largest one, so that their squares stay finite."""
     values = values / (np.abs(values).max() or 1.0)
     values = values - values.mean()
     largest = np.abs(values).max()

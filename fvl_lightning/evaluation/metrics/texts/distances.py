@@ -1,7 +1,7 @@
-"""Edit distance and longest common subsequence, one machine word of the shorter text after the other.
+"""Edit distance and longest common subsequence by bit-parallel algorithms.
 
 Both keep a row of the table in the bits of one integer (Hyyrö, 2003 and 2004), so that a step costs one addition. Texts
-are strangers' and are cut at `MAX_CHARACTERS` and `MAX_TOKENS`, which bounds the time at about a second.
+are not trusted and are cut at `MAX_CHARACTERS` and `MAX_TOKENS`, which bounds the time at about a second.
 """
 
 from collections.abc import Hashable, Sequence

@@ -45,7 +45,7 @@ def normalised_answer(text: str) -> str:
 
 
 def without_punctuation(text: str) -> str:
-    """Returns the text with punctuation removed where a space is next to that mark, else replaced by a space."""
+    """Removes marks that have a space beside them anywhere, and all if a number has a comma; others become spaces."""
     has_number = _COMMA_IN_NUMBER.search(text) is not None
     result = text
     for mark in PUNCTUATION:

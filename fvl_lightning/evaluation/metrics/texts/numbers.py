@@ -11,7 +11,7 @@ _NUMBER = re.compile(
 
 
 def as_number(text: str) -> float | None:
-    """Returns the number that a text is, as Python reads it; None where it is none, or has over MAX_CHARACTERS."""
+    """Returns a text as a number, as Python reads it; None if it is not one or has over MAX_CHARACTERS characters."""
     if len(text) > MAX_CHARACTERS:
         return None
     try:
