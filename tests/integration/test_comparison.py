@@ -414,7 +414,7 @@ def test_learning_rates_are_chosen_without_the_test_split(
         assert found["chosen"] == (0.3 if scores["0.3"] >= scores["1"] else 1)
     text = (work / "runs" / "tiny" / "report.md").read_text(encoding="utf-8")
     assert "with seed 100, which no verdict uses" in text
-    assert "The test split was read 2 times" in text
+    assert "The test data was read 2 times" in text
     assert "changed after" not in text
 
     shutil.copytree(work / "runs" / "tiny" / "gated", work / "runs" / "tiny" / "dropped")
