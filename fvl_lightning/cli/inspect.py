@@ -98,7 +98,7 @@ def _describe_task(name: str | None) -> None:
 
     sections = {key: kind for key, kind in get_type_hints(TaskConfig).items() if dataclasses.is_dataclass(kind)}
     if name is None or name in sections:
-        terminal().print(_fields(sections[name] if name else TaskConfig))
+        terminal().print(_fields(sections[name] if name else TaskConfig, within=f"{TASK}."))
         return
     if name not in task_names():
         raise unknown_name("task or section", name, {*task_names(), *sections}, TASK)
@@ -125,7 +125,7 @@ def _describe_section(section: str, key: str | None) -> None:
     if section not in schemas:
         types = get_type_hints(ExperimentConfig)
         if section not in types:
-            raise unknown_name("slot or section", section, {*SLOT_PACKAGES, *types, "comparison"}, "describe")
+            raise unknown_name("slot or section", section, {*SLOT_PACKAGES, *types, "comparison", TASK}, "describe")
         inner = next(
             (one for one in (types[section], *get_args(types[section])) if dataclasses.is_dataclass(one)), None
         )
@@ -142,8 +142,8 @@ def _describe_section(section: str, key: str | None) -> None:
     terminal().print(_fields(schema, key))
 
 
-def _fields(config: Any, key: str | None = None) -> Table:
-    """Returns a table of the fields of a dataclass, or of one of them."""
+def _fields(config: Any, key: str | None = None, within: str = "") -> Table:
+    """Returns a table of the fields of a dataclass, or of one of them; `within` begins the names of its sections."""
     table = Table(
         Column("field", no_wrap=True), *(Column(name, overflow="fold") for name in ("type", "default", "meaning"))
     )
@@ -158,7 +158,8 @@ def _fields(config: Any, key: str | None = None) -> Table:
         typed = f"{_type_name(field.type)}, {allowed}" if allowed else _type_name(field.type)
         if "slot" in field.metadata or dataclasses.is_dataclass(default):
             default, typed = "", "component" if "slot" in field.metadata else "section"
-            meaning = meaning or f"`fvl describe {field.name}` lists its {'components' if typed[0] == 'c' else 'keys'}."
+            listed = "components" if typed == "component" else "keys"
+            meaning = meaning or f"`fvl describe {within}{field.name}` lists its {listed}."
         table.add_row(field.name, typed, str(default), meaning)
     return table
 

@@ -20,7 +20,7 @@ from fvl_lightning.core.terminal import plural
 from fvl_lightning.evaluation.metrics.base import AnswerMetric
 from fvl_lightning.evaluation.statistics.aggregates import clusters_of, number_draws_by_group
 from fvl_lightning.evaluation.statistics.paired import same_questions
-from fvl_lightning.evaluation.statistics.resampling import ALPHA, Array, Estimate, Resamples, estimate, widened
+from fvl_lightning.evaluation.statistics.resampling import ALPHA, Array, Estimate, Resamples, estimate, widened, within
 from fvl_lightning.evaluation.tasks.result import TaskResult, TaskSample
 
 FEW_CLUSTERS = 30
@@ -106,8 +106,7 @@ def _by_field(
     }
     warnings = _warnings(field, len(counts), len(first) - sum(counts.values()), sizes)
     low, high = metric.bounds_of(number)
-    table = _Table(field, names, sizes, resamples.clusters, alpha, high - low if isfinite(high - low) else 0.0,
-                   metric.higher_is_better is not False)  # fmt: skip
+    table = _Table(field, names, sizes, resamples.clusters, alpha, (low, high), metric.higher_is_better is not False)
     return [table.scores(model, draws[:, place], whole[:, place], warnings) for place, model in enumerate(models)]
 
 
@@ -141,8 +140,19 @@ class _Table:
     """{group: its questions and clusters}."""
     clusters: int
     alpha: float
-    reach: float
+    bounds: tuple[float, float]
+    """Lowest and highest value of the number."""
     higher_is_better: bool
+
+    @property
+    def reach(self) -> float:
+        """The largest change of the number; 0 where it has no bounds."""
+        reach = self.bounds[1] - self.bounds[0]
+        return reach if isfinite(reach) else 0.0
+
+    def score(self, draws: Array, clusters: int) -> Estimate:
+        """Returns a number with its interval, within the bounds."""
+        return within(estimate(draws, clusters, self.alpha, self.reach), self.bounds)
 
     def scores(self, model: str, draws: Array, whole: Array, warnings: tuple[str, ...]) -> SliceScores:
         """Returns a model's scores; `draws` `[1 + r, G]` of the groups and `whole` `[1 + r]` of all questions."""
@@ -155,11 +165,15 @@ class _Table:
         ends = zip(low.tolist(), high.tolist(), strict=True)
         behind = dict(zip(tested, map(Estimate, gaps[0].tolist(), ends), strict=True))
         groups = tuple(
-            GroupScore(name, estimate(draws[:, place], self.sizes[name][1], self.alpha, self.reach),
-                       *self.sizes[name], behind.get(place, Estimate(nan)))
+            GroupScore(
+                name,
+                self.score(draws[:, place], self.sizes[name][1]),
+                *self.sizes[name],
+                behind.get(place, Estimate(nan)),
+            )
             for place, name in enumerate(self.names)
-        )  # fmt: skip
-        overall = estimate(whole, self.clusters, self.alpha, self.reach)
+        )
+        overall = self.score(whole, self.clusters)
         if len(tested) < 2:
             sentence = f"{self.field}: fewer than two groups have enough clusters, so there is no gap to compute."
             nothing = Estimate(nan)

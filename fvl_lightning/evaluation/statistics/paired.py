@@ -1,13 +1,13 @@
 """Scores of several models on the same questions: intervals, and paired differences."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
 
 from fvl_lightning.core.errors import DataError, unknown_name
 from fvl_lightning.evaluation.metrics.base import AnswerMetric
 from fvl_lightning.evaluation.statistics.aggregates import clusters_of, number_draws
-from fvl_lightning.evaluation.statistics.resampling import ALPHA, LABEL, Array, Estimate, Resamples, estimate
+from fvl_lightning.evaluation.statistics.resampling import ALPHA, LABEL, Array, Estimate, Resamples, estimate, within
 from fvl_lightning.evaluation.tasks.result import TaskResult, TaskSample
 
 
@@ -86,9 +86,7 @@ class DrawnNumbers:
 
     def score(self, name: str) -> Estimate:
         """Returns the number of one result, with an interval within the number's bounds."""
-        found, (low, high) = self._estimate(self.draws[name]), self.bounds
-        lowest, highest = found.interval
-        return replace(found, interval=(max(lowest, low), min(highest, high))) if isfinite(lowest) else found
+        return within(self._estimate(self.draws[name]), self.bounds)
 
     def difference(self, name: str, other: str) -> Estimate:
         """Returns the number of `name` minus that of `other`."""

@@ -6,7 +6,7 @@ The models are fixed: these intervals do not cover training again with other see
 
 import copy
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan, sqrt
 
 import numpy as np
@@ -128,6 +128,12 @@ def estimate(draws: Array, clusters: int, alpha: float = ALPHA, reach: float = 0
     tail = float(special.ndtr(-widened(clusters, alpha)))
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return Estimate(observed, (float(low), float(high)))
+
+
+def within(found: Estimate, bounds: tuple[float, float]) -> Estimate:
+    """Returns an estimate whose interval ends at the lowest and highest value of its number."""
+    (lowest, highest), (low, high) = found.interval, bounds
+    return replace(found, interval=(max(lowest, low), min(highest, high))) if np.isfinite(lowest) else found
 
 
 def unseen(clusters: int, alpha: float, reach: float) -> float:

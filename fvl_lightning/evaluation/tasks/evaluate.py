@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,6 +22,8 @@ from fvl_lightning.evaluation.tasks.score import judged, score_task
 from fvl_lightning.modeling.build import LoadedModel
 from fvl_lightning.runs.references import model_hash
 from fvl_lightning.training.distributed.process_group import Ranks
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Callback with a description, the number of answered questions, and the number of all questions."""
@@ -77,15 +80,18 @@ def _evaluate(
     task = variation.task(task) if variation else task
     questions = ranks.rank0_first(partial(how.questions, task))
     files = SampleFiles(how.output / task.name, label, name)
+    shown = f"{task.name}, {name}" if name else task.name
     key = _key(model, task, questions, name, how.precision)
     if (written := ranks.broadcast_from_rank0(partial(files.read, key, task, questions))) is not None:
+        if variation is None:
+            logger.info("%s: the %d answers of %s are there already", shown, len(written.samples), label)
         return written
     ranks.broadcast_from_rank0(partial(files.unfinished.mkdir, parents=True, exist_ok=True))
     asking = Asking(
         precision=how.precision,
         ranks=ranks,
         kept=KeptAnswers(files.unfinished, model, ranks.rank),
-        progress=partial(how.progress, f"{task.name}, {name}" if name else task.name),
+        progress=partial(how.progress, shown),
     )
     result = score_task(loaded, task, questions, asking, variation)
     ranks.on_rank0(partial(files.write, key, result))

@@ -121,7 +121,11 @@ def test_groups_with_few_clusters_get_a_warning_and_have_no_part_in_gaps(monkeyp
 def test_a_group_without_errors_and_a_single_group() -> None:
     found = sliced(answered({"all right": 2.0, "half": 0.5}, 30, np.random.default_rng(4)))
     scores = {group.value: group.score for group in found.groups}
-    assert scores["all right"].interval[0] < 1
+    low, high = scores["all right"].interval
+    assert low < high == 1, "an accuracy is at most 1"
+    wrong = sliced(answered({"all wrong": -2.0, "half": 0.5}, 4, np.random.default_rng(4)))
+    low, high = {group.value: group.score for group in wrong.groups}["all wrong"].interval
+    assert 0 == low < high, "and at least 0, also where no answer differs"
     assert found.behind == ("half",)
     alone = sliced(answered({"one": 0.5}, 30, np.random.default_rng(5)))
     assert alone.worst == ""
