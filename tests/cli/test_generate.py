@@ -149,6 +149,7 @@ def test_a_link_out_of_the_folder_is_not_followed(folder: Path, asked: Path, fvl
 # Going on.
 
 
+@pytest.mark.slow
 def test_it_goes_on_behind_the_last_whole_row(folder: Path, fvl_here: Run) -> None:
     assert fvl_here(folder, *from_file("whole.jsonl")).returncode == 0
     whole = (folder / "whole.jsonl").read_bytes()

@@ -17,6 +17,8 @@ from fvl_lightning.serving.page import build_page
 from fvl_lightning.serving.server import offline_gradio
 from tests.conftest import TINY, Run, furnish
 
+pytestmark = pytest.mark.slow  # trainings of adapters; tests/cli/test_export_adapters.py has quick ones
+
 FINETUNE, LORA = "experiments/demo/finetune.yaml", "experiments/demo/finetune_lora.yaml"
 QUESTION = "how many shapes are there?"
 ADAPTERS = ("--adapter", "a=runs/a/model", "--adapter", "b=runs/b/model")

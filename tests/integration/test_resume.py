@@ -109,6 +109,7 @@ def test_resuming_after_a_crash_repeats_the_steps_since_the_checkpoint(
     assert_same_run(expected, run)
 
 
+@pytest.mark.slow
 def test_mlflow_shows_one_run_killed_then_finished(
     workspace: Path, empty_store: Path, fvl_here: Run, stop_at: StopAt
 ) -> None:

@@ -60,6 +60,7 @@ def test_recomputed_activations_are_executed_twice_and_counted_once(tmp_path: Pa
     assert whole.training < twice.executed < whole.training + whole.forward
 
 
+@pytest.mark.slow
 def test_the_estimate_is_the_cost_of_the_report(asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch of the estimate has as many supervised tokens in each row; in the real one they differ."""
     monkeypatch.chdir(asked)

@@ -120,6 +120,7 @@ def test_killing_a_build_ten_times(tmp_path: Path, processes: int) -> None:
     assert kill_some(tmp_path / "killed", 2000, 10, processes) == build(tmp_path / "whole", 2000)
 
 
+@pytest.mark.slow
 def test_processes_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, json.dumps(values(tmp_path / "killed", 100_000, 2))]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True) as started:
@@ -179,6 +180,7 @@ def test_a_damaged_journal_is_told(tmp_path: Path) -> None:
         build(tmp_path, 40)
 
 
+@pytest.mark.slow
 def test_few_chunks_are_under_way(tmp_path: Path) -> None:
     """What bounds the memory: an endless source is read only so far ahead of what has been used up."""
     source = check_config(BuildConfig, values(tmp_path, 100)).source

@@ -42,6 +42,7 @@ def test_a_mistake_in_a_worker_is_the_same_mistake(processes: int) -> None:
         list(map_in_processes(square, [1, 13, 2], processes))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_told() -> None:
     with pytest.raises(DataError, match="a worker process was killed"):
         list(map_in_processes(killed, range(10), 2))

@@ -104,6 +104,7 @@ def test_the_first_rank_dies_and_takes_the_store_with_it(tmp_path: Path) -> None
     assert said.startswith("rank 1: step 5: rank 0 ")
 
 
+@pytest.mark.slow
 def test_what_moves_slowly_or_is_stopped_in_time_is_left_alone(tmp_path: Path) -> None:
     def life(rank: int, heartbeat: Heartbeat) -> None:
         for phase in (Phase.VALIDATING, Phase.VALIDATING, Phase.SAVING):  # the last of which takes longer than SECONDS
