@@ -16,9 +16,11 @@ from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig, Normaliz
 from fvl_lightning.core.types import IGNORE_INDEX, Batch, PromptedBatch
 from fvl_lightning.encoders.florence2 import Florence2Encoder
 from fvl_lightning.language_models.causal import CausalLanguageModel
+from fvl_lightning.modeling.build import LoadedModel
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.initialization import initialize
+from fvl_lightning.modeling.processing.processor import make_processor
 
 VOCABULARY = 40
 PAD, BOS, EOS, IMAGE = 0, 1, 2, 3
@@ -149,6 +151,21 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<pad>"
     )
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<bos> ' if loop.first }}{{ message['content'] + ' ' }}"
+    "{{ 'w5' if message['role'] == 'user' else '<eos>' }} {% endfor %}"
+)
+"""A chat template in words of the tiny tokenizer."""
+
+
+def tiny_talker() -> LoadedModel:
+    """The tiny model with random weights, which writes on and on, each time something else."""
+    llama = LLAMA | {"tie_word_embeddings": False, "initializer_range": 0.6}
+    model, tokenizer = tiny_model(7, fusion="gated", llama=llama), tiny_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return LoadedModel(model, tokenizer, make_processor(model.image_spec, tokenizer, "stretch"))
 
 
 def experiment(

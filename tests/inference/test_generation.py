@@ -23,22 +23,12 @@ from fvl_lightning.inference.generation import (
 )
 from fvl_lightning.inference.source_weight_maps import source_weights
 from fvl_lightning.modeling.build import LoadedModel
-from fvl_lightning.modeling.processing.processor import make_processor
-from tests.tiny_models import EOS, LLAMA, TOKENS, pixels, tiny_model, tiny_tokenizer
-
-TEMPLATE = (
-    "{% for message in messages %}{{ '<bos> ' if loop.first }}{{ message['content'] + ' ' }}"
-    "{{ 'w5' if message['role'] == 'user' else '<eos>' }} {% endfor %}"
-)
+from tests.tiny_models import EOS, TOKENS, pixels, tiny_talker
 
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    """The tiny model with random weights, which writes on and on, each time something else."""
-    llama = LLAMA | {"tie_word_embeddings": False, "initializer_range": 0.6}
-    model, tokenizer = tiny_model(7, fusion="gated", llama=llama), tiny_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    return LoadedModel(model, tokenizer, make_processor(model.image_spec, tokenizer, "stretch"))
+    return tiny_talker()
 
 
 def picture(seed: int) -> Any:

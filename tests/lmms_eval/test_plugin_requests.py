@@ -31,15 +31,10 @@ from fvl_lightning.lmms_eval.requests import (
     simple_generation,
 )
 from fvl_lightning.modeling.build import LoadedModel
-from fvl_lightning.modeling.processing.processor import make_processor
 from tests.test_layers import ROOT, sources
-from tests.tiny_models import LLAMA, tiny_model, tiny_tokenizer
+from tests.tiny_models import tiny_talker
 
 WRAPPER = "fvl_lightning.lmms_eval.wrapper"
-TEMPLATE = (
-    "{% for message in messages %}{{ '<bos> ' if loop.first }}{{ message['content'] + ' ' }}"
-    "{{ 'w5' if message['role'] == 'user' else '<eos>' }} {% endfor %}"
-)
 
 
 def picture(seed: int) -> Image.Image:
@@ -103,10 +98,7 @@ class Base:
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    llama = LLAMA | {"tie_word_embeddings": False, "initializer_range": 0.6}
-    model, tokenizer = tiny_model(7, fusion="gated", llama=llama), tiny_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    return LoadedModel(model, tokenizer, make_processor(model.image_spec, tokenizer, "stretch"))
+    return tiny_talker()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Whether an answer contains the truth."""
+"""Contained match: the share of answers that contain the truth."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from fvl_lightning.evaluation.metrics.base import AnswerMetric
 
 @register("metric", "contained")
 class ContainedMetric(AnswerMetric):
-    """Whether the answer contains the truth, ignoring case and repeated white space."""
+    """Scores 1 for an answer that contains the truth, and 0 for others; case and repeated white space are ignored."""
 
     title = "Contained match"
     criterion = "truth contained in the answer"

@@ -1,4 +1,4 @@
-"""OCRBench: whether an answer contains one of the texts that are right."""
+"""OCRBench: the share of answers that contain one of their reference answers."""
 
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -16,7 +16,9 @@ _NARROW = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "
 
 @register("metric", "ocrbench")
 class OcrbenchMetric(AnswerMetric):
-    """Whether the answer contains one of the reference answers, in lower case, with full-width letters as ASCII.
+    """Scores 1 for an answer that contains one of the reference answers, and 0 for others.
+
+    Case is ignored, and full-width letters count as ASCII.
 
     In formulas (a row whose field `dataset` is HME100k) spaces are ignored, and capitals count.
     """

@@ -11,7 +11,7 @@ from fvl_lightning.evaluation.metrics.texts.numbers import as_number
 
 @register("metric", "relaxed_accuracy")
 class RelaxedAccuracyMetric(AnswerMetric):
-    """Whether the answer is a number within five per cent of the truth, or else the same text apart from case.
+    """Scores 1 for a number within five per cent of the truth, or for its text apart from case, and 0 for others.
 
     A number with a per cent sign is a hundredth of it, in the answer and in the truth. Where the truth is zero or no
     number, texts are compared. inf and nan are texts here; to lmms-eval they are numbers that equal nothing, even

@@ -51,7 +51,7 @@ class BiasCheck:
 
     @property
     def biased(self) -> bool:
-        """Whether the interval of the difference excludes zero."""
+        """Returns whether a bias is shown: the interval of the difference does not include zero."""
         return self.difference.excludes_zero
 
 

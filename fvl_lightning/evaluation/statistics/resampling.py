@@ -39,7 +39,7 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether zero lies outside of the interval; False where the interval is not known."""
+        """Returns whether the interval does not include zero; False if it is not known."""
         return self.interval[0] > 0 or self.interval[1] < 0
 
 

@@ -5,12 +5,11 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from string import ascii_uppercase
 from typing import Any
 
 from fvl_lightning.core.errors import ConfigError, DataError, nearest
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""Letters of the options of a multiple-choice question, in order."""
 _MAX_LIST = 100_000
 """Characters of the longest text that is read as a list."""
 _MAX_NAMES = 40
@@ -99,8 +98,8 @@ def options_at(row: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
         options.pop()
     if not all(map(is_filled, options)):
         raise DataError(f"an option in {', '.join(fields)} is empty and another one follows it, so letters are unclear")
-    if len(options) == 1 or len(options) > len(LETTERS):
-        raise DataError(f"{len(options)} options in {', '.join(fields)}, expected none, or 2 to {len(LETTERS)}")
+    if len(options) == 1 or len(options) > len(ascii_uppercase):
+        raise DataError(f"{len(options)} options in {', '.join(fields)}, expected none, or 2 to {len(ascii_uppercase)}")
     return tuple(options)
 
 
@@ -115,7 +114,7 @@ def letter_of(answer: str, form: str, options: tuple[str, ...]) -> str:
     Raises:
         DataError: it names none of them.
     """
-    letters = LETTERS[: len(options)]
+    letters = ascii_uppercase[: len(options)]
     if form == "option":
         found = [letter for letter, option in zip(letters, options, strict=True) if option.strip() == answer.strip()]
         letter = found[0] if found else ""
@@ -178,7 +177,7 @@ def _listed(text: str) -> Any:
                 return found
     pieces = _MARKED.split(stripped)
     letters = [letter.upper() for letter in pieces[1::2]]
-    if not pieces[0].strip() and letters and letters == list(LETTERS[: len(letters)]):
+    if not pieces[0].strip() and letters and letters == list(ascii_uppercase[: len(letters)]):
         return [piece.strip() for piece in pieces[2::2]]
     if not is_filled(stripped):
         return []

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from string import ascii_uppercase
 from typing import Any
 
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
-from fvl_lightning.evaluation.task_rows.fields import LETTERS
 
 CHOICES, CHOICE_LETTERS = "choices", "letters"
 """Names that a template may use beside the fields of a row, for a task with options."""
@@ -122,12 +122,12 @@ class Template:
 
 def choices_text(options: Sequence[str]) -> str:
     """Returns the options with their letters, one a line."""
-    return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
 
 
 def letters_text(options: Sequence[str]) -> str:
     """Returns the letters of the options, such as "A, B, C"."""
-    return ", ".join(LETTERS[: len(options)])
+    return ", ".join(ascii_uppercase[: len(options)])
 
 
 def place_images(text: str, images: Sequence[int | None]) -> tuple[list[Part], tuple[int, ...]]:

@@ -16,7 +16,7 @@ from fvl_lightning.evaluation.report.report import terminal_grids, write_report
 from fvl_lightning.evaluation.task_rows.questions import TaskQuestions, read_questions
 from fvl_lightning.evaluation.tasks.config import TaskConfig
 from fvl_lightning.evaluation.tasks.evaluate import AskingTasks, Progress, evaluate_model, silent
-from fvl_lightning.evaluation.tasks.request import EvaluationRequest
+from fvl_lightning.evaluation.tasks.request import EvaluationRequest, file_name
 from fvl_lightning.evaluation.tasks.result import TaskResult
 from fvl_lightning.evaluation.tasks.samples import outputs_for
 from fvl_lightning.evaluation.tasks.score import judged, task_metric
@@ -41,20 +41,22 @@ def run_evaluation(request: EvaluationRequest, progress: Progress = silent) -> d
         ConfigError, DataError: a task, a model or a file of samples cannot be used; what was scored is kept.
         PeerFailedError: another rank has failed.
     """
+    labels = {model: f"{model} with {request.adapter}" if request.adapter else model for model in request.models}
+    _refuse_one_name(list(labels.values()), request.files)
     opened = Opened(request.limit)
     for task in request.tasks:  # before a model is loaded
         opened(task)
     given = {name: _given(file, request.tasks, opened) for name, file in request.files.items()}
     results: dict[str, list[TaskResult]] = {}
     with ranks_of_evaluation(request.accelerator) as ranks:
-        for model in request.models:
+        for model, label in labels.items():
             import_plugins_for(model, request.plugins or None)
             loaded = ranks.rank0_first(partial(answering_model, model, compute_device(request.accelerator)))
             attach_adapters(loaded, request.adapter and [request.adapter])
             how = AskingTasks(request.output, opened, request.precision, request.variations, ranks, progress)
-            results[model] = evaluate_model(loaded, model, request.tasks, how)
+            results[label] = evaluate_model(loaded, label, request.tasks, how)
             if not request.adapter:
-                ranks.on_rank0(partial(track_tasks, model, results[model]))
+                ranks.on_rank0(partial(track_tasks, model, results[label]))
             del loaded  # before the next model takes its memory
     return results | given
 
@@ -83,6 +85,17 @@ def ranks_of_evaluation(accelerator: str) -> Iterator[Ranks]:
     trainer = TrainerConfig(devices=count, strategy="ddp", accelerator=accelerator)  # type: ignore[arg-type]
     with init_process_group(trainer) as ranks:
         yield ranks
+
+
+def _refuse_one_name(labels: Sequence[str], files: Mapping[str, Path]) -> None:
+    """Raises ConfigError for two models that would have the same files, or the same name in the report."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        if (other := seen.setdefault(file_name(label), label)) != label:
+            raise ConfigError(f"MODEL: {other} and {label} would have files of one name; evaluate them apart")
+    for name in files:
+        if name in labels:
+            raise ConfigError(f"--from: {name} is the name of a model too, write <another name>={files[name]}")
 
 
 def _given(file: Path, tasks: Sequence[TaskConfig], opened: Callable[[TaskConfig], TaskQuestions]) -> list[TaskResult]:

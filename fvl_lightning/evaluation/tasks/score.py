@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from string import ascii_uppercase
 
 from torch import Tensor
 from torchmetrics import Metric
@@ -21,8 +22,6 @@ from fvl_lightning.evaluation.tasks.result import TaskResult, TaskSample
 from fvl_lightning.inference.generation import positions
 from fvl_lightning.inference.likelihood import answer_ids
 from fvl_lightning.modeling.build import LoadedModel
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def score_task(
@@ -148,7 +147,7 @@ def _prompt(
 
 def _prediction(task: TaskConfig, output: str) -> str:
     if task.answer.by == "likelihood":
-        return LETTERS[most_likely(output)]
+        return ascii_uppercase[most_likely(output)]
     return clean(output, task.answer.clean)
 
 

@@ -174,6 +174,8 @@ def test_ranks_and_batches_make_no_difference(
         (("model", "--tasks", "short.yaml", "--from", "a=none.jsonl"), r"--from: there is no file none.jsonl"),
         (("model", "--tasks", "short.yaml", "--set", "metric.name=acuracy"), r"unknown metric 'acuracy'"),
         (("nowhere", "--tasks", "short.yaml"), r"nowhere"),
+        (("model", "--tasks", "short.yaml", "--from", "model=short.yaml"), r"--from: model is the name of a model too"),
+        (("runs/tiny", "runs_tiny", "--tasks", "short.yaml"), r"MODEL: runs/tiny and runs_tiny would have files"),
     ],
 )
 def test_a_mistake_is_one_sentence(folder: Path, fvl_here: Run, words: tuple[str, ...], message: str) -> None:

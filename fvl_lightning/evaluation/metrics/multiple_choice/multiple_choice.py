@@ -17,7 +17,7 @@ WITHOUT_CHOICES = "ABCDEFGH"
 
 @register("metric", "multiple_choice")
 class MultipleChoiceMetric(AnswerMetric):
-    """Whether the answer names the true option, by its letter or its text.
+    """Scores 1 for an answer that names the true option by its letter or its text, and 0 for others.
 
     A task by likelihood gives the letter of the likeliest option as the answer, which every reading takes as it is.
     The readings ai2d, mmbench, mmmu, mmstar and scienceqa are those of lmms-eval, except that an answer which names no
