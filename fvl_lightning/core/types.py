@@ -10,7 +10,7 @@ Shape legend, used in every docstring:
 
 from __future__ import annotations  # torch is imported for its types alone, and takes seconds
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,16 +28,26 @@ class FeatureSpec:
 
     The last `grid[0] * grid[1]` tokens are a row-major map of the image; tokens before them, such as a pooled token,
     have no position in it. `grid` is None where no token has a position.
+
+    `parts` are the sources {name: its shape} that lie side by side in fused features, where a fusion keeps them apart:
+    on channels if each part has all of the tokens, otherwise on tokens. `==` compares shapes without their parts.
     """
 
     tokens: int
     dim: int
     grid: tuple[int, int] | None
+    parts: Mapping[str, FeatureSpec] = field(default_factory=dict, compare=False)
 
     @property
     def prefix(self) -> int:
         """Number of tokens before the map, which have no position in the image."""
         return self.tokens - self.grid[0] * self.grid[1] if self.grid else 0
+
+    @property
+    def parts_on_tokens(self) -> tuple[FeatureSpec, ...]:
+        """The parts in their order, if they follow each other on the token axis; otherwise none."""
+        parts = tuple(self.parts.values())
+        return parts if any(part.tokens != self.tokens for part in parts) else ()
 
 
 @dataclass(frozen=True)

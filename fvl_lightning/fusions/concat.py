@@ -26,8 +26,11 @@ class ConcatFusion(Fusion):
     def __init__(self, config: Config, sources: dict[str, FeatureSpec]) -> None:
         super().__init__(config, sources)
         first = next(iter(sources.values()))
-        width = config.repeat * sum(spec.dim for spec in sources.values())
-        self.output = FeatureSpec(first.tokens, width, first.grid)
+        parts = dict(sources)
+        for copy in range(2, config.repeat + 1):
+            parts |= {f"{name}_copy_{copy}": spec for name, spec in sources.items()}
+        width = sum(spec.dim for spec in parts.values())
+        self.output = FeatureSpec(first.tokens, width, first.grid, parts)
 
     def forward(self, sources: dict[str, Tensor]) -> FusionOutput:
         """Returns [I, N, repeat * sum of D_source] for {source: [I, N, D_source]}."""

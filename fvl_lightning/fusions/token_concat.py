@@ -1,6 +1,6 @@
 """Token integration (arXiv 2412.04424, section 3.3): the language model gets the tokens of all sources."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ class TokenConcatFusion(Fusion):
     def __init__(self, config: Config, sources: dict[str, FeatureSpec]) -> None:
         super().__init__(config, sources)
         self.common_width = CommonWidth(sources, config.dim)
+        parts = {name: replace(spec, dim=self.common_width.dim) for name, spec in sources.items()}
         # The sources follow each other, so the tokens no longer form one map.
-        self.output = FeatureSpec(sum(spec.tokens for spec in sources.values()), self.common_width.dim, None)
+        self.output = FeatureSpec(sum(spec.tokens for spec in parts.values()), self.common_width.dim, None, parts)
 
     def forward(self, sources: dict[str, Tensor]) -> FusionOutput:
         """Returns [I, K*N, D] for {source: [I, N, D_source]}."""

@@ -1,14 +1,13 @@
 """mlp{N}x_gelu: N linear layers with GELU between them (LLaVA-1.5 uses 2, Florence-VL 3)."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import FeatureSpec
-from fvl_lightning.projectors.base import Projector
+from fvl_lightning.projectors.base import Projector, mlp
 
 
 @register("projector", "mlp")
@@ -26,11 +25,7 @@ class MLPProjector(Projector):
 
     def __init__(self, config: Config, features: FeatureSpec, dim: int) -> None:
         super().__init__(config, features, dim)
-        widths = [features.dim, *[config.hidden or dim] * (config.depth - 1), dim]
-        layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
-        for inner, outer in pairwise(widths[1:]):
-            layers += [nn.GELU(), nn.Linear(inner, outer)]
-        self.layers = nn.Sequential(*layers)
+        self.layers = mlp(features.dim, dim, config.depth, config.hidden)
 
     def forward(self, features: Tensor) -> Tensor:
         """Returns [I, N, D] for [I, N, D_in]."""

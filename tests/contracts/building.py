@@ -14,6 +14,8 @@ from tests.tiny_models import LLAMA, encoder_config, pixels
 Factory = Callable[[], Any]
 """Builds the component of a contract, on whatever device is the default one."""
 IMAGES = 3
+FUSED = FeatureSpec(9, 10, (2, 4), {"one": FeatureSpec(9, 4, (2, 4)), "two": FeatureSpec(9, 6, (2, 4))})
+"""What projectors get: a pooled token and a map of 2 x 4, of two sources side by side."""
 
 TINY: dict[str, dict[str, list[dict[str, Any]]]] = {
     "encoder": {
@@ -53,7 +55,14 @@ TINY: dict[str, dict[str, list[dict[str, Any]]]] = {
         "concat": [{}, {"repeat": 3}],
         "token_concat": [{}, {"dim": 6}],
     },
-    "projector": {"mlp": [{}, {"depth": 1}, {"depth": 2, "hidden": 5}]},
+    "projector": {
+        "mlp": [{}, {"depth": 1}, {"depth": 2, "hidden": 5}],
+        "pixel_shuffle": [{}, {"depth": 1, "norm": False}],
+        "pool": [{}, {"by": "attention", "heads": 2}],
+        "resampler": [{"queries": 5, "heads": 2, "depth": 2}],
+        "c_abstractor": [{"hidden": 8, "depth": 1}],
+        "per_source": [{}, {"projectors": {"one": {"name": "pool", "depth": 1}, "default": "pixel_shuffle"}}],
+    },
     "language_model": {
         "causal": [
             {"model": LLAMA},
@@ -94,7 +103,7 @@ def _fusion(component: type[Any], config: Any, specs: dict[str, FeatureSpec] | N
 
 
 def _projector(component: type[Any], config: Any) -> Factory:
-    return lambda: component(config, FeatureSpec(7, 10, (2, 3)), 6)
+    return lambda: component(config, FUSED, 6)
 
 
 def _language_model(component: type[Any], config: Any) -> Factory:
@@ -122,7 +131,7 @@ def run_fusion(fusion: nn.Module, dtype: torch.dtype = torch.float32) -> list[Te
 
 def run_projector(projector: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """The image tokens of three images."""
-    return [projector(source_features({"features": FeatureSpec(7, 10, (2, 3))})["features"].to(dtype))]
+    return [projector(source_features({"features": FUSED})["features"].to(dtype))]
 
 
 def run_language_model(language_model: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -17,6 +17,7 @@ from torch import nn
 from fvl_lightning.core.types import FeatureSpec, FusionOutput
 from fvl_lightning.modeling.initialization import initialize
 from tests.contracts.building import (
+    FUSED,
     IMAGES,
     RUNS,
     Factory,
@@ -260,6 +261,17 @@ def projector_shapes(build: Factory) -> None:
     assert tuple(output.shape) == (IMAGES, projector.tokens, 6)
 
 
+def projector_token_options(build: Factory) -> None:
+    """The numbers of tokens that a comparison may choose are those that the projector then makes; its own is one."""
+    with torch.device("meta"):
+        projector = build()
+        options = type(projector).token_options(projector.config, FUSED)
+        made = {count: type(projector)(config, FUSED, 6).tokens for count, config in options.items()}
+    assert made == {count: count for count in options}
+    assert projector.tokens in options
+    assert list(options) == sorted(options)
+
+
 def language_model_shapes(build: Factory) -> None:
     """Embeddings and hidden states have the declared width, logits a column for every token of the table."""
     language_model = initialized("language_model", build()).eval()
@@ -308,7 +320,7 @@ SLOT_CHECKS: dict[str, list[Callable[[Factory], None]]] = {
         fusion_reads_every_source,
         fusion_diagnostics,
     ),
-    "projector": _of_slot("projector", projector_shapes),
+    "projector": _of_slot("projector", projector_shapes, projector_token_options),
     "language_model": _of_slot("language_model", language_model_shapes, language_model_is_causal, blocks=True),
 }
 """The contracts of each slot of the model, functions of a factory."""

@@ -53,10 +53,11 @@ def test_fusion_names_differ_in_their_first_ten_characters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("slot", "check"), [("fusion", checks.check_fusion), ("projector", checks.check_projector)]
+    ("slot", "name", "check"),
+    [("fusion", "attention", checks.check_fusion), ("projector", "pool", checks.check_projector)],
 )
-def test_a_class_is_checked_in_one_call(slot: str, check: Any) -> None:
-    check(registry.component(slot, registry.names(slot)[0]))
+def test_a_class_is_checked_in_one_call(slot: str, name: str, check: Any) -> None:
+    check(registry.component(slot, name))
 
 
 class SumFusion(Fusion):
