@@ -15,6 +15,9 @@ class LanguageModel(nn.Module, ABC):
 
     dim: int
     """Width of the token table, and so of image tokens."""
+    image_divisor: float = 1.0
+    """Image tokens are divided by it before `forward`, which multiplies all embeddings by it; so they enter the layers
+    as the projector made them, whatever the model does to its embeddings."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -37,7 +40,7 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Returns embeddings [B, S, D] of token ids [B, S]."""
+        """Returns embeddings [B, S, D] of token ids [B, S], as `forward` takes them."""
 
     @abstractmethod
     def forward(self, embeddings: Tensor, **inputs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Causal language models of transformers: Phi-3.5, Llama 3, Vicuna, Qwen, ..."""
+"""Causal language models of transformers: Phi-3.5, Llama 3, Vicuna, Qwen, Gemma, Granite, Cohere, ..."""
 
 import dataclasses
 import datetime
@@ -20,14 +20,8 @@ from fvl_lightning.core.pretrained import check_number_types, loading_problem, o
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.weight_files import check_finite, read_json
 from fvl_lightning.language_models.base import LanguageModel
+from fvl_lightning.language_models.rescaling import embedding_multiplier, rescale_logits
 
-RESCALING_FIELDS = (
-    "final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "embedding_multiplier",
-)  # fmt: skip
-"""Configuration fields that make a model rescale its logits after the head, or its embeddings before the layers.
-
-For such a model the output of the head is not the logits, and image tokens would be scaled like text.
-"""
 LOGIT_TOLERANCE = 1e-3
 """The largest relative difference (Euclidean) of logits that counts as rounding."""
 
@@ -67,15 +61,14 @@ class CausalLanguageModel(LanguageModel):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         model_config = build_config(config)
-        model_config._attn_implementation = model_config._attn_implementation or "sdpa"
         try:
             self.model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
         except Exception as error:  # each model class raises errors of its own
             reason = first_line(error)
             raise ConfigError(f"language_model.model: no causal model can be built of it: {reason}") from None
-        self.dim = self.model.get_input_embeddings().weight.shape[
-            1
-        ]  # some models have layers wider than their embeddings
+        # Some models have layers wider than their embeddings.
+        self.dim = self.model.get_input_embeddings().weight.shape[1]
+        self.image_divisor = embedding_multiplier(self.model.config)
 
     @classmethod
     def resolve(cls, config: Config) -> Config:
@@ -144,7 +137,7 @@ class CausalLanguageModel(LanguageModel):
     def check(self) -> None:
         """Compares the model's logits for three tokens with those of `embed`, `forward` and `logits`.
 
-        This finds models that change logits or embeddings in ways that RESCALING_FIELDS does not name.
+        This finds models that change logits or embeddings in ways that no field in `rescaling.py` names.
 
         Raises:
             ConfigError: the logits differ by more than rounding.
@@ -157,8 +150,9 @@ class CausalLanguageModel(LanguageModel):
         self.model.train(training)
         if not (wanted - found).norm() <= LOGIT_TOLERANCE * wanted.norm():
             raise ConfigError(
-                f"language_model: {self.model.config.model_type} computes more than its layers and its head between "
-                "embeddings and logits and is not supported; take a model such as llama, phi3 or qwen2"
+                f"language_model: {self.model.config.model_type} computes more between embeddings and logits than its "
+                "layers, its head and the scales that its configuration names, and is not supported; take a model such "
+                "as llama, phi3 or qwen2"
             )
 
     @property
@@ -192,7 +186,7 @@ class CausalLanguageModel(LanguageModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns logits [..., V] of hidden states [..., D]."""
-        return self.model.get_output_embeddings()(hidden)
+        return rescale_logits(self.model.get_output_embeddings()(hidden), self.model.config)
 
 
 def build_config(config: CausalLanguageModel.Config) -> PreTrainedConfig:
@@ -241,17 +235,11 @@ def as_ids(value: int | list[int] | None) -> list[int]:
 
 
 def _check_supported(config: PreTrainedConfig) -> None:
-    """Raises ConfigError for a model with more than a language model, or with rescaled logits or embeddings."""
+    """Raises ConfigError for a model with more than a language model."""
     if "text_config" in config.sub_configs:
         raise ConfigError(
             f"language_model: {config.model_type} is a model of several parts, take a causal language model alone, "
             "such as llama, phi3 or qwen2"
-        )
-    rescaled = [name for name in RESCALING_FIELDS if getattr(config, name, None) not in (None, 1, 1.0)]
-    if rescaled:
-        raise ConfigError(
-            f"language_model: {config.model_type} models with {rescaled[0]} rescale their logits or embeddings and are "
-            "not supported"
         )
 
 

@@ -88,6 +88,8 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
         if not checked:
             check_projected(self._name("projector"), self.projector.tokens, self.language_model.dim, shown, features)
             self._shapes_are_checked = True
+        if self.language_model.image_divisor != 1:
+            features = features / self.language_model.image_divisor
         return features[:images], fused.diagnostics if images else {}
 
     def _name(self, slot: str) -> str:

@@ -12,6 +12,7 @@ from fvl_lightning.inference.generation import generate_texts
 from fvl_lightning.modeling.build import load_model
 from fvl_lightning.modeling.conversion.export import export_model
 from tests.families import END, FAMILIES, Trained, build_family, inputs, learn_answer, save_family
+from tests.modeling.architectures import RESCALED
 from tests.tiny_models import EOS
 
 TOLERANCE = 1e-5
@@ -39,7 +40,9 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     return get
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in RESCALED else name for name in FAMILIES]
+)
 def test_answers_stop_at_the_trained_end_and_files_keep_the_logits(name: str, family: Family) -> None:
     trained = family(name)
     check_whole_model(AutoModelForImageTextToText.from_pretrained(trained.folder), trained)

@@ -14,7 +14,7 @@ from transformers import Gemma3Config, LlamaConfig, LlamaForCausalLM
 
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.language_models.causal import CausalLanguageModel
-from tests.modeling.architectures import BIDIRECTIONAL, CONTAMINATED, FAMILIES, SPECIAL
+from tests.modeling.architectures import BIDIRECTIONAL, CONTAMINATED, FAMILIES, GROUPED
 from tests.tiny_models import EOS, LLAMA, VOCABULARY, initialized
 
 Weights = dict[str, Tensor]
@@ -163,22 +163,6 @@ def test_a_folder_without_a_generation_config(tmp_path: Path) -> None:
     assert load(tmp_path).model.config.eos_token_id == EOS
 
 
-@pytest.mark.parametrize(
-    ("model", "says"),
-    [
-        ({**SPECIAL, "model_type": "cohere"}, "cohere models with logit_scale rescale"),
-        ({**SPECIAL, "model_type": "gemma2"}, "gemma2 models with final_logit_softcapping rescale"),
-        ({**FAMILIES["granite"], "logits_scaling": 8.0}, "granite models with logits_scaling rescale"),
-        ({**FAMILIES["granite"], "embedding_multiplier": 12.0}, "granite models with embedding_multiplier rescale"),
-        ({**SPECIAL, "model_type": "falcon_h1", "lm_head_multiplier": 2.0}, "falcon_h1 models with lm_head_multiplier"),
-    ],
-)
-def test_models_that_rescale_are_refused(model: dict[str, Any], says: str) -> None:
-    """Whether the value is written or the family's own."""
-    with pytest.raises(ConfigError, match=says):
-        CausalLanguageModel.resolve(CausalLanguageModel.Config(model=model))
-
-
 def test_a_model_of_several_parts_is_refused(tmp_path: Path) -> None:
     Gemma3Config().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="gemma3 is a model of several parts, take a causal language model alone"):
@@ -205,5 +189,23 @@ def test_a_head_of_several_layers_is_refused(config: dict[str, Any]) -> None:
     """BERT transforms its hidden states before the head, of which no field speaks."""
     model = CausalLanguageModel(CausalLanguageModel.Config(model=config))
     initialized("language_model", model)
-    with pytest.raises(ConfigError, match="bert computes more than its layers and its head"):
+    with pytest.raises(ConfigError, match="bert computes more between embeddings and logits than its layers, its head"):
         model.check()
+
+
+@pytest.mark.parametrize(
+    ("name", "scales"),
+    [("falcon_h1", {"embedding_multiplier": 3.0}), ("hyperclovax", {"logits_scaling": 3.0})],
+)
+@pytest.mark.slow
+def test_a_field_of_another_meaning_is_refused(name: str, scales: dict[str, float]) -> None:
+    """Falcon-H1 multiplies the embeddings of ids alone, and HyperCLOVA X multiplies where Granite divides."""
+    sizes = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8} if name == "falcon_h1" else {}
+    for fields in ({}, scales):
+        model = CausalLanguageModel(CausalLanguageModel.Config(model={**GROUPED, **sizes, "model_type": name} | fields))
+        initialized("language_model", model)
+        if fields:
+            with pytest.raises(ConfigError, match=f"{name} computes more between embeddings and logits than"):
+                model.check()
+        else:
+            model.check()

@@ -62,6 +62,18 @@ BIDIRECTIONAL: dict[str, dict[str, Any]] = {
 }
 """What transformers builds under the name of a causal model, and which sees everything."""
 
+RESCALED: dict[str, dict[str, Any]] = {
+    "gemma2": {**GROUPED, "model_type": "gemma2", "head_dim": 8, "sliding_window": 4, "final_logit_softcapping": 3.0},
+    "gemma3-capped": {**EXACT["gemma3"], "final_logit_softcapping": 3.0},
+    "granite-scaled": {
+        **GROUPED, "model_type": "granite", "embedding_multiplier": 12.0, "logits_scaling": 2.0,
+        "residual_multiplier": 0.5,
+    },
+    "cohere": {**GROUPED, "model_type": "cohere", "logit_scale": 0.5},
+    "cohere2": {**GROUPED, "model_type": "cohere2", "logit_scale": 0.5, "sliding_window": 4},
+}
+"""Models that rescale the output of their head, or all embeddings that enter their layers."""
+
 FAMILIES: dict[str, dict[str, Any]] = {
     **{name: EXACT[name] for name in ("llama", "phi3", "qwen2", "qwen3", "gemma3", "gpt2", "gpt_neox")},
     **{name: CONTAMINATED[name] for name in ("opt", "falcon")},
@@ -73,6 +85,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smollm3": {**GROUPED, "model_type": "smollm3"},
     "granite": {**GROUPED, "model_type": "granite"},
     "opt-narrow": {**CONTAMINATED["opt"], "word_embed_proj_dim": 8},
+    **RESCALED,
 }
-"""Families of language models that people bring; tied and untied heads, scaled embeddings, a table narrower than its
-layers."""
+"""Families of language models that people bring; tied and untied heads, scaled embeddings and logits, a table narrower
+than its layers."""
