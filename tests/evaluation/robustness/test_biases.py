@@ -1,6 +1,7 @@
 """The answer prior and checks of bias over answers with planted rates."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from fvl_lightning.evaluation.metrics.accuracy import AccuracyMetric
 from fvl_lightning.evaluation.metrics.base import Reference
 from fvl_lightning.evaluation.robustness.bias import BiasCheck, bias_checks, letter_of
-from fvl_lightning.evaluation.robustness.prior import prior_answers, prior_result
+from fvl_lightning.evaluation.robustness.prior import _half, prior_answers, prior_result
 from fvl_lightning.evaluation.statistics.aggregates import aggregate
 from fvl_lightning.evaluation.tasks.result import TaskResult, TaskSample
 
@@ -31,18 +32,28 @@ def result(samples: Sequence[TaskSample]) -> TaskResult:
     return TaskResult("t", "T", "accuracy", OVERALL, aggregate(metric(samples), samples), samples)
 
 
-def test_the_prior_is_the_most_frequent_answer_of_a_kind_that_another_cluster_has() -> None:
-    kinds = ["colour"] * 6 + ["count"] * 4
-    truths = ["red", "Red", "blue", "blue", "red", "green", "7", "7", "2", "3"]
-    asked = [sample(number, truth, kind=kinds[number]) for number, truth in enumerate(truths)]
-    # 7 stands in one cluster alone, whose questions must not be answered with it.
-    assert prior_answers(asked) == ["red"] * 6 + ["2", "2", "7", "7"]
-    assert prior_answers(asked, seen=[sample(0, "four", kind="count")]) == [""] * 6 + ["four"] * 4
+def clusters(half: int) -> Iterator[str]:
+    """Names of clusters that are in this half of all clusters."""
+    return (name for name in map(str, itertools.count()) if _half(sample(0, "", cluster=name)) == half)
+
+
+def test_each_half_is_answered_with_the_most_frequent_answers_of_the_other() -> None:
+    first, second = clusters(0), clusters(1)
+    truths = ["red", "Red", "red", "blue", "red"]
+    asked = [sample(number, truth, kind="colour", cluster=next(first)) for number, truth in enumerate(truths)]
+    truths = ["green", "green", "blue"]
+    asked += [sample(number, truth, kind="colour", cluster=next(second)) for number, truth in enumerate(truths, 5)]
+    # A kind of one half alone: 7 stands in one cluster, whose questions must not be answered with it.
+    one, other = next(first), next(first)
+    asked += [sample(number, "7", kind="count", cluster=one) for number in (8, 9)]
+    asked += [sample(number, truth, kind="count", cluster=other) for number, truth in ((10, "2"), (11, "3"))]
+    assert prior_answers(asked) == ["green"] * 5 + ["red"] * 3 + ["2", "2", "7", "7"]
+    assert prior_answers(asked, seen=[sample(0, "four", kind="count")]) == [""] * 8 + ["four"] * 4
     assert prior_answers([sample(0, "yes")]) == [""]
 
 
-def test_the_prior_of_as_many_yes_as_no_is_half_right() -> None:
-    asked = [sample(number, ("yes", "no")[number % 2], cluster=str(number)) for number in range(40)]
+def test_the_prior_of_pairs_of_yes_and_no_is_half_right() -> None:
+    asked = [sample(number, ("yes", "no")[number % 2]) for number in range(40)]
     found = prior_result(result(asked), metric(asked))
     assert found.scores.overall == 0.5
     assert found.variation == "prior"
@@ -50,13 +61,20 @@ def test_the_prior_of_as_many_yes_as_no_is_half_right() -> None:
     assert sum(entry.score for entry in found.samples) == 20
 
 
+def test_few_questions_do_not_make_the_prior_too_good() -> None:
+    """Six answers are equally likely; the most frequent one of the same 16 questions would be right for a third."""
+    generator, right = np.random.default_rng(0), []
+    for trial in range(200):
+        drawn = generator.integers(6, size=16)
+        asked = [sample(number, f"c{truth}", cluster=f"{trial} {number}") for number, truth in enumerate(drawn)]
+        answers = prior_answers(asked)
+        right.append(np.mean([text in entry.reference.answers for text, entry in zip(answers, asked, strict=True)]))
+    assert np.mean(right) == pytest.approx(1 / 6, abs=0.02)  # three standard errors
+
+
 def test_a_question_with_several_references_counts_once() -> None:
-    asked = [
-        sample(0, ("cat",) * 9 + ("dog",), cluster="a"),
-        sample(1, "dog", cluster="b"),
-        sample(2, "dog", cluster="c"),
-    ]
-    assert prior_answers(asked) == ["dog"] * 3
+    seen = [sample(0, ("cat",) * 9 + ("dog",)), sample(1, "dog"), sample(2, "dog")]
+    assert prior_answers([sample(3, "")], seen) == ["dog"]
 
 
 def checked(samples: Sequence[TaskSample]) -> dict[tuple[str, str, str], BiasCheck]:
