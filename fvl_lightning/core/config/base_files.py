@@ -32,12 +32,13 @@ class Override(tuple[str, dict[str, Any]]):
         return key
 
 
-def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
+def read_layers(path: Path, chain: tuple[Path, ...] = (), named: Mapping[str, Path] | None = None) -> list[Layer]:
     """Returns the layers of `path` and its bases, the farthest base first.
 
     Args:
         path: a YAML file.
         chain: the files whose `base:` led to it.
+        named: {name: file} of the bases that a file may name without a path.
 
     Raises:
         ConfigError: a file that is missing, malformed or, through its bases, its own base.
@@ -61,7 +62,7 @@ def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold keys and values, not a {type(plain(values)).__name__}")
-    return layers_of(values, path, chain)
+    return layers_of(values, path, chain, named)
 
 
 def _no_file(path: Path, by: str) -> ConfigError:
@@ -76,7 +77,9 @@ def _no_file(path: Path, by: str) -> ConfigError:
     return ConfigError(f"no configuration file {path}{by}{hint}" + (f"; did you mean '{close}'?" if close else ""))
 
 
-def layers_of(values: Mapping[str, Any], path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
+def layers_of(
+    values: Mapping[str, Any], path: Path, chain: tuple[Path, ...] = (), named: Mapping[str, Path] | None = None
+) -> list[Layer]:
     """Returns the layers of the `values` written in `path`: those of its `base:` files, then its own."""
     own = dict(values)
     bases = plain(own.pop("base", None)) or []
@@ -85,7 +88,8 @@ def layers_of(values: Mapping[str, Any], path: Path, chain: tuple[Path, ...] = (
         raise ConfigError(f"base in {path}: expected a file or a list of files, found {bases!r}")
     layers: list[Layer] = []
     for base in bases:
-        layers += read_layers(path.parent / os.path.expanduser(base), (*chain, path.resolve()))
+        file = (named or {}).get(base) or path.parent / os.path.expanduser(base)
+        layers += read_layers(file, (*chain, path.resolve()), named)
     return [*layers, (str(path), own)]
 
 

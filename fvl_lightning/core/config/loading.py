@@ -30,12 +30,14 @@ from fvl_lightning.core.plugins import import_plugin
 from fvl_lightning.core.registry import is_loaded, names
 
 __all__ = [
-    "AS_WRITTEN", "Choice", "as_overrides", "as_plain", "check_config", "choose", "config_hash", "load_config",
-    "merge_layers", "read_config", "slot",
+    "AS_WRITTEN", "BY_NAME", "Choice", "as_overrides", "as_plain", "check_config", "choose", "config_hash",
+    "load_config", "merge_layers", "read_config", "slot",
 ]  # fmt: skip
 Schema = TypeVar("Schema")
 AS_WRITTEN = {"as_written": True}
 """Metadata of a field of any values that keeps Scalars, since they are later assigned to fields that may be text."""
+BY_NAME = AS_WRITTEN | {"by_name": True}
+"""Metadata of such a field that is written like a slot: as a name, or as a mapping with `name`."""
 
 
 def load_config(
@@ -117,8 +119,9 @@ def _merge(schema: type[Any], layers: Sequence[Layer], path: Path | None) -> tup
     root = str(path) if path is not None else layers[-1][0] if layers else ""
     overrides = {origin for origin, _ in (layer for layer in layers if isinstance(layer, Override))}
     merged = MergedLayers(origins={"": root}, override_origins=overrides, alternatives=_alternatives(schema))
+    named = {*_slot_names(schema), *(f.name for f in dataclasses.fields(schema) if "by_name" in f.metadata)}
     for origin, layer in layers:
-        merged.add(layer, _slot_names(schema), origin)
+        merged.add(layer, named, origin)
     listed_in = merged.origins.get("plugins")
     in_a_file = listed_in is not None and listed_in not in overrides
     return merged, (Path(listed_in) if in_a_file and listed_in else path or Path()).parent

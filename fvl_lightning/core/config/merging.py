@@ -57,7 +57,7 @@ class MergedLayers:
     override_origins: Set[str] = frozenset()
     alternatives: Mapping[str, str] = field(default_factory=dict)
 
-    def add(self, layer: Mapping[str, Any], slots: Mapping[str, str], origin: str) -> None:
+    def add(self, layer: Mapping[str, Any], slots: Set[str], origin: str) -> None:
         """Adds a layer over the others; a slot with another name replaces the slot."""
         for key, written in layer.items():
             value = written

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from fvl_lightning.core.config.field_types import PathsText, PathText
 from fvl_lightning.core.config.fields import number
-from fvl_lightning.core.config.loading import AS_WRITTEN
+from fvl_lightning.core.config.loading import BY_NAME
 
 MAX_ANSWER_TOKENS = 4096
 
@@ -79,8 +79,8 @@ class TaskConfig:
     title: str
     """Name in tables and figures."""
     data: TaskData
-    metric: dict[str, Any] = field(default_factory=lambda: {"name": "accuracy"}, metadata=AS_WRITTEN)
-    """The metric's registered name, and options of it."""
+    metric: dict[str, Any] = field(default_factory=lambda: {"name": "accuracy"}, metadata=BY_NAME)
+    """The metric's registered name, or a mapping with `name` and options of it."""
     plugins: list[str] = field(default_factory=list)
     """Files or modules with metrics of your own, relative to the task's file."""
     primary: str = ""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from datamodules.hub.address import is_hub
 from datamodules.storage.remote import is_remote
-from fvl_lightning.core.config.base_files import COMMAND_LINE
-from fvl_lightning.core.config.loading import load_config
+from fvl_lightning.core.config.base_files import COMMAND_LINE, read_layers
+from fvl_lightning.core.config.loading import merge_layers
 from fvl_lightning.core.config.places import origin_of
 from fvl_lightning.core.config.yaml_text import plain, read_yaml
 from fvl_lightning.core.errors import ConfigError, nearest, unknown_name
@@ -50,7 +50,8 @@ def find_task(
         ConfigError: there is no such task, or its file has a mistake.
     """
     path = _path_of(str(name))
-    task = load_config(TaskConfig, path, overrides, origin)
+    catalog = {known: _in_catalog(known) for known in task_names()}
+    task = merge_layers(TaskConfig, read_layers(path, named=catalog), overrides, origin, path)
     task.name = task.name or path.stem
     files = [_resolved(entry, _folder(task, "data.files", path)) for entry in listed_files(task)]
     task.data.files = files
@@ -68,9 +69,13 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.iterdir() if path.suffix == _YAML)
 
 
+def _in_catalog(name: str) -> Path:
+    return CATALOG / f"{name}{_YAML}"
+
+
 def _path_of(name: str) -> Path:
     if name in task_names():
-        return CATALOG / f"{name}{_YAML}"
+        return _in_catalog(name)
     path = Path(os.path.expanduser(name))
     if path.suffix in (_YAML, ".yml") or os.sep in name or path.is_file():
         return path

@@ -89,7 +89,7 @@ def test_names_and_paths(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("title: Base\ndata: {files: rows.jsonl, images: ../images}\nprompt: '{q'\n")
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "own.yaml").write_text("title: Own\nbase: ../base.yaml\nprompt: '{q}'\n")
-    task = find_task(tmp_path / "own" / "own.yaml", ["answer.tokens=8"])
+    task = find_task(own := tmp_path / "own" / "own.yaml", ["answer.tokens=8"])
     assert (task.name, task.title, task.answer.tokens) == ("own", "Own", 8)
     assert Path(task.data.files[0]).resolve() == tmp_path / "rows.jsonl"
     assert Path(task.data.images).resolve() == tmp_path.parent / "images"
@@ -101,5 +101,15 @@ def test_names_and_paths(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown metric 'popes'.*did you mean 'pope'"):
         find_task("pope", ["metric.name=popes"])
     assert find_task("pope", ["metric.name=popes"], plugins=["own.py"]).metric["name"] == "popes"
+    own.write_text("base: ../named.yaml\ntitle: Own\nmetric: anls\n")
+    (tmp_path / "named.yaml").write_text("title: T\ndata: {files: a.jsonl}\nmetric: {name: pope, first_word: true}\n")
+    assert find_task(own).metric == {"name": "anls"}, "another metric has none of the options"
+    own.write_text("base: textvqa\ndata: {files: mine/*.parquet}\n")
+    task = find_task(own)
+    assert (task.name, task.prompt, task.published) == ("own", (of := find_task("textvqa")).prompt, of.published)
+    assert task.data.files == [str(own.parent / "mine" / "*.parquet")], "relative to the file that names them"
+    own.write_text("base: ../named.yaml\ntitle: Own\nmetric: anl\n")
+    with pytest.raises(ConfigError, match=r"metric in .*own\.yaml: unknown metric 'anl'.*did you mean 'anls'"):
+        find_task(own)
     with pytest.raises(ConfigError, match=r"answer\.tokens on the command line must be at least 1"):
         find_task("textvqa", ["answer.tokens=0"])
