@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -150,15 +151,37 @@ def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None
         yield lambda done: bar.advance(task, done)
 
 
+LONG_SECONDS = 20.0
+"""Where the output is not a terminal, what is under way is printed once in so many seconds."""
+
+
 @contextmanager
 def current_activity() -> Iterator[Callable[[str], None]]:
-    """Shows what is under way, on a terminal only; call the yielded function with its name."""
+    """Shows what is under way, on standard error; call the yielded function with its name.
+
+    A log file gets a line for what takes long alone, see LONG_SECONDS.
+    """
     console = terminal(stderr=True)
-    if not console.is_terminal:
-        yield lambda name: None
+    if console.is_terminal:
+        with console.status("") as status:
+            yield lambda name: status.update(Text(name))
         return
-    with console.status("") as status:
-        yield lambda name: status.update(Text(name))
+    names, ended = [""], threading.Event()
+    watch = threading.Thread(target=_say_what_is_long, args=(names, ended), daemon=True, name="current activity")
+    watch.start()
+    try:
+        yield names.append
+    finally:
+        ended.set()
+        watch.join()
+
+
+def _say_what_is_long(names: Sequence[str], ended: threading.Event) -> None:
+    printed = 1
+    while not ended.wait(LONG_SECONDS):
+        if len(names) > printed:
+            printed = len(names)
+            say(f"under way: {names[-1]}", stderr=True)
 
 
 def bytes_in_words(size: float) -> str:

@@ -5,6 +5,7 @@ import io
 import logging
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,16 @@ from rich.table import Table
 from rich.text import Text
 
 from fvl_lightning.core import terminal as module
-from fvl_lightning.core.terminal import progress, progress_text, quiet_libraries, say, say_error, terminal, visible
+from fvl_lightning.core.terminal import (
+    current_activity,
+    progress,
+    progress_text,
+    quiet_libraries,
+    say,
+    say_error,
+    terminal,
+    visible,
+)
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for folder in ("fvl_lightning", "datamodules") for path in (ROOT / folder).rglob("*.py"))
@@ -143,3 +153,23 @@ def test_messages_of_any_library_are_visible(
 def test_visible_keeps_what_people_write() -> None:
     for text in ("a\tb\nc", "é 漢字 🙂 עברית العربية \u200f", "▁[bold]:star:"):
         assert visible(text) == text
+
+
+def test_a_log_has_a_line_for_what_takes_long_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with current_activity() as report:
+        report("soon done")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(module, "LONG_SECONDS", 0.01)
+    lines = []
+    with current_activity() as report:
+        for name in ("weighing [bold]", "counting"):
+            report(name)
+            for _ in range(3_000):
+                lines += capsys.readouterr().err.splitlines()
+                if lines and name in lines[-1]:
+                    break
+                time.sleep(0.01)
+    assert lines == ["under way: weighing [bold]", "under way: counting"], "each is named once"
+    assert capsys.readouterr().err == ""

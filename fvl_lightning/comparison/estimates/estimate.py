@@ -133,6 +133,9 @@ def _score_and_share(estimates: Estimates, report_progress: Callable[[str], None
         stage, experiment = built[arm][-1], experiments[-1]
         own = data.of(experiment) if estimates.builder.reads_tokenizer(stage) else None
         questions = count_questions(planned.config, experiment, data.of(experiment), tested)
+        if questions is None and estimates.tasks:
+            questions, note = 0, "The data is not there, so that of the questions only those of the tasks are counted."
+            estimates.notes += [note] if note not in estimates.notes else []
         estimates.scoring[arm] = scoring_cost(stage, experiment, own, questions, list(estimates.tasks.values()))
     plans = [*planned.plans.values(), *planned.trials.values()]
     sets = feature_sets(plans, built, data.of)

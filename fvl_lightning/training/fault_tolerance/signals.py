@@ -42,6 +42,8 @@ SUPPORTED = hasattr(signal, "SIGUSR1")
 """Whether this system has the signals."""
 PREEMPTIBLE = ("train", "launch", "compare", "demo")
 """The commands that a cluster may stop."""
+PLANS = "--plan"
+"""With this option a command trains nothing, and there is nothing to resume."""
 TALKS = "chat"
 """The command in which Ctrl-C stops an answer, as often as it is pressed."""
 NOT_BEGUN = (
@@ -150,7 +152,7 @@ def handle_for_command(arguments: Sequence[str]) -> None:
     """Calls `handle_from_start` for `fvl <arguments>`, unless that has been done."""
     command = arguments[0] if arguments else ""
     if signal.getsignal(signal.SIGINT) is not _interrupt:
-        handle_from_start(command in PREEMPTIBLE, limited=command != TALKS)
+        handle_from_start(command in PREEMPTIBLE and PLANS not in arguments, limited=command != TALKS)
 
 
 def handle_from_start(preemptible: bool, limited: bool = True) -> None:
