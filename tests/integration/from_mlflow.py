@@ -13,6 +13,7 @@ from fvl_lightning.comparison.result_files.cell import AnswerRow, ArmResult
 from fvl_lightning.comparison.result_files.comparison import Comparison, MlflowEntry
 from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
 from fvl_lightning.comparison.results import mean_result
+from fvl_lightning.comparison.scoring.task_answers import BY
 from fvl_lightning.comparison.statistics.summary import summarize
 from fvl_lightning.comparison.statistics.tasks import JudgedTasks
 from fvl_lightning.evaluation.metrics.base import Reference
@@ -122,7 +123,14 @@ class FromMlflow:
         rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
         return [
             TaskSample(
-                row["id"], "", row["answer"], row["score"], Reference((row["truth"],)), row["kind"], row["cluster"]
+                row["id"],
+                "",
+                row["answer"],
+                row["score"],
+                Reference((row["truth"],)),
+                row["kind"],
+                row["cluster"],
+                {name.removeprefix(BY): value for name, value in row.items() if name.startswith(BY)},
             )
             for row in rows
         ]

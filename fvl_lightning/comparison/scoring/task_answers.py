@@ -26,6 +26,8 @@ from fvl_lightning.training.distributed.process_group import Ranks
 
 SAMPLES = "samples-{task}.jsonl"
 """File in a cell's folder with its answers to the questions of a task."""
+BY = "by "
+"""Beginning of the columns with a question's slices, in the table of answers in MLflow."""
 PROMPTS = 8
 """Questions over which the tokens of a prompt are averaged."""
 
@@ -130,6 +132,7 @@ def sample_rows(samples: Sequence[TaskSample]) -> list[dict[str, Any]]:
             "truth": " | ".join(sample.reference.answers),
             "answer": sample.prediction,
             "score": sample.score if isfinite(sample.score) else None,
+            **{f"{BY}{field}": value for field, value in sample.slices.items()},
         }
         for sample in samples
     ]

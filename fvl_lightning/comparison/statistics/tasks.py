@@ -6,12 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from fvl_lightning.comparison.result_files.cell import Measurements
-from fvl_lightning.comparison.result_files.statistics import ImageInterval, QuestionIntervals, TaskStatistics
+from fvl_lightning.comparison.result_files.statistics import (
+    ImageInterval,
+    QuestionIntervals,
+    SliceGroup,
+    TaskSlices,
+    TaskStatistics,
+    WorstGap,
+)
 from fvl_lightning.comparison.result_files.tasks import TaskEvaluation
 from fvl_lightning.comparison.scoring.names import is_average, is_task_score, split_task_score, task_score
 from fvl_lightning.comparison.statistics.complete_cases import ArmScores
 from fvl_lightning.comparison.statistics.families import Correction, compare_family, family_arms
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.evaluation.robustness.slices import SliceScores, averaged_slice_scores
 from fvl_lightning.evaluation.statistics.aggregates import clusters_of, number_draws
 from fvl_lightning.evaluation.statistics.resampling import LABEL, Array, Resamples, estimate
 from fvl_lightning.evaluation.tasks.result import TaskSample
@@ -56,11 +64,13 @@ def task_statistics(
     by_score = {name: scores_of(_reader(name)) for name in shown}
     family = {name: scores for name, scores in by_score.items() if name != primary}
     directions = {name: evaluation.metric(name).higher_is_better for name in family}
+    tested = set(tested_seeds)
     correction: Correction = "holm" if evaluation.correction == "holm" else "benjamini_hochberg"
     return TaskStatistics(
         arms={name: family_arms(scores) for name, scores in by_score.items()},
         family=compare_family(family, baseline, correction, evaluation.pairs == "all", directions),
-        questions=question_intervals(list(by_score), baseline, tasks, set(tested_seeds)),
+        questions=question_intervals(list(by_score), baseline, tasks, tested),
+        slices=tuple(one for name in evaluation.tasks for one in _slices(name, tasks, tested)),
     )
 
 
@@ -108,6 +118,42 @@ def question_intervals(
         }
         found[score] = {arm: ImageInterval(one.value, one.interval) for arm, one in intervals.items()}
     return QuestionIntervals(LABEL, {score: arms for score, arms in found.items() if arms})
+
+
+def _slices(task: str, tasks: JudgedTasks, seeds: set[int]) -> list[TaskSlices]:
+    """Returns the arms on a task by each field that it names as a slice; those that lack a seed are left out."""
+    models = {
+        arm: [by_seed[seed] for seed in sorted(seeds)]
+        for arm, by_seed in tasks.samples.get(task, {}).items()
+        if seeds and set(by_seed) >= seeds
+    }
+    if not models:
+        return []
+    entry, samples = tasks.evaluation.tasks[task], next(iter(models.values()))[0]
+    by_field: dict[str, list[SliceScores]] = {}
+    for found in averaged_slice_scores(models, entry.build({sample.kind for sample in samples}), entry.primary):
+        by_field.setdefault(found.field, []).append(found)
+    return [
+        TaskSlices(
+            task=task,
+            field=field,
+            groups=tuple(
+                SliceGroup(
+                    group.value,
+                    group.questions,
+                    group.clusters,
+                    {found.model: found.groups[place].score.value for found in by_arm},
+                )
+                for place, group in enumerate(by_arm[0].groups)
+            ),
+            worst={
+                found.model: WorstGap(found.worst, found.worst_gap.value, found.worst_gap.interval)
+                for found in by_arm
+            },
+            warnings=by_arm[0].warnings,
+        )
+        for field, by_arm in by_field.items()
+    ]
 
 
 def _draws(task: str, number: str, tasks: JudgedTasks, seeds: set[int], draw: int) -> dict[str, Array]:

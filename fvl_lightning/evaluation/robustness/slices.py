@@ -82,25 +82,49 @@ def slice_scores(
     Raises:
         DataError: a model was asked other questions than the first one.
     """
-    models = same_questions(results)
-    first, number = next(iter(models.values())), next(iter(results.values())).primary
+    models = {model: [samples] for model, samples in same_questions(results).items()}
+    return averaged_slice_scores(models, metric, next(iter(results.values())).primary, alpha, seed)
+
+
+def averaged_slice_scores(
+    models: Mapping[str, Sequence[Sequence[TaskSample]]],
+    metric: AnswerMetric,
+    number: str,
+    alpha: float = ALPHA,
+    seed: int = 0,
+) -> list[SliceScores]:
+    """Returns the same as slice_scores for models that were trained several times, whose scores are averaged.
+
+    Args:
+        models: {model: its answers in each training}, all in one order; each model has as many trainings.
+        metric: see slice_scores; also alpha and seed.
+        number: the number of the metric.
+    """
+    first = next(iter(models.values()))[0]
     fields = dict.fromkeys(field for sample in first for field in sample.slices)
     return [found for field in fields for found in _by_field(field, models, metric, number, alpha, seed)]
 
 
 def _by_field(
-    field: str, models: Mapping[str, Sequence[TaskSample]], metric: AnswerMetric, number: str, alpha: float, seed: int
+    field: str,
+    models: Mapping[str, Sequence[Sequence[TaskSample]]],
+    metric: AnswerMetric,
+    number: str,
+    alpha: float,
+    seed: int,
 ) -> list[SliceScores]:
-    first = next(iter(models.values()))
+    first = next(iter(models.values()))[0]
     counts = Counter(sample.slices[field] for sample in first if field in sample.slices)
     shown = {value for value, _ in counts.most_common(MAX_GROUPS)}
     places = [place for place, sample in enumerate(first) if sample.slices.get(field) in shown]
-    kept = [[samples[place] for place in places] for samples in models.values()]
+    kept = [[samples[place] for place in places] for trainings in models.values() for samples in trainings]
     groups = [sample.slices[field] for sample in kept[0]]
     clusters = clusters_of(kept[0])
     resamples = Resamples(clusters, seed=seed)
     names, draws = number_draws_by_group(kept, metric, number, resamples, groups)
     whole = number_draws_by_group(kept, metric, number, resamples, [""] * len(groups))[1][..., 0]
+    draws = draws.reshape(len(draws), len(models), -1, len(names)).mean(2)
+    whole = whole.reshape(len(whole), len(models), -1).mean(2)
     sizes = {
         name: (counts[name], len({c for c, g in zip(clusters, groups, strict=True) if g == name})) for name in names
     }
