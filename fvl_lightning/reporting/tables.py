@@ -54,7 +54,7 @@ def markdown_text(text: str) -> str:
 def markdown_table(grid: Grid) -> str:
     """Returns a section of a Markdown file: title, note and table."""
     title = f"## {markdown_text(grid.title)}"
-    return "\n".join([title, "", *([grid.note, ""] if grid.note else []), *markdown_rows(grid)])
+    return "\n".join([title, "", *([markdown_text(grid.note), ""] if grid.note else []), *markdown_rows(grid)])
 
 
 def rich_table(grid: Grid, line_before: str = "") -> Table:

@@ -24,8 +24,9 @@ def commands(page: Path = README) -> list[list[str]]:
 
 
 def files() -> dict[str, str]:
-    """{name: text} of the Python blocks that begin with the name of a file, such as `# weighted.py`."""
-    named = [(re.match(r"# (\w+\.py)\n", block), block) for block in blocks("python")]
+    """{name: text} of the blocks that begin with the name of a file, such as `# weighted.py`."""
+    written = [*blocks("python"), *blocks("yaml")]
+    named = [(re.match(r"# (\w+\.(?:py|yaml))\n", block), block) for block in written]
     return {match[1]: block for match, block in named if match}
 
 

@@ -4,6 +4,10 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
 from datamodules.hub.address import PREFIX
 from fvl_lightning.evaluation.report.report import FILES
 from fvl_lightning.evaluation.task_rows.questions import read_questions
@@ -12,10 +16,14 @@ from fvl_lightning.evaluation.tasks.cleaning import STEPS
 from fvl_lightning.evaluation.tasks.config import TaskConfig, TaskFields
 from fvl_lightning.evaluation.tasks.lookup import find_task, suite
 from fvl_lightning.evaluation.tasks.request import OUTPUT
-from tests.conftest import ROOT
-from tests.evaluation.tasks.layouts import png
+from tests.conftest import ROOT, TINY, Run, furnish
+from tests.docs.readme import blocks, commands
+from tests.evaluation.tasks.layouts import LAYOUTS, png
+from tests.integration.test_comparison import Here
 
-PAGE = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+FILE = ROOT / "docs" / "evaluation.md"
+PAGE = FILE.read_text(encoding="utf-8")
+ROWS = 12
 
 
 def row(name: str) -> str:
@@ -62,3 +70,43 @@ def test_the_keys_and_steps_that_it_names_are_there() -> None:
 
 def _task() -> TaskConfig:
     return find_task("textvqa")
+
+
+def write_textvqa(folder: Path) -> None:
+    """Writes rows in the layout of TextVQA; people agree less and less on their answers."""
+    columns = LAYOUTS["textvqa"].columns
+    colours, rows = ("red", "blue", "green"), []
+    for number in range(ROWS):
+        colour = colours[number % 3]
+        values = ["a", number, "what IS it?", [], {"bytes": png(colour), "path": None}, 3]
+        rows.append(dict(zip(columns, [*values, [colour] * (10 - number % 9) + ["other"] * (number % 9), "val", []],
+                             strict=True)))  # fmt: skip
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema(columns)), folder / "validation-00000-of-00001.parquet")
+
+
+@pytest.mark.slow
+def test_five_commands_lead_from_a_benchmark_to_a_verdict(
+    tmp_path: Path, tiny_data: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With files of the benchmark's layout, as the page says: the shipped task is the base of `mine.yaml`."""
+    folder = furnish(tmp_path, tiny_data)
+    write_textvqa(folder / "textvqa")
+    named = {match[1]: block for block in blocks("yaml", FILE) if (match := re.match(r"# (\w+\.yaml)\n", block))}
+    (folder / "mine.yaml").write_text(named["mine.yaml"], encoding="utf-8")
+    compared = named["on_textvqa.yaml"].replace("[textvqa]", "[mine.yaml]").replace("tasks/textvqa", "tasks/mine")
+    (folder / "on_textvqa.yaml").write_text(compared, encoding="utf-8")
+    for arm in ("concat", "gated"):
+        words = ("train", "experiments/demo/finetune.yaml", *TINY, f"fusion={arm}", f"output=runs/demo/{arm}")
+        assert fvl_here(folder, *words).returncode == 0
+    monkeypatch.setattr("fvl_lightning.comparison.run.LocalLauncher", lambda jobs: Here())
+    tiny = (f"set=[{', '.join(TINY)}]", "evaluate.limit=8", "tracking.enabled=false")
+    five = commands(FILE)[:5]
+    assert [words[1] for words in five] == ["describe", "evaluate", "evaluate", "compare", "compare"]
+    for words in five:
+        local = ["mine.yaml" if word == "textvqa" and words[1] == "evaluate" else word for word in words[1:]]
+        done = fvl_here(folder, *local, *(tiny if words[1] == "compare" else ()))
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+    report = (folder / "runs" / "on_textvqa" / "report.md").read_text(encoding="utf-8")
+    assert "**What 5 seeds show** (TextVQA, VQA accuracy over all questions, against concat" in report
+    assert re.search(r"^> - gated is (not separated|equivalent|better|worse)|^> - .*gated", report, re.MULTILINE)

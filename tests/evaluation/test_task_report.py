@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,15 @@ import pytest
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.metrics.accuracy import AccuracyMetric
 from fvl_lightning.evaluation.metrics.base import KindScores, Reference
+from fvl_lightning.evaluation.metrics.vqa_accuracy import VqaAccuracyMetric
 from fvl_lightning.evaluation.report.assessment import TaskAssessment, assess
 from fvl_lightning.evaluation.report.figures import score_figure
 from fvl_lightning.evaluation.report.report import markdown, terminal_grids, write_report
+from fvl_lightning.evaluation.report.tables import differences_grid
 from fvl_lightning.evaluation.robustness.corruptions import STRENGTHS
 from fvl_lightning.evaluation.statistics import resampling
+from fvl_lightning.evaluation.statistics.resampling import Estimate
+from fvl_lightning.evaluation.tasks.question import ONE_KIND
 from fvl_lightning.evaluation.tasks.result import TaskResult, TaskSample
 
 CLUSTERS, PER_CLUSTER = 90, 3
@@ -108,7 +113,8 @@ def test_the_report_says_them(tasks: list[TaskAssessment], tmp_path: Path) -> No
 
 def test_one_model_has_no_differences(tasks: list[TaskAssessment]) -> None:
     titles = [grid.title for grid in terminal_grids(tasks)]
-    assert titles == ["Scores", "Differences", "Lamps | <b>: controls"]
+    corrupted = [f"Lamps | <b>: {model} on corrupted images" for model in SKILL]
+    assert titles == ["Scores", "Differences", "Lamps | <b>: controls", *corrupted]
     generator = np.random.default_rng(0)
     alone = assess(
         {"m": [answered(0.7, "", generator, "lamps")]}, AccuracyMetric(AccuracyMetric.Config(), ["is", "has"])
@@ -131,3 +137,30 @@ def test_a_model_without_a_plain_result_is_refused() -> None:
     generator = np.random.default_rng(0)
     with pytest.raises(DataError, match="m has 0 results on the task as it is"):
         assess({"m": [answered(0.7, "blind", generator, "lamps")]}, AccuracyMetric(AccuracyMetric.Config(), ["is"]))
+
+
+def test_what_a_difference_shows_is_named(tasks: list[TaskAssessment]) -> None:
+    zero = replace(tasks[0].statistics.differences[0], difference=Estimate(0.1, (-0.1, 0.3)))
+    above, below = (replace(zero, difference=Estimate(sign * 0.2, tuple(sorted((sign * 0.1, sign * 0.3)))))
+                    for sign in (1, -1))  # fmt: skip
+    task = replace(tasks[0], statistics=replace(tasks[0].statistics, differences=(zero, above, below)))
+    shown = [row[-1] for row in differences_grid([task, replace(task, higher_is_better=False)])[0].rows]
+    assert shown == ["not separated", "better", "worse", "not separated", "worse", "better"]
+
+
+def test_empty_answers_and_references_that_disagree_are_remarked() -> None:
+    people = {"a": ("stop", "stop"), "b": ("stop", "halt"), "c": ("stop",) * 9 + ("halt",)}
+    made = [TaskSample(key, "", "", 0.0, Reference(answers)) for key, answers in people.items()]
+    result = TaskResult("signs", "Signs <b>", "vqa_accuracy", OVERALL, KindScores(0.0, 0.0), made)
+    found = assess({"m": [result]}, VqaAccuracyMetric(VqaAccuracyMetric.Config(), [ONE_KIND]))
+    assert found.attainable == pytest.approx((1 + 0.5 + 1) / 3)
+    assert found.described == "VQA accuracy over all questions"
+    (grid,) = terminal_grids([found])
+    assert "On Signs <b>, at most 0.833 is attainable, since references disagree." in grid.note
+    assert "Warning: on Signs <b>, m gives an empty answer to 3 of 3 questions." in grid.note
+    assert "Warning: on Signs &lt;b>, m gives" in markdown([found])
+    agreed = replace(result, primary="macro", samples=[replace(s, prediction="x", reference=Reference(("x",) * 4))
+                                                       for s in made])  # fmt: skip
+    found = assess({"m": [agreed]}, VqaAccuracyMetric(VqaAccuracyMetric.Config(), [ONE_KIND]))
+    assert terminal_grids([found])[0].note == ""
+    assert found.described == "VQA accuracy over all questions", "of one kind, no average over kinds"

@@ -139,7 +139,7 @@ def pareto_figure(comparison: Comparison) -> Figure:
         clean_axes(axes)
         value_axis(axes.xaxis, costs.values())
     ends = [score + sign * spread.get(arm, 0.0) for arm, score in scores.items() for sign in (-1, 1)]
-    score_axis(panels[0], metric.bounds, ends, from_zero=False)
+    score_axis(panels[0], comparison.bounds, ends, from_zero=False)
     seeds = "mean and SD over seeds" if len(comparison.seeds) > 1 else "one seed"
     panels[0].set_ylabel(f"{name} ({seeds})", color=INK)
     legend_above(figure, *panels[0].get_legend_handles_labels())

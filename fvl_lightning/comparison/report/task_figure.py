@@ -40,7 +40,6 @@ def task_figure(comparison: Comparison) -> Figure:
         axes.set_xlim(-0.5, len(names) - 0.4)
         clean_axes(axes)
         axes.grid(visible=False, axis="x")
-        metric = evaluation.metric(score)
-        axes.set_ylabel(metric.title.lower(), color=INK)
-        score_axis(axes, metric.bounds, drawn, from_zero=False)
+        axes.set_ylabel(evaluation.metric(score).title.lower(), color=INK)
+        score_axis(axes, evaluation.bounds(score), drawn, from_zero=False)
     return figure

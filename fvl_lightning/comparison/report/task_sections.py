@@ -3,9 +3,9 @@
 from math import isfinite
 
 from fvl_lightning.comparison.result_files.comparison import Comparison
-from fvl_lightning.comparison.result_files.statistics import Contrast, TaskContrast, TaskFamily
+from fvl_lightning.comparison.result_files.statistics import Contrast, TaskContrast, TaskFamily, TaskSlices
 from fvl_lightning.comparison.result_files.tasks import TaskEvaluation
-from fvl_lightning.comparison.scoring.names import is_average, is_task_score
+from fvl_lightning.comparison.scoring.names import is_average, is_task_score, task_score
 from fvl_lightning.core.terminal import plural
 from fvl_lightning.reporting.tables import ABSENT, Grid, format_score, interval, signed
 
@@ -25,7 +25,7 @@ def tasks_text(comparison: Comparison) -> str:
         return ""
     asked = "; ".join(
         f"{task.title} ({plural(task.questions, 'question')} in {plural(task.clusters, 'cluster')}, "
-        f"{task.component.describe(task.primary)})"
+        f"{task.component.describe(task.primary, task.kinds)})"
         for task in evaluation.tasks.values()
     )
     others = [score for score in evaluation.scores() if score != comparison.metric]
@@ -67,7 +67,28 @@ def task_grids(comparison: Comparison) -> list[Grid]:
         )
         header = ["score", "arm", "difference", "95 % interval"]
         grids.append(Grid(f"Difference to {statistics.baseline} over questions", header, rows, note))
-    return grids
+    return [*grids, *(_slices_grid(evaluation, one) for one in (statistics.tasks.slices if statistics.tasks else ()))]
+
+
+def _slices_grid(evaluation: TaskEvaluation, slices: TaskSlices) -> Grid:
+    """Returns a row for each group of a task's questions, and the gap of the worst one."""
+    rows = [
+        [group.value, f"{group.questions:,}", f"{group.clusters:,}", *map(format_score, group.scores.values())]
+        for group in slices.groups
+    ]
+    gaps = [
+        f"{format_score(gap.gap)} ({interval(gap.interval)}), {gap.group}" if gap.group else ABSENT
+        for gap in slices.worst.values()
+    ]
+    note = (
+        f"{_shown(evaluation, task_score(slices.task, evaluation.tasks[slices.task].primary))}. The last row is the "
+        "score of all questions minus that of the worst group, with a 95 % interval over new questions that accounts "
+        "for choosing the worst one."
+    )
+    note += "".join(f" Warning, {text}." for text in slices.warnings)
+    header = [slices.field, "questions", "clusters", *slices.worst]
+    title = f"{evaluation.tasks[slices.task].title}: by {slices.field}"
+    return Grid(title, header, [*rows, ["all minus worst", "", "", *gaps]], note)
 
 
 def family_line(comparison: Comparison) -> str:

@@ -171,6 +171,14 @@ class Comparison(Record):
         return self.evaluation.metric(self.metric) if self.evaluation and on_task else metric_of(self.metric)
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """The lowest and highest value of the score that the arms are compared by."""
+        on_task = self.evaluation is not None and is_task_score(self.metric)
+        if self.evaluation is not None and on_task:
+            return self.evaluation.bounds(self.metric)
+        return metric_of(self.metric).bounds_of(split_score(self.metric)[1])
+
+    @property
     def metric_title(self) -> str:
         """The name of the score that the arms are compared by, in a report."""
         if self.evaluation is not None and is_task_score(self.metric):

@@ -172,6 +172,40 @@ class QuestionIntervals(Record):
 
 
 @dataclass(frozen=True)
+class SliceGroup(Record):
+    """The questions of a task with one value of a field."""
+
+    value: str
+    questions: int
+    clusters: int
+    scores: dict[str, float]
+    """{arm: score, averaged over seeds}."""
+
+
+@dataclass(frozen=True)
+class WorstGap(Record):
+    """All questions of a field against the group with the worst score."""
+
+    group: str
+    """Empty where fewer than two groups have enough clusters."""
+    gap: float
+    interval: Interval
+    """Over new questions; it accounts for choosing the worst group."""
+
+
+@dataclass(frozen=True)
+class TaskSlices(Record):
+    """The arms on a task by the values of one field; see evaluation/robustness/slices.py."""
+
+    task: str
+    field: str
+    groups: tuple[SliceGroup, ...]
+    worst: dict[str, WorstGap]
+    """{arm: its worst gap}."""
+    warnings: tuple[str, ...] = field(default=(), metadata=IF_FILLED)
+
+
+@dataclass(frozen=True)
 class TaskStatistics(Record):
     """Statistics of a comparison that is judged on tasks."""
 
@@ -179,6 +213,8 @@ class TaskStatistics(Record):
     """{score: the arms over their seeds}, the primary score among them."""
     family: TaskFamily
     questions: QuestionIntervals
+    slices: tuple[TaskSlices, ...] = field(default=(), metadata=IF_FILLED)
+    """One for each field of the tasks that name slices."""
 
 
 @dataclass(frozen=True)

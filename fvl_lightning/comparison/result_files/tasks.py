@@ -50,6 +50,8 @@ class TaskEntry(Record):
     """Groups of questions that are drawn together, such as those about one image."""
     options: dict[str, Any] = field(default_factory=dict, metadata=IF_FILLED)
     """Options of the metric."""
+    kinds: int = field(default=0, metadata=IF_FILLED)
+    """Kinds of question; 0 in files of earlier versions."""
 
     @property
     def component(self) -> type[AnswerMetric]:
@@ -91,12 +93,17 @@ class TaskEvaluation(Record):
         """Returns the class of the metric that gives a score its direction and bounds."""
         return self.tasks[self.task_of(score)].component
 
+    def bounds(self, score: str) -> tuple[float, float]:
+        """Returns the lowest and highest value of a score."""
+        task = self.task_of(score)
+        return self.metric(score).bounds_of(split_task_score(score)[1] or self.tasks[task].primary)
+
     def title(self, score: str) -> str:
         """Returns what a report calls a score."""
         name, number = split_task_score(score)
         if is_average(score):
             return f"{name}, average of {', '.join(self.tasks[task].title for task in self.macro[name])}"
-        return f"{self.tasks[name].title}, {self.metric(score).describe(number)}"
+        return f"{self.tasks[name].title}, {self.metric(score).describe(number, self.tasks[name].kinds)}"
 
     def short_title(self, score: str) -> str:
         """Returns what a table or a panel calls a score that stands for its task, or an average."""

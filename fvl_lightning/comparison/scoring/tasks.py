@@ -183,6 +183,7 @@ class AskedTasks:
             identity=self.specs[name].identity,
             questions=len(questions),
             clusters=len({question.cluster or question.id for question in questions}),
+            kinds=len({question.kind for question in questions}),
             options={key: value for key, value in as_plain(task.config)["metric"].items() if key != "name"},
         )
 

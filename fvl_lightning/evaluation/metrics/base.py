@@ -24,7 +24,7 @@ MLflow names follow from the class. docs/extending.md has one with an option and
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import nan
+from math import isfinite, nan
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -107,9 +107,16 @@ class AnswerMetric(Metric, ABC):
         self.add_state("asked", torch.zeros(len(self.kinds), dtype=torch.long), dist_reduce_fx="sum")
 
     @classmethod
-    def describe(cls, average: str) -> str:
-        """Returns what a report calls an average, such as "Accuracy over all questions"."""
-        return cls.averages[average].format(title=cls.title)
+    def describe(cls, average: str, kinds: int = 0) -> str:
+        """Returns what a report calls an average, such as "Accuracy over all questions".
+
+        Args:
+            average: a key of `averages`.
+            kinds: the number of kinds of question, 0 if it is not known. The average over a single kind is that over
+                its questions, and is called so.
+        """
+        alone = average == OVER_KINDS and kinds == 1 and OVER_QUESTIONS in cls.averages
+        return cls.averages[OVER_QUESTIONS if alone else average].format(title=cls.title)
 
     @classmethod
     def bounds_of(cls, average: str) -> tuple[float, float]:
@@ -139,14 +146,28 @@ class AnswerMetric(Metric, ABC):
         best = max if self.higher_is_better else min
         return best((self.score(text, truth) for truth in reference.answers), default=nan)
 
+    def attainable(self, reference: Reference) -> float:
+        """Returns the score of the best possible answer to a question, such as less than 1 where people disagree."""
+        return self.bounds[1 if self.higher_is_better else 0]
+
     def is_best(self, text: str, reference: Reference) -> bool:
         """Returns whether a score is the best possible one; figures mark such answers as right."""
         return self.score_answer(text, reference) == self.bounds[1 if self.higher_is_better else 0]
 
     def update(self, kind: str, text: str, reference: Reference) -> None:
         """Adds one answer to a question of this kind."""
+        self._count(kind, self.score_answer(text, reference))
+
+    def update_scored(self, kind: str, text: str, reference: Reference, score: float) -> None:
+        """Adds one answer whose `score_answer` is known; only a metric with an `update` of its own scores it again."""
+        if type(self).update is AnswerMetric.update and isfinite(score):
+            self._count(kind, score)
+        else:  # the class's own method: that of the instance would keep results and wait for other ranks
+            type(self).update(self, kind, text, reference)
+
+    def _count(self, kind: str, score: float) -> None:
         index = self.kinds.index(kind)
-        self.total[index] += self.score_answer(text, reference)
+        self.total[index] += score
         self.asked[index] += 1
 
     def compute(self) -> KindScores:

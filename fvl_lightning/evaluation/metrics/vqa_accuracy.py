@@ -1,6 +1,7 @@
 """VQA accuracy, the agreement with people's answers, of VQAv2, TextVQA, OK-VQA and VizWiz."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Literal
@@ -47,11 +48,20 @@ class VqaAccuracyMetric(AnswerMetric):
             return nan
         normalised = self._normalisation()
         text = normalised(text)
-        others = len(reference.answers) - 1
-        if not others and not self.config.as_lmms_eval:
+        if len(reference.answers) == 1 and not self.config.as_lmms_eval:
             return float(text == normalised(reference.answers[0]))
-        equal = [normalised(answer) == text for answer in reference.answers]
-        enough = ENOUGH if self.config.as_lmms_eval else min(ENOUGH, others)
+        return self._agreement([normalised(answer) == text for answer in reference.answers])
+
+    def attainable(self, reference: Reference) -> float:
+        """Returns the score of the answer that most people gave; NaN without references."""
+        if len(reference.answers) < 2:
+            return nan if not reference.answers else float(not self.config.as_lmms_eval)
+        most = max(Counter(map(self._normalisation(), reference.answers)).values())
+        return self._agreement([place < most for place in range(len(reference.answers))])
+
+    def _agreement(self, equal: Sequence[bool]) -> float:
+        """Returns the score of an answer that is or is not equal to each reference."""
+        enough = ENOUGH if self.config.as_lmms_eval else min(ENOUGH, len(equal) - 1)
         return sum(min(1.0, (sum(equal) - one) / enough) for one in equal) / len(equal)
 
     def _normalisation(self) -> Callable[[str], str]:

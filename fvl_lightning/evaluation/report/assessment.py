@@ -1,7 +1,7 @@
 """Results of models on one task for a report: scores, differences, controls, corruptions, biases, slices."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
 
 from fvl_lightning.core.errors import DataError
@@ -11,6 +11,7 @@ from fvl_lightning.evaluation.robustness.corruptions import CORRUPTIONS
 from fvl_lightning.evaluation.robustness.prior import PRIOR, prior_result
 from fvl_lightning.evaluation.robustness.slices import SliceScores, slice_scores
 from fvl_lightning.evaluation.statistics import resampling
+from fvl_lightning.evaluation.statistics.aggregates import aggregate, is_mean
 from fvl_lightning.evaluation.statistics.paired import ScoreStatistics, drawn_numbers, score_statistics
 from fvl_lightning.evaluation.statistics.resampling import ALPHA, Estimate
 from fvl_lightning.evaluation.tasks.result import TaskResult
@@ -61,6 +62,10 @@ class TaskAssessment:
     varied: tuple[VariedScore, ...]
     biases: tuple[BiasCheck, ...]
     slices: tuple[SliceScores, ...]
+    empty: dict[str, int] = field(default_factory=dict)
+    """{model: questions to which its answer is empty}."""
+    attainable: float = nan
+    """The number if every question had its best possible answer; NaN for the bound of the metric, or if not known."""
     published: dict[str, float] = field(default_factory=dict)
     """{model: published score}, on the metric's own scale."""
 
@@ -100,7 +105,7 @@ def assess(
         title=first.title,
         metric=first.metric,
         number=first.primary,
-        described=metric.describe(first.primary),
+        described=metric.describe(first.primary, len(metric.kinds)),
         bounds=metric.bounds_of(first.primary),
         higher_is_better=metric.higher_is_better is not False,
         statistics=statistics,
@@ -111,6 +116,8 @@ def assess(
         varied=tuple(_varied(results, plain, metric, alpha, seed)),
         biases=tuple(bias_checks(plain, alpha)),
         slices=tuple(slice_scores(plain, metric, alpha, seed)),
+        empty={model: sum(not sample.prediction for sample in result.samples) for model, result in plain.items()},
+        attainable=_attainable(first, metric),
         published=dict(published or {}),
     )
 
@@ -120,6 +127,17 @@ def _as_it_is(model: str, found: Sequence[TaskResult]) -> TaskResult:
     if len(plain) != 1:
         raise DataError(f"{model} has {len(plain)} results on the task as it is; a report needs exactly one")
     return plain[0]
+
+
+def _attainable(result: TaskResult, metric: AnswerMetric) -> float:
+    """Returns the number of a task whose questions all have their best possible answers; NaN if it is the bound."""
+    if not is_mean(metric, result.primary):
+        return nan
+    best = [replace(sample, score=metric.attainable(sample.reference)) for sample in result.samples]
+    bound = metric.bounds[1 if metric.higher_is_better else 0]
+    if all(sample.score == bound for sample in best):
+        return nan
+    return aggregate(metric, best).average(result.primary)
 
 
 def _varied(

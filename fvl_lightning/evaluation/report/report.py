@@ -87,8 +87,8 @@ def _introduction(tasks: Sequence[TaskAssessment], about: Mapping[str, str]) -> 
         f"{plural(len(_models(tasks)), 'model')} on {plural(len(tasks), 'task')}. Intervals are 95 % intervals for "
         f"{LABEL}: the questions of a cluster, such as an image, are drawn together (bootstrap). They do not cover "
         "training again with other seeds, and each holds for its number alone unless its table has another note. The "
-        "answer prior gives to every question the most frequent reference answer of its kind that another cluster has, "
-        "too."
+        "answer prior gives to every question the most frequent reference answer of its kind, counted in the half of "
+        "the clusters that the question is not in."
     )
     return " ".join([text, *(f"{markdown_text(f'{name}: {value}')}." for name, value in about.items())])
 
@@ -135,5 +135,6 @@ def _slice_sentences(task: TaskAssessment) -> str:
 
 
 def terminal_grids(tasks: Sequence[TaskAssessment]) -> list[Grid]:
-    """Returns the tables for a terminal: scores, differences and controls."""
-    return [scores_grid(tasks), *differences_grid(tasks), *(grid for task in tasks for grid in controls_grid(task))]
+    """Returns the tables for a terminal: scores, differences, controls and corruptions."""
+    varied = (grid for task in tasks for grid in (*controls_grid(task), *corruption_grids(task)))
+    return [scores_grid(tasks), *differences_grid(tasks), *varied]

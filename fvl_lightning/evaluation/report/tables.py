@@ -1,8 +1,9 @@
 """Tables of an evaluation's report: scores, differences, controls, corruptions and slices."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
 
+from fvl_lightning.core.terminal import plural
 from fvl_lightning.evaluation.metrics.averages import OVER_KINDS
 from fvl_lightning.evaluation.report.assessment import OF_PRIOR, TaskAssessment, VariedScore
 from fvl_lightning.evaluation.robustness.corruptions import CORRUPTIONS, STRENGTHS
@@ -11,6 +12,8 @@ from fvl_lightning.evaluation.statistics.resampling import Estimate
 from fvl_lightning.reporting.tables import ABSENT, Grid, format_score, interval, signed
 
 AS_IT_IS = "as it is"
+MANY_EMPTY = 0.1
+"""Share of empty answers above which a report has a warning."""
 
 
 def scored(found: Estimate) -> str:
@@ -45,21 +48,50 @@ def scores_grid(tasks: Sequence[TaskAssessment]) -> Grid:
         )
     header = ["task", "number", *models, OF_PRIOR, *(f"{model} (published)" for model in published), "questions",
               "clusters"]  # fmt: skip
-    return Grid("Scores", header, rows)
+    return Grid("Scores", header, rows, " ".join(_remarks(tasks)))
+
+
+def _remarks(tasks: Sequence[TaskAssessment]) -> Iterator[str]:
+    """Yields what limits the scores, and what may be wrong with them."""
+    for task in tasks:
+        if isfinite(task.attainable):
+            yield f"On {task.title}, at most {format_score(task.attainable)} is attainable, since references disagree."
+        for model, empty in task.empty.items():
+            if empty > MANY_EMPTY * task.statistics.questions:
+                asked = plural(task.statistics.questions, "question")
+                yield f"Warning: on {task.title}, {model} gives an empty answer to {empty:,} of {asked}."
 
 
 def differences_grid(tasks: Sequence[TaskAssessment]) -> list[Grid]:
     """Returns one table with a row for each pair of models on each task; an empty list for a single model."""
     rows = [
-        [task.title, pair.model, pair.baseline, signed(pair.difference.value), interval(pair.difference.interval)]
+        [
+            task.title,
+            pair.model,
+            pair.baseline,
+            signed(pair.difference.value),
+            interval(pair.difference.interval),
+            _found(pair.difference, task.higher_is_better),
+        ]
         for task in tasks
         for pair in task.statistics.differences
     ]
     note = (
         "The score of a model minus that of the other one, on the same questions. Each interval holds for its pair and "
-        "task alone: of twenty that show a difference of equal models, one is expected by chance."
+        "task alone: of twenty that show a difference of equal models, one is expected by chance. Two models are not "
+        "separated where the interval includes 0."
     )
-    return [Grid("Differences", ["task", "model", "minus", "difference", "95 % interval"], rows, note)] if rows else []
+    header = ["task", "model", "minus", "difference", "95 % interval", "the model is"]
+    return [Grid("Differences", header, rows, note)] if rows else []
+
+
+def _found(difference: Estimate, higher_is_better: bool) -> str:
+    """Returns what a difference shows; its absence is shown where there is no interval."""
+    if not isfinite(difference.interval[0]):
+        return ABSENT
+    if not difference.excludes_zero:
+        return "not separated"
+    return "better" if (difference.value > 0) == higher_is_better else "worse"
 
 
 def controls_grid(task: TaskAssessment) -> list[Grid]:

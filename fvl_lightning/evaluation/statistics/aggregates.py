@@ -21,6 +21,7 @@ from fvl_lightning.evaluation.metrics.averages import OVER_KINDS, OVER_QUESTIONS
 from fvl_lightning.evaluation.metrics.base import AnswerMetric, KindScores
 from fvl_lightning.evaluation.statistics.means import group_draws, mean_draws
 from fvl_lightning.evaluation.statistics.resampling import Array, Resamples
+from fvl_lightning.evaluation.tasks.question import TaskQuestion
 from fvl_lightning.evaluation.tasks.result import TaskSample
 
 STATE_DRAWS = 1_000
@@ -31,9 +32,14 @@ FEWEST_DRAWS = 50
 """With fewer draws no interval is computed."""
 
 
+def cluster_of(question: TaskSample | TaskQuestion) -> str:
+    """Returns the cluster of a question; a question without one is its own cluster."""
+    return question.cluster or f"question {question.id}"
+
+
 def clusters_of(samples: Sequence[TaskSample]) -> list[str]:
-    """Returns the cluster of each question; a question without one is its own cluster."""
-    return [sample.cluster or f"question {sample.id}" for sample in samples]
+    """Returns the cluster of each question."""
+    return [cluster_of(sample) for sample in samples]
 
 
 def is_mean(metric: AnswerMetric, name: str) -> bool:
@@ -198,12 +204,11 @@ def _state_totals(
 def _fill(metric: AnswerMetric, samples: Iterable[TaskSample]) -> None:
     metric.reset()
     for sample in samples:
-        # The class's own methods: those of the instance would keep results and wait for other ranks.
-        type(metric).update(metric, sample.kind, sample.prediction, sample.reference)
+        metric.update_scored(sample.kind, sample.prediction, sample.reference, sample.score)
 
 
 def _computed(metric: AnswerMetric) -> KindScores:
-    return type(metric).compute(metric)
+    return type(metric).compute(metric)  # not that of the instance, which keeps results and waits for other ranks
 
 
 def _packed(metric: AnswerMetric) -> Array | None:

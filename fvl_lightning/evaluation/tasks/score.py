@@ -14,6 +14,7 @@ from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.batched_answers import AskedPrompt, Asking, answer_prompts, most_likely
 from fvl_lightning.evaluation.metrics.base import AnswerMetric
 from fvl_lightning.evaluation.robustness.variations import Variation
+from fvl_lightning.evaluation.statistics.aggregates import aggregate
 from fvl_lightning.evaluation.tasks.checks import metric_choice
 from fvl_lightning.evaluation.tasks.cleaning import clean
 from fvl_lightning.evaluation.tasks.config import TaskConfig
@@ -84,7 +85,6 @@ def judged(task: TaskConfig, questions: QuestionSet, outputs: Sequence[str], var
     samples = []
     for question, output in zip(asked, outputs, strict=True):
         prediction = _prediction(task, output)
-        metric.update(question.kind, prediction, question.reference)
         samples.append(
             TaskSample(
                 id=question.id,
@@ -103,7 +103,7 @@ def judged(task: TaskConfig, questions: QuestionSet, outputs: Sequence[str], var
         title=task.title,
         metric=metric_choice(task).name,
         primary=primary_of(task),
-        scores=metric.compute(),
+        scores=aggregate(metric, samples),
         samples=samples,
         identity=questions.identity,
         variation=variation,

@@ -1,5 +1,6 @@
 """The report of a comparison that is judged on tasks: what it says is what the numbers are."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from fvl_lightning.reporting.files import json_bytes
 from tests.comparison.statistics.test_families import judged, statistics
 
 
-def compared(metric: str, **settings: Any) -> Comparison:
+def compared(metric: str, made: Any = None, **settings: Any) -> Comparison:
     """Three arms of five seeds, of which gated is better at words alone."""
-    results, answers, tasks = judged({("gated", "words"): 0.25}, **settings)
+    results, answers, tasks = made or judged({("gated", "words"): 0.25}, **settings)
     return Comparison(
         name="made up", level=None, seed=0, seeds=list(results), lineage="end_to_end", metric=metric, encoder=None,
         mlflow=MlflowEntry(None, "", "", ""), machine={}, differences={arm: {} for arm in answers},
@@ -95,3 +96,32 @@ def test_a_score_of_the_test_split_may_be_primary() -> None:
     assert "at most 5 % of the claims in this table are expected to be false" in family.note
     found.metric = "accuracy/macro"
     assert "Their 3 scores are tested as one family" in tasks_text(found)
+
+
+def test_a_task_with_slices_has_a_table_of_them() -> None:
+    """In the dark gated answers nothing right; the other arms are right as often as elsewhere."""
+    results, answers, tasks = judged()
+    for arm, by_seed in tasks.samples["words"].items():
+        for samples in by_seed.values():  # type: ignore[attr-defined]
+            for place, sample in enumerate(samples):
+                dark = place // 2 % 3 == 0
+                score = 0.0 if dark and arm == "gated" else sample.score
+                samples[place] = replace(sample, score=score, slices={"light": "dark" if dark else "bright"})
+    comparison = compared("tasks/shapes/overall", (results, answers, tasks))
+    assert comparison.statistics.tasks is not None
+    (found,) = comparison.statistics.tasks.slices
+    assert (found.task, found.field, [group.value for group in found.groups]) == ("words", "light", ["bright", "dark"])
+    assert found.groups[1].scores["gated"] == 0
+    assert found.worst["gated"].group == "dark"
+    assert found.worst["gated"].interval[0] > 0.1
+    assert found.worst["concat"].interval[0] == 0
+    by_hand = [sample.score for samples in tasks.samples["words"]["mean"].values() for sample in samples
+               if sample.slices["light"] == "bright"]  # fmt: skip
+    assert found.groups[0].scores["mean"] == pytest.approx(sum(by_hand) / len(by_hand))
+    grid = task_grids(comparison)[-1]
+    assert grid.title == "Words: by light"
+    assert [row[:3] for row in grid.rows[:2]] == [["bright", "40", "20"], ["dark", "20", "10"]]
+    assert grid.rows[2][0] == "all minus worst"
+    assert grid.rows[2][3 + list(comparison.arms).index("gated")].endswith("), dark")
+    assert "Warning, light: fewer than 30 clusters" in grid.note
+    assert json_bytes(Comparison.read(comparison.plain()).plain()) == json_bytes(comparison.plain())

@@ -44,6 +44,7 @@ def test_a_metric_of_ones_own_is_the_file_that_base_py_shows(tmp_path: Path, mon
     import_plugin(str(tmp_path / "contains.py"), tmp_path)
     found = metric_of("contains/macro")
     assert found.describe("macro") == "Containment, macro average over kinds"
+    assert found.describe("macro", kinds=1) == found.describe("overall") == "Containment over all questions"
     scores = build_metric("contains", ["colour"])
     for answer in ("a red star", "blue"):
         scores.update("colour", answer, base.Reference(("red",)))
