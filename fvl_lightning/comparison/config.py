@@ -99,7 +99,7 @@ class ComparisonConfig:
     trains its own."""
     encoder_stage: PathText = ""
     """Experiment file that trains the encoder of a seed for all its arms, relative to this file; empty where the
-    encoder of the stages is `pretrained`."""
+    encoder of the stages is `pretrained`, or that of the run in their `init_from`."""
     feature_cache: bool = True
     """With a frozen encoder, compute its features of every image once, for all arms, and keep them on the disk; false
     runs it at every step."""

@@ -29,7 +29,14 @@ from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import input_hashes
 from fvl_lightning.runs.resume import identity_of
 from fvl_lightning.runs.run import reuse_or_train, run_training
-from fvl_lightning.runs.setup import TRAINING_SPLITS, build_stage, cached_features, data_context, prepare_data
+from fvl_lightning.runs.setup import (
+    TRAINING_SPLITS,
+    build_stage,
+    cached_features,
+    data_context,
+    prepare_data,
+    start_from,
+)
 from fvl_lightning.tracking.links import CURRENT_TAG
 from fvl_lightning.tracking.tracker import Tracker
 from fvl_lightning.training.distributed.process_group import Ranks
@@ -185,6 +192,8 @@ def warm_feature_cache(encoder_run: RunFolder | None, plan: SeedPlan, console: C
             stage = build_stage(experiment)
             if encoder_run is not None:
                 load_components(stage.model, encoder_run.model)
+            else:
+                start_from(stage, experiment)
             stage.train()
             data.connect(data_context(stage.model, stage.tokenizer, experiment))
             task = bar.add_task("features of the frozen encoder", total=None)

@@ -24,13 +24,13 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.scoring import open_model
 from fvl_lightning.launchers.local import LocalLauncher
 from fvl_lightning.runs.folder import RunFolder
-from fvl_lightning.runs.setup import attach_features, build_stage, data_context, prepare_data
+from fvl_lightning.runs.setup import attach_features, build_stage, build_training, data_context, prepare_data
 from fvl_lightning.tracking.null import NullTracker
 from fvl_lightning.training.distributed.process_group import Ranks
 from fvl_lightning.training.feature_cache import build_feature_cache
 from tests.conftest import Run
 from tests.integration.test_comparison import start, workplace
-from tests.tiny_models import experiment
+from tests.tiny_models import experiment, tiny_model
 
 
 @pytest.fixture
@@ -80,6 +80,16 @@ def test_an_axis_of_pictures_gives_each_arm_features_of_its_own(tmp_path: Path, 
     for one, other in (("stretch", "pad"), ("stretch", "crop"), ("pad", "crop")):
         assert not torch.allclose(trained[one]["davit"], trained[other]["davit"], atol=1e-3), (one, other)
     assert torch.equal(trained["stretch"]["davit"], trained["other_fusion"]["davit"])
+
+
+def test_features_are_of_the_encoder_that_the_stages_start_from(tmp_path: Path, shards: Path) -> None:
+    tiny_model(seed=7, fusion="gated", normalize=True).save_pretrained(tmp_path / "model")
+    started = dataclasses.replace(arm(tmp_path, shards, {}), init_from=[str(tmp_path / "model")])
+    warm_feature_cache(None, SeedPlan(None, {"a": [started]}, {}), Console(file=io.StringIO()))
+    before = sorted((tmp_path / "cache").rglob("*.npy"))
+    build_training(started, Ranks())
+    assert before
+    assert sorted((tmp_path / "cache").rglob("*.npy")) == before, "the training computed other features"
 
 
 def widened(there: Path, wide: Path) -> None:
