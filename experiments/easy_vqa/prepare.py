@@ -48,7 +48,7 @@ def main(wheel: Path, out: Path) -> None:
     train, test = conversations(asked["train"]), task_rows(asked["test"])
     (out / "train.json").write_text(json.dumps(train, indent=1), encoding="utf-8")
     (out / "test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in test), encoding="utf-8")
-    print(f"{out}: {len(train):,} questions for training, {len(test):,} of the task")
+    sys.stdout.write(f"{out}: {len(train):,} questions for training, {len(test):,} of the task\n")
 
 
 def conversations(questions: list[Question]) -> list[dict[str, Any]]:

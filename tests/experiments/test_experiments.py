@@ -14,7 +14,7 @@ from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.training.components import count_parameters
 from tests.conftest import ROOT
 
-FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "experiments").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "experiments").rglob("*") if path.is_file())
 ARMS = {"arms", "axes"}
 
 
