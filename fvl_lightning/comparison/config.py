@@ -113,10 +113,12 @@ class ComparisonConfig:
     """grid: every combination of the axes' values is an arm; zip: their first values are one arm, their second ..."""
     swept: list[str] = field(default_factory=list)
     """Keys in which the arms may differ, such as fusion; empty for the axes' keys, or all keys that `arms` set."""
-    match: Literal["natural", "parameters", "flops"] = "natural"
-    """natural: every arm keeps its size. Otherwise the hidden width of its projector is solved, to 1 %. parameters:
-    fusion and projector together have as many as the baseline's; flops: a training sample takes as many operations of
-    the whole model."""
+    match: Literal["natural", "parameters", "flops", "tokens"] = "natural"
+    """natural: every arm keeps its size. tokens: every arm's projector gives the language model `image_tokens` of an
+    image. Otherwise the hidden width of its projector is solved, to 1 %. parameters: fusion and projector together have
+    as many as the baseline's; flops: a training sample takes as many operations of the whole model."""
+    image_tokens: int | None = number(None, at_least=1)
+    """Image tokens in the language model with `match: tokens`; null for those of the baseline."""
     tune: TuneConfig | None = None
     """Choice of every arm's learning rates before the comparison; null takes those of the experiment files."""
     baseline: str | None = None
@@ -175,6 +177,8 @@ class ComparisonConfig:
         plain = as_plain(self)
         if plain["evaluate"] is None:
             del plain["evaluate"]
+        if plain["image_tokens"] is None:
+            del plain["image_tokens"]
         if plain["tune"] and plain["tune"]["metric"] is None:
             del plain["tune"]["metric"]
         return plain
@@ -189,6 +193,8 @@ class ComparisonConfig:
         self.seeds = self.seeds or [self.seed]
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: one is named twice in {', '.join(map(str, self.seeds))}")
+        if self.image_tokens is not None and self.match != "tokens":
+            raise ValueError(f"image_tokens: only `match: tokens` sets them, and match is {self.match}")
         if self.tune and (shared := set(self.seeds) & set(self.tune.seeds)):
             raise ValueError(
                 f"tune.seeds: {min(shared)} is one of `seeds` too; learning rates are chosen with seeds of their own"

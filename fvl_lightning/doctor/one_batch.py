@@ -10,6 +10,7 @@ import torch
 
 from datamodules.base import BatchData
 from fvl_lightning.core.config.loading import load_config
+from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig, TrainerConfig
 from fvl_lightning.doctor.finding import Finding, skipped
 from fvl_lightning.doctor.model import unquantized
@@ -49,7 +50,13 @@ def check_one_batch(
     small = dataclasses.replace(
         small, data=dataclasses.replace(small.data, config=small.data.config.for_one_batch())
     )
-    return _try_step(f"{SCALE}=tiny on {small.data.name} data", small)
+    try:
+        return _try_step(f"{SCALE}=tiny on {small.data.name} data", small)
+    except ConfigError as error:
+        if not str(error).startswith("projector"):
+            raise
+        advice = "the map of the small model has other sides; try `fvl train` for a few steps"
+        return [Finding("one batch", "warning", f"not tried with {SCALE}=tiny: {error}", advice)]
 
 
 def _try_step(name: str, experiment: ExperimentConfig) -> list[Finding]:

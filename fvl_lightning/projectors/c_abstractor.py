@@ -32,8 +32,8 @@ class CAbstractorProjector(Projector):
         144 tokens of the paper."""
         depth: int = number(3, at_least=1)
         """Number of blocks before the pooling, and after it."""
-        hidden: int = number(1024, at_least=1)
-        """Channels of the blocks."""
+        hidden: int | None = number(None, at_least=1)
+        """Channels of the blocks; null for the language model's width, but at most the 1024 of the paper."""
 
     def __init__(self, config: Config, features: FeatureSpec, dim: int) -> None:
         super().__init__(config, features, dim)
@@ -44,7 +44,7 @@ class CAbstractorProjector(Projector):
         self.pooled = rows, _columns(rows, self.grid)
         self.tokens = self.prefix + self.pooled[0] * self.pooled[1]
         self.positions = _Positions(self.grid[0] * self.grid[1], features.dim)
-        hidden = config.hidden
+        hidden = config.hidden or min(dim, 1024)
         self.before = nn.Sequential(*(_Block(hidden if k else features.dim, hidden) for k in range(config.depth)))
         self.after = nn.Sequential(*(_Block(hidden, hidden) for _ in range(config.depth)))
         self.prefix_layer = nn.Linear(features.dim, hidden) if self.prefix else None

@@ -41,11 +41,11 @@ class ResamplerProjector(Projector):
         heads: int = number(8, at_least=1)
         """Attention heads; must divide the width."""
         width: int | None = number(None, at_least=1)
-        """Width of the queries; null for the language model's."""
+        """Width of the queries; null for the language model's, but at most 1024."""
 
     def __init__(self, config: Config, features: FeatureSpec, dim: int) -> None:
         super().__init__(config, features, dim)
-        width = config.width or dim
+        width = config.width or min(dim, 1024)
         if width % config.heads:
             raise ConfigError(f"projector.heads: {config.heads} heads do not divide the width {width}")
         self.tokens = config.queries

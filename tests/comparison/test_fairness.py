@@ -11,9 +11,10 @@ import yaml
 from fvl_lightning.comparison import worker as cell
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.fairness import check_same_encoder, check_same_samples, check_same_start
+from fvl_lightning.comparison.matching.sizes import match_sizes
+from fvl_lightning.comparison.matching.tokens import match_tokens, numbers_in_words
 from fvl_lightning.comparison.plan import arm_differences, experiments, plan_alike
 from fvl_lightning.comparison.result_files.cell import CellResult, CellSpec
-from fvl_lightning.comparison.size_matching import match_sizes
 from fvl_lightning.comparison.split_readings import read_test_access
 from fvl_lightning.core.config.loading import as_plain, load_config
 from fvl_lightning.core.errors import ConfigError, DataError
@@ -240,3 +241,52 @@ def test_more_image_tokens_are_no_matter_of_the_projector(workspace: Path, here:
         r"language model, not 16\); take match: natural",
         said,
     ), said
+
+
+def budget(workspace: Path, arms: dict[str, list[str]], **values: Any) -> list[dict[str, Any]]:
+    """The arms of each seed, once every projector makes the same number of tokens."""
+    given = {name: {"set": overrides} for name, overrides in arms.items()}
+    config, file = comparison(workspace, arms=given, seeds=[0, 1], match="tokens", set=TINY_DATA, **values)
+    plans = [plan.arms for plan in experiments(config, file, workspace / "runs").values()]
+    match_tokens(plans, next(iter(arms)), config)
+    return plans
+
+
+BY_EACH_PROJECTOR = {
+    "concat": ["projector=pixel_shuffle"],
+    "pool": ["projector=pool", "fusion=gated"],
+    "learned": ["projector=resampler"],
+    "honeybee": ["projector=c_abstractor", "projector.hidden=16"],
+    "sources": ["projector=per_source", "projector.projectors.default=pool", "fusion=token_concat"],
+}
+
+
+def test_every_arm_has_the_declared_image_tokens(workspace: Path, here: None) -> None:
+    plans = budget(workspace, BY_EACH_PROJECTOR, image_tokens=4, stages=["finetune.yaml"])
+    built = plan_alike([plans[1]])
+    assert {stage.model.image_spec.tokens_per_image for stages in built.values() for stage in stages} == {4}
+    last = {arm: stages[-1].projector.config for arm, stages in plans[0].items()}
+    assert (last["concat"].factor, last["pool"].factor, last["learned"].queries, last["honeybee"].rows) == (2, 2, 4, 2)
+    assert last["sources"].projectors["ocr"].config.factor == 4, "a token of each of four sources"
+    assert last["honeybee"].hidden == 16, "nothing else changes"
+    assert {stage.data.config.planned_tokens_per_image for stages in plans[1].values() for stage in stages} == {None}
+
+
+def test_the_baseline_gives_the_tokens_that_are_not_declared(workspace: Path, here: None) -> None:
+    arms = {"pool": ["projector=pool", "projector.factor=4"], "learned": ["projector=resampler"]}
+    (plan, _) = budget(workspace, arms)
+    assert [stage.projector.config.queries for stage in plan["learned"]] == [1, 1], "in both stages"
+
+
+def test_tokens_that_no_projector_can_make_are_refused(workspace: Path, here: None) -> None:
+    with pytest.raises(ConfigError) as caught:
+        budget(workspace, {"pool": ["projector=pool"]}, image_tokens=5, stages=["finetune.yaml"])
+    assert str(caught.value) == (
+        "match: tokens: pool cannot make 5 tokens of an image: its projector pool now makes 4 and can make 1, 4, 16; "
+        "take another projector or another image_tokens"
+    )
+    with pytest.raises(ConfigError, match=r"plain cannot make 4 .*: its projector mlp now makes 16 and can make 16;"):
+        budget(workspace, {"plain": ["projector=mlp"]}, image_tokens=4, stages=["finetune.yaml"])
+    with pytest.raises(ConfigError, match="image_tokens: only `match: tokens` sets them, and match is natural"):
+        comparison(workspace, axes={"fusion": ["concat"]}, image_tokens=4)
+    assert numbers_in_words([64, *range(1, 17), 17 + 2, 20]) == "1 to 16, 19, 20, 64"

@@ -19,7 +19,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from fvl_lightning.cli.main import run as fvl
-from fvl_lightning.comparison import runner, size_matching, worker
+from fvl_lightning.comparison import runner, worker
+from fvl_lightning.comparison.matching import sizes
 from fvl_lightning.comparison.plan import SeedPlan
 from fvl_lightning.comparison.result_files.cell import CellSpec
 from fvl_lightning.core import device
@@ -110,7 +111,7 @@ def encoder() -> None:
 
 def flops() -> None:
     """The size of an arm for `match: flops`."""
-    assert size_matching.Operations(experiment()).own() > 0
+    assert sizes.Operations(experiment()).own() > 0
 
 
 def features() -> None:
@@ -170,7 +171,7 @@ FAULTS: dict[str, tuple[str, Callable[[], None]]] = {
     "the targets of the encoder are not moved": ("encoder", batches_stay),
     "the encoder of fvl encoder is not moved": ("encoder", stays(inference_encoder)),
     "the encoder of the feature cache is not moved": ("features", stays(setup)),
-    "the model of match: flops is not moved": ("flops", stays(size_matching)),
+    "the model of match: flops is not moved": ("flops", stays(sizes)),
     "the batch of match: flops is not moved": ("flops", batches_stay),
     "the model of fvl generate is not moved": ("answers", stays(references)),
 }

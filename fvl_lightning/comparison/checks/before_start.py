@@ -14,6 +14,8 @@ from fvl_lightning.comparison.checks.models import build_checked
 from fvl_lightning.comparison.checks.output import check_output
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.estimates.features import feature_sets
+from fvl_lightning.comparison.matching.sizes import SIZES, match_sizes
+from fvl_lightning.comparison.matching.tokens import match_tokens
 from fvl_lightning.comparison.plan import SeedPlan, experiments, plan_alike
 from fvl_lightning.comparison.result_files.tasks import TaskEvaluation
 from fvl_lightning.comparison.scoring.tasks import (
@@ -24,7 +26,6 @@ from fvl_lightning.comparison.scoring.tasks import (
     named_tasks,
     resolve_metric,
 )
-from fvl_lightning.comparison.size_matching import match_sizes
 from fvl_lightning.comparison.statistics.complete_cases import too_few
 from fvl_lightning.comparison.tuning import trial_name, trials, tuning_plans
 from fvl_lightning.core.errors import ConfigError, DataError, UserError
@@ -150,6 +151,7 @@ def steps_of_checks(
     def arms() -> str:
         for encoder in planned.encoders[:1]:
             built[""] = [build_checked(encoder)]
+        match_tokens(by_seed, planned.baseline, config)
         built.update(plan_alike(by_seed, config.lineage))
         return f"{', '.join(by_seed[0])} can be built; fusions and projectors return the shapes that they declare"
 
@@ -172,7 +174,7 @@ def steps_of_checks(
         return in_words(planned.tasks, planned.asked)
 
     first: dict[str, Check] = {"data": data, "arms": arms} | ({"tasks": tasks} if planned.tasks else {})
-    second: dict[str, Check] = {} if config.match == "natural" else {"sizes": sizes}
+    second: dict[str, Check] = {"sizes": sizes} if config.match in SIZES else {}
     if not fresh:
         second["output"] = lambda: check_output(config, planned.folder, planned.plans)
     if not report_only:

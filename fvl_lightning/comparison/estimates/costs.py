@@ -12,6 +12,7 @@ from fvl_lightning.core.errors import ConfigError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.cost import QUESTIONS
 from fvl_lightning.inference.generation import ANSWER_TOKENS
+from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.shapes import in_own_code
 from fvl_lightning.profiling.batch_shape import BatchShape
 from fvl_lightning.profiling.flops import BatchFlops, estimate_flops, question_flops
@@ -59,6 +60,12 @@ class StageCost:
         """All parameters, and those that are trained."""
         counts = count_parameters(self.stage.model).values()
         return sum(count["parameters"] for count in counts), sum(count["trainable"] for count in counts)
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of an image in the language model; 0 where there is none."""
+        model = self.stage.model
+        return model.image_spec.tokens_per_image if isinstance(model, FlorenceVLForConditionalGeneration) else 0
 
 
 def stage_cost(stage: Stage, experiment: ExperimentConfig, rows: StageRows, counts: SplitCounts) -> StageCost:

@@ -24,9 +24,10 @@ from fvl_lightning.comparison.estimates.features import FeatureSet, feature_sets
 from fvl_lightning.comparison.estimates.hours import Clock
 from fvl_lightning.comparison.estimates.measured_steps import MeasuredSteps
 from fvl_lightning.comparison.estimates.rows import DataCache, rows_of, split_counts
+from fvl_lightning.comparison.matching.sizes import SIZES, match_sizes
+from fvl_lightning.comparison.matching.tokens import match_tokens
 from fvl_lightning.comparison.plan import plan_alike
 from fvl_lightning.comparison.scoring.tasks import ask_tasks
-from fvl_lightning.comparison.size_matching import match_sizes
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.errors import UserError
 from fvl_lightning.core.experiment import ExperimentConfig
@@ -169,8 +170,9 @@ def _built(
             experiment.data.component(experiment.data.config).prepare_tokenizer()
     built = {"": [builder.build(planned.encoders[0])]} if planned.encoders else {}
     by_seed = [plan.arms for plan in (*planned.plans.values(), *planned.trials.values())]
+    match_tokens(by_seed, planned.baseline, config, builder.build)
     built |= plan_alike(by_seed, config.lineage, builder.build)
-    if config.match != "natural":
+    if config.match in SIZES:
         report_progress(f"match: {config.match}")
         try:
             match_sizes(by_seed, planned.baseline, config.match)

@@ -88,6 +88,7 @@ def _stage(estimates: Estimates, arm: str, cost: StageCost) -> PlannedStage:
         stage=cost.experiment.name,
         parameters=parameters,
         trained=trained,
+        image_tokens=cost.image_tokens,
         steps=cost.experiment.trainer.max_steps,
         samples=cost.samples,
         rows=cost.rows.source,

@@ -21,10 +21,11 @@ def plan_tables(plan: ComparisonPlan) -> Iterator[Table | str]:
 
 
 def _sizes(plan: ComparisonPlan) -> Table:
-    table = counted_table(["arm", "stage", "parameters", "trained", "disk of a run"])
+    table = counted_table(["arm", "stage", "parameters", "trained", "image tokens", "disk of a run"])
     table.title = "size of each training"
     for stage in plan.stages:
-        sizes = short(stage.parameters), short(stage.trained), bytes_in_words(stage.disk_bytes)
+        tokens = f"{stage.image_tokens:,}" if stage.image_tokens else ""
+        sizes = short(stage.parameters), short(stage.trained), tokens, bytes_in_words(stage.disk_bytes)
         table.add_row(stage.arm, stage.stage, *sizes)
     return table
 

@@ -30,11 +30,12 @@ from fvl_lightning.reporting.style import (
 )
 
 COSTS = {
-    "training_flops": "training, MFLOPs per sample",
-    "inference_flops": "inference, MFLOPs per question",
-    "parameters": "parameters, millions",
+    "training_flops": ("training, MFLOPs per sample", 1e6),
+    "inference_flops": ("inference, MFLOPs per question", 1e6),
+    "parameters": ("parameters, millions", 1e6),
+    "image_tokens": ("image tokens in the language model", 1),
 }
-"""{field of Measurements: label of the axis of its Pareto panel}; all of them in millions."""
+"""{field of Measurements: (label of the axis of its Pareto panel, what it is divided by)}."""
 
 
 def interval_figure(statistics: ComparisonStatistics, higher_is_better: bool = True) -> Figure:
@@ -116,17 +117,23 @@ def holm_intervals(statistics: ComparisonStatistics) -> dict[str, tuple[float, f
 
 
 def pareto_figure(comparison: Comparison) -> Figure:
-    """Draws score against operations and parameters, one panel for each; a line joins the Pareto front."""
+    """Draws score against operations, parameters and image tokens, one panel for each; a line joins the Pareto front.
+
+    Image tokens have a panel only where arms differ in them.
+    """
     metric, on_task = comparison.component, is_task_score(comparison.metric)
     name = comparison.metric_title if on_task else f"{metric.title.lower()}, {split_score(comparison.metric)[1]}"
     measured = {arm: result.score(comparison.metric) for arm, result in comparison.arms.items()}
     scores = {arm: score for arm, score in measured.items() if isfinite(score)}
     spread = {arm.arm: arm.sd if isfinite(arm.sd) else 0.0 for arm in comparison.statistics.arms}
     names = short_names(comparison.arms)
-    figure = Figure(figsize=(13.5, 4.4), dpi=DPI, layout="constrained")
-    panels: Sequence[Axes] = figure.subplots(1, len(COSTS), sharey=True)
-    for axes, (field, label) in zip(panels, COSTS.items(), strict=True):
-        costs = {arm: getattr(comparison.arms[arm], field) / 1e6 for arm in scores}
+    tokens_differ = len({result.image_tokens for result in comparison.arms.values()}) > 1
+    shown = [field for field in COSTS if field != "image_tokens" or tokens_differ]
+    figure = Figure(figsize=(4.5 * len(shown), 4.4), dpi=DPI, layout="constrained")
+    panels: Sequence[Axes] = figure.subplots(1, len(shown), sharey=True)
+    for axes, field in zip(panels, shown, strict=True):
+        label, unit = COSTS[field]
+        costs = {arm: getattr(comparison.arms[arm], field) / unit for arm in scores}
         front = sorted((costs[arm], scores[arm]) for arm in pareto_front(costs, scores, metric.higher_is_better))
         axes.plot(*zip(*front, strict=True), color=MUTED, linewidth=1, zorder=1, drawstyle="steps-post")
         for color, arm in zip(colors(comparison.arms), comparison.arms, strict=True):

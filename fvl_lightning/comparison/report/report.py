@@ -98,7 +98,7 @@ def markdown(comparison: Comparison, limits: str = "", with_weights: bool = Fals
         f"![{name} of every arm by kind of question, with controls](comparison.png)" if by_kind else "",
         "![weight of every source in the fused features](source_mass.png)" if with_weights else "",
         *(markdown_table(grid) for grid in others),
-        "![score against operations and parameters](pareto.png)\n\nA line joins the arms that no other one beats in "
+        "![score against cost](pareto.png)\n\nA line joins the arms that no other one beats in "
         "both score and cost, where there are several; it does not take chance into account.",
         *(markdown_table(grid) for grid in tuning_grids(comparison.tuning)),
         markdown_table(differences_grid(comparison)),

@@ -14,6 +14,8 @@ class PlannedStage(Record):
     parameters: int
     trained: int
     """Parameters that the stage trains."""
+    image_tokens: int = field(default=0, metadata=IF_FILLED)
+    """Tokens of an image in the language model; 0 for a stage without one."""
     steps: int
     """Optimiser steps."""
     samples: int

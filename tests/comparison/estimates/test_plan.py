@@ -83,6 +83,7 @@ def test_a_plan_says_what_is_trained_and_trains_nothing(work: Path, printed: tup
         validated = 16  # samples of the validation split, forward alone
         assert 8 * STEPS * stage.sample_flops < stage.flops < (8 * STEPS + validated) * stage.sample_flops
         assert stage.disk_bytes > 4 * stage.trained
+    assert [stage.image_tokens for stage in plan.stages] == [0, 16]
     cache = plan.feature_cache
     assert cache is not None
     assert (cache.encoders, cache.images) == (3, 64 + 16)

@@ -143,6 +143,10 @@ def test_figures_show_every_arm() -> None:
     panels = pareto_figure(several).axes
     assert len(panels) == 3
     assert panels[0].get_legend_handles_labels()[1] == list(MEANS)
+    several.arms["gated"].image_tokens = 4
+    tokens = pareto_figure(several).axes[3]
+    assert tokens.get_xlabel() == "image tokens in the language model"
+    assert [bar.lines[0].get_xdata()[0] for bar in tokens.containers] == [16, 4, 16]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("means", [{"concat": 0.6, "gated": 0.8, "mean": 0.61}, {"concat": 0.6, "a": 0.62, "b": 0.55}])

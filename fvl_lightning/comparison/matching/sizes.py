@@ -18,6 +18,8 @@ from fvl_lightning.runs.setup import build_stage, data_context, prepare_data
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.components import count_parameters
 
+WITH_HIDDEN_WIDTH = ("mlp", "pixel_shuffle", "pool")
+"""Projectors of linear layers, whose size is a quadratic polynomial of their `hidden` width."""
 TOLERANCE = 0.01
 """Largest relative difference to the size of the baseline."""
 
@@ -162,8 +164,11 @@ def match_sizes(plans: Sequence[Arms], baseline: str, match: str) -> None:
 
 def _solve(arm: str, experiment: ExperimentConfig, target: Size, match: str) -> int:
     """Returns the hidden width at which `experiment` comes closest to `target`; ConfigError where none is close."""
-    if experiment.projector.name != "mlp" or experiment.projector.config.depth < 2:
-        raise ConfigError(f"match: {match} needs a projector with a hidden width, mlp of depth 2 or more, in {arm}")
+    if experiment.projector.name not in WITH_HIDDEN_WIDTH or experiment.projector.config.depth < 2:
+        names = f"{', '.join(WITH_HIDDEN_WIDTH[:-1])} or {WITH_HIDDEN_WIDTH[-1]}"
+        raise ConfigError(
+            f"match: {match} needs a projector with a hidden width, {names} of depth 2 or more, in {arm}"
+        )
     size, wanted = SIZES[match](experiment), target.own()
     one, two, three = (size.at(hidden) for hidden in (1, 2, 3))
     # Linear layers: the size is square * h^2 + slope * h + rest.

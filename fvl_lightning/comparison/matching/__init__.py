@@ -1,0 +1,1 @@
+"""Arms of equal size or price, and arms of equally many image tokens."""
