@@ -114,7 +114,7 @@ def test_the_comparison_trains_its_arms_on_one_encoder(prepared: Path) -> None:
     tasks = named_tasks(config, path)
     assert resolve_metric(config, path, tasks) == config.metric == "tasks/easy_vqa/macro"
     assert config.evaluate is not None
-    assert config.evaluate.limit == 3000
+    assert config.evaluate.limit == 2000
     assert len(ask_tasks(tasks, 4).questions["easy_vqa"].questions) == 4
     config.seeds = config.seeds[:1]  # the others differ in nothing but their number
     plans = experiments(config, path, Path("runs/easy_vqa"))
