@@ -30,13 +30,14 @@ class FeatureSpec:
     have no position in it. `grid` is None where no token has a position.
 
     `parts` are the sources {name: its shape} that lie side by side in fused features, where a fusion keeps them apart:
-    on channels if each part has all of the tokens, otherwise on tokens. `==` compares shapes without their parts.
+    on channels if each part has all of the tokens, otherwise on tokens. `==` compares shapes without their parts, and
+    `repr` leaves them out: feature caches are named by it.
     """
 
     tokens: int
     dim: int
     grid: tuple[int, int] | None
-    parts: Mapping[str, FeatureSpec] = field(default_factory=dict, compare=False)
+    parts: Mapping[str, FeatureSpec] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def prefix(self) -> int:
