@@ -158,6 +158,12 @@ def test_the_key_names_what_features_depend_on(build: Build) -> None:
     assert len(found | {folder}) == len(others) + 1
 
 
+def test_shapes_are_written_as_in_the_caches_of_earlier_versions() -> None:
+    assert str(FeatureSpec(4, 8, (2, 2), {"davit": FeatureSpec(4, 8, (2, 2))})) == (
+        "FeatureSpec(tokens=4, dim=8, grid=(2, 2))"
+    )
+
+
 def test_every_field_of_the_pixels_is_in_the_key() -> None:
     """A field that is added to the reader tomorrow, too."""
     assert StubData().reader.identity().keys() == {field.name for field in dataclasses.fields(ImageReader)}
