@@ -179,6 +179,7 @@ def experiment(
     trainable: dict[str, str] | None = None,
     lora: dict[str, Any] | None = None,
     seed: int = 0,
+    projector: str | dict[str, Any] = "mlp",
 ) -> ExperimentConfig:
     """A checked experiment over the tiny model, its tokenizer saved in `tmp_path`; the data is named, never drawn."""
     tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
@@ -187,7 +188,7 @@ def experiment(
         "stage": stage,
         "encoder": {"name": "florence2", **dataclasses.asdict(encoder_config(**tokenizer, **(encoder or {})))},
         "fusion": fusion,
-        "projector": "mlp",
+        "projector": projector,
         "language_model": {
             "name": "causal", **dataclasses.asdict(CausalLanguageModel.Config(model=LLAMA, **tokenizer))
         },

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +38,28 @@ def count_flops(work: Callable[[], Any]) -> int:
     Attention counts as its matrix products, including masked positions, since the counter does not know the fused
     kernels of a CPU.
     """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), _counter() as counter:
         work()
     return counter.get_total_flops()
+
+
+def _counter() -> FlopCounterMode:
+    """Returns a counter of all operations together.
+
+    By module it would set hooks on inputs, which fail without gradients for a view of a parameter, such as queries.
+    """
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _WholeModel()  # type: ignore[assignment]
+    return counter
+
+
+class _WholeModel(AbstractContextManager[None]):
+    """What the counter needs to know of modules: that every operation belongs to the whole."""
+
+    parents = frozenset({"Global"})
+
+    def __exit__(self, *_: object) -> None:
+        """Has nothing to undo."""
 
 
 def training_flops(stage: StageInterface, batch: Any) -> int:
@@ -104,7 +124,7 @@ def question_flops(model: nn.Module, text_tokens: int) -> int:
 
 def _count_passes(experiment: ExperimentConfig, model: nn.Module, shape: BatchShape) -> tuple[int, int]:
     """Returns the operations of the forward pass, and those of forward and backward pass."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), _counter() as counter:
         loss = compute_loss(experiment, model, shape)
         forward = counter.get_total_flops()
         loss.backward()

@@ -59,6 +59,38 @@ def test_every_fusion_reaches_the_logits(fusion: str) -> None:
     assert float((changed[1] - logits[1]).abs().max()) > 1e-3
 
 
+COMPRESSING: dict[str, tuple[dict[str, Any], int]] = {
+    "pixel_shuffle": ({}, 4),
+    "pool": ({"by": "attention", "heads": 2}, 4),
+    "resampler": ({"queries": 3, "depth": 1, "heads": 2}, 3),
+    "c_abstractor": ({"rows": 3, "depth": 1}, 9),
+    "per_source": ({"projectors": {"default": {"name": "pool", "factor": 4}}}, 1),
+}
+"""{projector: (its fields, the tokens that it makes of a map of 4 x 4)}."""
+
+
+@pytest.mark.parametrize("name", COMPRESSING)
+def test_fewer_image_tokens_are_packed_cached_and_saved(name: str, tmp_path: Path) -> None:
+    """Documents of a packed row see themselves alone, a cache changes nothing, and a folder gives the same bits."""
+    fields, tokens = COMPRESSING[name]
+    model = tiny_model(projector={"name": name, **fields}, sources=["davit_stage_1", "davit"], normalize=True)
+    assert (model.image_spec.tokens_per_image, model.fusion.output.tokens) == (tokens, 16)
+    one, other, images = [BOS, *[IMAGE] * tokens, 7, 8, 9], [BOS, 5, *[IMAGE] * tokens, 6], pixels(2)
+    alone = [logits_of(model, input_ids=torch.tensor([ids]), pixel_values=x[None])
+             for ids, x in zip((one, other), images, strict=True)]  # fmt: skip
+    packed = {"input_ids": torch.tensor([one + other]), "pixel_values": images}
+    packed["position_ids"] = torch.tensor([[*range(len(one)), *range(len(other))]])
+    torch.testing.assert_close(logits_of(model, **packed), torch.cat(alone, dim=1), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        first = model(torch.tensor([one[:-1]]), pixel_values=images[:1], use_cache=True)
+        last = model(torch.tensor([one[-1:]]), past_key_values=first.past_key_values, use_cache=True)
+    torch.testing.assert_close(last.logits[:, -1], alone[0][:, -1], atol=1e-5, rtol=0)
+    model.save_pretrained(tmp_path)
+    again = FlorenceVLForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits_of(again, **packed), logits_of(model, **packed))
+    assert not [key for key, tensor in again.projector.state_dict().items() if tensor.is_meta]
+
+
 def test_the_loss_is_that_of_the_next_token() -> None:
     model, batch = tiny_model(), rows(3)
     output = model.train()(batch.token_ids, pixel_values=batch.images, labels=batch.labels)

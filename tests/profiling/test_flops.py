@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fvl_lightning.core.errors import ConfigError
@@ -99,3 +100,10 @@ def test_a_gpu_is_known_by_the_name_of_its_driver() -> None:
     assert Device("CPU", None, None, None, here=True).speed("32-true") is None
     with pytest.raises(ConfigError, match=r"--device: unknown GPU 'h10', allowed: a10, .*; did you mean 'h100'"):
         named_device("h10")
+
+
+def test_a_view_of_a_parameter_is_counted_without_gradients() -> None:
+    """Queries that a module gets, expanded over the images: torch says of them that they need a gradient."""
+    queries, layer = nn.Embedding(3, 4), nn.Linear(4, 5)
+    with torch.no_grad():
+        assert count_flops(lambda: layer(queries.weight.expand(2, -1, -1))) == 2 * (2 * 3) * 4 * 5

@@ -41,6 +41,8 @@ class Case:
     sparing: dict[str, Any] = field(default_factory=dict)
     """What changes memory alone, so that the one process it is compared with does without."""
     double: bool = True
+    model: dict[str, Any] = field(default_factory=dict)
+    """Components other than the tiny model's own, which make as many image tokens."""
 
 
 EXACT = {f"{stage}_{name}": Case(stage, name) for stage in STAGES for name in ("adamw", "muon")}
@@ -49,9 +51,26 @@ ROUNDED = {
     f"{stage}_{name}_float32": Case(stage, name, double=False)
     for stage, name in zip(STAGES, ("adamw", "muon", "muon", "adamw"), strict=True)
 }
+PROJECTORS = {
+    "c_abstractor": Case(model={"projector": {"name": "c_abstractor", "rows": 2, "depth": 1}}),
+    "resampler": Case(model={"projector": {"name": "resampler", "queries": 4, "depth": 1, "heads": 2}}),
+    "per_source": Case(
+        model={
+            "fusion": "concat",
+            "projector": {
+                "name": "per_source",
+                "projectors": {
+                    "ocr": {"name": "pool", "factor": 1, "by": "attention", "heads": 2},
+                    "default": {"name": "pixel_shuffle", "factor": 1},
+                },
+            },
+        }
+    ),
+}
 CASES = {
     **EXACT,
     **ROUNDED,
+    **PROJECTORS,
     "lora": Case("finetune", trainable=LORA),
     "kept": Case(optimizer="muon", splits=("fsdp",), sparing={"reshard_after_forward": False}),
     "recomputed": Case(sparing=EVERY_BLOCK),
@@ -104,6 +123,7 @@ def stage_of(case: Case, strategy: str, steps: int, folder: Path, rank: int = 0)
         optimizer={"name": case.optimizer, "learning_rate": 0.01, "clip_norm": 0.1},
         trainable=case.trainable,
         trainer=trainer,
+        **case.model,
     )  # fmt: skip
     stage.frozen_hash = "of the first rank"
     if case.trainable:

@@ -9,7 +9,7 @@ import torch
 from fvl_lightning.core.errors import ConfigError
 from tests.conftest import Fork
 from tests.stages.fitting import build_stage
-from tests.training.distributed.split_training import CASES, EXACT, ROUNDED, train
+from tests.training.distributed.split_training import CASES, EXACT, PROJECTORS, ROUNDED, train
 
 PROGRAM = Path(__file__).with_name("split_training.py")
 IN_DOUBLE, IN_SINGLE = 1e-9, 1e-4
@@ -63,6 +63,11 @@ def test_twenty_steps_of_every_stage(tmp_path: Path, fork: Fork) -> None:
 @pytest.mark.slow
 def test_what_spares_memory(tmp_path: Path, fork: Fork) -> None:
     compare(["kept", "recomputed", "recomputed_encoder"], 4, tmp_path, fork)
+
+
+@pytest.mark.slow
+def test_every_kind_of_projector_is_sharded(tmp_path: Path, fork: Fork) -> None:
+    compare([*PROJECTORS], 3, tmp_path, fork)
 
 
 @pytest.mark.slow
