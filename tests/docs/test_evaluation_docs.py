@@ -100,7 +100,8 @@ def test_five_commands_lead_from_a_benchmark_to_a_verdict(
         words = ("train", "experiments/demo/finetune.yaml", *TINY, f"fusion={arm}", f"output=runs/demo/{arm}")
         assert fvl_here(folder, *words).returncode == 0
     monkeypatch.setattr("fvl_lightning.comparison.run.LocalLauncher", lambda jobs: Here())
-    tiny = (f"set=[{', '.join(TINY)}]", "evaluate.limit=8", "tracking.enabled=false")
+    tiny = (f"set=[{', '.join(TINY)}, trainer.max_steps=1]", "evaluate.limit=8", "tracking.enabled=false",
+            "stages=[experiments/demo/finetune.yaml]")  # fmt: skip
     five = commands(FILE)[:5]
     assert [words[1] for words in five] == ["describe", "evaluate", "evaluate", "compare", "compare"]
     for words in five:

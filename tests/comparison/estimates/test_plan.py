@@ -9,7 +9,7 @@ import yaml
 
 from fvl_lightning.comparison.cell import RESULT
 from fvl_lightning.comparison.checks.before_start import trainings
-from fvl_lightning.comparison.estimates import measured_steps, summary
+from fvl_lightning.comparison.estimates import estimate, measured_steps, summary
 from fvl_lightning.comparison.estimates.costs import scoring_cost
 from fvl_lightning.comparison.estimates.estimate import ENCODER, Estimates
 from fvl_lightning.comparison.estimates.measured_steps import FILE, MeasuredSteps, step_seconds
@@ -239,3 +239,16 @@ def test_tasks_count_in_the_scoring(estimates: Estimates) -> None:
     assert titles[-1] == "scoring of one cell, controls, further splits and 1 task included"
     assert ComparisonPlan.read(plan.plain()).tasks == {"pope": 10}
     assert "tasks" not in plan_of(estimates).plain()
+
+
+def test_tasks_are_counted_without_shards(estimates: Estimates, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_tasks", lambda estimates: {"pope": (10, 16)})
+    monkeypatch.setattr(estimate, "count_questions", lambda *given: None)
+    monkeypatch.setattr(estimate, "feature_sets", lambda *given: [])
+    without = dataclasses.replace(estimates, scoring={}, notes=[])
+    estimate._score_and_share(without, lambda name: None)
+    assert without.scoring["concat"].questions == 10
+    assert without.notes == ["The data is not there, so that of the questions only those of the tasks are counted."]
+    monkeypatch.setattr(estimate, "_tasks", lambda estimates: {})
+    estimate._score_and_share(without, lambda name: None)
+    assert without.scoring["concat"].questions is None

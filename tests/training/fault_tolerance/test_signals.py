@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
+from fvl_lightning.training.fault_tolerance import signals as module
 from fvl_lightning.training.fault_tolerance.signals import (
     INTERRUPTED,
     NOT_BEGUN,
@@ -20,6 +21,7 @@ from fvl_lightning.training.fault_tolerance.signals import (
     Stop,
     StopSignals,
     ended_at_once,
+    handle_for_command,
     preemptible,
 )
 
@@ -315,3 +317,14 @@ def test_where_there_are_no_such_signals() -> None:
     said = "error: fvl runs on Linux and macOS only; on Windows it runs in WSL, its Linux"
     assert done.stderr.splitlines()[-1] == said
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "preempted"),
+    [("train a.yaml", True), ("compare a.yaml jobs=2", True), ("compare a.yaml --plan", False), ("evaluate a", False)],
+)
+def test_a_cluster_stops_what_can_be_resumed(monkeypatch: pytest.MonkeyPatch, words: str, preempted: bool) -> None:
+    found: list[bool] = []
+    monkeypatch.setattr(module, "handle_from_start", lambda preemptible, limited: found.append(preemptible))
+    handle_for_command(words.split())
+    assert found == [preempted]
