@@ -269,7 +269,7 @@ def test_mistakes_in_a_file_are_found_as_it_is_read(tmp_path: Path, word: str, s
         ({"": CLIP_2}, "encoder.members: '' cannot name a member"),
         (
             {"a": {**CLIP_2, "sources": ["layer_9"]}},
-            "encoder.members.a.sources: 'layer_9' is not one of last, layer_1 to layer_3; did you mean 'layer_3'?",
+            "encoder.members.a.sources: 'layer_9' is not one of last, layer_1 to layer_3, depth_1 to",
         ),
         ({"a": CLIP_2, "b": {"name": "hf_vision"}}, "encoder.members.b: give `pretrained` (hub id or folder) or"),
         ({"b": {**FLORENCE, "image_size": 1024}}, "encoder.members.b.image_size: 1024 px give a grid of 128 x 128"),
