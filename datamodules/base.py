@@ -26,17 +26,21 @@ from datamodules.batching.loader import (
 )
 from datamodules.batching.mixture_order import GlobalOrder
 from datamodules.batching.rows import RowOrder, TrainRows, ValidationRows, single_rows
+from datamodules.batching.text_views import conversation_encoder, text_view
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.items import Items
+from datamodules.encoding.messages import Message, with_sizes
 from datamodules.encoding.question_form import QuestionForm
 from datamodules.encoding.questions import Question, list_questions
-from datamodules.encoding.views import CaptionView, ConversationView, TasksView, TextView, View
+from datamodules.encoding.views import TasksView, TextView, View
 from datamodules.images.decoding import decode_image
+from datamodules.images.tile_reader import TileReader
+from datamodules.images.tiling import Tiling
 from datamodules.images.transforms import ImageReader
 from datamodules.storage.remote import is_remote
 from datamodules.storage.sample_store import SampleStore
 from datamodules.storage.shard_cache import ShardCache
-from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.types import DataContext, Position, PromptedBatch
 
 TRAINING_SPLITS = ("train", "validation")
@@ -97,7 +101,7 @@ class BatchData(LightningDataModule):
         self._items.clear()
         self.__dict__.pop("encoder", None)
         for store in self._stores.values():
-            store.decode = self.reader.decode_square
+            store.decode = self.reader.read
 
     def setup(self, stage: str) -> None:
         """Takes the rank from the Trainer that this module was handed to as `datamodule`; Lightning calls it."""
@@ -153,21 +157,21 @@ class BatchData(LightningDataModule):
     @cached_property
     def encoder(self) -> ConversationEncoder:
         """Encodes conversations and captions as token ids with the connected tokenizer."""
-        context = self.context
-        return ConversationEncoder(context.tokenizer, context.image_token_id, context.image.tokens_per_image)
+        return conversation_encoder(self.context, self.config)
 
     @property
-    def reader(self) -> ImageReader:
+    def reader(self) -> TileReader:
         """Turns images into pixels for the connected encoder."""
-        config = self.config
-        return ImageReader(self.context.image, config.image_fit, config.jpeg_decoder, config.scaled_decode)
+        image, config = self.context.image, self.config
+        reader = ImageReader(image, config.image_fit, config.jpeg_decoder, config.scaled_decode)
+        return TileReader(reader, Tiling.of(config.tiles, image.size))
 
     def store(self, split: str) -> SampleStore:
         """Returns the samples of a split, dataset after dataset; DataError if it has no shards."""
         if split not in self._stores:
             shards = [shard for dataset in self.datasets(split) for shard in dataset.shards]
             # Before `connect`, only the number of images is asked for, so the decoder does not matter.
-            decode = decode_image if self._context is None else self.reader.decode_square
+            decode = decode_image if self._context is None else self.reader.read
             store = SampleStore(shards, split, self.cache, decode)
             refused = sum(problem.count for problem in store.problems.values())
             whole = len(store) + refused
@@ -185,10 +189,18 @@ class BatchData(LightningDataModule):
         return list_questions(self.store(split), self.asking)
 
     def pixels(self, split: str, indices: Sequence[int]) -> Tensor:
-        """Returns the images of these samples, sample after sample, [I, 3, P, P] float32 normalised."""
+        """Returns the images of these samples, or their tiles, sample after sample, [I, 3, P, P] float32 normalised."""
         store = self.store(split)
-        images = [image for i in indices for image in store.images(i)]
-        return self.reader.pixels(images)
+        return self.reader.images.pixels([image for i in indices for image in store.images(i)])
+
+    def tile_counts(self, split: str, i: int) -> list[int]:
+        """Returns how many of its `pixels` each image of a sample has: 1, or the number of its tiles."""
+        store, tiling = self.store(split), self.reader.tiling
+        return [1] * store.image_count(i) if tiling is None else [tiling.grid(s).tiles for s in store.image_sizes(i)]
+
+    def sized(self, split: str, i: int, messages: Sequence[Message]) -> Sequence[Message]:
+        """Returns messages about the images of a sample with what `encoder` must know about the images."""
+        return messages if self.encoder.tiling is None else with_sizes(messages, self.store(split).image_sizes(i))
 
     def prompted(self, split: str, indices: Sequence[int]) -> PromptedBatch:
         """Returns these samples as prompted targets, to score the encoder on; DataError if one is broken."""
@@ -199,10 +211,6 @@ class BatchData(LightningDataModule):
                 raise error
         assert isinstance(loaded.batch, PromptedBatch)
         return loaded.batch
-
-    def read_image(self, path: Path) -> Tensor:
-        """Returns an image file as pixels for the encoder, [3, P, P] float32; DataError if it cannot be read."""
-        return self.reader.pixels([self.reader.decode(path)])[0]
 
     def limits(self) -> str:
         """Returns what a score on this data set cannot show, as a paragraph for a report; empty by default."""
@@ -276,20 +284,10 @@ class BatchData(LightningDataModule):
         return BatchDataset(self.store(split), each, self._ends(split), self._collate(datasets, packed), self._lookup)
 
     def view(self, name: str) -> View:
-        """Returns the view `name`, which turns samples into tokens."""
-        context, config = self.context, self.config
+        """Returns the view `name`, which turns samples into tokens; ConfigError as of text_view."""
         if name == "tasks":
-            return TasksView(context, config.sequence_length)
-        view = ConversationView if name == "conversation" else CaptionView
-        planner, planned = self.encoder, config.planned_tokens_per_image
-        if planned is not None:
-            if planned < context.image.tokens_per_image:
-                raise ConfigError(
-                    f"data.planned_tokens_per_image: {planned} are planned for an image, "
-                    f"the model makes {context.image.tokens_per_image} of it"
-                )
-            planner = ConversationEncoder(context.tokenizer, context.image_token_id, planned)
-        return view(self.encoder, config.sequence_length, config.over_long, planner)
+            return TasksView(self.context, self.config.sequence_length)
+        return text_view(name, self.context, self.config, self.encoder)
 
     def _collate(self, datasets: Sequence[SplitDataset], packed: bool) -> Collate:
         config = self.config

@@ -59,7 +59,7 @@ class WebDatasetData(ShardsData):
                 ShardOrder(dataset.shards, context.seed, dataset.name, first),
                 ranks,
                 config.shuffle_buffer,
-                self.reader.decode_square,
+                self.reader.read,
             )
             for dataset, first in zip(datasets, start, strict=True)
         ]

@@ -1,12 +1,25 @@
 """Settings of batches, shared by all data modules."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from datamodules.batching.rows import Layout
 from datamodules.encoding.over_long import OverLong
+from datamodules.images.tiling import Tiles
 from datamodules.images.transforms import Fit
 from fvl_lightning.core.config.fields import number
+
+
+@dataclass
+class PlannedImage:
+    """The tokens and tiles that another model makes of an image."""
+
+    tokens: int = number(1, at_least=1)
+    """Tokens per image or tile."""
+    side: int = number(1, at_least=1)
+    """Pixels per side of the encoder's images."""
+    tiles: Tiles | None = None
+    """Its `data.tiles`."""
 
 
 @dataclass
@@ -28,8 +41,15 @@ class BatchConfig:
     planned_tokens_per_image: int | None = number(None, at_least=1)
     """Tokens per image for planning rows; null for the model's own number. A comparison sets its largest arm's, so that
     all arms train on the same samples at every step."""
+    planned_images: list[PlannedImage] = field(default_factory=list)
+    """What each model of a comparison makes of an image, where their `tiles` differ; rows are planned for the longest.
+    A comparison sets it."""
     image_fit: Fit = "stretch"
-    """How an image is made square: stretch it, pad it with the encoder's mean colour, or crop its centre."""
+    """How an image is made square: stretch it, pad it with the encoder's mean colour, or crop its centre. With `tiles`
+    it is brought to the shape of its grid in the same way."""
+    tiles: Tiles | None = None
+    """Cut an image into tiles by a grid that fits its aspect ratio, and show it as a whole, too; null shows each image
+    once. Every tile has as many tokens as an image without tiles."""
     jpeg_decoder: Literal["pillow", "simplejpeg"] = "pillow"
     """simplejpeg is faster and an extra (`pip install fvl-lightning[simplejpeg]`)."""
     scaled_decode: bool = False
@@ -41,6 +61,9 @@ class BatchConfig:
         if self.packing != "none" and (self.group_by_length or self.view == "tasks"):
             what = "group_by_length" if self.group_by_length else "view: tasks"
             raise ValueError(f"{what} cannot be combined with packing: {self.packing}")
+        if self.tiles is not None and (self.scaled_decode or self.view == "tasks"):
+            what = "scaled_decode, which would make another image of a JPEG" if self.scaled_decode else "view: tasks"
+            raise ValueError(f"tiles cannot be combined with {what}")
 
     def for_one_batch(self) -> Self:
         """Returns a configuration that suffices for a trial step; a component that makes its data makes less of it."""

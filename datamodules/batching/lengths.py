@@ -1,5 +1,6 @@
 """Measures the tokens of every sample once, and caches them next to the shards, so that rows can be planned."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -41,8 +42,9 @@ Measured = list[tuple[int, int, int, int]]
 def measure_items(store: SampleStore, samples: range, view: TextView, folder: Path | None, workers: int) -> Items:
     """Returns the items of these samples, from a cache file in `folder` or measured now.
 
-    Measuring reads and tokenises every record, about a hundred thousand in a minute; it decodes no image. Samples that
-    cannot be used are left out and counted.
+    Measuring reads and tokenises every record, about a hundred thousand in a minute; it decodes no image. Where images
+    become tiles it also reads all images, for the sizes in their headers. Samples that cannot be used are left out and
+    counted.
 
     Args:
         store: the samples of a split.
@@ -151,8 +153,8 @@ def _measure(store: SampleStore, samples: range, view: TextView, workers: int) -
 
 def _identity(store: SampleStore, samples: range, view: TextView) -> str:
     """Hashes everything that determines the items: the shards' content, the samples, and how they become tokens."""
-    planner = view.planner
-    inputs = [
+    planners, planner = view.plan.planners, view.plan.planners[0]
+    inputs: list[Any] = [
         _FORMAT,
         store.content_hash(),
         [samples.start, samples.stop],
@@ -165,6 +167,8 @@ def _identity(store: SampleStore, samples: range, view: TextView) -> str:
         view.sequence_length,
         view.over_long,
     ]
+    if view.plan.tiled or len(planners) > 1:
+        inputs += [(one.tokens_per_image, one.tiling and dataclasses.asdict(one.tiling)) for one in planners]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 

@@ -13,45 +13,24 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer, processors
-
 from datamodules.encoding.chat_template import ChatTemplate, Rendered
-from datamodules.encoding.messages import Message, parts_of
-from datamodules.encoding.special_tokens import OPEN, AliasedTokenizer, check_text
-from fvl_lightning.core.errors import ConfigError, DataError, first_line
+from datamodules.encoding.messages import SIZE, Message, parts_of
+from datamodules.encoding.special_tokens import OPEN, AliasedTokenizer, check_text, plain_backend
+from datamodules.images.tiling import Size, Tiling
+from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX
-
-
-def plain_backend(tokenizer: Any, ends: bool) -> Tokenizer:
-    """Copies the backend of a fast tokenizer, without the padding and truncation of its last call.
-
-    With `ends` False the copy also has no post-processor: it adds no tokens around a text, and does not trim whitespace
-    from offsets, which would hide the token that a blank belongs to.
-
-    Raises:
-        DataError: the tokenizer was read from a damaged file, and its parts do not fit each other.
-    """
-    try:
-        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"the tokenizer in {tokenizer.name_or_path} is damaged ({first_line(error)})") from None
-    backend.no_padding()
-    backend.no_truncation()
-    if not ends:
-        backend.post_processor = processors.Sequence([])
-    return backend
 
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """A conversation as tokens, each image token repeated `tokens_per_image` times.
+    """A conversation as tokens, with `tokens_per_image` placeholders per image, or per tile of an image.
 
     Attributes:
         ids: S token ids.
         labels: S labels, IGNORE_INDEX where a position is not supervised.
         turn_ends: number of tokens up to the end of each answer, its end token included.
-        images_before: number of image parts up to the end of each answer.
-        images: number of all image parts.
+        images_before: number of images, or of their tiles, up to the end of each answer.
+        images: number of all of them.
     """
 
     ids: list[int]
@@ -82,17 +61,21 @@ class ConversationEncoder:
 
     Args:
         tokenizer: a fast transformers tokenizer; its chat template is needed for conversations and prompts only.
-        image_token_id: the special token that stands `tokens_per_image` times for every image part.
-        tokens_per_image: number of tokens that the model makes of one image.
+        image_token_id: the special token that stands `tokens_per_image` times for every image or tile.
+        tokens_per_image: number of tokens that the model makes of one image or tile.
+        tiling: the rule by which an image part with a size (`with_sizes`) becomes tiles; None for one tile each.
 
     Raises:
         ConfigError: the tokenizer is not a fast one, or `image_token_id` is not one of its special tokens.
     """
 
-    def __init__(self, tokenizer: Any, image_token_id: int, tokens_per_image: int) -> None:
+    def __init__(
+        self, tokenizer: Any, image_token_id: int, tokens_per_image: int, tiling: Tiling | None = None
+    ) -> None:
         if not tokenizer.is_fast:
             raise ConfigError(f"{tokenizer.name_or_path or 'the tokenizer'} is not a fast tokenizer: it has no offsets")
         self.tokenizer, self.image_token_id, self.tokens_per_image = tokenizer, image_token_id, tokens_per_image
+        self.tiling = tiling
         self._aliased = AliasedTokenizer(plain_backend(tokenizer, ends=False), tokenizer.unk_token_id)
         if image_token_id not in self._aliased.aliases:
             raise ConfigError(f"the image token {image_token_id} is not a special token of the tokenizer")
@@ -152,10 +135,10 @@ class ConversationEncoder:
         text = self._asked(messages, go_on)[0] if generate or go_on else self._text(messages)[0]
         return self._aliased.show(text)
 
-    def caption(self, text: str, images: int = 1) -> tuple[list[int], list[int]]:
+    def caption(self, text: str, images: int = 1, sizes: Sequence[Size] | None = None) -> tuple[list[int], list[int]]:
         """Returns ids and labels of a caption: the bos token (if any), the images, the caption and the eos token.
 
-        Caption and eos token are supervised.
+        Caption and eos token are supervised. `sizes` has the size of each image, if they become tiles.
 
         Raises:
             ConfigError: the tokenizer has no eos token.
@@ -164,9 +147,15 @@ class ConversationEncoder:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if eos is None:
             raise ConfigError("the tokenizer has no eos_token to end a caption with")
-        head = ([] if bos is None else [bos]) + [self.image_token_id] * (self.tokens_per_image * images)
+        shown = [self.image_token_id] * (self.tokens_per_image * images) if sizes is None else self.image_ids(sizes)
+        head = ([] if bos is None else [bos]) + shown
         tail = [*self._aliased.encode(check_text(text))[0], eos]
         return head + tail, [IGNORE_INDEX] * len(head) + tail
+
+    def image_ids(self, sizes: Sequence[Size]) -> list[int]:
+        """Returns the token ids of images of these sizes, one after the other."""
+        ids, _, _ = self._aliased.encode("".join(self._image_of(size) for size in sizes))
+        return self._expand(ids, ids)
 
     def words_of(self, written: str) -> str:
         """Removes the template's whitespace around an answer that the model has generated."""
@@ -283,10 +272,14 @@ class ConversationEncoder:
             if part["type"] == "image":
                 if message["role"] == "assistant":
                     raise DataError("an answer contains an image, and the model can only generate text")
-                texts.append(self._image)
+                texts.append(self._image_of(part.get(SIZE)))
             else:
                 texts.append(check_text(part["text"]))
         return "".join(texts)
+
+    def _image_of(self, size: Size | None) -> str:
+        """Returns the text for an image: the image token's alias, once per tile."""
+        return self._image if self.tiling is None or size is None else self.tiling.text(size, self._image)
 
     def _expand(self, values: list[int], ids: list[int]) -> list[int]:
         """Repeats the values at image tokens `tokens_per_image` times."""

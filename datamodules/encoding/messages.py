@@ -7,6 +7,8 @@ Message = dict[str, Any]
 """{"role": one of ROLES, "content": str, or a list of {"type": "image"} and {"type": "text", "text": str}}"""
 
 ROLES = ("system", "user", "assistant")
+SIZE = "size_in_pixels"
+"""The key of an image part with the size of its image, from which the number of its tiles follows."""
 
 
 def check_messages(messages: Any) -> str:
@@ -35,6 +37,20 @@ def parts_of(message: Message) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
+def with_sizes(messages: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> list[Message]:
+    """Returns the messages with the size (width, height) of each image in its part, in their order."""
+    assert len(sizes) == image_parts(messages)
+    left = iter(sizes)
+
+    def sized(part: dict[str, Any]) -> dict[str, Any]:
+        return {**part, SIZE: next(left)} if part["type"] == "image" else part
+
+    return [
+        message if isinstance(message["content"], str) else {**message, "content": list(map(sized, message["content"]))}
+        for message in messages
+    ]
+
+
 def leading_blanks(text: str) -> str:
     """Returns the whitespace at the beginning of a text."""
     return text[: len(text) - len(text.lstrip())]
@@ -47,7 +63,7 @@ def with_earlier_images(messages: Iterable[Message], content: str | Sequence[dic
         after_image = False
         for part in parts_of(message):
             if part["type"] == "image":
-                images.append({"type": "image"})
+                images.append({key: part[key] for key in ("type", SIZE) if key in part})
             elif after_image and (lead := leading_blanks(part["text"])):
                 images.append({"type": "text", "text": lead})
             after_image = part["type"] == "image"

@@ -4,10 +4,11 @@ import json
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, processors
 
-from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.errors import ConfigError, DataError, first_line
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 """Two Unicode noncharacters, used only in the aliases of special tokens, since ordinary text may not contain them."""
@@ -99,6 +100,26 @@ class AliasedTokenizer:
         if self._backend.model.id_to_token(number) not in (None, name):
             raise ConfigError("the tokenizer's ids have gaps, so that special tokens cannot be distinguished from text")
         return number
+
+
+def plain_backend(tokenizer: Any, ends: bool) -> Tokenizer:
+    """Copies the backend of a fast tokenizer, without the padding and truncation of its last call.
+
+    With `ends` False the copy also has no post-processor: it adds no tokens around a text, and does not trim whitespace
+    from offsets, which would hide the token that a blank belongs to.
+
+    Raises:
+        DataError: the tokenizer was read from a damaged file, and its parts do not fit each other.
+    """
+    try:
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(f"the tokenizer in {tokenizer.name_or_path} is damaged ({first_line(error)})") from None
+    backend.no_padding()
+    backend.no_truncation()
+    if not ends:
+        backend.post_processor = processors.Sequence([])
+    return backend
 
 
 def check_text(text: str) -> str:

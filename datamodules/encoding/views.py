@@ -2,15 +2,18 @@
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from datamodules.encoding.conversation import ConversationEncoder, EncodedConversation, plain_backend
+from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.items import Piece
 from datamodules.encoding.location_tokens import boxes_as_text, location_bins
-from datamodules.encoding.messages import check_messages, image_parts
+from datamodules.encoding.messages import check_messages, image_parts, with_sizes
 from datamodules.encoding.over_long import TOO_LONG, Messages, OverLong, Turns, answer_ends, some_turns, split_turns
+from datamodules.encoding.planned_tokens import PlannedConversation, TokenPlan
+from datamodules.encoding.special_tokens import plain_backend
+from datamodules.images.tiling import Size
 from datamodules.storage.sample import Samples
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.types import IGNORE_INDEX, DataContext
@@ -26,7 +29,7 @@ class Encoded:
 
     Attributes:
         rows: its (ids, labels), or for the view `tasks` one (ids, ids) per task.
-        images: number of the sample's images, counted from the first, that belong to the piece.
+        images: number of the sample's images, or of their tiles, counted from the first, that belong to the piece.
         truncated: whether something was left out to fit `sequence_length`.
     """
 
@@ -65,7 +68,8 @@ class TextView(View):
         over_long: treatment of a longer sample. `truncate` leaves out whole turns at the end of a conversation, or
             the end of a caption; `split` makes several conversations of one, each with the system message and the
             images so far; `drop` leaves the sample out.
-        planner: encoder that decides what is too long, where that must not depend on the model; None for `encoder`.
+        planners: encoders that decide what is too long, where that must not depend on the model: a sample is planned
+            with the most tokens that one of them makes of it. None of them for `encoder` alone.
     """
 
     def __init__(
@@ -73,15 +77,18 @@ class TextView(View):
         encoder: ConversationEncoder,
         sequence_length: int,
         over_long: OverLong = "truncate",
-        planner: ConversationEncoder | None = None,
+        planners: Sequence[ConversationEncoder] = (),
     ) -> None:
-        self.encoder, self.planner = encoder, planner or encoder
-        self._more_per_image = self.planner.tokens_per_image - encoder.tokens_per_image
+        self.encoder, self.plan = encoder, TokenPlan(encoder, planners)
         self.sequence_length, self.over_long = sequence_length, over_long
 
     @abstractmethod
     def measure(self, store: Samples, sample: int) -> Measure:
         """Returns the pieces of a sample, with their planned tokens."""
+
+    def sizes(self, store: Samples, i: int) -> list[Size] | None:
+        """Returns the sizes of a sample's images, read from their headers; None where images are not tiled."""
+        return store.image_sizes(i) if self.plan.tiled else None
 
 
 class ConversationView(TextView):
@@ -97,72 +104,69 @@ class ConversationView(TextView):
 
     def encode(self, store: Samples, piece: Piece) -> Encoded:
         """Returns ids and labels of a conversation, or of some of its turns."""
-        i, messages = piece.sample, messages_of(store, piece.sample)
+        i, messages = piece.sample, self._messages(store, piece.sample)
         if piece.turns is None:
-            kept, encoded = self._kept(store, i, messages, self._encoded(store, i, messages))
-            return Encoded([self._row(encoded)], encoded.images, truncated=len(kept) < len(messages))
-        encoded = self._encoded(store, i, some_turns(messages, *piece.turns))
-        return Encoded([self._row(encoded)], encoded.images)
+            kept, found = self._kept(store, i, messages, self._encoded(store, i, messages))
+            return Encoded([self._row(found)], found.encoded.images, truncated=len(kept) < len(messages))
+        found = self._encoded(store, i, some_turns(messages, *piece.turns))
+        return Encoded([self._row(found)], found.encoded.images)
 
     def measure(self, store: Samples, sample: int) -> Measure:
         """Returns the pieces of a conversation, without decoding an image."""
-        messages = messages_of(store, sample)
-        encoded = self._encoded(store, sample, messages)
-        if self.over_long != "split" or self._ends(encoded)[-1] <= self.sequence_length:
-            kept, encoded = self._kept(store, sample, messages, encoded)
-            return Measure([(None, self._tokens(encoded))], truncated=len(kept) < len(messages))
+        messages = self._messages(store, sample)
+        found = self._encoded(store, sample, messages)
+        if self.over_long != "split" or found.ends[-1] <= self.sequence_length:
+            kept, found = self._kept(store, sample, messages, found)
+            return Measure([(None, self._tokens(found))], truncated=len(kept) < len(messages))
         pieces = self._split(store, sample, messages)
         if not pieces:
             raise store.error(sample, TOO_LONG, f"each of its turns has more than {self.sequence_length} tokens")
         kept_turns = sum(turns[1] - turns[0] for turns, _ in pieces)
-        return Measure([*pieces], truncated=kept_turns < len(encoded.turn_ends))
+        return Measure([*pieces], truncated=kept_turns < len(found.ends))
 
-    def _encoded(self, store: Samples, i: int, messages: Messages) -> EncodedConversation:
-        encoded = _located(store, i, self.encoder.encode_turns, messages)
-        if not encoded.turn_ends:
+    def _messages(self, store: Samples, i: int) -> Messages:
+        messages, sizes = messages_of(store, i), self.sizes(store, i)
+        return messages if sizes is None else with_sizes(messages, sizes)
+
+    def _encoded(self, store: Samples, i: int, messages: Messages) -> PlannedConversation:
+        found = _located(store, i, self.plan.conversation, messages)
+        if not found.ends:
             raise store.error(i, "no answer", "no message of the assistant")
-        return encoded
+        return found
 
     def _kept(
-        self, store: Samples, i: int, messages: Messages, encoded: EncodedConversation
-    ) -> tuple[Messages, EncodedConversation]:
+        self, store: Samples, i: int, messages: Messages, found: PlannedConversation
+    ) -> tuple[Messages, PlannedConversation]:
         """Returns the messages up to the last answer that fits, and their tokens; SampleError where none fits."""
-        ends, limit = self._ends(encoded), self.sequence_length
-        if self._planned_tokens(encoded) <= limit:
-            return messages, encoded
+        ends, limit = found.ends, self.sequence_length
+        if found.tokens <= limit:
+            return messages, found
         if ends[-1] > limit and self.over_long == "drop":
-            raise store.error(i, TOO_LONG, f"{self._planned_tokens(encoded)} tokens, at most {limit} are kept")
+            raise store.error(i, TOO_LONG, f"{found.tokens} tokens, at most {limit} are kept")
         fitting = bisect_right(ends, limit)
         if fitting == 0:
             raise store.error(i, TOO_LONG, f"its first turn has more than {limit} tokens")
         kept = messages[: answer_ends(messages)[fitting - 1]]
-        return kept, encoded if len(kept) == len(messages) else self._encoded(store, i, kept)
+        return kept, found if len(kept) == len(messages) else self._encoded(store, i, kept)
 
     def _split(self, store: Samples, i: int, messages: Messages) -> list[tuple[Turns, int]]:
         """Returns the pieces into which an over-long conversation is split, with their planned tokens."""
 
-        def encoded(start: int, end: int) -> EncodedConversation:
+        def encoded(start: int, end: int) -> PlannedConversation:
             return self._encoded(store, i, some_turns(messages, start, end))
 
         turns = len(answer_ends(messages))
-        pieces = split_turns(turns, self.sequence_length, lambda start, end: self._ends(encoded(start, end))[-1])
+        pieces = split_turns(turns, self.sequence_length, lambda start, end: encoded(start, end).ends[-1])
         return [(piece, self._tokens(encoded(*piece))) for piece in pieces]
 
-    def _ends(self, encoded: EncodedConversation) -> list[int]:
-        """Returns for each answer the number of planned tokens up to its end."""
-        turns = zip(encoded.turn_ends, encoded.images_before, strict=True)
-        return [end + images * self._more_per_image for end, images in turns]
-
-    def _planned_tokens(self, encoded: EncodedConversation) -> int:
-        return len(encoded.ids) + encoded.images * self._more_per_image
-
-    def _tokens(self, encoded: EncodedConversation) -> int:
+    def _tokens(self, found: PlannedConversation) -> int:
         """Returns the planned tokens of the row that `_row` returns."""
-        return min(self._planned_tokens(encoded), self.sequence_length)
+        return min(found.tokens, self.sequence_length)
 
-    def _row(self, encoded: EncodedConversation) -> Example:
+    def _row(self, found: PlannedConversation) -> Example:
         """Cuts a conversation to its planned tokens; the labels after the last answer are IGNORE_INDEX anyway."""
-        kept = len(encoded.ids) - (self._planned_tokens(encoded) - self._tokens(encoded))
+        encoded = found.encoded
+        kept = len(encoded.ids) - (found.tokens - self._tokens(found))
         return encoded.ids[:kept], encoded.labels[:kept]
 
 
@@ -171,17 +175,19 @@ class CaptionView(TextView):
 
     def encode(self, store: Samples, piece: Piece) -> Encoded:
         """Returns ids and labels of a caption."""
-        (ids, labels), images, surplus = self._caption(store, piece.sample)
+        (ids, labels), tiles, planned = self._caption(store, piece.sample)
+        surplus = max(planned - self.sequence_length, 0)
         kept = len(ids) - surplus
-        return Encoded([(ids[:kept], labels[:kept])], images, truncated=surplus > 0)
+        return Encoded([(ids[:kept], labels[:kept])], tiles, truncated=surplus > 0)
 
     def measure(self, store: Samples, sample: int) -> Measure:
         """Returns one piece, regardless of the caption's length."""
-        (ids, _), images, surplus = self._caption(store, sample)
-        return Measure([(None, len(ids) + images * self._more_per_image - surplus)], truncated=surplus > 0)
+        _, _, planned = self._caption(store, sample)
+        limit = self.sequence_length
+        return Measure([(None, min(planned, limit))], truncated=planned > limit)
 
     def _caption(self, store: Samples, i: int) -> tuple[Example, int, int]:
-        """Returns ids and labels of the whole caption, its number of images, and its surplus of tokens."""
+        """Returns ids and labels of the whole caption, its number of images or tiles, and its planned tokens."""
         record = store.record(i)
         if "caption" not in record and "messages" in record:
             raise store.error(i, "no caption", "`view: conversation` reads its messages")
@@ -189,14 +195,12 @@ class CaptionView(TextView):
         images, limit = store.image_count(i), self.sequence_length
         if images == 0:
             raise store.error(i, "image count", "a caption needs an image")
-        ids, labels = _located(store, i, self.encoder.caption, text, images)
-        planned = len(ids) + images * self._more_per_image
+        example, tiles, planned = _located(store, i, self.plan.caption, text, images, self.sizes(store, i))
         if planned > limit and self.over_long == "drop":
             raise store.error(i, TOO_LONG, f"{planned} tokens, at most {limit} are kept")
-        surplus = max(planned - limit, 0)
-        if surplus >= sum(label != IGNORE_INDEX for label in labels):
+        if planned - limit >= sum(label != IGNORE_INDEX for label in example[1]):
             raise store.error(i, TOO_LONG, f"its images alone take {limit} tokens")
-        return (ids, labels), images, surplus
+        return example, tiles, planned
 
 
 class TasksView(View):

@@ -4,16 +4,19 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.images.decoding import refuse_many_pixels
+from datamodules.images.tiling import Size, TiledImage, upright_size
 from fvl_lightning.core.errors import DataError
 
-Decode = Callable[[bytes], NDArray[np.uint8]]
-"""An encoded image -> [height, width, 3] RGB; raises DataError where it cannot be decoded."""
+Decode = Callable[[bytes], NDArray[np.uint8] | TiledImage]
+"""An encoded image -> [height, width, 3] RGB, or its tiles; raises DataError where it cannot be decoded."""
+
+Read = TypeVar("Read")
 
 _SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
 _UNSPEAKABLE = re.compile("[\0\ud800-\udfff]")
@@ -94,7 +97,7 @@ class Samples(ABC):
         return record
 
     def images(self, i: int) -> list[NDArray[np.uint8]]:
-        """Returns the sample's images in order, each [height, width, 3] RGB.
+        """Returns the sample's images in order, or the tiles that `decode` makes of them, each [height, width, 3] RGB.
 
         Raises:
             SampleError: an image that cannot be decoded, too many pixels together, or a tar that has become shorter.
@@ -107,7 +110,12 @@ class Samples(ABC):
         encoded = self.encoded_images(i)
         self.check_together(i, [content for _, content in encoded])
         for suffix, content in encoded:
-            yield self._decoded(i, suffix, content)
+            decoded = self._checked(i, suffix, self.decode, content)
+            yield from decoded.tiles if isinstance(decoded, TiledImage) else [decoded]
+
+    def image_sizes(self, i: int) -> list[Size]:
+        """Returns width and height of the sample's images in order, by their headers; errors as of `images`."""
+        return [self._checked(i, suffix, upright_size, content) for suffix, content in self.encoded_images(i)]
 
     def check_together(self, i: int, images: Sequence[bytes]) -> None:
         """Raises SampleError if the sample's encoded images have too many pixels together."""
@@ -125,9 +133,10 @@ class Samples(ABC):
             raise self.error(i, "bad text", f"NUL at character {text.index(chr(0))}")
         return text
 
-    def _decoded(self, i: int, suffix: str, encoded: bytes) -> NDArray[np.uint8]:
+    def _checked(self, i: int, suffix: str, read: Callable[[bytes], Read], encoded: bytes) -> Read:
+        """Returns what `read` returns for an encoded image; raises SampleError where it cannot be read."""
         try:
-            return self.decode(encoded)
+            return read(encoded)
         except DataError as error:
             raise self.error(i, "broken image", f"{suffix}: {error}") from None
 

@@ -67,7 +67,7 @@ def evaluate(
         raise ConfigError(f"data: {model.reference} is a model without data; pass an experiment whose data it answers")
     images = model.loaded.processor.image_processor
     experiment = (open_run(model.reference).experiment if data is None else data).with_overrides(
-        {"data.image_fit": images.fit, "data.scaled_decode": images.scaled_decode}
+        {"data.image_fit": images.fit, "data.scaled_decode": images.scaled_decode, "data.tiles": images.tiles}
     )
     prepared = prepare_data(experiment, split)
     prepared.connect(data_context(model.loaded.model, model.loaded.tokenizer, experiment))

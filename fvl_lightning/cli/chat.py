@@ -54,7 +54,7 @@ def chat(
     import_plugins_for(model, plugins)
     loaded = answering_model(model)
     refuse_many_pixels(image or [])
-    pictures = [loaded.processor.image_processor.reader.decode_square(path) for path in image or ()]
+    pictures = [loaded.processor.image_processor.reader.read(path) for path in image or ()]
     adapters = attach_adapters(loaded, adapter)
     conversation = Conversation(loaded, Sampling(max_tokens, temperature, top_p), pictures=pictures)
     start_drawing(seed)
@@ -95,7 +95,7 @@ def obey(line: str, conversation: "Conversation", console: Console, adapters: Se
 
         reader = conversation.loaded.processor.image_processor.reader
         refuse_many_images(len(conversation.pictures) + 1)
-        conversation.pictures.append(reader.decode_square(Path(rest.strip()).expanduser()))
+        conversation.pictures.append(reader.read(Path(rest.strip()).expanduser()))
         console.print(f"{plural(len(conversation.pictures), 'picture')} for the next message", style="dim")
     elif word == "/adapter":
         if rest and rest not in adapters:

@@ -167,14 +167,30 @@ def plan_alike(
     built = build_arms(plans[0], build)
     _check_lineage(lineage, {arm: [stage.trainable["encoder"] for stage in stages] for arm, stages in built.items()})
     for number, stages in enumerate(zip(*built.values(), strict=True)):
-        models = [stage.model for stage in stages if isinstance(stage.model, FlorenceVLForConditionalGeneration)]
-        tokens = {model.image_spec.tokens_per_image for model in models}
-        for arms in plans if len(tokens) > 1 else ():
+        whole = [stage for stage in stages if isinstance(stage.model, FlorenceVLForConditionalGeneration)]
+        planned = _planned_alike(whole)
+        for arms in plans if planned else ():
             for experiments_of_arm in arms.values():
                 stage = experiments_of_arm[number]
-                planned = dataclasses.replace(stage.data.config, planned_tokens_per_image=max(tokens))
-                stage.data = dataclasses.replace(stage.data, config=planned)
+                stage.data = dataclasses.replace(stage.data, config=dataclasses.replace(stage.data.config, **planned))
     return built
+
+
+def _planned_alike(stages: "Sequence[Stage]") -> dict[str, Any]:
+    """Returns the fields of the data by which the models of one stage plan equal rows; none where they do already."""
+    from datamodules.batching.config import PlannedImage
+    from datamodules.images.tiling import Tiling
+
+    images = [stage.model.image_spec for stage in stages]
+    tiles = [stage.experiment.data.config.tiles for stage in stages]
+    tilings = [Tiling.of(one, image.size) for one, image in zip(tiles, images, strict=True)]
+    if any(tiling != tilings[0] for tiling in tilings):
+        made = [
+            PlannedImage(image.tokens_per_image, image.size, one) for image, one in zip(images, tiles, strict=True)
+        ]
+        return {"planned_images": [one for place, one in enumerate(made) if one not in made[:place]]}
+    tokens = {image.tokens_per_image for image in images}
+    return {"planned_tokens_per_image": max(tokens)} if len(tokens) > 1 else {}
 
 
 def arm_differences(arms: Arms, baseline: str) -> dict[str, dict[str, list[Any]]]:

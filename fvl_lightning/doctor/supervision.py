@@ -10,7 +10,7 @@ from datamodules.batching.config import BatchConfig
 from datamodules.detect_question_form import detect_question_form
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.items import Piece
-from datamodules.encoding.messages import Message, image_parts, parts_of
+from datamodules.encoding.messages import Message, parts_of, with_sizes
 from datamodules.encoding.views import TextView, View, messages_of
 from datamodules.storage.sample import SampleError, spread
 from datamodules.storage.sample_store import SampleStore
@@ -39,6 +39,9 @@ class RowStatistics:
 
     tokens: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
+    """Images of each row, or their tiles."""
+    image_tokens: list[int] = field(default_factory=list)
+    """Tokens of each image that becomes tiles, with the marks between them."""
     supervised: list[int] = field(default_factory=list)
     """Supervised tokens of each row."""
     over_long: int = 0
@@ -56,10 +59,13 @@ class RowStatistics:
         """Number of tokens in the longest row; None where none was read."""
         return max(self.tokens, default=None)
 
-    def images_per_row(self, config: BatchConfig) -> int:
-        """Returns the most images seen in a row; for packed rows, the expected number in a full row."""
+    def images_per_row(self, config: BatchConfig) -> int | None:
+        """Returns the most images or tiles seen in a row; for packed rows, the expected number in a full row.
+
+        None where no row was read.
+        """
         if not self.tokens:
-            return 1
+            return None
         if config.layout == "packed":
             return math.ceil(config.sequence_length * sum(self.images) / sum(self.tokens))
         return max(self.images)
@@ -82,13 +88,18 @@ def inspect_rows(data: BatchData, stats: RowStatistics) -> None:
 
 
 def inspect_example(encoder: ConversationEncoder, view: str, stats: RowStatistics) -> None:
-    """Encodes an example row and adds it to `stats`, for when there are no shards yet."""
+    """Encodes an example row and adds it to `stats`, for when there are no shards yet; its image has the most tiles."""
+    tiles, sizes, messages = 1, None, EXAMPLE_CONVERSATION
+    if encoder.tiling is not None:
+        tiles, size = max((encoder.tiling.grid(size).tiles, size) for size in encoder.tiling.longest)
+        sizes = [size]
+        messages = with_sizes(messages, sizes)
     if view == "caption":
-        ids, labels = encoder.caption("A red square.")
-        _compare("example", encoder, ids, labels, ["A red square."], 1, stats)
+        ids, labels = encoder.caption("A red square.", sizes=sizes)
+        _compare("example", encoder, ids, labels, ["A red square."], tiles, stats)
     else:
-        ids, labels = encoder.encode(EXAMPLE_CONVERSATION)
-        _compare("example", encoder, ids, labels, assistant_texts(EXAMPLE_CONVERSATION), 1, stats)
+        ids, labels = encoder.encode(messages)
+        _compare("example", encoder, ids, labels, assistant_texts(messages), tiles, stats)
 
 
 def check_supervision(experiment: ExperimentConfig, stats: RowStatistics, real: bool) -> Iterator[Finding]:
@@ -105,6 +116,10 @@ def check_supervision(experiment: ExperimentConfig, stats: RowStatistics, real: 
         rows = f"{plural(count, 'row')} of the shards" if real else "an example row, since no shards can be read"
         message = "exactly the answers are supervised, image tokens match"
         yield Finding("supervision", "ok", f"{rows}: {message}, {stats.mean_tokens} tokens on average")
+    if sizes := stats.image_tokens:
+        mean = sum(sizes) / len(sizes)
+        counted = f"{min(sizes):,} to {max(sizes):,} tokens each, {mean:,.0f} on average"
+        yield Finding("image tokens", "ok", f"{plural(len(sizes), 'image')} cut into tiles: {counted}")
     if stats.over_long:
         message = f"{stats.over_long} of {count} rows have more than {config.sequence_length} tokens: over_long is "
         advice = "raise data.sequence_length, or see docs/data.md for data.over_long"
@@ -170,13 +185,17 @@ def assistant_texts(messages: list[Message]) -> list[str]:
 def _inspect_text(store: SampleStore, i: int, name: str, view: TextView, stats: RowStatistics) -> None:
     encoder, images = view.encoder, store.image_count(i)
     try:
+        sizes = None if encoder.tiling is None else store.image_sizes(i)
         if name == "caption":
             expected = [store.record(i)["caption"]]
-            ids, labels = encoder.caption(expected[0], images)
+            ids, labels = encoder.caption(expected[0], images, sizes)
         else:
             messages = list(messages_of(store, i))
-            images, expected = image_parts(messages), assistant_texts(messages)
-            ids, labels = encoder.encode(messages)
+            expected = assistant_texts(messages)
+            ids, labels = encoder.encode(messages if sizes is None else with_sizes(messages, sizes))
+        if encoder.tiling is not None and sizes is not None:
+            images = sum(encoder.tiling.grid(size).tiles for size in sizes)
+            stats.image_tokens += [len(encoder.image_ids([size])) for size in sizes]
     except DataError as error:
         raise error if isinstance(error, SampleError) else store.error(i, "not encodable", str(error)) from None
     except KeyError:

@@ -136,16 +136,19 @@ def answer_questions(scoring: Scoring, images: Images = "real") -> list[Answer]:
     # Shifted by half the samples: each sample gets the image of another one, always the same.
     other = dict(zip(samples, samples[len(samples) // 2 :] + samples[: len(samples) // 2], strict=True))
     shown = [other[question.index] if images == "shuffled" else question.index for question in questions]
+    tiles = {index: data.tile_counts(split, index) for index in set(shown)}
+    if any(len(counts) != 1 for counts in tiles.values()):
+        where = f"split {split} ({data.store(split).shards[0]} ...)"
+        raise DataError(f"{where}: only samples with exactly one image each can be scored")
     prompts = [
-        AskedPrompt(data.encoder.prompt(question.prompt_messages), (index,))
+        AskedPrompt(
+            data.encoder.prompt(data.sized(split, index, question.prompt_messages)), (index,), tiles=(*tiles[index],)
+        )
         for question, index in zip(questions, shown, strict=True)
     ]
 
     def read_pixels(indices: Sequence[int]) -> Tensor:
         pixels = data.pixels(split, indices)
-        if pixels.shape[0] != len(indices):
-            where = f"split {split} ({data.store(split).shards[0]} ...)"
-            raise DataError(f"{where}: only samples with exactly one image each can be scored")
         return torch.zeros_like(pixels) if images == "zeroed" else pixels
 
     asking = Asking(scoring.precision, scoring.ranks, scoring.kept, partial(scoring.progress, SHOWN[images]))

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate, repeat
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ QUESTIONS_PER_BATCH = 128
 Progress = Callable[[int, int], None]
 """Called with the number of prompts that are answered, and the number of all."""
 ReadPixels = Callable[[Sequence[int]], Tensor]
-"""Numbers of images, no two of which are equal -> their pixels [I, 3, P, P]."""
+"""Numbers of images, no two of which are equal -> their pixels [I, 3, P, P], where I counts the tiles of images."""
 
 
 def _silent(done: int, total: int) -> None:
@@ -44,6 +45,13 @@ class AskedPrompt:
     """The numbers of its images, in the order of their placeholders."""
     choices: tuple[Sequence[int], ...] = ()
     """The token ids of possible answers. Where there are any, their log-likelihoods are the answer."""
+    tiles: tuple[int, ...] = ()
+    """The number of tiles of each of its images; empty where all of them have one."""
+
+    @property
+    def encoded(self) -> int:
+        """Number of squares that the encoder gets."""
+        return sum(self.tiles) if self.tiles else len(self.images)
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ def batches_of(built: BuiltModel, prompts: Sequence[AskedPrompt], tokens: int = 
     start = 0
     while start < len(order):
         first = prompts[order[start]]
-        rows = rows_that_fit(built.model, longest[first.images], tokens, len(first.images))
+        rows = rows_that_fit(built.model, longest[first.images], tokens, first.encoded)
         rows = max(1, rows // max(1, len(first.choices)))
         batches.append(order[start : start + rows])
         start += rows
@@ -218,8 +226,12 @@ def encoded_images(built: BuiltModel, prompts: Sequence[AskedPrompt], pixels: Te
     pixels = pixels.to(model.device, model.dtype)
     parts = pixels.split(images_per_pass(pixels, model.device, QUESTIONS_PER_BATCH))
     features = [model.encoder(part) for part in parts]
-    places = {image: place for place, image in enumerate(distinct)}
-    rows = torch.tensor([places[image] for prompt in prompts for image in prompt.images], device=pixels.device)
+    shown = [pair for prompt in prompts for pair in zip(prompt.images, prompt.tiles or repeat(1), strict=False)]
+    tiles = dict(shown)
+    starts = dict(zip(distinct, accumulate((tiles[image] for image in distinct), initial=0), strict=False))
+    rows = torch.tensor(
+        [starts[image] + tile for image, count in shown for tile in range(count)], device=pixels.device
+    )
     return {"image_sources": {name: torch.cat([part[name] for part in features])[rows] for name in features[0]}}
 
 

@@ -127,7 +127,7 @@ def open_with_data(
         raise ConfigError(f"--data: {file} names no data")
     loaded = answering_model(reference, compute_device(accelerator or "auto"))
     images = loaded.processor.image_processor
-    config["data"] |= {"image_fit": images.fit, "scaled_decode": images.scaled_decode}
+    config["data"] |= {"image_fit": images.fit, "scaled_decode": images.scaled_decode, "tiles": images.tiles}
     experiment = check_config(ExperimentConfig, _at_level(config, level, str(file)))
     data = prepare_data(experiment, split)
     data.asking = QuestionForm(**loaded.processor.asking)

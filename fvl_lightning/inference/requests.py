@@ -10,7 +10,7 @@ from typing import Any
 from datamodules.encoding.messages import Message, check_messages, image_parts, parts_of
 from datamodules.images.decoding import EXTENSIONS, refuse_many_pixels
 from datamodules.images.limits import refuse_many_images
-from datamodules.images.transforms import ImageReader
+from datamodules.images.tile_reader import TileReader
 from datamodules.sources.image_files import find_folder, read_images
 from datamodules.sources.refusals import Refused
 from datamodules.sources.row_files import MAX_ROW_BYTES, open_file
@@ -38,7 +38,7 @@ class Request:
     folder: Path
     problem: str = ""
 
-    def messages(self, reader: ImageReader) -> list[Message]:
+    def messages(self, reader: TileReader) -> list[Message]:
         """Returns the conversation with decoded images; DataError for an invalid request or an unreadable image."""
         if self.problem:
             raise DataError(self.problem)
@@ -176,8 +176,8 @@ def _problem(row: dict[str, Any]) -> str:
     return "" if parts == len(names) else f"the messages have {parts} image parts for {len(names)} images"
 
 
-def _decode(name: str, content: bytes, reader: ImageReader) -> Any:
+def _decode(name: str, content: bytes, reader: TileReader) -> Any:
     try:
-        return reader.decode_square(content)
+        return reader.read(content)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None

@@ -3,17 +3,17 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import ImageFile
 from torch import Tensor
 
-from datamodules.encoding.messages import Message, check_messages
+from datamodules.encoding.messages import Message, check_messages, with_sizes
 from datamodules.encoding.question_form import QuestionForm
-from datamodules.images.transforms import ImageReader
+from datamodules.images.tile_reader import TileReader
+from datamodules.images.tiling import TiledImage
 from fvl_lightning.core.device import autocast
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.terminal import progress_bar
@@ -21,29 +21,35 @@ from fvl_lightning.evaluation.batched_answers import AskedPrompt, Asking, answer
 from fvl_lightning.inference.likelihood import Continuation, answer_ids, continuation_log_likelihoods
 from fvl_lightning.lmms_eval.requests import EvalRequest
 from fvl_lightning.modeling.build import LoadedModel
-from fvl_lightning.modeling.processing.image_processor import load_picture, pictures_of
+from fvl_lightning.modeling.processing.image_processor import cut_picture, pictures_of
 
 
 class BatchImages:
     """The distinct images of a batch, numbered in the order in which they come."""
 
-    def __init__(self, reader: ImageReader) -> None:
+    def __init__(self, reader: TileReader) -> None:
         self._reader = reader
-        self._squares: list[NDArray[np.uint8]] = []
+        self._images: list[TiledImage] = []
         self._numbers: dict[bytes, int] = {}
 
     def number(self, picture: Any) -> int:
         """Returns the number of an image; equal images have the same. DataError where it cannot be read."""
         with _whole_images():
-            square = self._reader.square(load_picture(picture, self._reader))
-        number = self._numbers.setdefault(hashlib.sha256(square.tobytes()).digest(), len(self._squares))
-        if number == len(self._squares):
-            self._squares.append(square)
+            image = cut_picture(picture, self._reader)
+        # Images of other sizes may have equal tiles, but other grids.
+        size = str(image.size) if self._reader.tiling else ""
+        digest = hashlib.sha256(size.encode() + image.tiles.tobytes()).digest()
+        number = self._numbers.setdefault(digest, len(self._images))
+        if number == len(self._images):
+            self._images.append(image)
         return number
 
+    def __getitem__(self, number: int) -> TiledImage:
+        return self._images[number]
+
     def pixels(self, numbers: Sequence[int]) -> Tensor:
-        """Returns the pixels [I, 3, P, P] of the images with these numbers."""
-        return self._reader.pixels([self._squares[number] for number in numbers])
+        """Returns the pixels [I, 3, P, P] of the images with these numbers, or of their tiles."""
+        return self._reader.pixels([self._images[number] for number in numbers])
 
 
 def generated(loaded: LoadedModel, requests: Sequence[EvalRequest], size: int, precision: str, show: bool) -> list[str]:
@@ -139,7 +145,10 @@ def _prompt(loaded: LoadedModel, request: EvalRequest, images: BatchImages) -> t
             raise DataError(problem)
         messages = QuestionForm.read(loaded.processor.asking).apply(messages)
         numbers = tuple(images.number(picture) for picture in pictures_of(messages))
-        return AskedPrompt(loaded.processor.encoder.prompt(messages), numbers), messages
+        shown = [images[number] for number in numbers]
+        messages = with_sizes(messages, [image.size for image in shown])
+        ids, tiles = loaded.processor.encoder.prompt(messages), tuple(len(image.tiles) for image in shown)
+        return AskedPrompt(ids, numbers, tiles=tiles), messages
     except DataError as error:
         raise DataError(f"{request.place}: {error}") from None
 
@@ -147,4 +156,4 @@ def _prompt(loaded: LoadedModel, request: EvalRequest, images: BatchImages) -> t
 def _choice_prompt(loaded: LoadedModel, request: EvalRequest, images: BatchImages) -> AskedPrompt:
     prompt, messages = _prompt(loaded, request, images)
     choice = answer_ids(loaded.processor.encoder, messages, prompt.ids, request.continuation)
-    return AskedPrompt(prompt.ids, prompt.images, (choice,))
+    return replace(prompt, choices=(choice,))

@@ -13,7 +13,7 @@ from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneratio
 
 @dataclass(frozen=True)
 class BatchShape:
-    """The shape of one rank's batch: `rows` of `tokens`, including image tokens, with `images` in total.
+    """The shape of one rank's batch: `rows` of `tokens`, including image tokens, with `images` or tiles in total.
 
     For encoder_pretrain `rows` are images, and `tokens` are those of each prompt's target.
     """
@@ -25,12 +25,21 @@ class BatchShape:
     """Supervised tokens at the end of each row; None for all but image tokens."""
 
 
-def worst_batch(experiment: ExperimentConfig, model: nn.Module, images_per_row: int = 1) -> BatchShape:
-    """Returns the largest batch that the experiment allows: every row has `data.sequence_length` tokens."""
+def worst_batch(experiment: ExperimentConfig, model: nn.Module, images_per_row: int | None = None) -> BatchShape:
+    """Returns the largest batch that the experiment allows: every row has `data.sequence_length` tokens.
+
+    Args:
+        experiment: the experiment.
+        model: its model.
+        images_per_row: images, or their tiles, of a row; None for one image with as many tiles as it may have.
+    """
     rows, tokens = experiment.trainer.batch_size, experiment.data.config.sequence_length
     if not isinstance(model, FlorenceVLForConditionalGeneration):
         encoder: Any = model.get_submodule("encoder")
         return BatchShape(rows, min(tokens, encoder.model_config.text_config.max_position_embeddings), rows)
+    tiles = experiment.data.config.tiles
+    if images_per_row is None:
+        images_per_row = 1 if tiles is None else tiles.most
     fitting = max(1, (tokens - 1) // model.image_spec.tokens_per_image)
     return BatchShape(rows, tokens, rows * min(images_per_row, fitting))
 

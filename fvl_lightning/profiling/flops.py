@@ -105,20 +105,22 @@ def encoder_flops(model: nn.Module) -> int:
         return count_flops(lambda: encoder(pixels))
 
 
-def question_flops(model: nn.Module, text_tokens: int) -> int:
+def question_flops(model: nn.Module, text_tokens: int, tiles: int = 1) -> int:
     """Returns the operations of an image and a question up to the first token of the answer.
 
     Args:
         model: a whole model, on any device.
         text_tokens: tokens of the prompt besides those of the image.
+        tiles: tiles of the image.
     """
     whole: Any = model
     encoder, image = whole.encoder, whole.config.image_token_id
-    token_ids = torch.full((1, whole.image_spec.tokens_per_image + text_tokens), image)
-    token_ids[:, whole.image_spec.tokens_per_image :] = int(image == 0)
+    placeholders = tiles * whole.image_spec.tokens_per_image
+    token_ids = torch.full((1, placeholders + text_tokens), image)
+    token_ids[:, placeholders:] = int(image == 0)
     mask = torch.ones_like(token_ids)
     with fake_tensors(), without_values(model), torch.no_grad():
-        pixels = torch.empty(1, 3, encoder.image_size, encoder.image_size, dtype=next(encoder.parameters()).dtype)
+        pixels = torch.empty(tiles, 3, encoder.image_size, encoder.image_size, dtype=next(encoder.parameters()).dtype)
         return count_flops(lambda: whole(token_ids, pixel_values=pixels, attention_mask=mask, logits_to_keep=1))
 
 

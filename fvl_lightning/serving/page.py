@@ -7,12 +7,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from datamodules.images.decoding import EXTENSIONS, refuse_many_pixels
 from datamodules.images.limits import refuse_many_images
-from datamodules.images.transforms import ImageReader
+from datamodules.images.tile_reader import TileReader
+from datamodules.images.tiling import TiledImage
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.inference.conversation import Conversation
 from fvl_lightning.inference.generation import Sampling
@@ -173,9 +171,9 @@ def reply(
             yield [*chat, {"role": "assistant", "content": written}], list(conversation.messages), panel
 
 
-def _decoded(file: str, reader: ImageReader) -> NDArray[np.uint8]:
+def _decoded(file: str, reader: TileReader) -> TiledImage:
     """An uploaded picture; DataError with the name it was uploaded under."""
     try:
-        return reader.decode_square(Path(file).read_bytes())
+        return reader.read(Path(file).read_bytes())
     except DataError as error:
         raise DataError(f"{Path(file).name}: {error}") from None

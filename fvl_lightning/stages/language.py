@@ -71,5 +71,5 @@ class LanguageStage(Stage):
     def _save_processor(self, folder: Path) -> None:
         data = self.experiment.data.config
         image = self.model.image_spec
-        processor = make_processor(image, self.tokenizer, data.image_fit, data.scaled_decode, self.asking)
+        processor = make_processor(image, self.tokenizer, data.image_fit, data.scaled_decode, self.asking, data.tiles)
         processor.save_pretrained(folder)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from datamodules.base import BatchData
 from datamodules.batching.workers import read_ahead
 from datamodules.images import decoding as images
+from datamodules.images import tile_reader, tiling
 from datamodules.images import transforms as pixels
 from datamodules.storage.content_hash import file_hashes
 from fvl_lightning.core.atomic import atomic_directory, remove_abandoned
@@ -41,7 +43,9 @@ from fvl_lightning.training.feature_files import (
     as_features,
     create_array,
     file_type,
+    image_offsets,
     images_per_pass,
+    may_be_offsets,
     open_array,
 )
 
@@ -54,7 +58,7 @@ IMAGES_PER_BATCH = 64
 IDENTITY = "identity.json"
 """The file that says from what the features of a folder were computed, for people to read."""
 OFFSETS, HASHES = "offsets.npy", "hashes.json"
-PIXEL_MODULES = (images, pixels)
+PIXEL_MODULES, TILE_MODULES = (images, pixels), (tiling, tile_reader)
 PACKAGES = ("torch", "transformers", "pillow")
 """Packages whose code computes features and pixels; another version may give other bits."""
 
@@ -127,7 +131,8 @@ def build_feature_cache(
     with ranks.replica(encoder, device) if missing else nullcontext(encoder) as replica:
         for split in missing:
             target, identity, _ = planned[split]
-            work = _Pass(replica, SampleImages(data, split), _offsets(data, split), dtype, workers, ranks, progress)
+            offsets = ranks.broadcast_from_rank0(partial(image_offsets, data, split, workers))
+            work = _Pass(replica, SampleImages(data, split), offsets, dtype, workers, ranks, progress)
             _write_split(work, target, identity)
     return FeatureCache({split: target for split, (target, _, _) in planned.items()}, list(encoder.specs))
 
@@ -163,20 +168,13 @@ def is_whole_cache(folder: Path, encoder: Encoder, data: BatchData, split: str, 
         shapes = [(int(offsets[-1]), spec.tokens, spec.dim) for spec in encoder.specs.values()]
         wanted = [(shape, np.dtype(file_type(dtype))) for shape in shapes]
         there = [(array.shape, array.dtype) for array in arrays]
-        fits = np.array_equal(offsets, _offsets(data, split)) and there == wanted
+        fits = may_be_offsets(offsets, data, split) and there == wanted
         if not fits or not (folder / HASHES).is_file():
             return fits
         found = file_hashes(folder)
         return read_sealed(folder / HASHES) == {name: found[name] for name in found if name != HASHES}
     except (OSError, ValueError, EOFError, IndexError, DataError):
         return False
-
-
-def _offsets(data: BatchData, split: str) -> NDArray[np.int64]:
-    """Returns the number of images before each sample of a split, and at last that of all."""
-    store = data.store(split)
-    counts = [store.image_count(index) for index in range(len(store))]
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def encoder_identity(encoder: Encoder) -> dict[str, Any]:
@@ -194,7 +192,8 @@ def encoder_identity(encoder: Encoder) -> dict[str, Any]:
 
 def pixel_identity(data: BatchData) -> dict[str, Any]:
     """Returns everything but the shards that determines the pixels of a connected data module, as plain values."""
-    code = [_hash_file(Path(str(module.__file__))) for module in PIXEL_MODULES]
+    modules = PIXEL_MODULES if data.reader.tiling is None else (*PIXEL_MODULES, *TILE_MODULES)
+    code = [_hash_file(Path(str(module.__file__))) for module in modules]
     return {"pixels": data.reader.identity(), "pixel_code": code}
 
 
@@ -279,7 +278,11 @@ def _write_share(work: _Pass, folder: Path) -> None:
             for error in (item for item in loaded if isinstance(item, UserError)):
                 raise error
             pixels = torch.cat(loaded)
-            for part in pixels.split(images_per_pass(pixels, like.device, max(1, len(pixels)))):
+            planned = int(work.offsets[batch.stop] - work.offsets[batch.start])
+            if len(pixels) != planned:
+                raise DataError(f"samples {batch} of {work.samples.split} have {len(pixels)} tiles, not {planned}")
+            most = len(pixels) if work.samples.data.reader.tiling is None else IMAGES_PER_BATCH
+            for part in pixels.split(images_per_pass(pixels, like.device, max(1, most))):
                 features = encoder(part.to(like.device, like.dtype))
                 for name, file in files.items():
                     file.write(as_array(features[name], work.dtype).data)

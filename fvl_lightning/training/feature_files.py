@@ -2,16 +2,19 @@
 
 import math
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import BatchData
+from datamodules.batching.workers import read_ahead
 from fvl_lightning.core.device import fitting
 from fvl_lightning.core.errors import FULL_DISK_ERRORS, UserError
 
@@ -37,6 +40,65 @@ class SampleImages(Dataset[Tensor | UserError]):
             return self.data.pixels(self.split, [index])
         except UserError as error:
             return error
+
+
+class ImageCounts(Dataset[list[int] | UserError]):
+    """The number of images of each sample of a split, or of their tiles, in chunks of samples; errors are items."""
+
+    CHUNK = 64
+
+    def __init__(self, data: BatchData, split: str) -> None:
+        self.data, self.split = data, split
+
+    def __len__(self) -> int:
+        return -(-len(self.data.store(self.split)) // self.CHUNK)
+
+    def __getitem__(self, chunk: int) -> list[int] | UserError:
+        samples = range(len(self.data.store(self.split)))[chunk * self.CHUNK : (chunk + 1) * self.CHUNK]
+        try:
+            return [sum(self.data.tile_counts(self.split, sample)) for sample in samples]
+        except UserError as error:
+            return error
+
+
+def image_offsets(data: BatchData, split: str, workers: int) -> NDArray[np.int64]:
+    """Returns the number of images or tiles before each sample of a split, and at last that of all.
+
+    Where images become tiles, the headers of all images are read.
+
+    Args:
+        data: a connected data module.
+        split: the name of the split.
+        workers: processes that read headers; 0 reads in this one.
+    """
+    if data.reader.tiling is None:
+        return _offsets(_images(data, split))
+    counted: list[int] = []
+    chunks = ImageCounts(data, split)
+    with read_ahead(chunks, workers, range(len(chunks))) as items:
+        for counts in items:
+            if isinstance(counts, UserError):
+                raise counts
+            counted += counts
+    return _offsets(counted)
+
+
+def may_be_offsets(offsets: NDArray[np.int64], data: BatchData, split: str) -> bool:
+    """Returns whether a file's offsets are those of a split; no image is read, so tiles are not counted again."""
+    images = _images(data, split)
+    if data.reader.tiling is None or offsets.shape != (len(images) + 1,):
+        return np.array_equal(offsets, _offsets(images))
+    least = np.array(images, dtype=np.int64)
+    return bool(offsets[0] == 0 and (np.diff(offsets) >= least).all() and ((np.diff(offsets) > 0) == (least > 0)).all())
+
+
+def _images(data: BatchData, split: str) -> list[int]:
+    store = data.store(split)
+    return [store.image_count(index) for index in range(len(store))]
+
+
+def _offsets(counts: Sequence[int]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def images_per_pass(images: Tensor, device: torch.device, most: int) -> int:

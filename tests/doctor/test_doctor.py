@@ -301,7 +301,7 @@ def test_images_of_a_row_for_the_memory() -> None:
     looked = RowStatistics(tokens=[20, 30], images=[1, 2])
     assert looked.images_per_row(SimpleNamespace(layout="padded", sequence_length=100)) == 2
     assert looked.images_per_row(SimpleNamespace(layout="packed", sequence_length=100)) == 6
-    assert RowStatistics().images_per_row(SimpleNamespace(layout="packed", sequence_length=100)) == 1
+    assert RowStatistics().images_per_row(SimpleNamespace(layout="packed", sequence_length=100)) is None
 
 
 def test_the_arithmetic_of_batches(here: Path) -> None:

@@ -90,7 +90,7 @@ class StubData:
         Question("number", str(index), index, (f"what is {index}?",)) for index in (3, 3, 5, 6, 8)
     ]
     encoder = SimpleNamespace(prompt=lambda messages: list(messages))
-    reader = SimpleNamespace(identity=lambda: {"fit": "stretch"})
+    reader = SimpleNamespace(identity=lambda: {"fit": "stretch"}, tiling=None)
     content = "these"
 
     def split_hash(self, split: str, content: bool) -> str:
@@ -100,6 +100,12 @@ class StubData:
     def questions(self, split: str) -> list[Question]:
         assert split == "test"
         return self.questions_asked
+
+    def tile_counts(self, split: str, index: int) -> list[int]:
+        return [1]
+
+    def sized(self, split: str, index: int, messages: Any) -> Any:
+        return messages
 
     def pixels(self, split: str, indices: list[int]) -> Tensor:
         return torch.tensor(indices).float().view(-1, 1, 1, 1).expand(-1, 3, 2, 2)

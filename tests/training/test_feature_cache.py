@@ -19,6 +19,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from datamodules.images.tile_reader import TileReader
+from datamodules.images.tiling import Tiling
 from datamodules.images.transforms import ImageReader
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.types import FeatureSpec, ImageSpec
@@ -83,10 +85,15 @@ class StubData:
 
     def __init__(self, shards: str = "these", **pixels: Any) -> None:
         self.shards = shards
-        self.reader = ImageReader(**{"spec": ImageSpec(2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 4)} | pixels)
+        tiling = pixels.pop("tiling", None)
+        images = ImageReader(**{"spec": ImageSpec(2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 4)} | pixels)
+        self.reader = TileReader(images, tiling)
 
     def store(self, split: str) -> StubStore:
         return StubStore(self.counts[split], self.shards)
+
+    def tile_counts(self, split: str, index: int) -> list[int]:
+        return [1] * self.store(split).image_count(index)
 
     def pixels(self, split: str, indices: Sequence[int]) -> Tensor:
         values = [10.0 * i + j for i in indices for j in range(self.store(split).image_count(i))]
@@ -137,7 +144,7 @@ def test_a_further_split_leaves_the_others(build: Build) -> None:
 
 def test_the_key_names_what_features_depend_on(build: Build) -> None:
     """One folder for everything equal, and another for each thing that may give other features."""
-    spec = StubData().reader.spec
+    spec = StubData().reader.images.spec
     others: list[tuple[nn.Module, StubData]] = [
         (StubEncoder(scale=2.0000002), StubData()),
         (StubEncoder(power=2), StubData()),
@@ -146,6 +153,8 @@ def test_the_key_names_what_features_depend_on(build: Build) -> None:
         (StubEncoder(), StubData(fit="pad")),
         (StubEncoder(), StubData(scaled=True)),
         (StubEncoder(), StubData(decoder="simplejpeg")),
+        (StubEncoder(), StubData(tiling=Tiling(2, 4))),
+        (StubEncoder(), StubData(tiling=Tiling(2, 5))),
         (StubEncoder(), StubData(spec=dataclasses.replace(spec, size=3))),
         (StubEncoder(), StubData(spec=dataclasses.replace(spec, mean=(0.4, 0.5, 0.5)))),
         (StubEncoder(), StubData(spec=dataclasses.replace(spec, std=(0.5, 0.5, 0.25)))),

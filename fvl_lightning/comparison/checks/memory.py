@@ -46,7 +46,8 @@ class Training(NamedTuple):
         """Image tokens in a batch of the language model."""
         model = self.stage.model
         tokens = model.image_spec.tokens_per_image if isinstance(model, FlorenceVLForConditionalGeneration) else 0
-        return self.experiment.trainer.batch_size * tokens
+        tiles = self.experiment.data.config.tiles
+        return self.experiment.trainer.batch_size * tokens * (1 if tiles is None else tiles.most)
 
     def rough_bytes(self, shape: BatchShape) -> float:
         """Returns a generous guess of the bytes of a step, found at once: what is held, and activations by token."""

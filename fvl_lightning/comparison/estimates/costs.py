@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, TypeVar
 
 from datamodules.base import BatchData
@@ -63,9 +64,14 @@ class StageCost:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of an image in the language model; 0 where there is none."""
-        model = self.stage.model
-        return model.image_spec.tokens_per_image if isinstance(model, FlorenceVLForConditionalGeneration) else 0
+        """Tokens of an image in the language model; 0 where there is none.
+
+        Where images become tiles it is the mean of those that were inspected, or else the largest number.
+        """
+        model, tiles = self.stage.model, self.experiment.data.config.tiles
+        if not isinstance(model, FlorenceVLForConditionalGeneration):
+            return 0
+        return self.rows.image_tokens or model.image_spec.tokens_per_image * (1 if tiles is None else tiles.most)
 
 
 def stage_cost(stage: Stage, experiment: ExperimentConfig, rows: StageRows, counts: SplitCounts) -> StageCost:
@@ -139,11 +145,11 @@ def scoring_cost(
         questions: how many of the data there are to answer.
         tasks: (number of questions, largest number of tokens of an answer) of every task.
     """
-    asked = PROMPT_TOKENS
+    asked, tiles = PROMPT_TOKENS, 1
     if data is not None:
         data.connect(data_context(stage.model, stage.tokenizer, experiment))
-        asked = _prompt_tokens(stage, data)
-    first = counted(experiment.name, lambda: question_flops(stage.model, asked))
+        asked, tiles = _prompt(data)
+    first = counted(experiment.name, lambda: question_flops(stage.model, asked, tiles))
     counts = count_parameters(stage.model)
     table: Any = stage.model.get_input_embeddings().weight
     matrices = counts["language_model"]["parameters"]
@@ -179,13 +185,18 @@ def count_questions(
     return count
 
 
-def _prompt_tokens(stage: Stage, data: BatchData) -> int:
-    """Returns the text tokens of a question, on average over the first ones of the test split."""
+def _prompt(data: BatchData) -> tuple[int, int]:
+    """Returns text tokens and tiles of a question about an image, on average over the first ones of the test split."""
+    encoder = data.encoder
     try:
-        questions: Sequence[Any] = data.questions("test")[:QUESTIONS]
-        lengths = [len(data.encoder.prompt(question.prompt_messages)) for question in questions]
+        asked = [
+            (encoder.prompt(data.sized("test", question.index, question.prompt_messages)), question.index)
+            for question in data.questions("test")[:QUESTIONS]
+        ]
+        tiles = [sum(data.tile_counts("test", index)) for _, index in asked]
     except UserError:
-        return PROMPT_TOKENS
-    if not lengths:
-        return PROMPT_TOKENS
-    return max(1, round(sum(lengths) / len(lengths)) - stage.model.image_spec.tokens_per_image)
+        return PROMPT_TOKENS, 1
+    if not asked:
+        return PROMPT_TOKENS, 1
+    length, shown = round(fmean(len(ids) for ids, _ in asked)), fmean(tiles)
+    return max(1, length - round(shown * encoder.tokens_per_image)), max(1, round(shown))

@@ -33,6 +33,7 @@ from fvl_lightning.core.errors import UserError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.profiling.devices import Device, device_here, named_device
 from fvl_lightning.profiling.flops import encoder_flops
+from fvl_lightning.runs.setup import data_context
 from fvl_lightning.stages.base import Stage
 
 ENCODER = "(encoder)"
@@ -107,6 +108,8 @@ def estimate_comparison(
         report_progress(f"{name}, {experiment.name}")
         data = estimates.data.of(experiment)
         rows = rows_of(stage, data if builder.reads_tokenizer(stage) else None, options.row_tokens)
+        if data is not None:
+            data.connect(data_context(stage.model, stage.tokenizer, experiment))
         cost = stage_cost(stage, experiment, rows, split_counts(data))
         estimates.costs[name, experiment.name] = cost
         if options.measure:

@@ -10,10 +10,11 @@ from fvl_lightning.comparison.estimates.rows import split_counts
 from fvl_lightning.comparison.plan import SeedPlan
 from fvl_lightning.core.config.loading import config_hash
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.runs.setup import data_context
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.feature_files import file_type
 
-OF_PIXELS = ("image_fit", "jpeg_decoder", "scaled_decode")
+OF_PIXELS = ("image_fit", "jpeg_decoder", "scaled_decode", "tiles")
 """Fields of the data on which pixels depend, and with them features."""
 
 
@@ -61,5 +62,7 @@ def feature_sets(
             where = config_hash(experiment.data) if data is None else data.manifest_hash()
             key = config_hash([experiment.encoder, where, pixels, experiment.feature_cache_dtype])
             if key not in found:
+                if data is not None:
+                    data.connect(data_context(stage.model, stage.tokenizer, experiment))
                 found[key] = FeatureSet(stage, split_counts(data).images, encoders)
     return list(found.values())

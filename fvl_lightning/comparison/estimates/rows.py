@@ -13,6 +13,7 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import plural
 from fvl_lightning.doctor.shards import open_existing
 from fvl_lightning.doctor.supervision import RowStatistics, inspect_rows
+from fvl_lightning.evaluation.cost import mean_tiles
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.profiling.batch_shape import BatchShape, worst_batch
 from fvl_lightning.runs.setup import data_context
@@ -36,6 +37,8 @@ class StageRows:
     """The largest batch, of rows as long as the longest one that was inspected."""
     source: str
     """Where the numbers come from, for people."""
+    image_tokens: int | None = None
+    """Tokens of an image on average, where images become tiles and were inspected."""
 
     @property
     def counted(self) -> BatchShape:
@@ -75,18 +78,19 @@ def rows_of(stage: Stage, data: BatchData | None, row_tokens: int | None = None)
 def _inspected(stage: Stage, statistics: RowStatistics) -> StageRows:
     config, worst = stage.experiment.data.config, worst_batch(stage.experiment, stage.model)
     source = f"{plural(len(statistics.tokens), 'row')} of the shards"
+    image_tokens = round(fmean(statistics.image_tokens)) if statistics.image_tokens else None
     if config.layout == "packed":
         share = worst.tokens / sum(statistics.tokens)
         images = share * sum(statistics.images)
         supervised = round(share * sum(statistics.supervised))
         longest = BatchShape(worst.rows, worst.tokens, worst.rows * math.ceil(images))
-        return StageRows(worst.tokens, images, supervised, longest, f"{source}, packed")
+        return StageRows(worst.tokens, images, supervised, longest, f"{source}, packed", image_tokens)
     rows = sorted(statistics.tokens) if config.layout == "grouped" else statistics.tokens
     tokens = min(worst.tokens, round(_padded(rows, stage.experiment.trainer.batch_size)))
     supervised = min(tokens, round(fmean(statistics.supervised)))
     tallest = min(worst.tokens, max(statistics.tokens))
     longest = BatchShape(worst.rows, tallest, worst.rows * max(statistics.images))
-    return StageRows(tokens, fmean(statistics.images), supervised, longest, source)
+    return StageRows(tokens, fmean(statistics.images), supervised, longest, source, image_tokens)
 
 
 def _padded(tokens: Sequence[int], rows: int) -> float:
@@ -100,7 +104,7 @@ class SplitCounts:
 
     validation: int | None
     images: int | None
-    """Images of both training splits."""
+    """Images of both training splits, or their tiles."""
 
 
 class DataCache:
@@ -118,9 +122,11 @@ class DataCache:
 
 
 def split_counts(data: BatchData | None) -> SplitCounts:
-    """Returns how much the splits of a stage hold."""
+    """Returns how much the splits of a stage hold; data whose images become tiles must be connected."""
     if data is None or data.STREAMS:
         return SplitCounts(None, None)
     stores: list[Any] = [data.store(split) for split in ("train", "validation")]
     images = sum(store.image_count(i) for store in stores for i in range(len(store)))
+    if data.config.tiles is not None:
+        images = round(images * mean_tiles(data))
     return SplitCounts(len(stores[1]), images)

@@ -33,10 +33,17 @@ def match_tokens(
         build: see build_arms.
 
     Raises:
-        ConfigError: an arm cannot be built, or its projector cannot make this number of tokens.
+        ConfigError: an arm cannot be built, its projector cannot make this number of tokens, or arms make other tiles
+            of an image.
     """
     if config.match != "tokens":
         return
+    tiles = [stages[-1].data.config.tiles for stages in plans[0].values()]
+    if any(one != tiles[0] for one in tiles):
+        raise ConfigError(
+            "match: tokens gives every tile the same number of tokens, and the arms differ in data.tiles, so that an "
+            "image has other numbers in them; take match: natural, which shows them as a cost"
+        )
     built = {arm: stages[0].model for arm, stages in build_arms(_last(plans[0]), build).items()}
     wanted = config.image_tokens or built[baseline].image_spec.tokens_per_image
     for arm, model in built.items():

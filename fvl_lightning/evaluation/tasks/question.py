@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datamodules.encoding.messages import Message
+from datamodules.encoding.messages import Message, with_sizes
+from datamodules.images.tiling import Size, Tiling, upright_size
+from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.metrics.base import Reference
 
 ONE_KIND = "all"
@@ -51,3 +53,35 @@ class QuestionSet(ABC):
     def rows(self) -> Sequence[Mapping[str, Any]]:
         """Returns the fields of each question's row that can be written as JSON, for files of samples."""
         return [question.reference.row for question in self.questions]
+
+
+class ImageSizes:
+    """The sizes of the images of a question set, each read once from its header, where images become tiles.
+
+    Args:
+        questions: the set.
+        tiling: the rule of a model; None where an image has one tile, and no size is read.
+    """
+
+    def __init__(self, questions: QuestionSet, tiling: Tiling | None) -> None:
+        self._questions, self._tiling = questions, tiling
+        self._sizes: dict[int, Size] = {}
+
+    def apply(self, messages: Sequence[Message], images: Sequence[int]) -> tuple[Sequence[Message], tuple[int, ...]]:
+        """Returns messages with the sizes of their images, and the tiles of each; none if an image has one tile.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        if self._tiling is None:
+            return messages, ()
+        sizes = [self._size(number) for number in images]
+        return with_sizes(messages, sizes), tuple(self._tiling.grid(size).tiles for size in sizes)
+
+    def _size(self, number: int) -> Size:
+        if number not in self._sizes:
+            try:
+                self._sizes[number] = upright_size(self._questions.image(number))
+            except DataError as error:
+                raise DataError(f"{self._questions.where(number)}: its image: {error}") from None
+        return self._sizes[number]

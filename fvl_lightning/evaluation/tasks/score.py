@@ -18,7 +18,7 @@ from fvl_lightning.evaluation.statistics.aggregates import aggregate
 from fvl_lightning.evaluation.tasks.checks import metric_choice
 from fvl_lightning.evaluation.tasks.cleaning import clean
 from fvl_lightning.evaluation.tasks.config import TaskConfig
-from fvl_lightning.evaluation.tasks.question import QuestionSet, TaskQuestion
+from fvl_lightning.evaluation.tasks.question import ImageSizes, QuestionSet, TaskQuestion
 from fvl_lightning.evaluation.tasks.result import TaskResult, TaskSample
 from fvl_lightning.inference.generation import positions
 from fvl_lightning.inference.likelihood import answer_ids
@@ -50,8 +50,9 @@ def score_task(
     # What cannot be scored is refused before hours of answers.
     task_metric(task, {question.kind for question in asked}).prepare(question.reference for question in asked)
     form, encoder = QuestionForm.read(loaded.processor.asking), loaded.processor.encoder
-    prompts = [_prompt(encoder, form, task, question, positions(loaded)) for question in asked]
     reader = loaded.processor.image_processor.reader
+    sizes = ImageSizes(questions, reader.tiling)
+    prompts = [_prompt(encoder, form, task, question, positions(loaded), sizes) for question in asked]
 
     def read_pixels(numbers: Sequence[int]) -> Tensor:
         squares = []
@@ -61,7 +62,7 @@ def score_task(
                 image = reader.decode(encoded)
             except DataError as error:
                 raise DataError(f"task {task.title}, {questions.where(number)}: its image: {error}") from None
-            squares.append(reader.square(variation.image(image) if variation else image))
+            squares.append(reader.cut(variation.image(image) if variation else image))
         return reader.pixels(squares)
 
     varied = variation.name if variation else ""
@@ -130,9 +131,14 @@ def primary_of(task: TaskConfig) -> str:
 
 
 def _prompt(
-    encoder: ConversationEncoder, form: QuestionForm, task: TaskConfig, question: TaskQuestion, limit: int
+    encoder: ConversationEncoder,
+    form: QuestionForm,
+    task: TaskConfig,
+    question: TaskQuestion,
+    limit: int,
+    sizes: ImageSizes,
 ) -> AskedPrompt:
-    messages = form.apply(question.messages)
+    messages, tiles = sizes.apply(form.apply(question.messages), question.images)
     ids = encoder.prompt(messages)
     if len(ids) >= limit:
         raise DataError(
@@ -142,7 +148,7 @@ def _prompt(
     choices: tuple[Sequence[int], ...] = ()
     if task.answer.by == "likelihood":
         choices = tuple(answer_ids(encoder, messages, ids, choice) for choice in question.reference.choices)
-    return AskedPrompt(ids, question.images, choices)
+    return AskedPrompt(ids, question.images, choices, tiles)
 
 
 def _prediction(task: TaskConfig, output: str) -> str:

@@ -22,7 +22,7 @@ from fvl_lightning.modeling.adapters.layers import PREFIX
 from fvl_lightning.modeling.build import PROCESSOR_FILE, empty_model, load_model, parameter_count
 from fvl_lightning.modeling.configuration import FlorenceVLConfig, read_model_config
 from fvl_lightning.modeling.plugin_record import copy_plugins
-from fvl_lightning.modeling.processing.processor import read_processor
+from fvl_lightning.modeling.processing.processor import FlorenceVLProcessor, read_processor
 from fvl_lightning.modeling.stopping import set_stop_tokens
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -34,7 +34,7 @@ tags: [florence-vl, fvl_lightning]
 
 # {name}
 
-{encoder} -> {fusion} -> {projector} -> {language_model}; {parameters:.1f} M parameters, {tokens} tokens per image.
+{encoder} -> {fusion} -> {projector} -> {language_model}; {parameters:.1f} M parameters, {tokens}.
 Made with fvl_lightning; `import fvl_lightning.auto` makes this kind of model known to transformers. Without it,
 transformers does not recognize the model type `florence_vl` and advises an upgrade, which does not help.
 {plugins}
@@ -224,9 +224,17 @@ def card(folder: Path, name: str, parameters: int) -> str:
     return CARD.format(
         name=name,
         parameters=parameters / 1e6,
-        tokens=read_processor(folder).tokens_per_image,
+        tokens=_image_tokens(read_processor(folder)),
         language_model=config.get_text_config().model_type,
         plugins=PLUGINS.format(names=", ".join(named)) if record else "",
         imports=f"\nfrom fvl_lightning import import_plugins\n\nimport_plugins({imported})" if record else "",
         **{slot: choice.name for slot, choice in slots.items() if slot != "language_model"},
     )
+
+
+def _image_tokens(processor: FlorenceVLProcessor) -> str:
+    """Returns how many tokens an image has, in a few words."""
+    tiling = processor.image_processor.tiling
+    if tiling is None:
+        return f"{processor.tokens_per_image} tokens per image"
+    return f"{processor.tokens_per_image} tokens per tile, and up to {tiling.most} tiles per image"

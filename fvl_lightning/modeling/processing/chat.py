@@ -1,11 +1,14 @@
 """The parts of `apply_chat_template`: checks of its options, token ids and assistant masks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from datamodules.encoding.conversation import ConversationEncoder
-from datamodules.encoding.messages import Message
+from datamodules.encoding.messages import Message, with_sizes
+from datamodules.images.tiling import Size, Tiling
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX
+from fvl_lightning.modeling.processing.image_processor import FlorenceVLImageProcessor, Picture, pictures_of
 from fvl_lightning.modeling.processing.padding import Ids, RowOptions
 
 
@@ -35,6 +38,40 @@ def chat_token_ids(
 ) -> Ids:
     """Returns the token ids of a conversation, up to the beginning or the continuation of an answer."""
     return encoder.prompt(messages, continue_answer) if generate or continue_answer else encoder.encode(messages)[0]
+
+
+def read_images(
+    image_processor: FlorenceVLImageProcessor, conversations: Sequence[Any], wanted: bool
+) -> tuple[Sequence[Any], list[Picture]]:
+    """Returns the images of conversations, if they are `wanted`, and the conversations as they are to be encoded.
+
+    Where images become tiles, they are read in any case: their sizes decide how many placeholders they have.
+    """
+    tiled = image_processor.tiling is not None
+    if not wanted and not tiled:
+        return conversations, []
+    sized: list[Any] = []
+    shown: list[Picture] = []
+    for messages in conversations:
+        pictures, sizes = image_processor.cut(pictures_of(messages))
+        sized.append(with_sizes(messages, sizes) if tiled else messages)
+        shown += pictures
+    return sized, shown if wanted else []
+
+
+def expand_images(text: str, token: str, placeholders: str, tiling: Tiling | None, sizes: Iterator[Size]) -> str:
+    """Replaces every image token of a text by the placeholders of one image, or of each of its tiles.
+
+    Args:
+        text: the text.
+        token: the image token.
+        placeholders: those of one image or tile.
+        tiling: the rule by which images become tiles; None for none.
+        sizes: the sizes of the images; as many are taken as there are image tokens. Unused without tiling.
+    """
+    first, *others = text.split(token)
+    images = [tiling.text(next(sizes), placeholders) if tiling else placeholders for _ in others]
+    return first + "".join(image + part for image, part in zip(images, others, strict=True))
 
 
 def assistant_mask(encoder: ConversationEncoder, messages: Sequence[Message], ids: Ids) -> Ids:

@@ -15,6 +15,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from datamodules.encoding.messages import Message, parts_of
 from datamodules.images.limits import MAX_BYTES
+from datamodules.images.tile_reader import TileReader
+from datamodules.images.tiling import MAX_TILES, Marks, Size, TiledImage, Tiles, Tiling
 from datamodules.images.transforms import Fit, ImageReader
 from fvl_lightning.core.errors import ConfigError, DataError, first_line
 from fvl_lightning.core.types import ImageSpec
@@ -26,12 +28,15 @@ MAX_SIDE = 16_384
 IMAGE_KEYS = ("image", "url", "path", "base64")
 """The keys for the image of a message part, as in transformers' chat templates."""
 
-Picture = Image.Image | NDArray[np.uint8] | Tensor | Path | str | bytes
-"""A Pillow image, a uint8 array or tensor with three channels, a file, an http(s) URL, or encoded bytes."""
+Picture = Image.Image | NDArray[np.uint8] | Tensor | Path | str | bytes | TiledImage
+"""A Pillow image, a uint8 array or tensor with three channels, a file, an http(s) URL, encoded bytes, or an image that
+the processor's reader has cut."""
 
 
 class FlorenceVLImageProcessor(BaseImageProcessor):
     """Turns images into pixel_values [I, 3, P, P] float32, fitted to the encoder's square as in training.
+
+    With `tiles`, I counts the tiles of all images.
 
     Args:
         size: {"height": P, "width": P}.
@@ -39,6 +44,7 @@ class FlorenceVLImageProcessor(BaseImageProcessor):
         image_std: the standard deviation per channel.
         fit: how an image that is not square is fitted to the square.
         scaled_decode: whether large JPEG files are decoded at a reduced size.
+        tiles: the fields of `data.tiles`, by which images become tiles; None for one square each.
         kwargs: fields of transformers' base class.
     """
 
@@ -51,6 +57,7 @@ class FlorenceVLImageProcessor(BaseImageProcessor):
         image_std: Sequence[float],
         fit: Fit = "stretch",
         scaled_decode: bool = False,
+        tiles: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -64,6 +71,9 @@ class FlorenceVLImageProcessor(BaseImageProcessor):
                 raise DataError(f"{name} is {values!r}, expected 3 numbers")
         self.size, self.fit, self.scaled_decode = size, fit, bool(scaled_decode)
         self.image_mean, self.image_std = list(image_mean), list(image_std)
+        self.tiles = None if tiles is None else vars(_read_tiles(tiles))
+        if self.tiles and self.scaled_decode:
+            raise DataError("tiles and scaled_decode are both set, which cannot be combined")
 
     def preprocess(
         self, images: Picture | Sequence[Any], return_tensors: str | None = "pt", **kwargs: Any
@@ -77,17 +87,35 @@ class FlorenceVLImageProcessor(BaseImageProcessor):
         refuse_unknown_options(kwargs)
         reader = self.reader
         # Squared one after the other, so that no more than one large image is held.
-        values: Tensor = reader.pixels([reader.square(load_picture(picture, reader)) for picture in flatten(images)])
+        values: Tensor = reader.pixels([cut_picture(picture, reader) for picture in flatten(images)])
         return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
 
+    def cut(self, pictures: Sequence[Picture]) -> tuple[Sequence[Picture], list[Size]]:
+        """Returns images cut into tiles, one read after the other, and their sizes; without tiles they stay unread."""
+        reader = self.reader
+        if reader.tiling is None:
+            return pictures, []
+        cut = [cut_picture(picture, reader) for picture in pictures]
+        return cut, [picture.size for picture in cut]
+
     @property
-    def reader(self) -> ImageReader:
+    def tiling(self) -> Tiling | None:
+        """The rule by which images become tiles; None for one square each."""
+        return Tiling.of(None if self.tiles is None else _read_tiles(self.tiles), self.size["height"])
+
+    @property
+    def reader(self) -> TileReader:
         """The reader that turns images into pixels with Pillow; simplejpeg differs by at most 2 of 255 levels."""
         mean, std = (tuple(map(float, values)) for values in (self.image_mean, self.image_std))
         if len(mean) != 3 or len(std) != 3:
             raise ConfigError(f"image_mean and image_std: expected 3 numbers each, found {len(mean)} and {len(std)}")
         spec = ImageSpec(self.size["height"], mean, std, tokens_per_image=0)
-        return ImageReader(spec, self.fit, scaled=self.scaled_decode)
+        return TileReader(ImageReader(spec, self.fit, scaled=self.scaled_decode), self.tiling)
+
+
+def cut_picture(picture: Picture, reader: TileReader) -> TiledImage:
+    """Returns the tiles of an image; raises DataError if it cannot be read or is too large."""
+    return picture if isinstance(picture, TiledImage) else reader.cut(load_picture(picture, reader.images))
 
 
 def load_picture(picture: Picture, reader: ImageReader) -> NDArray[np.uint8]:
@@ -130,6 +158,21 @@ def refuse_unknown_options(options: dict[str, Any]) -> None:
     """Raises ConfigError for options of other processors, which would have no effect here."""
     if unknown := sorted(name for name, value in options.items() if value is not None):
         raise ConfigError(f"the processor has no use for {', '.join(unknown)}")
+
+
+def _read_tiles(fields: Any) -> Tiles:
+    """Returns `data.tiles` from a saved mapping of its fields; raises DataError for anything else."""
+    try:
+        tiles = Tiles(**fields)
+    except TypeError:
+        raise DataError(f"tiles is {fields!r}, expected the fields of data.tiles") from None
+    whole = isinstance(tiles.max, int) and 1 <= tiles.max <= MAX_TILES
+    if not whole or not isinstance(tiles.thumbnail, bool) or tiles.marks not in get_args(Marks):
+        raise DataError(
+            f"tiles is {fields!r}, expected max of 1 to {MAX_TILES}, thumbnail true or false, and marks of "
+            f"{' or '.join(get_args(Marks))}"
+        )
+    return tiles
 
 
 def _checked_array(picture: NDArray[Any] | Tensor) -> NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,18 @@ from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.messages import check_messages
 from datamodules.encoding.question_form import QuestionForm
+from datamodules.images.tiling import Size, Tiles
 from datamodules.images.transforms import Fit
 from fvl_lightning.core.chat_date import dated_tokenizer
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.core.pretrained import open_saved
 from fvl_lightning.core.types import ImageSpec
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
-from fvl_lightning.modeling.processing.chat import assistant_mask, chat_token_ids, check_chat_options
+from fvl_lightning.modeling.processing import chat
 from fvl_lightning.modeling.processing.image_processor import (
     FlorenceVLImageProcessor,
     Picture,
     flatten,
-    pictures_of,
     refuse_unknown_options,
 )
 from fvl_lightning.modeling.processing.padding import Ids, RowOptions
@@ -39,7 +39,7 @@ class FlorenceVLProcessor(ProcessorMixin):
     Args:
         image_processor: a FlorenceVLImageProcessor.
         tokenizer: the language model's tokenizer, with IMAGE_TOKEN among its special tokens.
-        tokens_per_image: the number of placeholders per image.
+        tokens_per_image: the number of placeholders per image, or per tile of an image.
         chat_template: replaces the tokenizer's chat template; None keeps it.
         asking: the fields of QuestionForm: the form of questions in training, which conversations are given.
     """
@@ -93,7 +93,9 @@ class FlorenceVLProcessor(ProcessorMixin):
             pixels = self.image_processor(pictures, **image_options) if pictures else {}
             return BatchFeature(dict(pixels), tensor_type=options.tensor_type([]))
         self._check_placeholders(texts, images, len(pictures))
-        rows = [self._text_ids(one, options.add_special_tokens) for one in texts]
+        pictures, sizes = self.image_processor.cut(pictures)
+        left = iter(sizes)
+        rows = [self._text_ids(one, options.add_special_tokens, left) for one in texts]
         return self._batch(rows, options, pictures, image_options)
 
     def apply_chat_template(
@@ -138,17 +140,17 @@ class FlorenceVLProcessor(ProcessorMixin):
         refuse_unknown_options(rest | {"tools": tools or None, "documents": documents or None})
         generate, continue_answer, masked = add_generation_prompt, continue_final_message, return_assistant_tokens_mask
         switches = (generate, continue_answer, masked, tokenize, sanitize_control_tokens, load_audio_from_video)
-        check_chat_options(options, *switches)
+        chat.check_chat_options(options, *switches)
         given, batched = self._conversations(conversation)
         conversations = [QuestionForm.read(self.asking).apply(messages) for messages in given]
         encoder = self._encoder_for(chat_template)
         if not tokenize:
             written = [encoder.written(messages, generate, continue_answer) for messages in conversations]
             return written if batched else written[0]
-        rows = [chat_token_ids(encoder, messages, generate, continue_answer) for messages in conversations]
-        pairs = zip(conversations, rows, strict=True)
-        masks = [assistant_mask(encoder, *pair) for pair in pairs] if masked else None
-        pictures = [picture for messages in conversations for picture in pictures_of(messages)] if return_dict else []
+        sized, pictures = chat.read_images(self.image_processor, conversations, return_dict)
+        rows = [chat.chat_token_ids(encoder, messages, generate, continue_answer) for messages in sized]
+        pairs = zip(sized, rows, strict=True)
+        masks = [chat.assistant_mask(encoder, *pair) for pair in pairs] if masked else None
         values = self._batch(rows, options, pictures, image_options, masks)
         return values if return_dict else values["input_ids"]
 
@@ -159,12 +161,11 @@ class FlorenceVLProcessor(ProcessorMixin):
 
     @property
     def encoder(self) -> ConversationEncoder:
-        """The encoder of messages into token ids and labels."""
+        """The encoder of messages into token ids and labels, for the template and the tiles that are set now."""
         cached: Any = self.__dict__.get("_encoder")
-        key = repr(self.tokenizer.chat_template), len(self.tokenizer)  # a user may change either
+        key = repr(self.tokenizer.chat_template), len(self.tokenizer), repr(self.image_processor.tiling)
         if cached is None or cached[0] != key:
-            cached = key, ConversationEncoder(self.tokenizer, self.image_token_id, self.tokens_per_image)
-            self._encoder = cached
+            cached = self._encoder = key, self._encoder_of(self.tokenizer)
         return cached[1]
 
     @property
@@ -184,7 +185,10 @@ class FlorenceVLProcessor(ProcessorMixin):
             return self.encoder
         tokenizer = copy.copy(self.tokenizer)
         tokenizer.chat_template = template
-        return ConversationEncoder(tokenizer, self.image_token_id, self.tokens_per_image)
+        return self._encoder_of(tokenizer)
+
+    def _encoder_of(self, tokenizer: Any) -> ConversationEncoder:
+        return ConversationEncoder(tokenizer, self.image_token_id, self.tokens_per_image, self.image_processor.tiling)
 
     def _batch(
         self,
@@ -212,12 +216,13 @@ class FlorenceVLProcessor(ProcessorMixin):
             values |= self.image_processor(pictures, **image_options)
         return BatchFeature(values, tensor_type=tensor_type)
 
-    def _text_ids(self, text: str, add_special_tokens: bool | None) -> Ids:
-        """Returns the token ids of a text, with every IMAGE_TOKEN repeated once per image token."""
+    def _text_ids(self, text: str, add_special_tokens: bool | None, sizes: Iterator[Size]) -> Ids:
+        """Returns the token ids of a text, with every IMAGE_TOKEN repeated once per image token, tile after tile."""
         if add_special_tokens is None:
             # A text that a chat template wrote begins with the first token already.
             add_special_tokens = self.tokenizer.bos_token is None or not text.startswith(self.tokenizer.bos_token)
-        expanded = text.replace(self.image_token, self.image_token * self.tokens_per_image)
+        placeholders = self.image_token * self.tokens_per_image
+        expanded = chat.expand_images(text, self.image_token, placeholders, self.image_processor.tiling, sizes)
         return self.tokenizer(expanded, add_special_tokens=add_special_tokens)["input_ids"]
 
     def _check_placeholders(self, texts: Sequence[str], images: Any, pictures: int) -> None:
@@ -252,7 +257,12 @@ def read_processor(folder: Path) -> FlorenceVLProcessor:
 
 
 def make_processor(
-    image: ImageSpec, tokenizer: Any, fit: Fit, scaled_decode: bool = False, asking: QuestionForm | None = None
+    image: ImageSpec,
+    tokenizer: Any,
+    fit: Fit,
+    scaled_decode: bool = False,
+    asking: QuestionForm | None = None,
+    tiles: Tiles | None = None,
 ) -> FlorenceVLProcessor:
     """Returns the processor of a model.
 
@@ -262,10 +272,11 @@ def make_processor(
         fit: how an image that is not square is fitted to the square.
         scaled_decode: whether large JPEG files are decoded at a reduced size.
         asking: the form of questions in training; None for no separators between images and text.
+        tiles: the rule by which images become tiles; None for one square each.
     """
     size = {"height": image.size, "width": image.size}
     return FlorenceVLProcessor(
-        FlorenceVLImageProcessor(size, image.mean, image.std, fit, scaled_decode),
+        FlorenceVLImageProcessor(size, image.mean, image.std, fit, scaled_decode, vars(tiles) if tiles else None),
         tokenizer,
         image.tokens_per_image,
         asking=dataclasses.asdict(asking or QuestionForm()),

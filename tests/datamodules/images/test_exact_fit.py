@@ -62,7 +62,7 @@ def test_a_row_has_the_tokens_planned_for_it(
     for planned in (None, planner):
         extra = 0 if planned is None else 2
         for limit in lengths_around(name):
-            view = ConversationView(encoder, limit, over_long, planned)
+            view = ConversationView(encoder, limit, over_long, [] if planned is None else [planned])
             for sample, talk in enumerate(TALKS):
                 whole = encoder.encode_turns(talk)
                 turns = zip(whole.turn_ends, whole.images_before, strict=True)

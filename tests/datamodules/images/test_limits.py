@@ -13,6 +13,7 @@ from PIL import Image
 from datamodules.building.row_to_sample import BuiltSample, prepare_chunk
 from datamodules.images.decoding import refuse_many_pixels
 from datamodules.images.limits import MAX_IMAGES, MAX_PIXELS, MAX_PIXELS_TOGETHER, refuse_many_images
+from datamodules.images.tile_reader import TileReader
 from datamodules.images.transforms import Fit, ImageReader
 from datamodules.inspection.check import check_samples
 from datamodules.inspection.preview import preview_sample
@@ -89,7 +90,7 @@ def test_a_row_of_many_pixels_is_refused_everywhere(
     (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
     (request,) = file_requests(tmp_path / "rows.jsonl").read()
     with pytest.raises(DataError, match=f"^{detail}$"):
-        request.messages(ImageReader(SPEC))
+        request.messages(TileReader(ImageReader(SPEC)))
 
 
 @pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])

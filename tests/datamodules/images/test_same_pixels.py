@@ -65,7 +65,7 @@ def test_pixels_are_the_same_wherever_they_are_asked_for(
 
     file = folder / "photo.jpg"
     file.write_bytes(photo())
-    assert torch.equal(data.read_image(file), wanted)
+    assert torch.equal(data.reader.pixels([data.reader.read(file)])[0], wanted)
     spec = context.image
     processor = FlorenceVLImageProcessor(
         {"height": spec.size, "width": spec.size}, spec.mean, spec.std, data.config.image_fit, data.config.scaled_decode
