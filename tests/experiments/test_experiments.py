@@ -26,9 +26,11 @@ def is_comparison(path: Path) -> bool:
     return bool(ARMS & set(values)) or any(is_comparison(path.parent / base) for base in bases)
 
 
-ELSEWHERE = ("data", "easy_vqa", "florence_vl", "llava15_7b", "medium", "small", "stages")
-"""Recipes of shards and a task, which are no experiments, and presets that name the hub: they have tests of their
-own."""
+ELSEWHERE = (
+    "data", "easy_vqa", "florence_vl", "llava15_7b", "medium", "paper", "scales", "small", "stages", "studies",
+)  # fmt: skip
+"""Recipes of shards and a task, which are no experiments, presets that name the hub, and studies: they have tests of
+their own."""
 COMPARISONS = [
     path for path in FILES if path.suffix == ".yaml" and path.parts[1] not in ELSEWHERE and is_comparison(path)
 ]
