@@ -86,8 +86,8 @@ def _slices_grid(evaluation: TaskEvaluation, slices: TaskSlices) -> Grid:
         "for choosing the worst one."
     )
     note += "".join(f" Warning, {text}." for text in slices.warnings)
-    header = [slices.field, "questions", "clusters", *slices.worst]
-    title = f"{evaluation.tasks[slices.task].title}: by {slices.field}"
+    header = [slices.by, "questions", "clusters", *slices.worst]
+    title = f"{evaluation.tasks[slices.task].title}: by {slices.by}"
     return Grid(title, header, [*rows, ["all minus worst", "", "", *gaps]], note)
 
 

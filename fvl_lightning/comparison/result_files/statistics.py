@@ -198,7 +198,8 @@ class TaskSlices(Record):
     """The arms on a task by the values of one field; see evaluation/robustness/slices.py."""
 
     task: str
-    field: str
+    by: str
+    """The field."""
     groups: tuple[SliceGroup, ...]
     worst: dict[str, WorstGap]
     """{arm: its worst gap}."""

@@ -136,7 +136,7 @@ def _slices(task: str, tasks: JudgedTasks, seeds: set[int]) -> list[TaskSlices]:
     return [
         TaskSlices(
             task=task,
-            field=field,
+            by=field,
             groups=tuple(
                 SliceGroup(
                     group.value,

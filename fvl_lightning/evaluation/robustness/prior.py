@@ -22,7 +22,7 @@ from fvl_lightning.evaluation.tasks.result import TaskResult, TaskSample
 PRIOR = "prior"
 """The variation of the prior's TaskResult."""
 
-Asked = Sequence[TaskSample] | Sequence[TaskQuestion]
+Asked = Sequence[TaskSample | TaskQuestion]
 
 
 @dataclass

@@ -110,7 +110,7 @@ def test_a_task_with_slices_has_a_table_of_them() -> None:
     comparison = compared("tasks/shapes/overall", (results, answers, tasks))
     assert comparison.statistics.tasks is not None
     (found,) = comparison.statistics.tasks.slices
-    assert (found.task, found.field, [group.value for group in found.groups]) == ("words", "light", ["bright", "dark"])
+    assert (found.task, found.by, [group.value for group in found.groups]) == ("words", "light", ["bright", "dark"])
     assert found.groups[1].scores["gated"] == 0
     assert found.worst["gated"].group == "dark"
     assert found.worst["gated"].interval[0] > 0.1
