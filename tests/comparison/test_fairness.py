@@ -200,6 +200,7 @@ def sized(workspace: Path, match: str, arms: dict[str, Any], seeds: list[int]) -
 def test_arms_of_one_size(workspace: Path, here: None) -> None:
     arms = {fusion: {"set": [f"fusion={fusion}"]} for fusion in ("concat", "mean", "gated", "attention")}
     arms["deep"] = {"set": ["fusion=mean", "projector.depth=3"]}
+    arms["pooled"] = {"set": ["fusion=mean", "projector=pool", "projector.depth=3"]}
     plans = sized(workspace, "parameters", arms, [0, 1])
     sizes = {}
     for arm, stages in plans[1].items():

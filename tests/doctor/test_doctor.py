@@ -432,6 +432,10 @@ def test_a_large_model_is_tried_in_its_small_size(here: Path, stage: Stage, monk
     (found,) = check_one_batch(preset, words, config, stage)
     assert found.status == "ok"
     assert found.message.startswith("scale=tiny on demo data: loss ")
+    words = ["recipe=released", "projector=pool", "projector.factor=3"]  # divides 24 x 24, and not the tiny 2 x 2
+    (found,) = check_one_batch(preset, words, config, stage)
+    assert found.status == "warning"
+    assert found.message.startswith("not tried with scale=tiny: projector.factor: 3 does not divide the map of 2 x 2")
     (found,) = check_one_batch(Path(FINETUNE), list(SHORT), load(), None)
     assert found.status == "skipped"
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
-from tests.tiny_models import LLAMA, model_config, rows, tiny_model
+from tests.modeling.test_model import COMPRESSING
+from tests.tiny_models import BOS, IMAGE, LLAMA, model_config, pixels, rows, tiny_model
 
 HEAD = "language_model.model.lm_head"
 
@@ -114,3 +115,18 @@ def test_names_that_end_like_others_are_said_and_a_list_that_is_exact_is_offered
     full = {name.replace("modules_to_save.default.", "") for name in learning if "lora_" not in name}
     whole = dict(tiny_model(fusion="gated").named_parameters())
     assert full == {name for name in whole if name.split(".")[0] in ("fusion", "projector")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPRESSING)
+def test_a_projector_is_trained_in_full_beside_an_adapter(name: str) -> None:
+    fields, tokens = COMPRESSING[name]
+    model = tiny_model(projector={"name": name, **fields}, sources=["davit_stage_1", "davit"])
+    count = len(list(model.projector.parameters()))
+    ids = torch.tensor([[BOS, *[IMAGE] * tokens, 7, 8]])
+    saved = model.modules_to_save("projector")
+    wrapped = get_peft_model(model, LoraConfig(target_modules=r".*language_model.*q_proj", modules_to_save=saved))
+    wrapped(input_ids=ids, pixel_values=pixels(1), labels=ids).loss.backward()
+    learnt = [key for key, p in wrapped.named_parameters() if p.grad is not None and "lora" not in key]
+    assert len(learnt) == count
+    assert all("projector" in key for key in learnt)
