@@ -9,6 +9,7 @@ from fvl_lightning.api.experiment import checked
 from fvl_lightning.api.model import Model, load_model
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.evaluation.while_training import open_evaluation
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.resume import stopped_run
 from fvl_lightning.runs.run import reuse_or_train, run_training
@@ -129,8 +130,9 @@ def train(experiment: ExperimentConfig, resume: bool = False, resume_or_start: b
     experiment = checked(experiment)
     try:
         if resume_or_start:
-            return Run(reuse_or_train(experiment))
-        return Run(run_training(experiment, stopped_run(experiment) if resume else None))
+            return Run(reuse_or_train(experiment, open_evaluation=open_evaluation))
+        stopped = stopped_run(experiment) if resume else None
+        return Run(run_training(experiment, stopped, open_evaluation=open_evaluation))
     except (ConfigError, DataError) as error:
         if "--resume" not in str(error):
             raise

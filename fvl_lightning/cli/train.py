@@ -28,6 +28,7 @@ def train(
     if resume and resume_or_start:
         raise ConfigError("--resume, --resume-or-start: they differ where there is no run to resume; give one of them")
     config = load_config(ExperimentConfig, experiment, overrides or ())
+    from fvl_lightning.evaluation.while_training import open_evaluation
     from fvl_lightning.runs.resume import stopped_run
     from fvl_lightning.runs.run import reuse_or_train, run_training
     from fvl_lightning.training.trainer import check_machine
@@ -37,7 +38,10 @@ def train(
         options = {"--resume": resume, "--resume-or-start": resume_or_start}
         words = ["train", str(experiment), *(overrides or ()), *(word for word, given in options.items() if given)]
         sys.exit(run_ranks(config.trainer.devices, words))
-    run = reuse_or_train(config) if resume_or_start else run_training(config, stopped_run(config) if resume else None)
+    if resume_or_start:
+        run = reuse_or_train(config, open_evaluation=open_evaluation)
+    else:
+        run = run_training(config, stopped_run(config) if resume else None, open_evaluation=open_evaluation)
     if own_rank() > 0:
         return
     for name in ("train/loss", "validation/loss", "validation/token_accuracy"):

@@ -24,6 +24,7 @@ from fvl_lightning.core.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import progress
 from fvl_lightning.evaluation.metrics.lookup import split_score
+from fvl_lightning.evaluation.while_training import open_evaluation
 from fvl_lightning.launchers.base import POLL_SECONDS, Launcher
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import input_hashes
@@ -128,7 +129,12 @@ class Runner:
                 raise DataError(f"--report: {plan.encoder.output} has no finished {plan.encoder.name} of seed {seed}")
             return run
         train = run_training if self.fresh else reuse_or_train
-        run = train(plan.encoder, parent_run_id=self.tracker.run_id or None, tags=self._tags(split))
+        run = train(
+            plan.encoder,
+            parent_run_id=self.tracker.run_id or None,
+            tags=self._tags(split),
+            open_evaluation=open_evaluation,
+        )
         StopSignals.late.raise_for()
         return run
 

@@ -36,6 +36,7 @@ from fvl_lightning.core.jsonl import read_sealed, write_sealed
 from fvl_lightning.core.locks import HeldError, held
 from fvl_lightning.core.terminal import quiet_libraries, visible
 from fvl_lightning.evaluation.kept_answers import remove_kept
+from fvl_lightning.evaluation.while_training import open_evaluation
 from fvl_lightning.launchers.placement import placed
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.run import reuse_or_train, run_training
@@ -139,7 +140,9 @@ def run_cell(spec: CellSpec, key: str, folder: Path, ranks: Ranks | None = None)
             threads = ranks.broadcast_from_rank0(partial(threads_of_stopped, experiment))
             experiment = replace(experiment, trainer=replace(experiment.trainer, threads=threads))
         train = run_training if spec.fresh else reuse_or_train
-        run = train(experiment, parent_run_id=spec.parent_run_id, tags=spec.tags, ranks=ranks)
+        run = train(
+            experiment, parent_run_id=spec.parent_run_id, tags=spec.tags, ranks=ranks, open_evaluation=open_evaluation
+        )
         StopSignals.late.raise_for()
         own = run.info["encoder_hash"]
         if spec.encoder_hash not in (None, own):

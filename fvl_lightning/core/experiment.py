@@ -8,6 +8,7 @@ from fvl_lightning.core.atomic import check_folder_name
 from fvl_lightning.core.config.addresses import refuse_login
 from fvl_lightning.core.config.base_files import OVERRIDES
 from fvl_lightning.core.config.component_lists import component_list
+from fvl_lightning.core.config.evaluation import VALIDATION_LOSS, EvaluationConfig, check_evaluation
 from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.config.fields import MAX_SEED, changes, number
 from fvl_lightning.core.config.loading import as_overrides, as_plain, merge_layers, slot
@@ -95,6 +96,8 @@ class TrainerConfig:
     checks it."""
     validate_every: int = number(100, at_least=1)
     """Steps between two passes over the validation split."""
+    evaluate: EvaluationConfig | None = None
+    """Evaluation on tasks while the model trains; null for none."""
     checkpoint_every: int = number(100, at_least=1, changes="nothing")
     """Steps between two checkpoints."""
     checkpoint: Literal["auto", "whole", "sharded"] = changes("placement", "auto")
@@ -104,6 +107,9 @@ class TrainerConfig:
     """Write a checkpoint from a copy in main memory while training continues."""
     keep_best: bool = False
     """Keep the weights of the lowest validation loss in checkpoints/best.ckpt, for `fvl export --checkpoint best`."""
+    keep_best_by: str = VALIDATION_LOSS
+    """Metric that `keep_best` chooses by: validation/loss, or a score of `evaluate` such as evaluation/textvqa/overall,
+    in the direction that is better for it."""
     log_every: int = number(10, at_least=1, changes="nothing")
     """Steps between two logged points."""
     loggers: list[Any] = component_list("logger", "mlflow", changes="nothing")
@@ -121,6 +127,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         self._divide_global_batch()
+        check_evaluation(self.evaluate, self.max_steps, self.keep_best, self.keep_best_by)
         if self.strategy == "single" and self.world_size > 1:
             raise ValueError(f"trainer.strategy: single uses one device, take ddp or fsdp for {self.world_size}")
         if not self.sharded:

@@ -35,6 +35,14 @@ def _silent(done: int, total: int) -> None:
     pass
 
 
+def _never() -> bool:
+    return False
+
+
+class StoppedAnswering(Exception):
+    """Raised on all ranks where one of them was asked to stop."""
+
+
 @dataclass(frozen=True)
 class AskedPrompt:
     """A prompt, and in which way it is answered."""
@@ -71,6 +79,8 @@ class Asking:
     """Texts at which a generated answer is cut."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of transformers' generate, for another decoding than greedy."""
+    stopped: Callable[[], bool] = _never
+    """Asked before each batch; once it returns True, this rank answers no more."""
 
 
 @torch.no_grad()
@@ -95,6 +105,7 @@ def answer_prompts(
     Raises:
         DataError: a prompt leaves no room for an answer.
         PeerFailedError: another rank has failed.
+        StoppedAnswering: `asking.stopped` returned True on some rank.
     """
     for prompt in prompts:
         if len(prompt.ids) >= (limit := positions(built)):
@@ -112,6 +123,8 @@ def answer_prompts(
         own = [number for number in range(ranks.rank, len(batches), ranks.world_size) if number not in texts]
         images = [_distinct_images(prompts[place] for place in batches[number]) for number in own]
         for number, pixels in zip(own, _read_ahead(images, read_pixels), strict=True):
+            if asking.stopped():
+                break
             texts[number] = _answer(built, [prompts[place] for place in batches[number]], pixels, asking)
             if kept:
                 kept.add(named, number, texts[number])
@@ -123,6 +136,8 @@ def answer_prompts(
     for texts in ranks.gather(answer_own_share):
         for number, answers in texts.items():
             found |= zip(batches[number], answers, strict=True)
+    if len(found) < len(prompts):
+        raise StoppedAnswering
     return [found[place] for place in range(len(prompts))]
 
 

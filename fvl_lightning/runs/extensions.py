@@ -1,20 +1,53 @@
-"""The loggers and callbacks of an experiment, beside the kit's own."""
+"""The loggers, the callbacks and the evaluation of an experiment, beside the kit's own."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning import Callback
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 
 from fvl_lightning.core.config.loading import as_plain
+from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.tracking.loggers.base import LoggedRun, build_loggers
 from fvl_lightning.tracking.metrics_log import JsonlLogger
 from fvl_lightning.training.callbacks.base import build_callbacks
+from fvl_lightning.training.callbacks.evaluation import TrainingEvaluation, check_followed
 from fvl_lightning.training.callbacks.guard import CallbackGuard
 from fvl_lightning.training.checkpointing.last_and_previous import read_checkpoint
+from fvl_lightning.training.distributed.process_group import Ranks
+
+OpenEvaluation = Callable[[ExperimentConfig, Ranks], TrainingEvaluation]
+"""Opens the evaluation of an experiment on the ranks of its training, before anything is trained."""
+
+
+def opened_evaluation(
+    experiment: ExperimentConfig, open_evaluation: OpenEvaluation | None, ranks: Ranks
+) -> TrainingEvaluation | None:
+    """Opens the evaluation of an experiment, and checks the scores that its callbacks and best weights follow.
+
+    Args:
+        experiment: the experiment.
+        open_evaluation: see run_training; needed where `trainer.evaluate` is set.
+        ranks: the ranks of the training.
+
+    Returns:
+        The evaluation; None if `trainer.evaluate` is not set.
+
+    Raises:
+        ConfigError: a mistake in `trainer.evaluate`, a task, or the name of a score.
+        DataError: the rows of a task cannot be read.
+    """
+    if experiment.trainer.evaluate is None:
+        check_followed(experiment.trainer, {})
+        return None
+    if open_evaluation is None:
+        raise ConfigError("trainer.evaluate: this program trains without evaluation; use `fvl train`")
+    evaluation = open_evaluation(experiment, ranks)
+    check_followed(experiment.trainer, evaluation.higher_is_better)
+    return evaluation
 
 
 def loggers_of(

@@ -1,5 +1,6 @@
 """The identity of a run: its configuration, and the content of its plugins, shards, weights and tokenizers."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
@@ -96,14 +97,17 @@ class RunIdentity:
 def input_hashes(experiment: ExperimentConfig) -> dict[str, str]:
     """Returns {description: hash} of the inputs whose content can change under the same name.
 
-    They are the experiment's plugins and local folders: those of `init_from`, and those of weights and tokenizers that
-    its slots name. A large file is hashed by some of its blocks.
+    They are the experiment's plugins, the files of the tasks that it evaluates on, and local folders: those of
+    `init_from`, and those of weights and tokenizers that its slots name. A large file is hashed by some of its blocks.
     """
     found = {f"the code of {name}": code for name, code in plugin_hashes(experiment.plugins).items()}
     for name in sorted({*_named_folders(as_plain(experiment)), *experiment.init_from}):
         folder = Path(name) / "model" if (Path(name) / "run.json").is_file() else Path(name)
         if folder.is_dir():
             found[f"the files of {name}"] = folder_hash(folder)
+    for task in experiment.trainer.evaluate.tasks if experiment.trainer.evaluate else ():
+        if Path(task).is_file():
+            found[f"the file of the task {task}"] = hashlib.sha256(Path(task).read_bytes()).hexdigest()[:16]
     return found
 
 

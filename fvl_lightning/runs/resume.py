@@ -1,5 +1,6 @@
 """Finds the run to resume, and checks that its configuration, inputs and threads are unchanged."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,17 +14,25 @@ from fvl_lightning.core.plugins import plugin_hashes, remember_plugins
 from fvl_lightning.core.types import Position
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.identity import RunIdentity
+from fvl_lightning.training.callbacks.evaluation import TrainingEvaluation
 from fvl_lightning.training.checkpointing.last_and_previous import read_checkpoint, whole_checkpoint
 
 
-def run_folder(experiment: ExperimentConfig, data: BatchData, stopped: RunFolder | None) -> RunFolder:
+def run_folder(
+    experiment: ExperimentConfig,
+    data: BatchData,
+    stopped: RunFolder | None,
+    evaluation: TrainingEvaluation | None = None,
+) -> RunFolder:
     """Creates the folder of a new run; or returns `stopped`, after a check that its inputs have not changed.
 
     Raises:
         ConfigError: the configuration of `stopped` has changed.
-        DataError: its data, plugins or weights have changed.
+        DataError: its data, plugins, weights or questions of its evaluation have changed.
     """
     identity = identity_of(experiment, data)
+    if evaluation is not None:
+        identity = replace(identity, inputs={**identity.inputs, **evaluation.identities})
     if stopped is not None:
         stopped.check_resumable(identity)
         return stopped

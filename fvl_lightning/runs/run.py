@@ -17,7 +17,7 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import own_rank
 from fvl_lightning.core.weight_files import weights_hash
 from fvl_lightning.runs.adapter_base import attach_trainable_adapters
-from fvl_lightning.runs.extensions import callbacks_of, loggers_of
+from fvl_lightning.runs.extensions import OpenEvaluation, callbacks_of, loggers_of, opened_evaluation
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.resume import checkpoint_of, identity_of, run_folder, saved_position
 from fvl_lightning.runs.setup import build_training, prepare_data
@@ -25,6 +25,7 @@ from fvl_lightning.runs.tracking import note_trouble, tracked
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.metrics_log import JsonlLogger
 from fvl_lightning.tracking.store import open_store
+from fvl_lightning.training.callbacks.evaluation import TrainingEvaluation, best_by, evaluation_callbacks
 from fvl_lightning.training.checkpointing.callback import CheckpointCallback
 from fvl_lightning.training.checkpointing.last_and_previous import remove_unfinished
 from fvl_lightning.training.components import count_parameters
@@ -44,6 +45,7 @@ def reuse_or_train(
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
     ranks: Ranks | None = None,
+    open_evaluation: OpenEvaluation | None = None,
 ) -> RunFolder:
     """Returns the newest run of this configuration, and finishes it if it is not finished; or trains a new one.
 
@@ -51,7 +53,7 @@ def reuse_or_train(
     of its steps has the same samples.
 
     Args:
-        experiment, parent_run_id, tags, ranks: see `run_training`.
+        experiment, parent_run_id, tags, ranks, open_evaluation: see `run_training`.
     """
     output, group = Path(experiment.output), ranks or Ranks()
 
@@ -61,7 +63,9 @@ def reuse_or_train(
         return RunFolder.reusable(output, experiment.name, identity_of(experiment, prepare_data(experiment)))
 
     run = group.broadcast_from_rank0(find)
-    return run if run and run.finished else run_training(experiment, run, parent_run_id, tags, ranks)
+    if run and run.finished:
+        return run
+    return run_training(experiment, run, parent_run_id, tags, ranks, open_evaluation)
 
 
 @preemptible()
@@ -71,6 +75,7 @@ def run_training(
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
     ranks: Ranks | None = None,
+    open_evaluation: OpenEvaluation | None = None,
 ) -> RunFolder:
     """Trains one stage and returns the finished run.
 
@@ -80,6 +85,7 @@ def run_training(
         parent_run_id: the id of the parent run in MLflow.
         tags: further tags of the MLflow run.
         ranks: the process group, where this process has joined one already.
+        open_evaluation: opens the tasks of `trainer.evaluate`; that of evaluation/while_training.py.
 
     Raises:
         ConfigError, DataError: errors that the user can fix.
@@ -94,8 +100,9 @@ def run_training(
         ranks.broadcast_from_rank0(lambda: begin_tracking(experiment, stopped))
         checkpoint = ranks.broadcast_from_rank0(lambda: checkpoint_of(stopped) if stopped else None)
         position = saved_position(checkpoint, experiment.trainer.accelerator) if checkpoint else 0
+        evaluation = ranks.rank0_first(lambda: opened_evaluation(experiment, open_evaluation, ranks))
         stage, data, parents = build_training(experiment, ranks, position)
-        run = ranks.broadcast_from_rank0(lambda: run_folder(experiment, data, stopped))
+        run = ranks.broadcast_from_rank0(lambda: run_folder(experiment, data, stopped, evaluation))
         ranks.rank0_first(lambda: attach_trainable_adapters(stage, parents, run))
         ranks.broadcast_from_rank0(lambda: record_model(stage, run, parents))
         with ExitStack() as followed:
@@ -106,7 +113,7 @@ def run_training(
                 metrics_log = followed.enter_context(tracked(experiment, run, stage, data, parent_run_id, tags or {}))
             followed.enter_context(ranks.explain_errors(lambda error: note_trouble(run, error)))
             stage.run_hash = ranks.broadcast_from_rank0(lambda: run.info.get("config_hash"))
-            fit(stage, data, experiment, run, metrics_log, checkpoint, ranks.heartbeat_callback())
+            fit(stage, data, experiment, run, metrics_log, checkpoint, ranks.heartbeat_callback(), evaluation)
             stage.gather()
             ranks.broadcast_from_rank0(lambda: finish(stage, run))
     return run
@@ -141,6 +148,7 @@ def fit(
     metrics_log: JsonlLogger | None,
     checkpoint: Path | None,
     beats: HeartbeatCallback,
+    evaluation: TrainingEvaluation | None = None,
 ) -> None:
     """Runs the training loop, from `checkpoint` if there is one.
 
@@ -149,14 +157,15 @@ def fit(
     Raises:
         KeyboardInterrupt, Preempted: a signal stopped the training, and a checkpoint is written.
     """
-    log = LogWindow(experiment.trainer.log_every, run.info.get("seconds") or 0.0)
-    signals = StopSignals()
-    every, keep_best = experiment.trainer.checkpoint_every, experiment.trainer.keep_best
-    checkpoints = CheckpointCallback(run.last_checkpoint, every, signals, keep_best)
+    config, signals = experiment.trainer, StopSignals()
+    log = LogWindow(config.log_every, run.info.get("seconds") or 0.0)
+    best = best_by(config, evaluation.higher_is_better if evaluation else {})
+    checkpoints = CheckpointCallback(run.last_checkpoint, config.checkpoint_every, signals, best)
     title = f"{experiment.name} ({experiment.fusion.name})" if experiment.fusion else experiment.name
     loggers = loggers_of(experiment, run, metrics_log, checkpoint)
     shown = [StepProgress(title, run.path, log)] if metrics_log else []
-    callbacks = callbacks_of(experiment, [log, *shown], [checkpoints, beats])
+    scored = evaluation_callbacks(evaluation, config, signals)
+    callbacks = callbacks_of(experiment, [log, *shown, *scored], [checkpoints, beats])
     trainer = build_trainer(experiment.trainer, run.path, loggers, callbacks)
     torch.manual_seed(experiment.seed + own_rank())  # for dropout; the rest has seeds of its own
     with warnings.catch_warnings(), signals:

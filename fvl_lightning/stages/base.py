@@ -243,6 +243,7 @@ class Stage(StageInterface, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Replaces frozen weights by their hash; adds the position in the data and the random states."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in sorted(self._trained_names())}
         checkpoint["frozen_hash"] = self.frozen_hash
         checkpoint["position"] = earliest(self._gather_from_ranks(self.position))
@@ -251,7 +252,6 @@ class Stage(StageInterface, ABC):
         checkpoint["skipped_in_a_row"] = self.guard.in_a_row
         checkpoint["recent_updates"] = self.guard.recent
         checkpoint["random_states"] = self._gather_from_ranks(random_states(self.trainer.strategy.root_device))
-        checkpoint["validation_loss"] = self.last_validation_loss
         checkpoint["threads"] = torch.get_num_threads()
         checkpoint[RUN_HASH] = self.run_hash
 

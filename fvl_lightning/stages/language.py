@@ -8,10 +8,10 @@ from torch import Tensor
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import Batch
 from fvl_lightning.modeling.adapters.folders import save_adapter
-from fvl_lightning.modeling.build import build_model
+from fvl_lightning.modeling.build import LoadedModel, build_model
 from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.modeling.packing import check_causal, check_packing
-from fvl_lightning.modeling.processing.processor import make_processor
+from fvl_lightning.modeling.processing.processor import FlorenceVLProcessor, make_processor
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.components import children_with_mode
 from fvl_lightning.training.lora import lora_components
@@ -68,8 +68,13 @@ class LanguageStage(Stage):
         self.model.save_pretrained(folder)
         self._save_processor(folder)
 
+    def answering(self) -> LoadedModel:
+        """Returns the model that is being trained, with its processor, in the mode that it has."""
+        return LoadedModel(self.model, self.tokenizer, self._processor())
+
     def _save_processor(self, folder: Path) -> None:
-        data = self.experiment.data.config
-        image = self.model.image_spec
-        processor = make_processor(image, self.tokenizer, data.image_fit, data.scaled_decode, self.asking, data.tiles)
-        processor.save_pretrained(folder)
+        self._processor().save_pretrained(folder)
+
+    def _processor(self) -> FlorenceVLProcessor:
+        data, image = self.experiment.data.config, self.model.image_spec
+        return make_processor(image, self.tokenizer, data.image_fit, data.scaled_decode, self.asking, data.tiles)

@@ -1,6 +1,8 @@
 """The part of a stage that callbacks and profiling use."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from lightning import LightningModule
@@ -16,9 +18,15 @@ class StageInterface(LightningModule):
     """The number of samples of all optimiser steps so far, over all ranks."""
     last_validation_loss: float | None = None
     """The loss of the last validation pass, equal on all ranks."""
-
+    last_evaluation: Mapping[str, float] = MappingProxyType({})
+    """The scores of the last evaluation on tasks by their logged names, equal on all ranks."""
     run_hash: str | None = None
     """The hash of the configuration that the run started with, which its checkpoints name; None without a run."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the values by which the best weights can be kept."""
+        checkpoint["validation_loss"] = self.last_validation_loss
+        checkpoint["evaluation"] = dict(self.last_evaluation)
 
     @abstractmethod
     def compute(self, batch: Any) -> tuple[TokenLoss, dict[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from lightning.pytorch.loggers.logger import Logger
 
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.stages.base import Stage
+from fvl_lightning.training.callbacks.evaluation import best_by
 from fvl_lightning.training.checkpointing.callback import CheckpointCallback
 from fvl_lightning.training.fault_tolerance.signals import StopSignals
 from fvl_lightning.training.trainer import build_trainer
@@ -66,11 +67,15 @@ def fit(
     resume: Path | None = None,
     validation: Sequence[Any] | None = None,
     loggers: Sequence[Logger] = (),
+    better: Mapping[str, bool] | None = None,
 ) -> Trainer:
-    """Trains as `fvl train` does, with the experiment's trainer; the last checkpoint lies at folder/last.ckpt."""
+    """Trains as `fvl train` does, with the experiment's trainer; the last checkpoint lies at folder/last.ckpt.
+
+    `better` tells of scores that the best weights are kept by whether higher ones are better.
+    """
     config = stage.experiment.trainer
     checkpoints = CheckpointCallback(
-        folder / "last.ckpt", config.checkpoint_every, signals := StopSignals(), config.keep_best
+        folder / "last.ckpt", config.checkpoint_every, signals := StopSignals(), best_by(config, better or {})
     )
     log = logging.getLogger("lightning.pytorch")
     level = log.level

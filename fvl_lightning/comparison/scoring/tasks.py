@@ -21,7 +21,9 @@ from fvl_lightning.evaluation.tasks.lookup import find_task
 from fvl_lightning.evaluation.tasks.question import QuestionSet
 from fvl_lightning.evaluation.tasks.score import primary_of
 
-NOT_SCORED = ("data", "lmms_eval", "name", "paraphrases", "primary", "published", "scale", "source", "title")
+NOT_SCORED = (
+    "data", "lmms_eval", "name", "paraphrases", "primary", "published", "scale", "source", "title", "validation"
+)  # fmt: skip
 """Keys of a task's file that change neither answers nor scores; the data is covered by the questions' hash."""
 
 

@@ -56,7 +56,7 @@ def read_questions(task: TaskConfig, limit: int | None = None) -> "TaskQuestions
         DataError: a file that is absent or damaged; a row without references, or with an image that cannot be decoded.
     """
     check_task(task)
-    rows = open_rows(listed_files(task), _used(task))
+    rows = open_rows(listed_files(task.data), _used(task))
     _check_fields(task, rows)
     asked = [row for row in rows.rows() if _is_asked(row, task)]
     if not asked:

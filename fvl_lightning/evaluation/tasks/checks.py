@@ -10,7 +10,7 @@ from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.config.yaml_text import plain, texts_of
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.evaluation.task_rows.prompts import Template
-from fvl_lightning.evaluation.tasks.config import TaskConfig
+from fvl_lightning.evaluation.tasks.config import TaskConfig, TaskData
 
 
 def check_task(task: TaskConfig) -> None:
@@ -55,10 +55,10 @@ def metric_choice(task: TaskConfig, origin: str = "", config_of: ConfigLookup = 
     return choose("metric", plain(task.metric), place(""), place, texts_of(task.metric), config_of)
 
 
-def listed_files(task: TaskConfig) -> list[str]:
-    """Returns the entries of data.files; ConfigError if one is not a string."""
-    files = task.data.files
+def listed_files(data: TaskData, key: str = "data") -> list[str]:
+    """Returns the entries of `files` of the section `key`; ConfigError if one is not a string."""
+    files = data.files
     entries = [files] if isinstance(files, str) else list(files or [])
     if not all(isinstance(entry, str) and entry for entry in entries):
-        raise ConfigError(f"data.files: expected a path, a glob or a list of them, found {files!r}")
+        raise ConfigError(f"{key}.files: expected a path, a glob or a list of them, found {files!r}")
     return entries

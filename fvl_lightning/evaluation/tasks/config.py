@@ -81,6 +81,8 @@ class TaskConfig:
     data: TaskData
     metric: dict[str, Any] = field(default_factory=lambda: {"name": "accuracy"}, metadata=BY_NAME)
     """The metric's registered name, or a mapping with `name` and options of it."""
+    validation: TaskData = field(default_factory=TaskData)
+    """Rows that `trainer.evaluate` asks during a training, in place of those of `data`; no files for none."""
     plugins: list[str] = field(default_factory=list)
     """Files or modules with metrics of your own, relative to the task's file."""
     primary: str = ""

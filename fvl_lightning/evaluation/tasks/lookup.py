@@ -53,10 +53,11 @@ def find_task(
     catalog = {known: _in_catalog(known) for known in task_names()}
     task = merge_layers(TaskConfig, read_layers(path, named=catalog), overrides, origin, path)
     task.name = task.name or path.stem
-    files = [_resolved(entry, _folder(task, "data.files", path)) for entry in listed_files(task)]
-    task.data.files = files
-    if task.data.images:
-        task.data.images = _resolved(task.data.images, _folder(task, "data.images", path))
+    for key, rows in {"data": task.data, "validation": task.validation}.items():
+        folder = _folder(task, f"{key}.files", path)
+        rows.files = [_resolved(entry, folder) for entry in listed_files(rows, key)]
+        if rows.images:
+            rows.images = _resolved(rows.images, _folder(task, f"{key}.images", path))
     try:
         check_task(task)
     except ConfigError as error:

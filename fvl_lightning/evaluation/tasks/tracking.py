@@ -27,10 +27,10 @@ def track_tasks(reference: str, results: Iterable[TaskResult]) -> None:
         track_results(run, {**before.results, **dict(named_scores(results))}, before.tables)
 
 
-def named_scores(results: Iterable[TaskResult]) -> Iterator[tuple[str, float]]:
-    """Yields (name in MLflow, value) of every finite number of the results."""
+def named_scores(results: Iterable[TaskResult], first: str = PREFIX) -> Iterator[tuple[str, float]]:
+    """Yields (name in MLflow, value) of every finite number of the results; names begin with `first`."""
     for result in results:
         scores = result.scores
         numbers = {OVER_KINDS: scores.macro, OVER_QUESTIONS: scores.overall, **scores.by_kind, **scores.further}
-        prefix = "/".join(part for part in (PREFIX, result.task, result.variation) if part)
+        prefix = "/".join(part for part in (first, result.task, result.variation) if part)
         yield from ((f"{prefix}/{name}", value) for name, value in numbers.items() if isfinite(value))

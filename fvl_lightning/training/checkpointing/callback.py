@@ -1,7 +1,6 @@
 """The callback that saves a training, and stops it at the end of a step."""
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from fvl_lightning.core.errors import DataError
+from fvl_lightning.training.checkpointing.best import BestBy
 from fvl_lightning.training.checkpointing.due_validation import run_due_validation
 from fvl_lightning.training.checkpointing.last_and_previous import (
     BEST,
@@ -27,24 +27,27 @@ logger = logging.getLogger(__name__)
 class CheckpointCallback(Checkpoint):
     """Writes `path` every `every` optimiser steps, at the last one, and when asked to stop.
 
-    With `keep_best` the weights of the lowest validation loss are kept beside it, in best.ckpt.
+    With `best` the weights of the best value of its metric are kept beside it, in best.ckpt.
     """
 
-    def __init__(self, path: Path, every: int, signals: StopSignals, keep_best: bool = False) -> None:
-        self.path, self.every, self.signals, self.keep_best = path, every, signals, keep_best
+    def __init__(self, path: Path, every: int, signals: StopSignals, best: BestBy | None = None) -> None:
+        self.path, self.every, self.signals, self.best = path, every, signals, best
         self.stop = Stop.NOBODY
         """The stop request that ended the training early, agreed by all ranks."""
-        self.lowest_loss = float("inf")
-        """The lowest validation loss so far, if the best weights are kept."""
+        self.best_value: float | None = None
+        """The best value of the metric so far, if the best weights are kept."""
         self._last_step = -1
         self._saving: tuple[Path, int] | None = None
         """The path of the save under way, and its step."""
+
+    def on_fit_start(self, trainer: Trainer, *_: Any) -> None:
+        """Reads the value of the best weights before a resume, which an evaluation that is due may change."""
+        self._read_best(trainer)
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Takes the signals back from Lightning, which has just set handlers of its own."""
         self._last_step = trainer.global_step
         self.signals.listen()
-        self._read_best(trainer)
         run_due_validation(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -66,15 +69,14 @@ class CheckpointCallback(Checkpoint):
             trainer.limit_val_batches = 0  # Lightning would validate at a stop; what is due a resume begins with
 
     def on_validation_end(self, trainer: Trainer, stage: StageInterface) -> None:
-        """Keeps the weights where none before had a lower loss; all ranks have found the same one.
+        """Keeps the weights where none before had a lower loss; all ranks have found the same one."""
+        if self.best and self.best.is_loss:
+            self._keep_best(trainer, stage, self.best)
 
-        A loss that is not finite is no lower one.
-        """
-        loss = stage.last_validation_loss
-        if self.keep_best and loss is not None and math.isfinite(loss) and loss < self.lowest_loss:
-            self.lowest_loss = loss
-            with clock_stopped(trainer):
-                self._save(trainer, self.path.with_name(BEST), weights_only=True)
+    def on_evaluation_end(self, trainer: Trainer, stage: StageInterface) -> None:
+        """Keeps the weights where none before had a better score; all ranks have found the same one."""
+        if self.best and not self.best.is_loss:
+            self._keep_best(trainer, stage, self.best)
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         """Waits for what is being written, and drops what only a further step would need."""
@@ -90,6 +92,12 @@ class CheckpointCallback(Checkpoint):
         if trainer.world_size == 1:
             self._end_save(trainer)
         _drop_optimizer_state(trainer)
+
+    def _keep_best(self, trainer: Trainer, stage: StageInterface, best: BestBy) -> None:
+        if best.is_better(value := best.now(stage), self.best_value):
+            self.best_value = value
+            with clock_stopped(trainer):
+                self._save(trainer, self.path.with_name(BEST), weights_only=True)
 
     def _save(self, trainer: Trainer, path: Path, weights_only: bool = False) -> None:
         announce_save(trainer)
@@ -119,8 +127,8 @@ class CheckpointCallback(Checkpoint):
     def _read_best(self, trainer: Trainer) -> None:
         stage = trainer.lightning_module
         assert isinstance(stage, StageInterface)
-        best = best_checkpoint(self.path.parent, stage.run_hash) if self.keep_best else None
-        self.lowest_loss = float("inf") if best is None else read_checkpoint(best)["validation_loss"]
+        found = best_checkpoint(self.path.parent, stage.run_hash) if self.best else None
+        self.best_value = None if found is None or self.best is None else self.best.kept(read_checkpoint(found))
 
 
 def _drop_optimizer_state(trainer: Trainer) -> None:

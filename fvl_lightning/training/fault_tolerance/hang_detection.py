@@ -27,7 +27,8 @@ class Phase(IntEnum):
     FORWARD = 3
     BACKWARD = 4
     UPDATING = 5
-    SAVING = 6
+    EVALUATING = 6
+    SAVING = 7
 
     @property
     def description(self) -> str:
@@ -40,6 +41,7 @@ class Phase(IntEnum):
             Phase.FORWARD: "in the forward pass",
             Phase.BACKWARD: "in the backward pass",
             Phase.UPDATING: "at the end of the step",
+            Phase.EVALUATING: "answering questions of tasks",
             Phase.SAVING: "saving a checkpoint",
         }[self]
 

@@ -204,6 +204,10 @@ class HeartbeatCallback(Checkpoint):
         """Reports that a checkpoint is about to be saved."""
         self._report(trainer, Phase.SAVING)
 
+    def report_evaluation(self, trainer: Trainer) -> None:
+        """Reports that questions of tasks are about to be answered, or that some of them are."""
+        self._report(trainer, Phase.EVALUATING)
+
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Counts the batch, whose checkpoint has been saved if one was due."""
         self._batch += 1
@@ -239,6 +243,13 @@ def announce_save(trainer: Trainer) -> None:
     for callback in trainer.callbacks:
         if isinstance(callback, HeartbeatCallback):
             callback.report_save(trainer)
+
+
+def announce_evaluation(trainer: Trainer) -> None:
+    """Reports to the other ranks that this one answers questions of tasks."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, HeartbeatCallback):
+            callback.report_evaluation(trainer)
 
 
 def _read_statuses(store: distributed.Store, ranks: list[int]) -> dict[int, RankStatus]:

@@ -1,0 +1,137 @@
+"""Scores the model of a training on the validation rows of tasks, for `trainer.evaluate`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from fvl_lightning.core.config.evaluation import EVALUATION
+from fvl_lightning.core.config.loading import as_plain, config_hash
+from fvl_lightning.core.errors import ConfigError, UserError, unknown_name
+from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.evaluation.batched_answers import Asking, StoppedAnswering
+from fvl_lightning.evaluation.task_rows.questions import TaskQuestions, read_questions
+from fvl_lightning.evaluation.tasks.checks import metric_choice
+from fvl_lightning.evaluation.tasks.config import TaskConfig
+from fvl_lightning.evaluation.tasks.lookup import find_task
+from fvl_lightning.evaluation.tasks.score import primary_of, score_task, task_metric
+from fvl_lightning.evaluation.tasks.tracking import named_scores
+from fvl_lightning.evaluation.validation_rows import on_validation
+from fvl_lightning.stages.language import LanguageStage
+from fvl_lightning.training.distributed.process_group import Ranks
+from fvl_lightning.training.stage_interface import StageInterface
+
+WHERE = "trainer.evaluate"
+
+
+class AskedInTraining(NamedTuple):
+    """A task, and the validation rows of it that are asked."""
+
+    task: TaskConfig
+    questions: TaskQuestions
+
+    @property
+    def numbers(self) -> Sequence[str]:
+        """Names of the numbers that its metric gives: averages, and those of each kind of question."""
+        kinds = sorted({question.kind for question in self.questions.questions})
+        return list(dict.fromkeys([*metric_choice(self.task).component.averages, *kinds]))
+
+
+class TasksInTraining:
+    """Scores a model on tasks while it is trained; see TrainingEvaluation.
+
+    Args:
+        asked: the tasks with their questions.
+        precision: that of the training.
+        ranks: the ranks of the training, which share the questions.
+    """
+
+    def __init__(self, asked: Sequence[AskedInTraining], precision: str, ranks: Ranks) -> None:
+        self._asked, self._precision, self._ranks = asked, precision, ranks
+        self.higher_is_better: Mapping[str, bool] = {
+            f"{EVALUATION}{task.name}/{number}": bool(metric_choice(task).component.higher_is_better)
+            for task, questions in asked
+            for number in AskedInTraining(task, questions).numbers
+        }
+        self.identities: Mapping[str, str] = {
+            f"the questions of the task {task.name}": config_hash(
+                [questions.identity, as_plain(task.answer), as_plain(task.metric)]
+            )
+            for task, questions in asked
+        }
+        self.primary: Sequence[str] = [f"{EVALUATION}{task.name}/{primary_of(task)}" for task, _ in asked]
+
+    def scores(
+        self, stage: StageInterface, answered: Callable[[], None], stopped: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """Scores the model of a stage; see TrainingEvaluation.
+
+        Raises:
+            DataError: an image cannot be read, or a prompt leaves no room for an answer.
+            PeerFailedError: another rank has failed.
+        """
+        assert isinstance(stage, LanguageStage)
+        loaded = stage.answering()
+        found: dict[str, float] = {}
+        asking = Asking(self._precision, self._ranks, progress=lambda done, total: answered(), stopped=stopped)
+        for task, questions in self._asked:
+            try:
+                result = score_task(loaded, task, questions, asking)
+            except StoppedAnswering:
+                return None
+            found |= {
+                name: score
+                for name, score in named_scores([result], EVALUATION.rstrip("/"))
+                if name in self.higher_is_better
+            }
+        return self._ranks.broadcast_from_rank0(lambda: found)  # a judge may answer the ranks differently
+
+
+def open_evaluation(experiment: ExperimentConfig, ranks: Ranks) -> TasksInTraining:
+    """Reads the tasks of `trainer.evaluate` and the questions that are asked; one rank after the other may call it.
+
+    Args:
+        experiment: an experiment with `trainer.evaluate`.
+        ranks: the ranks of the training.
+
+    Raises:
+        ConfigError: the stage or the strategy does not allow it, or a task has a mistake or no validation rows.
+        DataError: rows or images cannot be read.
+    """
+    evaluate = experiment.trainer.evaluate
+    asked: list[AskedInTraining] = []
+    assert evaluate is not None
+    _check_stage(experiment)
+    for name in evaluate.tasks:
+        try:
+            task = on_validation(find_task(name, plugins=experiment.plugins))
+            questions = _questions(task, evaluate.limit)
+        except UserError as error:
+            raise type(error)(f"{WHERE}.tasks: {error}") from None
+        if any(other.task.name == task.name for other in asked):
+            raise ConfigError(f"{WHERE}.tasks: two tasks are named {task.name}; give one of their files another `name`")
+        asked.append(AskedInTraining(task, questions))
+    return TasksInTraining(asked, experiment.trainer.precision, ranks)
+
+
+def _check_stage(experiment: ExperimentConfig) -> None:
+    if not issubclass(experiment.stage.component, LanguageStage):
+        raise ConfigError(f"{WHERE}: stage {experiment.stage.name} trains an encoder, which answers no questions")
+    if experiment.trainer.sharded:
+        raise ConfigError(
+            f"{WHERE}: under {experiment.trainer.strategy} no device has the whole model to generate with; take "
+            "trainer.strategy ddp, or evaluate the finished run with `fvl evaluate`"
+        )
+
+
+def _questions(task: TaskConfig, limit: int | None) -> TaskQuestions:
+    """Reads the questions that are asked; errors name the section `validation` of the task's file."""
+    known = metric_choice(task).component.averages
+    if primary_of(task) not in known:
+        raise unknown_name("number", primary_of(task), known, f"primary of task {task.name}")
+    try:
+        questions = read_questions(task, limit)
+        kinds = {question.kind for question in questions.questions}
+        task_metric(task, kinds).prepare(question.reference for question in questions.questions)
+    except UserError as error:
+        message = str(error).replace("data.files", "validation.files").replace("data.where", "validation.where")
+        raise type(error)(f"task {task.name}: {message}") from None
+    return questions
