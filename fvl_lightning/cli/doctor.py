@@ -47,9 +47,10 @@ def doctor(
         findings = run_check("configuration", lambda: check_configuration(experiment, overrides or [], configs))
     if configs and not comparison:
         from fvl_lightning.doctor.examine import examine
+        from fvl_lightning.evaluation.while_training import open_evaluation
 
         with current_activity() as report_progress:
-            findings, estimate = examine(experiment, overrides or [], memory_gb, report_progress)
+            findings, estimate = examine(experiment, overrides or [], memory_gb, report_progress, open_evaluation)
     console.print(findings_table(findings))
     if estimate is not None:
         console.print(memory_table(estimate))

@@ -18,7 +18,13 @@ from fvl_lightning.doctor.model import (
     stage_with_stand_in_tokenizer,
 )
 from fvl_lightning.doctor.one_batch import check_one_batch
-from fvl_lightning.doctor.resources import check_disk_space, check_memory, check_schedule, check_tracking
+from fvl_lightning.doctor.resources import (
+    check_disk_space,
+    check_evaluation,
+    check_memory,
+    check_schedule,
+    check_tracking,
+)
 from fvl_lightning.doctor.shards import check_shards, count_samples, prepare_data
 from fvl_lightning.doctor.supervision import (
     RowStatistics,
@@ -31,12 +37,17 @@ from fvl_lightning.doctor.supervision import (
 )
 from fvl_lightning.profiling.batch_shape import worst_batch
 from fvl_lightning.profiling.memory import MemoryEstimate, estimate_memory
+from fvl_lightning.runs.extensions import OpenEvaluation
 from fvl_lightning.runs.setup import data_context
 from fvl_lightning.stages.base import Stage
 
 
 def examine(
-    path: Path, overrides: list[str], memory_gb: float | None, report_progress: Callable[[str], None]
+    path: Path,
+    overrides: list[str],
+    memory_gb: float | None,
+    report_progress: Callable[[str], None],
+    open_evaluation: OpenEvaluation | None = None,
 ) -> tuple[list[Finding], MemoryEstimate | None]:
     """Runs every check in order; a failed check only skips the checks that need its result.
 
@@ -45,6 +56,7 @@ def examine(
         overrides: `key=value` from the command line.
         memory_gb: memory of the target device in 10^9 bytes; None for this machine's GPU, if it has one.
         report_progress: called with the name of each step before it starts.
+        open_evaluation: opens the tasks of `trainer.evaluate`; None leaves them out.
 
     Returns:
         The findings, and the memory estimate where one could be made.
@@ -71,6 +83,7 @@ def examine(
     else:
         findings.append(skipped("supervision", "the model with its tokenizer"))
     findings += check_schedule(config, samples, stats.mean_tokens if readable else None)
+    findings += run_check("evaluation", lambda: check_evaluation(config, open_evaluation))
     report_progress("memory, by a fake step")
     estimates: list[MemoryEstimate] = []
     if stage is not None:

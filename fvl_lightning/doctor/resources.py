@@ -12,8 +12,10 @@ from fvl_lightning.core.terminal import bytes_in_words, plural
 from fvl_lightning.doctor.finding import Finding, skipped
 from fvl_lightning.doctor.model import unquantized
 from fvl_lightning.profiling.memory import MemoryEstimate, checkpoint_bytes
+from fvl_lightning.runs.extensions import OpenEvaluation, opened_evaluation
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.tracking.store import open_store
+from fvl_lightning.training.distributed.process_group import Ranks
 from fvl_lightning.training.lora import lora_components
 
 MEMORY_HEADROOM = 0.9
@@ -50,6 +52,28 @@ def check_schedule(experiment: ExperimentConfig, samples: int | None, tokens: in
         advice = "lower optimizer.warmup_steps (3 % of the steps are customary) or raise trainer.max_steps"
         return [*findings, Finding("warm-up", "failed", f"{message}: the learning rate never decays", advice)]
     return [*findings, Finding("warm-up", "ok", message)]
+
+
+def check_evaluation(experiment: ExperimentConfig, open_evaluation: OpenEvaluation | None) -> list[Finding]:
+    """Opens the tasks of `trainer.evaluate`, and counts the answers of all evaluations.
+
+    Args:
+        experiment: the experiment.
+        open_evaluation: see run_training; None checks nothing.
+
+    Raises:
+        ConfigError, DataError: those of opened_evaluation.
+    """
+    evaluate, steps = experiment.trainer.evaluate, experiment.trainer.max_steps
+    if open_evaluation is None or evaluate is None:
+        return []
+    evaluation = opened_evaluation(experiment, open_evaluation, Ranks())
+    assert evaluation is not None
+    asked = " and ".join(f"{count:,} of {task}" for task, count in evaluation.counts.items())
+    times = math.ceil(steps / evaluate.every)
+    answers = times * sum(evaluation.counts.values())
+    message = f"{plural(times, 'evaluation')}, each with the questions {asked}: {answers:,} answers are generated"
+    return [Finding("evaluation", "ok", message)]
 
 
 def check_memory(

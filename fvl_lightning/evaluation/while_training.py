@@ -45,7 +45,7 @@ class TasksInTraining:
     """
 
     def __init__(self, asked: Sequence[AskedInTraining], precision: str, ranks: Ranks) -> None:
-        self._asked, self._precision, self._ranks = asked, precision, ranks
+        self.asked, self._precision, self._ranks = asked, precision, ranks
         self.higher_is_better: Mapping[str, bool] = {
             f"{EVALUATION}{task.name}/{number}": bool(metric_choice(task).component.higher_is_better)
             for task, questions in asked
@@ -57,6 +57,7 @@ class TasksInTraining:
             )
             for task, questions in asked
         }
+        self.counts: Mapping[str, int] = {task.name: len(questions.questions) for task, questions in asked}
         self.primary: Sequence[str] = [f"{EVALUATION}{task.name}/{primary_of(task)}" for task, _ in asked]
 
     def scores(
@@ -72,7 +73,7 @@ class TasksInTraining:
         loaded = stage.answering()
         found: dict[str, float] = {}
         asking = Asking(self._precision, self._ranks, progress=lambda done, total: answered(), stopped=stopped)
-        for task, questions in self._asked:
+        for task, questions in self.asked:
             try:
                 result = score_task(loaded, task, questions, asking)
             except StoppedAnswering:

@@ -8,6 +8,7 @@ import pytest
 
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.experiment import ExperimentConfig
+from fvl_lightning.doctor.resources import check_evaluation
 from fvl_lightning.evaluation.batched_answers import Asking
 from fvl_lightning.evaluation.task_rows.questions import read_questions
 from fvl_lightning.evaluation.tasks.lookup import find_task
@@ -89,7 +90,7 @@ MISTAKES: list[tuple[dict[str, str], str]] = [
     ({"validation: {files: data/demo/*/validation-*.tar}": "validation: {files: data/demo/*/test-*.tar}"},
      r"validation.files: .*/test-\d+.tar is of the split test; name rows that no result is reported on"),
     ({"data/demo/*/test-*.tar": "data/demo/*/validation-*.tar"}, r"validation-\d+.tar is in data and in validation"),
-    ({"validation: {files: data/demo/*/validation-*.tar}": "validation: {files: 'hub:a/b:c/test'}"}, "is the split tes"),
+    ({"validation: {files: data/demo/*/validation-*.tar}": "validation: {files: 'hub:a/b:c/test'}"}, "is the split"),
     ({"validation: {files: data/demo/*/validation-*.tar}": "validation: {files: 'hub:a/b'}"}, "names no split; write"),
     ({"validation: {files: data/demo/*/validation-*.tar}": "validation: {files: none.jsonl}"}, "drawings: no file "),
     ({"title: Drawings\n": "title: Drawings\nprimary: f1\n"}, "primary of task drawings: unknown number 'f1', all"),
@@ -148,6 +149,15 @@ def test_rows_of_one_file_are_kept_apart_by_a_field(folder: Path, monkeypatch: p
 def test_a_training_that_cannot_answer(changes: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^trainer.evaluate: {message}"):
         open_evaluation(experiment("drawings.yaml", **changes), Ranks())
+
+
+def test_the_doctor_counts_the_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (finding,) = check_evaluation(experiment("drawings.yaml", **{"trainer.max_steps": "250"}), open_evaluation)
+    asked = len(read_questions(on_validation(find_task("drawings.yaml"))).questions)
+    wanted = f"3 evaluations, each with the questions {asked} of drawings: {3 * asked} answers are generated"
+    assert (finding.check, finding.status, finding.message) == ("evaluation", "ok", wanted)
+    assert check_evaluation(ExperimentConfig(), open_evaluation) == []
 
 
 def test_from_the_command_line_a_mistake_is_one_sentence(folder: Path, fvl_here: Run) -> None:

@@ -81,7 +81,9 @@ def workplace(folder: Path, data: Path, store: Path, **changes: Any) -> Path:
     write_tasks(folder)
     files: dict[str, Any] = {"tiny.yaml": COMPARISON | changes}
     for name, steps in STEPS.items():
-        trainer = {"max_steps": steps, "validate_every": steps, "checkpoint_every": steps}
+        trainer: dict[str, Any] = {"max_steps": steps, "validate_every": steps, "checkpoint_every": steps}
+        if name == "finetune.yaml":
+            trainer["evaluate"] = {"tasks": ["words.yaml"], "every": steps}
         files[name] = {"base": f"experiments/demo/{name}", "trainer": trainer}
     for name, values in files.items():
         (folder / name).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
@@ -166,6 +168,7 @@ def test_a_child_says_which_cell_it_is(children: dict[tuple[str, int], MlflowRun
         assert tags["fvl.axis.fusion"] == ARMS[arm][0].removeprefix("fusion=")
         assert tags["fvl.comparison"] == "tiny"
         assert run.info.run_name == f"{arm}/seed {seed}/finetune"
+        assert 0 <= run.data.metrics["evaluation/words/overall"] <= 1, "scored in training, too"
 
 
 def test_every_number_of_the_report_is_in_mlflow(folder: Path, comparison: dict[str, Any], tmp_path: Path) -> None:

@@ -20,7 +20,10 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def write_tasks(folder: Path) -> None:
-    """Writes colours.yaml and words.yaml with their rows and pictures; two questions are about one picture."""
+    """Writes colours.yaml and words.yaml with their rows and pictures; two questions are about one picture.
+
+    Their validation rows are the same questions in another file.
+    """
     (folder / "pictures").mkdir()
     rows = []
     for number in range(QUESTIONS):
@@ -38,7 +41,9 @@ def write_tasks(folder: Path) -> None:
                 "kind": ("plain", "again")[number % 2],
             }
         )
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for name in ("rows.jsonl", "validation.jsonl"):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for name, task in TASKS.items():
-        values = task | {"data": {"files": "rows.jsonl", "images": "pictures"}}
+        files = {"data": "rows.jsonl", "validation": "validation.jsonl"}
+        values = task | {key: {"files": file, "images": "pictures"} for key, file in files.items()}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")

@@ -9,6 +9,7 @@ from fvl_lightning.comparison.arms import FEATURE_CACHE, written_at
 from fvl_lightning.comparison.cell import RESULT
 from fvl_lightning.comparison.checks.data import check_data, has_test_questions
 from fvl_lightning.comparison.checks.disk import Work, bytes_in, check_disk
+from fvl_lightning.comparison.checks.evaluations import check_evaluations, evaluated_stages
 from fvl_lightning.comparison.checks.memory import Training, check_memory
 from fvl_lightning.comparison.checks.models import build_checked
 from fvl_lightning.comparison.checks.output import check_output
@@ -174,6 +175,9 @@ def steps_of_checks(
         return in_words(planned.tasks, planned.asked)
 
     first: dict[str, Check] = {"data": data, "arms": arms} | ({"tasks": tasks} if planned.tasks else {})
+    if (evaluated := evaluated_stages(by_seed[0])) and not report_only:
+        judged = [task.config for task in planned.tasks.values()]
+        first["evaluation"] = lambda: check_evaluations(evaluated, judged)
     second: dict[str, Check] = {"sizes": sizes} if config.match in SIZES else {}
     if not fresh:
         second["output"] = lambda: check_output(config, planned.folder, planned.plans)

@@ -19,6 +19,7 @@ from fvl_lightning.doctor.resources import check_tracking
 ADVICE = {
     "data": "`fvl shards check` and `fvl shards preview` show what the splits hold",
     "tasks": "docs/evaluation.md has the form of a task's file; `fvl evaluate --tasks` scores one model on it",
+    "evaluation": "docs/evaluation.md has the section on scores during a training",
     "arms": "fix what it names, or leave the arm out (`fvl describe` lists every field of a component)",
     "sizes": "take match: natural, or a projector whose width can be solved",
     "output": "take another `name` or `output`, or `fvl compare --fresh`, which trains everything again",

@@ -35,6 +35,10 @@ class TrainingEvaluation(Protocol):
         """The name of the score that stands for each task."""
 
     @property
+    def counts(self) -> Mapping[str, int]:
+        """{task: the number of its questions}."""
+
+    @property
     def identities(self) -> Mapping[str, str]:
         """{description of the questions of a task: their hash}."""
 
