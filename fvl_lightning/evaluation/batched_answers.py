@@ -79,6 +79,8 @@ class Asking:
     """Texts at which a generated answer is cut."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of transformers' generate, for another decoding than greedy."""
+    reserved: int = 0
+    """Bytes of the device besides the model that are taken, such as those of gradients and an optimiser."""
     stopped: Callable[[], bool] = _never
     """Asked before each batch; once it returns True, this rank answers no more."""
 
@@ -113,7 +115,7 @@ def answer_prompts(
                 f"a prompt has {len(prompt.ids)} tokens with its images, the model has {limit} positions for prompt "
                 "and answer"
             )
-    batches = batches_of(built, prompts, asking.tokens)
+    batches = batches_of(built, prompts, asking.tokens, asking.reserved)
     kept, ranks = asking.kept, asking.ranks
     named = _identity(identity, prompts, batches, asking) if kept else ""
 
@@ -141,7 +143,9 @@ def answer_prompts(
     return [found[place] for place in range(len(prompts))]
 
 
-def batches_of(built: BuiltModel, prompts: Sequence[AskedPrompt], tokens: int = ANSWER_TOKENS) -> list[list[int]]:
+def batches_of(
+    built: BuiltModel, prompts: Sequence[AskedPrompt], tokens: int = ANSWER_TOKENS, reserved: int = 0
+) -> list[list[int]]:
     """Returns the places of the prompts of each batch, the longest first, so that a batch has little padding.
 
     The prompts about the same images stay together. A prompt that leaves less room than `tokens` for its answer has a
@@ -160,18 +164,20 @@ def batches_of(built: BuiltModel, prompts: Sequence[AskedPrompt], tokens: int = 
     start = 0
     while start < len(order):
         first = prompts[order[start]]
-        rows = rows_that_fit(built.model, longest[first.images], tokens, first.encoded)
+        rows = rows_that_fit(built.model, longest[first.images], tokens, first.encoded, reserved)
         rows = max(1, rows // max(1, len(first.choices)))
         batches.append(order[start : start + rows])
         start += rows
     return batches
 
 
-def rows_that_fit(model: Any, tokens: int, answer_tokens: int = ANSWER_TOKENS, images: int = 1) -> int:
+def rows_that_fit(
+    model: Any, tokens: int, answer_tokens: int = ANSWER_TOKENS, images: int = 1, reserved: int = 0
+) -> int:
     """Returns the number of prompts of this many tokens and images that are answered in one batch.
 
     A row holds keys and values of all layers, the tensors of one layer, and the features of its images, all in
-    float32. The model may be there a second time in bfloat16.
+    float32. The model may be there a second time in bfloat16. `reserved` is the number of bytes that are taken besides.
     """
     if model.device.type == "cpu":
         return QUESTIONS_PER_BATCH
@@ -183,7 +189,7 @@ def rows_that_fit(model: Any, tokens: int, answer_tokens: int = ANSWER_TOKENS, i
     numbers = (tokens + answer_tokens) * (cache + 6 * width + 3 * inner)
     numbers += images * sum(spec.tokens * spec.dim for spec in model.encoder.specs.values())
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    return fitting(model.device, 4 * numbers, QUESTIONS_PER_BATCH, weights * 3 // 2)
+    return fitting(model.device, 4 * numbers, QUESTIONS_PER_BATCH, weights * 3 // 2 + reserved)
 
 
 def most_likely(output: str) -> int:

@@ -1,6 +1,7 @@
 """Scores the model of a training on the validation rows of tasks, for `trainer.evaluate`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from fvl_lightning.core.config.evaluation import EVALUATION
@@ -13,13 +14,17 @@ from fvl_lightning.evaluation.tasks.checks import metric_choice
 from fvl_lightning.evaluation.tasks.config import TaskConfig
 from fvl_lightning.evaluation.tasks.lookup import find_task
 from fvl_lightning.evaluation.tasks.score import primary_of, score_task, task_metric
-from fvl_lightning.evaluation.tasks.tracking import named_scores
+from fvl_lightning.evaluation.tasks.tracking import logged_name, named_scores
 from fvl_lightning.evaluation.validation_rows import on_validation
 from fvl_lightning.stages.language import LanguageStage
 from fvl_lightning.training.distributed.process_group import Ranks
 from fvl_lightning.training.stage_interface import StageInterface
 
-WHERE = "trainer.evaluate"
+WHERE, FIRST = "trainer.evaluate", EVALUATION.rstrip("/")
+"""The place of mistakes, and the first part of the names of scores."""
+
+GRADIENT_AND_MOMENTS = 3
+"""Tensors of the size of a trained one that a training holds besides."""
 
 
 class AskedInTraining(NamedTuple):
@@ -47,7 +52,7 @@ class TasksInTraining:
     def __init__(self, asked: Sequence[AskedInTraining], precision: str, ranks: Ranks) -> None:
         self.asked, self._precision, self._ranks = asked, precision, ranks
         self.higher_is_better: Mapping[str, bool] = {
-            f"{EVALUATION}{task.name}/{number}": bool(metric_choice(task).component.higher_is_better)
+            _name(task, number): bool(metric_choice(task).component.higher_is_better)
             for task, questions in asked
             for number in AskedInTraining(task, questions).numbers
         }
@@ -58,7 +63,7 @@ class TasksInTraining:
             for task, questions in asked
         }
         self.counts: Mapping[str, int] = {task.name: len(questions.questions) for task, questions in asked}
-        self.primary: Sequence[str] = [f"{EVALUATION}{task.name}/{primary_of(task)}" for task, _ in asked]
+        self.primary: Sequence[str] = [_name(task, primary_of(task)) for task, _ in asked]
 
     def scores(
         self, stage: StageInterface, answered: Callable[[], None], stopped: Callable[[], bool]
@@ -72,18 +77,34 @@ class TasksInTraining:
         assert isinstance(stage, LanguageStage)
         loaded = stage.answering()
         found: dict[str, float] = {}
-        asking = Asking(self._precision, self._ranks, progress=lambda done, total: answered(), stopped=stopped)
+        asking = self._asking(stage, answered, stopped)
         for task, questions in self.asked:
             try:
-                result = score_task(loaded, task, questions, asking)
+                with stage.sharded.gathered_root() if stage.sharded else nullcontext():
+                    result = score_task(loaded, task, questions, asking)
             except StoppedAnswering:
                 return None
             found |= {
                 name: score
-                for name, score in named_scores([result], EVALUATION.rstrip("/"))
+                for name, score in named_scores([result], FIRST)
                 if name in self.higher_is_better
             }
         return self._ranks.broadcast_from_rank0(lambda: found)  # a judge may answer the ranks differently
+
+    def _asking(self, stage: LanguageStage, answered: Callable[[], None], stopped: Callable[[], bool]) -> Asking:
+        """Returns the way in which questions are asked.
+
+        Ranks share the questions. If the model is sharded, all of them answer each question together.
+        """
+        trained = sum(parameter.nbytes for parameter in stage.parameters() if parameter.requires_grad)
+        return Asking(
+            self._precision,
+            Ranks() if stage.sharded else self._ranks,
+            progress=lambda done, total: answered(),
+            sampling={"synced_gpus": True} if stage.sharded else {},
+            reserved=GRADIENT_AND_MOMENTS * trained,
+            stopped=stopped,
+        )
 
 
 def open_evaluation(experiment: ExperimentConfig, ranks: Ranks) -> TasksInTraining:
@@ -113,13 +134,17 @@ def open_evaluation(experiment: ExperimentConfig, ranks: Ranks) -> TasksInTraini
     return TasksInTraining(asked, experiment.trainer.precision, ranks)
 
 
+def _name(task: TaskConfig, number: str) -> str:
+    return logged_name(FIRST, task.name, number)
+
+
 def _check_stage(experiment: ExperimentConfig) -> None:
     if not issubclass(experiment.stage.component, LanguageStage):
         raise ConfigError(f"{WHERE}: stage {experiment.stage.name} trains an encoder, which answers no questions")
-    if experiment.trainer.sharded:
+    if experiment.trainer.cpu_offload:
         raise ConfigError(
-            f"{WHERE}: under {experiment.trainer.strategy} no device has the whole model to generate with; take "
-            "trainer.strategy ddp, or evaluate the finished run with `fvl evaluate`"
+            f"{WHERE}: with cpu_offload a sharded model does not generate; take cpu_offload=false, or evaluate the "
+            "finished run with `fvl evaluate`"
         )
 
 

@@ -140,10 +140,7 @@ def test_rows_of_one_file_are_kept_apart_by_a_field(folder: Path, monkeypatch: p
     ("changes", "message"),
     [
         ({"stage": "encoder_pretrain"}, "stage encoder_pretrain trains an encoder, which answers no questions"),
-        (
-            {"trainer.strategy": "fsdp"},
-            "under fsdp no device has the whole model to generate with; take trainer.strateg",
-        ),
+        ({"trainer.strategy": "fsdp", "trainer.cpu_offload": "true"}, "with cpu_offload a sharded model does not gen"),
     ],
 )
 def test_a_training_that_cannot_answer(changes: dict[str, str], message: str) -> None:

@@ -50,11 +50,14 @@ def test_a_stopped_training_makes_its_evaluation_once(workspace: Path, fvl_here:
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_questions(workspace: Path, fork: Fork, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_answer_the_questions(
+    strategy: str, workspace: Path, fork: Fork, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_tasks(workspace)
     program = str(ROOT / "fvl_lightning" / "__main__.py")
     for name, words in {"plain": (), "scored": (EVALUATED,)}.items():
-        options = (*SIX_STEPS, f"name={name}", "trainer.strategy=ddp", "trainer.devices=2", *words)
+        options = (*SIX_STEPS, f"name={name}", f"trainer.strategy={strategy}", "trainer.devices=2", *words)
         codes = fork(workspace, f"out-{name}", *[(program, *options)] * 2)
         assert codes == [0, 0], (workspace / f"out-{name}" / "rank0.txt").read_text(encoding="utf-8")
     plain, scored = (RunFolder(workspace / "runs" / name) for name in ("plain", "scored"))

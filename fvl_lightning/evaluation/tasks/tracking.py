@@ -1,5 +1,6 @@
 """Adds scores of tasks to the model's own run in MLflow."""
 
+import re
 from collections.abc import Iterable, Iterator
 from math import isfinite
 from pathlib import Path
@@ -32,5 +33,10 @@ def named_scores(results: Iterable[TaskResult], first: str = PREFIX) -> Iterator
     for result in results:
         scores = result.scores
         numbers = {OVER_KINDS: scores.macro, OVER_QUESTIONS: scores.overall, **scores.by_kind, **scores.further}
-        prefix = "/".join(part for part in (first, result.task, result.variation) if part)
-        yield from ((f"{prefix}/{name}", value) for name, value in numbers.items() if isfinite(value))
+        before = (first, result.task, result.variation)
+        yield from ((logged_name(*before, name), value) for name, value in numbers.items() if isfinite(value))
+
+
+def logged_name(*parts: str) -> str:
+    """Returns the name of a score in MLflow; characters that it refuses, as in a kind of question, become _."""
+    return "/".join(re.sub(r"[^\w .-]", "_", part) for part in parts if part)

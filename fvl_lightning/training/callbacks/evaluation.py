@@ -50,7 +50,8 @@ class TrainingEvaluation(Protocol):
         Args:
             stage: the stage, on its device.
             answered: called as questions are answered.
-            stopped: called in between; once it returns True on any rank, no rank gets scores.
+            stopped: called in between; once it returns True on any rank, no rank gets scores. All ranks call it
+                together if the model is sharded.
 
         Returns:
             {name: finite score}; None if it was stopped.
@@ -70,12 +71,19 @@ class EvaluationCallback(Callback):
         config: the settings of the evaluation.
         signals: the requests to stop.
         compiled: whether blocks of the model are compiled.
+        sharded: whether the model is sharded, so that all ranks must stop at the same place.
     """
 
     def __init__(
-        self, evaluation: TrainingEvaluation, config: EvaluationConfig, signals: StopSignals, compiled: bool = False
+        self,
+        evaluation: TrainingEvaluation,
+        config: EvaluationConfig,
+        signals: StopSignals,
+        compiled: bool = False,
+        sharded: bool = False,
     ) -> None:
-        self._evaluation, self._every, self._signals, self._compiled = evaluation, config.every, signals, compiled
+        self._evaluation, self._every, self._signals = evaluation, config.every, signals
+        self._compiled, self._sharded = compiled, sharded
         self._last_step = -1
         self._evaluated_step = -1
 
@@ -106,11 +114,13 @@ class EvaluationCallback(Callback):
         if (step % self._every and not last) or (not last and self._signals.agreed(trainer)):
             return
         assert isinstance(module, StageInterface)
+
+        def stopped() -> bool:
+            return not last and bool(self._signals.agreed(trainer) if self._sharded else self._signals.requested)
+
         announce_evaluation(trainer)
         with clock_stopped(trainer), undisturbed(module, trainer.strategy.root_device, self._compiled):
-            scores = self._evaluation.scores(
-                module, lambda: announce_evaluation(trainer), lambda: not last and bool(self._signals.requested)
-            )
+            scores = self._evaluation.scores(module, lambda: announce_evaluation(trainer), stopped)
         if scores is None:
             return
         self._evaluated_step, module.last_evaluation = step, scores
@@ -151,7 +161,7 @@ def evaluation_callbacks(
     """Returns the callback that evaluates; none without an evaluation."""
     if evaluation is None or config.evaluate is None:
         return []
-    return [EvaluationCallback(evaluation, config.evaluate, signals, bool(config.compile))]
+    return [EvaluationCallback(evaluation, config.evaluate, signals, bool(config.compile), config.sharded)]
 
 
 def check_followed(config: TrainerConfig, higher_is_better: Mapping[str, bool]) -> None:

@@ -1,7 +1,8 @@
 """Sharding with FSDP2: each rank holds a shard of every parameter, and gathers one block at a time to compute."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class ShardedModel:
         reshard: bool,
         offload: bool = False,
     ) -> None:
-        self.model = model
+        self.model, self._reshard = model, reshard
         first = distributed.get_rank() == 0
         state = model.state_dict() if first else {}
         computed = _computed_buffers(model)
@@ -60,6 +61,23 @@ class ShardedModel:
             distributed.broadcast(buffer, 0)
         if offload:
             move_buffers(model, device)
+
+    @contextmanager
+    def gathered_root(self) -> Iterator[None]:
+        """Keeps what is outside of the blocks gathered; all ranks must enter and leave together.
+
+        Parts of the model can then be called by themselves, and generation can read the embeddings. All ranks must make
+        the same calls, since each block is gathered where it computes.
+        """
+        root: Any = self.model
+        root._get_fsdp_state()._lazy_init()  # otherwise a part that is called first would take itself for the root
+        root.unshard()
+        root.set_reshard_after_forward(False, recurse=False)
+        try:
+            yield
+        finally:
+            root.set_reshard_after_forward(self._reshard, recurse=False)
+            root.reshard()
 
     def gather(self) -> nn.Module | None:
         """Returns the whole model on the CPU of rank 0, and None on the other ranks; all ranks must call it."""
