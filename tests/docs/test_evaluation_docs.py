@@ -7,8 +7,10 @@ from typing import get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from yaml import safe_load
 
 from datamodules.hub.address import PREFIX
+from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.report.report import FILES
 from fvl_lightning.evaluation.task_rows.questions import read_questions
 from fvl_lightning.evaluation.tasks.checks import metric_choice
@@ -16,6 +18,9 @@ from fvl_lightning.evaluation.tasks.cleaning import STEPS
 from fvl_lightning.evaluation.tasks.config import TaskConfig, TaskFields
 from fvl_lightning.evaluation.tasks.lookup import find_task, suite
 from fvl_lightning.evaluation.tasks.request import OUTPUT
+from fvl_lightning.evaluation.while_training import open_evaluation
+from fvl_lightning.runs.extensions import opened_evaluation
+from fvl_lightning.training.distributed.process_group import Ranks
 from tests.conftest import ROOT, TINY, Run, furnish
 from tests.docs.readme import blocks, commands
 from tests.evaluation.tasks.layouts import LAYOUTS, png
@@ -41,7 +46,8 @@ def test_the_table_is_the_catalog() -> None:
     assert re.findall(r"^\| `\w+` \| \[.+\|$", PAGE, re.MULTILINE) == expected, "\n".join(["", *expected])
 
 
-def test_a_task_of_ones_own(tmp_path: Path) -> None:
+def test_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be scored during a training, with the settings of the page."""
     (rows,) = re.findall(r"```json\n(.+?)```", PAGE, re.DOTALL)
     (yaml,) = re.findall(r"```yaml\n(# signs.yaml.+?)```", PAGE, re.DOTALL)
     (tmp_path / "signs.jsonl").write_text(rows, encoding="utf-8")
@@ -52,6 +58,19 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
     first, second = read_questions(find_task(tmp_path / "signs.yaml")).questions
     assert len(first.reference.answers) == len(second.reference.answers) == 10
     assert (second.slices, first.cluster != second.cluster) == ({"place": "house"}, True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "signs_validation.jsonl").write_text(rows.splitlines()[0], encoding="utf-8")
+    (held_out,) = (block for block in blocks("yaml", FILE) if block.startswith("# held_out.yaml"))
+    (tmp_path / "held_out.yaml").write_text(held_out, encoding="utf-8")
+    (settings,) = (block for block in blocks("yaml", FILE) if "evaluate: {tasks: [held_out.yaml]" in block)
+    trainer = safe_load(settings)["trainer"]
+    config = ExperimentConfig().with_overrides(
+        "stage=finetune", {f"trainer.{key}": value for key, value in trainer.items()}
+    )
+    evaluation = opened_evaluation(config, open_evaluation, Ranks())
+    assert evaluation is not None
+    assert trainer["keep_best_by"] in evaluation.higher_is_better
+    assert evaluation.counts == {"signs": 1}
 
 
 def test_the_files_that_it_names_are_those_of_a_report() -> None:
