@@ -69,18 +69,21 @@ class Model:
         return Conversation(self.loaded, sampling, pictures=flatten(images))
 
     def pixels(self, images: Pictures) -> Tensor:
-        """Returns images as in training, [I, 3, P, P] normalised, on the model's device."""
+        """Returns images as in training, or their tiles, [I, 3, P, P] normalised, on the model's device."""
         values: Tensor = self.loaded.processor.image_processor(flatten(images))["pixel_values"]
         return values.to(self.loaded.model.device, self.loaded.model.dtype)
 
     @torch.no_grad()
     def features(self, images: Pictures) -> dict[str, Tensor]:
-        """Returns what the encoder makes of I images: {source: [I, N, D]}."""
+        """Returns what the encoder makes of I images or tiles: {source: [I, N, D]}."""
         return dict(self.loaded.model.encoder(self.pixels(images)))
 
     def source_weights(self, image: Picture) -> SourceWeights:
-        """Returns the weight of each source in the fusion for one image; empty if the fusion does not weight them."""
-        return source_weights(self.loaded, self.pixels(image))[0]
+        """Returns the weight of each source in the fusion for one image; empty if the fusion does not weight them.
+
+        An image that becomes tiles has the weights of its thumbnail, or of its last tile if it has none.
+        """
+        return source_weights(self.loaded, self.pixels(image)[-1:])[0]
 
     def use_adapter(self, name: str | None) -> None:
         """Computes with this adapter from now on; None computes with the base model alone.

@@ -54,7 +54,7 @@ def _counter() -> FlopCounterMode:
 
 
 class _WholeModel(AbstractContextManager[None]):
-    """What the counter needs to know of modules: that every operation belongs to the whole."""
+    """The modules that the counter asks for: every operation belongs to the whole."""
 
     parents = frozenset({"Global"})
 

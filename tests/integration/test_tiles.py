@@ -9,11 +9,15 @@ import pytest
 import torch
 import yaml
 
+from fvl_lightning.comparison.config import ComparisonConfig
+from fvl_lightning.comparison.plan import experiments, plan_alike
+from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.evaluation.answers import Scoring, answer_questions
 from fvl_lightning.evaluation.cost import count_cost, mean_image_tokens, mean_tiles
 from fvl_lightning.evaluation.scoring import open_model
 from fvl_lightning.inference.generation import Sampling, answer, encode
 from fvl_lightning.runs.folder import RunFolder
+from fvl_lightning.training.feature_cache import build_feature_cache
 from tests.conftest import TINY, TINY_DATA, Run, furnish
 
 SMALL = ("encoder.image_size=32", "trainable.encoder=frozen")
@@ -39,12 +43,21 @@ def losses(folder: Path, name: str) -> list[float]:
     return [value for line in lines for name, value in json.loads(line).items() if name.endswith("/loss")]
 
 
-def test_cached_features_train_the_same(folder: Path) -> None:
+def test_cached_features_train_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(losses(folder, "tiled")) == 2
     assert losses(folder, "tiled") == pytest.approx(losses(folder, "cached"), rel=1e-5)
     (features,) = (folder / "cache").glob("*/train/davit.npy")
     (offsets,) = (folder / "cache").glob("*/train/offsets.npy")
     assert np.load(features).shape[0] == np.load(offsets)[-1] == 5 * 64
+    monkeypatch.chdir(folder)
+    loaded, data = open_model(RunFolder.open("runs/cached"), accelerator="cpu")
+    encoder, written = loaded.model.encoder.eval(), features.stat().st_mtime_ns
+    found = build_feature_cache(encoder, data, ["train"], Path("cache"))("train", 3)
+    assert features.stat().st_mtime_ns == written, "the same tiles are not encoded again"
+    torch.testing.assert_close(found["davit"], encoder(data.pixels("train", [3]))["davit"], rtol=0, atol=1e-4)
+    data.config.tiles.thumbnail = False
+    data.connect(data.context)
+    assert build_feature_cache(encoder, data, ["validation"], Path("cache"))("validation", 0)["davit"].shape[0] == 4
 
 
 def test_scoring_and_the_saved_processor_ask_as_training_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +96,23 @@ def test_the_doctor_counts_the_tokens_of_images(folder: Path, fvl_here: Run) -> 
     assert many.returncode == 2
     assert "data.tiles.max" in many.stderr
     assert "must be at least 1 and at most 64, not 65" in many.stderr
+
+
+def test_the_study_of_resolution_has_arms_that_train_on_the_same_rows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    path = Path("experiments/studies/resolution.yaml")
+    config = load_config(ComparisonConfig, path, ["scale=tiny"])
+    arms = experiments(config, path, Path("runs/resolution"), [0])[0].arms
+    stages = plan_alike([arms], config.lineage)
+    assert {built[-1].model.image_spec.tokens_per_image for built in stages.values()} == {4}
+    planned = [
+        [(one.tokens, one.side, one.tiles and (one.tiles.max, one.tiles.thumbnail, one.tiles.marks)) for one in images]
+        for images in (stage.data.config.planned_images for of_arm in arms.values() for stage in of_arm)
+    ]
+    tiles = [(4, True, "none"), (4, True, "rows"), (4, False, "none")]
+    assert planned == [[(4, 32, None), *((4, 32, one) for one in tiles)]] * 8
 
 
 def test_a_comparison_plans_arms_of_other_tiles_alike(folder: Path, fvl_here: Run) -> None:

@@ -1,12 +1,15 @@
 """A model whose images become tiles: its processor, generation with beams, and all of it saved and loaded."""
 
+import io
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.messages import with_sizes
@@ -15,7 +18,14 @@ from datamodules.images.tiling import Tiles, Tiling
 from datamodules.images.transforms import ImageReader
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.batched_answers import AskedPrompt, Asking, answer_prompts
+from fvl_lightning.evaluation.metrics.base import Reference
+from fvl_lightning.evaluation.robustness.variations import variations_of
+from fvl_lightning.evaluation.tasks.config import TaskAnswer, TaskConfig, TaskData
+from fvl_lightning.evaluation.tasks.question import QuestionSet, TaskQuestion
+from fvl_lightning.evaluation.tasks.score import score_task
 from fvl_lightning.inference.generation import Sampling, answer, encode
+from fvl_lightning.lmms_eval.answers import generated
+from fvl_lightning.lmms_eval.requests import EvalRequest
 from fvl_lightning.modeling.build import LoadedModel, load_model
 from fvl_lightning.modeling.processing.image_processor import FlorenceVLImageProcessor
 from fvl_lightning.modeling.processing.processor import FlorenceVLProcessor, make_processor
@@ -104,6 +114,34 @@ def test_an_image_is_encoded_once_whatever_its_tiles(loaded: LoadedModel, monkey
     )
     assert found == alone
     assert encoded == [sum(counts)]
+
+
+SHOWN = [(0,), (2,), (1, 3), (), (0,), (3, 0)]
+
+
+class Pictures(QuestionSet):
+    """The question w5 about each of SHOWN."""
+
+    identity = "these"
+    questions = [  # noqa: RUF012
+        TaskQuestion(str(place), tuple(bare(question(*images))), images, Reference(("w6",), choices=("w6", "w7 w8")))
+        for place, images in enumerate(SHOWN)
+    ]
+
+    def image(self, number: int) -> bytes:
+        content = io.BytesIO()
+        Image.fromarray(IMAGES[number]).save(content, "PNG")
+        return content.getvalue()
+
+
+def test_tasks_and_lmms_eval_show_the_tiles(loaded: LoadedModel) -> None:
+    alone = [answer(loaded, [encode(loaded, question(*images))], Sampling(max_tokens=5))[0] for images in SHOWN]
+    task = TaskConfig("T", TaskData(), answer=TaskAnswer(tokens=5))
+    assert [sample.output for sample in score_task(loaded, task, Pictures(), Asking()).samples] == alone
+    (blind,) = variations_of(["blind"], task)
+    assert [s.output for s in score_task(loaded, task, Pictures(), Asking(), blind).samples] != alone
+    asked = [EvalRequest("a", "w5", partial(question, *images), Sampling(max_tokens=5)) for images in SHOWN]
+    assert generated(loaded, asked, 4, "32-true", False) == alone
 
 
 @pytest.mark.parametrize(
