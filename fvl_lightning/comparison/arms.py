@@ -70,6 +70,9 @@ def arms_of(config: ComparisonConfig, path: Path) -> dict[str, Arm]:
         _check(name, arms[name], path)
     if config.baseline is not None and config.baseline not in arms:
         raise unknown_name("arm", config.baseline, arms, written_at(config, "baseline", path))
+    for name in config.reference.scores if config.reference else ():
+        if name not in arms:
+            raise unknown_name("arm", name, arms, written_at(config, "reference.scores", path))
     return arms
 
 

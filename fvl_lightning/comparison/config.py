@@ -76,6 +76,21 @@ class EvaluateConfig:
 
 
 @dataclass
+class ReferenceConfig:
+    """Published scores, which the report shows beside its own; nothing is computed with them."""
+
+    source: str = ""
+    """Where they were published and with what, which the report writes below them."""
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    """{arm: {name of a score: number as published}}. The names are not those of tasks only: an average may be among
+    them, or a benchmark that the kit does not have."""
+
+    def __post_init__(self) -> None:
+        if self.scores and not self.source.strip():
+            raise ValueError("reference.source: say where the scores were published")
+
+
+@dataclass
 class ComparisonTracking:
     """MLflow tracking of all runs of a comparison; what is null is taken from the last stage."""
 
@@ -94,9 +109,9 @@ class ComparisonConfig:
     """Arms that differ only in the swept keys, each trained through the same stages with every seed."""
 
     name: str = "comparison"
-    lineage: Literal["frozen_encoder", "end_to_end"] = "frozen_encoder"
-    """frozen_encoder: all arms of a seed use one frozen encoder, trained without any of them; end_to_end: every arm
-    trains its own."""
+    lineage: Literal["frozen_encoder", "frozen_per_arm", "end_to_end"] = "frozen_encoder"
+    """frozen_encoder: all arms of a seed use one frozen encoder, trained without any of them; frozen_per_arm: every arm
+    has a frozen encoder of its own, where encoders are what is compared; end_to_end: every arm trains its own."""
     encoder_stage: PathText = ""
     """Experiment file that trains the encoder of a seed for all its arms, relative to this file; empty where the
     encoder of the stages is `pretrained`, or that of the run in their `init_from`."""
@@ -129,6 +144,8 @@ class ComparisonConfig:
     tasks/<task>/<number>, or macro/<name of an average>."""
     evaluate: EvaluateConfig | None = None
     """Tasks that every cell is scored on; null for none."""
+    reference: ReferenceConfig | None = changes("nothing", None)
+    """Published scores of the arms, for the report alone; null for none."""
     smallest_effect: float = number(0.02, above=0, at_most=1)
     """Smallest difference of the metric that matters; smaller ones count as equivalent."""
     set: list[str] = field(default_factory=list)
@@ -177,8 +194,9 @@ class ComparisonConfig:
         plain = as_plain(self)
         if plain["evaluate"] is None:
             del plain["evaluate"]
-        if plain["image_tokens"] is None:
-            del plain["image_tokens"]
+        for later in ("image_tokens", "reference"):
+            if plain[later] is None:
+                del plain[later]
         if plain["tune"] and plain["tune"]["metric"] is None:
             del plain["tune"]["metric"]
         return plain

@@ -88,7 +88,7 @@ def experiments(
         for name, arm in arms.items():
             own = folder / name / str(seed) if several else folder / name
             overrides = [*common, override("output", str(own)), "trainer.threads=1", *arm.overrides]
-            if config.lineage == "frozen_encoder" and config.feature_cache:
+            if config.lineage != "end_to_end" and config.feature_cache:
                 overrides.append(override("feature_cache", str(folder / FEATURE_CACHE)))
             plans[seed].folders[name] = own
             origins = dict.fromkeys(overrides, common_origin) | dict.fromkeys(arm.overrides, arm.origin)
@@ -122,6 +122,11 @@ def _check_stages(config: ComparisonConfig, path: Path) -> None:
         raise ConfigError(
             f"{written_at(config, 'encoder_stage', path)}: end_to_end means that every arm trains an encoder of its "
             "own; name the file first in `stages`, or choose lineage: frozen_encoder"
+        )
+    if config.lineage == "frozen_per_arm" and config.encoder_stage:
+        raise ConfigError(
+            f"{written_at(config, 'encoder_stage', path)}: it trains one encoder for all arms, and frozen_per_arm "
+            "means that every arm names one of its own as `pretrained`; leave it out, or choose lineage: frozen_encoder"
         )
 
 
@@ -274,14 +279,16 @@ def _check_levels(experiment: ExperimentConfig, path: Path) -> None:
 
 def _check_lineage(lineage: str, modes: Mapping[str, Sequence[str]]) -> None:
     for arm, stages in modes.items():
-        if lineage == "frozen_encoder" and set(stages) != {"frozen"}:
+        if lineage != "end_to_end" and set(stages) != {"frozen"}:
+            kept = "all arms must share one frozen encoder" if lineage == "frozen_encoder" else "encoders stay frozen"
             raise ConfigError(
-                f"lineage: all arms must share one frozen encoder, and {arm} trains it; write `trainable: {{encoder: "
-                "frozen}` in the stage, or choose lineage: end_to_end"
+                f"lineage: {kept}, and {arm} trains it; write `trainable: {{encoder: frozen}}` in the stage, or choose "
+                "lineage: end_to_end"
             )
         if lineage == "end_to_end" and set(stages) == {"frozen"}:
             raise ConfigError(
-                f"lineage: end_to_end trains encoders, but no stage of {arm} trains its encoder; choose frozen_encoder"
+                f"lineage: end_to_end trains encoders, but no stage of {arm} trains its encoder; choose "
+                "frozen_encoder, or frozen_per_arm where arms have different ones"
             )
 
 

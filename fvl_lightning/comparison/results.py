@@ -14,7 +14,13 @@ from fvl_lightning.comparison.plan import Arms, SeedPlan, arm_differences
 from fvl_lightning.comparison.report.answer_sheet import SampleAnswers
 from fvl_lightning.comparison.report.figures import Curve, Losses
 from fvl_lightning.comparison.result_files.cell import AnswerRow, ArmResult, CellResult
-from fvl_lightning.comparison.result_files.comparison import Comparison, EncoderEntry, MlflowEntry, SeedResult
+from fvl_lightning.comparison.result_files.comparison import (
+    Comparison,
+    EncoderEntry,
+    MlflowEntry,
+    Reference,
+    SeedResult,
+)
 from fvl_lightning.comparison.result_files.tasks import TaskEvaluation, averages_of
 from fvl_lightning.comparison.scoring.task_answers import cell_samples
 from fvl_lightning.comparison.statistics.summary import averaged, summarize
@@ -88,6 +94,7 @@ def collect(
         sample_seeds=sample_seeds({arm: list(answers[arm]) for arm in present}),
         plugins={name: code for of in first_plan.arms.values() for name, code in plugin_hashes(of[-1].plugins).items()},
         evaluation=evaluation,
+        reference=Reference(config.reference.source, config.reference.scores) if config.reference else None,
     )
     return comparison, {arm: answers[arm][seed] for arm, seed in comparison.sample_seeds.items()}
 

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from datamodules.encoding.byte_level_bpe import save_tokenizer
+from fvl_lightning.core.config.choices import inner_slots
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.florence2_prompts import RELEASED_PROMPTS
 
@@ -40,12 +41,17 @@ def without_hub(experiment: ExperimentConfig) -> Iterator[ExperimentConfig]:
 
 
 def _offline(choice: Any, tokenizer: str) -> Any:
-    """Returns a component's choice with a folder in place of its hub id; the same where it loads nothing."""
-    fields = {} if choice is None else vars(choice.config)
+    """Returns a component's choice with folders in place of hub ids, also in its members; the same without any."""
+    if choice is None:
+        return None
+    fields = vars(choice.config)
+    changed: dict[str, Any] = {
+        key: {name: _offline(member, tokenizer) for name, member in fields[key].items()}
+        for key in inner_slots(choice.config)
+    }
     source = fields.get("pretrained")
-    if not isinstance(source, str) or not {"tokenizer", "revision"} <= fields.keys():
-        return choice
-    changed: dict[str, Any] = {"tokenizer": tokenizer}
-    if (folder := published_config(source)) is not None:
-        changed |= {"pretrained": str(folder), "revision": None}
+    if isinstance(source, str) and "revision" in fields:
+        changed |= {"tokenizer": tokenizer} if "tokenizer" in fields else {}
+        if (folder := published_config(source)) is not None:
+            changed |= {"pretrained": str(folder), "revision": None}
     return dataclasses.replace(choice, config=dataclasses.replace(choice.config, **changed))

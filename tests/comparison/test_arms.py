@@ -47,6 +47,15 @@ def test_a_grid_has_every_combination(tmp_path: Path) -> None:
     }
 
 
+def test_a_reference_is_of_arms_and_has_a_source(tmp_path: Path) -> None:
+    given = {"concat": {"set": ["fusion=concat"]}}
+    said = refused(tmp_path, arms=given, reference={"source": "a paper", "scores": {"conact": {"gqa": 62.7}}})
+    assert "reference.scores in mine.yaml" in said
+    assert "did you mean 'concat'?" in said
+    said = refused(tmp_path, arms=given, reference={"scores": {"concat": {"gqa": 62.7}}})
+    assert "reference.source: say where the scores were published" in said
+
+
 def test_zipped_axes_go_side_by_side(tmp_path: Path) -> None:
     axes = {"fusion": ["concat", "gated"], "optimizer": {"learning_rate": [0.003, 0.001]}}
     assert arms(tmp_path, axes=axes, combine="zip") == {

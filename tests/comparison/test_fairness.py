@@ -116,6 +116,10 @@ def test_the_lineage_is_what_is_declared(workspace: Path, here: None) -> None:
     assert "name the file first in `stages`, or choose lineage: frozen_encoder" in said
     said = refused(workspace, axes={"fusion": ["concat"]}, lineage="end_to_end", encoder_stage="")
     assert "no stage of concat trains its encoder" in said
+    said = refused(workspace, axes={"fusion": ["concat"]}, lineage="frozen_per_arm")
+    assert "frozen_per_arm means that every arm names one of its own" in said
+    said = refused(workspace, arms=arms, lineage="frozen_per_arm", encoder_stage="")
+    assert "encoders stay frozen, and concat trains it" in said
 
 
 def test_every_arm_trains_its_own_encoder_end_to_end(workspace: Path, here: None) -> None:

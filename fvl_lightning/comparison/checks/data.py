@@ -84,9 +84,9 @@ def _distinct(experiments: Mapping[str, ExperimentConfig]) -> Iterator[tuple[Seq
 
 
 def _check_cached(config: ComparisonConfig, data: BatchData) -> None:
-    if config.lineage == "frozen_encoder" and config.feature_cache and data.STREAMS:
+    if config.lineage != "end_to_end" and config.feature_cache and data.STREAMS:
         raise DataError(
-            "the features of the shared frozen encoder are cached, but samples of a stream have no numbers to keep "
+            "the features of the frozen encoder are cached, but samples of a stream have no numbers to keep "
             "features by; use data: shards, or lineage: end_to_end"
         )
 

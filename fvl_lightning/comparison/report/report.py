@@ -10,7 +10,13 @@ from fvl_lightning.comparison.report.choices import access_text, tuning_grids
 from fvl_lightning.comparison.report.figures import Curve, Losses, accuracy_figure, loss_figure, source_weight_figure
 from fvl_lightning.comparison.report.interval_figures import interval_figure, pareto_figure
 from fvl_lightning.comparison.report.sections import intervals_text, plugin_grids, questions_text, samples_text
-from fvl_lightning.comparison.report.tables import cost_grid, differences_grid, statistics_grids, verdict_section
+from fvl_lightning.comparison.report.tables import (
+    cost_grid,
+    differences_grid,
+    reference_grids,
+    statistics_grids,
+    verdict_section,
+)
 from fvl_lightning.comparison.report.task_figure import task_figure
 from fvl_lightning.comparison.report.task_sections import task_grids, tasks_text
 from fvl_lightning.comparison.result_files.cell import DEFAULT_PRECISION, Measurements
@@ -97,6 +103,7 @@ def markdown(comparison: Comparison, limits: str = "", with_weights: bool = Fals
         *(markdown_table(grid) for grid in by_kind),
         f"![{name} of every arm by kind of question, with controls](comparison.png)" if by_kind else "",
         "![weight of every source in the fused features](source_mass.png)" if with_weights else "",
+        *(markdown_table(grid) for grid in reference_grids(comparison)),
         *(markdown_table(grid) for grid in others),
         "![score against cost](pareto.png)\n\nA line joins the arms that no other one beats in "
         "both score and cost, where there are several; it does not take chance into account.",
@@ -189,6 +196,8 @@ def _lineage(comparison: Comparison) -> str:
     encoder = comparison.encoder
     if comparison.lineage == "end_to_end":
         return "every arm trained an encoder of its own, and nothing is shared."
+    if comparison.lineage == "frozen_per_arm":
+        return "every arm uses a frozen encoder of its own that was trained elsewhere."
     if encoder is None:
         return "all arms use one frozen encoder that was trained elsewhere (equal hashes, checked)."
     if _several(comparison):

@@ -110,6 +110,20 @@ def cost_grid(arms: Mapping[str, Measurements]) -> Grid:
     return Grid("Cost", ["", *arms], rows, note)
 
 
+def reference_grids(comparison: Comparison) -> list[Grid]:
+    """Returns the table of published scores; none where the comparison names none."""
+    reference = comparison.reference
+    if reference is None:
+        return []
+    shown = {arm: scores for arm, scores in reference.scores.items() if scores}
+    names = list(dict.fromkeys(name for scores in shown.values() for name in scores))
+    rows = [
+        [name, *(f"{scores[name]:g}" if name in scores else ABSENT for scores in shown.values())] for name in names
+    ]
+    note = f"{reference.source}. These are other models and other data: no test, interval or verdict uses them."
+    return [Grid("As published", ["score", *(f"{arm} (published)" for arm in shown)], rows, note)]
+
+
 def metric_title(score: str) -> str:
     """Returns what a report calls a score such as accuracy/macro."""
     return metric_of(score).describe(split_score(score)[1])

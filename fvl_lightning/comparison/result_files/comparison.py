@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fvl_lightning.comparison.result_files.cell import DEFAULT_PRECISION, ArmResult
-from fvl_lightning.comparison.result_files.record import FLAT, Record
+from fvl_lightning.comparison.result_files.record import FLAT, IF_FILLED, Record
 from fvl_lightning.comparison.result_files.statistics import ComparisonStatistics
 from fvl_lightning.comparison.result_files.tasks import TaskEvaluation
 from fvl_lightning.comparison.scoring.names import is_task_score, score_of_split
@@ -116,6 +116,15 @@ class SplitAccess(Record):
 
 
 @dataclass
+class Reference(Record):
+    """Published scores, shown beside those of the comparison."""
+
+    source: str
+    scores: dict[str, dict[str, float]]
+    """{arm: {name of a score: number as published}}."""
+
+
+@dataclass
 class Comparison(Record):
     """comparison.json."""
 
@@ -126,7 +135,7 @@ class Comparison(Record):
     """The first seed."""
     seeds: list[int]
     lineage: str
-    """frozen_encoder or end_to_end."""
+    """frozen_encoder, frozen_per_arm or end_to_end."""
     metric: str
     """Full name of the score that arms are compared by, such as accuracy/macro."""
     mlflow: MlflowEntry
@@ -153,6 +162,8 @@ class Comparison(Record):
     """Precision in which the answers were generated; written only where it is not the default."""
     evaluation: TaskEvaluation | None = None
     """The tasks that the cells were scored on; written only where there are any."""
+    reference: Reference | None = field(default=None, metadata=IF_FILLED)
+    """Published scores of the arms; no statistic uses them."""
 
     @property
     def tested(self) -> bool:

@@ -28,6 +28,7 @@ from fvl_lightning.comparison.statistics.summary import summarize
 from fvl_lightning.core import registry
 from fvl_lightning.evaluation.metrics.base import AnswerMetric
 from fvl_lightning.reporting.html_page import html_page
+from fvl_lightning.reporting.tables import ABSENT
 
 KINDS = ("bars", "colour", "count", "handwritten digits", "word colour")
 ARMS = ("gated", "concat", "attention")
@@ -259,6 +260,21 @@ def test_what_is_optional_may_be_missing(comparison: dict[str, Any]) -> None:
     text = markdown(Comparison.read(comparison))
     for words in ("medium", "unseen", "closed", "Source weights", "None"):
         assert words not in text
+
+
+def test_published_scores_are_a_table_of_their_own(comparison: dict[str, Any]) -> None:
+    plain, tables = Comparison.read(comparison).plain(), text_of(comparison)
+    assert "reference" not in plain
+    published = {"gated": {"gqa": 62.7, "average": 50.8}, "concat": {"gqa": 62.0}}
+    comparison["reference"] = {"source": "A paper, Table 1", "scores": published}
+    again, text = Comparison.read(comparison), text_of(comparison)
+    assert again.plain() == plain | {"reference": comparison["reference"]}
+    assert cells(text, "As published") == {
+        "score": ["gated (published)", "concat (published)"], "gqa": ["62.7", "62"], "average": ["50.8", ABSENT],
+    }  # fmt: skip
+    assert "A paper, Table 1. These are other models" in text
+    before, _, published_on = text.partition("## As published")
+    assert before + "## " + published_on.partition("\n## ")[2] == tables, "nothing else changes"
 
 
 def test_numbers_that_json_does_not_have(
