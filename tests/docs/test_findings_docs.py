@@ -1,7 +1,9 @@
-"""docs/findings.md, and what README.md shows of it: every number is of the comparison that was saved."""
+"""docs/findings.md, and what README.md shows of it: every number is of a comparison that was saved."""
 
 import json
 import re
+from statistics import mean
+from typing import Any
 
 import pytest
 
@@ -12,10 +14,12 @@ from fvl_lightning.comparison.statistics.verdicts import compare_arms
 from fvl_lightning.core.config.loading import load_config
 from tests.conftest import ROOT
 
-PAGE = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "benchmarks" / "results"
+SAVED = json.loads((RESULTS / "fusions.json").read_text(encoding="utf-8"))
+EASY_VQA = json.loads((RESULTS / "easy_vqa.json").read_text(encoding="utf-8"))
+REPORT, EASY_REPORT = (markdown(Comparison.read(saved)) for saved in (SAVED, EASY_VQA))
+PAGE, EASY = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8").split("\n## easy-VQA: ")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SAVED = json.loads((ROOT / "benchmarks" / "results" / "fusions.json").read_text(encoding="utf-8"))
-REPORT = markdown(Comparison.read(SAVED))
 
 
 def rows(text: str) -> list[list[str]]:
@@ -24,31 +28,50 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for table in tables for row in table.splitlines()]
 
 
+def on_task(arm: dict[str, Any]) -> dict[str, Any]:
+    """The scores of an arm or a cell on easy-VQA."""
+    scores: dict[str, Any] = arm["tasks"]["easy_vqa"]["scores"]
+    return scores
+
+
 def test_every_row_is_one_of_the_report() -> None:
     there = rows(REPORT)
     assert len(rows(PAGE)) > 20
     assert not [row for row in rows(PAGE) if row not in there]
 
 
-def test_what_was_run_is_the_file_that_is_here() -> None:
-    config = load_config(ComparisonConfig, ROOT / "experiments" / "demo" / "fusions.yaml")
-    assert list(SAVED["arms"]) == list(config.arms)
-    assert SAVED["seeds"] == config.seeds
-    assert (SAVED["metric"], SAVED["lineage"]) == (config.metric, config.lineage)
-    assert SAVED["statistics"]["baseline"] == config.baseline
-    assert SAVED["statistics"]["smallest_effect"] == config.smallest_effect
-    assert 0.5 < SAVED["arms"][config.baseline]["accuracy"]["macro"] < 0.9, "or arms could hardly differ"
+def test_every_row_about_easy_vqa_is_one_of_its_report_or_a_kind_of_question() -> None:
+    arms = EASY_VQA["arms"].values()
+    kinds = [[kind, *(f"{on_task(arm)['by_kind'][kind]:.3f}" for arm in arms)] for kind in on_task(next(iter(arms)))["by_kind"]]
+    there = [*rows(EASY_REPORT), *kinds]
+    assert len(rows(EASY)) > 12
+    assert not [row for row in rows(EASY) if row not in there]
+    assert not [row for row in kinds if row not in rows(EASY)]
 
 
-def test_the_verdicts_are_those_of_the_scores() -> None:
-    scores: dict[str, dict[int, float]] = {arm: {} for arm in SAVED["arms"]}
-    for cell in SAVED["cells"]:
-        scores[cell["arm"]][cell["seed"]] = cell["accuracy"]["macro"]
-    statistics = SAVED["statistics"]
+@pytest.mark.parametrize(("saved", "file"), [(SAVED, "demo/fusions.yaml"), (EASY_VQA, "easy_vqa/fusions.yaml")])
+def test_what_was_run_is_the_file_that_is_here(saved: dict[str, Any], file: str) -> None:
+    config = load_config(ComparisonConfig, ROOT / "experiments" / file)
+    assert list(saved["arms"]) == list(config.arms)
+    assert saved["seeds"] == config.seeds
+    assert (saved["metric"], saved["lineage"]) == (config.metric, config.lineage)
+    assert saved["statistics"]["baseline"] == config.baseline
+    assert saved["statistics"]["smallest_effect"] == config.smallest_effect
+    if config.evaluate is not None:
+        assert {task["questions"] for task in saved["evaluation"]["tasks"].values()} == {config.evaluate.limit}
+
+
+@pytest.mark.parametrize(("saved", "page"), [(SAVED, PAGE), (EASY_VQA, EASY)], ids=["demo", "easy_vqa"])
+def test_the_verdicts_are_those_of_the_scores(saved: dict[str, Any], page: str) -> None:
+    scores: dict[str, dict[int, float]] = {arm: {} for arm in saved["arms"]}
+    for cell in saved["cells"]:
+        scores[cell["arm"]][cell["seed"]] = (cell["accuracy"] if saved is SAVED else on_task(cell))["macro"]
+    statistics = saved["statistics"]
+    assert 0.5 < mean(scores[statistics["baseline"]].values()) < 0.9, "or arms could hardly differ"
     found = compare_arms(scores, baseline=statistics["baseline"], smallest_effect=statistics["smallest_effect"])
     sentences = [contrast.sentence for contrast in found.contrasts]
     assert sentences == [contrast["sentence"] for contrast in statistics["contrasts"]]
-    words = " ".join(PAGE.split())
+    words = " ".join(page.split())
     assert not [sentence for sentence in sentences if sentence not in words]
 
 
