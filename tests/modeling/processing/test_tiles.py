@@ -27,6 +27,7 @@ from fvl_lightning.inference.generation import Sampling, answer, encode
 from fvl_lightning.lmms_eval.answers import generated
 from fvl_lightning.lmms_eval.requests import EvalRequest
 from fvl_lightning.modeling.build import LoadedModel, load_model
+from fvl_lightning.modeling.conversion.export import card
 from fvl_lightning.modeling.processing.image_processor import FlorenceVLImageProcessor
 from fvl_lightning.modeling.processing.processor import FlorenceVLProcessor, make_processor
 from tests.modeling.processing.test_processor import IDS, TEMPLATE, bare
@@ -86,6 +87,7 @@ def test_it_is_saved_with_its_tiles(loaded: LoadedModel, tmp_path: Path) -> None
         for one, prompt in zip((loaded, again), prompts, strict=True)
     ]
     assert torch.equal(*logits)
+    assert f"{TOKENS} tokens per tile, and up to 5 tiles per image" in card(tmp_path, "mine", 1000)
 
 
 @pytest.mark.parametrize("beams", [1, 2])
