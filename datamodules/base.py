@@ -240,9 +240,10 @@ class BatchData(LightningDataModule):
         ends, config = [0, *self._ends(split)], self.config
         samples = range(ends[number], ends[number + 1])
         planned = split == "train" and config.layout != "padded"
-        if config.view == "tasks" or not (planned or config.over_long != "truncate"):
-            return Items.whole(samples)
         dataset, store = self.datasets(split)[number], self.store(split)
+        by_turn = self.context.conditioned and dataset.view == "conversation"
+        if config.view == "tasks" or not (planned or by_turn or config.over_long != "truncate"):
+            return Items.whole(samples)
         view = self.view(dataset.view)
         assert isinstance(view, TextView)
         items = measure_items(store, samples, view, self._cache_folder(dataset), config.workers)

@@ -11,7 +11,7 @@ from torch import Tensor
 from datamodules.batching.rows import Rows
 from datamodules.encoding.views import Encoded
 from datamodules.images.transforms import Fit, to_pixels
-from fvl_lightning.core.types import IGNORE_INDEX, Batch, DataContext, PromptedBatch
+from fvl_lightning.core.types import IGNORE_INDEX, NO_TOKEN, Batch, DataContext, PromptedBatch
 
 
 @dataclass
@@ -63,6 +63,7 @@ def row_collate(context: DataContext, with_features: bool, packed: bool, dataset
             positions=_positions(ids) if packed else None,
             dataset_ids=_laid_out(numbers, 0) if datasets else None,
             datasets=tuple(datasets),
+            questions=_questions(samples) if context.conditioned else None,
         )
 
     return collate
@@ -87,6 +88,21 @@ def prompted_collate(context: DataContext, fit: Fit) -> Collate:
 
 def _pixels(samples: list[EncodedSample], context: DataContext, fit: Fit) -> Tensor:
     return to_pixels([image for sample in samples for image in sample.images], context.image, fit)
+
+
+def pad_questions(questions: Sequence[Sequence[int]]) -> Tensor:
+    """Returns the token ids of the question about each image [I, L] int64, NO_TOKEN after each."""
+    laid = np.full((len(questions), max(map(len, questions), default=0) or 1), NO_TOKEN, dtype=np.int64)
+    for row, question in zip(laid, questions, strict=True):
+        row[: len(question)] = question
+    return torch.from_numpy(laid)
+
+
+def _questions(samples: list[EncodedSample]) -> Tensor:
+    """Returns the questions about the images of samples; all images of a sample have its question."""
+    counts = [len(next(iter(sample.features.values()), sample.images)) for sample in samples]
+    rows = [sample.encoded.question for sample, count in zip(samples, counts, strict=True) for _ in range(count)]
+    return pad_questions(rows)
 
 
 def _laid_out(rows: list[list[list[int]]], value: int, keep: bool = True) -> Tensor:

@@ -166,6 +166,7 @@ def _identity(store: SampleStore, samples: range, view: TextView) -> str:
         planner.tokens_per_image,
         view.sequence_length,
         view.over_long,
+        *(["by turn"] if view.by_turn else []),
     ]
     if view.plan.tiled or len(planners) > 1:
         inputs += [(one.tokens_per_image, one.tiling and dataclasses.asdict(one.tiling)) for one in planners]

@@ -27,7 +27,7 @@ def text_view(name: str, context: DataContext, config: BatchConfig, encoder: Con
     for planner in planners or [encoder]:
         _check_room(planner, config.sequence_length)
     view = ConversationView if name == "conversation" else CaptionView
-    return view(encoder, config.sequence_length, config.over_long, planners)
+    return view(encoder, config.sequence_length, config.over_long, planners, context.conditioned)
 
 
 def _planners(

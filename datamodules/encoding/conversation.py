@@ -130,6 +130,12 @@ class ConversationEncoder:
         ids, _, _ = self._tokens(text, openings)
         return self._expand(ids, ids)
 
+    def question(self, messages: Sequence[Message]) -> list[int]:
+        """Returns the token ids of the last question by themselves: of the text of the last user message."""
+        asked = next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
+        texts = [part["text"] for part in parts_of(asked) if part["type"] == "text"]
+        return self._aliased.encode(check_text("".join(texts).strip()))[0]
+
     def written(self, messages: Sequence[Message], generate: bool = False, go_on: bool = False) -> str:
         """Returns the template's text, which `encode` (or with `generate`, `prompt`) turns into tokens."""
         text = self._asked(messages, go_on)[0] if generate or go_on else self._text(messages)[0]

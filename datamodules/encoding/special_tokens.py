@@ -17,6 +17,26 @@ BREAK = f"{OPEN}{CLOSE}"
 _ALIAS = re.compile(f"{OPEN}([0-9]+){CLOSE}")
 
 
+def plain_backend(tokenizer: Any, ends: bool) -> Tokenizer:
+    """Copies the backend of a fast tokenizer, without the padding and truncation of its last call.
+
+    With `ends` False the copy also has no post-processor: it adds no tokens around a text, and does not trim whitespace
+    from offsets, which would hide the token that a blank belongs to.
+
+    Raises:
+        DataError: the tokenizer was read from a damaged file, and its parts do not fit each other.
+    """
+    try:
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(f"the tokenizer in {tokenizer.name_or_path} is damaged ({first_line(error)})") from None
+    backend.no_padding()
+    backend.no_truncation()
+    if not ends:
+        backend.post_processor = processors.Sequence([])
+    return backend
+
+
 class AliasedTokenizer:
     """A tokenizer whose special tokens have aliases that no text can contain.
 
@@ -101,25 +121,6 @@ class AliasedTokenizer:
             raise ConfigError("the tokenizer's ids have gaps, so that special tokens cannot be distinguished from text")
         return number
 
-
-def plain_backend(tokenizer: Any, ends: bool) -> Tokenizer:
-    """Copies the backend of a fast tokenizer, without the padding and truncation of its last call.
-
-    With `ends` False the copy also has no post-processor: it adds no tokens around a text, and does not trim whitespace
-    from offsets, which would hide the token that a blank belongs to.
-
-    Raises:
-        DataError: the tokenizer was read from a damaged file, and its parts do not fit each other.
-    """
-    try:
-        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"the tokenizer in {tokenizer.name_or_path} is damaged ({first_line(error)})") from None
-    backend.no_padding()
-    backend.no_truncation()
-    if not ends:
-        backend.post_processor = processors.Sequence([])
-    return backend
 
 
 def check_text(text: str) -> str:

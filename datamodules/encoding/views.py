@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from datamodules.encoding.conversation import ConversationEncoder
@@ -31,11 +31,13 @@ class Encoded:
         rows: its (ids, labels), or for the view `tasks` one (ids, ids) per task.
         images: number of the sample's images, or of their tiles, counted from the first, that belong to the piece.
         truncated: whether something was left out to fit `sequence_length`.
+        question: the token ids of its last question; empty for a caption.
     """
 
     rows: list[Example]
     images: int
     truncated: bool = False
+    question: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class TextView(View):
             images so far; `drop` leaves the sample out.
         planners: encoders that decide what is too long, where that must not depend on the model: a sample is planned
             with the most tokens that one of them makes of it. None of them for `encoder` alone.
+        by_turn: whether every answer of a conversation is a piece of its own, with the turns before it, for a fusion
+            that reads the question. Only that answer is supervised. A caption has no turns.
     """
 
     def __init__(
@@ -78,9 +82,10 @@ class TextView(View):
         sequence_length: int,
         over_long: OverLong = "truncate",
         planners: Sequence[ConversationEncoder] = (),
+        by_turn: bool = False,
     ) -> None:
         self.encoder, self.plan = encoder, TokenPlan(encoder, planners)
-        self.sequence_length, self.over_long = sequence_length, over_long
+        self.sequence_length, self.over_long, self.by_turn = sequence_length, over_long, by_turn
 
     @abstractmethod
     def measure(self, store: Samples, sample: int) -> Measure:
@@ -108,8 +113,13 @@ class ConversationView(TextView):
         if piece.turns is None:
             kept, found = self._kept(store, i, messages, self._encoded(store, i, messages))
             return Encoded([self._row(found)], found.encoded.images, truncated=len(kept) < len(messages))
-        found = self._encoded(store, i, some_turns(messages, *piece.turns))
-        return Encoded([self._row(found)], found.encoded.images)
+        messages = some_turns(messages, *piece.turns)
+        found = self._encoded(store, i, messages)
+        ids, labels = self._row(found)
+        if self.by_turn:
+            earlier = ([0, *found.encoded.turn_ends])[-2]
+            labels = [IGNORE_INDEX] * earlier + labels[earlier:]
+        return Encoded([(ids, labels)], found.encoded.images, question=self.encoder.question(messages))
 
     def measure(self, store: Samples, sample: int) -> Measure:
         """Returns the pieces of a conversation, without decoding an image."""
@@ -117,12 +127,16 @@ class ConversationView(TextView):
         found = self._encoded(store, sample, messages)
         if self.over_long != "split" or found.ends[-1] <= self.sequence_length:
             kept, found = self._kept(store, sample, messages, found)
-            return Measure([(None, self._tokens(found))], truncated=len(kept) < len(messages))
-        pieces = self._split(store, sample, messages)
-        if not pieces:
+            whole = [(None, self._tokens(found))]
+            pieces = self._each_turn(store, sample, messages, (0, len(found.ends))) if self.by_turn else whole
+            return Measure(pieces, truncated=len(kept) < len(messages))
+        split = self._split(store, sample, messages)
+        if not split:
             raise store.error(sample, TOO_LONG, f"each of its turns has more than {self.sequence_length} tokens")
-        kept_turns = sum(turns[1] - turns[0] for turns, _ in pieces)
-        return Measure([*pieces], truncated=kept_turns < len(found.ends))
+        kept_turns = sum(turns[1] - turns[0] for turns, _ in split)
+        if self.by_turn:
+            pieces = [piece for turns, _ in split for piece in self._each_turn(store, sample, messages, turns)]
+        return Measure(pieces if self.by_turn else [*split], truncated=kept_turns < len(found.ends))
 
     def _messages(self, store: Samples, i: int) -> Messages:
         messages, sizes = messages_of(store, i), self.sizes(store, i)
@@ -158,6 +172,11 @@ class ConversationView(TextView):
         turns = len(answer_ends(messages))
         pieces = split_turns(turns, self.sequence_length, lambda start, end: encoded(start, end).ends[-1])
         return [(piece, self._tokens(encoded(*piece))) for piece in pieces]
+
+    def _each_turn(self, store: Samples, i: int, messages: Messages, turns: Turns) -> list[tuple[Turns | None, int]]:
+        """Returns a piece for each of the turns, with those of them before it, and its planned tokens."""
+        pieces = [(turns[0], last + 1) for last in range(*turns)]
+        return [(piece, self._tokens(self._encoded(store, i, some_turns(messages, *piece)))) for piece in pieces]
 
     def _tokens(self, found: PlannedConversation) -> int:
         """Returns the planned tokens of the row that `_row` returns."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100
 """The label of a position that is not supervised (the convention of torch's cross_entropy and of transformers)."""
+NO_TOKEN = -1
+"""Fills up the rows of a tensor of questions; no token has this id."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,13 @@ class FusionOutput:
     """The output of a fusion: `features` [I, N, D], and `diagnostics` {name: scalar or [I, ...]} to look at.
 
     A diagnostic named `mass/<source>` is the source weight (gate or attention weight, in [0, 1]); `map/<source>`
-    [I, N] is that weight per token.
+    [I, N] is that weight per token. `inner_layers` {k: [I, N_k, D_k]} are features that enter the language model in
+    front of its block k.
     """
 
     features: Tensor
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    inner_layers: dict[int, Tensor] = field(default_factory=dict)
 
 
 Position = int | tuple[int, ...]
@@ -105,6 +109,8 @@ class Batch:
         positions: [B, S] int64 of packed rows, restarting at 0 with each sample, which attends to itself only; None
             where a row is one sample.
         dataset_ids: [B, S] int64, for a mixture: the index in `datasets` of each token's dataset.
+        questions: [I, L] int64, for a conditioned fusion: the token ids of the question that is asked about each image,
+            NO_TOKEN after it; None for other fusions.
     """
 
     token_ids: Tensor
@@ -116,6 +122,7 @@ class Batch:
     positions: Tensor | None = None
     dataset_ids: Tensor | None = None
     datasets: tuple[str, ...] = ()
+    questions: Tensor | None = None
 
     @property
     def has_images(self) -> bool:
@@ -133,6 +140,7 @@ class Batch:
             features=None if self.features is None else {k: v.to(device) for k, v in self.features.items()},
             positions=None if self.positions is None else self.positions.to(device),
             dataset_ids=None if self.dataset_ids is None else self.dataset_ids.to(device),
+            questions=None if self.questions is None else self.questions.to(device),
         )
 
 
@@ -174,6 +182,8 @@ class DataContext:
         tasks: the encoder's prompts, in order.
         batch_size: samples per rank.
         position: where the data resumes.
+        conditioned: whether the fusion reads the question, so that every turn is a row of its own and batches have
+            `questions`.
     """
 
     image: ImageSpec
@@ -185,3 +195,4 @@ class DataContext:
     position: Position = 0
     rank: int = 0
     world_size: int = 1
+    conditioned: bool = False

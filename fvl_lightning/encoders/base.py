@@ -1,6 +1,7 @@
 """The base class of encoders."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,6 +45,13 @@ class Encoder(nn.Module, ABC):
         These are all tensors, unless a subclass has some without influence on the features, such as a decoder's.
         """
         return self.state_dict()
+
+    def on_demand(self, images: Tensor) -> Callable[[str, Tensor], Tensor]:
+        """Returns a function (source, rows) -> features [R, N, D] of R of the images [I, 3, P, P], for routed fusions.
+
+        Here it runs the whole encoder on these images; encoders override it, whose sources share work.
+        """
+        return lambda source, rows: self(images[rows])[source]
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Raises ConfigError if an encoder with a decoder cannot write this tokenizer's texts."""

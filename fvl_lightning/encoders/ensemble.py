@@ -13,7 +13,7 @@ Images have the size and normalisation of the largest member (the first of sever
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,6 +111,24 @@ class EnsembleEncoder(Encoder):
             for name, member in zip(self.members, self._members(), strict=True)
             for source, feature in member(self._adapt_images(member, images)).items()
         }
+
+    def on_demand(self, images: Tensor) -> Callable[[str, Tensor], Tensor]:
+        """Returns a function (source, rows) -> [R, N, D]; a member runs when one of its sources is asked."""
+        asked: dict[str, Callable[[str, Tensor], Tensor]] = {}
+        owners = {
+            f"{name}_{source}": (name, source)
+            for name, member in zip(self.members, self._members(), strict=True)
+            for source in member.specs
+        }
+
+        def source(name: str, rows: Tensor) -> Tensor:
+            owner, its_source = owners[name]
+            if owner not in asked:
+                member: Any = self.members[owner]
+                asked[owner] = member.on_demand(self._adapt_images(member, images))
+            return asked[owner](its_source, rows)
+
+        return source
 
     def _members(self) -> Iterator[Any]:
         return iter(self.members.values())

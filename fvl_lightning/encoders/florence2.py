@@ -7,7 +7,7 @@ and all prompts go through the text encoder in one pass.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,16 +29,18 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.florence2_prompts import RELEASED_PROMPTS
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import IGNORE_INDEX
-from fvl_lightning.core.weight_files import match_weights, some_names
+from fvl_lightning.core.weight_files import match_weights
 from fvl_lightning.encoders.base import Encoder
-from fvl_lightning.encoders.florence2_files import read_sizes, read_tokenizer, read_values
+from fvl_lightning.encoders.florence2_files import check_decoder_tokenizer, read_sizes, read_tokenizer, read_values
 from fvl_lightning.encoders.florence2_sources import (
     STAGE,
     check_model,
+    check_prompts,
     check_sources,
     feature_specs,
     is_depth,
     model_config,
+    stage_tokens,
     with_vocabulary,
 )
 
@@ -101,11 +103,7 @@ class Florence2Encoder(Encoder):
         self.specs = feature_specs(config, vision, text)
         self.end_id, self.pad_id = text.eos_token_id, text.pad_token_id
         ids = [config.prompt_ids[task] for task in self.tasks]
-        if (highest := max((i for row in ids for i in row), default=0)) >= text.vocab_size:
-            raise ConfigError(
-                f"encoder.tokenizer: a prompt holds token {highest}, the encoder's token table has {text.vocab_size} "
-                "rows; take the tokenizer that the encoder was trained with"
-            )
+        check_prompts(ids, text.vocab_size)
         length = max(map(len, ids), default=0)
         self.prompt_rows = [row + [self.pad_id] * (length - len(row)) for row in ids]
         self.prompt_lengths = [length if config.prompt_pads == "attend" else len(row) for row in ids]
@@ -143,16 +141,7 @@ class Florence2Encoder(Encoder):
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Raises ConfigError if a token has no row in the token embeddings, or the end tokens differ."""
-        rows = self.model_config.text_config.vocab_size
-        beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
-        if beyond:
-            names = some_names([f"'{token}' with id {i}" for i, token in beyond])
-            raise ConfigError(f"encoder.tokenizer: the encoder's token table has {rows} rows, and none for {names}")
-        if tokenizer.eos_token_id != self.end_id:
-            raise ConfigError(
-                f"encoder.tokenizer: its texts end with token {tokenizer.eos_token_id}, the decoder's with "
-                f"{self.end_id} (text_config.eos_token_id)"
-            )
+        check_decoder_tokenizer(tokenizer, self.model_config.text_config)
 
     def load_pretrained(self) -> None:
         """Loads tower, projector, text encoder and, if kept, decoder from a checkpoint of either layout."""
@@ -183,19 +172,24 @@ class Florence2Encoder(Encoder):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Returns {source: [I, N, D]}, in the order of `config.sources`, for images [I, 3, P, P]."""
-        stages = [name for name in self.specs if STAGE.fullmatch(name)]
-        tower = self.vision_tower(images, output_hidden_states=bool(stages))
-        projected = self.image_projector(tower.last_hidden_state)  # [I, 1 + H*W, D], the pooled token first
-        features = {"davit": projected}
-        for name in stages:
-            features[name] = self._stage(tower.hidden_states, int(name.rsplit("_", 1)[1]))
+        features, projected = self._depths(images)
         if self.tasks:
             states, _ = self._read(projected)  # [I, T, 1 + H*W + L, D]
             prompted = states[:, :, : projected.shape[1]].unbind(1)
             features |= dict(zip(self.tasks, prompted, strict=True))
-        # The pooled token is dropped last, since the text encoder reads it in both cases, as in the original.
-        first = 1 if self.config.pooled_token == "drop" else 0
-        return {name: features[name][:, first:] for name in self.specs}
+        return {name: self._without_pooled(features[name]) for name in self.specs}
+
+    def on_demand(self, images: Tensor) -> Callable[[str, Tensor], Tensor]:
+        """Returns a function (source, rows) -> [R, N, D]; the tower runs once, the text encoder where it is asked."""
+        features, projected = self._depths(images)
+
+        def source(name: str, rows: Tensor) -> Tensor:
+            if name not in self.tasks:
+                return self._without_pooled(features[name][rows])
+            states, _ = self._read(projected[rows], [name])
+            return self._without_pooled(states[:, 0, : projected.shape[1]])
+
+        return source
 
     def decode(self, images: Tensor, targets: Tensor) -> Tensor:
         """Returns the decoder's hidden states [I, T, L, D] under teacher forcing.
@@ -253,11 +247,17 @@ class Florence2Encoder(Encoder):
     def _start_id(self) -> int:
         return self.model_config.text_config.decoder_start_token_id
 
-    def _stage(self, hidden_states: tuple[Tensor, ...], stage: int) -> Tensor:
-        """Returns the output of DaViT's stage `stage` (from 1) as tokens [I, 1 + H*W, D], with their mean first."""
-        # hidden_states[0] is the input of the first block, hidden_states[k] the output of block k.
-        tokens = hidden_states[sum(self.vision_tower.config.depths[:stage])].flatten(2).transpose(1, 2)
-        return torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1)
+    def _depths(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns the depths of the tower {source: [I, 1 + H*W, D]}, pooled token first, and its projected output."""
+        stages = [name for name in self.specs if STAGE.fullmatch(name)]
+        tower = self.vision_tower(images, output_hidden_states=bool(stages))
+        projected = self.image_projector(tower.last_hidden_state)
+        features = {name: stage_tokens(tower.hidden_states, self.vision_tower.config.depths, name) for name in stages}
+        return {"davit": projected, **features}, projected
+
+    def _without_pooled(self, features: Tensor) -> Tensor:
+        """Drops the pooled token if it is configured so: last, since the text encoder reads it as in the original."""
+        return features[:, 1 if self.config.pooled_token == "drop" else 0 :]
 
     def _read(self, projected: Tensor, tasks: Sequence[str] | None = None) -> tuple[Tensor, Tensor | None]:
         """Returns hidden states [I, T, N + L, D] of [V, prompt] for image tokens V [I, N, D], and a mask [I*T, N + L].

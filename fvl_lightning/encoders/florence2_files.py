@@ -10,7 +10,7 @@ from transformers.utils.hub import cached_file
 
 from fvl_lightning.core.errors import ConfigError, DataError, first_line
 from fvl_lightning.core.pretrained import check_number_types, loading_problem, open_saved, quiet_loading
-from fvl_lightning.core.weight_files import LAYOUTS, indexed_names, read_json, read_weights
+from fvl_lightning.core.weight_files import LAYOUTS, indexed_names, read_json, read_weights, some_names
 from fvl_lightning.encoders.florence2_original import (
     RenamedWeights,
     add_tokens,
@@ -184,3 +184,21 @@ def _find_file(source: str, name: str, revision: str | None) -> Path | None:
 
 def _unreadable(source: str, error: Exception) -> ConfigError:
     return ConfigError(f"encoder: {source} could not be read: {first_line(error)}")
+
+
+def check_decoder_tokenizer(tokenizer: Any, text: Any) -> None:
+    """Checks that a decoder of this text configuration can write the texts of a tokenizer.
+
+    Raises:
+        ConfigError: a token has no row in the token embeddings, or the end tokens differ.
+    """
+    rows = text.vocab_size
+    beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
+    if beyond:
+        names = some_names([f"'{token}' with id {i}" for i, token in beyond])
+        raise ConfigError(f"encoder.tokenizer: the encoder's token table has {rows} rows, and none for {names}")
+    if tokenizer.eos_token_id != text.eos_token_id:
+        raise ConfigError(
+            f"encoder.tokenizer: its texts end with token {tokenizer.eos_token_id}, the decoder's with "
+            f"{text.eos_token_id} (text_config.eos_token_id)"
+        )

@@ -2,9 +2,11 @@
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import BartConfig, Florence2Config
 from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 
@@ -44,6 +46,15 @@ def check_model(model: Mapping[str, Any]) -> None:
         if not isinstance(given, Mapping):
             raise ConfigError(f"encoder.model.{part}: expected keys and values, found {given!r}")
         refuse_unknown_fields(given, config_class, f"encoder.model.{part}")
+
+
+def check_prompts(ids: Sequence[Sequence[int]], rows: int) -> None:
+    """Raises ConfigError for a token id of a prompt that is none of the `rows` of the encoder's token table."""
+    if (highest := max((i for prompt in ids for i in prompt), default=0)) >= rows:
+        raise ConfigError(
+            f"encoder.tokenizer: a prompt holds token {highest}, the encoder's token table has {rows} rows; take the "
+            "tokenizer that the encoder was trained with"
+        )
 
 
 def model_config(model: Mapping[str, Any]) -> Florence2Config:
@@ -103,3 +114,15 @@ def feature_specs(config: Any, vision: Any, text: Any) -> dict[str, FeatureSpec]
         dim = vision.embed_dim[index] if stage else text.d_model
         specs[name] = FeatureSpec(sides[index] ** 2 + prefix, dim, (sides[index], sides[index]))
     return specs
+
+
+def stage_tokens(hidden_states: tuple[Tensor, ...], depths: Sequence[int], source: str) -> Tensor:
+    """Returns the output of the stage of the tower that a source names as tokens [I, 1 + H*W, D], their mean first.
+
+    Args:
+        hidden_states: [I, D, H, W], the input of the first block and then the output of every block.
+        depths: the number of blocks of each stage.
+        source: such as davit_stage_2.
+    """
+    tokens = hidden_states[sum(depths[: int(source.rsplit("_", 1)[1])])].flatten(2).transpose(1, 2)
+    return torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1)

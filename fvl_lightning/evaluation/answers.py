@@ -142,7 +142,10 @@ def answer_questions(scoring: Scoring, images: Images = "real") -> list[Answer]:
         raise DataError(f"{where}: only samples with exactly one image each can be scored")
     prompts = [
         AskedPrompt(
-            data.encoder.prompt(data.sized(split, index, question.prompt_messages)), (index,), tiles=(*tiles[index],)
+            data.encoder.prompt(data.sized(split, index, question.prompt_messages)),
+            (index,),
+            tiles=(*tiles[index],),
+            question=data.encoder.question(question.prompt_messages),
         )
         for question, index in zip(questions, shown, strict=True)
     ]

@@ -16,7 +16,7 @@ from torch import Tensor
 from fvl_lightning.core.device import autocast, fitting
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.evaluation.kept_answers import KeptAnswers
-from fvl_lightning.inference.generation import ANSWER_TOKENS, generate_texts, positions
+from fvl_lightning.inference.generation import ANSWER_TOKENS, generate_texts, positions, question_inputs
 from fvl_lightning.inference.likelihood import continuation_log_likelihoods
 from fvl_lightning.modeling.build import BuiltModel
 from fvl_lightning.training.distributed.process_group import Ranks
@@ -55,6 +55,8 @@ class AskedPrompt:
     """The token ids of possible answers. Where there are any, their log-likelihoods are the answer."""
     tiles: tuple[int, ...] = ()
     """The number of tiles of each of its images; empty where all of them have one."""
+    question: Sequence[int] = ()
+    """The token ids of the question, for a fusion that reads it."""
 
     @property
     def encoded(self) -> int:
@@ -253,7 +255,9 @@ def encoded_images(built: BuiltModel, prompts: Sequence[AskedPrompt], pixels: Te
     rows = torch.tensor(
         [starts[image] + tile for image, count in shown for tile in range(count)], device=pixels.device
     )
-    return {"image_sources": {name: torch.cat([part[name] for part in features])[rows] for name in features[0]}}
+    sources = {name: torch.cat([part[name] for part in features])[rows] for name in features[0]}
+    asked = [prompt.question for prompt in prompts for _ in range(prompt.encoded)]
+    return {"image_sources": sources} | question_inputs(built, asked)
 
 
 def _likelihoods(built: BuiltModel, prompts: Sequence[AskedPrompt], pixels: Tensor | None) -> list[str]:

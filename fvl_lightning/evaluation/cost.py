@@ -8,7 +8,7 @@ from datamodules.base import BatchData
 from datamodules.images.tiling import Size
 from datamodules.storage.sample import spread
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.inference.generation import pad_left
+from fvl_lightning.inference.generation import pad_left, question_inputs
 from fvl_lightning.modeling.build import BuiltModel
 from fvl_lightning.profiling.flops import count_flops, question_flops, training_flops
 from fvl_lightning.runs.folder import RunFolder
@@ -74,7 +74,8 @@ def _inference(built: BuiltModel, data: BatchData) -> int:
     ]
     ids, mask = pad_left(prompts, built.tokenizer.pad_token_id, built.model.device)
     with torch.no_grad():
-        flops = count_flops(lambda: built.model(ids, pixel_values=pixels, attention_mask=mask, logits_to_keep=1))
+        inputs = question_inputs(built, [data.encoder.question(question.prompt_messages) for question in questions])
+        flops = count_flops(lambda: built.model(ids, pixels, mask, logits_to_keep=1, **inputs))
     return flops // len(questions)
 
 

@@ -1,7 +1,7 @@
 """The base class of fusions, and the projection to a common width that most of them share."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -10,25 +10,81 @@ from fvl_lightning.core.types import FeatureSpec, FusionOutput
 
 
 class Fusion(nn.Module, ABC):
-    """Fuses feature sources that share one grid.
+    """Fuses feature sources; by default they come on one grid, and the fused features replace the image placeholders.
 
     A subclass is built from its Config and the specs of the sources, and sets `output`. All its parameters must be in
     modules with `reset_parameters()`, or it defines that method itself, since models are first built without memory.
+
+    A subclass asks for more by a declaration (docs/fusions.md has an example of each):
+
+    - `grids = "native"`: every source comes on its own grid, as `sources` describes it.
+    - `conditioned = True`: `__init__` also gets the width of the question's embedding, and `forward` the keyword
+      argument `question` [I, C], the mean embedding of the tokens of the question that is asked about each image. It
+      is zero where there is no question. Answers and later turns have no part in it.
+    - `inner_layers`, set in `__init__`: features for inner layers of the language model, which `forward` returns as
+      `FusionOutput.inner_layers`.
+    - `routed = True`: `route` decides for each image which sources are computed, and `forward` gets its result as
+      the keyword argument `routes` [I, K].
     """
 
+    grids: ClassVar[Literal["shared", "native"]] = "shared"
+    """shared: all sources are resampled to the grid of the first one; native: they come as the encoder gives them."""
+    conditioned: ClassVar[bool] = False
+    """Whether `forward` gets the question; see `is_conditioned`."""
+    routed: ClassVar[bool] = False
+    """Whether `route` decides which sources are computed."""
     output: FeatureSpec
     """The shape of the output for an image."""
+    inner_layers: dict[int, FeatureSpec]
+    """{k: the shape of the features that enter the language model in front of its block k}, k from 1; usually none."""
+    injection: Literal["add", "cross_attention"] = "add"
+    """add: the projected features of inner layers are added to the hidden states at the image's places;
+    cross_attention: these hidden states attend to them, behind a gate that begins at zero."""
 
-    def __init__(self, config: Any, sources: dict[str, FeatureSpec]) -> None:
+    def __init__(self, config: Any, sources: dict[str, FeatureSpec], question_dim: int | None = None) -> None:
         super().__init__()
         if not sources:
             raise ConfigError("fusion: there is no source to fuse; name at least one in encoder.sources")
         self.config = config
         self.sources = sources
+        self.question_dim = question_dim
+        self.inner_layers = {}
+
+    @classmethod
+    def is_conditioned(cls, config: Any) -> bool:
+        """Returns whether a fusion of this Config reads the question; overridden where a field decides."""
+        return cls.conditioned
+
+    @property
+    def routing_sources(self) -> tuple[str, ...]:
+        """The sources that `route` reads, which are always computed: the first one, if not overridden."""
+        return (next(iter(self.sources)),)
+
+    def route(self, sources: dict[str, Tensor], question: Tensor | None) -> Tensor:
+        """Returns the weights [I, K] of the K sources for each image; where a weight is 0, the source is not computed.
+
+        The weights of an image add up to 1.
+
+        Args:
+            sources: {source: [I, N, D_source]} of `routing_sources`.
+            question: [I, C] for a conditioned fusion, otherwise None.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is routed and must define route()")
 
     @abstractmethod
     def forward(self, sources: dict[str, Tensor]) -> FusionOutput:
-        """Returns features [I, N_out, D_out] and diagnostics for {source: [I, N, D_source]}."""
+        """Returns features [I, N_out, D_out] and diagnostics for {source: [I, N, D_source]}.
+
+        A conditioned fusion also takes `question` [I, C], a routed one `routes` [I, K]. A source that was not computed
+        for an image is zero there.
+        """
+
+
+def build_fusion(
+    component: type[Fusion], config: Any, sources: dict[str, FeatureSpec], question_dim: int
+) -> Fusion:
+    """Builds a fusion; only one that reads the question gets the width of its embedding."""
+    return component(config, sources, question_dim) if component.is_conditioned(config) else component(config, sources)
 
 
 class CommonWidth(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from datamodules.batching.collate import pad_questions
 from datamodules.encoding.messages import Message, check_messages
 from datamodules.images.decoding import refuse_many_pixels
 from datamodules.images.limits import refuse_many_images
@@ -58,6 +59,8 @@ class Prompt:
 
     ids: list[int]
     pixel_values: Tensor | None
+    question: Sequence[int] = ()
+    """The token ids of the question, for a fusion that reads it."""
 
 
 def encode(loaded: LoadedModel, messages: Sequence[Message]) -> Prompt:
@@ -80,7 +83,8 @@ def encode(loaded: LoadedModel, messages: Sequence[Message]) -> Prompt:
         raise DataError(
             f"the prompt has {len(ids)} tokens with its images, the model has {limit} positions for prompt and answer"
         )
-    return Prompt(ids, inputs.get("pixel_values"))
+    asked = inputs.get("question_ids")  # the same for all images of a conversation
+    return Prompt(ids, inputs.get("pixel_values"), () if asked is None else asked[0].tolist())
 
 
 def positions(built: BuiltModel) -> int:
@@ -175,8 +179,19 @@ class StopTexts(StoppingCriteria):
 
 
 def _images(loaded: LoadedModel, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
-    return {"pixel_values": torch.cat(pixels).to(loaded.model.device, loaded.model.dtype)} if pixels else {}
+    with_images = [(prompt.pixel_values, prompt.question) for prompt in prompts if prompt.pixel_values is not None]
+    if not with_images:
+        return {}
+    pixels = torch.cat([values for values, _ in with_images]).to(loaded.model.device, loaded.model.dtype)
+    asked = [question for values, question in with_images for _ in values]
+    return {"pixel_values": pixels} | question_inputs(loaded, asked)
+
+
+def question_inputs(built: BuiltModel, questions: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Returns the model's argument for the question about each image, token ids; none where its fusion reads none."""
+    if not built.model.conditioned:
+        return {}
+    return {"question_ids": pad_questions(questions).to(built.model.device)}
 
 
 ANSWER_TOKENS = 16

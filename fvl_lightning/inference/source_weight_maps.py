@@ -1,10 +1,12 @@
 """The weight of each feature source in the fusion, for single images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fvl_lightning.inference.generation import question_inputs
 from fvl_lightning.modeling.build import LoadedModel
 
 
@@ -22,14 +24,20 @@ class SourceWeights:
 
 
 @torch.no_grad()
-def source_weights(loaded: LoadedModel, pixel_values: Tensor) -> list[SourceWeights]:
+def source_weights(loaded: LoadedModel, pixel_values: Tensor, question: Sequence[int] = ()) -> list[SourceWeights]:
     """Returns the source weights of each image [I, 3, P, P]; they are empty for a fusion that does not weigh sources.
 
     They are the fusion's diagnostics `mass/<source>` and `map/<source>` (core/types.py).
+
+    Args:
+        loaded: the model.
+        pixel_values: [I, 3, P, P].
+        question: the token ids of the question that is asked, for a fusion that reads it.
     """
+    asked = question_inputs(loaded, [question]).get("question_ids")
     grid, images = loaded.model.fusion.output.grid, []
     for image in pixel_values.to(loaded.model.device, loaded.model.dtype).split(1):
-        _, diagnostics = loaded.model.embed_images(image)
+        diagnostics = loaded.model.embed_images(image, question_ids=asked).diagnostics
         weights = {name: float(value) for name, value in diagnostics.items() if name.startswith("mass/")}
         maps = {name: value[0].float().cpu() for name, value in diagnostics.items() if name.startswith("map/") and grid}
         images.append(

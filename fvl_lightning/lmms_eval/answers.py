@@ -147,8 +147,9 @@ def _prompt(loaded: LoadedModel, request: EvalRequest, images: BatchImages) -> t
         numbers = tuple(images.number(picture) for picture in pictures_of(messages))
         shown = [images[number] for number in numbers]
         messages = with_sizes(messages, [image.size for image in shown])
-        ids, tiles = loaded.processor.encoder.prompt(messages), tuple(len(image.tiles) for image in shown)
-        return AskedPrompt(ids, numbers, tiles=tiles), messages
+        encoder, tiles = loaded.processor.encoder, tuple(len(image.tiles) for image in shown)
+        prompt = AskedPrompt(encoder.prompt(messages), numbers, tiles=tiles, question=encoder.question(messages))
+        return prompt, messages
     except DataError as error:
         raise DataError(f"{request.place}: {error}") from None
 

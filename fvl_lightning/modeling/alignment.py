@@ -16,15 +16,16 @@ class SourceAlignment(nn.Module):
     Args:
         sources: {source: its shape}.
         normalize: whether to apply a LayerNorm to each source.
+        native: whether every source keeps its own grid.
 
     Raises:
         ConfigError: a source cannot be resampled to the first one's grid.
     """
 
-    def __init__(self, sources: dict[str, FeatureSpec], normalize: bool) -> None:
+    def __init__(self, sources: dict[str, FeatureSpec], normalize: bool, native: bool = False) -> None:
         super().__init__()
         name, first = next(iter(sources.items()))
-        for other, spec in sources.items():
+        for other, spec in sources.items() if not native else ():
             alike = (spec.tokens == first.tokens) if spec.grid is None or first.grid is None else True
             if not alike or spec.prefix != first.prefix:
                 raise ConfigError(
@@ -32,8 +33,9 @@ class SourceAlignment(nn.Module):
                     f"{name}'s {first.tokens} tokens on grid {first.grid}"
                 )
         self.sources = sources
-        self.grid, self.prefix = first.grid, first.prefix
-        self.specs = {other: FeatureSpec(first.tokens, spec.dim, first.grid) for other, spec in sources.items()}
+        self.grid, self.prefix = None if native else first.grid, first.prefix
+        aligned = {other: FeatureSpec(first.tokens, spec.dim, first.grid) for other, spec in sources.items()}
+        self.specs = dict(sources) if native else aligned
         norms = {other: nn.LayerNorm(spec.dim) for other, spec in sources.items()}
         self.norms = nn.ModuleDict(norms if normalize else {})
 

@@ -11,20 +11,22 @@ from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
-from fvl_lightning.core.types import IGNORE_INDEX, ImageSpec
-from fvl_lightning.modeling.alignment import SourceAlignment
+from fvl_lightning.core.types import IGNORE_INDEX
 from fvl_lightning.modeling.composed import ComposedModel
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.generation import ImageGenerationMixin
+from fvl_lightning.modeling.image_embeddings import ImageEmbedder
 from fvl_lightning.modeling.initialization import initializers, reset_module
 from fvl_lightning.modeling.loss import token_loss
 from fvl_lightning.modeling.outputs import FlorenceVLOutput, language_model_inputs
 from fvl_lightning.modeling.packing import cache_for
-from fvl_lightning.modeling.shapes import check_declarations, check_fused, check_projected, check_sources
 from fvl_lightning.modeling.splice import splice_images
 
+ImageInputs = tuple[Tensor | None, dict[str, Tensor] | None, Tensor | None]
+"""pixel_values, image_sources and question_ids."""
 
-class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
+
+class FlorenceVLForConditionalGeneration(ComposedModel, ImageEmbedder, ImageGenerationMixin):
     """A causal language model that sees images through an encoder, a fusion and a projector."""
 
     main_input_name = "input_ids"
@@ -32,69 +34,9 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
 
     def __init__(self, config: FlorenceVLConfig) -> None:
         super().__init__(config)
-        encoder, fusion = config.choice("encoder"), config.choice("fusion")
-        projector, language_model = config.choice("projector"), config.choice("language_model")
-        config.record_plugins()
-        self.encoder = encoder.component(encoder.config)
-        self.alignment = SourceAlignment(self.encoder.specs, normalize=config.normalize_sources)
-        self.fusion = fusion.component(fusion.config, self.alignment.specs)
-        check_declarations(self.fusion, fusion.name)
-        self.output_norm = nn.LayerNorm(self.fusion.output.dim) if config.normalize_output else nn.Identity()
-        self.language_model = language_model.component(language_model.config)
-        self.projector = projector.component(projector.config, self.fusion.output, self.language_model.dim)
-        self._shapes_are_checked = False  # until the first forward pass with images
+        self.build_image_parts(config)
         self.compose()
         self.post_init()
-
-    @property
-    def image_spec(self) -> ImageSpec:
-        """The size and normalisation of the model's images, and the number of tokens per image."""
-        return ImageSpec(self.encoder.image_size, self.encoder.mean, self.encoder.std, self.projector.tokens)
-
-    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
-        """Returns the image embeddings [I, N, D] of [I, 3, P, P], as the language model gets them."""
-        return self.embed_images(pixel_values)[0]
-
-    def embed_images(
-        self, pixel_values: Tensor | None = None, sources: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the image embeddings [I, N, D] and the fusion's diagnostics.
-
-        Without images (I = 0) one blank image is computed and dropped: with several ranks each of them must contribute
-        to the gradient of every parameter, whatever its rows are.
-
-        Args:
-            pixel_values: [I, 3, P, P].
-            sources: the encoder's output {source: [I, N_source, D_source]}, in place of `pixel_values`.
-
-        Raises:
-            ConfigError: in the first call, where a component returns another shape than it declares.
-            ValueError: neither is given.
-        """
-        if sources is None:
-            if pixel_values is None:
-                raise ValueError("give pixel_values, or image_sources, which are the encoder's output for them")
-            images, sources = len(pixel_values), self.encoder(_or_blank(pixel_values))
-        else:
-            images = len(next(iter(sources.values())))
-            sources = {name: _or_blank(source) for name, source in sources.items()}
-        checked, shown = self._shapes_are_checked, max(images, 1)
-        if not checked:
-            check_sources(self._name("encoder"), self.encoder.specs, sources)
-        fused = self.fusion(self.alignment(sources))
-        if not checked:
-            check_fused(self._name("fusion"), self.fusion.output, shown, fused)
-        features = self.projector(self.output_norm(fused.features))
-        if not checked:
-            check_projected(self._name("projector"), self.projector.tokens, self.language_model.dim, shown, features)
-            self._shapes_are_checked = True
-        if self.language_model.image_divisor != 1:
-            features = features / self.language_model.image_divisor
-        return features[:images], fused.diagnostics if images else {}
-
-    def _name(self, slot: str) -> str:
-        """Returns the registered name of the component in a slot, for messages."""
-        return getattr(self.config, slot)["name"]
 
     @can_return_tuple
     def forward(
@@ -113,6 +55,7 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         inputs_embeds: Tensor | None = None,
         return_logits: bool | None = None,
+        question_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> FlorenceVLOutput:
         """Returns the loss (with labels), the logits, or both; other arguments and errors are those of `run`.
@@ -129,7 +72,7 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
         """
         use_cache = False if labels is not None else use_cache
         prompt = (input_ids, pixel_values, attention_mask, image_sources, position_ids)
-        output, diagnostics = self.run(*prompt, past_key_values, use_cache, inputs_embeds, **kwargs)
+        output, diagnostics = self.run(*prompt, past_key_values, use_cache, inputs_embeds, question_ids, **kwargs)
         hidden, logits = output.last_hidden_state, None
         if labels is None or (not self.training if return_logits is None else return_logits):
             logits = self.language_model.logits(_select_positions(hidden, logits_to_keep))
@@ -155,6 +98,7 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
         past_key_values: Any = None,
         use_cache: bool | None = None,
         inputs_embeds: Tensor | None = None,
+        question_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Any, dict[str, Tensor]]:
         """Runs the model up to its head.
@@ -166,6 +110,7 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
             image_sources: the encoder's output {source: [I, N_source, D_source]}, in place of pixel_values.
             position_ids: [B, S]; they restart with each document of a packed row, which then sees only itself.
             inputs_embeds: [B, S, D], in place of input_ids and images.
+            question_ids: [I, L], the tokens of the question about each image, for a conditioned fusion.
             kwargs: `output_attentions`, `output_hidden_states` and other arguments of transformers' causal models.
 
         Returns:
@@ -176,20 +121,11 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
             ValueError: placeholders and images do not match (the message gives the counts), or packed rows come with an
                 attention mask or a cache.
         """
-        if self.training and past_key_values is not None and self.is_activation_checkpointing:
-            raise ValueError(
-                "with activation checkpointing in training mode the layers would drop the cache, and a new token would "
-                "see the last one alone; call model.eval() first, or generate with use_cache=False"
-            )
+        self._check_cache(past_key_values)
         use_cache = cache_for(position_ids, attention_mask, past_key_values, use_cache)
         first_pass = past_key_values is None or not past_key_values.get_seq_length()
-        diagnostics: dict[str, Tensor] = {}
-        if inputs_embeds is None and input_ids is not None:
-            embeddings, diagnostics = self._embed(input_ids, pixel_values, image_sources, first_pass)
-        elif inputs_embeds is not None and input_ids is None and pixel_values is None and image_sources is None:
-            embeddings = inputs_embeds
-        else:
-            raise ValueError("give input_ids and their images, or inputs_embeds, which hold the images already")
+        images = (pixel_values, image_sources, question_ids)
+        embeddings, diagnostics = self._embeddings(input_ids, images, inputs_embeds, first_pass)
         inputs = language_model_inputs(kwargs, self.config)
         output = self.language_model(
             embeddings,
@@ -199,22 +135,40 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageGenerationMixin):
             use_cache=use_cache,
             **inputs,
         )
+        if self.inner_layers is not None and not (self.training and self.is_activation_checkpointing):
+            self.inner_layers.hide()  # a recomputation in the backward pass needs them again
         return output, diagnostics
 
-    def _embed(
-        self,
-        input_ids: Tensor,
-        pixel_values: Tensor | None,
-        image_sources: dict[str, Tensor] | None,
-        first_pass: bool,
+    def _check_cache(self, past_key_values: Any) -> None:
+        """Raises ValueError for a cache that the layers would drop."""
+        if self.training and past_key_values is not None and self.is_activation_checkpointing:
+            raise ValueError(
+                "with activation checkpointing in training mode the layers would drop the cache, and a new token would "
+                "see the last one alone; call model.eval() first, or generate with use_cache=False"
+            )
+
+    def _embeddings(
+        self, input_ids: Tensor | None, images: ImageInputs, inputs_embeds: Tensor | None, first_pass: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the embeddings [B, S, D] with the images in their places, and the fusion's diagnostics."""
+        if inputs_embeds is None and input_ids is not None:
+            return self._embed(input_ids, images, first_pass)
+        if inputs_embeds is None or input_ids is not None or images[0] is not None or images[1] is not None:
+            raise ValueError("give input_ids and their images, or inputs_embeds, which hold the images already")
+        if self.inner_layers is not None and first_pass:
+            raise ValueError("give input_ids and images: inputs_embeds do not hold the features of inner layers")
+        return inputs_embeds, {}
+
+    def _embed(self, input_ids: Tensor, images: ImageInputs, first_pass: bool) -> tuple[Tensor, dict[str, Tensor]]:
         is_image = input_ids == self.config.image_token_id
         # The id of the placeholder may lie beyond the token embeddings.
         embeddings = self.language_model.embed(input_ids.masked_fill(is_image, 0))
-        if pixel_values is not None or image_sources is not None:
-            images, diagnostics = self.embed_images(pixel_values, image_sources)
-            return splice_images(embeddings, input_ids, images, self.config.image_token_id), diagnostics
+        embedded = None if images[0] is None and images[1] is None else self.embed_images(*images)
+        if self.inner_layers is not None:
+            self.inner_layers.show(is_image, embedded.inner_layers if embedded else {})
+        if embedded is not None:
+            spliced = splice_images(embeddings, input_ids, embedded.features, self.config.image_token_id)
+            return spliced, embedded.diagnostics
         if first_pass and is_image.any():
             raise ValueError(f"{int(is_image.sum())} image placeholders in the batch, but no images")
         return embeddings, {}
@@ -257,11 +211,6 @@ def _select_positions(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     if isinstance(logits_to_keep, Tensor):
         return hidden[:, logits_to_keep]
     return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-
-
-def _or_blank(images: Tensor) -> Tensor:
-    """Returns the images or features [I, ...], or one blank if I = 0."""
-    return images if len(images) else images.new_zeros(1, *images.shape[1:])
 
 
 AutoModelForImageTextToText.register(FlorenceVLConfig, FlorenceVLForConditionalGeneration)

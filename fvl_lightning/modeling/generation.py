@@ -15,6 +15,7 @@ class ImageGenerationMixin(GenerationMixin):
         input_ids: Tensor,
         pixel_values: Tensor | None = None,
         image_sources: dict[str, Tensor] | None = None,
+        question_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         is_first_iteration: bool = False,
         **kwargs: Any,
@@ -24,7 +25,7 @@ class ImageGenerationMixin(GenerationMixin):
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if is_first_iteration or not kwargs.get("use_cache", True):
-            inputs |= {"pixel_values": pixel_values, "image_sources": image_sources}
+            inputs |= {"pixel_values": pixel_values, "image_sources": image_sources, "question_ids": question_ids}
         return inputs
 
     def _expand_inputs_for_generation(
@@ -36,6 +37,7 @@ class ImageGenerationMixin(GenerationMixin):
     ) -> tuple[Tensor, dict[str, Any]]:
         """Repeats every row `expand_size` times, for beams and for several answers; the encoder runs once per image."""
         pixel_values, sources = model_kwargs.pop("pixel_values", None), model_kwargs.pop("image_sources", None)
+        questions = model_kwargs.pop("question_ids", None)
         expanded, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
@@ -47,4 +49,6 @@ class ImageGenerationMixin(GenerationMixin):
                 # Repeats the images of a row together, rather than each image by itself.
                 images = torch.cat([row.repeat(expand_size) for row in images.split(per_row.tolist())])
             sources = {name: source[images] for name, source in sources.items()}
-        return expanded, model_kwargs | {"pixel_values": pixel_values, "image_sources": sources}
+            questions = None if questions is None else questions[images.to(questions.device)]
+        given = {"pixel_values": pixel_values, "image_sources": sources, "question_ids": questions}
+        return expanded, model_kwargs | given

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fvl_lightning.core.errors import ConfigError, UserError, first_line
 from fvl_lightning.core.types import FeatureSpec, FusionOutput
+from fvl_lightning.fusions.base import build_fusion
 from fvl_lightning.modeling.alignment import SourceAlignment
 
 TRIAL_IMAGES = 2
@@ -38,11 +39,20 @@ def check_sources(encoder_name: str, specs: dict[str, FeatureSpec], sources: Any
         _check_shape(f"{what} (source {name})", spec.tokens, spec.dim, len(sources[next(iter(specs))]), sources[name])
 
 
-def check_fused(fusion_name: str, declared: FeatureSpec, images: int, fused: Any) -> None:
-    """Raises ConfigError where a fusion returned something else than features [I, N, D] of its `output`."""
+def check_fused(fusion_name: str, fusion: Any, images: int, fused: Any) -> None:
+    """Raises ConfigError where a fusion returned something else than the features [I, N, D] that it declares."""
     if not isinstance(fused, FusionOutput):
         raise ConfigError(f"fusion {fusion_name} must return a FusionOutput but returned a {type(fused).__name__}")
-    _check_shape(f"fusion {fusion_name}", declared.tokens, declared.dim, images, fused.features)
+    _check_shape(f"fusion {fusion_name}", fusion.output.tokens, fusion.output.dim, images, fused.features)
+    declared, returned = sorted(fusion.inner_layers), sorted(fused.inner_layers)
+    if declared != returned:
+        raise ConfigError(
+            f"fusion {fusion_name} declares features for the blocks {declared or 'none'} of the language model but "
+            f"returned {returned or 'none'}"
+        )
+    for number, spec in fusion.inner_layers.items():
+        what = f"fusion {fusion_name} (block {number})"
+        _check_shape(what, spec.tokens, spec.dim, images, fused.inner_layers[number])
 
 
 def check_projected(projector_name: str, tokens: int, dim: int, images: int, projected: Any) -> None:
@@ -60,6 +70,8 @@ def try_connector(model: Any) -> None:
         ConfigError: a component returns another shape than it declares, or cannot compute with what it gets.
     """
     specs = model.encoder.specs
+    if model.conditioned or model.fusion.routed:  # both choose by values, which tensors of the meta device lack
+        return _try_with_values(model)
     try:
         model.embed_images(sources=_zeros(specs, "meta"))
     except UserError:
@@ -71,14 +83,20 @@ def try_connector(model: Any) -> None:
 def _try_with_values(model: Any) -> None:
     config, specs = model.config, model.encoder.specs
     fusion, projector = config.choice("fusion"), config.choice("projector")
+    dim = model.language_model.dim
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            alignment = SourceAlignment(specs, normalize=config.normalize_sources)
-            fused = fusion.component(fusion.config, alignment.specs)(alignment(_zeros(specs, "cpu")))
-            check_fused(fusion.name, model.fusion.output, TRIAL_IMAGES, fused)
-            connector = projector.component(projector.config, model.fusion.output, model.language_model.dim)
+            native = fusion.component.grids == "native"
+            alignment = SourceAlignment(specs, normalize=config.normalize_sources, native=native)
+            built = build_fusion(fusion.component, fusion.config, alignment.specs, dim)
+            inputs = {"question": torch.zeros(TRIAL_IMAGES, dim)} if model.conditioned else {}
+            if built.routed:
+                inputs["routes"] = torch.ones(TRIAL_IMAGES, len(specs)) / len(specs)
+            fused = built(alignment(_zeros(specs, "cpu")), **inputs)
+            check_fused(fusion.name, built, TRIAL_IMAGES, fused)
+            connector = projector.component(projector.config, model.fusion.output, dim)
             projected = connector(fused.features)
-            check_projected(projector.name, model.projector.tokens, model.language_model.dim, TRIAL_IMAGES, projected)
+            check_projected(projector.name, model.projector.tokens, dim, TRIAL_IMAGES, projected)
     except UserError:
         raise
     except Exception as error:

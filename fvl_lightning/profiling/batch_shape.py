@@ -62,6 +62,8 @@ def compute_loss(experiment: ExperimentConfig, model: nn.Module, shape: BatchSha
     if experiment.feature_cache is not None:
         specs = encoder.specs.items()
         images = {"image_sources": {n: torch.zeros(shape.images, spec.tokens, spec.dim) for n, spec in specs}}
+    if model.conditioned:
+        images["question_ids"] = torch.zeros(shape.images, 1, dtype=torch.long)
     positions = None
     if experiment.data.config.layout == "packed":
         positions = (torch.arange(shape.tokens) % max(1, shape.tokens // 2)).expand_as(token_ids).contiguous()

@@ -101,6 +101,8 @@ def without_values(model: nn.Module, in_bfloat16: Set[Tensor] = frozenset()) -> 
     Args:
         model: the model, restored at the end.
         in_bfloat16: the parameters whose fake tensors are bfloat16.
+
+    A routed fusion gets all sources, as if every image needed each of them.
     """
     originals = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
     fakes: dict[Tensor, Any] = {}
@@ -113,12 +115,17 @@ def without_values(model: nn.Module, in_bfloat16: Set[Tensor] = frozenset()) -> 
             fakes[tensor] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_parameter else fake
         return fakes[tensor]
 
+    routing = [module for module in model.modules() if hasattr(module, "computes_all_sources")]
     try:
+        for module in routing:  # a route is a value
+            module.computes_all_sources = True
         for module, parameters, buffers in originals:
             for current, before in ((module._parameters, parameters), (module._buffers, buffers)):
                 current.update({name: fake_of(tensor) for name, tensor in before.items() if tensor is not None})
         yield
     finally:
+        for module in routing:
+            module.computes_all_sources = False
         for module, parameters, buffers in originals:
             module._parameters.update(parameters)
             module._buffers.update(buffers)

@@ -121,7 +121,8 @@ def question_flops(model: nn.Module, text_tokens: int, tiles: int = 1) -> int:
     mask = torch.ones_like(token_ids)
     with fake_tensors(), without_values(model), torch.no_grad():
         pixels = torch.empty(tiles, 3, encoder.image_size, encoder.image_size, dtype=next(encoder.parameters()).dtype)
-        return count_flops(lambda: whole(token_ids, pixel_values=pixels, attention_mask=mask, logits_to_keep=1))
+        asked = {"question_ids": torch.zeros(tiles, 1, dtype=torch.long)} if whole.conditioned else {}
+        return count_flops(lambda: whole(token_ids, pixels, mask, logits_to_keep=1, **asked))
 
 
 def _count_passes(experiment: ExperimentConfig, model: nn.Module, shape: BatchShape) -> tuple[int, int]:

@@ -126,6 +126,7 @@ def data_context(model: Any, tokenizer: Any, experiment: ExperimentConfig, posit
         batch_size=experiment.trainer.batch_size,
         seed=experiment.seed,
         position=position,
+        conditioned=whole and model.conditioned,
     )
 
 

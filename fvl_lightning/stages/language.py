@@ -46,6 +46,7 @@ class LanguageStage(Stage):
             batch.token_ids,
             pixel_values=batch.images,
             image_sources=batch.features,
+            question_ids=batch.questions,
             labels=batch.labels,
             position_ids=batch.positions,
             dataset_ids=batch.dataset_ids,
@@ -76,5 +77,6 @@ class LanguageStage(Stage):
         self._processor().save_pretrained(folder)
 
     def _processor(self) -> FlorenceVLProcessor:
-        data, image = self.experiment.data.config, self.model.image_spec
-        return make_processor(image, self.tokenizer, data.image_fit, data.scaled_decode, self.asking, data.tiles)
+        data, model = self.experiment.data.config, self.model
+        fit, scaled, tiles = data.image_fit, data.scaled_decode, data.tiles
+        return make_processor(model.image_spec, self.tokenizer, fit, scaled, self.asking, tiles, model.conditioned)

@@ -18,9 +18,13 @@ COMPONENT_OF_CHILD = {
     "fusion": "fusion",
     "output_norm": "fusion",
     "projector": "projector",
+    "inner_layers": "projector",
     "language_model": "language_model",
 }
-"""{direct child of the model: its component}; the norms around a fusion belong to it."""
+"""{direct child of the model: its component}; the norms around a fusion belong to it.
+
+What brings features into inner layers of the language model belongs to the projector.
+"""
 
 MODES = ("frozen", "full", "lora")
 """The training modes of a component; with lora its weights are frozen and its adapters are trained."""

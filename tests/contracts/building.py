@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fvl_lightning.core.types import FeatureSpec
+from fvl_lightning.fusions.base import build_fusion
 from tests.encoders.towers import CLIP, DINOV2, DINOV3, SIGLIP
 from tests.tiny_models import LLAMA, encoder_config, pixels
 
@@ -16,6 +17,8 @@ Factory = Callable[[], Any]
 IMAGES = 3
 FUSED = FeatureSpec(9, 10, (2, 4), {"one": FeatureSpec(9, 4, (2, 4)), "two": FeatureSpec(9, 6, (2, 4))})
 """What projectors get: a pooled token and a map of 2 x 4, of two sources side by side."""
+QUESTION = 5
+"""Width of the question's embedding."""
 
 TINY: dict[str, dict[str, list[dict[str, Any]]]] = {
     "encoder": {
@@ -54,6 +57,8 @@ TINY: dict[str, dict[str, list[dict[str, Any]]]] = {
         "mean": [{}, {"dim": 6}],
         "concat": [{}, {"repeat": 3}],
         "token_concat": [{}, {"dim": 6}],
+        "internal": [{}, {"mode": "direct"}],
+        "moe": [{}, {"condition": "question"}],
     },
     "projector": {
         "mlp": [{}, {"depth": 1}, {"depth": 2, "hidden": 5}],
@@ -98,8 +103,20 @@ def _encoder(component: type[Any], config: Any) -> Factory:
     return lambda: component(component.resolve(config))
 
 
-def _fusion(component: type[Any], config: Any, specs: dict[str, FeatureSpec] | None = None) -> Factory:
-    return lambda: component(config, source_specs(8, 12, 16, 8) if specs is None else specs)
+def fusion_specs(component: type[Any], *dims: int) -> dict[str, FeatureSpec]:
+    """Sources of these widths as a fusion takes them: on one grid, or each on a grid of its own."""
+    specs = source_specs(*dims)
+    if component.grids == "shared":
+        return specs
+    grids = [(2, 3), (4, 6), (1, 3), (2, 3)]
+    return {
+        name: FeatureSpec(1 + grid[0] * grid[1], spec.dim, grid)
+        for (name, spec), grid in zip(specs.items(), grids, strict=False)
+    }
+
+
+def _fusion(component: type[Any], config: Any) -> Factory:
+    return lambda: build_fusion(component, config, fusion_specs(component, 8, 12, 16, 8), QUESTION)
 
 
 def _projector(component: type[Any], config: Any) -> Factory:
@@ -123,10 +140,23 @@ def run_encoder(encoder: nn.Module, dtype: torch.dtype = torch.float32) -> list[
     return list(encoder(pixels(IMAGES, size=encoder.image_size).to(dtype)).values())
 
 
+def fusion_inputs(fusion: Any, sources: dict[str, Tensor], all_sources: bool = False) -> dict[str, Tensor]:
+    """The further arguments of a fusion: questions, and routes of its own, or ones through all sources."""
+    inputs = {}
+    if fusion.question_dim:
+        question = torch.randn(IMAGES, fusion.question_dim, generator=torch.Generator().manual_seed(3))
+        inputs["question"] = question.to(next(iter(sources.values())).dtype)
+    if fusion.routed:
+        routes = fusion.route({name: sources[name] for name in fusion.routing_sources}, inputs.get("question"))
+        inputs["routes"] = (routes + 1 / len(sources)) / 2 if all_sources else routes
+    return inputs
+
+
 def run_fusion(fusion: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """The fused features of three images."""
-    sources = source_features(fusion.sources)
-    return [fusion({name: x.to(dtype) for name, x in sources.items()}).features]
+    """The fused features of three images, and those for inner layers; a routed fusion gets all sources."""
+    sources = {name: x.to(dtype) for name, x in source_features(fusion.sources).items()}
+    output = fusion(sources, **fusion_inputs(fusion, sources, all_sources=True))
+    return [output.features, *output.inner_layers.values()]
 
 
 def run_projector(projector: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -14,18 +14,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from fvl_lightning.core.types import FeatureSpec, FusionOutput
+from fvl_lightning.core.types import FusionOutput
+from fvl_lightning.fusions.base import build_fusion
 from fvl_lightning.modeling.initialization import initialize
 from tests.contracts.building import (
     FUSED,
     IMAGES,
+    QUESTION,
     RUNS,
     Factory,
     factory,
+    fusion_inputs,
+    fusion_specs,
     run_language_model,
     run_projector,
     source_features,
-    source_specs,
     token_rows,
 )
 from tests.tiny_models import Holder, initialized, named_tensors, pixels
@@ -205,21 +208,21 @@ def fusion_shapes(build: Factory) -> None:
 
 def fusion_of_one_source(build: Factory) -> None:
     """A single source is fused too."""
-    _fusion_shape(initialized("fusion", _with_specs(build, source_specs(8))).eval())
+    _fusion_shape(initialized("fusion", _with_widths(build, 8)).eval())
 
 
 def fusion_of_one_width(build: Factory) -> None:
     """Four sources of one width, the usual case."""
-    _fusion_shape(initialized("fusion", _with_specs(build, source_specs(8, 8, 8, 8))).eval())
+    _fusion_shape(initialized("fusion", _with_widths(build, 8, 8, 8, 8)).eval())
 
 
 def fusion_reads_every_source(build: Factory) -> None:
     """A gradient reaches every source, so none is dropped in silence."""
     fusion = initialized("fusion", build()).train()
     sources = {name: x.requires_grad_() for name, x in source_features(fusion.sources).items()}
-    features = fusion(sources).features
+    output = fusion(sources, **fusion_inputs(fusion, sources, all_sources=True))
     torch.manual_seed(1)
-    (features * torch.randn_like(features)).sum().backward()
+    sum((x * torch.randn_like(x)).sum() for x in (output.features, *output.inner_layers.values())).backward()
     for name, source in sources.items():
         assert source.grad is not None, f"{name} has no part in the output"
         assert source.grad.count_nonzero(), f"{name} has no part in the output"
@@ -228,7 +231,8 @@ def fusion_reads_every_source(build: Factory) -> None:
 def fusion_diagnostics(build: Factory) -> None:
     """Diagnostics are detached; the masses are scalars in [0, 1], of all sources or of none, and sum to one."""
     fusion = initialized("fusion", build()).train()
-    diagnostics = fusion(source_features(fusion.sources)).diagnostics
+    sources = source_features(fusion.sources)
+    diagnostics = fusion(sources, **fusion_inputs(fusion, sources)).diagnostics
     assert not [name for name, value in diagnostics.items() if value.requires_grad], "diagnostics hold the graph"
     masses = {name.removeprefix("mass/"): value for name, value in diagnostics.items() if name.startswith("mass/")}
     if masses:
@@ -239,18 +243,52 @@ def fusion_diagnostics(build: Factory) -> None:
         assert abs(float(values.sum()) - 1) < 1e-5, masses
 
 
-def _with_specs(build: Factory, specs: dict[str, FeatureSpec]) -> Any:
+def fusion_reads_the_question(build: Factory) -> None:
+    """A fusion that declares it changes its features, or its routes, with the question; the gradient reaches it."""
+    fusion = initialized("fusion", build()).train()
+    if not fusion.question_dim:
+        return
+    sources = source_features(fusion.sources)
+    inputs = fusion_inputs(fusion, sources)
+    question = inputs["question"].clone().requires_grad_()
+    routes = fusion.route({name: sources[name] for name in fusion.routing_sources}, question) if fusion.routed else None
+    output = fusion(sources, **inputs | {"question": question} | ({} if routes is None else {"routes": routes}))
+    sum(x.square().sum() for x in (output.features, *output.inner_layers.values())).backward()
+    assert question.grad is not None, "the question has no part in the output"
+    assert question.grad.count_nonzero(), "the question has no part in the output"
+
+
+def fusion_routes(build: Factory) -> None:
+    """The routes of an image are weights that add up to one, and a source without weight has no part in the output."""
+    fusion = initialized("fusion", build()).eval()
+    if not fusion.routed:
+        return
+    sources = source_features(fusion.sources)
+    inputs = fusion_inputs(fusion, sources)
+    routes = inputs["routes"]
+    assert tuple(routes.shape) == (IMAGES, len(sources))
+    assert bool((routes >= 0).all())
+    torch.testing.assert_close(routes.sum(1), torch.ones(IMAGES))
+    other = {name: torch.where(routes[:, k, None, None] == 0, x + 1, x) for k, (name, x) in enumerate(sources.items())}
+    assert torch.equal(fusion(sources, **inputs).features, fusion(other, **inputs).features)
+
+
+def _with_widths(build: Factory, *dims: int) -> Any:
     built = build()
-    return type(built)(built.config, specs)
+    return build_fusion(type(built), built.config, fusion_specs(type(built), *dims), QUESTION)
 
 
 def _fusion_shape(fusion: nn.Module) -> None:
+    sources = source_features(fusion.sources)
     with torch.no_grad():
-        output = fusion(source_features(fusion.sources))
+        output = fusion(sources, **fusion_inputs(fusion, sources))
     assert isinstance(output, FusionOutput)
     spec = fusion.output
     assert tuple(output.features.shape) == (IMAGES, spec.tokens, spec.dim)
     assert spec.grid is None or spec.prefix >= 0
+    assert output.inner_layers.keys() == fusion.inner_layers.keys()
+    for number, inner in fusion.inner_layers.items():
+        assert tuple(output.inner_layers[number].shape) == (IMAGES, inner.tokens, inner.dim)
 
 
 def projector_shapes(build: Factory) -> None:
@@ -319,6 +357,8 @@ SLOT_CHECKS: dict[str, list[Callable[[Factory], None]]] = {
         fusion_of_one_width,
         fusion_reads_every_source,
         fusion_diagnostics,
+        fusion_reads_the_question,
+        fusion_routes,
     ),
     "projector": _of_slot("projector", projector_shapes, projector_token_options),
     "language_model": _of_slot("language_model", language_model_shapes, language_model_is_causal, blocks=True),

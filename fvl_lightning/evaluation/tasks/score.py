@@ -148,7 +148,7 @@ def _prompt(
     choices: tuple[Sequence[int], ...] = ()
     if task.answer.by == "likelihood":
         choices = tuple(answer_ids(encoder, messages, ids, choice) for choice in question.reference.choices)
-    return AskedPrompt(ids, question.images, choices, tiles)
+    return AskedPrompt(ids, question.images, choices, tiles, encoder.question(messages))
 
 
 def _prediction(task: TaskConfig, output: str) -> str:

@@ -57,8 +57,9 @@ def save_adapter(model: PreTrainedModel, folder: Path, base: Path, base_hash: st
         folder: the folder to write.
         base: the folder of the base.
         base_hash: the weights_hash of the base without `full`.
-        full: the direct children of the model that were trained in full.
+        full: the direct children that were trained in full; those that the model does not have are ignored.
     """
+    full = [child for child in full if child in dict(model.named_children())]
     folder.mkdir(parents=True, exist_ok=True)
     config = model.peft_config[ADAPTER]
     config.base_model_name_or_path = str(base.resolve())

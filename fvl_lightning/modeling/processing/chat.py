@@ -3,12 +3,15 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from datamodules.batching.collate import pad_questions
 from datamodules.encoding.conversation import ConversationEncoder
 from datamodules.encoding.messages import Message, with_sizes
 from datamodules.images.tiling import Size, Tiling
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.core.types import IGNORE_INDEX
-from fvl_lightning.modeling.processing.image_processor import FlorenceVLImageProcessor, Picture, pictures_of
+from fvl_lightning.modeling.processing.image_processor import FlorenceVLImageProcessor, Picture, flatten, pictures_of
 from fvl_lightning.modeling.processing.padding import Ids, RowOptions
 
 
@@ -85,3 +88,31 @@ def assistant_mask(encoder: ConversationEncoder, messages: Sequence[Message], id
     if ids[:end] != encoded.ids[:end]:
         raise DataError("the chat template writes earlier answers anew before a question, so they cannot be marked")
     return [int(label != IGNORE_INDEX) for label in encoded.labels[:end]] + [0] * (len(ids) - end)
+
+
+def question_ids(encoder: ConversationEncoder, conversations: Sequence[Any], rows: Sequence[Ids]) -> Tensor:
+    """Returns the question about each image [I, L], or about each tile, for conversations and their token ids."""
+    counts = [row.count(encoder.image_token_id) // encoder.tokens_per_image for row in rows]
+    asked = [[encoder.question(messages)] * count for messages, count in zip(conversations, counts, strict=True)]
+    return pad_questions([question for questions in asked for question in questions])
+
+
+def check_placeholders(texts: Sequence[str], images: Any, token: str) -> None:
+    """Raises DataError if placeholders and images differ in number, in total or in a row.
+
+    Args:
+        texts: the texts.
+        images: as in FlorenceVLProcessor.
+        token: the image placeholder.
+    """
+    pictures = 0 if images is None else len(flatten(images))
+    counts = [one.count(token) for one in texts]
+    if sum(counts) != pictures:
+        raise DataError(f"found {sum(counts)} x {token} in the text, expected {pictures}")
+    if not isinstance(images, list | tuple) or not any(isinstance(row, list | tuple) for row in images):
+        return
+    if len(images) != len(texts):
+        raise DataError(f"{len(images)} lists of images for {len(texts)} texts")
+    for row, (count, given) in enumerate(zip(counts, images, strict=True)):
+        if count != len(flatten(given)):
+            raise DataError(f"found {count} x {token} in text {row}, expected {len(flatten(given))}")

@@ -42,6 +42,8 @@ class FlorenceVLProcessor(ProcessorMixin):
         tokens_per_image: the number of placeholders per image, or per tile of an image.
         chat_template: replaces the tokenizer's chat template; None keeps it.
         asking: the fields of QuestionForm: the form of questions in training, which conversations are given.
+        conditioned: whether to return question_ids, the tokens of the last question for each image, which the model's
+            fusion reads.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class FlorenceVLProcessor(ProcessorMixin):
         tokens_per_image: int,
         chat_template: str | None = None,
         asking: dict[str, Any] | None = None,
+        conditioned: bool = False,
     ) -> None:
         if not isinstance(image_processor, FlorenceVLImageProcessor):
             raise DataError(f"image_processor is a {type(image_processor).__name__}, expected FlorenceVLImageProcessor")
@@ -60,6 +63,7 @@ class FlorenceVLProcessor(ProcessorMixin):
         if chat_template is not None:
             self.chat_template = chat_template
         self.tokens_per_image, self.asking = tokens_per_image, dataclasses.asdict(QuestionForm.read(asking or {}))
+        self.conditioned = bool(conditioned)
         self.image_token, self.image_token_id = IMAGE_TOKEN, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
     def __call__(
@@ -92,7 +96,12 @@ class FlorenceVLProcessor(ProcessorMixin):
         if not texts:
             pixels = self.image_processor(pictures, **image_options) if pictures else {}
             return BatchFeature(dict(pixels), tensor_type=options.tensor_type([]))
-        self._check_placeholders(texts, images, len(pictures))
+        chat.check_placeholders(texts, images, self.image_token)
+        if pictures and self.conditioned:
+            raise DataError(
+                "this model's fusion reads the question, which a text does not name: give messages to "
+                "apply_chat_template(..., tokenize=True, return_dict=True)"
+            )
         pictures, sizes = self.image_processor.cut(pictures)
         left = iter(sizes)
         rows = [self._text_ids(one, options.add_special_tokens, left) for one in texts]
@@ -149,9 +158,10 @@ class FlorenceVLProcessor(ProcessorMixin):
             return written if batched else written[0]
         sized, pictures = chat.read_images(self.image_processor, conversations, return_dict)
         rows = [chat.chat_token_ids(encoder, messages, generate, continue_answer) for messages in sized]
-        pairs = zip(sized, rows, strict=True)
-        masks = [chat.assistant_mask(encoder, *pair) for pair in pairs] if masked else None
+        masks = [chat.assistant_mask(encoder, *pair) for pair in zip(sized, rows, strict=True)] if masked else None
         values = self._batch(rows, options, pictures, image_options, masks)
+        if pictures and self.conditioned:
+            values["question_ids"] = chat.question_ids(encoder, conversations, rows)
         return values if return_dict else values["input_ids"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -225,19 +235,6 @@ class FlorenceVLProcessor(ProcessorMixin):
         expanded = chat.expand_images(text, self.image_token, placeholders, self.image_processor.tiling, sizes)
         return self.tokenizer(expanded, add_special_tokens=add_special_tokens)["input_ids"]
 
-    def _check_placeholders(self, texts: Sequence[str], images: Any, pictures: int) -> None:
-        """Raises DataError if placeholders and images differ in number, in total or in a row."""
-        counts = [one.count(self.image_token) for one in texts]
-        if sum(counts) != pictures:
-            raise DataError(f"found {sum(counts)} x {self.image_token} in the text, expected {pictures}")
-        if not isinstance(images, list | tuple) or not any(isinstance(row, list | tuple) for row in images):
-            return
-        if len(images) != len(texts):
-            raise DataError(f"{len(images)} lists of images for {len(texts)} texts")
-        for row, (count, given) in enumerate(zip(counts, images, strict=True)):
-            if count != len(flatten(given)):
-                raise DataError(f"found {count} x {self.image_token} in text {row}, expected {len(flatten(given))}")
-
     def _conversations(self, conversation: Any) -> tuple[list[Any], bool]:
         """Returns the checked conversations, and whether several were given; raises DataError for anything else."""
         outer: Sequence[Any] = conversation if isinstance(conversation, list | tuple) else []
@@ -263,6 +260,7 @@ def make_processor(
     scaled_decode: bool = False,
     asking: QuestionForm | None = None,
     tiles: Tiles | None = None,
+    conditioned: bool = False,
 ) -> FlorenceVLProcessor:
     """Returns the processor of a model.
 
@@ -273,6 +271,7 @@ def make_processor(
         scaled_decode: whether large JPEG files are decoded at a reduced size.
         asking: the form of questions in training; None for no separators between images and text.
         tiles: the rule by which images become tiles; None for one square each.
+        conditioned: whether the fusion reads the question.
     """
     size = {"height": image.size, "width": image.size}
     return FlorenceVLProcessor(
@@ -280,6 +279,7 @@ def make_processor(
         tokenizer,
         image.tokens_per_image,
         asking=dataclasses.asdict(asking or QuestionForm()),
+        conditioned=conditioned,
     )
 
 
