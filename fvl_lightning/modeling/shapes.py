@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fvl_lightning.core.errors import ConfigError, UserError, first_line
 from fvl_lightning.core.types import FeatureSpec, FusionOutput
 from fvl_lightning.fusions.base import build_fusion
-from fvl_lightning.modeling.alignment import SourceAlignment
+from fvl_lightning.modeling.connector.alignment import SourceAlignment
 
 TRIAL_IMAGES = 2
 """Images of a trial; with two, a component that adds up over images shows."""

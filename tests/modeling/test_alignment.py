@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.types import FeatureSpec
-from fvl_lightning.modeling.alignment import SourceAlignment
+from fvl_lightning.modeling.connector.alignment import SourceAlignment
 
 IMAGES = 2
 EXACT = 1e-6

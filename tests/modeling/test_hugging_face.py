@@ -250,9 +250,9 @@ def test_every_beam_and_every_answer_sees_the_images_of_its_row(
     model.encoder.register_forward_hook(lambda module, images, sources: encoded.append(len(images[0])))
 
     def embed(*images: Any) -> Any:
-        features, diagnostics = embed_images(*images)
-        shown.append(features)
-        return features, diagnostics
+        embedded = embed_images(*images)
+        shown.append(embedded.features)
+        return embedded
 
     monkeypatch.setattr(model, "embed_images", embed)
     words = {"max_new_tokens": 4, "output_logits": True, "return_dict_in_generate": True}

@@ -8,7 +8,7 @@ from fvl_lightning.core import registry
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.modeling.build import EncoderModel
 from fvl_lightning.modeling.initialization import derived_seed, initialize, seed_streams
-from tests.tiny_models import Holder, encoder_config, named_tensors, snapshot, tiny_encoder, tiny_model
+from tests.tiny_models import LLAMA, Holder, encoder_config, named_tensors, snapshot, tiny_encoder, tiny_model
 
 
 def module_shapes(model: nn.Module) -> dict[str, list[torch.Size]]:
@@ -31,7 +31,8 @@ def test_the_stream_is_that_of_manual_seed() -> None:
 @pytest.mark.parametrize("fusion", [name for name in registry.names("fusion") if name != "concat"])
 def test_parts_that_two_models_share_start_equal(fusion: str) -> None:
     """A module of the same name and shapes; its inner layers too where the projector's first one differs."""
-    one, other = tiny_model(fusion="concat", normalize=True), tiny_model(fusion=fusion, normalize=True)
+    deep = LLAMA | {"num_hidden_layers": 4}
+    one, other = (tiny_model(fusion=name, normalize=True, llama=deep) for name in ("concat", fusion))
     ours, theirs = module_shapes(one), module_shapes(other)
     shared = [name for name in ours if theirs.get(name) == ours[name]]
     children = {name.split(".")[0] for name in shared}

@@ -42,19 +42,24 @@ def logits_of(model: FlorenceVLForConditionalGeneration, count: int = 2, **chang
 # Forward.
 
 
+DEEP = LLAMA | {"num_hidden_layers": 4}
+"""Has a block for each of the three further sources of a fusion with inner layers."""
+
+
 @pytest.mark.parametrize("fusion", registry.names("fusion"))
 def test_every_fusion_reaches_the_logits(fusion: str) -> None:
     """Token ids of as many placeholders as the model says give logits, and each image matters to its own row."""
-    model = tiny_model(fusion=fusion, normalize=True)
+    model = tiny_model(fusion=fusion, normalize=True, llama=DEEP)
     spec = model.image_spec
     tokens = spec.tokens_per_image
     assert spec == ImageSpec(16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 4 * TOKENS if tokens > 4 else TOKENS)
     ids = torch.tensor([[BOS, *[IMAGE] * tokens, 7, 8]] * 2)
     images = pixels(2)
-    logits = logits_of(model, input_ids=ids, pixel_values=images)
+    asked = {"question_ids": torch.tensor([[7], [9]])} if model.conditioned else {}
+    logits = logits_of(model, input_ids=ids, pixel_values=images, **asked)
     assert tuple(logits.shape) == (2, tokens + 3, VOCABULARY)
     images[1] = pixels(1, seed=9)[0]
-    changed = logits_of(model, input_ids=ids, pixel_values=images)
+    changed = logits_of(model, input_ids=ids, pixel_values=images, **asked)
     torch.testing.assert_close(changed[0], logits[0], atol=1e-5, rtol=0)
     assert float((changed[1] - logits[1]).abs().max()) > 1e-3
 
@@ -147,7 +152,7 @@ def test_rows_without_images() -> None:
 @pytest.mark.parametrize("encoded", [False, True])
 def test_a_batch_without_images_has_a_part_in_every_gradient(fusion: str, encoded: bool) -> None:
     """As text of a mixture makes them; were a rank to leave a parameter out, the others would wait for it for ever."""
-    model = tiny_model(fusion=fusion).train()
+    model = tiny_model(fusion=fusion, llama=DEEP).train()
     ids = torch.tensor([[BOS, 5, 6, 7]])
     none = pixels(0)
     given = {"image_sources": {name: x[:0] for name, x in model.encoder(pixels(1)).items()}} if encoded else {}
@@ -392,7 +397,7 @@ def test_a_component_that_returns_another_shape_is_named_once(
     with pytest.raises(ConfigError, match=said):
         model.embed_images(pixels(2))
     setattr(getattr(model, component), field, right)
-    expected, _ = model.embed_images(pixels(2))
+    expected = model.embed_images(pixels(2)).features
     if component != "encoder":  # it computes the sources that it declares
         setattr(getattr(model, component), field, value)
     assert torch.equal(model.embed_images(pixels(2))[0], expected), "later passes check nothing"

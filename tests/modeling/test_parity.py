@@ -71,7 +71,7 @@ def test_logits_and_loss_are_the_originals(
     with torch.no_grad():
         projected = model.get_image_features(inputs["pixel_values"])
         close(projected, tensor(f"{expected}/projected"), PROJECTED)
-        embeddings, _ = model._embed(inputs["input_ids"], inputs["pixel_values"], None, first_pass=True)
+        embeddings, _ = model._embed(inputs["input_ids"], (inputs["pixel_values"], None, None), first_pass=True)
         loss = model(**inputs).loss
         inputs.pop("labels")
         logits = model(**inputs).logits

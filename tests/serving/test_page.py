@@ -128,9 +128,9 @@ def test_a_fusion_may_give_shares_per_place(loaded: LoadedModel, monkeypatch: py
     values = torch.linspace(0, 1, 16).repeat(1, 1)
     embed = loaded.model.embed_images
 
-    def with_map(pixel_values: Any) -> Any:
-        features, diagnostics = embed(pixel_values)
-        return features, diagnostics | {"map/davit": values}
+    def with_map(pixel_values: Any, **question: Any) -> Any:
+        embedded = embed(pixel_values)
+        return embedded._replace(diagnostics=embedded.diagnostics | {"map/davit": values})
 
     monkeypatch.setattr(loaded.model, "embed_images", with_map)
     pixels = loaded.processor.image_processor([PICTURE])["pixel_values"]
@@ -149,7 +149,7 @@ def test_a_fusion_may_give_shares_per_place(loaded: LoadedModel, monkeypatch: py
 
 def test_a_fusion_that_does_not_weigh_says_so(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     embed = loaded.model.embed_images
-    monkeypatch.setattr(loaded.model, "embed_images", lambda pixels: (embed(pixels)[0], {}))
+    monkeypatch.setattr(loaded.model, "embed_images", lambda pixels, **_: embed(pixels)._replace(diagnostics={}))
     pixels = loaded.processor.image_processor([PICTURE])["pixel_values"]
     panel = weights_panel(pixels, source_weights(loaded, pixels), loaded)
     assert "does not weigh its sources" in panel.note

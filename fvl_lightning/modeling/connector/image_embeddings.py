@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from fvl_lightning.core.types import NO_TOKEN, ImageSpec
 from fvl_lightning.fusions.base import Fusion, build_fusion
-from fvl_lightning.modeling.alignment import SourceAlignment
+from fvl_lightning.modeling.connector.alignment import SourceAlignment
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
-from fvl_lightning.modeling.inner_layers import InnerLayers
+from fvl_lightning.modeling.connector.inner_layers import InnerLayers
 from fvl_lightning.modeling.shapes import check_declarations, check_fused, check_projected, check_sources
 
 
 class ImageEmbeddings(NamedTuple):
-    """What the language model gets of I images.
+    """The features of I images that enter the language model.
 
     Attributes:
         features: [I, N, D], in place of the image placeholders.

@@ -1,0 +1,1 @@
+"""Between encoder and language model: alignment of sources, image embeddings, features for inner layers."""
