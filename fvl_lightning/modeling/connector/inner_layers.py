@@ -55,6 +55,7 @@ class InnerLayers(nn.Module):
                     f"fusion: {one.tokens} features of an image for block {number}, but the image has {tokens} tokens "
                     "to add them to"
                 )
+        self.tokens = tokens
         self._places: Tensor | None = None
         self._features: dict[str, Tensor] = {}
         for number in specs:
@@ -93,7 +94,7 @@ class InnerLayers(nn.Module):
         assert self._places is not None
         features, places = self._features[number].to(hidden), self._places.to(hidden.device)
         if number in self.attentions:
-            queries = hidden.flatten(0, 1)[places].unflatten(0, (len(features), -1))
+            queries = hidden.flatten(0, 1)[places].unflatten(0, (len(features), self.tokens))
             features = self.attentions[number](queries, features)
         return hidden.flatten(0, 1).index_add(0, places, features.flatten(0, 1)).view_as(hidden)
 
