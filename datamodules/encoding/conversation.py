@@ -132,7 +132,7 @@ class ConversationEncoder:
 
     def question(self, messages: Sequence[Message]) -> list[int]:
         """Returns the token ids of the last question by themselves: of the text of the last user message."""
-        asked = next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
+        asked = next((message for message in reversed(messages) if message["role"] == "user"), {"content": ""})
         texts = [part["text"] for part in parts_of(asked) if part["type"] == "text"]
         return self._aliased.encode(check_text("".join(texts).strip()))[0]
 

@@ -18,7 +18,7 @@ from fvl_lightning.comparison.result_files.comparison import (
     Comparison,
     EncoderEntry,
     MlflowEntry,
-    Reference,
+    PublishedScores,
     SeedResult,
 )
 from fvl_lightning.comparison.result_files.tasks import TaskEvaluation, averages_of
@@ -74,7 +74,6 @@ def collect(
     answers = {arm: {seed: by[arm].answers for seed, by in results.items() if arm in by} for arm in differing}
     present = [arm for arm in differing if answers[arm]]
     data = first_plan.arms[baseline][-1].data
-    encoder = averaged([encoder_entry(run).plain() for run in encoders.values() if run is not None])
     comparison = Comparison(
         name=config.name,
         level=data.config.level if levels_of(data.name) else None,
@@ -84,7 +83,7 @@ def collect(
         precision=config.scoring.precision,
         metric=config.metric,
         mlflow=mlflow_entry(config, first_plan.arms[baseline][-1].tracking, parent, evaluation),
-        encoder=None if encoder is None else EncoderEntry.read(encoder),
+        encoder=_mean_encoder(encoders),
         machine={"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
         arms={arm: mean_result([by[arm] for by in reported.values() if arm in by]) for arm in present},
         cells=[SeedResult(arm, seed, reported[seed][arm]) for arm in present for seed in answers[arm]],
@@ -94,9 +93,15 @@ def collect(
         sample_seeds=sample_seeds({arm: list(answers[arm]) for arm in present}),
         plugins={name: code for of in first_plan.arms.values() for name, code in plugin_hashes(of[-1].plugins).items()},
         evaluation=evaluation,
-        reference=Reference(config.reference.source, config.reference.scores) if config.reference else None,
+        reference=PublishedScores(config.reference.source, config.reference.scores) if config.reference else None,
     )
     return comparison, {arm: answers[arm][seed] for arm, seed in comparison.sample_seeds.items()}
+
+
+def _mean_encoder(encoders: Mapping[int, RunFolder | None]) -> EncoderEntry | None:
+    """Returns the mean over seeds of the entries of the shared encoders; None where there are none."""
+    mean = averaged([encoder_entry(run).plain() for run in encoders.values() if run is not None])
+    return None if mean is None else EncoderEntry.read(mean)
 
 
 def _reported(

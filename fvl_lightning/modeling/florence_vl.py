@@ -14,8 +14,8 @@ from transformers.utils import can_return_tuple
 from fvl_lightning.core.types import IGNORE_INDEX
 from fvl_lightning.modeling.composed import ComposedModel
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
-from fvl_lightning.modeling.generation import ImageGenerationMixin
 from fvl_lightning.modeling.connector.image_embeddings import ImageEmbedder
+from fvl_lightning.modeling.generation import ImageGenerationMixin
 from fvl_lightning.modeling.initialization import initializers, reset_module
 from fvl_lightning.modeling.loss import token_loss
 from fvl_lightning.modeling.outputs import FlorenceVLOutput, language_model_inputs

@@ -116,7 +116,7 @@ class SplitAccess(Record):
 
 
 @dataclass
-class Reference(Record):
+class PublishedScores(Record):
     """Published scores, shown beside those of the comparison."""
 
     source: str
@@ -162,7 +162,7 @@ class Comparison(Record):
     """Precision in which the answers were generated; written only where it is not the default."""
     evaluation: TaskEvaluation | None = None
     """The tasks that the cells were scored on; written only where there are any."""
-    reference: Reference | None = field(default=None, metadata=IF_FILLED)
+    reference: PublishedScores | None = field(default=None, metadata=IF_FILLED)
     """Published scores of the arms; no statistic uses them."""
 
     @property

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from fvl_lightning.core.types import NO_TOKEN, ImageSpec
 from fvl_lightning.fusions.base import Fusion, build_fusion
-from fvl_lightning.modeling.connector.alignment import SourceAlignment
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
+from fvl_lightning.modeling.connector.alignment import SourceAlignment
 from fvl_lightning.modeling.connector.inner_layers import InnerLayers
 from fvl_lightning.modeling.shapes import check_declarations, check_fused, check_projected, check_sources
 

@@ -90,11 +90,11 @@ def assistant_mask(encoder: ConversationEncoder, messages: Sequence[Message], id
     return [int(label != IGNORE_INDEX) for label in encoded.labels[:end]] + [0] * (len(ids) - end)
 
 
-def question_ids(encoder: ConversationEncoder, conversations: Sequence[Any], rows: Sequence[Ids]) -> Tensor:
-    """Returns the question about each image [I, L], or about each tile, for conversations and their token ids."""
+def question_ids(encoder: ConversationEncoder, conversations: Sequence[Any], rows: Sequence[Ids]) -> dict[str, Tensor]:
+    """Returns the question about each image [I, L], or each tile, for conversations and their token ids, by its name."""
     counts = [row.count(encoder.image_token_id) // encoder.tokens_per_image for row in rows]
     asked = [[encoder.question(messages)] * count for messages, count in zip(conversations, counts, strict=True)]
-    return pad_questions([question for questions in asked for question in questions])
+    return {"question_ids": pad_questions([question for questions in asked for question in questions])}
 
 
 def check_placeholders(texts: Sequence[str], images: Any, token: str) -> None:

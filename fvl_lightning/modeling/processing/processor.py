@@ -160,8 +160,7 @@ class FlorenceVLProcessor(ProcessorMixin):
         rows = [chat.chat_token_ids(encoder, messages, generate, continue_answer) for messages in sized]
         masks = [chat.assistant_mask(encoder, *pair) for pair in zip(sized, rows, strict=True)] if masked else None
         values = self._batch(rows, options, pictures, image_options, masks)
-        if pictures and self.conditioned:
-            values["question_ids"] = chat.question_ids(encoder, conversations, rows)
+        values |= chat.question_ids(encoder, conversations, rows) if pictures and self.conditioned else {}
         return values if return_dict else values["input_ids"]
 
     def to_dict(self) -> dict[str, Any]:

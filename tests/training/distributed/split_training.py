@@ -67,10 +67,18 @@ PROJECTORS = {
         }
     ),
 }
+TWO_SOURCES = {"sources": ["davit", "ocr"]}
+FUSIONS = {
+    "deepstack": Case(model={"fusion": {"name": "deepstack"}, "encoder": TWO_SOURCES}),
+    "internal": Case(model={"fusion": {"name": "internal"}, "encoder": TWO_SOURCES}, sparing=EVERY_BLOCK),
+    "moe": Case(model={"fusion": {"name": "moe", "top": 1}}),
+}
+"""Features for inner layers, and sources that not every rank needs."""
 CASES = {
     **EXACT,
     **ROUNDED,
     **PROJECTORS,
+    **FUSIONS,
     "lora": Case("finetune", trainable=LORA),
     "kept": Case(optimizer="muon", splits=("fsdp",), sparing={"reshard_after_forward": False}),
     "recomputed": Case(sparing=EVERY_BLOCK),

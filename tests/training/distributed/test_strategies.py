@@ -9,7 +9,7 @@ import torch
 from fvl_lightning.core.errors import ConfigError
 from tests.conftest import Fork
 from tests.stages.fitting import build_stage
-from tests.training.distributed.split_training import CASES, EXACT, PROJECTORS, ROUNDED, train
+from tests.training.distributed.split_training import CASES, EXACT, FUSIONS, PROJECTORS, ROUNDED, train
 
 PROGRAM = Path(__file__).with_name("split_training.py")
 IN_DOUBLE, IN_SINGLE = 1e-9, 1e-4
@@ -68,6 +68,11 @@ def test_what_spares_memory(tmp_path: Path, fork: Fork) -> None:
 @pytest.mark.slow
 def test_every_kind_of_projector_is_sharded(tmp_path: Path, fork: Fork) -> None:
     compare([*PROJECTORS], 3, tmp_path, fork)
+
+
+@pytest.mark.slow
+def test_inner_layers_and_routed_sources_are_sharded(tmp_path: Path, fork: Fork) -> None:
+    compare([*FUSIONS], 3, tmp_path, fork)
 
 
 @pytest.mark.slow
