@@ -127,16 +127,18 @@ class ConversationView(TextView):
         found = self._encoded(store, sample, messages)
         if self.over_long != "split" or found.ends[-1] <= self.sequence_length:
             kept, found = self._kept(store, sample, messages, found)
-            whole = [(None, self._tokens(found))]
-            pieces = self._each_turn(store, sample, messages, (0, len(found.ends))) if self.by_turn else whole
+            pieces: list[tuple[Turns | None, int]] = [(None, self._tokens(found))]
+            if self.by_turn:
+                pieces = self._each_turn(store, sample, messages, (0, len(found.ends)))
             return Measure(pieces, truncated=len(kept) < len(messages))
         split = self._split(store, sample, messages)
         if not split:
             raise store.error(sample, TOO_LONG, f"each of its turns has more than {self.sequence_length} tokens")
         kept_turns = sum(turns[1] - turns[0] for turns, _ in split)
+        pieces = [*split]
         if self.by_turn:
             pieces = [piece for turns, _ in split for piece in self._each_turn(store, sample, messages, turns)]
-        return Measure(pieces if self.by_turn else [*split], truncated=kept_turns < len(found.ends))
+        return Measure(pieces, truncated=kept_turns < len(found.ends))
 
     def _messages(self, store: Samples, i: int) -> Messages:
         messages, sizes = messages_of(store, i), self.sizes(store, i)

@@ -115,7 +115,7 @@ def without_values(model: nn.Module, in_bfloat16: Set[Tensor] = frozenset()) -> 
             fakes[tensor] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_parameter else fake
         return fakes[tensor]
 
-    routing = [module for module in model.modules() if hasattr(module, "computes_all_sources")]
+    routing: list[Any] = [module for module in model.modules() if hasattr(module, "computes_all_sources")]
     try:
         for module in routing:  # a route is a value
             module.computes_all_sources = True

@@ -30,7 +30,7 @@ class ImageEmbeddings(NamedTuple):
 class ImageEmbedder:
     """The part of the model that embeds images; a mixin, so that its parts are children of the model."""
 
-    config: FlorenceVLConfig
+    config: Any
     training: bool
     encoder: Any
     fusion: Any
@@ -159,9 +159,8 @@ class ImageEmbedder:
         first = next(iter(sources.values())) if sources is not None else pixel_values
         assert first is not None
         everything = torch.arange(len(first), device=first.device)
-        get = self.encoder.on_demand(pixel_values) if sources is None else None
-        names = self.fusion.routing_sources if sources is None else tuple(sources)
-        known = self.alignment(sources or {name: get(name, everything) for name in names})
+        get: Any = None if sources is not None else self.encoder.on_demand(pixel_values)
+        known = self.alignment(sources or {name: get(name, everything) for name in self.fusion.routing_sources})
         routes = self.fusion.route({name: known[name] for name in self.fusion.routing_sources}, question)
         aligned = {}
         for k, (name, spec) in enumerate(self.alignment.specs.items()):

@@ -37,10 +37,10 @@ class InnerLayers(nn.Module):
         self, fusion: Fusion, projector: Choice, blocks: Sequence[nn.Module], tokens: int, dim: int
     ) -> None:
         super().__init__()
-        for number in fusion.inner_layers:
-            if not 0 < number < len(blocks):
+        for layer in fusion.inner_layers:
+            if not 0 < layer < len(blocks):
                 raise ConfigError(
-                    f"fusion: features for block {number} of the language model, which has blocks 1 to "
+                    f"fusion: features for block {layer} of the language model, which has blocks 1 to "
                     f"{len(blocks) - 1} behind its first"
                 )
         specs = {str(number): spec for number, spec in sorted(fusion.inner_layers.items())}

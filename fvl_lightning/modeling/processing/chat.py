@@ -91,7 +91,7 @@ def assistant_mask(encoder: ConversationEncoder, messages: Sequence[Message], id
 
 
 def question_ids(encoder: ConversationEncoder, conversations: Sequence[Any], rows: Sequence[Ids]) -> dict[str, Tensor]:
-    """Returns the question about each image [I, L], or each tile, for conversations and their token ids, by its name."""
+    """Returns {"question_ids": [I, L]}, the question about each image or tile of conversations with these token ids."""
     counts = [row.count(encoder.image_token_id) // encoder.tokens_per_image for row in rows]
     asked = [[encoder.question(messages)] * count for messages, count in zip(conversations, counts, strict=True)]
     return {"question_ids": pad_questions([question for questions in asked for question in questions])}
