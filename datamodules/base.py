@@ -241,7 +241,7 @@ class BatchData(LightningDataModule):
         samples = range(ends[number], ends[number + 1])
         planned = split == "train" and config.layout != "padded"
         dataset, store = self.datasets(split)[number], self.store(split)
-        by_turn = self.context.conditioned and dataset.view == "conversation"
+        by_turn = (self.context.conditioned or config.by_turn) and dataset.view == "conversation"
         if config.view == "tasks" or not (planned or by_turn or config.over_long != "truncate"):
             return Items.whole(samples)
         view = self.view(dataset.view)

@@ -68,7 +68,7 @@ class WebDatasetData(ShardsData):
             [len(dataset.shards) if dataset.share is None else dataset.share for dataset in datasets],
             [self.view(dataset.view) for dataset in datasets],
             config.layout,
-            config.view != "tasks" and (config.over_long == "split" or self.context.conditioned),
+            config.view != "tasks" and (config.over_long == "split" or config.by_turn or self.context.conditioned),
             config.sequence_length,
             context.batch_size,
             self._collate(datasets, config.layout == "packed"),

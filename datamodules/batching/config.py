@@ -44,6 +44,9 @@ class BatchConfig:
     planned_images: list[PlannedImage] = field(default_factory=list)
     """What each model of a comparison makes of an image, where their `tiles` differ; rows are planned for the longest.
     A comparison sets it."""
+    by_turn: bool = False
+    """Make every answer of a conversation a row of its own, with the turns before it. This is always so for a fusion
+    that reads the question; a comparison sets it for all arms if one of them has such a fusion."""
     image_fit: Fit = "stretch"
     """How an image is made square: stretch it, pad it with the encoder's mean colour, or crop its centre. With `tiles`
     it is brought to the shape of its grid in the same way."""

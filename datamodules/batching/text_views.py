@@ -27,7 +27,8 @@ def text_view(name: str, context: DataContext, config: BatchConfig, encoder: Con
     for planner in planners or [encoder]:
         _check_room(planner, config.sequence_length)
     view = ConversationView if name == "conversation" else CaptionView
-    return view(encoder, config.sequence_length, config.over_long, planners, context.conditioned)
+    by_turn = context.conditioned or config.by_turn
+    return view(encoder, config.sequence_length, config.over_long, planners, by_turn)
 
 
 def _planners(

@@ -186,6 +186,8 @@ def _planned_alike(stages: "Sequence[Stage]") -> dict[str, Any]:
     from datamodules.batching.config import PlannedImage
     from datamodules.images.tiling import Tiling
 
+    reading = [stage.model.conditioned for stage in stages]
+    by_turn = {"by_turn": True} if any(reading) and not all(reading) else {}
     images = [stage.model.image_spec for stage in stages]
     tiles = [stage.experiment.data.config.tiles for stage in stages]
     tilings = [Tiling.of(one, image.size) for one, image in zip(tiles, images, strict=True)]
@@ -193,9 +195,9 @@ def _planned_alike(stages: "Sequence[Stage]") -> dict[str, Any]:
         made = [
             PlannedImage(image.tokens_per_image, image.size, one) for image, one in zip(images, tiles, strict=True)
         ]
-        return {"planned_images": [one for place, one in enumerate(made) if one not in made[:place]]}
+        return by_turn | {"planned_images": [one for place, one in enumerate(made) if one not in made[:place]]}
     tokens = {image.tokens_per_image for image in images}
-    return {"planned_tokens_per_image": max(tokens)} if len(tokens) > 1 else {}
+    return by_turn | ({"planned_tokens_per_image": max(tokens)} if len(tokens) > 1 else {})
 
 
 def arm_differences(arms: Arms, baseline: str) -> dict[str, dict[str, list[Any]]]:

@@ -51,6 +51,15 @@ def test_arms_of_one_size_plan_for_themselves(tmp_path: Path) -> None:
     assert {stage.data.config.planned_tokens_per_image for (stage,) in arms.values()} == {None}
 
 
+def test_all_arms_have_a_row_for_each_answer_if_one_reads_the_question(tmp_path: Path) -> None:
+    arms = {fusion: [experiment(tmp_path, "finetune", "conversation", fusion=fusion)] for fusion in ("concat", "film")}
+    plan_alike([arms])
+    assert {stage.data.config.by_turn for (stage,) in arms.values()} == {True}
+    alone = {"film": [experiment(tmp_path, "finetune", "conversation", fusion="film")]}
+    plan_alike([alone])
+    assert not alone["film"][0].data.config.by_turn, "its rows are such in any case"
+
+
 def test_other_samples_at_a_step_are_found(tmp_path: Path) -> None:
     runs = {
         "one": run_with_keys(tmp_path / "a", {10: 5.0, 20: 2.0**52 - 1, 30: 7.0}),

@@ -66,6 +66,13 @@ def test_a_row_has_the_turns_up_to_its_answer_and_learns_that_answer_alone(
     assert asked(batch) == [tokenizer(question, add_special_tokens=False).input_ids for question, _ in TURNS]
 
 
+def test_another_fusion_can_have_the_same_rows(make_batch: Callable[..., Batch]) -> None:
+    plain, reading = make_batch("plain", conditioned=False, by_turn=True), make_batch("reading")
+    assert plain.questions is None
+    assert torch.equal(plain.token_ids, reading.token_ids)
+    assert torch.equal(plain.labels, reading.labels)
+
+
 def test_a_question_depends_neither_on_its_answer_nor_on_later_turns(make_batch: Callable[..., Batch]) -> None:
     other = [TURNS[0], (TURNS[1][0], "another answer"), ("something else?", "no")]
     assert asked(make_batch("one"))[:2] == asked(make_batch("other", other))[:2]
