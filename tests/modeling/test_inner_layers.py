@@ -1,5 +1,6 @@
 """Features for inner layers enter the language model at the image's places: packed, cached, saved, checkpointed."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,17 @@ def test_features_of_one_pass_are_not_seen_by_the_next() -> None:
         before = model(text, use_cache=False).logits
         logits(model, batch)
         assert torch.equal(model(text, use_cache=False).logits, before)
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_a_copy_has_features_of_its_own(kind: str) -> None:
+    model, batch = deep_model(kind), rows(2)
+    expected = logits(model, batch)
+    copied = copy.deepcopy(model)
+    for parameter in model.inner_layers.parameters():
+        parameter.data.zero_()
+    assert torch.equal(logits(copied, batch), expected)
+    assert not torch.equal(logits(model, batch), expected)
 
 
 def test_embeddings_in_place_of_images_are_refused() -> None:

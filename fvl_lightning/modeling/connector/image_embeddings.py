@@ -9,7 +9,7 @@ from fvl_lightning.core.types import NO_TOKEN, ImageSpec
 from fvl_lightning.fusions.base import Fusion, build_fusion
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.connector.alignment import SourceAlignment
-from fvl_lightning.modeling.connector.inner_layers import InnerLayers
+from fvl_lightning.modeling.connector.inner_layers import EnterBlock, InnerLayers
 from fvl_lightning.modeling.shapes import check_declarations, check_fused, check_projected, check_sources
 
 
@@ -56,9 +56,10 @@ class ImageEmbedder:
         self.projector = projector.component(projector.config, self.fusion.output, language.dim)
         self.inner_layers = None
         if self.fusion.inner_layers:
-            self.inner_layers = InnerLayers(
-                self.fusion, projector, language.blocks(), self.projector.tokens, language.dim
-            )
+            blocks = language.blocks()
+            self.inner_layers = InnerLayers(self.fusion, projector, blocks, self.projector.tokens, language.dim)
+            for number in self.inner_layers.projectors:
+                blocks[int(number)].register_forward_pre_hook(EnterBlock(self, number), with_kwargs=True)
         self.computes_all_sources = False
         """Whether an image also gets the sources that a routed fusion does not need for it."""
         self._shapes_are_checked = False  # until the first forward pass with images

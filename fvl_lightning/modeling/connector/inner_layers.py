@@ -58,8 +58,6 @@ class InnerLayers(nn.Module):
         self.tokens = tokens
         self._places: Tensor | None = None
         self._features: dict[str, Tensor] = {}
-        for number in specs:
-            blocks[int(number)].register_forward_pre_hook(self._hook(number), with_kwargs=True)
 
     def project(self, features: dict[int, Tensor]) -> dict[str, Tensor]:
         """Returns {number: [I, N_k, D]} for the fusion's features {number: [I, N_k, D_k]}."""
@@ -79,24 +77,39 @@ class InnerLayers(nn.Module):
         """Forgets the features, once no pass and no recomputation for a backward pass needs them."""
         self._features, self._places = {}, None
 
-    def _hook(self, number: str) -> Any:
-        def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-            if number not in self._features:
-                return None
-            if args:
-                return (self._enter(number, args[0]), *args[1:]), kwargs
-            return args, kwargs | {"hidden_states": self._enter(number, kwargs["hidden_states"])}
-
-        return enter
-
-    def _enter(self, number: str, hidden: Tensor) -> Tensor:
-        """Returns hidden states [B, S, D] with the features of block `number` at the places of the images."""
-        assert self._places is not None
+    def enter(self, number: str, hidden: Tensor) -> Tensor:
+        """Returns hidden states [B, S, D] with the features of block `number`, if any, at the places of the images."""
+        if self._places is None or number not in self._features:
+            return hidden
         features, places = self._features[number].to(hidden), self._places.to(hidden.device)
         if number in self.attentions:
             queries = hidden.flatten(0, 1)[places].unflatten(0, (len(features), self.tokens))
             features = self.attentions[number](queries, features)
         return hidden.flatten(0, 1).index_add(0, places, features.flatten(0, 1)).view_as(hidden)
+
+
+class EnterBlock:
+    """A forward pre-hook of a block: the hidden states enter it with the model's features for it.
+
+    It finds the features through the model, which may have another InnerLayers later (peft replaces what it trains in
+    full), and it is an object, so that the hook of a copied model belongs to the copy.
+
+    Args:
+        model: a model with `inner_layers`.
+        number: the number of the block.
+    """
+
+    def __init__(self, model: Any, number: str) -> None:
+        self.model, self.number = model, number
+
+    def __call__(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns the arguments of the block with other hidden states."""
+        inner = self.model.inner_layers
+        if args:
+            return (inner.enter(self.number, args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": inner.enter(self.number, kwargs["hidden_states"])}
 
 
 class GatedCrossAttention(nn.Module):
