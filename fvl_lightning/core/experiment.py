@@ -235,6 +235,8 @@ class ExperimentConfig:
     language_model: Any = slot("language_model")
     data: Any = slot("data")
     normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
+    source_dropout: float = number(0.0, at_least=0, below=1)
+    """Probability with which a source is set to zero for an image in training; one source at least remains."""
     trainable: dict[str, str] = field(default_factory=dict)
     """frozen, full or lora per component, instead of the stage's default."""
     lora: LoraConfig | None = None

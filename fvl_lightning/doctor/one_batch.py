@@ -27,7 +27,9 @@ SCALE = "scale"
 """The variant whose choice `tiny` makes a preset small."""
 
 
-OVERRIDES_KEPT_AT_TINY_SCALE = ("plugins", "fusion", "projector", "normalize", "trainable", "optimizer")
+OVERRIDES_KEPT_AT_TINY_SCALE = (
+    "plugins", "fusion", "projector", "normalize", "source_dropout", "trainable", "optimizer"
+)  # fmt: skip
 """Overrides by these keys also apply at `scale=tiny`; sizes and paths of the full model would not fit the small one."""
 
 

@@ -102,6 +102,22 @@ class CommonWidth(nn.Module):
         return [self.projections[name](x) if name in self.projections else x for name, x in sources.items()]
 
 
+def check_heads(heads: int, dim: int) -> None:
+    """Raises ConfigError where attention cannot divide its width among the heads."""
+    if heads < 1 or dim % heads:
+        raise ConfigError(f"fusion.heads: {heads} heads do not divide the width {dim}")
+
+
+def resize_map(image: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Returns a map [I, D, rows, columns] on another grid: averaged (adaptive mean) where it has more rows, otherwise
+    interpolated (bilinear)."""
+    if tuple(image.shape[2:]) == grid:
+        return image
+    if image.shape[2] >= grid[0]:
+        return nn.functional.adaptive_avg_pool2d(image, grid)
+    return nn.functional.interpolate(image, size=grid, mode="bilinear", align_corners=False)
+
+
 def source_weights(weights: Tensor, sources: dict[str, FeatureSpec]) -> dict[str, Tensor]:
     """Returns the diagnostics of weights over K sources: {"mass/<source>": scalar}, the mean weight of each, detached.
 

@@ -17,7 +17,8 @@ class MoeFusion(Fusion):
     """sum over the chosen sources k of r_k W_k x_k, where r is the softmax over the `top` largest scores of the router.
 
     The router scores the sources from the mean of the first one, which is always computed. MoVA (arXiv 2404.13046) and
-    SCOPE (arXiv 2510.12974) route between encoders.
+    SCOPE (arXiv 2510.12974) route between encoders. With `top: 1` the weight is always 1; the router then learns
+    through the gradient of the chosen source's probability (straight-through).
     """
 
     routed = True
@@ -51,6 +52,9 @@ class MoeFusion(Fusion):
         first = next(iter(sources.values())).mean(1)
         scores = self.router(first if question is None else torch.cat([first, question.to(first)], dim=-1))
         values, chosen = scores.topk(min(self.config.top, len(self.sources)), dim=-1)
+        if self.config.top == 1:
+            probability = scores.softmax(-1).gather(-1, chosen)
+            return torch.zeros_like(scores).scatter(-1, chosen, 1 + (probability - probability.detach()))
         return torch.zeros_like(scores).scatter(-1, chosen, values.softmax(-1))
 
     def forward(  # type: ignore[override]

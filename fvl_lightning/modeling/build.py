@@ -103,6 +103,7 @@ def model_config(experiment: ExperimentConfig, tokenizer: Any) -> FlorenceVLConf
         **entries | {"language_model": {**entries["language_model"], "model": {}}},
         normalize_sources=experiment.normalize.sources,
         normalize_output=experiment.normalize.output,
+        source_dropout=experiment.source_dropout,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         text_config=dict(entries["language_model"]["model"]),
     )

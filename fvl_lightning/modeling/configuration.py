@@ -38,6 +38,7 @@ class FlorenceVLConfig(PreTrainedConfig):
     language_model: dict[str, Any] | None = None
     normalize_sources: bool = False
     normalize_output: bool = False
+    source_dropout: float = 0.0
     image_token_id: int = 0
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     plugins: list[dict[str, Any]] | None = None

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.types import FeatureSpec
+from fvl_lightning.fusions.base import resize_map
 
 
 class SourceAlignment(nn.Module):
@@ -48,9 +49,22 @@ class SourceAlignment(nn.Module):
         if spec.grid == self.grid or spec.grid is None or self.grid is None:
             return features
         prefix, tokens = features[:, : self.prefix], features[:, self.prefix :]
-        image = tokens.transpose(1, 2).unflatten(2, spec.grid)
-        if spec.grid[0] >= self.grid[0]:
-            image = nn.functional.adaptive_avg_pool2d(image, self.grid)
-        else:
-            image = nn.functional.interpolate(image, size=self.grid, mode="bilinear", align_corners=False)
+        image = resize_map(tokens.transpose(1, 2).unflatten(2, spec.grid), self.grid)
         return torch.cat([prefix, image.flatten(2).transpose(1, 2)], dim=1)
+
+
+def drop_sources(sources: dict[str, Tensor], probability: float, routes: Tensor | None = None) -> dict[str, Tensor]:
+    """Returns sources [I, N, D], each set to zero for an image with `probability`, but never all sources of an image.
+
+    The values that remain are not scaled. If all would be zero, the one with the largest draw remains.
+
+    Args:
+        routes: the weights [I, K] of a routed fusion; of the sources with a weight, one at least remains.
+    """
+    first = next(iter(sources.values()))
+    draws = torch.rand(len(first), len(sources), device=first.device)
+    if routes is not None:
+        draws = draws.masked_fill(routes == 0, -1.0)
+    kept = (draws >= probability) | (draws == draws.amax(1, keepdim=True))
+    columns = zip(sources.items(), kept.unbind(1), strict=True)
+    return {name: x * keep.to(x.dtype).view(-1, 1, 1) for (name, x), keep in columns}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fvl_lightning.core.types import NO_TOKEN, ImageSpec
 from fvl_lightning.fusions.base import Fusion, build_fusion
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
-from fvl_lightning.modeling.connector.alignment import SourceAlignment
+from fvl_lightning.modeling.connector.alignment import SourceAlignment, drop_sources
 from fvl_lightning.modeling.connector.inner_layers import EnterBlock, InnerLayers
 from fvl_lightning.modeling.shapes import check_declarations, check_fused, check_projected, check_sources
 
@@ -112,6 +112,8 @@ class ImageEmbedder:
             if not self._shapes_are_checked:
                 check_sources(self._name("encoder"), self.encoder.specs, computed)
             aligned = self.alignment(computed)
+        if self.training and self.config.source_dropout:
+            aligned = drop_sources(aligned, self.config.source_dropout, inputs.get("routes"))
         fused = self.fusion(aligned, **inputs)
         self._check_fused(fused, max(images, 1))
         features = self.projector(self.output_norm(fused.features))
