@@ -1,12 +1,17 @@
 """Sources on different grids are resampled to the grid of the first."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.types import FeatureSpec
-from fvl_lightning.modeling.connector.alignment import SourceAlignment
+from fvl_lightning.modeling.build import model_config
+from fvl_lightning.modeling.connector.alignment import SourceAlignment, drop_sources
+from tests.tiny_models import experiment, pixels, tiny_model, tiny_tokenizer
 
 IMAGES = 2
 EXACT = 1e-6
@@ -85,3 +90,49 @@ def test_tokens_without_places_pass() -> None:
     x = sources(specs)
     aligned = SourceAlignment(specs, normalize=False)(x)
     assert all(aligned[name] is x[name] for name in specs)
+
+
+# Source dropout.
+
+
+def test_whole_sources_are_dropped_with_their_probability_and_never_all() -> None:
+    """Three sources at 0.6: 0.6 less the cases in which all three would go, of which one stays: 0.6 - 0.6^3 / 3."""
+    x = {name: torch.ones(4000, 2, 3) for name in ("a", "b", "c")}
+    torch.manual_seed(0)
+    dropped = drop_sources(x, 0.6)
+    there = torch.stack([source.flatten(1).mean(1) for source in dropped.values()])
+    assert set(there.unique().tolist()) == {0.0, 1.0}, "a source is there or not, and nothing is scaled"
+    assert float(there.sum(0).min()) == 1
+    for share in (1 - there).mean(1).tolist():
+        assert share == pytest.approx(0.6 - 0.6**3 / 3, abs=0.03)
+
+
+def test_of_routed_sources_one_that_is_computed_remains() -> None:
+    routes = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]).repeat(200, 1)
+    x = {name: torch.ones(400, 1, 1) * (routes[:, k, None, None] > 0) for k, name in enumerate("abc")}
+    torch.manual_seed(0)
+    there = torch.cat([source.flatten(1) for source in drop_sources(x, 0.9, routes).values()], dim=1)
+    assert float(there.sum(1).min()) == 1
+    assert float(there[1::2, 1].min()) == 1
+
+
+def test_a_model_drops_sources_in_training_only() -> None:
+    model, images = tiny_model(fusion="mean"), pixels(8)
+    with torch.no_grad():
+        whole = model.embed_images(images).features
+        model.config.source_dropout = 0.5
+        assert torch.equal(model.embed_images(images).features, whole)
+        state = torch.get_rng_state()
+        model.train()
+        changed = (model.embed_images(images).features != whole).flatten(1).any(1)
+        assert changed.any()
+        torch.set_rng_state(state)
+        model.config.source_dropout = 0.0
+        assert torch.equal(model.embed_images(images).features, whole)
+        assert torch.equal(torch.get_rng_state(), state), "without dropout nothing is drawn"
+
+
+def test_the_experiments_dropout_is_saved_with_the_model(tmp_path: Path) -> None:
+    asked = dataclasses.replace(experiment(tmp_path, "finetune", "conversation"), source_dropout=0.25)
+    config = model_config(asked, tiny_tokenizer())
+    assert config.source_dropout == config.to_diff_dict()["source_dropout"] == 0.25
