@@ -149,8 +149,9 @@ def fusion_inputs(fusion: Any, sources: dict[str, Tensor], all_sources: bool = F
     """The further arguments of a fusion: questions, and routes of its own, or ones through all sources."""
     inputs = {}
     if fusion.question_dim:
-        question = torch.randn(IMAGES, fusion.question_dim, generator=torch.Generator().manual_seed(3))
-        inputs["question"] = question.to(next(iter(sources.values())).dtype)
+        first = next(iter(sources.values()))
+        question = torch.randn(len(first), fusion.question_dim, generator=torch.Generator().manual_seed(3))
+        inputs["question"] = question.to(first.dtype)
     if fusion.routed:
         routes = fusion.route({name: sources[name] for name in fusion.routing_sources}, inputs.get("question"))
         inputs["routes"] = (routes + 1 / len(sources)) / 2 if all_sources else routes

@@ -16,6 +16,7 @@ from fvl_lightning.fusions.concat import ConcatFusion
 from fvl_lightning.fusions.gated import GatedFusion
 from fvl_lightning.fusions.mean import MeanFusion
 from fvl_lightning.fusions.token_concat import TokenConcatFusion
+from tests.contracts.building import QUESTION, fusion_inputs
 from tests.tiny_models import initialized
 
 IMAGES, TOKENS = 2, 5
@@ -35,7 +36,7 @@ def features(sources: dict[str, FeatureSpec], seed: int = 0) -> dict[str, Tensor
 
 
 def build(component: type[Any], *dims: int, **config: Any) -> Any:
-    fusion = component(component.Config(**config), specs(*dims))
+    fusion = base.build_fusion(component, component.Config(**config), specs(*dims), QUESTION)
     return initialized("fusion", fusion, seed=2).double().eval().requires_grad_(False)
 
 
@@ -214,14 +215,16 @@ def test_heads_must_divide_the_width(heads: int, dim: int | None) -> None:
 @pytest.mark.parametrize("name", registry.names("fusion"))
 def test_images_are_fused_apart(name: str) -> None:
     fusion, x = build(registry.component("fusion", name), 8, 8, 8), features(specs(8, 8, 8))
-    close(fusion(x).features[1:], fusion({source: feature[1:] for source, feature in x.items()}).features)
+    inputs = fusion_inputs(fusion, x)
+    alone = fusion({source: feature[1:] for source, feature in x.items()}, **{key: v[1:] for key, v in inputs.items()})
+    close(fusion(x, **inputs).features[1:], alone.features)
 
 
 @pytest.mark.parametrize("name", registry.names("fusion"))
 def test_no_source_is_an_error(name: str) -> None:
     component = registry.component("fusion", name)
     with pytest.raises(ConfigError, match=r"no source to fuse; name at least one in encoder\.sources"):
-        component(component.Config(), {})
+        base.build_fusion(component, component.Config(), {}, QUESTION)
 
 
 def test_fusions_of_users_find_the_earlier_name_of_source_weights() -> None:
