@@ -48,6 +48,9 @@ Changes = Annotated[
 Split = Annotated[str, typer.Option(help="Without tasks: split whose questions are answered.")]
 Level = Annotated[str | None, typer.Option(help="Another level of its dataset, where that has levels.")]
 Data = Annotated[Path | None, typer.Option(help="Experiment file whose data is used instead of the run's.")]
+Sources = Annotated[
+    str | None, typer.Option(help="Without tasks: sources that the fusion sees, such as davit,ocr; others are zero.")
+]
 Limit = Annotated[
     int | None, typer.Option(min=1, help="Answer this many questions, spread evenly over the split or task.")
 ]
@@ -88,6 +91,7 @@ def evaluate(
     adapter: Adapter = None,
     plugins: Plugins = None,
     limit: Limit = None,
+    sources: Sources = None,
     controls: Controls = None,
     output: Output = None,
     samples: Samples = None,
@@ -111,7 +115,8 @@ def evaluate(
     if not models and not samples:
         raise ConfigError("MODEL: name a run or a model folder")
     if tasks is not None or suite is not None:
-        _refuse({"--level": level, "--data": data}, "it is for the data of a run; a task has data of its own")
+        own = {"--level": level, "--data": data, "--sources": sources}
+        _refuse(own, "it is for the data of a run; a task has data of its own")
         names = [name for name in (tasks or "").split(",") if name] or _suite(suite)
         request = _request(models, names, change or (), samples or (), output, plugins or ())
         request = replace(
@@ -129,7 +134,9 @@ def evaluate(
     _refuse({**given, "--devices": devices if devices > 1 else None}, "it is for --tasks or --suite")
     if len(models) > 1:
         raise ConfigError(f"{len(models)} models are given; several are compared on --tasks or a --suite")
-    _evaluate_on_split(models[0], split, level, data, adapter, plugins, limit, controls or ALL, precision, accelerator)
+    _evaluate_on_split(
+        models[0], split, level, data, adapter, plugins, limit, controls or ALL, precision, accelerator, sources
+    )
 
 
 def _refuse(options: Mapping[str, Any], why: str) -> None:
@@ -201,6 +208,7 @@ def _evaluate_on_split(
     controls: str,
     precision: str,
     accelerator: str | None,
+    sources: str | None,
 ) -> None:
     """Shows the scores of a model on a split of its own data, or of other data."""
     chosen = _chosen(controls)
@@ -215,7 +223,8 @@ def _evaluate_on_split(
     import_plugins_for(model, plugins)
     folder = None if is_model_folder(Path(model)) else finished_run(model)
     if folder is not None and folder.info["stage"] == "encoder_pretrain":
-        given = {"--data": data, "--adapter": adapter, "--limit": limit, "--controls": controls != ALL or None}
+        given = {"--data": data, "--adapter": adapter, "--limit": limit, "--sources": sources}
+        given["--controls"] = controls != ALL or None
         _score_encoder(folder, split, given, precision, accelerator)
         return
     if folder is not None and data is None:
@@ -224,12 +233,16 @@ def _evaluate_on_split(
     else:
         built, connected = open_with_data(model, data, level, split, accelerator)
     attach_adapters(built, adapter and [adapter])
+    kept = [name.strip() for name in sources.split(",")] if sources else []
+    if kept:
+        built.model.alignment.keep(kept)
     columns, count = _scores(Scoring(built, connected, split, limit=limit, precision=precision), chosen)
     if "prior" in chosen and "prior" not in columns:
         say("prior: the data has no split train with questions, in which answers could be counted", stderr=True)
     named = f"{folder.path if folder else model}{f' with {adapter}' if adapter else ''}"
+    seen = f" with {', '.join(kept)} only" if kept else ""
     asked = f", {count} questions" if limit else ""
-    _show(columns, f"{named} on {split}{asked}{in_precision(precision)}")
+    _show(columns, f"{named} on {split}{seen}{asked}{in_precision(precision)}")
 
 
 def _scores(scoring: "Scoring", controls: Sequence[str]) -> "tuple[dict[str, KindScores], int]":

@@ -65,6 +65,10 @@ def test_some_questions_and_some_controls_of_data_without_training(folder: Path,
     assert some.returncode == 0, some.stderr
     assert "on test, 7 questions" in " ".join(some.stdout.split())
     assert {len(row) for row in table(some.stdout)} == {2}
+    words = ("--data", "bench.yaml", "--limit", "7", "--controls", "none", "--sources", "davit")
+    kept = fvl_here(folder, "evaluate", "runs/tiny", *words)
+    assert kept.returncode == 0, kept.stderr
+    assert "on test with davit only, 7 questions" in " ".join(kept.stdout.split())
     one = fvl_here(folder, "evaluate", "runs/tiny", "--controls", "image_shuffled")
     assert [row[2] for row in table(one.stdout)] == [row[3] for row in whole]
 
@@ -74,6 +78,7 @@ MISTAKES = [
     (("model", "--data", "mine.yml"), "no configuration file mine.yml"),
     (("model", "--data", "mine.yaml", "--split", "tst"), "did you mean 'test'?"),
     (("model", "--data", "mine.yaml", "--level", "eassy"), "did you mean 'easy'?"),
+    (("model", "--data", "mine.yaml", "--sources", "davt"), "--sources: unknown source 'davt', allowed: caption, davit"),
     (("experiments", "--data", "mine.yaml"), "experiments is not a run folder"),
 ]
 

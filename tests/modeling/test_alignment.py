@@ -136,3 +136,15 @@ def test_the_experiments_dropout_is_saved_with_the_model(tmp_path: Path) -> None
     asked = dataclasses.replace(experiment(tmp_path, "finetune", "conversation"), source_dropout=0.25)
     config = model_config(asked, tiny_tokenizer())
     assert config.source_dropout == config.to_diff_dict()["source_dropout"] == 0.25
+
+
+def test_sources_that_are_not_kept_are_zero_behind_their_norm() -> None:
+    specs = {"davit": FeatureSpec(5, 3, (2, 2)), "ocr": FeatureSpec(5, 2, (2, 2))}
+    alignment, x = SourceAlignment(specs, normalize=True), sources(specs)
+    whole = alignment(x)
+    alignment.keep(["ocr"])
+    found = alignment(x)
+    assert torch.equal(found["ocr"], whole["ocr"])
+    assert torch.equal(found["davit"], torch.zeros_like(whole["davit"]))
+    with pytest.raises(ConfigError, match=r"--sources: unknown source 'dvit', allowed: davit, ocr; did you"):
+        alignment.keep(["dvit"])

@@ -1,9 +1,11 @@
 """Alignment of the feature sources to one grid, so that a fusion need not know about geometry."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
-from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.errors import ConfigError, unknown_name
 from fvl_lightning.core.types import FeatureSpec
 from fvl_lightning.fusions.base import resize_map
 
@@ -39,11 +41,22 @@ class SourceAlignment(nn.Module):
         self.specs = dict(sources) if native else aligned
         norms = {other: nn.LayerNorm(spec.dim) for other, spec in sources.items()}
         self.norms = nn.ModuleDict(norms if normalize else {})
+        self.kept: frozenset[str] | None = None
+
+    def keep(self, names: Collection[str]) -> None:
+        """Sets all other sources to zero from here on, as source dropout does; ConfigError for an unknown name."""
+        for name in names:
+            if name not in self.sources:
+                raise unknown_name("source", name, self.sources, "--sources")
+        self.kept = frozenset(names)
 
     def forward(self, sources: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns {source: [I, N, D_source]} for {source: [I, N_source, D_source]}."""
         aligned = {name: self._resample(x, self.sources[name]) for name, x in sources.items()}
-        return {name: self.norms[name](x) if name in self.norms else x for name, x in aligned.items()}
+        aligned = {name: self.norms[name](x) if name in self.norms else x for name, x in aligned.items()}
+        return {
+            name: x if self.kept is None or name in self.kept else torch.zeros_like(x) for name, x in aligned.items()
+        }
 
     def _resample(self, features: Tensor, spec: FeatureSpec) -> Tensor:
         if spec.grid == self.grid or spec.grid is None or self.grid is None:
