@@ -13,8 +13,9 @@ from fvl_lightning.fusions.base import CommonWidth, Fusion, check_heads
 
 @register("fusion", "mmfuser")
 class MmfuserFusion(Fusion):
-    """x_1 + g * (u + h * SelfAttention(LN(u))), where u = CrossAttention(LN(x_1); LN([W_1 x_1; ...; W_K x_K])).
+    """The first source queries the tokens of all sources, and the answer is added to it with a learned scale.
 
+    x_1 + g * (u + h * SelfAttention(LN(u))), where u = CrossAttention(LN(x_1); LN([W_1 x_1; ...; W_K x_K])).
     The first source is the deepest one. The keys are the tokens of all sources, each on its own grid; W_k is a linear
     map, or nothing where a source has the width of the first one. g and h are learned scales of the channels. The
     released code takes deformable attention, and lets g and h begin at 0.

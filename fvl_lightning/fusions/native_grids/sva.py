@@ -13,9 +13,10 @@ from fvl_lightning.fusions.base import Fusion, check_heads, resize_map, source_w
 
 @register("fusion", "sva")
 class SvaFusion(Fusion):
-    """z = x + O Attention(Q LN(x); the windows of all sources at the place of x), then z + MLP(LN(z)).
+    """Queries on a map read the window of every source at their place: z = x + Attention(x; windows), z + MLP(z).
 
-    x begins as one learned vector for each place of the map of queries, and has `depth` such layers. The window of
+    In full, z = x + O Attention(Q LN(x); K, V of the windows of all sources at the place of x), and then
+    z + MLP(LN(z)). x begins as one learned vector for each place, and has `depth` such layers. The window of
     source k at a place is the m x m tokens of its own grid that cover the place; its keys and values are linear maps,
     own to source and layer, of LN(token + a learned vector for the place in the window). A grid that is no multiple of
     the map of queries is resampled to the nearest multiple. Tokens without a place, such as a pooled token, are in
