@@ -15,8 +15,8 @@ from fvl_lightning.fusions.base import Fusion
 class BilinearFusion(Fusion):
     """Multiplies each pair of sources in `rank` channels: P(sum_k t_k + sum_{j<k} t_j * t_k), t_k = tanh(U_k x_k).
 
-    P and U_k have biases. All pairs cost one square: sum_{j<k} t_j * t_k = ((sum_k t_k)^2 - sum_k t_k^2) / 2, as in factorization machines.
-    The linear terms keep what a source says by itself.
+    P and U_k have biases. All pairs cost one square: sum_{j<k} t_j * t_k = ((sum_k t_k)^2 - sum_k t_k^2) / 2, as in
+    factorization machines. The linear terms keep what a source says by itself.
     """
 
     @dataclass

@@ -78,7 +78,7 @@ MISTAKES = [
     (("model", "--data", "mine.yml"), "no configuration file mine.yml"),
     (("model", "--data", "mine.yaml", "--split", "tst"), "did you mean 'test'?"),
     (("model", "--data", "mine.yaml", "--level", "eassy"), "did you mean 'easy'?"),
-    (("model", "--data", "mine.yaml", "--sources", "davt"), "--sources: unknown source 'davt', allowed: caption, davit"),
+    (("model", "--data", "mine.yaml", "--sources", "davt"), "--sources: unknown source 'davt', allowed: caption, dav"),
     (("experiments", "--data", "mine.yaml"), "experiments is not a run folder"),
 ]
 
