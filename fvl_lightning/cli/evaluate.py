@@ -115,8 +115,7 @@ def evaluate(
     if not models and not samples:
         raise ConfigError("MODEL: name a run or a model folder")
     if tasks is not None or suite is not None:
-        own = {"--level": level, "--data": data, "--sources": sources}
-        _refuse(own, "it is for the data of a run; a task has data of its own")
+        _refuse({"--level": level, "--data": data, "--sources": sources}, "it is for the data of a run, not for tasks")
         names = [name for name in (tasks or "").split(",") if name] or _suite(suite)
         request = _request(models, names, change or (), samples or (), output, plugins or ())
         request = replace(
@@ -134,9 +133,9 @@ def evaluate(
     _refuse({**given, "--devices": devices if devices > 1 else None}, "it is for --tasks or --suite")
     if len(models) > 1:
         raise ConfigError(f"{len(models)} models are given; several are compared on --tasks or a --suite")
-    _evaluate_on_split(
-        models[0], split, level, data, adapter, plugins, limit, controls or ALL, precision, accelerator, sources
-    )
+    kept = [name.strip() for name in (sources or "").split(",") if name.strip()]
+    shown = (controls or ALL, precision, accelerator, kept)
+    _evaluate_on_split(models[0], split, level, data, adapter, plugins, limit, *shown)
 
 
 def _refuse(options: Mapping[str, Any], why: str) -> None:
@@ -198,18 +197,9 @@ def _evaluate_on_tasks(request: "EvaluationRequest") -> None:
 
 
 def _evaluate_on_split(
-    model: str,
-    split: str,
-    level: str | None,
-    data: Path | None,
-    adapter: str | None,
-    plugins: Sequence[str] | None,
-    limit: int | None,
-    controls: str,
-    precision: str,
-    accelerator: str | None,
-    sources: str | None,
-) -> None:
+    model: str, split: str, level: str | None, data: Path | None, adapter: str | None, plugins: Sequence[str] | None,
+    limit: int | None, controls: str, precision: str, accelerator: str | None, sources: Sequence[str],
+) -> None:  # fmt: skip
     """Shows the scores of a model on a split of its own data, or of other data."""
     chosen = _chosen(controls)
     _check(data)
@@ -223,9 +213,8 @@ def _evaluate_on_split(
     import_plugins_for(model, plugins)
     folder = None if is_model_folder(Path(model)) else finished_run(model)
     if folder is not None and folder.info["stage"] == "encoder_pretrain":
-        given = {"--data": data, "--adapter": adapter, "--limit": limit, "--sources": sources}
-        given["--controls"] = controls != ALL or None
-        _score_encoder(folder, split, given, precision, accelerator)
+        given = {"--data": data, "--adapter": adapter, "--limit": limit, "--sources": sources or None}
+        _score_encoder(folder, split, given | {"--controls": controls != ALL or None}, precision, accelerator)
         return
     if folder is not None and data is None:
         built, connected = open_model(folder, level, split, accelerator)
@@ -233,14 +222,13 @@ def _evaluate_on_split(
     else:
         built, connected = open_with_data(model, data, level, split, accelerator)
     attach_adapters(built, adapter and [adapter])
-    kept = [name.strip() for name in sources.split(",")] if sources else []
-    if kept:
-        built.model.alignment.keep(kept)
+    if sources:
+        built.model.alignment.keep(sources)
     columns, count = _scores(Scoring(built, connected, split, limit=limit, precision=precision), chosen)
     if "prior" in chosen and "prior" not in columns:
         say("prior: the data has no split train with questions, in which answers could be counted", stderr=True)
     named = f"{folder.path if folder else model}{f' with {adapter}' if adapter else ''}"
-    seen = f" with {', '.join(kept)} only" if kept else ""
+    seen = f" with {', '.join(sources)} only" if sources else ""
     asked = f", {count} questions" if limit else ""
     _show(columns, f"{named} on {split}{seen}{asked}{in_precision(precision)}")
 
