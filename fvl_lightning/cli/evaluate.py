@@ -133,8 +133,7 @@ def evaluate(
     _refuse({**given, "--devices": devices if devices > 1 else None}, "it is for --tasks or --suite")
     if len(models) > 1:
         raise ConfigError(f"{len(models)} models are given; several are compared on --tasks or a --suite")
-    kept = [name.strip() for name in (sources or "").split(",") if name.strip()]
-    shown = (controls or ALL, precision, accelerator, kept)
+    shown = (controls or ALL, precision, accelerator, sources)
     _evaluate_on_split(models[0], split, level, data, adapter, plugins, limit, *shown)
 
 
@@ -198,7 +197,7 @@ def _evaluate_on_tasks(request: "EvaluationRequest") -> None:
 
 def _evaluate_on_split(
     model: str, split: str, level: str | None, data: Path | None, adapter: str | None, plugins: Sequence[str] | None,
-    limit: int | None, controls: str, precision: str, accelerator: str | None, sources: Sequence[str],
+    limit: int | None, controls: str, precision: str, accelerator: str | None, sources: str | None,
 ) -> None:  # fmt: skip
     """Shows the scores of a model on a split of its own data, or of other data."""
     chosen = _chosen(controls)
@@ -222,13 +221,14 @@ def _evaluate_on_split(
     else:
         built, connected = open_with_data(model, data, level, split, accelerator)
     attach_adapters(built, adapter and [adapter])
-    if sources:
-        built.model.alignment.keep(sources)
+    kept = [name.strip() for name in (sources or "").split(",") if name.strip()]
+    if kept:
+        built.model.alignment.keep(kept)
     columns, count = _scores(Scoring(built, connected, split, limit=limit, precision=precision), chosen)
     if "prior" in chosen and "prior" not in columns:
         say("prior: the data has no split train with questions, in which answers could be counted", stderr=True)
     named = f"{folder.path if folder else model}{f' with {adapter}' if adapter else ''}"
-    seen = f" with {', '.join(sources)} only" if sources else ""
+    seen = f" with {', '.join(kept)} only" if kept else ""
     asked = f", {count} questions" if limit else ""
     _show(columns, f"{named} on {split}{seen}{asked}{in_precision(precision)}")
 
