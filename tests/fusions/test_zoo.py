@@ -19,7 +19,7 @@ from fvl_lightning.fusions.moe import MoeFusion
 from fvl_lightning.fusions.mousi import MousiFusion
 from fvl_lightning.fusions.native_grids.mmfuser import MmfuserFusion
 from fvl_lightning.fusions.native_grids.sva import SvaFusion
-from tests.tiny_models import initialized
+from tests.tiny_models import initialized, pixels, tiny_model
 
 IMAGES, QUESTION = 2, 3
 SHARED = {"a": FeatureSpec(7, 8, (2, 3)), "b": FeatureSpec(7, 4, (2, 3)), "c": FeatureSpec(7, 8, (2, 3))}
@@ -280,6 +280,24 @@ def test_sva_has_as_many_tokens_as_queries() -> None:
     fusion = build(SvaFusion, NATIVE, side=4)
     assert fusion.output == FeatureSpec(16, 8, (4, 4))
     assert tuple(fusion(features(NATIVE)).features.shape) == (IMAGES, 16, 8)
+
+
+@pytest.mark.parametrize("name", ["sva", "mmfuser"])
+def test_a_whole_model_gives_each_source_as_its_encoder_does(name: str) -> None:
+    """A finer map keeps its tokens: two that lie in one place of the first source's grid are told apart."""
+    model = tiny_model(fusion=name, sources=["davit", "davit_stage_1", "caption"], normalize=True)
+    specs = model.fusion.sources
+    assert specs == model.encoder.specs
+    assert specs["davit_stage_1"].grid[0] > specs["davit"].grid[0]
+    with torch.no_grad():
+        found = model.encoder(pixels(1))
+        one = model.embed_images(sources=found).features
+        swapped = found["davit_stage_1"].clone()
+        begin = specs["davit_stage_1"].prefix
+        swapped[:, [begin, begin + 1]] = swapped[:, [begin + 1, begin]]
+        other = model.embed_images(sources=found | {"davit_stage_1": swapped}).features
+    moved = float((one - other).abs().max())
+    assert (moved < 1e-6) == (name == "mmfuser"), "attention over all tokens does not see their order"
 
 
 @pytest.mark.parametrize("component", [SvaFusion, MmfuserFusion])
