@@ -81,7 +81,7 @@ class ReferenceConfig:
 
     source: str = ""
     """Where they were published and with what, which the report writes below them."""
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    scores: dict[str, dict[str, float]] = number(default_factory=dict, changes="nothing")
     """{arm: {name of a score: number as published}}. The names are not those of tasks only: an average may be among
     them, or a benchmark that the kit does not have."""
 

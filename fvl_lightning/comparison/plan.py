@@ -192,9 +192,8 @@ def _planned_alike(stages: "Sequence[Stage]") -> dict[str, Any]:
     tiles = [stage.experiment.data.config.tiles for stage in stages]
     tilings = [Tiling.of(one, image.size) for one, image in zip(tiles, images, strict=True)]
     if any(tiling != tilings[0] for tiling in tilings):
-        made = [
-            PlannedImage(image.tokens_per_image, image.size, one) for image, one in zip(images, tiles, strict=True)
-        ]
+        pairs = zip(images, tiles, strict=True)
+        made = [PlannedImage(image.tokens_per_image, image.size, one) for image, one in pairs]
         return by_turn | {"planned_images": [one for place, one in enumerate(made) if one not in made[:place]]}
     tokens = {image.tokens_per_image for image in images}
     return by_turn | ({"planned_tokens_per_image": max(tokens)} if len(tokens) > 1 else {})

@@ -55,7 +55,9 @@ def register(slot: str, name: str) -> Callable[[Component], Component]:
         # A file that is imported twice (a notebook, a plugin named twice) registers the same class again.
         same = taken is not None and _identity(taken) == _identity(component)
         if taken is not None and not same:
-            raise ConfigError(f"{slot} '{name}' is already {taken}")
+            raise ConfigError(
+                f"{slot} '{name}' is already {taken.__name__} of {taken.__module__}; register yours under another name"
+            )
         _components[slot][name] = component
         return component
 

@@ -77,7 +77,7 @@ def snapshot(folder: Path) -> dict[Path, int]:
 @pytest.mark.parametrize(
     ("word", "parts"),
     [
-        ("fusion=gate", ("fusion on the command line", "'gate'", "attention, concat, gated", "did you mean 'gated'?")),
+        ("fusion=gate", ("fusion on the command line", "'gate'", "attention, bilinear", "did you mean 'gated'?")),
         ("trainer.max_step=20", ("trainer.max_step on", "'max_step'", "max_steps, ", "did you mean 'max_steps'?")),
         ("trainr.max_steps=20", ("'trainr'", "allowed:", "did you mean 'trainer'?")),
         ("stage=finetun", ("stage", "'finetun'", "encoder_pretrain", "did you mean 'finetune'?")),
@@ -199,7 +199,7 @@ def test_another_model_is_no_start(refused: Refused) -> None:
         (("show", FINETUNE, "fusion=gate"), ("'gate'", "did you mean 'gated'?")),
         (("list", "fusions"), ("'fusions'", "data, encoder, fusion", "did you mean 'fusion'?")),
         (("describe", "fusions", "gated"), ("'fusions'", "did you mean 'fusion'?")),
-        (("describe", "fusion", "gate"), ("'gate'", "attention, concat, gated", "did you mean 'gated'?")),
+        (("describe", "fusion", "gate"), ("'gate'", "attention, bilinear, concat", "did you mean 'gated'?")),
         (("describe", "trainr"), ("unknown slot or section 'trainr'", "did you mean 'trainer'?")),
         (("describe", "optimizer.lr"), ("optimizer: unknown key 'lr'", "did you mean 'learning_rate'?")),
         (("train", FINETUNE, "--fusion", "attention"), ("--fusion: this is no option", "dashes: fusion=attention")),

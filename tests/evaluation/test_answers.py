@@ -89,7 +89,7 @@ class StubData:
     questions_asked = [  # noqa: RUF012
         Question("number", str(index), index, (f"what is {index}?",)) for index in (3, 3, 5, 6, 8)
     ]
-    encoder = SimpleNamespace(prompt=lambda messages: list(messages))
+    encoder = SimpleNamespace(prompt=lambda messages: list(messages), question=lambda messages: [])
     reader = SimpleNamespace(identity=lambda: {"fit": "stretch"}, tiling=None)
     content = "these"
 
@@ -127,6 +127,7 @@ def seeing(monkeypatch: pytest.MonkeyPatch) -> BuiltModel:
     monkeypatch.setattr(module, "generate_texts", say)
     monkeypatch.setattr(module, "QUESTIONS_PER_BATCH", 2)
     model = SimpleNamespace(
+        conditioned=False,
         device=torch.device("cpu"),
         dtype=torch.float32,
         encoder=lambda images: {"davit": images.mean((1, 2, 3))},

@@ -26,7 +26,7 @@ FULL = dict.fromkeys(COMPONENTS, "full")
 
 
 def test_every_child_of_the_model_belongs_to_a_component() -> None:
-    model = tiny_model(normalize=True)
+    model = tiny_model(normalize=True, fusion="deepstack", sources=["davit", "ocr"])
     assert {name for name, _ in model.named_children()} == set(COMPONENT_OF_CHILD)
     assert set(COMPONENT_OF_CHILD.values()) == set(COMPONENTS)
     assert component_of("output_norm.weight") == component_of("alignment.norms.davit.weight") == "fusion"

@@ -1,9 +1,10 @@
 """DeepStack: the first source replaces the placeholders, and each further one enters an inner layer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.registry import register
 from fvl_lightning.core.types import FeatureSpec, FusionOutput
@@ -21,7 +22,7 @@ class DeepstackFusion(Fusion):
     class Config:
         """Fields of the fusion."""
 
-        layers: list[int] = field(default_factory=list)
+        layers: list[int] = number(default_factory=list, at_least=1)
         """Blocks of the language model that the further sources enter, one for each; empty for 1, 2, 3 and so on."""
 
     def __init__(self, config: Config, sources: dict[str, FeatureSpec]) -> None:

@@ -25,11 +25,11 @@ from tests.conftest import ROOT, TINY_DATA, Run, furnish
 COMPARISON: dict[str, Any] = {
     "name": "mine",
     "stages": ["experiments/demo/finetune.yaml"],
-    "arms": {"concat": {"set": ["fusion=concat"]}, "film": {"set": ["fusion=film"]}},
-    "plugins": ["film.py"],
+    "arms": {"concat": {"set": ["fusion=concat"]}, "tilt": {"set": ["fusion=tilt"]}},
+    "plugins": ["tilt.py"],
     "set": [*TINY_DATA, "trainer.batch_size=8", "trainer.max_steps=3"],
 }
-FILM = """
+TILT = """
 from dataclasses import dataclass
 
 import torch
@@ -39,8 +39,8 @@ from fvl_lightning.core.types import FeatureSpec, FusionOutput
 from fvl_lightning.fusions.base import Fusion
 
 
-@register("fusion", "film")
-class FilmFusion(Fusion):
+@register("fusion", "tilt")
+class TiltFusion(Fusion):
     @dataclass
     class Config:
         pass
@@ -61,12 +61,12 @@ def work(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     """A working folder with a comparison whose second arm is a plugin."""
     folder = furnish(tmp_path_factory.mktemp("refused"), tiny_data)
     (folder / "mine.yaml").write_text(yaml.safe_dump(COMPARISON, sort_keys=False), encoding="utf-8")
-    write_film(folder)
+    write_tilt(folder)
     return folder
 
 
-def write_film(folder: Path, width: str = "first.dim", body: str = "return FusionOutput(first)") -> None:
-    (folder / "film.py").write_text(FILM.replace("WIDTH", width).replace("BODY", body), encoding="utf-8")
+def write_tilt(folder: Path, width: str = "first.dim", body: str = "return FusionOutput(first)") -> None:
+    (folder / "tilt.py").write_text(TILT.replace("WIDTH", width).replace("BODY", body), encoding="utf-8")
 
 
 def refused(work: Path, fvl_here: Run, *words: str, command: str = "compare") -> str:
@@ -91,12 +91,12 @@ def test_more_devices_than_a_cell_has(work: Path, fvl_here: Run, devices: str, n
 
 
 WRONG_FUSIONS = {
-    "fusion film declares width 256 but returned [2, 16, 128]": ("256", "return FusionOutput(first)"),
-    "fusion film declares 16 tokens but returned [2, 32, 128]": (
+    "fusion tilt declares width 256 but returned [2, 16, 128]": ("256", "return FusionOutput(first)"),
+    "fusion tilt declares 16 tokens but returned [2, 32, 128]": (
         "first.dim", "return FusionOutput(torch.cat([first, first], 1))",
     ),
-    "fusion film must return a FusionOutput but returned a Tensor": ("first.dim", "return first"),
-    "film.py:24: RuntimeError: mat1 and mat2 shapes cannot be multiplied": (
+    "fusion tilt must return a FusionOutput but returned a Tensor": ("first.dim", "return first"),
+    "tilt.py:24: RuntimeError: mat1 and mat2 shapes cannot be multiplied": (
         "first.dim", "return FusionOutput(first @ torch.zeros(3, 3))",
     ),
 }  # fmt: skip
@@ -105,20 +105,20 @@ WRONG_FUSIONS = {
 @pytest.mark.parametrize("said", WRONG_FUSIONS)
 def test_a_fusion_that_computes_something_else(work: Path, fvl_here: Run, said: str) -> None:
     try:
-        write_film(work, *WRONG_FUSIONS[said])
+        write_tilt(work, *WRONG_FUSIONS[said])
         found = refused(work, fvl_here)
-        assert f"arm film: {said}" in found or said in found
+        assert f"arm tilt: {said}" in found or said in found
         assert "arm concat" not in found
     finally:
-        write_film(work)
+        write_tilt(work)
 
 
 def test_several_problems_are_one_sentence(work: Path, fvl_here: Run) -> None:
     try:
-        write_film(work, "first.nothing")
+        write_tilt(work, "first.nothing")
         found = refused(work, fvl_here, "unseen_splits=[test_unheard]")
     finally:
-        write_film(work)
+        write_tilt(work)
     assert "AttributeError: 'FeatureSpec' object has no attribute 'nothing'" in found
     assert "no shard test_unheard-<number>.tar" in found
 
@@ -192,8 +192,8 @@ def test_the_output_of_another_configuration(work: Path, tmp_path: Path, monkeyp
         check(set=[*TINY_DATA, "trainer.batch_size=8", "trainer.max_steps=5"])
     said = "in concat with seed 0, trainer.max_steps of stage finetune was 3 and is 5; give this comparison another"
     assert said in str(caught.value)
-    (tmp_path / "mine" / "comparison.json").write_text(json.dumps({"arms": {"film": {}, "mixed": {}}}))
-    with pytest.raises(DataError, match=r"another comparison \(its arms are film, mixed, not concat, gated\)"):
+    (tmp_path / "mine" / "comparison.json").write_text(json.dumps({"arms": {"tilt": {}, "mixed": {}}}))
+    with pytest.raises(DataError, match=r"another comparison \(its arms are tilt, mixed, not concat, gated\)"):
         check()
 
 
@@ -230,13 +230,13 @@ def test_doctor_checks_a_comparison(work: Path, fvl_here: Run) -> None:
     names = ("configuration", "data", "arms", "output", "memory", "disk", "tracking", "one batch", "one batch")
     assert [line[:2] for line in lines if line[0] != "check"] == [[name, "ok"] for name in names]
     assert "2 arms x 1 seed = 2 cells of 1 stage" in done.stdout
-    assert "film, finetune: the model itself: loss" in done.stdout
+    assert "tilt, finetune: the model itself: loss" in done.stdout
     try:
-        write_film(work, "256")
+        write_tilt(work, "256")
         said = refused(work, fvl_here, "tracking.enabled=false", command="doctor")
     finally:
-        write_film(work)
-    assert "arm film: fusion film declares width 256 but returned [2, 16, 128]" in said
+        write_tilt(work)
+    assert "arm tilt: fusion tilt declares width 256 but returned [2, 16, 128]" in said
     assert [word for word in ("skipped", "one batch") if word not in said] == []
 
 
