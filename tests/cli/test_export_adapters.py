@@ -173,6 +173,7 @@ def test_a_merged_model_is_whole_and_equal(folder: Path) -> None:
         assert (out / name).read_bytes() == (folder / "runs" / "on_run" / "model" / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["runs/on_run", "models/adapter", "models/merged"])
 def test_a_further_training_starts_from_it(folder: Path, fvl_here: Run, start: str) -> None:
     """Of an adapter on an adapter the base is neither: it is kept in the run."""

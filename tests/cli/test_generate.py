@@ -80,6 +80,7 @@ def test_every_row_is_answered_as_it_would_be_alone(folder: Path, fvl_here: Run)
         assert single.stdout == f"{visible(answers[row]['answer'])}\n", single.stderr
 
 
+@pytest.mark.slow
 def test_one_question_is_drawn_anew_or_by_a_seed(folder: Path, fvl_here: Run) -> None:
     words = ("generate", "model", "--image", "pictures/0.png", "--prompt", "why?", *WORDS, "--temperature", "3")
     assert len({fvl_here(folder, *words).stdout for _ in range(3)}) == 3

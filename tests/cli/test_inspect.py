@@ -126,7 +126,7 @@ def test_show_resolves_and_counts_what_train_then_trains(workspace: Path, fvl_he
     assert shown.returncode == 0, shown.stderr
     assert not (workspace / "runs").exists()
     resolved = yaml.safe_load(shown.stdout.split("finetune: stage finetune")[0])
-    assert resolved["fusion"] == {"name": "attention", "query": "first", "heads": 8, "dim": None}
+    assert resolved["fusion"] == {"name": "attention", "query": "first", "heads": 8, "dim": None, "condition": None}
     assert resolved["trainer"]["max_steps"] == 3
     table = {}
     for line in shown.stdout.splitlines():

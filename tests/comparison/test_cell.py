@@ -75,6 +75,7 @@ def test_a_finished_cell_stays_finished_until_its_configuration_changes(tmp_path
     assert result(cell(tmp_path))["of"] > before["of"]
 
 
+@pytest.mark.slow
 def test_a_failure_stops_nobody_and_is_left_until_asked_for(tmp_path: Path) -> None:
     run([cell(tmp_path, seed=0, script=FAILS), cell(tmp_path, seed=1), cell(tmp_path, seed=2)], jobs=1)
     cells = [cell(tmp_path, seed=seed) for seed in range(3)]

@@ -226,6 +226,7 @@ def test_arms_of_one_size(workspace: Path, here: None) -> None:
         sized(workspace, "parameters", {"mean": arms["mean"], "gated": arms["gated"]}, [0])
 
 
+@pytest.mark.slow
 def test_arms_of_one_price(workspace: Path, here: None) -> None:
     arms = {"concat": {"set": ["fusion=concat"]}, "deep": {"set": ["fusion=gated", "projector.depth=3"]}}
     arms["davit"] = {"set": ["fusion=concat", "encoder.sources=[davit]"]}  # its encoder reads under no prompt
@@ -275,6 +276,7 @@ BY_EACH_PROJECTOR = {
 }
 
 
+@pytest.mark.slow
 def test_every_arm_has_the_declared_image_tokens(workspace: Path, here: None) -> None:
     plans = budget(workspace, BY_EACH_PROJECTOR, image_tokens=4, stages=["finetune.yaml"])
     built = plan_alike([plans[1]])

@@ -17,7 +17,7 @@ from tests.tiny_models import named_tensors, pixels
 
 KEPT = ("pvt", "sam2_vision_model")
 """Towers that do not run without what follows the layers that are read."""
-QUICK = ("convnextv2", "radio", "sam_vision_model", "swinv2")
+QUICK = ("convnextv2", "radio")
 
 
 def marked(names: Any, quick: tuple[str, ...]) -> list[Any]:

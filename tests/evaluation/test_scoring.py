@@ -49,6 +49,7 @@ def test_a_run_that_was_never_asked_anything_is_scored_with_a_warning(folder: Pa
     assert table(done.stdout)
 
 
+@pytest.mark.slow
 def test_some_questions_and_some_controls_of_data_without_training(folder: Path, fvl_here: Run) -> None:
     """A benchmark has one split; its prior, which counts answers in training, is left out with a line that says so."""
     (drawn,) = (folder / "data" / "demo").glob("easy-*/test-000000.tar")

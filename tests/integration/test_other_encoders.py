@@ -30,6 +30,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in ("clip", "ensemble") else pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS]
 )

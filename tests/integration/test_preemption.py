@@ -57,6 +57,7 @@ def test_one_command_starts_goes_on_and_then_has_nothing_to_do(
     assert [path.name for path in (workspace / "runs").iterdir()] == ["job"]
 
 
+@pytest.mark.slow
 def test_a_signal_at_the_last_step_lets_the_run_finish(workspace: Path, fvl_here: Run, stop_at: StopAt) -> None:
     stop_at(12, signal.SIGTERM)
     done = fvl_here(workspace, *JOB)
@@ -140,6 +141,7 @@ def test_a_disk_that_is_full_for_a_while(
     assert_same_run(straight(FINETUNE), RunFolder(workspace / "runs" / "job"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_the_last_step_and_for_the_model(
     workspace: Path, fvl_here: Run, straight: Straight, monkeypatch: pytest.MonkeyPatch
 ) -> None:

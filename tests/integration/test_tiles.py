@@ -43,6 +43,7 @@ def losses(folder: Path, name: str) -> list[float]:
     return [value for line in lines for name, value in json.loads(line).items() if name.endswith("/loss")]
 
 
+@pytest.mark.slow
 def test_cached_features_train_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(losses(folder, "tiled")) == 2
     assert losses(folder, "tiled") == pytest.approx(losses(folder, "cached"), rel=1e-5)
@@ -115,6 +116,7 @@ def test_the_study_of_resolution_has_arms_that_train_on_the_same_rows(
     assert planned == [[(4, 32, None), *((4, 32, one) for one in tiles)]] * 8
 
 
+@pytest.mark.slow
 def test_a_comparison_plans_arms_of_other_tiles_alike(folder: Path, fvl_here: Run) -> None:
     comparison: dict[str, Any] = {
         "name": "tiles",

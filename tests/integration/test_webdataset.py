@@ -25,6 +25,7 @@ def root(workspace: Path) -> str:
     return f"data.root={drawn.folder.relative_to(workspace)}"
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_from_whole_shards(workspace: Path, root: str, fvl_here: Run, stop_at: StopAt) -> None:
     stop_at(9)
     stopped = fvl_here(workspace, "train", *STREAM, root)

@@ -207,6 +207,7 @@ def test_activations_grow_with_the_batch_and_stop_at_what_is_frozen(
     assert frozen.gradients["encoder"] == 0
 
 
+@pytest.mark.slow
 def test_four_bits_are_counted_without_a_gpu(tmp_path: Path) -> None:
     how: dict[str, Any] = {"trainable": {"language_model": "lora"}, "lora": {"rank": 2}}
     stage = build_tiny_stage("finetune", tmp_path, "meta", **how)

@@ -158,6 +158,7 @@ def test_the_folder_holds_what_learnt_and_nothing_else(name: str, tmp_path: Path
     assert size < (tmp_path / name / "adapter_model.safetensors").stat().st_size < size + 50_000
 
 
+@pytest.mark.slow
 def test_two_adapters_on_one_base_do_not_leak(tmp_path: Path) -> None:
     """Not in any order of use, though their ranks differ and one trained the projector; nor is the base touched."""
     folders = {"a": tmp_path / "language_model", "b": tmp_path / "projector_frozen", "c": tmp_path / "language_model1"}

@@ -204,8 +204,13 @@ def test_an_earlier_peak_of_the_process_is_forgotten() -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("this system cannot reset it")
     cpu = torch.device("cpu")
-    large = torch.ones(2**26)
-    before = peak_memory_bytes(cpu)
-    del large
-    reset_peak_memory(cpu)
-    assert peak_memory_bytes(cpu) < before - 2**27
+
+    def forgotten() -> int:
+        large = torch.ones(2**26)
+        before = peak_memory_bytes(cpu)
+        del large
+        reset_peak_memory(cpu)
+        return before - peak_memory_bytes(cpu)
+
+    # Of a process with other threads, one reading may be taken while the system counts.
+    assert max(forgotten() for _ in range(3)) > 2**27

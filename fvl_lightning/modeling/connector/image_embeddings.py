@@ -154,9 +154,11 @@ class ImageEmbedder:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Returns the aligned sources, zero where their weight is zero, and the weights [I, K].
 
-        From pixels, a source is computed only for the images that need it. In training it is computed for one image at
-        least, since every rank must contribute to the gradient of every parameter.
+        From pixels, a source is computed only for the images that need it. In training, and on several ranks, it is
+        computed for one image at least: every rank must contribute to the gradient of every parameter, and take part
+        where a sharded block is gathered.
         """
+        at_least_one = self.training or (torch.distributed.is_available() and torch.distributed.is_initialized())
         if self.computes_all_sources and sources is None:
             sources = self.encoder(pixel_values)
         first = next(iter(sources.values())) if sources is not None else pixel_values
@@ -171,7 +173,7 @@ class ImageEmbedder:
                 values = known[name]
             else:
                 rows = routes[:, k].nonzero().squeeze(1)
-                if self.training and not len(rows):
+                if at_least_one and not len(rows):
                     rows = everything[:1]
                 values = routes.new_zeros(len(first), spec.tokens, spec.dim)
                 if len(rows):

@@ -16,6 +16,7 @@ from fvl_lightning.core.config.fields import differences, keys_that_change, numb
 from fvl_lightning.core.config.loading import as_plain, check_config, load_config
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import ExperimentConfig
+from tests.core.config.own_components import own_names
 
 
 def parts_of(hint: Any) -> Iterator[Any]:
@@ -30,7 +31,7 @@ def configs() -> dict[str, type[Any]]:
     found: dict[str, type[Any]] = {}
     waiting: list[type[Any]] = [ExperimentConfig, ComparisonConfig, BuildConfig]
     for slot in registry.SLOT_PACKAGES:
-        waiting += [registry.component(slot, name).Config for name in registry.names(slot)]
+        waiting += [registry.component(slot, name).Config for name in own_names(slot)]
     while waiting:
         config = waiting.pop()
         name = f"{config.__module__}.{config.__qualname__}"

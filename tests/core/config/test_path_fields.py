@@ -17,6 +17,7 @@ from fvl_lightning.core.config.field_docs import field_meanings
 from fvl_lightning.core.config.field_types import PathsText, PathText, conform
 from fvl_lightning.core.config.loading import check_config, choose, load_config
 from fvl_lightning.core.experiment import ExperimentConfig
+from tests.core.config.own_components import own_names
 
 HOLDS_PATHS = re.compile(r"\b([Ff]olders?|[Ff]iles?|[Pp]aths?)\b")
 NO_PATHS = {
@@ -37,7 +38,7 @@ def dataclasses_in(config: Any, name: str) -> Iterator[tuple[str, Any]]:
 def configs() -> list[tuple[str, Any]]:
     """Every Config: of experiments, comparisons, recipes, and of all components."""
     whole = {"experiment": ExperimentConfig, "comparison": ComparisonConfig, "build": BuildConfig}
-    slots = [(slot, name) for slot in registry.SLOT_PACKAGES for name in registry.names(slot)]
+    slots = [(slot, name) for slot in registry.SLOT_PACKAGES for name in own_names(slot)]
     own = {name: registry.component(slot, name).Config for slot, name in slots}
     return [pair for name, config in (whole | own).items() for pair in dataclasses_in(config, name)]
 

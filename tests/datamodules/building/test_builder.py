@@ -168,6 +168,7 @@ def test_no_good_row_is_an_error_that_names_the_commonest_reason(make: Make) -> 
         build_shards(make("few", source={"rows": 20}, part="4/5"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_error_of_the_source_ends_the_build_and_leaves_nothing(make: Make, processes: int) -> None:
     config = make(source={"breaks_at": 15}, processes=processes)

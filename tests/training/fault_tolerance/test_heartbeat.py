@@ -117,6 +117,7 @@ def test_what_moves_slowly_or_is_stopped_in_time_is_left_alone(tmp_path: Path) -
     assert live(tmp_path, life) == ([0, 0], "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [True, False], ids=["for an error of its own", "without a word"])
 def test_an_error_that_comes_of_another_ranks_end(tmp_path: Path, words: bool) -> None:
     """The other's connection breaks, as gloo's does."""
