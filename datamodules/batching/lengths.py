@@ -79,6 +79,7 @@ def log_counts(
         return
     place = f"{store.split} of {name}" if name else store.split
     labels = {"dropped": f"dropped as longer than sequence_length {view.sequence_length}"}
+    labels |= {"split": "split, with a row for each answer"} if view.by_turn else {}
     counts = ", ".join(f"{count} {labels.get(label, label)}" for label, count in items.counts.items())
     bad = sum(count for label, count in items.counts.items() if label.startswith("bad"))
     if len(items) == 0:

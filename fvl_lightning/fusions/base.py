@@ -1,5 +1,6 @@
 """The base class of fusions, and the projection to a common width that most of them share."""
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
@@ -83,8 +84,30 @@ class Fusion(nn.Module, ABC):
 def build_fusion(
     component: type[Fusion], config: Any, sources: dict[str, FeatureSpec], question_dim: int
 ) -> Fusion:
-    """Builds a fusion; only one that reads the question gets the width of its embedding."""
-    return component(config, sources, question_dim) if component.is_conditioned(config) else component(config, sources)
+    """Builds a fusion; only one that reads the question gets the width of its embedding.
+
+    Raises:
+        ConfigError: `__init__` or `forward` do not take the arguments that its declarations promise.
+    """
+    conditioned = component.is_conditioned(config)
+    given = {"question": conditioned, "routes": component.routed}
+    arguments = (config, sources, question_dim) if conditioned else (config, sources)
+    _check_call(component, "__init__", "config, sources" + ", question_dim" * conditioned, None, *arguments)
+    inputs = [name for name, wanted in given.items() if wanted]
+    _check_call(component, "forward", ", ".join(["sources", *inputs]), None, sources, **dict.fromkeys(inputs))
+    return component(*arguments)
+
+
+def _check_call(component: type[Fusion], method: str, takes: str, *arguments: Any, **named: Any) -> None:
+    """Raises ConfigError where a method of a class cannot be called with these arguments, self included."""
+    try:
+        inspect.signature(getattr(component, method)).bind(*arguments, **named)
+    except TypeError as error:
+        declared = f"conditioned = {component.conditioned}, routed = {component.routed}"
+        raise ConfigError(
+            f"fusion {component.__name__} ({declared}): {method} gets ({takes}), but {error}; mend the declaration or "
+            "the signature"
+        ) from None
 
 
 class CommonWidth(nn.Module):

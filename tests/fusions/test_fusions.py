@@ -1,5 +1,6 @@
 """Each fusion compared with an independent computation; float64, largest difference 1e-12."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from fvl_lightning.core import registry
 from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.core.types import FeatureSpec
+from fvl_lightning.core.types import FeatureSpec, FusionOutput
 from fvl_lightning.fusions import base
 from fvl_lightning.fusions.attention import AttentionFusion
 from fvl_lightning.fusions.concat import ConcatFusion
@@ -229,3 +230,46 @@ def test_no_source_is_an_error(name: str) -> None:
 
 def test_fusions_of_users_find_the_earlier_name_of_source_weights() -> None:
     assert base.source_masses is base.source_weights
+
+
+class Asking(base.Fusion):
+    """Reads the question, and declares it."""
+
+    conditioned = True
+
+    @dataclass
+    class Config:
+        """Nothing to set."""
+
+    def __init__(self, config: Any, sources: Any, question_dim: int) -> None:
+        super().__init__(config, sources, question_dim)
+
+    def forward(self, sources: Any, question: Any) -> FusionOutput:  # type: ignore[override]
+        return FusionOutput(next(iter(sources.values())))
+
+
+class Silent(Asking):
+    """Does not declare it."""
+
+    conditioned = False
+
+
+class Deaf(Asking):
+    """Declares it, and does not take it."""
+
+    def forward(self, sources: Any) -> FusionOutput:  # type: ignore[override]
+        return FusionOutput(next(iter(sources.values())))
+
+
+@pytest.mark.parametrize(
+    ("fusion", "says"),
+    [
+        (Silent, r"^fusion Silent \(conditioned = False, routed = False\): __init__ gets \(config, sources\), but"),
+        (Deaf, r"^fusion Deaf \(conditioned = True, routed = False\): forward gets \(sources, question\), but got an"),
+    ],
+)
+def test_a_declaration_that_the_signatures_do_not_follow_is_named(fusion: Any, says: str) -> None:
+    specs = {"davit": FeatureSpec(4, 6, (2, 2))}
+    base.build_fusion(Asking, Asking.Config(), specs, 5)
+    with pytest.raises(ConfigError, match=says):
+        base.build_fusion(fusion, fusion.Config(), specs, 5)

@@ -152,7 +152,7 @@ def test_embeddings_in_place_of_images_are_refused() -> None:
 
 
 def test_a_layer_that_the_language_model_does_not_have_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^fusion: features for block 4 of the language model, which has blocks"):
+    with pytest.raises(ConfigError, match=r"^fusion: features for block 4 of a language model of 4 blocks, counted"):
         tiny_model(fusion={"name": "deepstack", "layers": [1, 2, 4]}, llama=DEEP)
     with pytest.raises(ConfigError, match=r"^fusion\.layers: 3 sources after the first need 3 different layers, found"):
         tiny_model(fusion={"name": "deepstack", "layers": [1, 1, 2]}, llama=DEEP)

@@ -40,8 +40,8 @@ class InnerLayers(nn.Module):
         for layer in fusion.inner_layers:
             if not 0 < layer < len(blocks):
                 raise ConfigError(
-                    f"fusion: features for block {layer} of the language model, which has blocks 1 to "
-                    f"{len(blocks) - 1} behind its first"
+                    f"fusion: features for block {layer} of a language model of {len(blocks)} blocks, counted from 0; "
+                    f"allowed are 1 to {len(blocks) - 1}, since block 0 gets the placeholders"
                 )
         specs = {str(number): spec for number, spec in sorted(fusion.inner_layers.items())}
         self.projectors = nn.ModuleDict(
