@@ -44,6 +44,7 @@ def folder(tmp_path: Path, tiny_data: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_commands_run_and_say_what_the_page_says(folder: Path, fvl_here: Run) -> None:
     commands = [shlex.split(line) for block in blocks("bash") for line in block.splitlines()]
     verbs = ("build", "check", "info", "preview", "build")

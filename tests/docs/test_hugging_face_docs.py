@@ -16,6 +16,7 @@ TEXT = (ROOT / "docs" / "hugging_face.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_page_runs(quick_demo: Path, fvl_here: Run) -> None:
     (command,) = [block for language, block in BLOCKS if language == "bash"]
     done = fvl_here(quick_demo, *shlex.split(command)[1:])

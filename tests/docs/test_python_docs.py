@@ -55,6 +55,7 @@ def compared_before(path: Path, overrides: list[str], *_: Any, origin: str) -> P
     return folder
 
 
+@pytest.mark.slow
 def test_the_page_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     threads = torch.get_num_threads()

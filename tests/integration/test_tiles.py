@@ -84,6 +84,7 @@ def test_scoring_and_the_saved_processor_ask_as_training_does(folder: Path, monk
     assert count_cost(run, loaded, data)["image_tokens"] == IMAGE_TOKENS
 
 
+@pytest.mark.slow
 def test_the_doctor_counts_the_tokens_of_images(folder: Path, fvl_here: Run) -> None:
     words = ("experiments/demo/finetune.yaml", *TINY, *SMALL, TILES)
     done = fvl_here(folder, "doctor", *words)
