@@ -36,7 +36,7 @@ class TokenPlan:
 
     @property
     def tiled(self) -> bool:
-        """Whether an encoder makes tiles of images, so that their sizes are needed."""
+        """Returns whether any of the encoders cuts images into tiles, for which it needs their sizes."""
         return any(encoder.tiling for encoder in (self.encoder, *self.planners))
 
     def conversation(self, messages: Messages) -> PlannedConversation:

@@ -87,8 +87,11 @@ def build_fusion(
     """Builds a fusion; only one that reads the question gets the width of its embedding.
 
     Raises:
-        ConfigError: `__init__` or `forward` do not take the arguments that its declarations promise.
+        ConfigError: `__init__` or `forward` do not take the arguments that its declarations promise, or a routed
+            fusion defines no `route`.
     """
+    if component.routed and component.route is Fusion.route:
+        raise ConfigError(f"fusion {component.__name__} sets routed = True and must define route(sources, question)")
     conditioned = component.is_conditioned(config)
     given = {"question": conditioned, "routes": component.routed}
     arguments = (config, sources, question_dim) if conditioned else (config, sources)

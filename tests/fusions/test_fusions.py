@@ -261,9 +261,16 @@ class Deaf(Asking):
         return FusionOutput(next(iter(sources.values())))
 
 
+class Lost(Asking):
+    """Declares routes, and chooses none."""
+
+    routed = True
+
+
 @pytest.mark.parametrize(
     ("fusion", "says"),
     [
+        (Lost, r"^fusion Lost sets routed = True and must define route\(sources, question\)$"),
         (Silent, r"^fusion Silent \(conditioned = False, routed = False\): __init__ gets \(config, sources\), but"),
         (Deaf, r"^fusion Deaf \(conditioned = True, routed = False\): forward gets \(sources, question\), but got an"),
     ],
