@@ -5,9 +5,8 @@ process has its own copy; the files that it inherits count against its own limit
 """
 
 import os
-from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
+from threading import RLock
 
 from fvl_lightning.core.errors import is_lack_of_files
 
@@ -34,9 +33,15 @@ class OpenFile:
         os.close(self.descriptor)
 
 
-# Without a lock, which a forked process could inherit locked: each operation on a dict is atomic.
-_local: OrderedDict[Key, OpenFile] = OrderedDict()
-_copies: OrderedDict[Key, OpenFile] = OrderedDict()
+_local: dict[Key, OpenFile] = {}
+_copies: dict[Key, OpenFile] = {}
+"""The open files, the most recently used one last."""
+
+# Held for changes only, not while a file is opened. Re-entrant, since garbage collection may call `release` meanwhile.
+_lock = RLock()
+# A fork waits until no thread changes the dicts, since the child would inherit the lock locked.
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def most_open() -> int:
@@ -57,29 +62,31 @@ def opened(key: Key, open_it: Callable[[], int], is_copy: bool) -> OpenFile:
     Raises:
         OSError: it cannot be opened, even after all other files that are kept were closed.
     """
-    kept = _copies if is_copy else _local
-    file = kept.get(key)
-    if file is not None:
-        with suppress(KeyError):  # another thread has just dropped it
-            kept.move_to_end(key)
-        return file
+    kept, most = (_copies, MOST_COPIES) if is_copy else (_local, most_open())
+    with _lock:
+        file = kept.pop(key, None)
+        if file is not None:
+            kept[key] = file
+            return file
     try:
         file = OpenFile(open_it())
     except OSError as error:
         if not is_lack_of_files(error):
             raise
-        _local.clear()
-        _copies.clear()
+        with _lock:
+            _local.clear()
+            _copies.clear()
         file = OpenFile(open_it())
-    kept[key] = file
-    while len(kept) > (MOST_COPIES if is_copy else most_open()):
-        with suppress(KeyError):
-            kept.popitem(last=False)
+    with _lock:
+        kept[key] = file
+        for oldest in list(kept)[: max(0, len(kept) - most)]:
+            kept.pop(oldest, None)
     return file
 
 
 def release(owner: object) -> None:
     """Closes the files that `owner` opened."""
-    for kept in (_local, _copies):
-        for key in [key for key in list(kept) if key[0] is owner]:
-            kept.pop(key, None)
+    with _lock:
+        for kept in (_local, _copies):
+            for key in [key for key in list(kept) if key[0] is owner]:
+                kept.pop(key, None)

@@ -5,13 +5,14 @@ import multiprocessing
 import os
 import pickle
 import resource
+import signal
 import struct
 import tarfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Thread, Timer
 from typing import Any
 
 import numpy as np
@@ -273,7 +274,7 @@ def test_files_that_vanish_shrink_or_fail_are_one_sentence(
 def test_only_so_many_files_are_open_at_once(
     tmp_path: Path, write_split: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datamodules.storage.open_files._local", OrderedDict())
+    monkeypatch.setattr("datamodules.storage.open_files._local", {})
     monkeypatch.setattr("datamodules.storage.open_files.MOST_OPEN", 3)
     store = SampleStore.open(str(write_split(tmp_path, "train", 12, samples_per_shard=1)), "train")
     before = len(os.listdir("/proc/self/fd"))
@@ -286,7 +287,7 @@ def test_only_so_many_files_are_open_at_once(
 def test_the_stores_of_a_process_share_what_it_may_have_open(
     tmp_path: Path, write_split: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datamodules.storage.open_files._local", OrderedDict())
+    monkeypatch.setattr("datamodules.storage.open_files._local", {})
     monkeypatch.setattr("resource.getrlimit", lambda kind: (20, 20))
     folder = str(write_split(tmp_path, "train", 9, samples_per_shard=1))
     stores = [SampleStore.open(folder, "train") for _ in range(4)]
@@ -298,7 +299,7 @@ def test_the_stores_of_a_process_share_what_it_may_have_open(
 def test_where_no_more_files_can_be_opened_those_of_stores_are_closed_first(
     tmp_path: Path, write_split: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datamodules.storage.open_files._local", OrderedDict())
+    monkeypatch.setattr("datamodules.storage.open_files._local", {})
     folder = str(write_split(tmp_path, "train", 9, samples_per_shard=1))
     one, other = (SampleStore.open(folder, "train") for _ in range(2))
     taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]  # all numbers up to the last of them are in use
@@ -325,6 +326,56 @@ def test_threads_may_share_a_store(tmp_path: Path, write_split: Write, monkeypat
     numbers = [i * 7 % 60 for i in range(3000)]
     with ThreadPoolExecutor(8) as pool:
         assert [raw.key for raw in pool.map(store.read, numbers)] == [f"s{i}" for i in numbers]
+
+
+def test_a_file_that_two_threads_opened_is_closed_once_and_eviction_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread runs while a replaced file is closed; an OrderedDict kept a wrong length then, and never ended."""
+    monkeypatch.setattr("datamodules.storage.open_files._local", {})
+    monkeypatch.setattr("datamodules.storage.open_files.MOST_OPEN", 1)
+    owner, made, closed, close = object(), [], [], os.close
+
+    def close_and_release(descriptor: int) -> None:
+        closed.append(descriptor)
+        close(descriptor)
+        open_files.release(owner)
+
+    def open_it() -> int:
+        made.append(os.open(os.devnull, os.O_RDONLY))
+        return made[-1]
+
+    def open_after_another() -> int:
+        open_files.opened((owner, 0), open_it, False)
+        return open_it()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(open_files.os, "close", close_and_release)
+        open_files.opened((owner, 0), open_after_another, False)
+        for number in range(3):
+            open_files.opened((owner, number), open_it, False)
+        open_files.release(owner)
+    assert closed == made
+    assert not open_files._local
+
+
+def test_a_forked_process_reads_while_a_thread_reads(tmp_path: Path, write_split: Write) -> None:
+    store = SampleStore.open(str(write_split(tmp_path, "train", 6, samples_per_shard=1)), "train")
+    entered, leave = Event(), Event()
+
+    def hold() -> None:
+        with open_files._lock:
+            entered.set()
+            leave.wait(5)
+
+    thread = Thread(target=hold)
+    thread.start()
+    entered.wait()
+    Timer(0.1, leave.set).start()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(0 if store.read(0).key == "s0" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    thread.join()
 
 
 def test_a_sample_error_survives_the_way_back_from_a_worker() -> None:
