@@ -93,6 +93,21 @@ def test_the_readme_shows_the_same(arm: str) -> None:
         assert arm == SAVED["statistics"]["baseline"]
 
 
+def test_no_arm_answers_without_looking() -> None:
+    """Images zeroed and another question's image: near the prior of the training answers, every cell within 0.10."""
+    scores = {
+        control: [arm[control]["macro"] for arm in SAVED["arms"].values()]
+        for control in ("image_zeroed", "image_shuffled")
+    }
+    ranges = [f"{min(found):.3f} to {max(found):.3f}" for found in scores.values()]
+    prior = SAVED["arms"]["concat"]["prior"]["macro"]
+    for words in (f"zeroed the arms score {ranges[0]}", f"another question's image {ranges[1]}", f"scores {prior:.3f}"):
+        assert words in " ".join(PAGE.split())
+    for cell in SAVED["cells"]:
+        assert [cell[control]["macro"] for control in scores] == pytest.approx([prior, prior], abs=0.10)
+        assert cell["accuracy"]["macro"] > prior + 0.45
+
+
 def test_how_sure_it_is() -> None:
     """What the page says in words of pooled and paired tests, of intervals and of kinds."""
     statistics = SAVED["statistics"]
