@@ -163,9 +163,6 @@ def _measure_update(experiment: ExperimentConfig, model: nn.Module, shard_count:
         state[component] += sum(moments * _local_bytes(parameter, shard_count) + COUNT_BYTES for parameter in params)
         if group["muon"] and shard_count > 1:
             gathered = max(gathered, *_gathered_matrices(params))
-        group["foreach"] = experiment.trainer.accelerator != "cpu" and shard_count == 1  # as torch chooses
-        if not group["foreach"] and not group["muon"]:  # one parameter at a time, so that the largest counts
-            params = [max(params, key=torch.numel)]
         group["params"] = [_local_part(parameter, shard_count) for parameter in params]
     allocations = Allocations()
     allocations.ignore(t for group in optimizer.param_groups for p in group["params"] for t in (p, p.grad))

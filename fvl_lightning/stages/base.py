@@ -30,7 +30,8 @@ from fvl_lightning.training.components import (
     trainable_names,
 )
 from fvl_lightning.training.distributed.block_transforms import checkpoint_activations, compile_blocks
-from fvl_lightning.training.distributed.fsdp import ShardedModel, gather_tensor, local_shard
+from fvl_lightning.training.distributed.fsdp import ShardedModel
+from fvl_lightning.training.distributed.local_updates import clip_gradients, scale_gradients
 from fvl_lightning.training.distributed.strategies import ShardedStrategy
 from fvl_lightning.training.load_weights import check_checkpoint, load_trainable
 from fvl_lightning.training.lora import add_adapters, check_lora, lora_components
@@ -143,8 +144,7 @@ class Stage(StageInterface, ABC):
         if not self._checked and self._saw_images:
             check_gradients(self.model, self.trainable)
             self._checked = True
-        gradients = [local_shard(parameter.grad) for parameter in self.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, scale.to(gradients[0].device))
+        scale_gradients(self.parameters(), scale)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clips gradients by their global norm; removes them if the guard skips the step.
@@ -152,9 +152,7 @@ class Stage(StageInterface, ABC):
         Optimisers ignore parameters without a gradient, so that weights and moments do not change.
         """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        limit = self.experiment.optimizer.clip_norm
-        norm = gather_tensor(nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit))
-        self._step_norm = norm
+        self._step_norm = norm = clip_gradients(parameters, self.experiment.optimizer.clip_norm)
         measured = torch.stack([self._step_loss.to(norm.device), norm.float()])
         if self.guard.spike_threshold is not None:  # ranks may round the norm differently, but must decide alike
             measured = self._sum_over_ranks(measured) / self.trainer.world_size

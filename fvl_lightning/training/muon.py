@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fvl_lightning.training.distributed.fsdp import distribute_like, gather_shards, local_shard
+from fvl_lightning.training.distributed.local_updates import LocalAdamW
 
 MUON_MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -18,7 +19,7 @@ MAX_GATHERED_ELEMENTS = 2**26
 """The number of elements of sharded matrices gathered at a time: 256 MiB in float32."""
 
 
-class MuonAdamW(torch.optim.AdamW):
+class MuonAdamW(LocalAdamW):
     """AdamW, except that groups with `muon=True` take orthogonalised momentum steps.
 
     The update of a matrix is the semi-orthogonal matrix nearest to its momentum, computed in the dtype of the matrix. A

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fvl_lightning.core.errors import unknown_name
 from fvl_lightning.core.experiment import COMPONENTS, OptimizerConfig
 from fvl_lightning.training.components import component_of
+from fvl_lightning.training.distributed.local_updates import LocalAdamW
 from fvl_lightning.training.muon import MuonAdamW
 
 
@@ -41,7 +42,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
             },
         )
         group["params"].append(parameter)
-    optimizer = MuonAdamW if config.name == "muon" else torch.optim.AdamW
+    optimizer = MuonAdamW if config.name == "muon" else LocalAdamW
     return optimizer(list(groups.values()), lr=config.learning_rate, betas=config.betas)
 
 

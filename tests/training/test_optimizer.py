@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import COMPONENTS, OptimizerConfig
 from fvl_lightning.training.components import component_of, freeze
+from fvl_lightning.training.distributed.local_updates import LocalAdamW
 from fvl_lightning.training.lr_schedule import warmup_cosine
 from fvl_lightning.training.muon import MuonAdamW, orthogonalize
 from fvl_lightning.training.optimizer import build_optimizer
@@ -109,20 +110,42 @@ def test_a_matrix_without_gradient_stays() -> None:
 
 
 def test_groups_without_muon_are_torchs_adamw() -> None:
-    """Bit for bit, beside groups with Muon."""
+    """Bit for bit torch's fused kernels, beside groups with Muon."""
     ours, theirs, hidden = matrices(1), matrices(1), matrices(2)
     how = {"lr": 3e-3, "weight_decay": 0.1}
     optimizer = MuonAdamW(
         [{"params": list(hidden.values()), "muon": True, "lr": 0.02}, {"params": list(ours.values()), **how}],
         betas=(0.9, 0.95),
     )
-    reference = torch.optim.AdamW(list(theirs.values()), betas=(0.9, 0.95), **how)
+    reference = torch.optim.AdamW(list(theirs.values()), betas=(0.9, 0.95), fused=True, **how)
     for step in range(4):
         for parameters in (ours, theirs, hidden):
             set_gradients(parameters, step)
         optimizer.step()
         reference.step()
     assert all(torch.equal(parameter, theirs[name]) for name, parameter in ours.items())
+
+
+def test_a_state_of_torchs_loop_goes_on_in_fused_kernels() -> None:
+    """Two steps of each kind, with the same values to rounding, and the state of one continued by the other."""
+    ours, theirs = matrices(), matrices()
+    loop = torch.optim.AdamW(list(theirs.values()), lr=1e-2)
+    fused = LocalAdamW([{"params": list(ours.values())}], lr=1e-2)
+    for step in range(4):
+        set_gradients(ours, step)
+        set_gradients(theirs, step)
+        if step == 2:
+            fused.load_state_dict(copy.deepcopy(loop.state_dict()))
+        loop.step()
+        fused.step()
+        assert [group["fused"] for group in fused.param_groups] == [True]
+        for name, parameter in ours.items():
+            torch.testing.assert_close(parameter, theirs[name], rtol=1e-6, atol=1e-7)
+
+
+def test_shapes_alone_have_no_kernels() -> None:
+    weight = nn.Parameter(torch.empty(2, 2, device="meta"))
+    assert [group["fused"] for group in LocalAdamW([{"params": [weight]}]).param_groups] == [False]
 
 
 def test_a_closure_is_evaluated_once_with_gradients() -> None:
@@ -225,7 +248,7 @@ def test_rates_are_per_component_and_decay_is_for_matrices() -> None:
 def test_adamw_has_no_muon_group() -> None:
     model = tiny_model()
     optimizer = build_optimizer(model, OptimizerConfig(betas=(0.8, 0.9)))
-    assert type(optimizer) is torch.optim.AdamW
+    assert type(optimizer) is LocalAdamW
     assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.9)}
     assert not any(group["muon"] for group in optimizer.param_groups)
 
