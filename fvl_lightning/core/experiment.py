@@ -12,6 +12,7 @@ from fvl_lightning.core.config.evaluation import VALIDATION_LOSS, EvaluationConf
 from fvl_lightning.core.config.field_types import PathText
 from fvl_lightning.core.config.fields import MAX_SEED, changes, number
 from fvl_lightning.core.config.loading import as_overrides, as_plain, merge_layers, slot
+from fvl_lightning.core.config.lora import LoraConfig
 from fvl_lightning.core.errors import unknown_name
 
 COMPONENTS = ("encoder", "fusion", "projector", "language_model")
@@ -188,38 +189,6 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         refuse_login(self.uri, "tracking.uri")
-
-
-@dataclass
-class LoraComponentConfig:
-    """Settings of one adapted component, instead of those in `lora`."""
-
-    rank: int | None = number(None, at_least=1)
-    alpha: int | None = number(None, at_least=1)
-    targets: Any = None
-
-
-@dataclass
-class LoraConfig:
-    """Adapters of the components that `trainable` sets to lora (arXiv 2106.09685): W + alpha / rank * B A."""
-
-    rank: int = number(16, at_least=1)
-    """Number of columns of B and rows of A."""
-    alpha: int | None = number(None, at_least=1)
-    """Scale of the update; null for twice the rank."""
-    dropout: float = number(0.0, at_least=0, below=1)
-    """Dropout on the input of A, in training."""
-    targets: Any = "all-linear"
-    """Linear layers to adapt: all-linear (without the head), a list of the last components of their names, or a regular
-    expression for whole names in the model."""
-    rslora: bool = False
-    """Scale by alpha / sqrt(rank) (arXiv 2312.03732)."""
-    dora: bool = False
-    """Learn the magnitude of each row of W separately from its direction (arXiv 2402.09353)."""
-    quantization: Literal["4bit"] | None = None
-    """4bit stores the adapted matrices of the language model in NF4 (QLoRA, arXiv 2305.14314); needs CUDA."""
-    components: dict[str, LoraComponentConfig] = field(default_factory=dict)
-    """Rank, alpha and targets per component: {encoder: {rank: 8}}."""
 
 
 @dataclass

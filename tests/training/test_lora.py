@@ -10,8 +10,9 @@ import torch
 from lightning import Callback
 from torch import Tensor
 
+from fvl_lightning.core.config.lora import LoraComponentConfig, LoraConfig
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.core.experiment import ExperimentConfig, LoraComponentConfig, LoraConfig
+from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.components import component_of, count_parameters, freeze, is_trainable
 from fvl_lightning.training.lora import add_adapters, check_lora, linear_layers
