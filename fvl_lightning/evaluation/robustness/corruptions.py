@@ -1,10 +1,11 @@
 """Corruptions of images in five strengths: blur, noise, JPEG, downscale, contrast and occlusion.
 
-The parameters of the first five are those of ImageNet-C (Hendrycks and Dietterich 2019, "Benchmarking Neural Network
-Robustness to Common Corruptions and Perturbations"): gaussian_blur, gaussian_noise, jpeg_compression, pixelate and
-contrast. Those are meant for images with a shorter side of 224 pixels, so lengths in pixels are scaled with the shorter
-side. A lower resolution is enlarged again by bicubic interpolation: the blocks of pixelate are of unequal sizes, and a
-stronger one may change less. Occlusion is not in ImageNet-C; its parameters are the kit's own.
+The first five are those of ImageNet-C (Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common
+Corruptions and Perturbations"): gaussian_blur, gaussian_noise, jpeg_compression, pixelate and contrast. The parameters
+are the kit's own, in the range of ImageNet-C's and beyond, so that the weakest ones lower the score of a model on the
+demo's small and plain pictures too (benchmarks/controls.py). Lengths in pixels are those of images with a shorter side
+of at most 224, and grow with the side of larger ones. A lower resolution is enlarged again by bicubic interpolation: the blocks of pixelate
+are of unequal sizes, and a stronger one may change less. Occlusion is not in ImageNet-C.
 
 JPEG is the exception: its blocks have 8 pixels in an image of any size, as they do in files, so that an image loses
 less by it the larger it is.
@@ -27,7 +28,7 @@ Pixels = NDArray[np.uint8]
 
 STRENGTHS = (1, 2, 3, 4, 5)
 REFERENCE_SIDE = 224
-"""Shorter side, in pixels, of the images that ImageNet-C's parameters are meant for."""
+"""Shorter side, in pixels, of the images of ImageNet-C; the lengths of larger ones are scaled."""
 MAX_JPEG_SIDE = 65_500
 GREY = 127
 """Value of the pixels of an occluded part."""
@@ -78,7 +79,7 @@ def content_seed(image: Pixels) -> int:
 
 
 def _scale(image: Pixels) -> float:
-    return min(image.shape[:2]) / REFERENCE_SIDE
+    return max(1.0, min(image.shape[:2]) / REFERENCE_SIDE)
 
 
 def _blur(image: Pixels, sigma: float, _: np.random.Generator) -> Pixels:
@@ -126,13 +127,13 @@ def _occlusion(image: Pixels, share: float, generator: np.random.Generator) -> P
 
 
 CORRUPTIONS = {
-    "blur": Corruption("Gaussian blur", (1, 2, 3, 4, 6), "sigma in pixels of an image with a side of 224", _blur),
-    "noise": Corruption(
-        "Gaussian noise", (0.08, 0.12, 0.18, 0.26, 0.38), "standard deviation, of a range of 1", _noise
+    "blur": Corruption(
+        "Gaussian blur", (2, 3, 4, 5, 6), "sigma in pixels of an image with a side of at most 224", _blur
     ),
-    "jpeg": Corruption("JPEG", (25, 18, 15, 10, 7), "quality", _jpeg),
+    "noise": Corruption("Gaussian noise", (0.12, 0.18, 0.26, 0.38, 0.5), "standard deviation, of a range of 1", _noise),
+    "jpeg": Corruption("JPEG", (10, 7, 5, 4, 2), "quality", _jpeg),
     "downscale": Corruption(
-        "lower resolution", (0.6, 0.5, 0.4, 0.3, 0.25), "share of each side that is kept", _downscale
+        "lower resolution", (0.35, 0.25, 0.18, 0.15, 0.12), "share of each side that is kept", _downscale
     ),
     "contrast": Corruption(
         "lower contrast", (0.4, 0.3, 0.2, 0.1, 0.05), "share of the contrast that is kept", _contrast

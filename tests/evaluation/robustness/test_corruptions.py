@@ -1,10 +1,13 @@
 """Corrupted images: the same everywhere, of the same size, and the more unlike the original the stronger they are."""
 
+import json
+
 import numpy as np
 import pytest
 
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.evaluation.robustness.corruptions import CORRUPTIONS, STRENGTHS, Pixels, content_seed, corrupt
+from tests.conftest import ROOT
 
 
 def natural_like(height: int, width: int, seed: int = 0) -> Pixels:
@@ -57,14 +60,20 @@ def test_noise_and_occlusion_differ_between_images() -> None:
     assert (corrupt(grey, "occlusion", 1, seed=0) != corrupt(grey, "occlusion", 1, seed=1)).any()
 
 
-def test_lengths_grow_with_the_image() -> None:
-    small = natural_like(112, 112)
-    large = small.repeat(4, 0).repeat(4, 1)
+def test_lengths_grow_with_images_above_224_pixels() -> None:
+    small = natural_like(224, 224)
+    large = small.repeat(2, 0).repeat(2, 1)
     for name in ("blur", "occlusion"):
-        spoiled = corrupt(large, name, 5, seed=0)[2::4, 2::4].astype(float)
-        assert np.abs(spoiled - corrupt(small, name, 5, seed=0)).mean() < 4
+        spoiled = corrupt(large, name, 5, seed=0)[1::2, 1::2].astype(float)
+        assert np.abs(spoiled - corrupt(small, name, 5, seed=0)).mean() < 2
     noisy = corrupt(np.full((448, 448, 3), 128, np.uint8), "noise", 1)
     assert (noisy[::2, ::2] == noisy[1::2, 1::2]).all()  # a grain of two pixels
+
+
+def test_a_small_image_is_blurred_as_much_as_a_part_of_a_larger_one() -> None:
+    large = natural_like(224, 224)
+    part = corrupt(large[:64, :64], "blur", 1)
+    assert (part[:40, :40] == corrupt(large, "blur", 1)[:40, :40]).all()
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -81,3 +90,35 @@ def test_mistakes_are_named() -> None:
         corrupt(clean, "blur", 6)
     with pytest.raises(DataError, match="at most 65500 pixels a side, the image has 70000"):
         corrupt(np.zeros((1, 70_000, 3), np.uint8), "jpeg", 1)
+
+
+# What a trained model scores: the numbers that benchmarks/controls.py saved.
+
+SAVED = json.loads((ROOT / "benchmarks" / "results" / "controls.json").read_text(encoding="utf-8"))
+SCORES = {name: found["score"]["value"] for name, found in SAVED["varied"].items()}
+PAGE = " ".join((ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_trained_model_scores_less_on_corrupted_images_and_less_with_each_strength(name: str) -> None:
+    assert SAVED["parameters"][name] == list(CORRUPTIONS[name].parameters), "run benchmarks/controls.py again"
+    scores = [SAVED["as it is"]["value"], *(SCORES[f"{name}-{strength}"] for strength in STRENGTHS)]
+    assert scores == sorted(set(scores), reverse=True)
+    changes = [SAVED["varied"][f"{name}-{strength}"]["change"]["interval"] for strength in STRENGTHS]
+    assert all(interval[1] < 0 for interval in changes)
+
+
+def test_a_trained_model_does_not_answer_without_its_image() -> None:
+    assert SCORES["blind"] == pytest.approx(SAVED["prior of training"], abs=0.10)
+    assert SCORES["shuffled"] == pytest.approx(SAVED["prior of training"], abs=0.10)
+
+
+def test_the_page_has_these_numbers() -> None:
+    corrupted = {name: score for name, score in SCORES.items() if "-" in name}
+    most, least = max(corrupted, key=corrupted.__getitem__), min(corrupted, key=corrupted.__getitem__)
+    for words in (
+        f"concat ({SAVED['as it is']['value']:.3f} on {SAVED['questions']:,} questions)",
+        f"{corrupted[most]:.3f} with `{most}` is the most, {corrupted[least]:.3f} with `{least}` the least",
+        f"Without its image it scores {SCORES['blind']:.3f}, with another's {SCORES['shuffled']:.3f}.",
+    ):
+        assert words in PAGE
