@@ -1,6 +1,6 @@
 """Settings of batches, shared by all data modules."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 from datamodules.batching.rows import Layout
@@ -71,6 +71,10 @@ class BatchConfig:
     def for_one_batch(self) -> Self:
         """Returns a configuration that suffices for a trial step; a component that makes its data makes less of it."""
         return self
+
+    def for_test_at(self, level: str) -> Self:
+        """Returns the configuration of another level (see BatchData.levels), of which the split test alone is read."""
+        return replace(self, level=level)  # type: ignore[call-arg]  # a set with levels has the field
 
     @property
     def layout(self) -> Layout:

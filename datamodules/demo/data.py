@@ -49,6 +49,10 @@ class DemoData(BatchData):
             """Returns the same set with a few images per split, in a folder of its own."""
             return replace(self, train_images=8, validation_images=4, test_images=4, unseen_images=4)
 
+        def for_test_at(self, level: str) -> Self:
+            """Returns the set of another level with all test images, and one image in each other split."""
+            return replace(self, level=level, train_images=1, validation_images=1, unseen_images=1)
+
         @property
         def counts(self) -> dict[str, int]:
             """Images per split."""

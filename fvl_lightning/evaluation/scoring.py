@@ -1,7 +1,7 @@
 """Scores a run, a model folder or an encoder on a split."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,20 @@ def open_data(run: RunFolder, built: BuiltModel, level: str | None = None, split
     Raises:
         ConfigError: the data set has no levels, or none of that name.
     """
-    experiment = run.experiment(_at_level(run.config, level, str(run.path)))
+    return connected_data(run.experiment(_at_level(run.config, level, str(run.path))), built, split)
+
+
+def connected_data(experiment: ExperimentConfig, built: BuiltModel, split: str | None = None) -> BatchData:
+    """Returns the data of an experiment, connected to a model; `split` as in open_data."""
     data = prepare_data(experiment, split)
     data.connect(data_context(built.model, built.tokenizer, experiment))
     return data
+
+
+def experiment_at_level(experiment: ExperimentConfig, level: str) -> ExperimentConfig:
+    """Returns an experiment with the test split of another level of its data."""
+    assert experiment.data is not None
+    return replace(experiment, data=replace(experiment.data, config=experiment.data.config.for_test_at(level)))
 
 
 def scoring_device(experiment: ExperimentConfig, accelerator: str | None = None) -> torch.device:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -446,3 +447,14 @@ def test_without_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_configuration_mistakes(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         choose("data", {"name": "demo", **fields})
+
+
+def test_a_level_that_is_only_scored_has_the_same_test_images(tmp_path: Path) -> None:
+    """A comparison draws `transfer_levels` without their training images."""
+    few = DemoData.Config(root=str(tmp_path), train_images=2, validation_images=2, test_images=4, unseen_images=2)
+    whole, scored = (DemoData(config) for config in (replace(few, level="hard"), few.for_test_at("hard")))
+    for drawn in (whole, scored):
+        drawn.prepare_data()
+    for file in (tar.name for tar in whole.folder.glob("test-*.tar")):
+        assert (scored.folder / file).read_bytes() == (whole.folder / file).read_bytes()
+    assert scored.config.counts == {"train": 1, "validation": 1, "test": 4, UNSEEN_WORDS: 1, UNSEEN_PAIRS: 1}

@@ -7,10 +7,11 @@ from datamodules.base import BatchData
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.plan import SeedPlan
 from fvl_lightning.comparison.scoring.names import is_task_score
-from fvl_lightning.core.config.loading import as_plain, check_config, config_hash
+from fvl_lightning.core.config.loading import config_hash
 from fvl_lightning.core.errors import DataError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.answers import scored_questions
+from fvl_lightning.evaluation.scoring import experiment_at_level
 from fvl_lightning.runs.setup import prepare_data
 
 NEEDS = "a comparison scores every arm on questions with answers, one image each (docs/comparison.md)"
@@ -101,7 +102,5 @@ def _questions(
     for split in [*tested, *config.unseen_splits, *(["validation"] if config.tune else [])]:
         yield f"{len(scored_questions(data, split))} questions in {split}"
     for level in config.transfer_levels:
-        plain = as_plain(experiment)
-        plain["data"]["level"] = level
-        at_level = prepare_data(check_config(ExperimentConfig, plain))
+        at_level = prepare_data(experiment_at_level(experiment, level))
         yield f"{len(scored_questions(at_level, 'test'))} questions in test of level {level}"

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 from datamodules.base import BatchData
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.estimates.rows import SplitCounts, StageRows
-from fvl_lightning.core.config.loading import as_plain, check_config
 from fvl_lightning.core.errors import ConfigError, UserError
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.evaluation.cost import QUESTIONS
+from fvl_lightning.evaluation.scoring import experiment_at_level
 from fvl_lightning.inference.generation import ANSWER_TOKENS
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.shapes import in_own_code
@@ -175,10 +175,8 @@ def count_questions(
         count = (1 + CONTROLS) * len(data.questions("test")) if test_questions else 0
         count += sum(len(data.questions(split)) for split in config.unseen_splits)
         for level in config.transfer_levels:
-            plain = as_plain(experiment)
-            plain["data"]["level"] = level
-            at_level = check_config(ExperimentConfig, plain)
-            other: BatchData = at_level.data.component(at_level.data.config)
+            at_level = experiment_at_level(experiment, level).data
+            other: BatchData = at_level.component(at_level.config)
             count += len(other.questions("test"))
     except UserError:
         return None

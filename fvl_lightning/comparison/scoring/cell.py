@@ -24,7 +24,14 @@ from fvl_lightning.evaluation.answers import Answer, Scoring
 from fvl_lightning.evaluation.cost import count_cost
 from fvl_lightning.evaluation.kept_answers import KeptAnswers
 from fvl_lightning.evaluation.metrics.base import KindScores
-from fvl_lightning.evaluation.scoring import ControlScores, open_data, open_model, score, score_controls
+from fvl_lightning.evaluation.scoring import (
+    ControlScores,
+    connected_data,
+    experiment_at_level,
+    open_model,
+    score,
+    score_controls,
+)
 from fvl_lightning.evaluation.tasks.result import TaskResult
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.references import model_hash
@@ -91,7 +98,8 @@ def score_test(run: RunFolder, spec: CellSpec, scoring: Scoring) -> Scored:
     ranks = scoring.ranks
 
     def at(level: str) -> Scoring:
-        return replace(scoring, data=ranks.rank0_first(partial(open_data, run, scoring.built, level)))
+        experiment = experiment_at_level(run.experiment(), level)
+        return replace(scoring, data=ranks.rank0_first(partial(connected_data, experiment, scoring.built)))
 
     scores, answers = score(scoring)
     scored = {

@@ -4,8 +4,8 @@ The first five are those of ImageNet-C (Hendrycks and Dietterich 2019, "Benchmar
 Corruptions and Perturbations"): gaussian_blur, gaussian_noise, jpeg_compression, pixelate and contrast. The parameters
 are the kit's own, in the range of ImageNet-C's and beyond, so that the weakest ones lower the score of a model on the
 demo's small and plain pictures too (benchmarks/controls.py). Lengths in pixels are those of images with a shorter side
-of at most 224, and grow with the side of larger ones. A lower resolution is enlarged again by bicubic interpolation: the blocks of pixelate
-are of unequal sizes, and a stronger one may change less. Occlusion is not in ImageNet-C.
+of at most 224, and grow with the side of larger ones. A lower resolution is enlarged again by bicubic interpolation:
+the blocks of pixelate are of unequal sizes, and a stronger one may change less. Occlusion is not in ImageNet-C.
 
 JPEG is the exception: its blocks have 8 pixels in an image of any size, as they do in files, so that an image loses
 less by it the larger it is.
