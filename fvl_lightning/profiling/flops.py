@@ -1,6 +1,6 @@
 """Floating-point operations of a model: counted while it runs, or on shapes alone.
 
-    estimate_flops(experiment, stage.model, stage.trainable, BatchShape(rows=1, tokens=700, images=1)).training
+estimate_flops(experiment, stage.model, stage.trainable, BatchShape(rows=1, tokens=700, images=1)).training
 """
 
 from collections.abc import Callable, Mapping
@@ -127,8 +127,6 @@ def question_flops(model: nn.Module, text_tokens: int, tiles: int = 1) -> int:
 
 def _count_passes(experiment: ExperimentConfig, model: nn.Module, shape: BatchShape) -> tuple[int, int]:
     """Returns the operations of the forward pass, and those of forward and backward pass."""
-    with sdpa_kernel(SDPBackend.MATH), _counter() as counter:
-        loss = compute_loss(experiment, model, shape)
-        forward = counter.get_total_flops()
-        loss.backward()
-    return forward, counter.get_total_flops()
+    with torch.no_grad():  # with gradients the loss computes those of the head in the forward pass
+        forward = count_flops(lambda: compute_loss(experiment, model, shape))
+    return forward, count_flops(lambda: compute_loss(experiment, model, shape).backward())
