@@ -140,7 +140,7 @@ class _LeafSums:
         self.leaves = leaves
         self.sums: list[Tensor] = []
 
-    def add(self, gradients: Sequence[Tensor]) -> None:
+    def add(self, gradients: list[Tensor]) -> None:
         """Adds the gradients of a chunk; the first ones are added to in place."""
         if self.sums:
             torch._foreach_add_(self.sums, gradients)
