@@ -10,7 +10,7 @@ from torch import Tensor
 
 from datamodules.batching.rows import Rows
 from datamodules.encoding.views import Encoded
-from datamodules.images.transforms import Fit, to_pixels
+from datamodules.images.transforms import Fit, to_bytes, to_pixels
 from fvl_lightning.core.types import IGNORE_INDEX, NO_TOKEN, Batch, DataContext, PromptedBatch
 
 
@@ -64,6 +64,7 @@ def row_collate(context: DataContext, with_features: bool, packed: bool, dataset
             dataset_ids=_laid_out(numbers, 0) if datasets else None,
             datasets=tuple(datasets),
             questions=_questions(samples) if context.conditioned else None,
+            pixel_spec=context.image if context.byte_images and not with_features else None,
         )
 
     return collate
@@ -81,13 +82,15 @@ def prompted_collate(context: DataContext, fit: Fit) -> Collate:
             targets=padded.view(len(samples), len(context.tasks), -1),
             keys=tuple(sample.key for sample in samples),
             position=planned.position,
+            pixel_spec=context.image if context.byte_images else None,
         )
 
     return collate
 
 
 def _pixels(samples: list[EncodedSample], context: DataContext, fit: Fit) -> Tensor:
-    return to_pixels([image for sample in samples for image in sample.images], context.image, fit)
+    convert = to_bytes if context.byte_images else to_pixels
+    return convert([image for sample in samples for image in sample.images], context.image, fit)
 
 
 def pad_questions(questions: Sequence[Sequence[int]]) -> Tensor:

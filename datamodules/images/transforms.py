@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.images.decoding import Decoder, decode_image, loaded_pixels
-from fvl_lightning.core.types import ImageSpec
+from fvl_lightning.core.types import ImageSpec, normalized
 
 Fit = Literal["stretch", "pad", "crop"]
 
@@ -80,13 +80,19 @@ def to_pixels(images: Sequence[NDArray[np.uint8]], spec: ImageSpec, fit: Fit = "
         fit: how an image is made square. "stretch" changes its aspect ratio, "pad" adds borders in the encoder's mean
             colour, "crop" keeps the square in its centre.
     """
-    size = spec.size
-    stacked = np.empty((len(images), 3, size, size), np.float32)
+    stacked = np.empty((len(images), 3, spec.size, spec.size), np.float32)
+    return normalized(torch.from_numpy(_stack(images, stacked, spec, fit)), spec)
+
+
+def to_bytes(images: Sequence[NDArray[np.uint8]], spec: ImageSpec, fit: Fit = "stretch") -> Tensor:
+    """Resizes I arrays to [I, 3, P, P] uint8; `normalized` makes the tensor of `to_pixels` of it."""
+    return torch.from_numpy(_stack(images, np.empty((len(images), 3, spec.size, spec.size), np.uint8), spec, fit))
+
+
+def _stack(images: Sequence[NDArray[np.uint8]], stacked: NDArray[Any], spec: ImageSpec, fit: Fit) -> NDArray[Any]:
     for target, image in zip(stacked, images, strict=True):
         target[:] = _fit(image, spec, fit).transpose(2, 0, 1)
-    mean = torch.tensor(spec.mean).view(1, 3, 1, 1)
-    std = torch.tensor(spec.std).view(1, 3, 1, 1)
-    return torch.from_numpy(stacked).div_(255).sub_(mean).div_(std)
+    return stacked
 
 
 def _fit(pixels: NDArray[np.uint8], spec: ImageSpec, fit: Fit) -> NDArray[np.uint8]:

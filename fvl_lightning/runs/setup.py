@@ -69,7 +69,8 @@ def build_training(
     data = ranks.rank0_first(lambda: prepare_data(experiment))
     stage, parents = weighted_stage(experiment, ranks)
     context = data_context(stage.model, stage.tokenizer, experiment, position)
-    data.connect(replace(context, rank=ranks.rank, world_size=ranks.world_size))
+    on_gpu = compute_device(experiment.trainer.accelerator).type == "cuda"
+    data.connect(replace(context, rank=ranks.rank, world_size=ranks.world_size, byte_images=on_gpu))
     stage.asking = ranks.broadcast_from_rank0(lambda: question_form_of(data))
     attach_features(stage, data, experiment, ranks)
     return stage, data, parents

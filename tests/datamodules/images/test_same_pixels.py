@@ -14,7 +14,7 @@ from PIL import Image
 
 from datamodules.storage import content_hash as fingerprint
 from datamodules.storage.sample_store import SampleStore
-from fvl_lightning.core.types import DataContext
+from fvl_lightning.core.types import Batch, DataContext, ImageSpec
 from fvl_lightning.modeling.processing.image_processor import FlorenceVLImageProcessor
 from tests.datamodules.connecting import connected
 
@@ -35,6 +35,51 @@ def folder(tmp_path: Path, write_split: Write, make_talk: Callable[..., dict[str
     for split in ("train", "validation", "test"):
         write_split(tmp_path, split, 3, {0: (make_talk("what is it?", "noise"), [photo()])})
     return tmp_path
+
+
+@pytest.mark.parametrize("view", ["conversation", "tasks"])
+def test_bytes_become_the_same_pixels_on_the_device(folder: Path, make_context: MakeContext, view: str) -> None:
+    """For a GPU, workers give bytes, a quarter of the pixels; the values are the workers' own, bit by bit."""
+    spec = ImageSpec(64, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 4)
+    plain, small = (
+        next(iter(connected(folder, make_context(image=spec, byte_images=asked), view=view).train_dataloader()))
+        for asked in (False, True)
+    )
+    assert plain.images is not None
+    assert small.images is not None
+    assert (plain.images.dtype, small.images.dtype) == (torch.float32, torch.uint8)
+    moved = small.to("cpu")
+    assert moved.images is not None
+    assert torch.equal(moved.images, plain.images)
+    assert moved.to("cpu").pixel_spec is None, "moved twice, normalised once"
+    by_tensors = small.images.float() / 255 - torch.tensor(spec.mean).view(1, 3, 1, 1)
+    assert torch.equal(moved.images, by_tensors / torch.tensor(spec.std).view(1, 3, 1, 1))
+
+
+def test_copies_to_a_gpu_are_not_waited_for() -> None:
+    """They come from pinned memory; all other tensors are moved as they are."""
+    calls: list[str] = []
+
+    class Recorded:
+        def __init__(self, device: str) -> None:
+            self.device = torch.device(device)
+
+        def pin_memory(self) -> "Recorded":
+            calls.append("pinned")
+            return self
+
+        def to(self, device: object, non_blocking: bool = False) -> str:
+            calls.append(f"{device} {non_blocking}")
+            return "moved"
+
+    on_cpu: Any = Recorded("cpu")
+    batch = Batch(on_cpu, on_cpu, None, {"davit": on_cpu}, ("a",), 0)
+    assert batch.to(torch.device("cuda", 1)).features == {"davit": "moved"}
+    assert calls == ["pinned", "cuda:1 True"] * 3
+    calls.clear()
+    batch.to("cpu")
+    Batch(Recorded("cuda"), Recorded("cuda"), None, None, (), 0).to("cuda:0")  # type: ignore[arg-type]
+    assert calls == ["cpu False"] * 3 + ["cuda:0 False"] * 2
 
 
 @pytest.mark.parametrize(
