@@ -455,6 +455,8 @@ def test_a_level_that_is_only_scored_has_the_same_test_images(tmp_path: Path) ->
     whole, scored = (DemoData(config) for config in (replace(few, level="hard"), few.for_test_at("hard")))
     for drawn in (whole, scored):
         drawn.prepare_data()
-    for file in (tar.name for tar in whole.folder.glob("test-*.tar")):
+    tars = [tar.name for tar in whole.folder.glob("test-*.tar")]
+    assert tars
+    for file in tars:
         assert (scored.folder / file).read_bytes() == (whole.folder / file).read_bytes()
     assert scored.config.counts == {"train": 1, "validation": 1, "test": 4, UNSEEN_WORDS: 1, UNSEEN_PAIRS: 1}
