@@ -38,6 +38,13 @@ class LanguageModel(nn.Module, ABC):
     def blocks(self) -> list[nn.Module]:
         """Returns the repeated blocks, which are the units of sharding and of activation checkpointing."""
 
+    def token_table(self) -> nn.Module | None:
+        """Returns the module of the token embeddings, if `embed` calls it and nothing else reads its weights.
+
+        It is then a unit of sharding of its own. None leaves it with the parameters that stay gathered.
+        """
+        return None
+
     @abstractmethod
     def embed(self, token_ids: Tensor) -> Tensor:
         """Returns embeddings [B, S, D] of token ids [B, S], as `forward` takes them."""

@@ -176,6 +176,13 @@ class CausalLanguageModel(LanguageModel):
             )
         return list(outermost)
 
+    def token_table(self) -> nn.Module | None:
+        """Returns the token embeddings, unless the head is tied to them."""
+        table = self.model.get_input_embeddings()
+        owned = set(table.parameters())
+        others = [module for module in self.model.modules() if module not in set(table.modules())]
+        return table if owned.isdisjoint(one for module in others for one in module.parameters(recurse=False)) else None
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """Returns embeddings [B, S, D] of token ids [B, S]."""
         return self.model.get_input_embeddings()(token_ids)

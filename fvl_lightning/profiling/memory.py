@@ -11,9 +11,10 @@ loss in chunks, autocast's copies of the weights.
 
 Assumptions, where CUDA may differ: a fused attention kernel saves queries, keys, values, output and one number per row,
 and a mask in full; autocast leaves the same operations in float32 as on a CPU. Under FSDP2 the parameters of the root
-and of two blocks are gathered at a time, and those of the root twice while it is gathered itself. The gradients of a
-block are whole until its backward pass ends, those of the root until the whole backward pass ends, and they take twice
-the memory while they are sent. Not counted: the CUDA context, the workspaces of NCCL and cuBLAS, and fragmentation.
+and of two blocks are gathered at a time, in the type of the computation, and those of the root or of the token table
+twice while it is gathered itself. The gradients of a block are whole until its backward pass ends, those of the root
+and of the table until the whole backward pass ends; while they are sent there is a second copy, in float32. Not
+counted: the CUDA context, the workspaces of NCCL and cuBLAS, and fragmentation.
 """
 
 import math
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fvl_lightning.core.experiment import COMPONENTS, REPEATED, ExperimentConfig
+from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.profiling.batch_shape import BatchShape, compute_loss, worst_batch
 from fvl_lightning.profiling.fake_step import (
@@ -36,7 +37,7 @@ from fvl_lightning.profiling.fake_step import (
     track_owners,
     without_values,
 )
-from fvl_lightning.training.components import COMPONENT_OF_CHILD, blocks, component_of, set_modes
+from fvl_lightning.training.components import COMPONENT_OF_CHILD, blocks, component_of, set_modes, sharding_units
 from fvl_lightning.training.lora import quantizable_layers
 from fvl_lightning.training.muon import MAX_GATHERED_ELEMENTS
 from fvl_lightning.training.optimizer import build_optimizer
@@ -95,14 +96,18 @@ def estimate_memory(
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = _by_component({name: _local_bytes(parameter, shard_count) for name, parameter in trained.items()})
     parameters, exchanged = _parameter_bytes(experiment, model, shard_count), _exchanged_bytes(experiment, model)
-    with fake_tensors(), without_values(model, _quantized(experiment, model)):
-        step, optimizer = _measure_update(experiment, model, shard_count)
-        passes = _measure_passes(experiment, model, shape)
+    narrow = set(model.parameters()) if _gathered_in_bfloat16(experiment) else _quantized(experiment, model)
+    with fake_tensors():
+        with without_values(model, _quantized(experiment, model)):
+            step, optimizer = _measure_update(experiment, model, shard_count)
+        with without_values(model, narrow):
+            passes = _measure_passes(experiment, model, shape)
     held, all_gradients = sum(parameters.values()) + sum(optimizer.values()), sum(gradients.values())
     if experiment.trainer.cpu_offload:
         held = all_gradients = step = 0
     kept_gradients = all_gradients if experiment.trainer.accumulate > 1 else 0
     moments = (
+        kept_gradients + exchanged.at_the_start,
         kept_gradients + exchanged.within + passes.peak,
         all_gradients + exchanged.at_the_end,
         all_gradients + step,
@@ -133,14 +138,16 @@ def _measure_passes(experiment: ExperimentConfig, model: nn.Module, shape: Batch
     """Measures a forward and a backward pass of one batch.
 
     The peak includes gradients as they are computed, except those that exist before (accumulation) or are sharded at
-    once (the blocks of FSDP2).
+    once (the blocks of FSDP2) or moved into buckets (DDP).
     """
     trainer, allocations = experiment.trainer, Allocations()
     allocations.ignore([*model.parameters(), *model.buffers()])
     otherwise = "language_model" if isinstance(model, FlorenceVLForConditionalGeneration) else "encoder"
     uncounted: Iterable[nn.Parameter] = model.parameters() if trainer.accumulate > 1 else ()
+    if _in_buckets(experiment):
+        uncounted = model.parameters()
     if trainer.sharded:
-        uncounted = {parameter for unit in _units(model) for parameter in unit}
+        uncounted = {parameter for block in sharding_units(model)[0] for parameter in block.parameters()}
     for parameter in uncounted:
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
@@ -162,7 +169,7 @@ def _measure_update(experiment: ExperimentConfig, model: nn.Module, shard_count:
         moments = 1 if group["muon"] else 2
         state[component] += sum(moments * _local_bytes(parameter, shard_count) + COUNT_BYTES for parameter in params)
         if group["muon"] and shard_count > 1:
-            gathered = max(gathered, *_gathered_matrices(params))
+            gathered = max(gathered, *_gathered_matrices(params, shard_count))
         group["params"] = [_local_part(parameter, shard_count) for parameter in params]
     allocations = Allocations()
     allocations.ignore(t for group in optimizer.param_groups for p in group["params"] for t in (p, p.grad))
@@ -186,8 +193,9 @@ def _parameter_bytes(experiment: ExperimentConfig, model: nn.Module, shard_count
 
 @dataclass(frozen=True)
 class _Exchanged:
-    """Bytes that ranks gather and send, while activations are held and at the end of the backward pass."""
+    """Bytes that ranks gather and send: before the forward pass, while activations are held, and after backward."""
 
+    at_the_start: int
     within: int
     at_the_end: int
 
@@ -196,27 +204,38 @@ def _exchanged_bytes(experiment: ExperimentConfig, model: nn.Module) -> _Exchang
     """Returns the bytes of DDP's buckets, or of the units that FSDP2 gathers and the gradients that it sends."""
     trainer = experiment.trainer
     if not trainer.sharded:
-        buckets = _gradient_bytes(model.parameters()) if trainer.world_size > 1 else 0
-        return _Exchanged(buckets, buckets)
-    units = _units(model)
-    inside = {parameter for unit in units for parameter in unit}
+        buckets = _gradient_bytes(model.parameters()) if _in_buckets(experiment) else 0
+        return _Exchanged(0, buckets, buckets if trainer.accumulate > 1 else 0)
+    share = 0.5 if _gathered_in_bfloat16(experiment) else 1.0
+    blocks, tables = ([list(unit.parameters()) for unit in units] for units in sharding_units(model))
+    inside = {parameter for unit in [*blocks, *tables] for parameter in unit}
     root = [parameter for parameter in model.parameters() if parameter not in inside]
-    whole, sizes = _bytes(root), [_bytes(unit) for unit in units]
-    kept = 2 * max(sizes, default=0) if trainer.reshard_after_forward else sum(sizes)
-    unsent = max(map(_gradient_bytes, units), default=0)
-    return _Exchanged(max(2 * whole, whole + kept + unsent), whole + 2 * _gradient_bytes(root))
+    whole, table, sizes = _bytes(root), sum(map(_bytes, tables)), list(map(_bytes, blocks))
+    kept = 2 * max(sizes, default=0) if trainer.reshard_after_forward else sum(sizes) + table
+    unsent = max(map(_gradient_bytes, blocks), default=0)
+    last = [*map(_gradient_bytes, tables), _gradient_bytes(root)]
+    return _Exchanged(
+        int(share * max(2 * whole, whole + 2 * table)),
+        int(share * (whole + kept)) + unsent,
+        int(share * (whole + sum(last))) + max(last),
+    )
 
 
-def _units(model: nn.Module) -> list[list[nn.Parameter]]:
-    """Returns the parameters of each block, which FSDP2 gathers as a unit; the others belong to the root."""
-    return [list(block.parameters()) for name in REPEATED for block in blocks(model, name)]
+def _in_buckets(experiment: ExperimentConfig) -> bool:
+    """Returns whether DDP sends gradients in buckets, which then hold them; those of earlier batches lie elsewhere."""
+    return not experiment.trainer.sharded and experiment.trainer.world_size > 1
 
 
-def _gathered_matrices(matrices: list[nn.Parameter]) -> Iterator[int]:
-    """Yields, for every shape, the bytes of the stacks of whole matrices that Muon holds."""
+def _gathered_in_bfloat16(experiment: ExperimentConfig) -> bool:
+    """Returns whether the parameters that are computed with, and their gradients, are bfloat16 (see `shard`)."""
+    return experiment.trainer.sharded and experiment.trainer.precision == "bf16-mixed"
+
+
+def _gathered_matrices(matrices: list[nn.Parameter], shard_count: int) -> Iterator[int]:
+    """Yields, for every shape, the bytes of the stacks of whole matrices that Muon holds on a rank."""
     for shape, count in Counter(matrix.shape for matrix in matrices).items():
-        size = math.prod(shape)
-        yield MUON_COPIES * matrices[0].element_size() * size * min(count, max(1, MAX_GATHERED_ELEMENTS // size))
+        size, owned = math.prod(shape), math.ceil(count / shard_count)
+        yield MUON_COPIES * matrices[0].element_size() * size * min(owned, max(1, MAX_GATHERED_ELEMENTS // size))
 
 
 def _quantized(experiment: ExperimentConfig, model: nn.Module) -> set[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from datamodules.base import BatchData
 from datamodules.encoding.question_form import QuestionForm
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.core.experiment import REPEATED, ExperimentConfig, LoraConfig
+from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
 from fvl_lightning.core.types import Batch, Position, PromptedBatch, earliest
 from fvl_lightning.modeling.adapters.folders import base_hash
 from fvl_lightning.stages.step_metrics import DatasetMetrics, StepMetrics, WeightedMean
@@ -27,6 +27,7 @@ from fvl_lightning.training.components import (
     freeze,
     resolve_trainable,
     set_modes,
+    sharding_units,
     trainable_names,
 )
 from fvl_lightning.training.distributed.block_transforms import checkpoint_activations, compile_blocks
@@ -192,11 +193,8 @@ class Stage(StageInterface, ABC):
             return
         self._configured = True
         if isinstance(strategy, ShardedStrategy):
-            units = [block for component in REPEATED for block in blocks(self.model, component)]
-            self.sharded = ShardedModel(
-                self.model, units, strategy.mesh, strategy.root_device, settings.reshard_after_forward,
-                strategy.offload,
-            )  # fmt: skip
+            units = sharding_units(self.model)
+            self.sharded = ShardedModel(self.model, *units, strategy.mesh, strategy.root_device, settings)
         for component in settings.checkpoint_activations:
             checkpoint_activations(blocks(self.model, component))
         for component in settings.compile:

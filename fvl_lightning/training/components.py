@@ -8,7 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from fvl_lightning.core.errors import ConfigError, unknown_name
-from fvl_lightning.core.experiment import COMPONENTS
+from fvl_lightning.core.experiment import COMPONENTS, REPEATED
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,13 @@ def blocks(model: nn.Module, component: str) -> list[nn.Module]:
     """Returns the repeated blocks of a component; an empty list if the model does not have it."""
     child: Any = dict(model.named_children()).get(component)
     return [] if child is None else child.blocks()
+
+
+def sharding_units(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Returns the blocks of all components, and the token table if it stands alone: each is gathered by itself."""
+    language_model: Any = dict(model.named_children()).get("language_model")
+    table = None if language_model is None else language_model.token_table()
+    return [block for name in REPEATED for block in blocks(model, name)], [] if table is None else [table]
 
 
 def resolve_trainable(defaults: Mapping[str, str], overrides: Mapping[str, str], stage: str) -> dict[str, str]:

@@ -8,23 +8,24 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from fvl_lightning.training.distributed.fsdp import distribute_like, gather_shards, local_shard
+from fvl_lightning.training.distributed.fsdp import local_shard
 from fvl_lightning.training.distributed.local_updates import LocalAdamW
+from fvl_lightning.training.distributed.owners import Owners
 
 MUON_MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration (Jordan et al. 2024, "Muon"), as in torch.optim.Muon."""
 NEWTON_SCHULZ_STEPS = 5
 MAX_GATHERED_ELEMENTS = 2**26
-"""The number of elements of sharded matrices gathered at a time: 256 MiB in float32."""
+"""The number of elements of whole matrices that a rank holds at a time: 256 MiB in float32."""
 
 
 class MuonAdamW(LocalAdamW):
     """AdamW, except that groups with `muon=True` take orthogonalised momentum steps.
 
-    The update of a matrix is the semi-orthogonal matrix nearest to its momentum, computed in the dtype of the matrix. A
-    scale of 0.2 * sqrt(max(rows, columns)) matches its size to AdamW's, so that one learning rate serves both
-    (arXiv 2502.16982, section 2.2).
+    The update of a matrix is the semi-orthogonal matrix nearest to its momentum (see `orthogonalize`). A scale of
+    0.2 * sqrt(max(rows, columns)) matches its size to AdamW's, so that one learning rate serves both (arXiv 2502.16982,
+    section 2.2).
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], **defaults: Any) -> None:
@@ -73,37 +74,44 @@ class MuonAdamW(LocalAdamW):
         return state["momentum"]
 
 
-def orthogonal_updates(shards: Sequence[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+def orthogonal_updates(shards: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
     """Orthogonalises matrices of one shape, and returns the shards of the results that this rank holds.
 
-    Sharded matrices are gathered first, so that the update is that of a single process. The orthogonal factor of a
-    matrix does not consist of those of its shards.
+    The orthogonal factor of a matrix does not consist of those of its shards. The ranks therefore share the matrices:
+    each of them receives whole ones, and sends back the rows of the results. So the update is that of one process.
 
     Args:
         shards: the local shards of the matrices.
         parameters: the parameters of these matrices, which say how they are sharded.
     """
     # Matrices of one shape go through the iteration together, since launch overhead dominates for small ones.
-    if not isinstance(parameters[0], DTensor):
+    like = parameters[0]
+    if not isinstance(like, DTensor):
         return list(orthogonalize(torch.stack(list(shards))).unbind(0))
+    owners = Owners(like)
+    at_once = owners.ranks * max(1, MAX_GATHERED_ELEMENTS // like.numel())
     updates: list[Tensor] = []
-    at_once = max(1, MAX_GATHERED_ELEMENTS // parameters[0].numel())
     for start in range(0, len(shards), at_once):
-        likes = parameters[start : start + at_once]
-        local = shards[start : start + at_once]
-        whole = [gather_shards(shard, like) for shard, like in zip(local, likes, strict=True)]
-        orthogonal = orthogonalize(torch.stack(whole)).unbind(0)
-        updates += [local_shard(distribute_like(update, like)) for update, like in zip(orthogonal, likes, strict=True)]
-    return updates
+        some = shards[start : start + at_once]
+        matrices = owners.gather([shard.to(_iteration_dtype(shard)) for shard in some])
+        updates += owners.scatter(orthogonalize(matrices) if len(matrices) else matrices, len(some))
+    return [update.to(shard.dtype) for update, shard in zip(updates, shards, strict=True)]
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Returns [M, R, C] matrices with singular values near 1, by Newton-Schulz iteration on [M, R, C]."""
+    """Returns [M, R, C] matrices with singular values near 1, by Newton-Schulz iteration on [M, R, C].
+
+    On a GPU it iterates in bfloat16, as torch.optim.Muon does, otherwise in the dtype of the matrices.
+    """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x = (matrices.mT if tall else matrices).to(_iteration_dtype(matrices))
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _iteration_dtype(matrix: Tensor) -> torch.dtype:
+    return torch.bfloat16 if matrix.is_cuda else matrix.dtype

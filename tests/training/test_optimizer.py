@@ -3,6 +3,7 @@
 import copy
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,12 @@ from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import COMPONENTS, OptimizerConfig
 from fvl_lightning.training.components import component_of, freeze
 from fvl_lightning.training.distributed.local_updates import LocalAdamW
+from fvl_lightning.training.distributed.owners import Owners
+from fvl_lightning.training.distributed.process_group import Ranks
 from fvl_lightning.training.lr_schedule import warmup_cosine
 from fvl_lightning.training.muon import MuonAdamW, orthogonalize
 from fvl_lightning.training.optimizer import build_optimizer
+from tests.thread_ranks import ThreadRanks, on_ranks
 from tests.tiny_models import LLAMA, rows, snapshot, tiny_model
 
 BFLOAT16 = 0.03
@@ -58,6 +62,36 @@ def test_a_stack_is_orthogonalised_one_by_one() -> None:
     x = torch.randn(4, 7, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     alone = torch.stack([orthogonalize(matrix[None])[0] for matrix in x])
     torch.testing.assert_close(orthogonalize(x), alone, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("ranks", "count", "rows"), [(2, 3, 6), (3, 2, 7), (4, 5, 5)])
+def test_ranks_share_matrices_by_whole_ones(
+    ranks: int, count: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks with fewer rows than others, or none, and with fewer matrices, or none."""
+
+    def exchange(output: Tensor, values: Tensor, received: list[int], sent: list[int], group: Ranks) -> None:
+        assert isinstance(group, ThreadRanks)
+        every = group.exchange.all(group.rank, values.split(sent))
+        output.copy_(torch.cat([parts[group.rank] for parts in every]))
+        assert [len(parts[group.rank]) for parts in every] == received
+
+    monkeypatch.setattr(torch.distributed, "all_to_all_single", exchange)
+    matrices = torch.randn(count, rows, 3, generator=torch.Generator().manual_seed(0))
+
+    def update(rank: Ranks) -> list[Tensor]:
+        mesh = SimpleNamespace(
+            ndim=1, size=lambda _: ranks, get_local_rank=lambda _: rank.rank, get_group=lambda _: rank
+        )
+        owners = Owners(SimpleNamespace(device_mesh=mesh, shape=matrices.shape[1:]))  # type: ignore[arg-type]
+        chunks = [*matrices.chunk(ranks, dim=1), *[matrices[:, :0]] * ranks]
+        whole = owners.gather(list(chunks[rank.rank]))
+        assert torch.equal(whole, matrices[rank.rank :: ranks])
+        return owners.scatter(whole + 1, count)
+
+    found = on_ranks(ranks, update)
+    for number, matrix in enumerate(matrices):
+        assert torch.equal(torch.cat([parts[number] for parts in found]), matrix + 1)
 
 
 def test_a_zero_gradient_moves_nothing() -> None:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torchmetrics import Metric
 
+from fvl_lightning.core.device import COMPUTE_PRECISIONS
+from fvl_lightning.core.experiment import TrainerConfig
 from fvl_lightning.training.checkpointing.sharded import ShardedTensor, rows_between, whole
 
 
@@ -25,41 +27,38 @@ class ShardedModel:
 
     Args:
         model: the model, which is sharded in place.
-        blocks: modules of it that are gathered one at a time; the rest is one more unit.
+        blocks, tables: see `shard`.
         mesh: the device mesh; parameters are sharded over its last dimension.
         device: the device that computes.
-        reshard: whether to free a block after its forward pass and gather it again for the backward pass.
-        offload: whether shards and optimiser state stay in main memory; a block is copied to the device to compute.
+        settings: whether blocks are freed after their forward pass, the precision, and whether shards and optimiser
+            state stay in main memory, from where a unit is copied to the device to compute.
     """
 
     def __init__(
         self,
         model: nn.Module,
         blocks: Iterable[nn.Module],
+        tables: Iterable[nn.Module],
         mesh: DeviceMesh,
         device: torch.device,
-        reshard: bool,
-        offload: bool = False,
+        settings: TrainerConfig,
     ) -> None:
-        self.model, self._reshard = model, reshard
+        self.model, self._tables, self._reshard = model, list(tables), settings.reshard_after_forward
         first = distributed.get_rank() == 0
         state = model.state_dict() if first else {}
         computed = _computed_buffers(model)
         _replace(model, model, lambda tensor: torch.empty_like(tensor, device="meta"))
         self._plain = copy.deepcopy(model)
         """The whole model on the meta device, to gather into."""
-        policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
-        for block in blocks:
-            fully_shard(block, mesh=mesh, reshard_after_forward=reshard, offload_policy=policy)
-        fully_shard(model, mesh=mesh, reshard_after_forward=reshard, offload_policy=policy)
-        model.to_empty(device="cpu" if offload else device)
+        shard(model, blocks, self._tables, mesh, settings)
+        model.to_empty(device="cpu" if settings.cpu_offload else device)
         set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
         for name, values in computed.items():
             buffer = model.get_buffer(name)
             if first:
                 buffer.copy_(values)
             distributed.broadcast(buffer, 0)
-        if offload:
+        if settings.cpu_offload:
             move_buffers(model, device)
 
     @contextmanager
@@ -71,13 +70,17 @@ class ShardedModel:
         """
         root: Any = self.model
         root._get_fsdp_state()._lazy_init()  # otherwise a part that is called first would take itself for the root
-        root.unshard()
-        root.set_reshard_after_forward(False, recurse=False)
+        kept: list[Any] = [root, *self._tables]
+        for unit in kept:
+            unit.unshard()
+            unit.set_reshard_after_forward(False, recurse=False)
         try:
             yield
         finally:
-            root.set_reshard_after_forward(self._reshard, recurse=False)
-            root.reshard()
+            for table in self._tables:
+                table.set_reshard_after_forward(self._reshard, recurse=False)
+            for unit in kept:
+                unit.reshard()
 
     def gather(self) -> nn.Module | None:
         """Returns the whole model on the CPU of rank 0, and None on the other ranks; all ranks must call it."""
@@ -89,6 +92,45 @@ class ShardedModel:
         return self._plain if first else None
 
 
+def shard(
+    model: nn.Module,
+    blocks: Iterable[nn.Module],
+    tables: Iterable[nn.Module],
+    mesh: DeviceMesh,
+    settings: TrainerConfig,
+) -> None:
+    """Shards a model in place: each block and table is gathered where it computes, all other parameters as one unit.
+
+    That unit (norms, head, fusion, projector) is needed at the beginning and at the end of a forward pass and at once
+    in the backward pass, so that it stays gathered from the one to the other. A table is not gathered for its gradient.
+
+    With `precision: bf16-mixed` parameters are gathered in bfloat16; shards, their gradients, and the sums of gradients
+    over the ranks are float32. Autocast stays on: it computes statistics of norms, and whatever else a component
+    asks for, in float32, and finds the weights in bfloat16 already. The gathered vectors (norms, biases, gates) are
+    bfloat16 too, as in torchtitan, but a norm's statistics and the loss are float32.
+
+    Args:
+        model: the model; its shards are on its own device, or in main memory.
+        blocks: the repeated modules.
+        tables: embeddings that nothing else reads.
+        mesh: the device mesh; parameters are sharded over its last dimension.
+        settings: `reshard_after_forward`, `precision` and `cpu_offload`.
+    """
+    dtype, reshard = COMPUTE_PRECISIONS[settings.precision], settings.reshard_after_forward
+    how: dict[str, Any] = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy()}
+    if dtype is not None:
+        how["mp_policy"] = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+    if settings.cpu_offload:
+        how["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
+    for unit in [*blocks, *tables]:
+        fully_shard(unit, reshard_after_forward=reshard, **how)
+    for table in tables:
+        table.set_unshard_in_backward(False)  # type: ignore[operator]
+    if dtype is not None:  # such as cached features and pixels, which the root's norms and convolutions read
+        how["mp_policy"] = MixedPrecisionPolicy(dtype, torch.float32)
+    fully_shard(model, reshard_after_forward=False, **how)
+
+
 def gather_tensor(tensor: Tensor) -> Tensor:
     """Returns the whole of a sharded tensor on the CPU, any other tensor as it is; all ranks must call it."""
     return tensor.full_tensor().detach().cpu() if isinstance(tensor, DTensor) else tensor
@@ -97,21 +139,6 @@ def gather_tensor(tensor: Tensor) -> Tensor:
 def local_shard(tensor: Tensor) -> Tensor:
     """Returns the shard that this rank holds, without a copy; a tensor that is not sharded as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def gather_shards(shard: Tensor, like: Tensor) -> Tensor:
-    """Returns the whole of a tensor whose shards lie on the ranks as those of `like` do; all ranks must call it."""
-    assert isinstance(like, DTensor)
-    sharded = DTensor.from_local(shard, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
-    return sharded.full_tensor()
-
-
-def distribute_like(value: Tensor, like: Tensor) -> Tensor:
-    """Returns `value`, which all ranks have, on the device of `like`, and sharded as `like` is."""
-    value = value.to(like.device)
-    if not isinstance(like, DTensor):
-        return value
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def rows_to_write(tensor: DTensor) -> tuple[int, Tensor] | None:

@@ -1,12 +1,14 @@
 """The Lightning strategies of `trainer.strategy`; each of them resumes the checkpoints of the others."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from fvl_lightning.core.experiment import TrainerConfig
@@ -51,6 +53,22 @@ class ShardedStrategy(ModelParallelStrategy):
     def lightning_restore_optimizer(self) -> bool:
         """True: Lightning restores the optimiser state, as it does without sharding."""
         return True
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Leaves the sum over the replicas to the last of several accumulated batches; shards are summed in each.
+
+        Every batch has a gradient for the same parameters (see `embed_images`), so that none is left out of the sum.
+        """
+        assert self.lightning_module is not None
+        units = [module for module in self.lightning_module.modules() if isinstance(module, FSDPModule)]
+        for unit in units:
+            unit.set_requires_all_reduce(False, recurse=False)
+        try:
+            yield
+        finally:
+            for unit in units:
+                unit.set_requires_all_reduce(True, recurse=False)
 
     def model_to_device(self) -> None:
         """Moves the module to the device; offloaded parameters stay in main memory."""
@@ -115,5 +133,5 @@ def build_strategy(config: TrainerConfig) -> Strategy | str:
         return ShardedStrategy(config.world_size, replicas, config.checkpoint != "whole", config.cpu_offload)
     if config.strategy == "ddp":
         # A source that contributes to no loss leaves its parameters without a gradient; all buffers are constants.
-        return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+        return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True)
     return "auto"

@@ -7,12 +7,16 @@ two sees none. Rank 0 writes OUT/<case>.<split>.pt: losses, gradient norms and f
 import dataclasses
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning import Callback
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
 from fvl_lightning.core.types import Batch
 from fvl_lightning.stages.base import Stage
@@ -41,6 +45,8 @@ class Case:
     sparing: dict[str, Any] = field(default_factory=dict)
     """What changes memory alone, so that the one process it is compared with does without."""
     double: bool = True
+    rows: int = 4
+    """Samples of a step."""
     model: dict[str, Any] = field(default_factory=dict)
     """Components other than the tiny model's own, which make as many image tokens."""
 
@@ -84,7 +90,9 @@ CASES = {
     "recomputed": Case(sparing=EVERY_BLOCK),
     "recomputed_encoder": Case("encoder_pretrain", sparing={"checkpoint_activations": ["encoder"]}),
     "two_machines": Case(optimizer="muon", splits=("hsdp",)),
-    "bfloat16": Case(trainer={"precision": "bf16-mixed"}, double=False),
+    "two_machines_accumulated": Case(splits=("hsdp",), sparing={"accumulate": 2}, rows=8),
+    "bfloat16": Case(splits=("ddp",), trainer={"precision": "bf16-mixed"}, double=False),
+    "gathered_in_bfloat16": Case(splits=("fsdp",), sparing={"precision": "bf16-mixed"}, double=False),
 }
 
 
@@ -94,7 +102,15 @@ class Recorder(Callback):
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.norms: list[float] = []
+        self.held: set[torch.dtype] = set()
+        """Types of trained parameters, of their gradients and of what the optimiser has for them."""
         self._step = 0
+
+    def on_before_zero_grad(self, trainer: Any, stage: Any, optimizer: Any) -> None:
+        """Looks at what an update has read and written."""
+        for parameter in (one for group in optimizer.param_groups for one in group["params"]):
+            tensors = [parameter, parameter.grad, *optimizer.state[parameter].values()]
+            self.held |= {tensor.dtype for tensor in tensors if tensor is not None}
 
     def on_train_batch_end(self, trainer: Any, stage: Any, *_: Any) -> None:
         """Reads the log where a step has ended."""
@@ -105,9 +121,32 @@ class Recorder(Callback):
             self.norms.append(values["train/gradient_norm"])
 
 
-def global_batches(name: str, count: int) -> list[Any]:
-    """`count` batches of four samples, of which the last two are text alone where the stage can read such."""
-    return [text_behind(batch) if isinstance(batch, Batch) else batch for batch in batches_of(name, count)]
+@contextmanager
+def exchanged() -> Iterator[dict[str, Any]]:
+    """The types in which FSDP2 gathers parameters and sums gradients, and how often it sums them over replicas."""
+    found: dict[str, Any] = {"gathered": set(), "summed": set(), "replica_sums": 0}
+    all_reduce = torch.distributed.all_reduce
+
+    def counted(tensor: torch.Tensor, *args: Any, **how: Any) -> Any:
+        found["replica_sums"] += tensor.numel() > 16  # more than counts, losses and norms
+        return all_reduce(tensor, *args, **how)
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name, collective in {"gathered": DefaultAllGather, "summed": DefaultReduceScatter}.items():
+
+            def noted(self: Any, *args: Any, name: str = name, call: Any = collective.__call__, **how: Any) -> Any:
+                found[name].add(how["input_tensor"].dtype)
+                return call(self, *args, **how)
+
+            patched.setattr(collective, "__call__", noted)
+        patched.setattr(torch.distributed, "all_reduce", counted)
+        yield found
+
+
+def global_batches(case: Case, count: int) -> list[Any]:
+    """`count` batches, of which the second half is text alone where the stage can read such."""
+    batches = batches_of(case.stage, count, case.rows)
+    return [text_behind(batch) if isinstance(batch, Batch) else batch for batch in batches]
 
 
 def text_behind(batch: Batch) -> Batch:
@@ -145,16 +184,17 @@ def train(case: Case, strategy: str, steps: int, folder: Path, rank: int = 0) ->
     """What came of it, on the first rank."""
     stage = stage_of(case, strategy, steps, folder, rank)
     world = stage.experiment.trainer.world_size
-    batches = global_batches(case.stage, steps)
+    batches = global_batches(case, steps)
     if case.double:
         batches = [dataclasses.replace(batch, images=batch.images.double()) for batch in batches]
     validation = batches[:1]
     if strategy != "whole":
-        batches = split(batches, max(2, world))
+        batches = split(batches, max(2, world * stage.experiment.trainer.accumulate))
     if world > 1:
         batches, validation = batches[rank::world], split(validation, world)[rank::world]
     recorder = Recorder()
-    fit(stage, batches, folder, [recorder], validation=validation)
+    with exchanged() as types:
+        fit(stage, batches, folder, [recorder], validation=validation)
     held = list(stage.model.state_dict().values())
     share = sum(local_shard(tensor).numel() for tensor in held) / sum(map(torch.numel, held))
     stage.gather()
@@ -163,7 +203,7 @@ def train(case: Case, strategy: str, steps: int, folder: Path, rank: int = 0) ->
     weights = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
     loss = stage.last_validation_loss
     found = {"losses": recorder.losses, "norms": recorder.norms, "weights": weights, "validation": loss}
-    return found | {"share": share}  # of the whole, what this rank holds
+    return found | {"share": share, **types, "held": recorder.held}  # share: of the whole, what this rank holds
 
 
 def main(out: Path, steps: int, names: list[str]) -> None:

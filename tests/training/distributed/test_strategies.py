@@ -14,6 +14,8 @@ from tests.training.distributed.split_training import CASES, EXACT, FUSIONS, PRO
 PROGRAM = Path(__file__).with_name("split_training.py")
 IN_DOUBLE, IN_SINGLE = 1e-9, 1e-4
 """Largest relative difference in float64, and of the losses in float32."""
+IN_BFLOAT16 = 2e-3
+"""The same for losses with parameters that are gathered in bfloat16, against float32 in one process."""
 
 
 def compare(names: list[str], steps: int, folder: Path, fork: Fork, ranks: int = 2) -> None:
@@ -77,12 +79,32 @@ def test_inner_layers_and_routed_sources_are_sharded(tmp_path: Path, fork: Fork)
 
 @pytest.mark.slow
 def test_a_copy_of_the_model_on_each_machine(tmp_path: Path, fork: Fork) -> None:
-    compare(["two_machines"], 5, tmp_path, fork, ranks=4)
+    cases = ["two_machines", "two_machines_accumulated"]
+    compare(cases, 5, tmp_path, fork, ranks=4)
+    sums = {torch.load(tmp_path / "out" / f"{name}.hsdp.pt")["replica_sums"] for name in cases}
+    assert len(sums) == 1, "once a step, however many batches"
+    assert min(sums) > 0
 
 
 @pytest.mark.slow
 def test_in_float32_and_in_bfloat16_the_losses_are_the_same(tmp_path: Path, fork: Fork) -> None:
     compare([*ROUNDED, "bfloat16"], 20, tmp_path, fork)
+
+
+@pytest.mark.slow
+def test_parameters_are_gathered_in_bfloat16_and_all_else_is_float32(tmp_path: Path, fork: Fork) -> None:
+    case = CASES["gathered_in_bfloat16"]
+    (tmp_path / "here").mkdir()
+    assert fork(tmp_path, "out", *[(str(PROGRAM), "out", "20", "gathered_in_bfloat16")] * 2) == [0, 0]
+    found = torch.load(tmp_path / "out" / "gathered_in_bfloat16.fsdp.pt")
+    assert found["gathered"] == {torch.bfloat16}
+    assert found["summed"] == {torch.float32}
+    assert found["held"] == {torch.float32}, "masters, their gradients and AdamW's moments"
+    wanted = train(case, "whole", 20, tmp_path / "here")
+    assert wanted is not None
+    assert found["losses"] == pytest.approx(wanted["losses"], rel=IN_BFLOAT16)
+    assert found["validation"] == pytest.approx(wanted["validation"], rel=IN_BFLOAT16)
+    assert found["norms"] == pytest.approx(wanted["norms"], rel=1e-2)
 
 
 def test_what_is_held_in_four_bits_is_not_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
