@@ -28,6 +28,11 @@ class LanguageModel(nn.Module, ABC):
         """Returns a Config with everything that `__init__` needs; only this method reads files and hub ids for it."""
         return config
 
+    @property
+    def fills_all_weights(self) -> bool:
+        """Returns whether `load_pretrained` sets every parameter, so that none is given an initial value before."""
+        return False
+
     def load_pretrained(self) -> None:
         """Loads the weights of `config.pretrained`, if it is set; call it once, after initialisation."""
 

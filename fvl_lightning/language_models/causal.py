@@ -100,6 +100,11 @@ class CausalLanguageModel(LanguageModel):
         _check_supported(build_config(resolved))
         return resolved
 
+    @property
+    def fills_all_weights(self) -> bool:
+        """Returns whether there is a checkpoint, which `load_pretrained` takes only if it is complete."""
+        return self.config.pretrained is not None
+
     def load_pretrained(self) -> None:
         """Loads the weights of a hub id or folder, from safetensors files only.
 
@@ -120,6 +125,7 @@ class CausalLanguageModel(LanguageModel):
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                dtype=torch.get_default_dtype(),
             )
         if problem := loading_problem(report):
             raise ConfigError(f"language_model: {source} {problem}")
@@ -131,7 +137,8 @@ class CausalLanguageModel(LanguageModel):
         values = pretrained.state_dict()
         check_number_types(source, self.config.revision, values, "language_model")
         check_finite(dict(pretrained.named_parameters()), f"language_model: {source}")
-        self.model.load_state_dict(values)
+        self.model.load_state_dict(values, assign=True)  # a copy would need the memory twice
+        self.model.tie_weights()
 
     @torch.no_grad()
     def check(self) -> None:

@@ -86,7 +86,7 @@ def build_model(experiment: ExperimentConfig, device: str = "cpu") -> BuiltModel
         model = FlorenceVLForConditionalGeneration(model_config(experiment, tokenizer))
     check_vocabulary(tokenizer, model, "language_model.tokenizer")
     if device != "meta":
-        initialize(model, experiment.seed)
+        initialize(model, experiment.seed, [model.language_model] if model.language_model.fills_all_weights else [])
     model.tie_weights()
     if device != "meta":
         for component in (model.encoder, model.language_model):

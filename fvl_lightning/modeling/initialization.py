@@ -5,6 +5,7 @@ their language models.
 """
 
 import hashlib
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -29,11 +30,18 @@ def seed_streams(seed: int) -> None:
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, seed: int) -> None:
-    """Sets all parameters and computed buffers of `model`; the seed of a module is hash(seed, its qualified name)."""
+def initialize(model: nn.Module, seed: int, filled: Collection[nn.Module] = ()) -> None:
+    """Sets all parameters and computed buffers of `model`; the seed of a module is hash(seed, its qualified name).
+
+    Args:
+        filled: components whose parameters are set later; drawing them would take minutes, and memory.
+    """
     owners = initializers(model)
+    later = {module for part in filled for module in part.modules() if any(True for _ in module.parameters(False))}
     with torch.random.fork_rng(devices=[]):
         for name, module in model.named_modules():
+            if module in later:
+                continue
             seed_streams(derived_seed(seed, name))
             reset_module(module, owners.get(module))
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Gemma3Config, LlamaConfig, LlamaForCausalLM
 
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.language_models.causal import CausalLanguageModel
+from fvl_lightning.modeling.initialization import initialize
 from tests.modeling.architectures import BIDIRECTIONAL, CONTAMINATED, FAMILIES, GROUPED
 from tests.tiny_models import EOS, LLAMA, VOCABULARY, initialized
 
@@ -209,3 +210,30 @@ def test_a_field_of_another_meaning_is_refused(name: str, scales: dict[str, floa
                 model.check()
         else:
             model.check()
+
+
+def test_loaded_weights_are_float32_and_stay_tied(tmp_path: Path) -> None:
+    """They take the places of the model's own, so that main memory never holds two copies."""
+
+    def narrow(weights: Weights) -> Weights:
+        return {name: value.bfloat16() for name, value in weights.items()}
+
+    source = saved(tmp_path, narrow, tie_word_embeddings=True)
+    model = load(tmp_path).model
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    for name, value in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value.bfloat16().float()), name
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_weights_that_are_loaded_later_are_not_drawn(tmp_path: Path) -> None:
+    saved(tmp_path)
+    language_model = load(tmp_path)
+    assert language_model.fills_all_weights
+    drawn, both = (nn.ModuleDict({"projector": nn.Linear(3, 3), "language_model": language_model}) for _ in range(2))
+    before = {name: value.clone() for name, value in language_model.state_dict().items()}
+    initialize(drawn, 0, [language_model])
+    assert all(torch.equal(value, before[name]) for name, value in language_model.state_dict().items())
+    initialize(both, 0)
+    assert not torch.equal(language_model.state_dict()[f"model.{LAYER}"], before[f"model.{LAYER}"])
+    assert torch.equal(drawn["projector"].weight, both["projector"].weight)

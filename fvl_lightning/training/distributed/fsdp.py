@@ -43,7 +43,8 @@ class ShardedModel:
         device: torch.device,
         settings: TrainerConfig,
     ) -> None:
-        self.model, self._tables, self._reshard = model, list(tables), settings.reshard_after_forward
+        self.model, self._reshard = model, settings.reshard_after_forward
+        self._tables: list[Any] = list(tables)
         first = distributed.get_rank() == 0
         state = model.state_dict() if first else {}
         computed = _computed_buffers(model)
@@ -125,7 +126,8 @@ def shard(
     for unit in [*blocks, *tables]:
         fully_shard(unit, reshard_after_forward=reshard, **how)
     for table in tables:
-        table.set_unshard_in_backward(False)  # type: ignore[operator]
+        assert isinstance(table, FSDPModule)
+        table.set_unshard_in_backward(False)
     if dtype is not None:  # such as cached features and pixels, which the root's norms and convolutions read
         how["mp_policy"] = MixedPrecisionPolicy(dtype, torch.float32)
     fully_shard(model, reshard_after_forward=False, **how)

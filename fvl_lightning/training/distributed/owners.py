@@ -58,6 +58,6 @@ class Owners:
         """Sends rows to each rank and returns what each rank has sent, flat; the lists count rows."""
         size = math.prod(self._row_shape)
         output = values.new_empty(sum(received) * size)
-        splits = [[rows * size for rows in counts] for counts in (received, sent)]
-        distributed.all_to_all_single(output, values, *splits, group=self._group)
-        return list(output.split(splits[0]))
+        in_sizes, out_sizes = [rows * size for rows in sent], [rows * size for rows in received]
+        distributed.all_to_all_single(output, values, out_sizes, in_sizes, group=self._group)
+        return list(output.split(out_sizes))

@@ -200,6 +200,10 @@ def init_process_group(config: TrainerConfig) -> Iterator[Ranks]:
     ended_together = False
     try:
         with rendezvous, heartbeat.explain_errors() if heartbeat else nullcontext():
+            if cuda and config.strategy == "ddp":
+                # NCCL then connects here and not in the first step. Not with a device mesh: torch would split its
+                # groups from this one, gloo's part included, which crashes in a process that had a group before.
+                arguments["device_id"] = device
             distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **arguments)
             group = distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
             rendezvous.close()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.core.experiment import TrainerConfig
 from fvl_lightning.training.distributed import process_group as ranks
 from fvl_lightning.training.distributed.process_group import Ranks
 from fvl_lightning.training.fault_tolerance.hang_detection import PeerFailedError
@@ -73,3 +74,22 @@ def test_a_replica_has_the_values_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> 
             assert torch.equal(replica.get_buffer(name) if name == "table" else replica.state_dict()[name], tensor)
     assert not values
     assert {tensor.device.type for tensor in (*other.parameters(), other.table)} == {"meta"}
+
+
+@pytest.mark.parametrize(("strategy", "bound"), [("ddp", torch.device("cuda", 0)), ("fsdp", None), ("hsdp", None)])
+def test_nccl_is_bound_to_its_device_where_no_mesh_splits_the_group(
+    strategy: Any, bound: torch.device | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined: list[dict[str, Any]] = []
+
+    def join(backend: str, **arguments: Any) -> None:
+        joined.append({"backend": backend, **arguments})
+        raise ConfigError("no GPU")
+
+    monkeypatch.setattr(ranks, "compute_device", lambda _: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(ranks.distributed, "init_process_group", join)
+    with pytest.raises(ConfigError, match="no GPU"), ranks.init_process_group(TrainerConfig(strategy=strategy)):
+        pass
+    assert joined[0]["backend"] == "cpu:gloo,cuda:nccl"
+    assert joined[0].get("device_id") == bound
