@@ -57,11 +57,7 @@ def fingerprint(batch: Batch) -> list[Any]:
     return [batch.keys, batch.position, *(None if tensor is None else tensor.tolist() for tensor in tensors)]
 
 
-@pytest.mark.parametrize("shares", [None, MIXTURE], ids=["one", "mixture"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_going_on_after_every_step(
+def check_going_on(
     folders: dict[str, Path],
     make_context: MakeContext,
     shares: dict[str, float] | None,
@@ -81,6 +77,25 @@ def test_going_on_after_every_step(
             resumed = islice(batches(data, rank, position), STEPS - step)
             for one, other in zip(resumed, uninterrupted[step:], strict=True):
                 assert fingerprint(one) == fingerprint(other)
+
+
+@pytest.mark.parametrize("shares", [None, MIXTURE], ids=["one", "mixture"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_going_on_after_every_step(
+    folders: dict[str, Path],
+    make_context: MakeContext,
+    shares: dict[str, float] | None,
+    layout: str,
+    world_size: int,
+    workers: int,
+) -> None:
+    check_going_on(folders, make_context, shares, layout, world_size, workers)
+
+
+def test_workers_go_on_after_every_third_step(folders: dict[str, Path], make_context: MakeContext) -> None:
+    check_going_on(folders, make_context, MIXTURE, "packed", world_size=1, workers=2)
 
 
 @pytest.mark.parametrize("shares", [None, ALL_GOOD], ids=["one", "mixture"])

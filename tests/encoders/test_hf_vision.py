@@ -272,6 +272,7 @@ REAL = {
 """Configuration, patches a side, and the parameters of the tower as it is built for one source."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_released_sizes(name: str) -> None:
     """On the meta device, parameters counted one by one."""

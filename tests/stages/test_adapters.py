@@ -101,7 +101,10 @@ def exported_name(key: str) -> str:
     return PREFIX + (name.removesuffix(".weight") if "lora_magnitude_vector" in name else name)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("both", "projector_frozen") else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS],
+)
 def test_peft_the_kit_and_a_merge_give_the_logits_of_training(name: str, tmp_path: Path) -> None:
     stage = trained(tmp_path, name)
     folder, base = tmp_path / name, tmp_path / "base"
