@@ -34,6 +34,7 @@ from fvl_lightning.encoders.base import Encoder
 from fvl_lightning.encoders.florence2_files import check_decoder_tokenizer, read_sizes, read_tokenizer, read_values
 from fvl_lightning.encoders.florence2_sources import (
     STAGE,
+    Prompts,
     check_model,
     check_prompts,
     check_sources,
@@ -104,9 +105,7 @@ class Florence2Encoder(Encoder):
         self.end_id, self.pad_id = text.eos_token_id, text.pad_token_id
         ids = [config.prompt_ids[task] for task in self.tasks]
         check_prompts(ids, text.vocab_size)
-        length = max(map(len, ids), default=0)
-        self.prompt_rows = [row + [self.pad_id] * (length - len(row)) for row in ids]
-        self.prompt_lengths = [length if config.prompt_pads == "attend" else len(row) for row in ids]
+        self.prompts = Prompts(ids, self.pad_id, attend_pads=config.prompt_pads == "attend")
 
     @classmethod
     def resolve(cls, config: Config) -> Config:
@@ -265,10 +264,9 @@ class Florence2Encoder(Encoder):
         The mask is None if no prompt is padded.
         """
         images, tokens, _ = projected.shape
-        chosen = [self.tasks.index(task) for task in (self.tasks if tasks is None else tasks)]
+        chosen = tuple(self.tasks.index(task) for task in (self.tasks if tasks is None else tasks))
         # A single prompt keeps the padding of the whole batch, which is part of it with prompt_pads `attend`.
-        prompt_ids = torch.tensor([self.prompt_rows[task] for task in chosen], device=projected.device)
-        prompt_lengths = [self.prompt_lengths[task] for task in chosen]
+        prompt_ids, prompt_lengths = self.prompts.on(projected.device, chosen)
         prompts = self.text_encoder.embed_tokens(prompt_ids)  # [T, L, D]
         count, length = prompt_ids.shape
         rows = torch.cat(
@@ -279,10 +277,12 @@ class Florence2Encoder(Encoder):
             dim=2,
         ).flatten(0, 1)
         mask = None
-        if min(prompt_lengths) < length:
-            lengths = torch.tensor(prompt_lengths, device=projected.device).unsqueeze(1) + tokens
-            mask = (torch.arange(tokens + length, device=projected.device) < lengths).repeat(images, 1)
-        states = self.text_encoder(inputs_embeds=rows, attention_mask=mask).last_hidden_state
+        if self.prompts.any_padded(chosen):
+            places = torch.arange(tokens + length, device=projected.device)
+            mask = (places < prompt_lengths.unsqueeze(1) + tokens).repeat(images, 1)
+        # [I*T, 1, 1, N + L] is taken as it is; for another mask the host would wait to see whether it masks anything.
+        attended = None if mask is None else mask[:, None, None]
+        states = self.text_encoder(inputs_embeds=rows, attention_mask=attended).last_hidden_state
         return states.unflatten(0, (images, count)), mask
 
     def _decoder(

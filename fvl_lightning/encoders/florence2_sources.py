@@ -57,6 +57,38 @@ def check_prompts(ids: Sequence[Sequence[int]], rows: int) -> None:
         )
 
 
+class Prompts:
+    """The token ids of an encoder's prompts, padded to the longest, and the lengths that attention covers.
+
+    Args:
+        ids: the token ids of each prompt.
+        pad_id: the token after the shorter ones.
+        attend_pads: whether attention covers the padding.
+    """
+
+    def __init__(self, ids: Sequence[Sequence[int]], pad_id: int, attend_pads: bool) -> None:
+        length = max(map(len, ids), default=0)
+        self.rows = [[*row, *[pad_id] * (length - len(row))] for row in ids]
+        self.lengths = [length if attend_pads else len(row) for row in ids]
+        self._copied: dict[tuple[torch.device, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
+
+    def any_padded(self, prompts: tuple[int, ...]) -> bool:
+        """Returns whether attention leaves out padding of one of these prompts."""
+        return any(self.lengths[prompt] < len(self.rows[prompt]) for prompt in prompts)
+
+    def on(self, device: torch.device, prompts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Returns the token ids [T, L] and the lengths [T] of prompts by their numbers; they are copied once.
+
+        The host would wait for every copy, between the tower and the text encoder.
+        """
+        if (device, prompts) not in self._copied:
+            rows, lengths = ([values[prompt] for prompt in prompts] for values in (self.rows, self.lengths))
+            with torch.inference_mode(False):  # a pass in inference mode may be the first, and a training the second
+                copied = torch.tensor(rows, device=device), torch.tensor(lengths, device=device)
+            self._copied[device, prompts] = copied
+        return self._copied[device, prompts]
+
+
 def model_config(model: Mapping[str, Any]) -> Florence2Config:
     """Returns transformers' configuration; raises ConfigError for values that it refuses."""
     try:

@@ -48,6 +48,16 @@ def test_prompts_together_are_prompts_alone(task: str) -> None:
     close(alone[task], together[task])
 
 
+def test_prompts_are_copied_to_a_device_once_and_serve_a_training_afterwards() -> None:
+    encoder, images = tiny_encoder(), pixels(2)
+    with torch.inference_mode():
+        encoder(images)
+    chosen = tuple(range(len(encoder.tasks)))
+    assert encoder.prompts.on(images.device, chosen)[0] is encoder.prompts.on(images.device, chosen)[0]
+    sum(features.sum() for features in encoder(images).values()).backward()
+    assert encoder.text_encoder.embed_tokens.weight.grad.any()
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_attended_pads_are_words(task: str) -> None:
     """`attend`: a shorter prompt with its pads is a prompt that has the pads written in it."""

@@ -53,7 +53,7 @@ def test_the_pooled_token_is_dropped_after_all_computation() -> None:
 
 
 def test_the_prompts_are_the_originals() -> None:
-    assert original.imported().encoder.prompt_rows == expected("task_ids").tolist()
+    assert original.imported().encoder.prompts.rows == expected("task_ids").tolist()
 
 
 @torch.no_grad()

@@ -216,7 +216,7 @@ def structure(experiment: ExperimentConfig) -> dict[str, Any]:
     return {
         "components": {slot: getattr(experiment, slot).name for slot in ("stage", *COMPONENTS)},
         "sources": list(model.encoder.specs),
-        "prompts": (model.encoder.tasks, len(model.encoder.prompt_rows)),
+        "prompts": (model.encoder.tasks, len(model.encoder.prompts.rows)),
         "tower": (len(vision.embed_dim), vision.patch_size, vision.patch_stride),
         "projector": [type(layer).__name__ for layer in model.projector.layers],
         "normalize": experiment.normalize,
