@@ -1,6 +1,6 @@
 """What this kit does on one GPU: kernels, every stage, 3B steps, memory, and a comparison end to end.
 
-python -m benchmarks.gpu [--checks smoke,finetune] [--seconds 500] [--output FOLDER]
+python -m benchmarks.gpu [--plan several] [--checks smoke,finetune] [--seconds 480] [--output FOLDER]
 python -m benchmarks.gpu --tiny
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.gpu.plan import CHECKS, chosen
+from benchmarks.gpu.plan import CHECKS, PLANS, chosen
 from benchmarks.gpu.runner import LINES, Settings, read, run_checks
 from benchmarks.gpu.table import hardware, table_of, versions, with_counts
 from benchmarks.gpu.training import WARM_UP
@@ -24,7 +24,8 @@ def main(words: list[str] | None = None) -> int:
     """Runs the checks, prints the table and saves it; returns 1 if a check has not ended well."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checks", default="", help=f"names with commas: {', '.join(check.name for check in CHECKS)}")
-    parser.add_argument("--seconds", type=float, default=1200, help="of all checks; what does not fit is passed over")
+    parser.add_argument("--plan", default="one", choices=sorted(PLANS), help="for one GPU, or what several GPUs add")
+    parser.add_argument("--seconds", type=float, help="of all checks (default: the plan's); others are passed over")
     parser.add_argument("--rows", type=int, default=4, help="rows of a 3B training's batch")
     parser.add_argument("--steps", type=int, default=6, help=f"steps of a 3B training, {WARM_UP} of them not timed")
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder of the results")
@@ -34,7 +35,7 @@ def main(words: list[str] | None = None) -> int:
     if options.rows < 1 or options.steps <= WARM_UP + 1:
         parser.error(f"take at least one row and more than {WARM_UP + 1} steps")
     try:
-        checks = chosen([name.strip() for name in options.checks.split(",") if name.strip()])
+        checks = chosen([name.strip() for name in options.checks.split(",") if name.strip()], options.plan)
     except ValueError as error:
         parser.error(f"--checks: {error}")
     settings = Settings(options.tiny, options.rows, options.steps)
@@ -48,7 +49,8 @@ def main(words: list[str] | None = None) -> int:
         known = {"hardware": hardware(settings), "versions": versions()}
         options.output.mkdir(parents=True, exist_ok=True)
         machine.write_text(json.dumps({"settings": asdict(settings), **known}), encoding="utf-8")
-        lines = run_checks(checks, settings, options.output, options.seconds, console.print)
+        seconds = PLANS[options.plan].seconds if options.seconds is None else options.seconds
+        lines = run_checks(checks, settings, options.output, seconds, console.print)
     # Counted after the checks, on the CPU: the device is not kept waiting, and --table does it elsewhere.
     lines = with_counts(lines, settings, known["hardware"]["device"])
     text = json.dumps({**known, "settings": asdict(settings), "checks": lines}, indent=2)

@@ -29,17 +29,36 @@ CHECKS = (
     Check("attention", 80, "attention"),
     Check("smoke", 150, "smoke"),
     training("finetune", 75, "finetune", profiled=True),
+    Check("devices", 60, "devices"),
     Check("optimizer", 50, "optimizer"),
     training("finetune-fsdp", 70, "finetune", "trainer.strategy=fsdp"),
     training("finetune-keeps-activations", 60, "finetune", RECOMPUTE_NOTHING),
+    Check("wall-clock", 75, "speed", {"preset": "finetune"}),
     training("pretrain", 60, "pretrain"),
     Check("comparison", 150, "comparison"),
     training("finetune-compiled", 110, "finetune", RECOMPUTE_NOTHING, "trainer.compile=[language_model]"),
+    Check("scoring", 75, "scoring"),
     training("finetune-lora", 50, "finetune_lora"),
     Check("transfer", 25, "transfer"),
     training("finetune-qlora", 70, "finetune_qlora"),
+    Check("ranks", 240, "ranks"),
 )
-"""All checks; what a GPU shows first comes first."""
+"""All checks; what a GPU shows first comes first. The limits are about twice what arithmetic expects."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Some of the checks, and how long they may take together."""
+
+    seconds: int
+    checks: tuple[str, ...]
+
+
+PLANS = {
+    "one": Plan(480, tuple(check.name for check in CHECKS if check.name != "ranks")),
+    "several": Plan(480, ("ranks", "finetune-fsdp", "smoke")),
+}
+"""For a machine with one GPU, and what several GPUs add to it."""
 
 
 def time_for(check: Check, left: float) -> float | None:
@@ -47,8 +66,8 @@ def time_for(check: Check, left: float) -> float | None:
     return min(check.limit, left) if left >= SHARE_OF_LIMIT * check.limit else None
 
 
-def chosen(names: Sequence[str]) -> list[Check]:
-    """Returns the checks of these names in the plan's order, or all.
+def chosen(names: Sequence[str], plan: str = "one") -> list[Check]:
+    """Returns the checks of these names in the order of CHECKS, or without names those of a plan in its order.
 
     Raises:
         ValueError: an unknown name.
@@ -56,4 +75,6 @@ def chosen(names: Sequence[str]) -> list[Check]:
     known = {check.name: check for check in CHECKS}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"unknown check '{unknown[0]}', expected some of {', '.join(known)}")
-    return [check for check in CHECKS if not names or check.name in names]
+    if not names:
+        return [known[name] for name in PLANS[plan].checks]
+    return [check for check in CHECKS if check.name in names]

@@ -27,6 +27,7 @@ BYTES, TFLOP = 1e9, 1e12
 UNITS = {
     "milliseconds": ("ms", 1.0), "host_milliseconds": ("ms of the host", 1.0), "seconds": ("s", 1.0),
     "step_seconds": ("s a step", 1.0), "tokens_per_second": ("tokens/s", 1.0), "mfu": ("MFU", 1.0),
+    "logged_tokens_per_second": ("tokens/s logged", 1.0), "questions_per_second": ("questions/s", 1.0),
     "step_flops": ("TFLOP a step", TFLOP), "peak_bytes": ("GB peak", BYTES), "estimated_bytes": ("GB estimated", BYTES),
     "peak_memory_bytes": ("GB peak", BYTES), "extra_bytes": ("GB more", BYTES), "length": ("tokens a row", 1.0),
     "difference": ("difference", 1.0), "accuracy": ("accuracy", 1.0),
@@ -110,6 +111,8 @@ def _in_units(line: dict[str, Any]) -> str:
     found = [f"{line[key] / size:,.4g} {unit}" for key, (unit, size) in UNITS.items() if line.get(key) is not None]
     if "losses" in line:
         found.append("losses " + " ".join(f"{loss:.4f}" for loss in line["losses"]))
+    if "devices" in line:
+        found.append("on " + " and ".join(line["devices"]))
     if "same_bits" in line:
         found.append("the same bits" if line["same_bits"] else "other bits")
     return ", ".join(found)
