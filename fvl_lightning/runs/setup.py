@@ -79,12 +79,14 @@ def build_training(
 def weighted_stage(experiment: ExperimentConfig, ranks: Ranks) -> tuple[Stage, list[dict[str, Any]]]:
     """Returns the stage with its weights, and which components came from which run.
 
-    Rank 0 loads the weights, and the other ranks receive them later. If the model is sharded, the other ranks build
-    shapes without values, since a machine would otherwise hold the model once per device.
+    Rank 0 loads the weights, and the other ranks receive them when the training starts. Until then they have shapes
+    without values, since a machine would otherwise hold the model once per device. Only a model in 4 bits is loaded by
+    every rank, since each of them quantises it.
     """
-    shapes = experiment.trainer.sharded and not ranks.first
-    stage = build_stage(experiment, "meta" if shapes else "cpu")
-    parents = ranks.broadcast_from_rank0(lambda: start_from(stage, experiment))
+    everywhere = experiment.lora is not None and experiment.lora.quantization is not None
+    stage = build_stage(experiment, "cpu" if ranks.first or everywhere else "meta")
+    share = ranks.rank0_first if everywhere else ranks.broadcast_from_rank0
+    parents = share(lambda: start_from(stage, experiment))
     if experiment.trainer.strategy != "single":
         stage.frozen_hash = ranks.broadcast_from_rank0(lambda: stage.frozen_hash)
     return stage, parents

@@ -31,7 +31,7 @@ from fvl_lightning.training.components import (
     trainable_names,
 )
 from fvl_lightning.training.distributed.block_transforms import checkpoint_activations, compile_blocks
-from fvl_lightning.training.distributed.fsdp import ShardedModel
+from fvl_lightning.training.distributed.fsdp import ShardedModel, make_room
 from fvl_lightning.training.distributed.local_updates import clip_gradients, scale_gradients
 from fvl_lightning.training.distributed.strategies import ShardedStrategy
 from fvl_lightning.training.load_weights import check_checkpoint, load_trainable
@@ -195,6 +195,8 @@ class Stage(StageInterface, ABC):
         if isinstance(strategy, ShardedStrategy):
             units = sharding_units(self.model)
             self.sharded = ShardedModel(self.model, *units, strategy.mesh, strategy.root_device, settings)
+        elif self.trainer.world_size > 1:
+            make_room(self.model, strategy.root_device)
         for component in settings.checkpoint_activations:
             checkpoint_activations(blocks(self.model, component))
         for component in settings.compile:

@@ -171,6 +171,18 @@ def distribute_rows_like(value: Tensor | ShardedTensor, like: Tensor) -> Tensor:
     return DTensor.from_local(rows, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
 
 
+def make_room(model: nn.Module, device: torch.device) -> None:
+    """Moves a model to `device`, where ranks that have it without values get memory for them; all ranks must call it.
+
+    They have the buffers of rank 0 afterwards. DDP sends the parameters when it begins.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        _replace(model, model, lambda tensor: torch.empty_like(tensor, device=device))
+    model.to(device)
+    for buffer in model.buffers():
+        distributed.broadcast(buffer, 0)
+
+
 def move_buffers(module: nn.Module, device: torch.device) -> None:
     """Moves buffers, and the state of metrics, to `device`; parameters stay where they are."""
     for child in module.modules():

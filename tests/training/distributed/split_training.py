@@ -166,7 +166,7 @@ def stage_of(case: Case, strategy: str, steps: int, folder: Path, rank: int = 0)
     trainer |= {} if strategy == "whole" else case.sparing
     stage = build_stage(
         case.stage, folder,
-        device="meta" if rank and where["strategy"] != "ddp" else "cpu",
+        device="meta" if rank else "cpu",
         optimizer={"name": case.optimizer, "learning_rate": 0.01, "clip_norm": 0.1},
         trainable=case.trainable,
         trainer=trainer,
