@@ -17,7 +17,7 @@ from benchmarks.gpu.runner import Findings, Settings
 from fvl_lightning import load_experiment
 from fvl_lightning.runs.folder import RunFolder
 from fvl_lightning.runs.run import run_training
-from fvl_lightning.training.determinism import CUBLAS, DETERMINISTIC_WORKSPACES
+from fvl_lightning.training.torch_settings import CUBLAS, DETERMINISTIC_WORKSPACES
 
 DEMO = Path(__file__).parents[2] / "experiments" / "demo"
 COMMON = (

@@ -89,6 +89,9 @@ class TrainerConfig:
     compile: list[str] = changes("placement", default_factory=list)
     """Components (encoder, language_model) whose blocks are compiled with torch.compile, which needs a C++ compiler."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    tf32: bool = changes("placement", True)
+    """On a GPU, multiply float32 matrices in TF32 (10 bits of mantissa, float32 sums), as convolutions are anyway; not
+    with `deterministic`. bf16-mixed and other devices ignore it."""
     deterministic: bool = False
     """Use only algorithms of torch that give the same bits in every run, which is slower on a GPU; an operation without
     one ends the training."""

@@ -1,6 +1,7 @@
 """Runs all checks of `fvl doctor`, in order."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from fvl_lightning.doctor.resources import (
     check_disk_space,
     check_evaluation,
     check_memory,
+    check_recomputation,
     check_schedule,
     check_tracking,
 )
@@ -152,7 +154,12 @@ def _memory(
     except Exception as error:  # a component may read tensor values, which fake tensors do not have
         message = f"no estimate: a fake step ended with {type(error).__name__}: {first_line(error)}"
         return [Finding("memory", "warning", message, "measure it: `fvl train` for a few steps on one device")]
-    return check_memory(config, estimates[0], device_bytes, stats.longest if readable else None)
+    findings = check_memory(config, estimates[0], device_bytes, stats.longest if readable else None)
+    if config.trainer.checkpoint_activations and device_bytes is not None and findings[0].status == "ok":
+        keeping = replace(config, trainer=replace(config.trainer, checkpoint_activations=[]))
+        kept = estimate_memory(keeping, stage.model, stage.trainable, shape)
+        findings += check_recomputation(kept.peak, device_bytes)
+    return findings
 
 
 def _device_bytes(memory_gb: float | None) -> int | None:

@@ -104,6 +104,19 @@ def check_memory(
     return [Finding("memory", "failed" if estimate.peak > device_bytes else "warning", message, advice)]
 
 
+def check_recomputation(peak: int, device_bytes: int) -> list[Finding]:
+    """Says so if a step fits into a device without `trainer.checkpoint_activations`.
+
+    Args:
+        peak: peak memory of a rank for a step that recomputes nothing.
+        device_bytes: memory of the device.
+    """
+    if peak > MEMORY_HEADROOM * device_bytes:
+        return []
+    message = f"{bytes_in_words(peak)} without trainer.checkpoint_activations, which computes blocks twice: not needed"
+    return [Finding("recomputation", "ok", message)]
+
+
 def ways_to_save_memory(experiment: ExperimentConfig) -> list[str]:
     """Returns the overrides that lower the memory of a step and that the experiment does not have yet."""
     trainer, ways = experiment.trainer, []

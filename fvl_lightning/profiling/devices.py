@@ -1,7 +1,7 @@
 """Speed and memory of devices: this machine's, and those of GPUs that are named.
 
 The table has the numbers of NVIDIA's data sheets: matrix products without sparsity, bfloat16 on tensor cores with
-float32 sums, float32 without TF32, which the kit leaves off.
+float32 sums, float32 without TF32 (`trainer.tf32: false`), so that hours of float32 are too many with it.
 """
 
 import contextlib

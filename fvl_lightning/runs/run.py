@@ -29,7 +29,6 @@ from fvl_lightning.training.callbacks.evaluation import TrainingEvaluation, best
 from fvl_lightning.training.checkpointing.callback import CheckpointCallback
 from fvl_lightning.training.checkpointing.last_and_previous import remove_unfinished
 from fvl_lightning.training.components import count_parameters
-from fvl_lightning.training.determinism import deterministic_algorithms
 from fvl_lightning.training.distributed.process_group import Ranks, training_group
 from fvl_lightning.training.fault_tolerance.heartbeat import HeartbeatCallback
 from fvl_lightning.training.fault_tolerance.signals import Stop, StopSignals, preemptible
@@ -37,6 +36,7 @@ from fvl_lightning.training.lora import adapter_bytes, lora_components
 from fvl_lightning.training.memory_peak import peak_memory_bytes
 from fvl_lightning.training.progress import StepProgress
 from fvl_lightning.training.step_logging import LogWindow
+from fvl_lightning.training.torch_settings import torch_settings
 from fvl_lightning.training.trainer import build_trainer, check_machine
 
 
@@ -95,7 +95,7 @@ def run_training(
     check_machine(experiment.trainer)
     if experiment.trainer.threads is not None:
         torch.set_num_threads(experiment.trainer.threads)
-    with deterministic_algorithms(experiment.trainer.deterministic), training_group(experiment.trainer, ranks) as ranks:
+    with torch_settings(experiment.trainer), training_group(experiment.trainer, ranks) as ranks:
         stopped = ranks.broadcast_from_rank0(lambda: stopped)
         ranks.broadcast_from_rank0(lambda: begin_tracking(experiment, stopped))
         checkpoint = ranks.broadcast_from_rank0(lambda: checkpoint_of(stopped) if stopped else None)
@@ -136,6 +136,7 @@ def record_model(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) ->
         adapter_bytes=adapter_bytes(stage.model, stage.trainable) if lora_components(stage.trainable) else None,
         encoder_hash=weights_hash(stage.model.encoder.feature_state()),
         threads=torch.get_num_threads(),
+        float32_matmul_precision=torch.get_float32_matmul_precision(),
         asking=dataclasses.asdict(stage.asking),
     )
 

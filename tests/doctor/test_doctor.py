@@ -30,6 +30,7 @@ from fvl_lightning.doctor.one_batch import check_one_batch
 from fvl_lightning.doctor.resources import (
     check_disk_space,
     check_memory,
+    check_recomputation,
     check_schedule,
     check_tracking,
     model_bytes,
@@ -354,6 +355,12 @@ def test_memory_against_a_device(here: Path) -> None:
     assert "sequence_length" not in found.message + found.advice
     narrow = dataclasses.replace(config, lora=LoraConfig(quantization="4bit"))
     assert "fsdp" not in worst(check_memory(narrow, peak_of(101), 100)).advice
+
+
+def test_recomputation_that_is_not_needed() -> None:
+    (found,) = check_recomputation(int(0.8e11), int(1e11))
+    assert found.message == "80.0 GB without trainer.checkpoint_activations, which computes blocks twice: not needed"
+    assert not check_recomputation(int(0.95e11), int(1e11))
 
 
 def test_a_run_folder_without_room_or_leave(

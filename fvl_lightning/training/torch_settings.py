@@ -1,4 +1,4 @@
-"""torch's deterministic algorithms, for a training that asks for them."""
+"""torch's settings during a training: deterministic algorithms, TF32 and CUDA's memory."""
 
 import os
 from collections.abc import Iterator
@@ -6,12 +6,42 @@ from contextlib import contextmanager
 
 import torch
 
+from fvl_lightning.core.device import compute_device
 from fvl_lightning.core.errors import ConfigError, first_line
+from fvl_lightning.core.experiment import TrainerConfig
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 """The variable that cuBLAS reads when CUDA starts."""
 DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
 """The values of it with which cuBLAS is deterministic."""
+
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""The variables that CUDA's allocator reads when CUDA starts; the second is the older name."""
+GROWING_SEGMENTS = "expandable_segments:True"
+"""Memory is mapped where it is needed, so that rows of many lengths leave no holes that no tensor fits into."""
+
+
+@contextmanager
+def torch_settings(config: TrainerConfig) -> Iterator[None]:
+    """Has torch use the settings of a training, and restores those of before; enter it before CUDA starts.
+
+    On a GPU `trainer.tf32` gives float32 matrix products the precision "high", and memory grows in segments unless the
+    user has set the allocator; that setting is left to later trainings of the process.
+
+    Raises:
+        ConfigError: those of `deterministic_algorithms`.
+    """
+    on_gpu = compute_device(config.accelerator).type == "cuda"
+    if on_gpu and not any(name in os.environ for name in ALLOCATOR) and not torch.cuda.is_initialized():
+        os.environ[ALLOCATOR[0]] = GROWING_SEGMENTS
+    precision = torch.get_float32_matmul_precision()
+    if on_gpu and config.tf32 and not config.deterministic and precision == "highest":
+        torch.set_float32_matmul_precision("high")
+    try:
+        with deterministic_algorithms(config.deterministic):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 @contextmanager
