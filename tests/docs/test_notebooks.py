@@ -1,5 +1,7 @@
 """Every notebook runs from top to bottom where the quick demo is at hand, and is kept without outputs."""
 
+import ast
+import importlib
 import json
 import os
 from pathlib import Path
@@ -47,6 +49,19 @@ def test_a_notebook_is_kept_without_outputs(path: Path) -> None:
         if cell.cell_type == "code":
             assert cell.outputs == []
             assert cell.execution_count is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_what_a_notebook_imports_is_there(path: Path) -> None:
+    """Running it is one of the long tests, and names move."""
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    lines = [line for cell in cells for line in cell.splitlines() if not line.startswith(("%", "!"))]
+    imports = [node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.ImportFrom)]
+    own = [node for node in imports if node.module and node.module.startswith(("fvl_lightning", "datamodules"))]
+    assert len(own) > 3
+    for node in own:
+        for name in node.names:
+            assert hasattr(importlib.import_module(str(node.module)), name.name)
 
 
 @pytest.mark.slow
