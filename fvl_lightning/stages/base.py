@@ -224,6 +224,8 @@ class Stage(StageInterface, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the loss and the token accuracy of the validation split, and the loss of each dataset of a mixture."""
+        if self.sharded is not None:
+            self.sharded.reshard()
         values = {
             "validation/loss": float(self.validation_loss.compute()),
             "validation/token_accuracy": float(self.validation_accuracy.compute()),

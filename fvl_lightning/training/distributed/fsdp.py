@@ -83,12 +83,16 @@ class ShardedModel:
             for unit in kept:
                 unit.reshard()
 
+    def reshard(self) -> None:
+        """Frees what a forward pass without a backward pass has left gathered."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
     def gather(self) -> nn.Module | None:
         """Returns the whole model on the CPU of rank 0, and None on the other ranks; all ranks must call it."""
         first = distributed.get_rank() == 0
-        for module in self.model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # the last forward pass may have left it gathered
+        self.reshard()
         _replace(self.model, self._plain, _gather_to_cpu if first else _gather_to_meta)
         return self._plain if first else None
 

@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 from lightning import Callback
 from lightning.pytorch.strategies import Strategy
-from torch import distributed
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy
 
 from fvl_lightning.core.errors import DataError
@@ -28,14 +26,6 @@ from tests.stages.fitting import batches_of, build_stage, fit
 from tests.tiny_models import snapshot
 
 STEPS = 6
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    """A process group of this process."""
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
 
 
 def stage_of(folder: Path, **trainer: Any) -> Stage:

@@ -1,15 +1,30 @@
 """The update is the same with one process, accumulation, DDP and FSDP, for the same samples."""
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from fvl_lightning.core.config.loading import choose
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.language_models.causal import CausalLanguageModel
 from tests.conftest import Fork
-from tests.stages.fitting import build_stage
-from tests.training.distributed.split_training import CASES, EXACT, FUSIONS, PROJECTORS, ROUNDED, train
+from tests.modeling.architectures import FAMILIES
+from tests.stages.fitting import batches_of, build_stage, experiment_of, fit
+from tests.training.distributed.split_training import (
+    CASES,
+    EXACT,
+    FUSIONS,
+    PROJECTORS,
+    ROUNDED,
+    Recorder,
+    text_behind,
+    train,
+)
 
 PROGRAM = Path(__file__).with_name("split_training.py")
 IN_DOUBLE, IN_SINGLE = 1e-9, 1e-4
@@ -105,6 +120,35 @@ def test_parameters_are_gathered_in_bfloat16_and_all_else_is_float32(tmp_path: P
     assert found["losses"] == pytest.approx(wanted["losses"], rel=IN_BFLOAT16)
     assert found["validation"] == pytest.approx(wanted["validation"], rel=IN_BFLOAT16)
     assert found["norms"] == pytest.approx(wanted["norms"], rel=1e-2)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    "family", [name if name == "llama" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
+def test_every_family_computes_on_weights_in_bfloat16(family: str, tmp_path: Path) -> None:
+    """Two steps on one rank, the second one with rows without an image; what is kept is float32."""
+    trainer = {"strategy": "fsdp", "precision": "bf16-mixed", "max_steps": 2}
+    config = experiment_of("finetune", tmp_path, trainer=trainer)
+    model = CausalLanguageModel.Config(model=FAMILIES[family], tokenizer=str(tmp_path / "tokenizer"))
+    slot = choose("language_model", {"name": "causal", **dataclasses.asdict(model)})
+    stage = config.stage.component.build(dataclasses.replace(config, language_model=slot))
+    assert stage.frozen_hash  # while the weights are whole
+    types: set[torch.dtype] = set()
+
+    def see(module: nn.Module, *_: Any) -> None:
+        types.update(parameter.dtype for parameter in module.parameters(recurse=False))
+
+    for part in (stage.model.encoder, stage.model.fusion, stage.model.projector, stage.model.language_model):
+        for module in part.modules():
+            module.register_forward_hook(see)
+    batches = batches_of("finetune", 2)
+    recorder = Recorder()
+    fit(stage, [batches[0], text_behind(batches[1])], tmp_path, [recorder], validation=batches[:1])
+    assert types == {torch.bfloat16}
+    assert len(recorder.losses) == 2
+    assert all(map(math.isfinite, recorder.losses))
+    assert {parameter.dtype for parameter in stage.parameters()} == {torch.float32}
 
 
 def test_what_is_held_in_four_bits_is_not_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
