@@ -120,7 +120,7 @@ def compare(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
         "peak_bytes": peaks,
         "ratio_of_seconds": statistics.median(one[new] / one[old] for one in fastest),
         "ratios_of_seconds": [one[new] / one[old] for one in fastest],
-        "ratio_of_memory": peaks[new] / peaks[old],
+        "ratio_of_memory": peaks[new] / max(1, peaks[old]),  # 0 if the parent process was larger
         "largest_relative_difference": max(
             abs(found / wanted - 1) for line in values for found, wanted in zip(line, values[0], strict=True)
         ),

@@ -1,6 +1,6 @@
 """What a comparison claims of real tiny trainings where the truth is known: arms alike, and a source that tells more.
 
-    python benchmarks/planted_effects.py
+    python benchmarks/planted_effects.py [--alike 100] [--planted 20]
 
 An image shows one of CLASSES patterns under noise; the model says which. Its encoder, the only part made for this, has
 one source in which the pattern is found with some strength, and others of noise alone. Alignment, gated fusion, output
@@ -241,13 +241,17 @@ def planted(comparisons: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Trains, prints the numbers and saves them."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--alike", type=int, default=ALIKE, help="comparisons of arms that are alike")
+    parser.add_argument("--planted", type=int, default=PLANTED, help="comparisons for each strength")
+    words = parser.parse_args()
     torch.set_num_threads(1)
-    result = {"alike": alike(ALIKE), "planted": {"comparisons": PLANTED, "strengths": planted(PLANTED)}}
+    strengths = planted(words.planted)
+    result = {"alike": alike(words.alike), "planted": {"comparisons": words.planted, "strengths": strengths}}
     record("planted_effects", result)
     console = Console()
     console.print(f"arms alike: {result['alike']}")
-    table = Table("strength", "accuracy", "better", "worse", "claims of noise", title=f"of {PLANTED} comparisons")
+    table = Table("strength", "accuracy", "better", "worse", "claims of noise", title=f"of {words.planted} comparisons")
     for strength, row in result["planted"]["strengths"].items():
         table.add_row(strength, f"{row['accuracy']:.3f}", *(str(row[name]) for name in ("better", "worse", "noise")))
     console.print(table)

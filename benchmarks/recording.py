@@ -9,8 +9,9 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def record(name: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
-    """Saves `result` as <folder>/<name>.json."""
+def record(name: str, result: dict[str, Any], folder: Path | None = None) -> None:
+    """Saves `result` as <folder>/<name>.json; None for RESULTS."""
+    folder = folder or RESULTS
     machine = {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

@@ -1,6 +1,6 @@
 """Measures the cost of logging per optimiser step: a line of the metrics log, and its share of every sync to MLflow.
 
-    python benchmarks/tracking.py
+    python benchmarks/tracking.py [--steps 400]
 
 A step is 90 ms of sleep (about the demo's step on two cores with cached features) and then what a stage logs: twelve
 metrics. Compared are the demo's setting (every tenth step), every step, and every step through MLflow's own log_metric,
@@ -8,6 +8,7 @@ one call per metric. The store is a new sqlite file. Takes about a minute and a 
 machine it was measured on, in benchmarks/results/tracking.json.
 """
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -34,13 +35,16 @@ METRICS = [f"train/metric_{number}" for number in range(12)]
 
 def main() -> None:
     """Measures, prints the table and saves it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"steps; of log_metric at most {UNBUFFERED_STEPS}")
+    steps = parser.parse_args().steps
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         uri = f"sqlite:///{folder}/mlflow.db"
         rows = {
-            "metrics log and sync, every 10th step": measure_log(uri, every=10),
-            "metrics log and sync, every step": measure_log(uri, every=1),
-            "one log_metric each, every step": measure_unbuffered(uri),
+            "metrics log and sync, every 10th step": measure_log(uri, steps, every=10),
+            "metrics log and sync, every step": measure_log(uri, steps, every=1),
+            "one log_metric each, every step": measure_unbuffered(uri, min(steps, UNBUFFERED_STEPS)),
         }
     table = Table(title=f"Cost of logging {len(METRICS)} metrics, in a step of {STEP_SECONDS * 1e3:.0f} ms")
     for column in ("", "ms per step", "% of step", "median us", "longest ms"):
@@ -52,7 +56,7 @@ def main() -> None:
     record("tracking", {"step_ms": STEP_SECONDS * 1e3, "metrics": len(METRICS), "rows": rows})
 
 
-def measure_log(uri: str, every: int) -> dict[str, float]:
+def measure_log(uri: str, steps: int, every: int) -> dict[str, float]:
     """Logs on every `every`-th step, as a training does; the last sync counts too."""
     path = Path(resolve_uri(uri).removeprefix("sqlite:///")).with_name(f"every-{every}.jsonl")
     dataset = {"name": "none", "digest": "none", "source": "none"}
@@ -63,22 +67,22 @@ def measure_log(uri: str, every: int) -> dict[str, float]:
     sync.sync()
     log = JsonlLogger(path, sync)
     calls = []
-    for step in range(1, STEPS + 1):
+    for step in range(1, steps + 1):
         time.sleep(STEP_SECONDS)
         if step % every == 0:
             calls.append(timed(log.log_metrics, dict.fromkeys(METRICS, 1.0 / step), step))
-    return summary(calls, (sum(calls) + timed(sync.sync)) / STEPS)
+    return summary(calls, (sum(calls) + timed(sync.sync)) / steps)
 
 
-def measure_unbuffered(uri: str) -> dict[str, float]:
+def measure_unbuffered(uri: str, steps: int) -> dict[str, float]:
     """Logs each metric with a call of its own, as a plain MLflow script does."""
     tracker = Tracker.start(uri, "benchmark", "unbuffered", {})
     client = MlflowClient(tracking_uri=uri)
     calls = []
-    for step in range(UNBUFFERED_STEPS):
+    for step in range(steps):
         calls += [timed(client.log_metric, tracker.run_id, key, 1.0, 0, step) for key in METRICS]
     tracker.finish("FINISHED")
-    return summary(calls, sum(calls) / UNBUFFERED_STEPS)
+    return summary(calls, sum(calls) / steps)
 
 
 def timed(call: Callable[..., object], *arguments: object) -> float:

@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.roofline.__main__ import chosen, main, tiny
-from benchmarks.roofline.cases import CASES, EXPERIMENTS
+from benchmarks.roofline import pages
+from benchmarks.roofline.__main__ import OUTPUT, chosen, main, tiny
+from benchmarks.roofline.cases import CASES, CHANGES, EXPERIMENTS
 from benchmarks.roofline.device import Ceilings, ceilings, seconds, total
 from benchmarks.roofline.fuse import fused
 from benchmarks.roofline.operations import Operation, Recorder
 from benchmarks.roofline.step import update
 from benchmarks.roofline.trace import OTHER_BLOCKS, Way, build, trace, with_layers
 from fvl_lightning import load_experiment
+from tests.conftest import ROOT
 
 ROUND = Ceilings("round", 1e3, 1.0, 1e3, 100.0, 10.0, 400.0, 200.0, 100.0, 50.0, 2.0, 1.0, 1.0)
 
@@ -110,6 +112,26 @@ def test_cases_are_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["--cases", "florence_vl/3b/finetun"])
     assert "unknown case 'florence_vl/3b/finetun', expected some of" in capsys.readouterr().err
+
+
+def test_the_saved_numbers_are_of_these_cases_and_changes() -> None:
+    saved = json.loads(OUTPUT.read_text(encoding="utf-8"))
+    assert saved["about"].startswith("Arithmetic")
+    assert [case["case"] for case in saved["cases"]] == [case.name for case in CASES]
+    assert saved["changes"] == {change.switch: change.title for change in CHANGES}
+    for case in saved["cases"]:
+        shares = sum(change["share"] for change in case["changes"])
+        assert case["after"]["step_seconds"] == pytest.approx(case["before"]["step_seconds"] * (1 - shares))
+        assert case["before"]["mfu"] is None or 0 < case["before"]["mfu"] < case["after"]["mfu"] < 0.7
+
+
+def test_the_tables_of_the_pages_have_the_saved_numbers() -> None:
+    saved = json.loads(OUTPUT.read_text(encoding="utf-8"))
+    for page, lines in {
+        "docs/scale.md": pages.switches(saved),
+        "benchmarks/roofline/README.md": pages.presets(saved),
+    }.items():
+        assert "\n".join(lines) in (ROOT / page).read_text(encoding="utf-8"), page
 
 
 # The kit's own steps, on shapes.
