@@ -90,7 +90,7 @@ CHANGES = (
     Change("head_once", "gradients of the loss in its forward pass"),
     Change("keep_activations", "no recomputation", _fits),
     Change("compiled", "compiled blocks of the language model"),
-    Change("cudnn", "cuDNN's attention"),
+    Change("cudnn", "cuDNN's attention", lambda predicted: not predicted.packed),
 )
 """In the order in which they are made; the share of a change depends on those before it."""
 
