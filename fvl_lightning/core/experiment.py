@@ -56,6 +56,10 @@ class OptimizerConfig:
     """Global gradient norm above which gradients are scaled down; null for never."""
 
 
+Kept = Literal["inputs", "products"]
+"""What a block keeps for the backward pass, which computes the rest again."""
+
+
 @dataclass
 class TrainerConfig:
     """Number of steps, batch sizes, devices, checkpoints and logging."""
@@ -83,6 +87,9 @@ class TrainerConfig:
     (ZeRO-2)."""
     checkpoint_activations: list[str] = changes("placement", default_factory=list)
     """Components (encoder, language_model) whose blocks are recomputed in the backward pass, to save memory."""
+    checkpoint_keep: Kept = changes("placement", "inputs")
+    """What those blocks keep: their inputs, or the results of matrix products and attention too (products), which are
+    then not computed twice."""
     cpu_offload: bool = changes("placement", False)
     """With sharding, keep parameters, gradients and optimiser state in main memory, and a block on the GPU only while
     it computes."""

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from fvl_lightning.core.experiment import Kept
 from fvl_lightning.training.distributed.block_transforms import checkpoint_activations
 
 T = TypeVar("T")
@@ -160,10 +161,15 @@ def track_owners(
 
 
 @contextmanager
-def recompute_activations(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Checkpoints the activations of these modules, unless they are checkpointed already; restores them at the end."""
+def recompute_activations(modules: Iterable[nn.Module], keep: Kept = "inputs") -> Iterator[None]:
+    """Checkpoints the activations of these modules, unless they are checkpointed already; restores them at the end.
+
+    Args:
+        modules: the modules.
+        keep: as in `checkpoint_activations`.
+    """
     chosen = [module for module in modules if "forward" not in vars(module)]
-    checkpoint_activations(chosen)
+    checkpoint_activations(chosen, keep)
     try:
         yield
     finally:

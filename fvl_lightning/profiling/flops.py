@@ -92,7 +92,7 @@ def estimate_flops(
         forward, training = _count_passes(experiment, model, shape)
         executed = training
         if repeated:
-            with recompute_activations(repeated):
+            with recompute_activations(repeated, experiment.trainer.checkpoint_keep):
                 _, executed = _count_passes(experiment, model, shape)
     return BatchFlops(forward, training, executed)
 

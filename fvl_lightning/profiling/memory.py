@@ -152,7 +152,7 @@ def _measure_passes(experiment: ExperimentConfig, model: nn.Module, shape: Batch
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     repeated = [block for name in trainer.checkpoint_activations for block in blocks(model, name)]
-    with recompute_activations(repeated), allocations:
+    with recompute_activations(repeated, trainer.checkpoint_keep), allocations:
         with track_owners(model, allocations, otherwise, COMPONENT_OF_CHILD), _autocast(experiment):
             loss = compute_loss(experiment, model, shape)
         activations = {name: allocations.by_owner[name] for name in COMPONENTS}

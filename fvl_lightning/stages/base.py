@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -30,7 +30,7 @@ from fvl_lightning.training.components import (
     sharding_units,
     trainable_names,
 )
-from fvl_lightning.training.distributed.block_transforms import checkpoint_activations, compile_blocks
+from fvl_lightning.training.distributed.block_transforms import transform_blocks
 from fvl_lightning.training.distributed.fsdp import ShardedModel, make_room
 from fvl_lightning.training.distributed.local_updates import clip_gradients, scale_gradients
 from fvl_lightning.training.distributed.strategies import ShardedStrategy
@@ -197,11 +197,7 @@ class Stage(StageInterface, ABC):
             self.sharded = ShardedModel(self.model, *units, strategy.mesh, strategy.root_device, settings)
         elif self.trainer.world_size > 1:
             make_room(self.model, strategy.root_device)
-        for component in settings.checkpoint_activations:
-            checkpoint_activations(blocks(self.model, component))
-        for component in settings.compile:
-            # The stages of a tower share code but differ in all sizes, for which dynamic code would be too general.
-            compile_blocks(blocks(self.model, component), dynamic=False if component == "encoder" else None)
+        transform_blocks(partial(blocks, self.model), settings)
 
     def gather(self) -> None:
         """Gathers a sharded model on rank 0 after training; all ranks must call it."""

@@ -21,7 +21,7 @@ from fvl_lightning.profiling.memory import NF4_BYTES, MemoryEstimate, checkpoint
 from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.components import blocks, count_parameters, sharding_units
-from fvl_lightning.training.distributed.block_transforms import checkpoint_activations
+from fvl_lightning.training.distributed.block_transforms import transform_blocks
 from fvl_lightning.training.distributed.fsdp import local_shard, shard
 from fvl_lightning.training.optimizer import build_optimizer
 from tests.conftest import ROOT
@@ -35,6 +35,7 @@ WAYS = [
     pytest.param(("trainable.encoder=full",), id="full"),
     pytest.param(("trainable.language_model=lora", "optimizer.name=adamw"), id="lora"),
     pytest.param(("trainable.encoder=full", RECOMPUTED, "optimizer.name=adamw"), id="recomputed"),
+    pytest.param((RECOMPUTED, "trainer.checkpoint_keep=products"), id="products kept", marks=pytest.mark.slow),
     pytest.param((), id="frozen encoder", marks=pytest.mark.slow),
     pytest.param(("trainer.precision=bf16-mixed",), id="bfloat16", marks=pytest.mark.slow),
     pytest.param(("trainer.accumulate=2", RECOMPUTED), id="accumulated", marks=pytest.mark.slow),
@@ -60,8 +61,7 @@ def measured(stage: Stage, shape: BatchShape) -> tuple[int, int]:
     """Bytes held before the second step, and at most within it, by what the profiler sees allocated."""
     model, trainer = stage.model, stage.experiment.trainer
     stage.train()
-    for component in trainer.checkpoint_activations:
-        checkpoint_activations(blocks(model, component))
+    transform_blocks(functools.partial(blocks, model), trainer)
     optimizer = build_optimizer(model, stage.experiment.optimizer)
 
     def step() -> None:

@@ -1,12 +1,14 @@
 """The components of parameters, and which of them are trained."""
 
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.experiment import COMPONENTS
@@ -119,6 +121,57 @@ def test_checkpointed_blocks_compute_twice_and_keep_their_names() -> None:
     assert blocks(model, "decoder") == []
 
 
+def test_blocks_that_keep_products_compute_none_twice() -> None:
+    """The gradients are the same bits; what lies between the products is computed again."""
+    batch, found = rows(2), {}
+    for keep in ("inputs", "products"):
+        model = tiny_model().double()
+        checkpoint_activations(blocks(model, "language_model"), keep)
+        loss = model(batch.token_ids, pixel_values=batch.images.double(), labels=batch.labels).loss
+        with Calls() as calls:
+            loss.backward()
+        found[keep] = calls.counts, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    (twice, wanted), (once, gradients) = found["inputs"], found["products"]
+    torch.testing.assert_close(gradients, wanted, rtol=0, atol=0)
+    attention = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    assert (once[attention], twice[attention]) == (0, 2)
+    assert twice["aten::mm"] - once["aten::mm"] == 2 * 6, "all linear layers of two blocks but the last, never needed"
+    assert once["aten::silu"] == twice["aten::silu"] == 2
+
+
+class Calls(TorchDispatchMode):
+    """Counts operations by their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.slow
+def test_compiled_blocks_serve_all_row_lengths_and_numbers_of_images() -> None:
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("eager")
+    model = tiny_model().double().eval()
+    plain = tiny_model().double().eval()
+    made = []
+    for component in ("encoder", "language_model"):
+        compile_blocks(blocks(model, component), component == "language_model", counter)
+    for count in (2, 3, 5):
+        batch = rows(count)
+        ids = torch.cat([batch.token_ids, batch.token_ids[:, -1:].expand(-1, count)], dim=1)
+        pixels = torch.randn(count, *batch.images.shape[1:]).double()
+        with torch.no_grad():
+            found, wanted = (one(ids, pixel_values=pixels).logits for one in (model, plain))
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+        made.append(counter.frame_count)
+    assert made[0] > 2
+    assert made[1] == made[2] == made[0], "compiled again for another number"
+
+
 @pytest.mark.parametrize(
     ("components", "backend", "tolerance"),
     [
@@ -140,7 +193,7 @@ def test_compiled_blocks_compute_the_same_and_keep_their_names(
         names = list(model.state_dict())
         checkpoint_activations(blocks(model, "language_model"))
         for component in components if compiled else ():
-            compile_blocks(blocks(model, component), False if component == "encoder" else None, counter)
+            compile_blocks(blocks(model, component), component == "language_model", counter)
         loss = model(batch.token_ids, pixel_values=batch.images.double(), labels=batch.labels).loss
         loss.backward()
         assert list(model.state_dict()) == names

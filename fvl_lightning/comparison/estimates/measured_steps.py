@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fvl_lightning.profiling.devices import Device
 from fvl_lightning.runs.setup import build_stage
 from fvl_lightning.stages.base import Stage
 from fvl_lightning.training.components import blocks
-from fvl_lightning.training.distributed.block_transforms import checkpoint_activations, compile_blocks
+from fvl_lightning.training.distributed.block_transforms import transform_blocks
 from fvl_lightning.training.optimizer import build_optimizer
 
 FILE = "measured_steps.json"
@@ -110,11 +111,7 @@ def step_seconds(experiment: ExperimentConfig, shape: BatchShape) -> float:
     """
     trainer, device = experiment.trainer, compute_device(experiment.trainer.accelerator)
     stage = _random_stage(experiment).to(device)
-    for component in REPEATED:
-        if component in trainer.checkpoint_activations:
-            checkpoint_activations(blocks(stage.model, component))
-        if component in trainer.compile:
-            compile_blocks(blocks(stage.model, component), dynamic=False if component == "encoder" else None)
+    transform_blocks(partial(blocks, stage.model), trainer)
     stage.train()
     optimizer = build_optimizer(stage.model, experiment.optimizer)
 
