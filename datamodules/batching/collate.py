@@ -25,6 +25,10 @@ class EncodedSample:
     features: dict[str, Tensor] = field(default_factory=dict)
 
 
+STEP_OF_LONGEST = 128
+"""The length of the longest document is rounded up to a multiple of it. It goes into compiled code, which is compiled
+again for other numbers, and kernels go through documents in blocks of as many tokens."""
+
 Collate = Callable[[list[list[EncodedSample]], Rows], Batch | PromptedBatch]
 """(the samples of each row, the rows) -> batch"""
 
@@ -51,6 +55,7 @@ def row_collate(context: DataContext, with_features: bool, packed: bool, dataset
             features = {source: torch.cat([sample.features[source] for sample in samples]) for source in sources}
         examples = [[sample.encoded.rows[0] for sample in row] for row in rows]
         ids = [[ids for ids, _ in row] for row in examples]
+        boundaries, longest = _boundaries(ids) if packed else (None, 0)
         labels = [[labels for _, labels in row] for row in examples]
         numbers = [[[sample.dataset] * len(sample.encoded.rows[0][0]) for sample in row] for row in rows]
         return Batch(
@@ -61,6 +66,8 @@ def row_collate(context: DataContext, with_features: bool, packed: bool, dataset
             keys=tuple(sample.key for sample in samples),
             position=planned.position,
             positions=_positions(ids) if packed else None,
+            boundaries=boundaries,
+            longest=longest,
             dataset_ids=_laid_out(numbers, 0) if datasets else None,
             datasets=tuple(datasets),
             questions=_questions(samples) if context.conditioned else None,
@@ -130,3 +137,18 @@ def _positions(rows: list[list[list[int]]]) -> Tensor:
         counted = np.concatenate([np.arange(len(run)) for run in row])
         laid[number, : len(counted)] = counted
     return torch.from_numpy(laid)
+
+
+def _boundaries(rows: list[list[list[int]]]) -> tuple[Tensor, int]:
+    """Returns the boundaries of runs [runs + 1] int32 in the flattened rows, and an upper bound on their lengths.
+
+    Padding is cut into runs that are not longer than the others, so that attention over it costs no more.
+    """
+    lengths = [[len(run) for run in row] for row in rows]
+    width, longest = max(map(sum, lengths)), max(map(max, lengths))
+    runs = [0]
+    for row in lengths:
+        whole, rest = divmod(width - sum(row), longest)
+        runs += [*row, *[longest] * whole, *([rest] if rest else [])]
+    rounded = -(-longest // STEP_OF_LONGEST) * STEP_OF_LONGEST
+    return torch.from_numpy(np.cumsum(runs, dtype=np.int32)), rounded

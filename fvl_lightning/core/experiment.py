@@ -99,6 +99,10 @@ class TrainerConfig:
     tf32: bool = changes("placement", True)
     """On a GPU, multiply float32 matrices in TF32 (10 bits of mantissa, float32 sums), as convolutions are anyway; not
     with `deterministic`. bf16-mixed and other devices ignore it."""
+    attention: Literal["auto", "sdpa", "documents", "varlen", "flex", "cudnn"] = changes("placement", "auto")
+    """Attention of the language model. For packed rows: sdpa with a dense mask, or document by document with sdpa
+    (documents), torch's flash attention (varlen) or flex_attention (flex); auto is documents on a CPU, varlen on a GPU
+    in bf16-mixed, and sdpa otherwise. cudnn is sdpa that prefers cuDNN's kernels, for rows that are not packed."""
     deterministic: bool = False
     """Use only algorithms of torch that give the same bits in every run, which is slower on a GPU; an operation without
     one ends the training."""

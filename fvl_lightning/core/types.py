@@ -116,6 +116,10 @@ class Batch:
             ranks, except for a stream.
         positions: [B, S] int64 of packed rows, restarting at 0 with each sample, which attends to itself only; None
             where a row is one sample.
+        boundaries: [samples + 1] int32 of packed rows, ascending over the flattened rows: 0, where each further sample
+            begins, and B * S; the padding of a row is cut into samples of its own. None where attention has to find
+            the samples by their positions.
+        longest: at least the tokens of the longest sample between boundaries.
         dataset_ids: [B, S] int64, for a mixture: the index in `datasets` of each token's dataset.
         questions: [I, L] int64, for a conditioned fusion: the token ids of the question that is asked about each image,
             NO_TOKEN after it; None for other fusions.
@@ -129,6 +133,8 @@ class Batch:
     keys: tuple[str, ...]
     position: Position
     positions: Tensor | None = None
+    boundaries: Tensor | None = None
+    longest: int = 0
     dataset_ids: Tensor | None = None
     datasets: tuple[str, ...] = ()
     questions: Tensor | None = None
@@ -142,7 +148,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Returns the same batch with its tensors on `device`, and float32 images."""
-        tensors = ("token_ids", "labels", "features", "positions", "dataset_ids", "questions")
+        tensors = ("token_ids", "labels", "features", "positions", "boundaries", "dataset_ids", "questions")
         moved = {name: _moved(getattr(self, name), device) for name in tensors}
         return replace(self, **moved, images=_pixels_on(device, self.images, self.pixel_spec), pixel_spec=None)
 

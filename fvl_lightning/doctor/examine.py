@@ -73,8 +73,9 @@ def examine(
     findings += run_check("shards", lambda: prepare_data(data, report_progress))
     report_progress("the model")
     stages: list[Stage] = []
-    findings += run_check("model", lambda: _model(config, stages))
-    model_is_built = findings[-1].status == "ok"
+    of_model = run_check("model", lambda: _model(config, stages))
+    model_is_built = of_model[0].status == "ok"
+    findings += of_model
     stage = stages[0] if stages else None
     findings += run_check("init_from", lambda: check_initial_weights(config))
     report_progress("shards and supervised tokens")

@@ -75,11 +75,15 @@ def _choices_with_files(experiment: ExperimentConfig) -> dict[str, Any]:
 
 
 def check_model(stage: Stage) -> list[Finding]:
-    """Reports the size of the model that was built."""
+    """Reports the size of the model that was built, and the attention of its language model."""
     counts = count_parameters(stage.model)
     total, trainable = (sum(count[name] for count in counts.values()) for name in ("parameters", "trainable"))
     modes = ", ".join(f"{name} {mode}" for name, mode in stage.trainable.items())
-    return [Finding("model", "ok", f"{total:,} parameters, {trainable:,} learn: {modes}")]
+    model = Finding("model", "ok", f"{total:,} parameters, {trainable:,} learn: {modes}")
+    chosen = stage.attention
+    if chosen.problem is not None:
+        return [model, Finding("attention", "failed", chosen.problem, "auto takes what this machine and model have")]
+    return [model, Finding("attention", "ok", f"{chosen.name}: {chosen.reason}")]
 
 
 def check_initial_weights(experiment: ExperimentConfig) -> list[Finding]:

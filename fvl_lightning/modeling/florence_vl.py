@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import can_return_tuple
 
 from fvl_lightning.core.types import IGNORE_INDEX
+from fvl_lightning.modeling.attention.kernels import without_mask
 from fvl_lightning.modeling.composed import ComposedModel
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.connector.image_embeddings import ImageEmbedder
@@ -111,7 +112,8 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageEmbedder, ImageGene
             position_ids: [B, S]; they restart with each document of a packed row, which then sees only itself.
             inputs_embeds: [B, S, D], in place of input_ids and images.
             question_ids: [I, L], the tokens of the question about each image, for a conditioned fusion.
-            kwargs: `output_attentions`, `output_hidden_states` and other arguments of transformers' causal models.
+            kwargs: `output_attentions`, `output_hidden_states` and other arguments of transformers' causal models, such
+                as `cu_seq_lens_q` and the others of flash attention, for an attention without a mask over packed rows.
 
         Returns:
             The language model's output, with `last_hidden_state` [B, S, D], and the fusion's diagnostics.
@@ -127,6 +129,9 @@ class FlorenceVLForConditionalGeneration(ComposedModel, ImageEmbedder, ImageGene
         images = (pixel_values, image_sources, question_ids)
         embeddings, diagnostics = self._embeddings(input_ids, images, inputs_embeds, first_pass)
         inputs = language_model_inputs(kwargs, self.config)
+        if attention_mask is None:
+            implementation = self.config.get_text_config()._attn_implementation
+            attention_mask = without_mask(inputs, implementation, embeddings.device)
         output = self.language_model(
             embeddings,
             attention_mask=attention_mask,

@@ -1,7 +1,8 @@
 """Packed rows: several documents in one row, each of which must see only itself.
 
 transformers makes a block-diagonal mask from position_ids that restart, but only without an attention mask and without
-a cache. With either of them, and in models without position_ids, documents silently see each other.
+a cache. With either of them, and in models without position_ids, documents silently see each other. The attention
+functions in `attention/` need no mask, but the boundaries of documents.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.modeling.attention.kernels import document_inputs
 
 DOCUMENT_TOKENS = 8
 """The length of a document in the checks below."""
@@ -80,21 +82,35 @@ def check_causal(model: Any) -> None:
         )
 
 
-def check_packing(model: Any) -> None:
+def check_packing(model: Any, with_boundaries: bool = True) -> None:
     """Checks that the outputs of two documents of a few tokens are equal in one row and in separate rows.
 
     It changes nothing, as `check_causal`. It does not test rotary embeddings that depend on the longest document of a
     batch (longrope, dynamic), which do so for padded rows too.
+
+    Args:
+        model: the model, with the attention that it trains with.
+        with_boundaries: whether batches have the boundaries of documents; without them attention finds documents by
+            their positions.
 
     Raises:
         ConfigError: documents see each other in the language model.
     """
     documents = _random_tokens(model)
     positions = _positions(documents)
+    row = documents.view(1, -1), positions.view(1, -1)
+    boundaries = torch.arange(0, documents.numel() + 1, DOCUMENT_TOKENS, dtype=torch.int32, device=_device(model))
     with _evaluation_mode(model), _Rounding() as rounding:
         alone = _logits(model, documents, positions).flatten(0, 1)
-        packed = _logits(model, documents.view(1, -1), positions.view(1, -1))[0]
-    if rounding.exceeded_by(packed, alone):
+        packed = _logits(model, *row, **document_inputs(boundaries if with_boundaries else None, DOCUMENT_TOKENS))[0]
+        differs = rounding.exceeded_by(packed, alone)
+        masked_differs = differs and rounding.exceeded_by(_logits(model, *row)[0], alone)
+    if differs and not masked_differs:
+        raise ConfigError(
+            f"trainer.attention: without a dense mask documents in one row see each other in language model "
+            f"{_model_type(model)}; write trainer.attention=sdpa"
+        )
+    if differs:
         raise ConfigError(
             f"data.packing: documents in one row see each other in language model {_model_type(model)}; write "
             f"data.packing=none, or take a model such as {SUGGESTED_MODELS}"
@@ -142,14 +158,21 @@ def _positions(documents: Tensor) -> Tensor:
     return torch.arange(documents.shape[1]).expand_as(documents).contiguous()
 
 
-def _logits(model: Any, numbers: Tensor, positions: Tensor) -> Tensor:
+def _logits(model: Any, numbers: Tensor, positions: Tensor, **inputs: Any) -> Tensor:
     token_ids = numbers + (numbers >= model.config.image_token_id)
     device = _device(model)
-    return model(token_ids.to(device), position_ids=positions.to(device), use_cache=False).logits
+    return model(token_ids.to(device), position_ids=positions.to(device), use_cache=False, **inputs).logits
 
 
 class _Rounding(TorchDispatchMode):
     """Finds the coarsest type of a computation: quantised layers compute in bfloat16 and may return float32."""
+
+    supports_higher_order_operators = True  # flex_attention is one, and is compiled under this mode, too
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """True: torch.compile works as without this mode, which sees the compiled operation as one."""
+        return True
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import IGNORE_INDEX
+from fvl_lightning.modeling.attention.kernels import document_inputs
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 
 
@@ -64,7 +65,17 @@ def compute_loss(experiment: ExperimentConfig, model: nn.Module, shape: BatchSha
         images = {"image_sources": {n: torch.zeros(shape.images, spec.tokens, spec.dim) for n, spec in specs}}
     if model.conditioned:
         images["question_ids"] = torch.zeros(shape.images, 1, dtype=torch.long)
-    positions = None
+    packed: dict[str, Any] = {}
     if experiment.data.config.layout == "packed":
-        positions = (torch.arange(shape.tokens) % max(1, shape.tokens // 2)).expand_as(token_ids).contiguous()
-    return model(token_ids, labels=labels, position_ids=positions, return_logits=False, **images).loss_sum
+        packed = _documents(shape)
+    return model(token_ids, labels=labels, return_logits=False, **packed, **images).loss_sum
+
+
+def _documents(shape: BatchShape) -> dict[str, Any]:
+    """Returns the positions of rows of two documents each, and the boundaries of these."""
+    half = max(1, shape.tokens // 2)
+    positions = torch.arange(shape.tokens) % half
+    starts = torch.arange(shape.rows * shape.tokens)[positions.repeat(shape.rows) == 0]
+    boundaries = torch.cat([starts, torch.tensor([shape.rows * shape.tokens])]).int()
+    positions = positions.expand(shape.rows, -1).contiguous()
+    return {"position_ids": positions, **document_inputs(boundaries, half)}

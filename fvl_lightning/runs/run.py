@@ -16,6 +16,7 @@ from fvl_lightning.core.errors import DataError, full_disk
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.terminal import own_rank
 from fvl_lightning.core.weight_files import weights_hash
+from fvl_lightning.modeling.attention.choice import preferred_kernels
 from fvl_lightning.runs.adapter_base import attach_trainable_adapters
 from fvl_lightning.runs.extensions import OpenEvaluation, callbacks_of, loggers_of, opened_evaluation
 from fvl_lightning.runs.folder import RunFolder
@@ -102,6 +103,7 @@ def run_training(
         position = saved_position(checkpoint, experiment.trainer.accelerator) if checkpoint else 0
         evaluation = ranks.rank0_first(lambda: opened_evaluation(experiment, open_evaluation, ranks))
         stage, data, parents = build_training(experiment, ranks, position)
+        stage.attention.check()
         run = ranks.broadcast_from_rank0(lambda: run_folder(experiment, data, stopped, evaluation))
         ranks.rank0_first(lambda: attach_trainable_adapters(stage, parents, run))
         ranks.broadcast_from_rank0(lambda: record_model(stage, run, parents))
@@ -137,6 +139,7 @@ def record_model(stage: Stage, run: RunFolder, parents: list[dict[str, Any]]) ->
         encoder_hash=weights_hash(stage.model.encoder.feature_state()),
         threads=torch.get_num_threads(),
         float32_matmul_precision=torch.get_float32_matmul_precision(),
+        attention=stage.attention.name,
         asking=dataclasses.asdict(stage.asking),
     )
 
@@ -175,7 +178,8 @@ def fit(
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # no output of a block is changed
         training, validation = data.train_dataloader(), data.val_dataloader()
         try:
-            with closing(training), closing(validation):  # Lightning does not, if an error refers to its iterators
+            # Lightning closes no iterator to which an error refers.
+            with closing(training), closing(validation), preferred_kernels(stage.attention):
                 trainer.fit(stage, training, validation, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # Lightning raises it after a Ctrl-C that does not wait for the end of the step
             (signals.requested or Stop.PERSON).raise_for()

@@ -66,6 +66,7 @@ def _are_scores(value: Any) -> bool:
 _FORMS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("name", "status", "stage", "config_hash", "encoder_hash", "mlflow_run_id", "scored"), _is_text),
     "float32_matmul_precision": _is_text,
+    "attention": _is_text,
     **dict.fromkeys(("steps", "seconds", "tokens_per_second", "peak_memory_bytes", "adapter_bytes"), _is_number),
     **dict.fromkeys(("parameters", "trainable", "threads"), _is_number),
     **dict.fromkeys(("inputs", "asking"), lambda value: isinstance(value, dict)),

@@ -213,6 +213,7 @@ def curated_params(experiment: ExperimentConfig, stage: Stage, run: RunFolder) -
         "batch_size": experiment.trainer.batch_size * experiment.trainer.accumulate,
         "learning_rate": experiment.optimizer.learning_rate,
         "optimizer": experiment.optimizer.name,
+        "attention": stage.attention.name,
         "seed": experiment.seed,
         "parameters": info["parameters"],
         "trainable_parameters": info["trainable"],

@@ -1,13 +1,15 @@
 """The base class of the stages that train a whole model on text with images."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.types import Batch
 from fvl_lightning.modeling.adapters.folders import save_adapter
+from fvl_lightning.modeling.attention.choice import choose_attention, use_attention
+from fvl_lightning.modeling.attention.kernels import document_inputs
 from fvl_lightning.modeling.build import LoadedModel, build_model
 from fvl_lightning.modeling.loss import TokenLoss
 from fvl_lightning.modeling.packing import check_causal, check_packing
@@ -22,6 +24,11 @@ class LanguageStage(Stage):
 
     VIEWS: ClassVar = ("conversation", "caption")
     _packing_checked = False
+
+    def __init__(self, experiment: ExperimentConfig, model: nn.Module, tokenizer: Any) -> None:
+        super().__init__(experiment, model, tokenizer)
+        self.attention = choose_attention(experiment, model)
+        use_attention(model, self.attention.name)
 
     @classmethod
     def build(cls, experiment: ExperimentConfig, device: str = "cpu") -> "LanguageStage":
@@ -40,7 +47,7 @@ class LanguageStage(Stage):
             ConfigError: the batch is packed, and the language model lets the documents of a row see each other.
         """
         if batch.positions is not None and not self._packing_checked:
-            check_packing(self.model)
+            check_packing(self.model, batch.boundaries is not None)
             self._packing_checked = True
         output = self.model(
             batch.token_ids,
@@ -52,6 +59,7 @@ class LanguageStage(Stage):
             dataset_ids=batch.dataset_ids,
             dataset_count=len(batch.datasets),
             return_logits=False,
+            **document_inputs(batch.boundaries, batch.longest),
         )
         loss = TokenLoss(output.loss_sum, output.tokens, output.correct, output.dataset_sums, output.dataset_tokens)
         return loss, output.diagnostics

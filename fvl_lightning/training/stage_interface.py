@@ -8,6 +8,7 @@ from typing import Any
 from lightning import LightningModule
 from torch import Tensor
 
+from fvl_lightning.modeling.attention.choice import AttentionChoice
 from fvl_lightning.modeling.loss import TokenLoss
 
 
@@ -22,6 +23,8 @@ class StageInterface(LightningModule):
     """The scores of the last evaluation on tasks by their logged names, equal on all ranks."""
     run_hash: str | None = None
     """The hash of the configuration that the run started with, which its checkpoints name; None without a run."""
+    attention = AttentionChoice("sdpa", "there is no language model")
+    """The attention of the language model, and why."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the values by which the best weights can be kept."""

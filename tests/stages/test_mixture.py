@@ -188,7 +188,7 @@ def test_the_checks_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for checked in (True, False):
         if not checked:
             monkeypatch.setattr("fvl_lightning.stages.language.check_causal", lambda model: None)
-            monkeypatch.setattr("fvl_lightning.stages.language.check_packing", lambda model: None)
+            monkeypatch.setattr("fvl_lightning.stages.language.check_packing", lambda *_: None)
         torch.manual_seed(0)
         stage = stage_of({**EXACT["gpt2"], "resid_pdrop": 0.3}, tmp_path)
         torch.manual_seed(1)
