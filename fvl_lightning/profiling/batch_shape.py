@@ -72,10 +72,9 @@ def compute_loss(experiment: ExperimentConfig, model: nn.Module, shape: BatchSha
 
 
 def _documents(shape: BatchShape) -> dict[str, Any]:
-    """Returns the positions of rows of two documents each, and the boundaries of these."""
-    half = max(1, shape.tokens // 2)
-    positions = torch.arange(shape.tokens) % half
-    starts = torch.arange(shape.rows * shape.tokens)[positions.repeat(shape.rows) == 0]
-    boundaries = torch.cat([starts, torch.tensor([shape.rows * shape.tokens])]).int()
-    positions = positions.expand(shape.rows, -1).contiguous()
-    return {"position_ids": positions, **document_inputs(boundaries, half)}
+    """Returns positions and boundaries of rows of three documents, a half and two quarters of the row."""
+    half, quarter = shape.tokens // 2, shape.tokens // 4
+    lengths = [length for length in (half, quarter, shape.tokens - half - quarter) if length]
+    positions = torch.cat([torch.arange(length) for length in lengths]).expand(shape.rows, -1).contiguous()
+    boundaries = torch.tensor([0, *lengths * shape.rows]).cumsum(0).int()
+    return {"position_ids": positions, **document_inputs(boundaries, max(lengths))}

@@ -100,8 +100,8 @@ def plan_batches(ends: NDArray[np.int64], device: torch.device | str = "cpu") ->
     every, is_real = np.concatenate(sources), np.concatenate(real)
     places = np.empty(lengths.sum(), dtype=np.int64)
     places[every[is_real]] = np.flatnonzero(is_real)
-    indices = (torch.from_numpy(each).to(device) for each in (every, places, np.flatnonzero(~is_real)))
-    return Batches(tuple(shapes), *indices, tokens=len(places))
+    indices = [torch.from_numpy(each).to(device) for each in (every, places, np.flatnonzero(~is_real))]
+    return Batches(tuple(shapes), indices[0], indices[1], indices[2], len(places))
 
 
 class _Gather(torch.autograd.Function):

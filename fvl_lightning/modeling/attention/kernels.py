@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.weak import WeakIdKeyDictionary
@@ -88,9 +89,11 @@ def varlen_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tenso
     if packed.dropout:
         raise ValueError("varlen has no dropout of attention weights")
     dtype = query.dtype if query.dtype.itemsize == 2 else torch.bfloat16
-    flat = [_flat(tensor).to(dtype) for tensor in (query, key, value)]
+    queries, keys, values = (_flat(tensor).to(dtype) for tensor in (query, key, value))
     found = varlen_attn(
-        *flat,
+        queries,
+        keys,
+        values,
         packed.boundaries,
         packed.boundaries,
         packed.longest,
@@ -107,12 +110,14 @@ def flex_document_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packed: PackedAttention
 ) -> Tensor:
     """Returns [B, S, heads, D] by torch's flex_attention with a mask of blocks; on a CPU without a backward pass."""
+    if isinstance(query, FakeTensor):  # which flex_attention does not take; an estimate needs what is held and computed
+        return documents_attention(module, query, key, value, packed)
     if packed.dropout:
         raise ValueError("flex_attention has no dropout of attention weights")
     shared = query.shape[1] // key.shape[1]
     if shared.bit_count() > 1:  # its kernels share heads of keys among 2, 4, 8, ... heads of queries
         key, value = repeat_kv(key, shared), repeat_kv(value, shared)
-    attention = _compiled_flex() if query.is_cuda else flex_attention
+    attention: Any = _compiled_flex() if query.is_cuda else flex_attention
     mask = _block_mask(packed, query.shape[0], query.shape[2])
     grouped = query.shape[1] != key.shape[1]
     found = attention(query, key, value, block_mask=mask, scale=packed.scale, enable_gqa=grouped)
