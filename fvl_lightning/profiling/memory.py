@@ -11,10 +11,11 @@ loss in chunks, autocast's copies of the weights.
 
 Assumptions, where CUDA may differ: a packed row has three samples and the attention of a training on this machine; a
 fused attention kernel saves queries, keys, values, output and one number per row, and a mask in full; autocast leaves
-the same operations in float32 as on a CPU. Under FSDP2 the parameters of the root and of two blocks are gathered at a time, in the type of the computation, and those of the root or of the token table
-twice while it is gathered itself. The gradients of a block are whole until its backward pass ends, those of the root
-and of the table until the whole backward pass ends; while they are sent there is a second copy, in float32. Not
-counted: the CUDA context, the workspaces of NCCL and cuBLAS, and fragmentation.
+the same operations in float32 as on a CPU. Under FSDP2 the parameters of the root and of two blocks are gathered at a
+time, in the type of the computation, and those of the root or of the token table twice while it is gathered itself. The
+gradients of a block are whole until its backward pass ends, those of the root and of the table until the whole backward
+pass ends; while they are sent there is a second copy, in float32. Not counted: the CUDA context, the workspaces of NCCL
+and cuBLAS, and fragmentation.
 """
 
 import math
