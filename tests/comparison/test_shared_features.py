@@ -108,7 +108,7 @@ def test_a_comparison_of_pictures_trains_and_scores_each_arm_on_its_own(
     tmp_path: Path, tiny_data: Path, empty_store: Path, fvl_here: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     axes = {"data.image_fit": ["stretch", "pad"]}
-    words = ["trainer.batch_size=8", "trainer.max_steps=3"]
+    words = ["trainer.batch_size=8", "trainer.max_steps=3", "trainer.evaluate=null"]
     folder = workplace(tmp_path, tiny_data, empty_store, arms={}, axes=axes, seeds=[0], set=words)
     widened(next(tiny_data.glob("demo/*/train-000000.tar")).parent, folder / "wide")
     for name, view in {"encoder_pretrain.yaml": "tasks", "finetune.yaml": "conversation"}.items():
