@@ -257,6 +257,9 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         check_folder_name(self.name, "name")
+        narrow = self.lora is not None and self.lora.quantization == "bfloat16"
+        if narrow and self.trainer.precision != "bf16-mixed":
+            raise ValueError("lora.quantization: bfloat16 needs trainer.precision=bf16-mixed, which rounds anyway")
 
     @property
     def tracked(self) -> bool:

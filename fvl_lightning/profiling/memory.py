@@ -39,7 +39,7 @@ from fvl_lightning.profiling.fake_step import (
     without_values,
 )
 from fvl_lightning.training.components import COMPONENT_OF_CHILD, blocks, component_of, set_modes, sharding_units
-from fvl_lightning.training.lora import quantizable_layers
+from fvl_lightning.training.lora import narrowed_layers, quantizable_layers
 from fvl_lightning.training.muon import MAX_GATHERED_ELEMENTS
 from fvl_lightning.training.optimizer import build_optimizer
 
@@ -185,8 +185,9 @@ def _measure_update(experiment: ExperimentConfig, model: nn.Module, shard_count:
 def _parameter_bytes(experiment: ExperimentConfig, model: nn.Module, shard_count: int) -> Sizes:
     """Returns the bytes of parameters and buffers by component."""
     narrow = _quantized(experiment, model)
+    size = 2 if experiment.lora is not None and experiment.lora.quantization == "bfloat16" else NF4_BYTES
     sizes = {
-        name: math.ceil(parameter.numel() * NF4_BYTES) if parameter in narrow else _local_bytes(parameter, shard_count)
+        name: math.ceil(parameter.numel() * size) if parameter in narrow else _local_bytes(parameter, shard_count)
         for name, parameter in model.named_parameters()
     }
     return _by_component(sizes | {name: buffer.nbytes for name, buffer in model.named_buffers()})
@@ -240,9 +241,11 @@ def _gathered_matrices(matrices: list[nn.Parameter], shard_count: int) -> Iterat
 
 
 def _quantized(experiment: ExperimentConfig, model: nn.Module) -> set[Tensor]:
-    """Returns the weights that the run will hold in NF4."""
+    """Returns the weights that the run will hold in NF4 or in bfloat16."""
     if experiment.lora is None or experiment.lora.quantization is None:
         return set()
+    if experiment.lora.quantization == "bfloat16":
+        return {layer.weight for layer in narrowed_layers(model)}
     return {layer.weight for layer in quantizable_layers(model).values()}
 
 

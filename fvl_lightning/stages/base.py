@@ -70,7 +70,7 @@ class Stage(StageInterface, ABC):
         self.trainable = resolve_trainable(self.TRAINABLE, experiment.trainable, name)
         check_lora(experiment.lora, self.trainable, model)
         if experiment.trainer.sharded and experiment.lora and experiment.lora.quantization:
-            raise ConfigError("lora.quantization: a model in 4bit cannot be sharded, take trainer.strategy ddp")
+            raise ConfigError("lora.quantization: a quantised model cannot be sharded, take trainer.strategy ddp")
         freeze(model, self.trainable)
         self.strict_loading = False  # checkpoints hold trained tensors only; on_load_checkpoint checks them
         self.validation_loss, self.validation_accuracy = WeightedMean(), WeightedMean()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -58,9 +58,9 @@ def check_lora(settings: LoraConfig | None, trainable: Mapping[str, str], model:
             raise ConfigError(
                 "lora.quantization: it needs a language model trained with LoRA; write trainable.language_model=lora"
             )
-        if not torch.cuda.is_available():
+        if settings.quantization == "4bit" and not torch.cuda.is_available():
             raise ConfigError("lora.quantization: 4bit needs a CUDA device, this machine has none; set it to null")
-        if importlib.util.find_spec("bitsandbytes") is None:
+        if settings.quantization == "4bit" and importlib.util.find_spec("bitsandbytes") is None:
             raise ConfigError("lora.quantization: 4bit needs bitsandbytes, install it with the extra `qlora`")
 
 
@@ -83,7 +83,7 @@ def add_adapters(model: PreTrainedModel, trainable: Mapping[str, str], settings:
             "%d, and can learn nothing more",
             _rank(settings, component), component, name, smaller, smaller,
         )  # fmt: skip
-    if settings.quantization is not None:
+    if settings.quantization == "4bit":
         quantize(model)
     with torch.random.fork_rng(devices=[]):
         peft.inject_adapter_in_model(config, model, ADAPTER)
@@ -92,6 +92,8 @@ def add_adapters(model: PreTrainedModel, trainable: Mapping[str, str], settings:
                 seed_streams(derived_seed(seed, f"{name}.lora_A"))
                 module.reset_lora_parameters(ADAPTER, init_lora_weights=True)
     freeze(model, trainable)  # peft has frozen all parameters but its own
+    if settings.quantization == "bfloat16":
+        narrow(model)
 
 
 def adapter_config(model: nn.Module, trainable: Mapping[str, str], settings: LoraConfig) -> peft.LoraConfig:
@@ -196,6 +198,35 @@ def quantize(model: PreTrainedModel) -> None:
         quantized.bias = layer.bias
         language_model.set_submodule(name, quantized)
     model.is_loaded_in_4bit = True  # peft chooses its layer classes by this attribute
+
+
+class NarrowLinear(nn.Linear):
+    """A frozen linear layer with its weight in bfloat16, in which it computes as autocast to bfloat16 does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Returns the output in bfloat16 under autocast, else in the type of the input."""
+        bias = None if self.bias is None else self.bias.to(self.weight.dtype)
+        output = nn.functional.linear(input.to(self.weight.dtype), self.weight, bias)
+        return output if torch.is_autocast_enabled(input.device.type) else output.to(input.dtype)
+
+
+def narrowed_layers(model: nn.Module) -> list[nn.Linear]:
+    """Returns the frozen linear layers of the language model, under adapters too, which `bfloat16` narrows.
+
+    A head that shares its weight with the token table is none: embeddings stay float32.
+    """
+    language_model = model.get_submodule("language_model")
+    tables = {module.weight for module in language_model.modules() if isinstance(module, nn.Embedding)}
+    linear = [module for module in language_model.modules() if isinstance(module, nn.Linear)]
+    linear = [layer for layer in linear if type(layer) in (nn.Linear, NarrowLinear)]
+    return [layer for layer in linear if not layer.weight.requires_grad and layer.weight not in tables]
+
+
+def narrow(model: nn.Module) -> None:
+    """Holds the weights of `narrowed_layers` in bfloat16; call it after adapters are added, which stay float32."""
+    for layer in narrowed_layers(model):
+        layer.__class__ = NarrowLinear
+        layer.weight = nn.Parameter(layer.weight.detach().to(torch.bfloat16), requires_grad=False)
 
 
 def _rank(settings: LoraConfig, component: str) -> int:

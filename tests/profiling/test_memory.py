@@ -222,6 +222,11 @@ def test_four_bits_are_counted_without_a_gpu(tmp_path: Path) -> None:
     saved = plain.parameters["language_model"] - narrow.parameters["language_model"]
     assert saved == pytest.approx((4 - NF4_BYTES) * matrices, rel=0.01)
     assert narrow.gradients == plain.gradients
+    trainer = dataclasses.replace(stage.experiment.trainer, precision="bf16-mixed")
+    lora = dataclasses.replace(stage.experiment.lora, quantization="bfloat16")
+    halved = dataclasses.replace(stage.experiment, lora=lora, trainer=trainer)
+    half = estimate_memory(halved, stage.model, stage.trainable, BatchShape(2, 16, 2))
+    assert plain.parameters["language_model"] - half.parameters["language_model"] == 2 * matrices
 
 
 def test_the_encoder_alone_is_estimated(tmp_path: Path) -> None:

@@ -226,6 +226,7 @@ def test_targets_that_are_none(targets: Any, says: str) -> None:
             "'encoder'?",
         ),
         (LoraConfig(components={"encoder": LoraComponentConfig()}), LANGUAGE, "write trainable.encoder=lora"),
+        (LoraConfig(quantization="bfloat16"), {"encoder": "lora"}, "it needs a language model trained with LoRA"),
         (LoraConfig(quantization="4bit"), {"encoder": "lora"}, "it needs a language model trained with LoRA"),
     ],
 )
@@ -242,6 +243,26 @@ def test_4bit_without_its_device_or_package(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"^lora.quantization: 4bit needs bitsandbytes, install it with the extra"):
         check_lora(LoraConfig(quantization="4bit"), LANGUAGE, tiny_model())
+
+
+def test_weights_in_bfloat16_are_those_that_autocast_computes_with(tmp_path: Path) -> None:
+    """The same bits of loss and gradients; adapters, norms and embeddings stay float32, and the base keeps its hash."""
+    batch, found = rows(2), []
+    for quantization in (None, "bfloat16"):
+        settings = {"rank": 2, "quantization": quantization}
+        stage = adapted_stage(tmp_path, LANGUAGE, settings, trainer={"precision": "bf16-mixed"})
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            loss = stage.compute(batch)[0].sum
+        loss.backward()
+        gradients = {name: p.grad for name, p in stage.model.named_parameters() if p.grad is not None}
+        found.append((loss.detach(), gradients, stage.frozen_hash))
+    plain, narrow = found
+    torch.testing.assert_close(narrow[:2], plain[:2], atol=0, rtol=0)
+    assert narrow[2] == plain[2]
+    held = {name for name, p in stage.model.named_parameters() if p.dtype == torch.bfloat16}
+    assert len(held) == 7 * LLAMA["num_hidden_layers"], "the head is the token table"
+    assert all("base_layer.weight" in name for name in held)
+    stage.on_fit_start()  # computes without autocast
 
 
 def test_a_stage_refuses_before_it_loads_anything(tmp_path: Path) -> None:
@@ -271,7 +292,8 @@ def test_settings_are_written_as_any_other(tmp_path: Path) -> None:
     for word, says in [
         ("lora.rank=0", "lora.rank on the command line must be at least 1, not 0"),
         ("lora.rnk=3", "did you mean 'rank'?"),
-        ("lora.quantization=8bit", "unknown value '8bit', allowed: 4bit"),
+        ("lora.quantization=8bit", "unknown value '8bit', allowed: 4bit, bfloat16"),
+        ("lora.quantization=bfloat16", "bfloat16 needs trainer.precision=bf16-mixed, which rounds anyway"),
         ("lora.components.encoder.dropout=0.1", "unknown key 'dropout'"),
     ]:
         with pytest.raises(ConfigError, match=re.escape(says)):

@@ -32,7 +32,12 @@ class LoraConfig:
     """Scale by alpha / sqrt(rank) (arXiv 2312.03732)."""
     dora: bool = False
     """Learn the magnitude of each row of W separately from its direction (arXiv 2402.09353)."""
-    quantization: Literal["4bit"] | None = None
-    """4bit stores the adapted matrices of the language model in NF4 (QLoRA, arXiv 2305.14314); needs CUDA."""
+    quantization: Literal["4bit", "bfloat16"] | None = None
+    """4bit stores the adapted matrices of the language model in NF4 (QLoRA, arXiv 2305.14314); needs CUDA. bfloat16
+    stores all its frozen matrices but the token table in bfloat16, in which bf16-mixed computes with them anyway."""
     components: dict[str, LoraComponentConfig] = field(default_factory=dict)
     """Rank, alpha and targets per component: {encoder: {rank: 8}}."""
+
+    def __post_init__(self) -> None:
+        if self.dora and self.quantization == "bfloat16":
+            raise ValueError("lora.quantization: bfloat16 would round the magnitudes of lora.dora, take null")
