@@ -240,6 +240,6 @@ def test_packed_rows_and_cached_features(workspace: Path, monkeypatch: pytest.Mo
     packed = estimated(demo_stage(workspace, monkeypatch, "data.packing=best_fit", device="meta"))
     plain = estimated(demo_stage(workspace, monkeypatch, device="meta"))
     cached = estimated(demo_stage(workspace, monkeypatch, f"feature_cache={ROOT}", device="meta"))
-    assert packed.activations["language_model"] > plain.activations["language_model"], "the mask of a packed row"
+    assert packed.activations["language_model"] > plain.activations["language_model"], "copies, sample by sample"
     assert cached.parameters == plain.parameters
     assert cached.activations["fusion"] + cached.activations["projector"] > 0
