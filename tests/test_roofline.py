@@ -142,7 +142,12 @@ def test_a_block_stands_for_those_like_it(tmp_path: Path) -> None:
     preset = EXPERIMENTS / "florence_vl" / "3b" / "finetune.yaml"
     experiment = load_experiment(preset, *tiny(tmp_path), "trainer.checkpoint_activations=[encoder,language_model]")
     four, two = with_layers(experiment, 4), with_layers(experiment, 2)
-    for way in (Way(), Way(bfloat16_parameters=True, recomputed=False, head_twice=False), Way(masked=True)):
+    for way in (
+        Way(),
+        Way(bfloat16_parameters=True, kept="all", head_twice=False),
+        Way(masked=True),
+        Way(kept="products"),
+    ):
         whole = trace(four, build(four), 2, way, 4)
         short = trace(two, build(two), 2, way, 4)
         assert {operation.times for operation in whole} == {1}

@@ -26,7 +26,8 @@ EIGHT_NODES = (
     "trainer.batch_size=4",
 )
 MOST_KEPT_ROWS = 8
-"""With more rows of 2048 tokens than these, the activations of no preset fit a GPU; their memory is not estimated."""
+"""With more rows of 2048 tokens than these, the activations of no preset fit a GPU, and with twice as many not even the
+results of products; their memory is not estimated."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,12 @@ def _trained_whole(predicted: Predicted) -> bool:
 
 
 def _fits(predicted: Predicted) -> bool:
-    return predicted.rows <= MOST_KEPT_ROWS and predicted.fits()
+    return predicted.rows <= MOST_KEPT_ROWS and predicted.fits(checkpoint_activations=[])
+
+
+def _fits_with_products(predicted: Predicted) -> bool:
+    few = predicted.rows <= 2 * MOST_KEPT_ROWS
+    return few and predicted.fits(checkpoint_keep="products") and not _fits(predicted)
 
 
 def _sharded(predicted: Predicted) -> bool:
@@ -88,6 +94,7 @@ CHANGES = (
     Change("own_units", "table, head and norms gathered once", _sharded),
     Change("fused_update", "fused AdamW"),
     Change("head_once", "gradients of the loss in its forward pass"),
+    Change("keep_products", "results of products kept, the rest recomputed", _fits_with_products),
     Change("keep_activations", "no recomputation", _fits),
     Change("compiled", "compiled blocks of the language model"),
     Change("cudnn", "cuDNN's attention", lambda predicted: not predicted.packed),

@@ -8,6 +8,7 @@ SWITCHES = {
     "own_units": "token table, head and norms gathered once (`fsdp`, always)",
     "fused_update": "AdamW in fused kernels over a rank's shards (always)",
     "head_once": "gradients of the loss in its forward pass (always)",
+    "keep_products": "`checkpoint_keep: products`, where memory does not allow the next",
     "keep_activations": "`checkpoint_activations: []`, where memory allows it",
     "compiled": "`compile: [language_model]`",
     "cudnn": "cuDNN's attention for rows that are not packed",

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,6 +36,7 @@ class Switches:
     own_units: bool = False
     fused_update: bool = False
     head_once: bool = False
+    keep_products: bool = False
     keep_activations: bool = False
     compiled: bool = False
     cudnn: bool = False
@@ -93,9 +95,9 @@ class Predicted:
         """Tokens of a step on one rank."""
         return self.rows * self.length * self.experiment.trainer.accumulate
 
-    def fits(self, share: float = 0.9) -> bool:
-        """Returns whether a share of the device's memory holds a step without recomputation, by the kit's estimate."""
-        kept = replace(self.experiment, trainer=replace(self.experiment.trainer, checkpoint_activations=[]))
+    def fits(self, share: float = 0.9, **trainer: Any) -> bool:
+        """Returns whether a share of the device's memory holds a step, by the kit's estimate; `trainer` has changes."""
+        kept = replace(self.experiment, trainer=replace(self.experiment.trainer, **trainer))
         shape = BatchShape(self.rows, self.length, self.rows)
         return estimate_memory(kept, self.stage.model, self.stage.trainable, shape).peak <= share * self.device.memory
 
@@ -118,7 +120,7 @@ class Predicted:
         way = Way(
             bfloat16_parameters=switches.bfloat16_parameters,
             narrow_frozen=switches.narrow_frozen,
-            recomputed=not switches.keep_activations,
+            kept="all" if switches.keep_activations else "products" if switches.keep_products else "inputs",
             masked=self.packed and not switches.by_document,
             head_twice=not switches.head_once,
         )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
@@ -37,8 +37,8 @@ class Way:
     """Whether all parameters come in bfloat16, as from FSDP2's policy, instead of being cast at each use."""
     narrow_frozen: bool = False
     """Whether frozen parameters are held in bfloat16."""
-    recomputed: bool = True
-    """Whether the blocks that the experiment names are computed again in the backward pass."""
+    kept: Literal["inputs", "products", "all"] = "inputs"
+    """What the blocks that the experiment names keep for the backward pass, which computes the rest again."""
     masked: bool = False
     """Whether rows are packed and their documents kept apart by a dense mask."""
     head_twice: bool = True
@@ -82,7 +82,7 @@ def trace(experiment: ExperimentConfig, stage: Stage, rows: int, way: Way, layer
             fake_tensors(), without_values(model, _narrow(model, way) | quantized),
             mock.patch("fvl_lightning.modeling.florence_vl.token_loss", recomputed_token_loss)
             if way.head_twice else nullcontext(),
-            recompute_activations(repeated if way.recomputed else []), recorder,
+            nullcontext() if way.kept == "all" else recompute_activations(repeated, way.kept), recorder,
         ):  # fmt: skip
             stack.enter_context(context)
         with _owners(model, recorder):
