@@ -14,9 +14,11 @@ from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.devices import devices_used, finding
 from benchmarks.gpu.plan import CHECKS, PLANS, RECOMPUTE_NOTHING, Check, chosen, time_for
 from benchmarks.gpu.runner import Settings, command_line, read, run_checks
+from benchmarks.gpu.smoke import COMMON, DEMO, ON_A_GPU
 from benchmarks.gpu.table import count, table_of, with_counts
 from benchmarks.gpu.training import experiment_of, findings, synthetic_batch, with_random_weights
 from datamodules.demo.tokenizer import save_tokenizer
+from fvl_lightning import load_experiment
 from fvl_lightning.profiling.flops import training_flops
 from fvl_lightning.runs.setup import build_stage
 
@@ -149,6 +151,12 @@ def test_a_mistake_is_one_sentence(
     assert sentence in capsys.readouterr().err
 
 
+def test_cases_that_need_a_gpu_are_experiments() -> None:
+    for case, experiment, overrides in ON_A_GPU:
+        words = (*COMMON, "trainer.accelerator=cuda", *overrides)
+        assert load_experiment(DEMO / f"{experiment}.yaml", *words).trainer.max_steps == 3, case
+
+
 # The trainings.
 
 
@@ -226,7 +234,7 @@ def test_the_full_scale_is_the_preset_at_its_size(folder: Path, preset: str, enc
 # The whole, as a GPU would run it.
 
 ABSENT = (
-    "mlflow", "sqlalchemy", "webdataset", "pandas", "bitsandbytes", "simplejpeg", "boto3", "s3fs", "gradio",
+    "mlflow", "sqlalchemy", "pandas", "bitsandbytes", "simplejpeg", "boto3", "s3fs", "gradio",
     "starlette",
 )  # fmt: skip
 """Packages that docs/gpu.md does not list; the processes of the checks do not find them."""

@@ -26,8 +26,9 @@ EIGHT_NODES = (
     "trainer.batch_size=4",
 )
 MOST_KEPT_ROWS = 8
-"""With more rows of 2048 tokens than these, the activations of no preset fit a GPU, and with twice as many not even the
-results of products; their memory is not estimated."""
+"""With more rows of 2048 tokens than these, the activations of no preset fit a GPU; their memory is not estimated."""
+MOST_PRODUCT_ROWS = 4
+"""The same for the results of products. More rows of the small models would fit; they are not estimated."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _fits(predicted: Predicted) -> bool:
 
 
 def _fits_with_products(predicted: Predicted) -> bool:
-    few = predicted.rows <= 2 * MOST_KEPT_ROWS
+    few = predicted.rows <= MOST_PRODUCT_ROWS
     return few and predicted.fits(checkpoint_keep="products") and not _fits(predicted)
 
 

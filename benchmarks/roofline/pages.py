@@ -3,7 +3,7 @@
 from typing import Any
 
 SWITCHES = {
-    "by_document": "`data.packing: best_fit` on a GPU: attention by document instead of a dense mask",
+    "by_document": "`attention: auto` over packed rows: by document, without a dense mask",
     "bfloat16_parameters": "`strategy: fsdp` with `precision: bf16-mixed`, also on one device: parameters in bfloat16",
     "own_units": "token table, head and norms gathered once (`fsdp`, always)",
     "fused_update": "AdamW in fused kernels over a rank's shards (always)",
@@ -11,7 +11,7 @@ SWITCHES = {
     "keep_products": "`checkpoint_keep: products`, where memory does not allow the next",
     "keep_activations": "`checkpoint_activations: []`, where memory allows it",
     "compiled": "`compile: [language_model]`",
-    "cudnn": "cuDNN's attention for rows that are not packed",
+    "cudnn": "`attention: cudnn`, for rows that are not packed",
 }
 """{switch: its row in docs/scale.md}."""
 COLUMNS = {

@@ -119,7 +119,7 @@ def _narrow(model: nn.Module, way: Way) -> set[Tensor]:
 
 def _layers(experiment: ExperimentConfig, model: nn.Module) -> list[Any]:
     """Returns the linear layers that the run holds in 4 bits."""
-    if experiment.lora is None or experiment.lora.quantization is None:
+    if experiment.lora is None or experiment.lora.quantization != "4bit":
         return []
     return list(quantizable_layers(model).values())
 
