@@ -1,6 +1,7 @@
 """docs/scale.md says what there is: its commands are understood, its options exist, and what may change on a resume."""
 
 import dataclasses
+import json
 import re
 import shlex
 from pathlib import Path
@@ -38,6 +39,15 @@ def test_launches_are_understood(words: list[str], fvl_here: Run) -> None:
 
 def test_the_launches_of_the_page_were_found() -> None:
     assert len(LAUNCHES) == 3
+
+
+def test_the_cost_of_packed_rows_is_that_of_the_benchmark() -> None:
+    saved = json.loads((ROOT / "benchmarks/results/packed_attention.json").read_text(encoding="utf-8"))
+    for name, digits in {"documents": 2, "masked": 1}.items():
+        ratios = [case[name] / case["alone"] for case in saved["cases"]]
+        assert f"{min(ratios):.{digits}f} to {max(ratios):.{digits}f} times" in PAGE
+    assert max(case["documents"] / case["alone"] for case in saved["cases"]) < 2
+    assert max(case["difference"] for case in saved["cases"]) < 1e-5
 
 
 def test_what_may_change_on_a_resume_is_listed() -> None:
