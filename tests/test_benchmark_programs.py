@@ -21,6 +21,7 @@ PROGRAMS = {
     "controls": ("--run", "RUN", "--output", "evaluations", "--limit", "4"),
     "loader": ("--images", "200", "--repeats", "1", "--samples", "2000"),
     "loss_head": ("--rounds", "1", "--vocabulary", "2000", "--rows", "64", "--width", "8"),
+    "packed_attention": ("--repeats", "1", "--tokens", "4096"),
     "planted_effects": ("--alike", "2", "--planted", "2"),
     "scoring": ("--run", "RUN", "--images", "2", "--repeats", "1"),
     "shards": ("--images", "20", "--repeats", "1", "--index-samples", "1000"),
