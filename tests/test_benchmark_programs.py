@@ -44,19 +44,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainer = ("trainer.max_steps=3", "trainer.batch_size=8", "tracking.enabled=false", "feature_cache=null")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        words = (*data, *trainer, f"data.root={folder / 'demo'}", f"output={folder}", "trainer.accelerator=cpu")
+        words = (*data, *trainer, f"output={folder}", "trainer.accelerator=cpu")
         return run_training(load_experiment(ROOT / "experiments/demo/finetune.yaml", *words)).path
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_runs(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    words = [str(request.getfixturevalue("run")) if word == "RUN" else word for word in PROGRAMS[name]]
+    folder, words = tmp_path, PROGRAMS[name]
+    if "RUN" in words:
+        path = request.getfixturevalue("run")
+        folder, words = path.parent, tuple(str(path) if word == "RUN" else word for word in words)
     registry.names("encoder")
     encoders, threads = dict(registry._components["encoder"]), torch.get_num_threads()
     file = ROOT / "benchmarks" / f"{name}.py"
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
+        patch.chdir(folder)  # where the run has its data
         patch.syspath_prepend(str(file.parent))
         patch.setattr(sys, "argv", [str(file), *words])
         patch.setenv("WDS_SECURE", "0")  # as two of them set it; it is put back
