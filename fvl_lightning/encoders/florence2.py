@@ -269,19 +269,16 @@ class Florence2Encoder(Encoder):
         prompt_ids, prompt_lengths = self.prompts.on(projected.device, chosen)
         prompts = self.text_encoder.embed_tokens(prompt_ids)  # [T, L, D]
         count, length = prompt_ids.shape
-        rows = torch.cat(
-            [
-                projected.unsqueeze(1).expand(-1, count, -1, -1),
-                prompts.to(projected.dtype).unsqueeze(0).expand(images, -1, -1, -1),
-            ],
-            dim=2,
-        ).flatten(0, 1)
+        shown = projected.unsqueeze(1).expand(-1, count, -1, -1)
+        asked = prompts.to(projected.dtype).unsqueeze(0).expand(images, -1, -1, -1)
+        rows = torch.cat([shown, asked], dim=2).flatten(0, 1)
         mask = None
         if self.prompts.any_padded(chosen):
             places = torch.arange(tokens + length, device=projected.device)
             mask = (places < prompt_lengths.unsqueeze(1) + tokens).repeat(images, 1)
-        # [I*T, 1, 1, N + L] is taken as it is; for another mask the host would wait to see whether it masks anything.
-        attended = None if mask is None else mask[:, None, None]
+        attended = mask
+        if mask is not None and self.text_encoder.config._attn_implementation == "sdpa":
+            attended = mask[:, None, None]  # taken as it is; else the host waits to see whether it masks anything
         states = self.text_encoder(inputs_embeds=rows, attention_mask=attended).last_hidden_state
         return states.unflatten(0, (images, count)), mask
 
