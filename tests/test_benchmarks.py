@@ -59,7 +59,7 @@ def test_checks_are_chosen_by_name_in_the_order_of_the_plan() -> None:
 
 
 SCRIPTS = {
-    "finds": "append(lines, {'check': 'finds', 'case': 'one', 'milliseconds': 2.0})",
+    "finds": "os.chdir('/'); append(lines, {'check': 'finds', 'case': 'one', 'milliseconds': 2.0})",
     "crashes": "append(lines, {'check': 'crashes', 'case': 'before', 'error': 'x'}); print('last line'); os._exit(139)",
     "hangs": "subprocess.Popen(['sleep', '60']); time.sleep(60)",
     "large": "raise SystemExit('this was started')",
@@ -81,11 +81,11 @@ def test_a_crash_or_a_hang_costs_one_check(tmp_path: Path, monkeypatch: pytest.M
         assert settings == TINY
         return _script(check, lines)
 
-    (tmp_path / "checks.jsonl").write_text("of an earlier run\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     limits = {"finds": 9, "crashes": 9, "hangs": 1, "large": 900, "last": 9}
     shown: list[str] = []
     checks = [Check(name, limit, "") for name, limit in limits.items()]
-    lines = run_checks(checks, TINY, tmp_path, 60, shown.append, command)
+    lines = run_checks(checks, TINY, Path("out"), 60, shown.append, command)
     found = [(line["check"], line.get("case"), line.get("end")) for line in lines]
     assert found == [
         ("finds", "one", None),
@@ -99,10 +99,34 @@ def test_a_crash_or_a_hang_costs_one_check(tmp_path: Path, monkeypatch: pytest.M
     ]
     assert lines[3]["last_lines"][-1] == "last line"
     assert [json.loads(line)["check"] for line in shown] == list(limits)
-    assert "last line" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert "last line" in (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
     rows = list(zip(*(column._cells for column in table_of(lines).columns), strict=True))
     assert [row[0] for row in rows] == ["finds", "crashes", "crashes", "hangs", "large", "last"]
     assert [rows[0][2], rows[1][2], rows[5][2]] == ["2 ms", "x", "the same bits"]
+
+
+def test_earlier_results_are_neither_replaced_nor_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["--table", "--output", str(tmp_path)], "has no results of an earlier start (machine.json)"),
+        (["--tiny", "--output", str(tmp_path)], "has results of an earlier start; name another folder"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
+        (tmp_path / "machine.json").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["machine.json"]
+
+
+def test_ctrl_c_ends_the_check_under_way_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.gpu.__main__.run_checks", stop)
+    assert main(["--tiny", "--output", str(tmp_path / "out")]) == 130
+    assert "stopped; --table --output" in capsys.readouterr().out
 
 
 def test_the_plan_of_eight_minutes_starts_nearly_all_checks() -> None:

@@ -6,6 +6,7 @@ python -m benchmarks.gpu --tiny
 
 import argparse
 import json
+import signal
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,6 +41,10 @@ def main(words: list[str] | None = None) -> int:
         parser.error(f"--checks: {error}")
     settings = Settings(options.tiny, options.rows, options.steps)
     console, machine = Console(), options.output / MACHINE
+    if options.table and not machine.is_file():
+        parser.error(f"--table: {options.output} has no results of an earlier start ({MACHINE})")
+    if not options.table and machine.exists():
+        parser.error(f"--output: {options.output} has results of an earlier start; name another folder")
     if options.table:
         known = json.loads(machine.read_text(encoding="utf-8"))
         settings, lines = Settings(**known.pop("settings")), read(options.output / LINES)
@@ -50,7 +55,11 @@ def main(words: list[str] | None = None) -> int:
         options.output.mkdir(parents=True, exist_ok=True)
         machine.write_text(json.dumps({"settings": asdict(settings), **known}), encoding="utf-8")
         seconds = PLANS[options.plan].seconds if options.seconds is None else options.seconds
-        lines = run_checks(checks, settings, options.output, seconds, console.print)
+        try:
+            lines = run_checks(checks, settings, options.output, seconds, console.print)
+        except KeyboardInterrupt:
+            console.print(f"stopped; --table --output {options.output} makes the table of what was found until then")
+            return 130
     # Counted after the checks, on the CPU: the device is not kept waiting, and --table does it elsewhere.
     lines = with_counts(lines, settings, known["hardware"]["device"])
     text = json.dumps({**known, "settings": asdict(settings), "checks": lines}, indent=2)
@@ -60,4 +69,5 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the check under way ends too
     raise SystemExit(main())

@@ -58,14 +58,13 @@ def run_checks(
     Args:
         checks: in order of worth.
         settings: of all checks.
-        folder: for the results; earlier ones in it are replaced.
+        folder: for the results, which are added to those that are there.
         seconds: of all checks together.
         show: called with a line at the end of each check.
         command: the command line of a check's process.
     """
+    folder = folder.absolute()  # checks work in folders of their own
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (LINES, LOG):
-        (folder / name).unlink(missing_ok=True)
     end = time.monotonic() + seconds
     for check in checks:
         left = end - time.monotonic()
