@@ -40,4 +40,6 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.dora and self.quantization == "bfloat16":
-            raise ValueError("lora.quantization: bfloat16 would round the magnitudes of lora.dora; write lora.quantization=null")
+            raise ValueError(
+                "lora.quantization: bfloat16 would round the magnitudes of lora.dora; write lora.quantization=null"
+            )
