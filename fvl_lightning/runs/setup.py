@@ -80,7 +80,7 @@ def weighted_stage(experiment: ExperimentConfig, ranks: Ranks) -> tuple[Stage, l
     """Returns the stage with its weights, and which components came from which run.
 
     Rank 0 loads the weights, and the other ranks receive them when the training starts. Until then they have shapes
-    without values, since a machine would otherwise hold the model once per device. Only a model in 4 bits is loaded by
+    without values, since a machine would otherwise hold the model once per device. Only a quantised model is loaded by
     every rank, since each of them quantises it.
     """
     everywhere = experiment.lora is not None and experiment.lora.quantization is not None

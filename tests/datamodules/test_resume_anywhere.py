@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,17 @@ def fingerprint(batch: Batch) -> list[Any]:
     return [batch.keys, batch.position, *(None if tensor is None else tensor.tolist() for tensor in tensors)]
 
 
-def check_going_on(
+def ways() -> Iterator[Any]:
+    """Number of workers, number of ranks, layout and shares; nearly all with workers are among the long tests."""
+    for way in product([0, 2], [1, 2], LAYOUTS, [None, MIXTURE]):
+        workers, world_size, layout, shares = way
+        quick = not workers or (world_size, layout, shares) == (1, "packed", MIXTURE)
+        name = f"{workers}-{world_size}-{layout}-{'mixture' if shares else 'one'}"
+        yield pytest.param(*way, id=name, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("workers", "world_size", "layout", "shares"), ways())
+def test_going_on_after_every_step(
     folders: dict[str, Path],
     make_context: MakeContext,
     shares: dict[str, float] | None,
@@ -77,25 +87,6 @@ def check_going_on(
             resumed = islice(batches(data, rank, position), STEPS - step)
             for one, other in zip(resumed, uninterrupted[step:], strict=True):
                 assert fingerprint(one) == fingerprint(other)
-
-
-@pytest.mark.parametrize("shares", [None, MIXTURE], ids=["one", "mixture"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_going_on_after_every_step(
-    folders: dict[str, Path],
-    make_context: MakeContext,
-    shares: dict[str, float] | None,
-    layout: str,
-    world_size: int,
-    workers: int,
-) -> None:
-    check_going_on(folders, make_context, shares, layout, world_size, workers)
-
-
-def test_workers_go_on_after_every_third_step(folders: dict[str, Path], make_context: MakeContext) -> None:
-    check_going_on(folders, make_context, MIXTURE, "packed", world_size=1, workers=2)
 
 
 @pytest.mark.parametrize("shares", [None, ALL_GOOD], ids=["one", "mixture"])
