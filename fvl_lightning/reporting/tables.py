@@ -51,9 +51,9 @@ def markdown_text(text: str) -> str:
     return re.sub(r"[\\|\[\]<]", lambda found: "&lt;" if found[0] == "<" else f"\\{found[0]}", " ".join(text.split()))
 
 
-def markdown_table(grid: Grid) -> str:
-    """Returns a section of a Markdown file: title, note and table."""
-    title = f"## {markdown_text(grid.title)}"
+def markdown_table(grid: Grid, level: int = 2) -> str:
+    """Returns a section of a Markdown file: title, note and table; `level` is that of the title."""
+    title = f"{'#' * level} {markdown_text(grid.title)}"
     return "\n".join([title, "", *([markdown_text(grid.note), ""] if grid.note else []), *markdown_rows(grid)])
 
 
