@@ -33,13 +33,15 @@ LAYERS = {
     "runs": 5,
     "inference": 6,
     "doctor": 6,
+    "feature_analysis": 6,
     "evaluation": 7,
     "serving": 7,
     "comparison": 8,
-    "api": 9,
-    "cli": 9,
-    "lmms_eval": 9,
-    "__main__": 10,
+    "attribution": 9,
+    "api": 10,
+    "cli": 10,
+    "lmms_eval": 10,
+    "__main__": 11,
 }
 """Each folder (or file directly in fvl_lightning/) and its layer; a folder imports itself and layers below its own."""
 

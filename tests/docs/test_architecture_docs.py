@@ -21,7 +21,7 @@ def drawn() -> dict[str, int | None]:
     folders: dict[str, int | None] = {}
     above = ""
     for line in drawing.splitlines():
-        match = re.match(r"(?:(\d)  |     )([\w/]+)/ +\S", line)
+        match = re.match(r"(?:(\d+) {1,2}|     )([\w/]+)/ +\S", line)
         assert match, line
         if match[1]:
             above = match[2] if match[2] == "datamodules" else f"{KIT}/{match[2]}"

@@ -1,0 +1,1 @@
+"""Numbers and pictures of features themselves; no answers are scored here."""
