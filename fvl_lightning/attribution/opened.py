@@ -1,4 +1,4 @@
-"""A trained run, opened once for all sections: its model, its data, the questions that are asked, their images' features.
+"""A trained run, opened once for all sections: its model, its data, the questions asked, their images' features.
 
 A section gets one `OpenedRun` and shares the features with the others, so that an image is encoded once.
 """
