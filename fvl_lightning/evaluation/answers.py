@@ -16,7 +16,7 @@ from datamodules.base import BatchData
 from datamodules.encoding.questions import Question
 from datamodules.storage.sample import spread
 from fvl_lightning.core.errors import DataError
-from fvl_lightning.evaluation.batched_answers import AskedPrompt, Asking, answer_prompts
+from fvl_lightning.evaluation.batched_answers import AskedPrompt, Asking, ImageSources, answer_prompts
 from fvl_lightning.evaluation.kept_answers import KeptAnswers
 from fvl_lightning.evaluation.metrics.base import KindScores, Reference
 from fvl_lightning.evaluation.metrics.lookup import DEFAULT_METRIC, build_metric
@@ -56,6 +56,8 @@ class Scoring:
     """The ranks that share the questions; each has the model and the data, and gets all answers."""
     kept: KeptAnswers | None = None
     """The place where the answers of finished batches are kept until the scores are written."""
+    image_sources: ImageSources | None = None
+    """The features that the images have, in place of the encoder's output for their pixels; answers are not kept."""
     progress: Progress = _silent
 
 
@@ -154,8 +156,10 @@ def answer_questions(scoring: Scoring, images: Images = "real") -> list[Answer]:
         pixels = data.pixels(split, indices)
         return torch.zeros_like(pixels) if images == "zeroed" else pixels
 
-    asking = Asking(scoring.precision, scoring.ranks, scoring.kept, partial(scoring.progress, SHOWN[images]))
-    content = [images, data.split_hash(split, content=True), pixel_identity(data)] if scoring.kept else []
+    kept = scoring.kept if scoring.image_sources is None else None
+    progress = partial(scoring.progress, SHOWN[images])
+    asking = Asking(scoring.precision, scoring.ranks, kept, progress, image_sources=scoring.image_sources)
+    content = [images, data.split_hash(split, content=True), pixel_identity(data)] if kept else []
     identity = json.dumps(content, sort_keys=True, default=str)
     texts = answer_prompts(scoring.built, prompts, read_pixels, asking, identity)
     return [Answer(question, text) for question, text in zip(questions, texts, strict=True)]

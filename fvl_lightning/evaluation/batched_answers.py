@@ -29,6 +29,8 @@ Progress = Callable[[int, int], None]
 """Called with the number of prompts that are answered, and the number of all."""
 ReadPixels = Callable[[Sequence[int]], Tensor]
 """Numbers of images, no two of which are equal -> their pixels [I, 3, P, P], where I counts the tiles of images."""
+ImageSources = Callable[[Sequence[int]], dict[str, Tensor]]
+"""Numbers of images, as in ReadPixels -> their features {source: [I, N, D]}; called where the model computes."""
 
 
 def _silent(done: int, total: int) -> None:
@@ -79,6 +81,8 @@ class Asking:
     """Length limit of a generated answer."""
     stop: tuple[str, ...] = ()
     """Texts at which a generated answer is cut."""
+    image_sources: ImageSources | None = None
+    """The features of images, in place of the encoder's output for their pixels, which are then not read."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of transformers' generate, for another decoding than greedy."""
     reserved: int = 0
@@ -126,6 +130,7 @@ def answer_prompts(
         done = sum(len(batches[number]) for number in texts)
         own = [number for number in range(ranks.rank, len(batches), ranks.world_size) if number not in texts]
         images = [_distinct_images(prompts[place] for place in batches[number]) for number in own]
+        images = images if asking.image_sources is None else [[]] * len(own)
         for number, pixels in zip(own, _read_ahead(images, read_pixels), strict=True):
             if asking.stopped():
                 break
@@ -233,39 +238,58 @@ def _result(reading: Future[Tensor] | None) -> Tensor | None:
 def _answer(built: BuiltModel, prompts: Sequence[AskedPrompt], pixels: Tensor | None, asking: Asking) -> list[str]:
     """Answers the prompts of one batch; `pixels` are those of its distinct images, in the order of their numbers."""
     with autocast(built.model.device, asking.precision):
+        numbers = _distinct_images(prompts) if asking.image_sources else []
+        images = asking.image_sources(numbers) if asking.image_sources and numbers else pixels
         if any(prompt.choices for prompt in prompts):
-            return _likelihoods(built, prompts, pixels)
+            return _likelihoods(built, prompts, images)
         room = positions(built) - max(len(prompt.ids) for prompt in prompts)
         ids, tokens = [prompt.ids for prompt in prompts], min(asking.tokens, room)
-        inputs = {**encoded_images(built, prompts, pixels), **asking.sampling}
+        inputs = {**encoded_images(built, prompts, images), **asking.sampling}
         return generate_texts(built, ids, tokens, asking.stop, **inputs)
 
 
-def encoded_images(built: BuiltModel, prompts: Sequence[AskedPrompt], pixels: Tensor | None) -> dict[str, Any]:
-    """Returns the encoder's output for the images of the prompts, prompt after prompt; each image is encoded once."""
-    if pixels is None:
+def encoded_images(
+    built: BuiltModel, prompts: Sequence[AskedPrompt], images: Tensor | dict[str, Tensor] | None
+) -> dict[str, Any]:
+    """Returns the features of the images of the prompts, prompt after prompt; each image is encoded once.
+
+    Args:
+        built: the model.
+        prompts: the prompts.
+        images: the distinct images in the order of their numbers: pixels [I, 3, P, P], or their features
+            {source: [I, N, D]}, which keep their type.
+    """
+    if images is None:
         return {}
-    model, distinct = built.model, _distinct_images(prompts)
-    pixels = pixels.to(model.device, model.dtype)
-    parts = pixels.split(images_per_pass(pixels, model.device, QUESTIONS_PER_BATCH))
-    features = [model.encoder(part) for part in parts]
+    distinct = _distinct_images(prompts)
+    features = _features(built, images) if isinstance(images, Tensor) else images
     shown = [pair for prompt in prompts for pair in zip(prompt.images, prompt.tiles or repeat(1), strict=False)]
     tiles = dict(shown)
     starts = dict(zip(distinct, accumulate((tiles[image] for image in distinct), initial=0), strict=False))
-    rows = torch.tensor(
-        [starts[image] + tile for image, count in shown for tile in range(count)], device=pixels.device
-    )
-    sources = {name: torch.cat([part[name] for part in features])[rows] for name in features[0]}
+    places = [starts[image] + tile for image, count in shown for tile in range(count)]
+    rows = torch.tensor(places, device=next(iter(features.values())).device)
     asked = [prompt.question for prompt in prompts for _ in range(prompt.encoded)]
+    sources = type(features)({name: source[rows] for name, source in features.items()})
     return {"image_sources": sources} | question_inputs(built, asked)
 
 
-def _likelihoods(built: BuiltModel, prompts: Sequence[AskedPrompt], pixels: Tensor | None) -> list[str]:
+def _features(built: BuiltModel, pixels: Tensor) -> dict[str, Tensor]:
+    """Returns the encoder's output {source: [I, N, D]} for pixels [I, 3, P, P]."""
+    model = built.model
+    pixels = pixels.to(model.device, model.dtype)
+    parts = pixels.split(images_per_pass(pixels, model.device, QUESTIONS_PER_BATCH))
+    features = [model.encoder(part) for part in parts]
+    return {name: torch.cat([part[name] for part in features]) for name in features[0]}
+
+
+def _likelihoods(
+    built: BuiltModel, prompts: Sequence[AskedPrompt], images: Tensor | dict[str, Tensor] | None
+) -> list[str]:
     """Returns the log-likelihoods per token of every prompt's choices, as JSON."""
     repeated = [prompt for prompt in prompts for _ in prompt.choices]
     choices = [choice for prompt in prompts for choice in prompt.choices]
     found = continuation_log_likelihoods(
-        built, [prompt.ids for prompt in repeated], choices, **encoded_images(built, repeated, pixels)
+        built, [prompt.ids for prompt in repeated], choices, **encoded_images(built, repeated, images)
     )
     values = iter([one.per_token for one in found])
     return [json.dumps([next(values) for _ in prompt.choices]) for prompt in prompts]

@@ -48,7 +48,7 @@ class ImageGenerationMixin(GenerationMixin):
             if per_row.sum() == len(images):  # otherwise the forward pass raises an error
                 # Repeats the images of a row together, rather than each image by itself.
                 images = torch.cat([row.repeat(expand_size) for row in images.split(per_row.tolist())])
-            sources = {name: source[images] for name, source in sources.items()}
+            sources = type(sources)({name: source[images] for name, source in sources.items()})
             questions = None if questions is None else questions[images.to(questions.device)]
         given = {"pixel_values": pixel_values, "image_sources": sources, "question_ids": questions}
         return expanded, model_kwargs | given

@@ -13,6 +13,7 @@ from fvl_lightning.evaluation import batched_answers as module
 from fvl_lightning.evaluation.batched_answers import AskedPrompt, Asking, answer_prompts, batches_of, most_likely
 from fvl_lightning.inference.generation import generate_texts, positions
 from fvl_lightning.modeling.build import BuiltModel
+from fvl_lightning.modeling.connector.alignment import AlignedSources
 from tests.thread_ranks import on_ranks
 from tests.tiny_models import BOS, IMAGE, LLAMA, TOKENS, pixels, tiny_model, tiny_tokenizer
 
@@ -66,6 +67,23 @@ def test_a_batch_gives_the_answers_of_one_at_a_time(
     assert alone[2] != alone[3], "the order of the images makes a difference"
     monkeypatch.setattr(module, "QUESTIONS_PER_BATCH", rows)
     assert answers(built) == alone
+
+
+@torch.no_grad()
+def test_features_that_are_given_stand_for_the_pixels(built: BuiltModel, alone: list[str]) -> None:
+    aligned = built.model.alignment(built.model.encoder(pixels(3)))
+    shown: list[int] = []
+
+    def features(numbers: Sequence[int]) -> AlignedSources:
+        shown.extend(numbers)
+        return AlignedSources({name: x[list(numbers)] for name, x in aligned.items()})
+
+    def refuse(numbers: Sequence[int]) -> Tensor:
+        raise AssertionError("pixels are read")
+
+    asking = Asking(tokens=TOKENS_OF_ANSWERS, image_sources=features)
+    assert answer_prompts(built, PROMPTS, refuse, asking) == alone
+    assert sorted(shown) == [0, 1, 2], "once for all prompts of a batch"
 
 
 def test_ranks_share_the_batches(built: BuiltModel, alone: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

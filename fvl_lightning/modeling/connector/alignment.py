@@ -10,6 +10,14 @@ from fvl_lightning.core.types import FeatureSpec
 from fvl_lightning.fusions.base import resize_map
 
 
+class AlignedSources(dict[str, Tensor]):
+    """Sources as the alignment returns them, {source: [I, N, D_source]}.
+
+    A model that gets them in place of the encoder's output does not align them again. Sources that are replaced behind
+    the alignment therefore pass through every kind of fusion (replacement.py).
+    """
+
+
 class SourceAlignment(nn.Module):
     """Resamples every source to the grid of the first one, and optionally normalises it.
 
@@ -41,22 +49,22 @@ class SourceAlignment(nn.Module):
         self.specs = dict(sources) if native else aligned
         norms = {other: nn.LayerNorm(spec.dim) for other, spec in sources.items()}
         self.norms = nn.ModuleDict(norms if normalize else {})
-        self.kept: frozenset[str] | None = None
+        self._zeroed: frozenset[str] = frozenset()
 
     def keep(self, names: Collection[str]) -> None:
         """Sets all other sources to zero from here on, as source dropout does; ConfigError for an unknown name."""
         for name in names:
             if name not in self.sources:
                 raise unknown_name("source", name, self.sources, "--sources")
-        self.kept = frozenset(names)
+        self._zeroed = frozenset(self.sources) - frozenset(names)
 
-    def forward(self, sources: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns {source: [I, N, D_source]} for {source: [I, N_source, D_source]}."""
-        aligned = {name: self._resample(x, self.sources[name]) for name, x in sources.items()}
-        aligned = {name: self.norms[name](x) if name in self.norms else x for name, x in aligned.items()}
-        return {
-            name: x if self.kept is None or name in self.kept else torch.zeros_like(x) for name, x in aligned.items()
-        }
+    def forward(self, sources: dict[str, Tensor]) -> AlignedSources:
+        """Returns {source: [I, N, D_source]} for {source: [I, N_source, D_source]}, or for sources that are aligned."""
+        aligned = sources
+        if not isinstance(sources, AlignedSources):
+            aligned = {name: self._resample(x, self.sources[name]) for name, x in sources.items()}
+            aligned = {name: self.norms[name](x) if name in self.norms else x for name, x in aligned.items()}
+        return AlignedSources({name: torch.zeros_like(x) if name in self._zeroed else x for name, x in aligned.items()})
 
     def _resample(self, features: Tensor, spec: FeatureSpec) -> Tensor:
         if spec.grid == self.grid or spec.grid is None or self.grid is None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fvl_lightning.core.types import NO_TOKEN, ImageSpec
 from fvl_lightning.fusions.base import Fusion, build_fusion
 from fvl_lightning.modeling.configuration import FlorenceVLConfig
-from fvl_lightning.modeling.connector.alignment import SourceAlignment, drop_sources
+from fvl_lightning.modeling.connector.alignment import AlignedSources, SourceAlignment, drop_sources
 from fvl_lightning.modeling.connector.inner_layers import EnterBlock, InnerLayers
 from fvl_lightning.modeling.shapes import check_declarations, check_fused, check_projected, check_sources
 
@@ -88,7 +88,8 @@ class ImageEmbedder:
 
         Args:
             pixel_values: [I, 3, P, P].
-            sources: the encoder's output {source: [I, N_source, D_source]}, in place of `pixel_values`.
+            sources: the encoder's output {source: [I, N_source, D_source]}, in place of `pixel_values`; AlignedSources
+                go to the fusion as they are.
             question_ids: [I, L], the tokens of the question about each image, NO_TOKEN after it; for a conditioned
                 fusion.
 
@@ -103,13 +104,13 @@ class ImageEmbedder:
             images, pixel_values = len(pixel_values), _or_blank(pixel_values)
         else:
             images = len(next(iter(sources.values())))
-            sources = {name: _or_blank(source) for name, source in sources.items()}
+            sources = type(sources)({name: _or_blank(source) for name, source in sources.items()})
         inputs = {"question": self._question(question_ids, images)} if self.conditioned else {}
         if self.fusion.routed:
             aligned, inputs["routes"] = self._routed(pixel_values, sources, inputs.get("question"))
         else:
             computed = self.encoder(pixel_values) if sources is None else sources
-            if not self._shapes_are_checked:
+            if not self._shapes_are_checked and not isinstance(computed, AlignedSources):
                 check_sources(self._name("encoder"), self.encoder.specs, computed)
             aligned = self.alignment(computed)
         if self.training and self.config.source_dropout:
