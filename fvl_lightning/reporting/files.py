@@ -38,12 +38,13 @@ def write_files(folder: Path, files: Mapping[str, bytes], known: Iterable[str]) 
 
     Args:
         folder: created if missing.
-        files: {name: content}.
+        files: {name, or path within the folder: content}.
         known: names of all files that such a report may have; those of an earlier report are deleted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in set(known) - set(files):
         (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / name) as tmp_path:
             tmp_path.write_bytes(content)

@@ -11,6 +11,10 @@ from fvl_lightning.reporting.tables import Grid, markdown_table, markdown_text
 
 FIGURES_FOLDER = "figures"
 """Folder of a report's pictures, beside its Markdown."""
+PER_SOURCE = "per_source"
+"""Key of Section.values with {source: the number that stands for the source}, if a section of a run has one."""
+PER_SOURCE_MEANS = "per_source_means"
+"""Key of Section.values with the meaning of these numbers, such as "accuracy lost without the source"."""
 _STEM = re.compile(r"[a-z0-9_]+")
 
 
