@@ -127,10 +127,11 @@ def test_the_saved_numbers_are_of_these_cases_and_changes() -> None:
 
 def test_the_tables_of_the_pages_have_the_saved_numbers() -> None:
     saved = json.loads(OUTPUT.read_text(encoding="utf-8"))
-    for page, lines in {
-        "docs/scale.md": pages.switches(saved),
-        "benchmarks/roofline/README.md": pages.presets(saved),
-    }.items():
+    for page, lines in (
+        ("docs/scale.md", pages.switches(saved)),
+        ("benchmarks/roofline/README.md", pages.presets(saved)),
+        ("benchmarks/roofline/README.md", pages.limits(saved)),
+    ):
         assert "\n".join(lines) in (ROOT / page).read_text(encoding="utf-8"), page
 
 

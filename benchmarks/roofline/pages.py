@@ -24,6 +24,14 @@ COLUMNS = {
 }
 """{case: the head of its column in docs/scale.md}."""
 
+LIMITS = {
+    "matrix products": ("matmul",),
+    "attention": ("attention", "masked attention"),
+    "element-wise": ("elementwise",),
+    "copies and look-ups": ("copies", "gather"),
+}
+"""{column in the table of limits: its kinds of operations}."""
+
 
 def switches(saved: dict[str, Any]) -> list[str]:
     """Returns the lines of the table of switches: the share of the first step time that each saves, by case."""
@@ -52,6 +60,21 @@ def presets(saved: dict[str, Any]) -> list[str]:
         cells += [f"{step['tokens_per_second']:,.0f}" for step in steps]
         cells += ["" if step["mfu"] is None else f"{step['mfu']:.2f}" for step in steps]
         lines.append(_line(case["case"], cells))
+    return lines
+
+
+def limits(saved: dict[str, Any]) -> list[str]:
+    """Returns the lines of the table of what the time of a step is spent on after all changes, by case, in percent."""
+    lines = [
+        f"| case | {' | '.join(LIMITS)} | other devices | update |",
+        "|---|" + "--:|" * (len(LIMITS) + 2),
+    ]
+    for case in saved["cases"]:
+        step = case["after"]
+        computed = 100 * step["compute_seconds"] / step["step_seconds"]
+        shares = [computed * sum(step["kinds"].get(kind, 0.0) for kind in kinds) for kinds in LIMITS.values()]
+        shares += [100 * step[f"{what}_seconds"] / step["step_seconds"] for what in ("waiting", "update")]
+        lines.append(_line(case["case"], [f"{share:.0f}" for share in shares]))
     return lines
 
 
