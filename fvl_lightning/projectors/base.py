@@ -32,6 +32,7 @@ class Projector(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.tokens = features.tokens
+        self._features, self._dim = features, dim
 
     @classmethod
     def token_options(cls, config: Any, features: FeatureSpec) -> dict[int, Any]:
@@ -41,6 +42,16 @@ class Projector(nn.Module, ABC):
         token.
         """
         return {features.tokens: config}
+
+    def image_tokens(self) -> FeatureSpec:
+        """Returns the shape of the tokens that the language model gets, with the map or the parts that they keep.
+
+        Here they have the places of the features if there are as many, and otherwise none. A subclass whose tokens have
+        other places overrides it.
+        """
+        kept = self.tokens == self._features.tokens
+        parts = self._features.parts if self._features.parts_on_tokens else {}
+        return FeatureSpec(self.tokens, self._dim, self._features.grid if kept else None, parts if kept else {})
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:

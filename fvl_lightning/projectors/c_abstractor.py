@@ -58,6 +58,10 @@ class CAbstractorProjector(Projector):
             features.prefix + rows * _columns(rows, grid): replace(config, rows=rows) for rows in range(1, grid[0] + 1)
         }
 
+    def image_tokens(self) -> FeatureSpec:
+        """See Projector: the pooled map."""
+        return FeatureSpec(self.tokens, self._dim, self.pooled)
+
     def forward(self, features: Tensor) -> Tensor:
         """Returns [I, prefix + rows * columns, D] for [I, prefix + N, D_in]."""
         prefix, tokens = features[:, : self.prefix], features[:, self.prefix :]

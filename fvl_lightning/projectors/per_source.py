@@ -66,6 +66,13 @@ class PerSourceProjector(Projector):
             for count in sorted(common)
         }
 
+    def image_tokens(self) -> FeatureSpec:
+        """See Projector: those of the sources' projectors, on channels of the first one."""
+        made = {name: projector.image_tokens() for name, projector in self.projectors.items()}  # type: ignore[operator]
+        if self.axis == 1:
+            return FeatureSpec(self.tokens, self._dim, None, made)
+        return next(iter(made.values()))
+
     def forward(self, features: Tensor) -> Tensor:
         """Returns [I, N, D] for [I, N_in, D_in]."""
         parts = features.split(self.sizes, dim=self.axis)

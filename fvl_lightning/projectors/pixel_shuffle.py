@@ -49,6 +49,10 @@ class PixelShuffleProjector(Projector):
         """See Projector: a number for every factor that divides the map."""
         return options_of_factors(config, features, "pixel_shuffle")
 
+    def image_tokens(self) -> FeatureSpec:
+        """See Projector: the map of blocks."""
+        return FeatureSpec(self.tokens, self._dim, self.grid)
+
     def forward(self, features: Tensor) -> Tensor:
         """Returns [I, prefix + N / factor^2, D] for [I, prefix + N, D_in]."""
         prefix, tokens = features[:, : self.prefix], features[:, self.prefix :]

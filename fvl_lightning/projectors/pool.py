@@ -57,6 +57,10 @@ class PoolProjector(Projector):
         """See Projector: a number for every factor that divides the map."""
         return options_of_factors(config, features, "pool")
 
+    def image_tokens(self) -> FeatureSpec:
+        """See Projector: the map of blocks."""
+        return FeatureSpec(self.tokens, self._dim, self.grid)
+
     def forward(self, features: Tensor) -> Tensor:
         """Returns [I, prefix + N / factor^2, D] for [I, prefix + N, D_in]."""
         blocks = blocks_of(features[:, self.prefix :], self.grid, self.config.factor)

@@ -63,6 +63,10 @@ class ResamplerProjector(Projector):
         """See Projector: any number up to that of the features."""
         return {count: replace(config, queries=count) for count in range(1, features.tokens + 1)}
 
+    def image_tokens(self) -> FeatureSpec:
+        """See Projector: queries have no place in the image."""
+        return FeatureSpec(self.tokens, self._dim, None)
+
     def forward(self, features: Tensor) -> Tensor:
         """Returns [I, queries, D] for [I, N, D_in]."""
         read = self.input_norm(self.input(features))
