@@ -175,7 +175,7 @@ def experiment(
     optimizer: dict[str, Any] | None = None,
     trainer: dict[str, Any] | None = None,
     encoder: dict[str, Any] | None = None,
-    fusion: str = "gated",
+    fusion: str | dict[str, Any] = "gated",
     trainable: dict[str, str] | None = None,
     lora: dict[str, Any] | None = None,
     seed: int = 0,

@@ -220,6 +220,9 @@ class ExperimentConfig:
     normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
     source_dropout: float = number(0.0, at_least=0, below=1)
     """Probability with which a source is set to zero for an image in training; one source at least remains."""
+    fused_sources: list[str] | None = None
+    """The encoder's sources that the fusion gets, in its order; a source named again is a copy, and with none named it
+    gets zeros in place of the first. null for all of encoder.sources, which decides what the encoder computes."""
     trainable: dict[str, str] = field(default_factory=dict)
     """frozen, full or lora per component, instead of the stage's default."""
     lora: LoraConfig | None = None

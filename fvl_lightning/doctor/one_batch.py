@@ -28,7 +28,7 @@ SCALE = "scale"
 
 
 OVERRIDES_KEPT_AT_TINY_SCALE = (
-    "plugins", "fusion", "projector", "normalize", "source_dropout", "trainable", "optimizer"
+    "plugins", "fusion", "projector", "normalize", "source_dropout", "fused_sources", "trainable", "optimizer"
 )  # fmt: skip
 """Overrides by these keys also apply at `scale=tiny`; sizes and paths of the full model would not fit the small one."""
 

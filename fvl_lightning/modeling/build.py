@@ -104,6 +104,7 @@ def model_config(experiment: ExperimentConfig, tokenizer: Any) -> FlorenceVLConf
         normalize_sources=experiment.normalize.sources,
         normalize_output=experiment.normalize.output,
         source_dropout=experiment.source_dropout,
+        fused_sources=experiment.fused_sources,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         text_config=dict(entries["language_model"]["model"]),
     )

@@ -39,6 +39,7 @@ class FlorenceVLConfig(PreTrainedConfig):
     normalize_sources: bool = False
     normalize_output: bool = False
     source_dropout: float = 0.0
+    fused_sources: list[str] | None = None
     image_token_id: int = 0
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     plugins: list[dict[str, Any]] | None = None

@@ -87,11 +87,11 @@ def _try_with_values(model: Any) -> None:
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             native = fusion.component.grids == "native"
-            alignment = SourceAlignment(specs, normalize=config.normalize_sources, native=native)
+            alignment = SourceAlignment(specs, config.normalize_sources, native, config.fused_sources)
             built = build_fusion(fusion.component, fusion.config, alignment.specs, dim)
             inputs = {"question": torch.zeros(TRIAL_IMAGES, dim)} if model.conditioned else {}
             if built.routed:
-                inputs["routes"] = torch.ones(TRIAL_IMAGES, len(specs)) / len(specs)
+                inputs["routes"] = torch.ones(TRIAL_IMAGES, len(built.sources)) / len(built.sources)
             fused = built(alignment(_zeros(specs, "cpu")), **inputs)
             check_fused(fusion.name, built, TRIAL_IMAGES, fused)
             connector = projector.component(projector.config, model.fusion.output, dim)

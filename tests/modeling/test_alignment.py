@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from fvl_lightning.core.errors import ConfigError
 from fvl_lightning.core.types import FeatureSpec
-from fvl_lightning.modeling.build import model_config
+from fvl_lightning.modeling.build import build_model, model_config
 from fvl_lightning.modeling.connector.alignment import SourceAlignment, drop_sources
+from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from tests.tiny_models import experiment, pixels, tiny_model, tiny_tokenizer
 
 IMAGES = 2
@@ -148,3 +150,39 @@ def test_sources_that_are_not_kept_are_zero_behind_their_norm() -> None:
     assert torch.equal(found["davit"], torch.zeros_like(whole["davit"]))
     with pytest.raises(ConfigError, match=r"--sources: unknown source 'dvit', allowed: davit, ocr; did you"):
         alignment.keep(["dvit"])
+
+
+def test_a_fusion_gets_the_sources_that_are_named_and_copies() -> None:
+    specs = {"davit": FeatureSpec(5, 3, (2, 2)), "ocr": FeatureSpec(5, 2, (2, 2)), "caption": FeatureSpec(5, 4, (2, 2))}
+    alignment = SourceAlignment(specs, normalize=True, fused=["ocr", "davit", "ocr"])
+    assert list(alignment.specs) == list(alignment.norms) == ["ocr", "davit", "ocr_copy_2"]
+    found, whole = alignment(sources(specs)), SourceAlignment(specs, normalize=True)(sources(specs))
+    assert list(found) == ["ocr", "davit", "ocr_copy_2"], "in the order of the fusion"
+    for name, origin in alignment.origins.items():
+        close(found[name], whole[origin])
+    alignment.keep(["ocr"])
+    assert [bool(x.any()) for x in alignment(sources(specs)).values()] == [True, False, True], "a copy goes with it"
+    with pytest.raises(ConfigError, match=r"fused_sources: unknown source 'dvit', allowed: caption, davit, ocr; did you"):
+        SourceAlignment(specs, normalize=True, fused=["dvit"])
+
+
+@pytest.mark.parametrize("fusion", ["concat", "gated", {"name": "moe", "top": 1}])
+def test_without_any_source_all_images_have_the_same_features(tmp_path: Path, fusion: Any) -> None:
+    asked = dataclasses.replace(experiment(tmp_path, "finetune", "conversation", fusion=fusion), fused_sources=[])
+    config = model_config(asked, tiny_tokenizer())
+    assert config.to_diff_dict()["fused_sources"] == [], "it is saved with the model"
+    model, full = FlorenceVLForConditionalGeneration(config), tiny_model(fusion=fusion)
+    assert model.image_spec == full.image_spec
+    features = model.embed_images(pixels(3)).features
+    assert torch.equal(features, features[:1].expand_as(features))
+    features.sum().backward()
+    assert all(p.grad is not None for p in (*model.fusion.parameters(), *model.alignment.parameters()))
+
+
+def test_copies_make_a_subset_as_large_as_all_sources(tmp_path: Path) -> None:
+    def parameters(**given: Any) -> int:
+        asked = experiment(tmp_path, "finetune", "conversation", fusion="concat")
+        return build_model(dataclasses.replace(asked, **given), "meta").model.num_parameters()
+
+    all_sources, few = parameters(), ["davit", "ocr"]
+    assert parameters(fused_sources=few) < all_sources == parameters(fused_sources=few * 2)

@@ -28,7 +28,9 @@ STEPS = 3
 """Batches and updates that are measured, after one that warms up."""
 MAX_CPU_FLOPS = 1e12
 """Operations of a batch beyond which a measurement on a CPU would take minutes."""
-OF_A_STEP = ("stage", "encoder", "fusion", "projector", "language_model", "normalize", "trainable", "lora")
+OF_A_STEP = (
+    "stage", "encoder", "fusion", "projector", "language_model", "normalize", "fused_sources", "trainable", "lora"
+)  # fmt: skip
 """Keys on which the time of a step depends, besides those of `trainer` and the optimiser's name."""
 OF_THE_TRAINER = ("batch_size", "accumulate", "accelerator", "precision", "checkpoint_activations", "compile")
 

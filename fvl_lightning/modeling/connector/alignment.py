@@ -1,6 +1,6 @@
 """Alignment of the feature sources to one grid, so that a fusion need not know about geometry."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +28,25 @@ class SourceAlignment(nn.Module):
         sources: {source: its shape}.
         normalize: whether to apply a LayerNorm to each source.
         native: whether every source keeps its own grid.
+        fused: the sources that the fusion gets, in its order; a further mention is a copy with a LayerNorm of its own,
+            <source>_copy_2. None for all; with none named, the fusion gets zeros in place of the first source.
 
     Raises:
-        ConfigError: a source cannot be resampled to the first one's grid.
+        ConfigError: there is no such source, or one cannot be resampled to the first one's grid.
     """
 
-    def __init__(self, sources: dict[str, FeatureSpec], normalize: bool, native: bool = False) -> None:
+    def __init__(
+        self,
+        sources: dict[str, FeatureSpec],
+        normalize: bool,
+        native: bool = False,
+        fused: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
+        self.origins = _origins(sources, fused)
+        """{name in the fusion: source of the encoder}; they differ for copies alone."""
+        self.blank = fused is not None and not fused
+        sources = {name: sources[origin] for name, origin in self.origins.items()}
         name, first = next(iter(sources.items()))
         for other, spec in sources.items() if not native else ():
             alike = (spec.tokens == first.tokens) if spec.grid is None or first.grid is None else True
@@ -54,15 +66,19 @@ class SourceAlignment(nn.Module):
     def keep(self, names: Collection[str]) -> None:
         """Sets all other sources to zero from here on, as source dropout does; ConfigError for an unknown name."""
         for name in names:
-            if name not in self.sources:
-                raise unknown_name("source", name, self.sources, "--sources")
-        self._zeroed = frozenset(self.sources) - frozenset(names)
+            if name not in self.origins.values():
+                raise unknown_name("source", name, set(self.origins.values()), "--sources")
+        self._zeroed = frozenset(name for name, origin in self.origins.items() if origin not in names)
 
     def forward(self, sources: dict[str, Tensor]) -> AlignedSources:
-        """Returns {source: [I, N, D_source]} for {source: [I, N_source, D_source]}, or for sources that are aligned."""
+        """Returns {name in the fusion: [I, N, D_source]} for the encoder's {source: [I, N_source, D_source]}, or for
+        sources that are aligned."""
         aligned = sources
         if not isinstance(sources, AlignedSources):
-            aligned = {name: self._resample(x, self.sources[name]) for name, x in sources.items()}
+            aligned = {name: sources[origin] for name, origin in self.origins.items() if origin in sources}
+            if self.blank:
+                aligned = {name: torch.zeros_like(x) for name, x in aligned.items()}
+            aligned = {name: self._resample(x, self.sources[name]) for name, x in aligned.items()}
             aligned = {name: self.norms[name](x) if name in self.norms else x for name, x in aligned.items()}
         return AlignedSources({name: torch.zeros_like(x) if name in self._zeroed else x for name, x in aligned.items()})
 
@@ -72,6 +88,17 @@ class SourceAlignment(nn.Module):
         prefix, tokens = features[:, : self.prefix], features[:, self.prefix :]
         image = resize_map(tokens.transpose(1, 2).unflatten(2, spec.grid), self.grid)
         return torch.cat([prefix, image.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _origins(sources: dict[str, FeatureSpec], fused: Sequence[str] | None) -> dict[str, str]:
+    """Returns {name in the fusion: source of the encoder}; ConfigError for an unknown source."""
+    origins: dict[str, str] = {}
+    for place, source in enumerate(sources if fused is None else fused or [next(iter(sources))]):
+        if source not in sources:
+            raise unknown_name("source", source, sources, "fused_sources")
+        copies = 0 if fused is None else list(fused[:place]).count(source)
+        origins[f"{source}_copy_{copies + 1}" if copies else source] = source
+    return origins
 
 
 def drop_sources(sources: dict[str, Tensor], probability: float, routes: Tensor | None = None) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ class ImageEmbedder:
         self.encoder = encoder.component(encoder.config)
         component: type[Fusion] = fusion.component
         self.alignment = SourceAlignment(
-            self.encoder.specs, normalize=config.normalize_sources, native=component.grids == "native"
+            self.encoder.specs, config.normalize_sources, component.grids == "native", config.fused_sources
         )
         self.conditioned = component.is_conditioned(fusion.config)
         language = language_model.component(language_model.config)
@@ -166,7 +166,9 @@ class ImageEmbedder:
         assert first is not None
         everything = torch.arange(len(first), device=first.device)
         get: Any = None if sources is not None else self.encoder.on_demand(pixel_values)
-        known = self.alignment(sources or {name: get(name, everything) for name in self.fusion.routing_sources})
+        origins = self.alignment.origins
+        read = {origins[name] for name in self.fusion.routing_sources}
+        known = self.alignment(sources or {name: get(name, everything) for name in read})
         routes = self.fusion.route({name: known[name] for name in self.fusion.routing_sources}, question)
         aligned = {}
         for k, (name, spec) in enumerate(self.alignment.specs.items()):
@@ -178,7 +180,7 @@ class ImageEmbedder:
                     rows = everything[:1]
                 values = routes.new_zeros(len(first), spec.tokens, spec.dim)
                 if len(rows):
-                    found = self.alignment({name: get(name, rows)})[name]
+                    found = self.alignment({origins[name]: get(origins[name], rows)})[name]
                     values = values.to(found.dtype).index_copy(0, rows, found)
             aligned[name] = values * (routes[:, k] != 0).to(values.dtype).view(-1, 1, 1)
         return aligned, routes
