@@ -162,7 +162,7 @@ def test_a_fusion_gets_the_sources_that_are_named_and_copies() -> None:
         close(found[name], whole[origin])
     alignment.keep(["ocr"])
     assert [bool(x.any()) for x in alignment(sources(specs)).values()] == [True, False, True], "a copy goes with it"
-    with pytest.raises(ConfigError, match=r"fused_sources: unknown source 'dvit', allowed: caption, davit, ocr; did you"):
+    with pytest.raises(ConfigError, match=r"fused_sources: unknown source 'dvit', allowed: caption, davit, ocr"):
         SourceAlignment(specs, normalize=True, fused=["dvit"])
 
 
