@@ -176,7 +176,7 @@ def run(arguments: list[str]) -> int:
         return EXIT_USAGE_ERROR
     except Preempted:
         for_all.print(
-            f"stopped for the cluster; what was saved is kept, exit code {EXIT_REQUEUE} asks for the same command "
+            f"stopped by a signal; what was saved is kept, exit code {EXIT_REQUEUE} asks for the same command "
             "again (`--resume-or-start` for a training)",
             soft_wrap=True,
         )

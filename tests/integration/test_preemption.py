@@ -43,7 +43,7 @@ def test_one_command_starts_goes_on_and_then_has_nothing_to_do(
     stop_at(7, signal.Signals[name])
     stopped = fvl_here(workspace, *JOB)
     assert stopped.returncode == EXIT_REQUEUE == 75, stopped.stderr
-    assert "stopped for the cluster" in stopped.stderr
+    assert "stopped by a signal" in stopped.stderr
     run = RunFolder(workspace / "runs" / "job")
     assert run.info["status"] == "interrupted"
     assert torch.load(run.last_checkpoint, weights_only=True)["global_step"] == 7

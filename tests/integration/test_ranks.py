@@ -101,7 +101,7 @@ def test_a_run_on_two_ranks_goes_on_to_the_bit_after_sigterm(
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 75, said
-    assert said.count("stopped for the cluster") == 1
+    assert said.count("stopped by a signal") == 1
     assert not run.finished
     trained(fvl, stopped, *words, "--resume-or-start")
     if "lora" in how[-1]:

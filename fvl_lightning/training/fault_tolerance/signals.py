@@ -47,7 +47,7 @@ PLANS = "--plan"
 TALKS = "chat"
 """The command in which Ctrl-C stops an answer, as often as it is pressed."""
 NOT_BEGUN = (
-    "stopped for the cluster before the first step: nothing was trained, what was saved before is kept, exit code "
+    "stopped by a signal before the first step: nothing was trained, what was saved before is kept, exit code "
     f"{EXIT_REQUEUE} asks for the same command again (`--resume-or-start` for a training)"
 )
 INTERRUPTED = "stopped; what was saved is kept, and the same command (`--resume` for a training) goes on from there"
