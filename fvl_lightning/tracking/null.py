@@ -46,6 +46,9 @@ class NullTracker(Tracker):
     def log_artifact(self, path: Path) -> None:
         """Does nothing."""
 
+    def log_folder(self, folder: Path, name: str) -> None:
+        """Does nothing."""
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Does nothing."""
 

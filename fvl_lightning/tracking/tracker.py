@@ -146,6 +146,11 @@ class Tracker:
         with store_errors(self._uri):
             self._client.log_artifact(self._run_id, str(path))
 
+    def log_folder(self, folder: Path, name: str) -> None:
+        """Uploads the files of a folder as artifacts in the folder `name`."""
+        with store_errors(self._uri):
+            self._client.log_artifacts(self._run_id, str(folder), name)
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags on the run, over those of the same name."""
         from mlflow.entities import RunTag

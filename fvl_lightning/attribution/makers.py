@@ -1,0 +1,18 @@
+"""The functions that make the sections of a run and of a comparison, under the names of request.py."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from fvl_lightning.attribution.comparison import OpenedComparison
+from fvl_lightning.attribution.opened import OpenedRun
+from fvl_lightning.attribution.request import ExplainRequest
+from fvl_lightning.reporting.section import Section
+
+RunSections = Callable[[OpenedRun, ExplainRequest], Sequence[Section]]
+ComparisonSections = Callable[[OpenedComparison, ExplainRequest], Sequence[Section]]
+
+RUN_SECTIONS: Mapping[str, RunSections] = {}
+"""{name: what makes the sections of a run}, in the order of its report; the keys of request.OF_RUN."""
+AVERAGED: tuple[str, ...] = ()
+"""Sections of a run with a number for each source, which a comparison averages over seeds."""
+COMPARISON_SECTIONS: Mapping[str, ComparisonSections] = {}
+"""{name: what makes the sections of a comparison}, in the order of its report; the keys of request.OF_COMPARISON."""
