@@ -55,7 +55,7 @@ def section_of(results: Comparison, arms: SubsetArms | None) -> Section:
     if whole and whole[0].kinds:
         figures[f"{NAME}_kinds"] = kinds_figure(sources, whole)
         captions[f"{NAME}_kinds"] = (
-            "Shapley values by kind of question; a frame marks a value that differs from zero (exploratory, adjusted by "
+            "Shapley values by kind of question; a frame marks a value that differs from zero (exploratory, by "
             "Benjamini-Hochberg in a panel)."
         )
     first = next(iter(whole or found)).whole
