@@ -15,10 +15,31 @@ from fvl_lightning.core.config.loading import load_config
 from tests.conftest import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
-SAVED = json.loads((RESULTS / "fusions.json").read_text(encoding="utf-8"))
-EASY_VQA = json.loads((RESULTS / "easy_vqa.json").read_text(encoding="utf-8"))
-REPORT, EASY_REPORT = (markdown(Comparison.read(saved)) for saved in (SAVED, EASY_VQA))
-PAGE, EASY = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8").split("\n## easy-VQA: ")
+SECTIONS = {
+    section.partition("\n")[0]: section
+    for section in (ROOT / "docs" / "findings.md").read_text(encoding="utf-8").split("\n## ")[1:]
+}
+"""{title: text} of the page, a section for each comparison."""
+
+
+class Finding:
+    """A saved comparison, its section of the page, and the report that the kit makes of it."""
+
+    def __init__(self, name: str, file: str, title: str) -> None:
+        self.saved = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        self.report = markdown(Comparison.read(self.saved))
+        self.section = SECTIONS[title]
+        self.config = load_config(ComparisonConfig, ROOT / "experiments" / file)
+
+
+FINDINGS = {
+    "fusions": Finding("fusions", "demo/fusions.yaml", "Seven fusions, five seeds"),
+    "easy_vqa": Finding("easy_vqa", "easy_vqa/fusions.yaml", "easy-VQA: three fusions and davit alone"),
+    "breadth": Finding("table5_breadth", "paper/table5_breadth.yaml", "Breadth: which prompt can be left out"),
+}
+findings = pytest.mark.parametrize("finding", FINDINGS.values(), ids=FINDINGS)
+SAVED, REPORT, PAGE = (getattr(FINDINGS["fusions"], name) for name in ("saved", "report", "section"))
+EASY_VQA, EASY = FINDINGS["easy_vqa"].saved, FINDINGS["easy_vqa"].section
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -34,16 +55,15 @@ def on_task(arm: dict[str, Any]) -> dict[str, Any]:
     return scores
 
 
-def test_every_row_is_one_of_the_report() -> None:
-    there = rows(REPORT)
-    assert len(rows(PAGE)) > 20
-    assert not [row for row in rows(PAGE) if row not in there]
+def test_every_section_is_of_a_saved_comparison() -> None:
+    assert list(SECTIONS.values()) == [finding.section for finding in FINDINGS.values()]
 
 
-def test_every_row_about_easy_vqa_is_one_of_its_report() -> None:
-    there = rows(EASY_REPORT)
-    assert len(rows(EASY)) > 12
-    assert not [row for row in rows(EASY) if row not in there]
+@findings
+def test_every_row_is_one_of_the_report(finding: Finding) -> None:
+    there = rows(finding.report)
+    assert len(rows(finding.section)) > 12
+    assert not [row for row in rows(finding.section) if row not in there]
 
 
 def test_all_arms_answer_yes_or_no_without_looking() -> None:
@@ -55,9 +75,9 @@ def test_all_arms_answer_yes_or_no_without_looking() -> None:
     assert "right for 0.813 and 0.828 of the questions" in " ".join(EASY.split())
 
 
-@pytest.mark.parametrize(("saved", "file"), [(SAVED, "demo/fusions.yaml"), (EASY_VQA, "easy_vqa/fusions.yaml")])
-def test_what_was_run_is_the_file_that_is_here(saved: dict[str, Any], file: str) -> None:
-    config = load_config(ComparisonConfig, ROOT / "experiments" / file)
+@findings
+def test_what_was_run_is_the_file_that_is_here(finding: Finding) -> None:
+    saved, config = finding.saved, finding.config
     assert list(saved["arms"]) == list(config.arms)
     assert saved["seeds"] == config.seeds
     assert (saved["metric"], saved["lineage"]) == (config.metric, config.lineage)
@@ -67,18 +87,33 @@ def test_what_was_run_is_the_file_that_is_here(saved: dict[str, Any], file: str)
         assert {task["questions"] for task in saved["evaluation"]["tasks"].values()} == {config.evaluate.limit}
 
 
-@pytest.mark.parametrize(("saved", "page"), [(SAVED, PAGE), (EASY_VQA, EASY)], ids=["demo", "easy_vqa"])
-def test_the_verdicts_are_those_of_the_scores(saved: dict[str, Any], page: str) -> None:
+@findings
+def test_the_verdicts_are_those_of_the_scores(finding: Finding) -> None:
+    saved = finding.saved
     scores: dict[str, dict[int, float]] = {arm: {} for arm in saved["arms"]}
     for cell in saved["cells"]:
-        scores[cell["arm"]][cell["seed"]] = (cell["accuracy"] if saved is SAVED else on_task(cell))["macro"]
+        scores[cell["arm"]][cell["seed"]] = (on_task(cell) if saved is EASY_VQA else cell["accuracy"])["macro"]
     statistics = saved["statistics"]
     assert 0.5 < mean(scores[statistics["baseline"]].values()) < 0.9, "or arms could hardly differ"
     found = compare_arms(scores, baseline=statistics["baseline"], smallest_effect=statistics["smallest_effect"])
     sentences = [contrast.sentence for contrast in found.contrasts]
     assert sentences == [contrast["sentence"] for contrast in statistics["contrasts"]]
-    words = " ".join(page.split())
+    words = " ".join(finding.section.split())
     assert not [sentence for sentence in sentences if sentence not in words]
+
+
+def test_what_is_said_of_breadth() -> None:
+    saved, words = FINDINGS["breadth"].saved, " ".join(FINDINGS["breadth"].section.split())
+    statistics = saved["statistics"]
+    verdicts = {contrast["arm"]: contrast["verdict"] for contrast in statistics["contrasts"]}
+    assert set(verdicts.values()) == {"not separated"}
+    (caption,) = [contrast for contrast in statistics["contrasts"] if contrast["arm"] == "no_caption"]
+    assert caption["interval"][1] < 0 < caption["simultaneous"][1]
+    by_kind = {arm: found["accuracy"]["by_kind"] for arm, found in saved["arms"].items()}
+    assert f"({by_kind['no_ocr']['word']:.3f} beside {by_kind['all']['word']:.3f})" in words
+    lost = {kind: by_kind["all"][kind] - by_kind["no_grounding"][kind] for kind in by_kind["all"]}
+    assert sorted(lost, key=lost.__getitem__)[-2:] == ["shortest", "tallest"]
+    assert f"q at least {min(hint['q'] for hint in statistics['exploratory']['contrasts']):.2g}" in words
 
 
 @pytest.mark.parametrize("arm", SAVED["arms"])
