@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -116,6 +116,12 @@ def asked_questions(scoring: Scoring) -> list[Question]:
     return questions if limit is None else [questions[i] for i in spread(len(questions), limit)]
 
 
+def other_samples(samples: Collection[int]) -> dict[int, int]:
+    """Returns {sample: another one, always the same}, shifted by half of the samples; a single one is its own."""
+    own = sorted(samples)
+    return dict(zip(own, own[len(own) // 2 :] + own[: len(own) // 2], strict=True))
+
+
 def answer_questions(scoring: Scoring, images: Images = "real") -> list[Answer]:
     """Generates greedy answers to the questions of a split, and returns them in the order of the questions.
 
@@ -134,9 +140,7 @@ def answer_questions(scoring: Scoring, images: Images = "real") -> list[Answer]:
     if not (all_questions := data.questions(split)):
         raise _no_questions(data, split)
     questions = asked_questions(scoring)
-    samples = sorted({question.index for question in all_questions})
-    # Shifted by half the samples: each sample gets the image of another one, always the same.
-    other = dict(zip(samples, samples[len(samples) // 2 :] + samples[: len(samples) // 2], strict=True))
+    other = other_samples({question.index for question in all_questions})
     shown = [other[question.index] if images == "shuffled" else question.index for question in questions]
     tiles = {index: data.tile_counts(split, index) for index in set(shown)}
     if any(len(counts) != 1 for counts in tiles.values()):

@@ -129,9 +129,8 @@ def answer_prompts(
         texts = kept.read(named, [len(batch) for batch in batches]) if kept else {}
         done = sum(len(batches[number]) for number in texts)
         own = [number for number in range(ranks.rank, len(batches), ranks.world_size) if number not in texts]
-        images = [_distinct_images(prompts[place] for place in batches[number]) for number in own]
-        images = images if asking.image_sources is None else [[]] * len(own)
-        for number, pixels in zip(own, _read_ahead(images, read_pixels), strict=True):
+        shown = [() if asking.image_sources else [prompts[place] for place in batches[number]] for number in own]
+        for number, pixels in zip(own, _read_ahead(list(map(_distinct_images, shown)), read_pixels), strict=True):
             if asking.stopped():
                 break
             texts[number] = _answer(built, [prompts[place] for place in batches[number]], pixels, asking)

@@ -1,0 +1,1 @@
+"""Sources of a trained model knocked out: replaced at inference, without training again."""
