@@ -1,6 +1,6 @@
 """Shapley values and interactions: against all orders, and the laws that define them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -132,21 +132,34 @@ def measured(by_kind: Mapping[str, float]) -> Measurements:
     return Measurements.read({"accuracy": scores, **controls, **costs})
 
 
-def made_up(score: Callable[[frozenset[str], int], Mapping[str, float]], subsets: list[frozenset[str]]) -> Section:
-    """The section of a comparison of five seeds, where an arm's scores by kind follow from its subset."""
-    places = {f"a{number}": tuple(s for s in SOURCES if s in subset) for number, subset in enumerate(subsets)}
+def made_up_results(
+    score: Callable[[frozenset[str], int], Mapping[str, float]], subsets: Sequence[frozenset[str]]
+) -> tuple[Comparison, dict[str, tuple[str, ...] | None]]:
+    """A comparison of five seeds, where an arm's scores by kind follow from its subset, and the places of the arms."""
+    places: dict[str, tuple[str, ...] | None] = {
+        f"a{number}": tuple(s for s in SOURCES if s in subset) for number, subset in enumerate(subsets)
+    }
     seeds = [0, 1, 2, 3, 4]
     cells = [
-        SeedResult.read({"arm": arm, "seed": seed, **measured(score(frozenset(own), seed)).plain()})
-        for arm, own in places.items()
+        SeedResult.read({"arm": f"a{number}", "seed": seed, **measured(score(subset, seed)).plain()})
+        for number, subset in enumerate(subsets)
         for seed in seeds
     ]
     results = Comparison(
         name="subsets", level=None, seed=0, seeds=seeds, lineage="frozen_encoder", metric="accuracy/macro",
-        mlflow=MlflowEntry(None, "", "", ""), encoder=None, machine={}, arms={}, cells=cells, differences={},
+        mlflow=MlflowEntry(None, "", "", ""), encoder=None, machine={}, arms={}, cells=cells,
+        differences={arm: {} for arm in places},
         statistics=ComparisonStatistics.__new__(ComparisonStatistics),
     )  # fmt: skip
-    return section_of(results, subset_arms(places, {arm: {} for arm in places}))
+    return results, places
+
+
+def made_up(
+    score: Callable[[frozenset[str], int], Mapping[str, float]], subsets: Sequence[frozenset[str]]
+) -> Section:
+    """The section of such a comparison."""
+    results, places = made_up_results(score, subsets)
+    return section_of(results, subset_arms(places, results.differences))
 
 
 def test_the_section_has_values_intervals_and_kinds() -> None:
@@ -188,6 +201,6 @@ def test_what_is_missing_is_one_sentence_and_leave_one_out_is_there() -> None:
     )
     assert "loses: `caption` +0.102 (+0.100 to +0.104)" in section.paragraphs[0]
     (missing,) = [text for text in section.paragraphs if "missing" in text]
-    assert missing.startswith("Shapley values at own size need all 16 subsets; missing: none, davit, caption,")
+    assert missing.startswith("At their own size, Shapley values need all 16 subsets; missing: none, davit, caption,")
     assert "davit" not in section.values[PER_SOURCE]
     assert list(section.figures) == ["retrained_worths"]

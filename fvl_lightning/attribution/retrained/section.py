@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fvl_lightning.attribution.retrained.arms import SubsetArms, read_places, subset_arms
+from fvl_lightning.attribution.retrained.arms import Size, SubsetArms, read_places, subset_arms
 from fvl_lightning.attribution.retrained.figures import TITLES, interactions_figure, kinds_figure, worths_figure
 from fvl_lightning.attribution.retrained.shapley import Subset, all_subsets
 from fvl_lightning.attribution.retrained.worths import SizeWorths, Worths, all_worths
@@ -18,6 +18,7 @@ from fvl_lightning.reporting.tables import ABSENT, Grid, format_score, interval,
 
 NAME, TITLE = "retrained", "Trained again on subsets of the sources"
 ALPHA = 0.05
+IN_TEXT: dict[Size, str] = {"natural": "At their own size", "matched": "At the size of all sources"}
 
 
 def retrained_section(results: Comparison) -> Section:
@@ -78,16 +79,16 @@ def section_of(results: Comparison, arms: SubsetArms | None) -> Section:
 
 
 def _finding(sources: Sequence[str], each: SizeWorths) -> str:
-    worths, size = each.whole, TITLES[each.size]
+    worths, size = each.whole, IN_TEXT[each.size]
     if not worths.complete:
         losses = _listed(sources, worths.left_out)
-        return f"At {size}, a training without it loses: {losses}." if losses else f"At {size}, too little is there."
+        return f"{size}, a training without it loses: {losses}." if losses else f"{size}, too little is there."
     order = np.argsort(-worths.shapley_means.mean).tolist()
     values = _listed(sources, worths.shapley_means, order)
     clear = [f"`{sources[i]}`" for i in order if isfinite(worths.p[i]) and worths.p[i] <= ALPHA]
     tested = f"Clear of zero (Holm): {', '.join(clear) or 'none'}."
     gain = _text(worths.spread.mean, worths.spread.interval)
-    return f"At {size}, all sources gain {gain} over none. Shapley values share this out: {values}. {tested}"
+    return f"{size}, all sources gain {gain} over none. Shapley values share this out: {values}. {tested}"
 
 
 def _listed(sources: Sequence[str], means: SeedMeans, order: Iterable[int] | None = None) -> str:
@@ -105,12 +106,12 @@ def _gaps(results: Comparison, arms: SubsetArms, found: Sequence[SizeWorths]) ->
     for each in found:
         if missing := [_name(subset, arms.sources) for subset in arms.missing(each.size)]:
             sentences.append(
-                f"Shapley values at {TITLES[each.size]} need all {2 ** len(arms.sources)} subsets; missing: "
+                f"{IN_TEXT[each.size]}, Shapley values need all {2 ** len(arms.sources)} subsets; missing: "
                 f"{', '.join(missing)}."
             )
         elif each.whole.complete < len(results.seeds):
             sentences.append(
-                f"At {TITLES[each.size]}, {each.whole.complete} of {plural(len(results.seeds), 'seed')} have all "
+                f"{IN_TEXT[each.size]}, {each.whole.complete} of {plural(len(results.seeds), 'seed')} have all "
                 "subsets; the others have no Shapley values."
             )
     if arms.others:
