@@ -91,7 +91,6 @@ def test_the_measures_are_those_of_the_runs_with_all_sources(monkeypatch: pytest
         return {name: Section(name, name, ["."], values={PER_SOURCE: numbers[name]}) for name in names}
 
     section = ranking_section(OpenedComparison(Path(), results, make))
-    assert section is not None
     assert asked == ["a15"] * len(SEEDS)
     assert list(section.values["measures"]) == [
         "Shapley values", "losses of leaving out", "knock-out losses of a15", "gradient shares of a15"

@@ -6,7 +6,7 @@ import numpy as np
 
 from fvl_lightning.attribution.comparison import OpenedComparison
 from fvl_lightning.attribution.ranking.agreement import Measure
-from fvl_lightning.attribution.ranking.section import section_of
+from fvl_lightning.attribution.ranking.section import NAME, TITLE, section_of
 from fvl_lightning.attribution.retrained.arms import SubsetArms, read_places, subset_arms
 from fvl_lightning.attribution.retrained.shapley import leave_one_out
 from fvl_lightning.attribution.retrained.worths import all_worths
@@ -18,8 +18,8 @@ SHARES = ("gates", "gradients")
 """Those whose numbers add up to one."""
 
 
-def ranking_section(opened: OpenedComparison, names: Sequence[str] = tuple(OF_RUNS)) -> Section | None:
-    """Returns the section of a comparison; None where no arms differ in their sources alone.
+def ranking_section(opened: OpenedComparison, names: Sequence[str] = tuple(OF_RUNS)) -> Section:
+    """Returns the section of a comparison; it has no values where no arms differ in their sources alone.
 
     The measures are those of the arm with all sources, and of arms of another fusion with all sources, such as one with
     gates.
@@ -34,7 +34,7 @@ def ranking_section(opened: OpenedComparison, names: Sequence[str] = tuple(OF_RU
     places = read_places(opened.results)
     arms = subset_arms(places, opened.results.differences)
     if arms is None:
-        return None
+        return Section(NAME, TITLE, ["No two arms differ in their sources alone, so that there is nothing to rank by."])
     whole = [arm for arm, own in places.items() if own is not None and sorted(own) == sorted(arms.sources)]
     sections = opened.sections(list(names), whole) if whole and names else {}
     measures = []
