@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fvl_lightning.api.evaluation import evaluate_tasks as evaluate_tasks
     from fvl_lightning.api.experiment import build as build
     from fvl_lightning.api.experiment import load_experiment as load_experiment
+    from fvl_lightning.api.explanation import explain as explain
     from fvl_lightning.api.model import load_model as load_model
     from fvl_lightning.api.plugins import import_plugins as import_plugins
     from fvl_lightning.api.run import open_run as open_run
@@ -44,6 +45,7 @@ _MODULES = {
     "compare": "fvl_lightning.api.comparison",
     "evaluate": "fvl_lightning.api.evaluation",
     "evaluate_tasks": "fvl_lightning.api.evaluation",
+    "explain": "fvl_lightning.api.explanation",
     "import_plugins": "fvl_lightning.api.plugins",
     "load_experiment": "fvl_lightning.api.experiment",
     "load_model": "fvl_lightning.api.model",

@@ -1,1 +1,1 @@
-"""What each feature source is worth to a trained model, and the report of it."""
+"""The worth of each feature source to a trained model, and the report of it."""

@@ -3,16 +3,31 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from fvl_lightning.attribution.comparison import OpenedComparison
+from fvl_lightning.attribution.knock_out.section import knock_out_section
 from fvl_lightning.attribution.opened import OpenedRun
 from fvl_lightning.attribution.request import ExplainRequest
+from fvl_lightning.attribution.retrained.section import retrained_section
 from fvl_lightning.reporting.section import Section
 
 RunSections = Callable[[OpenedRun, ExplainRequest], Sequence[Section]]
 ComparisonSections = Callable[[OpenedComparison, ExplainRequest], Sequence[Section]]
 
-RUN_SECTIONS: Mapping[str, RunSections] = {}
+
+def _knock_out(opened: OpenedRun, request: ExplainRequest) -> list[Section]:
+    return [knock_out_section(opened, request.replacements, request.subsets)]
+
+
+def _retrained(opened: OpenedComparison, request: ExplainRequest) -> list[Section]:
+    return [retrained_section(opened.results)]
+
+
+RUN_SECTIONS: Mapping[str, RunSections] = {
+    "knock_out": _knock_out,
+}
 """{name: what makes the sections of a run}, in the order of its report; the keys of request.OF_RUN."""
-AVERAGED: tuple[str, ...] = ()
+AVERAGED = ("knock_out",)
 """Sections of a run with a number for each source, which a comparison averages over seeds."""
-COMPARISON_SECTIONS: Mapping[str, ComparisonSections] = {}
+COMPARISON_SECTIONS: Mapping[str, ComparisonSections] = {
+    "retrained": _retrained,
+}
 """{name: what makes the sections of a comparison}, in the order of its report; the keys of request.OF_COMPARISON."""

@@ -1,37 +1,42 @@
-"""What `fvl explain` is asked for: the sections by name, and how questions are asked. It imports no library."""
+"""The request of `fvl explain`: sections by name, and how questions are asked. It imports no library."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
+from fvl_lightning.attribution.knock_out.subsets import Subsets
 from fvl_lightning.core.errors import ConfigError, unknown_name
 
-OF_RUN: Mapping[str, str] = {}
-"""{section of a run: what it shows}, in the order of the report."""
-OF_PROBE: Mapping[str, str] = {}
-"""The same of a run of the stage alignment_probe, which has no answers."""
-OF_COMPARISON: Mapping[str, str] = {}
-"""The same of a comparison, besides the sections of its runs averaged over seeds."""
+if TYPE_CHECKING:
+    from fvl_lightning.modeling.connector.replacement import Replacement
+
+SECTIONS: Mapping[str, str] = {
+    "knock_out": "what the answers lose without a source",
+    "retrained": "what trainings on subsets of the sources gain, for comparisons",
+}
+"""{name of a section: what it shows}, in the order of a report; makers.py has the functions that make them."""
 
 QUESTIONS = 512
 """Questions that are asked by default."""
 FOLDER = "explain"
 """Folder of a report within that of its run or comparison."""
-SUBSETS = ("single", "all")
-"""What is knocked out: each source alone, or every subset of the sources."""
+REPLACEMENTS = ("mean", "shuffled", "noise", "zero")
+"""The kinds of features in place of those of a source that is knocked out; see modeling/connector/replacement.py."""
 
 
 @dataclass(frozen=True)
 class ExplainRequest:
-    """Which sections are made, and how questions are asked."""
+    """The sections that are made, and how questions are asked."""
 
     only: tuple[str, ...] = ()
     """Names of the sections; none for all that there are for a run or comparison."""
     split: str = "test"
     limit: int | None = QUESTIONS
     """The number of questions, spread evenly over the split; None for all."""
-    subsets: str = "single"
-    """One of SUBSETS."""
+    subsets: Subsets = "single"
+    replacements: "Sequence[Replacement]" = ("mean",)
+    """The kinds of features that stand in place of those of a source, each asked with every subset."""
     accelerator: str | None = None
     """None for that of the run's training."""
     precision: str = "32-true"
@@ -55,11 +60,18 @@ class ExplainRequest:
 
 def known_sections(names: Sequence[str]) -> tuple[str, ...]:
     """Returns the names, once they are right; ConfigError for an unknown one."""
-    allowed = {**OF_RUN, **OF_PROBE, **OF_COMPARISON}
     for name in names:
-        if name not in allowed:
-            raise unknown_name("section", name, allowed, "--only")
+        if name not in SECTIONS:
+            raise unknown_name("section", name, SECTIONS, "--only")
     return tuple(dict.fromkeys(names))
+
+
+def known_replacements(names: Sequence[str]) -> "tuple[Replacement, ...]":
+    """Returns the names, once they are right; ConfigError for an unknown one, and for none."""
+    for name in names or [""]:
+        if name not in REPLACEMENTS:
+            raise unknown_name("replacement", name, REPLACEMENTS, "--replace")
+    return tuple(cast("Replacement", name) for name in dict.fromkeys(names))
 
 
 def report_folder(reference: Path, output: Path | None, several: bool) -> Path:

@@ -18,15 +18,15 @@ from fvl_lightning.cli import (
     doctor,
     encoder,
     evaluate,
-    export,
+    explain,
     generate,
-    import_checkpoint,
     inspect,
     launch,
     mlflow,
     serve,
     train,
 )
+from fvl_lightning.cli.models import export, import_checkpoint
 from fvl_lightning.cli.options import as_overrides, with_own_plugins
 from fvl_lightning.cli.shards import app as shards
 from fvl_lightning.core.errors import (
@@ -89,6 +89,7 @@ app.command("launch")(launch.launch)
 app.command("compare")(compare.compare)
 app.command("encoder")(encoder.encoder)
 app.command("evaluate")(evaluate.evaluate)
+app.command("explain")(explain.explain)
 app.command("export")(export.export)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)

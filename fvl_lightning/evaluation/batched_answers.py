@@ -121,8 +121,7 @@ def answer_prompts(
                 f"a prompt has {len(prompt.ids)} tokens with its images, the model has {limit} positions for prompt "
                 "and answer"
             )
-    batches = batches_of(built, prompts, asking.tokens, asking.reserved)
-    kept, ranks = asking.kept, asking.ranks
+    batches, kept, ranks = batches_of(built, prompts, asking.tokens, asking.reserved), asking.kept, asking.ranks
     named = _identity(identity, prompts, batches, asking) if kept else ""
 
     def answer_own_share() -> dict[int, list[str]]:

@@ -8,10 +8,19 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
+from fvl_lightning.attribution.makers import AVERAGED, COMPARISON_SECTIONS, RUN_SECTIONS
 from fvl_lightning.attribution.over_seeds import averaged_section
 from fvl_lightning.attribution.report import Explanation, check_folder, named, write_report
-from fvl_lightning.attribution.request import report_folder
+from fvl_lightning.attribution.request import (
+    REPLACEMENTS,
+    SECTIONS,
+    ExplainRequest,
+    known_replacements,
+    known_sections,
+    report_folder,
+)
 from fvl_lightning.core.errors import ConfigError
+from fvl_lightning.modeling.connector.replacement import REPLACEMENTS as MODEL_REPLACEMENTS
 from fvl_lightning.reporting.section import Section
 from fvl_lightning.reporting.tables import Grid
 
@@ -75,6 +84,27 @@ def test_several_reports_have_folders_of_their_own() -> None:
     assert report_folder(run, None, True) == run / "explain"
     assert report_folder(run, Path("out"), False) == Path("out")
     assert report_folder(run, Path("out"), True) == Path("out/runs_a_finetune")
+
+
+def test_sections_are_asked_for_by_name() -> None:
+    with pytest.raises(
+        ConfigError, match=r"--only: unknown section 'knock_outt', allowed: .*; did you mean 'knock_out'\?"
+    ):
+        known_sections(["knock_outt"])
+    request = ExplainRequest(known_sections(["knock_out", "knock_out"]))
+    assert request.wanted(RUN_SECTIONS, "runs/a") == ["knock_out"]
+    with pytest.raises(ConfigError, match="--only: runs/b has no section knock_out, it has alignment"):
+        request.wanted(["alignment"], "runs/b")
+    assert [*dict.fromkeys([*RUN_SECTIONS, *COMPARISON_SECTIONS])] == [*SECTIONS]
+    assert set(AVERAGED) <= set(RUN_SECTIONS)
+
+
+def test_replacements_are_those_of_the_model() -> None:
+    assert set(REPLACEMENTS) == set(MODEL_REPLACEMENTS)
+    with pytest.raises(ConfigError, match=r"--replace: unknown replacement 'means', .*; did you mean 'mean'\?"):
+        known_replacements(["means"])
+    with pytest.raises(ConfigError, match="--replace: unknown replacement ''"):
+        known_replacements([])
 
 
 def test_two_sections_of_one_name_are_a_mistake() -> None:

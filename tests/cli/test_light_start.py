@@ -73,6 +73,7 @@ def test_what_is_shown_without_libraries(words: str, shown: str) -> None:
 
 
 MISTAKES = {
+    "explain runs/a --only gatess": "--only: unknown section 'gatess', allowed: ",
     f"train {FINETUNE} fusion=gatted": "unknown fusion 'gatted'.*did you mean 'gated'",
     f"show {FINETUNE} fusion.dimm=3": "unknown key 'dimm'",
     f"launch {FINETUNE} optimizer.learning_rate=-1": "must be above 0",

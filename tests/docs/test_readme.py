@@ -50,8 +50,8 @@ def test_the_readme_is_short() -> None:
 
 
 def is_fast(words: list[str]) -> bool:
-    """Whether a command is run by `make test`: all but trainings and what uses them, and MLflow's slow start."""
-    return words[1] not in ("train", "compare", "ui") and "runs/lora" not in words
+    """Whether a command is run by `make test`: all but trainings and what uses them, many questions, and MLflow."""
+    return words[1] not in ("train", "compare", "explain", "ui") and "runs/lora" not in words
 
 
 def distinct(listed: list[list[str]]) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from fvl_lightning.cli.import_checkpoint import florence_vl
+from fvl_lightning.cli.models.import_checkpoint import florence_vl
 from fvl_lightning.encoders.florence2 import Florence2Encoder
 from fvl_lightning.modeling.build import load_model
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration

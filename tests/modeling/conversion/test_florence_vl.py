@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, Phi3ForCausalLM
 from transformers.initialization import no_init_weights
 
-from fvl_lightning.cli.import_checkpoint import florence_vl
+from fvl_lightning.cli.models.import_checkpoint import florence_vl
 from fvl_lightning.encoders.florence2_files import read_image_size
 from fvl_lightning.modeling.build import load_model
 from fvl_lightning.modeling.conversion.florence_vl import import_florence_vl, match_to_model
@@ -176,7 +176,7 @@ def test_choices_and_placeholder_are_in_the_folder(tmp_path: Path, weights: dict
 MEASURED = """
 import sys
 from pathlib import Path
-from fvl_lightning.cli.import_checkpoint import florence_vl
+from fvl_lightning.cli.models.import_checkpoint import florence_vl
 import fvl_lightning.modeling.conversion.florence_vl  # the command imports it with its libraries
 def peak():  # not ru_maxrss, which begins at the peak of the process that started this one
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,0 +1,1 @@
+"""The verbs that bring models in and out."""
