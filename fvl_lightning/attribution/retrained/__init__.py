@@ -1,1 +1,1 @@
-"""What a source is worth when models are trained again on subsets of the sources."""
+"""The worth of a source when models are trained again on subsets of the sources."""

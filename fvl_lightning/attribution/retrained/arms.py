@@ -1,4 +1,4 @@
-"""Which arm of a comparison was trained on which subset of the sources, read from the arms' configurations."""
+"""The subset of the sources that each arm of a comparison was trained on, read from the arms' configurations."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What each source is worth, from the scores of all subsets of the sources.
+"""The worth of each source, from the scores of all subsets of the sources.
 
 v(S) is the score of a model that gets the sources S, and n the number of all sources N. A table of worths is an array
 `[..., 2^n]`: the subset at place m has source i where bit i of m is set. Leading axes are separate tables, such as
