@@ -79,9 +79,9 @@ def normalized(images: Tensor, spec: ImageSpec) -> Tensor:
 class FusionOutput:
     """The output of a fusion: `features` [I, N, D], and `diagnostics` {name: scalar or [I, ...]} to look at.
 
-    A diagnostic named `mass/<source>` is the source weight (gate or attention weight, in [0, 1]); `map/<source>`
-    [I, N] is that weight per token. `inner_layers` {k: [I, N_k, D_k]} are features that enter the language model in
-    front of its block k.
+    A diagnostic named `mass/<source>` is the source weight (gate or attention weight, in [0, 1]), the mean over images
+    and tokens; `map/<source>` [I, N] is that weight per token, and `weight/<source>` [I] per image. `inner_layers`
+    {k: [I, N_k, D_k]} are features that enter the language model in front of its block k.
     """
 
     features: Tensor

@@ -147,13 +147,14 @@ def resize_map(image: Tensor, grid: tuple[int, int]) -> Tensor:
 def source_weights(weights: Tensor, sources: dict[str, FeatureSpec]) -> dict[str, Tensor]:
     """Returns the diagnostics of weights over K sources: {"mass/<source>": scalar}, the mean weight of each, detached.
 
-    Weights per position, [I, N, K] or [I, N, heads, K], also give {"map/<source>": [I, N]}, the weight at each.
+    Weights per image, [I, K], also give {"weight/<source>": [I]}, and weights per position, [I, N, K] or
+    [I, N, heads, K], {"map/<source>": [I, N]}, the weight at each.
     """
     weights = weights.detach().float()
     means = weights.flatten(0, -2).mean(0)
     diagnostics = {f"mass/{name}": mean for name, mean in zip(sources, means, strict=True)}
     if weights.ndim < 3:
-        return diagnostics
+        return diagnostics | {f"weight/{name}": one for name, one in zip(sources, weights.unbind(-1), strict=True)}
     per_position = weights.flatten(2, -2).mean(2) if weights.ndim > 3 else weights
     return diagnostics | {f"map/{name}": values for name, values in zip(sources, per_position.unbind(-1), strict=True)}
 

@@ -35,6 +35,8 @@ SAID, BLIND = 4, 5
 class PlantedEncoder(nn.Module):
     """Returns the planted sources of images that are filled with their number, and counts the images it gets."""
 
+    image_size, mean, std = 2, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
     def __init__(self, sources: Sequence[str]) -> None:
         super().__init__()
         self.specs = {name: FeatureSpec(TOKENS, CLASSES, (2, 2)) for name in sources}

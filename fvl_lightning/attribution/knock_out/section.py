@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from fvl_lightning.attribution.inside.gates import source_gates, weight_is_not_use
 from fvl_lightning.attribution.knock_out.answers import knock_out
 from fvl_lightning.attribution.knock_out.figures import kinds_figure, losses_figure
 from fvl_lightning.attribution.knock_out.scores import KnockOut, SubsetScores
@@ -33,11 +34,18 @@ def knock_out_section(
     seed: int = 0,
 ) -> Section:
     """Returns the section on sources that are left out at inference; arguments and errors are those of knock_out."""
-    return section_of(knock_out(opened, replacements, subsets, seed))
+    gates = source_gates(opened)
+    weights = {source: weight.value for source, weight in gates.overall.items()} if gates else {}
+    return section_of(knock_out(opened, replacements, subsets, seed), weights)
 
 
-def section_of(found: Sequence[KnockOut]) -> Section:
-    """Returns the section on the scores of one model for each kind of substitute, at least one."""
+def section_of(found: Sequence[KnockOut], weights: Mapping[str, float] | None = None) -> Section:
+    """Returns the section on the scores of one model.
+
+    Args:
+        found: the scores for each kind of substitute, at least one.
+        weights: {source: its mean weight}, for a fusion that weighs its sources.
+    """
     first = found[0]
     figures = {f"{NAME}_losses": losses_figure(found)}
     captions = {f"{NAME}_losses": f"Loss of each source that is left out, with 95 % intervals ({LABEL})."}
@@ -56,6 +64,7 @@ def section_of(found: Sequence[KnockOut]) -> Section:
             "what this model takes from a source, not what the source could give. Losses are paired by question; "
             f"questions about one image are drawn together for the 95 % intervals ({LABEL}).",
             *(sentence for each in found for sentence in stand_ins(each)),
+            *(weight_is_not_use(weights, missed_one_by_one(first)) if weights else ()),
         ],
         [grid for each in found for grid in (_sources_grid(each), _kinds_grid(each), _subsets_grid(each)) if grid.rows],
         figures,
@@ -73,7 +82,7 @@ def finding(found: KnockOut) -> str:
     losses = found.overall.losses
     order = sorted(losses, key=lambda source: -losses[source].value)
     needed = [source for source in order if losses[source].interval[0] > 0]
-    missed = [source for source in order if not losses[source].excludes_zero]
+    missed = [source for source in order if source in missed_one_by_one(found)]
     harmful = [source for source in order if losses[source].interval[1] < 0]
     losing = [f"{with_interval(losses[source])} without `{source}`" for source in needed]
     lost = f"the score falls by {listed(losing)}" if losing else "no source has a loss that is shown"
@@ -86,6 +95,11 @@ def finding(found: KnockOut) -> str:
     return " ".join(parts)
 
 
+def missed_one_by_one(found: KnockOut) -> list[str]:
+    """Returns the sources without which no loss is shown while all others are there."""
+    return [source for source in found.sources if not found.overall.losses[source].excludes_zero]
+
+
 def either(sources: Sequence[str]) -> str:
     """Returns sources of which each is meant by itself."""
     return " or ".join(f"`{source}`" for source in sources)
@@ -93,7 +107,7 @@ def either(sources: Sequence[str]) -> str:
 
 def stand_ins(found: KnockOut) -> list[str]:
     """Returns a sentence for each smallest group of sources that can be missed one by one, but not together."""
-    missed = [source for source in found.sources if not found.overall.losses[source].excludes_zero]
+    missed = missed_one_by_one(found)
     groups = [group for size in range(2, len(missed) + 1) for group in combinations(missed, size)]
     together: list[tuple[str, ...]] = []
     sentences = []

@@ -50,8 +50,11 @@ def colour_maps_figure(pictures: Sequence[NDArray[np.uint8]], colours: Mapping[s
     return figure
 
 
-def attention_figure(looked: Sequence[Looked]) -> Figure:
-    """Draws a row for each answer: the picture, and for each map the picture where it is lit by attention."""
+def attention_figure(looked: Sequence[Looked], largest: float | None = None) -> Figure:
+    """Draws a row for each answer: the picture, and for each map the picture where it is lit by attention.
+
+    The brightest place of a map has its largest value, or `largest`.
+    """
     columns = list(looked[0].maps)
     figure, axes = _grid_of_pictures(len(looked), 1 + len(columns), text=1.9)
     for row, one in zip(axes, looked, strict=True):
@@ -60,7 +63,7 @@ def attention_figure(looked: Sequence[Looked]) -> Figure:
         row[0].text(-0.08, 0.5, one.text, transform=row[0].transAxes, ha="right", va="center", fontsize=8.5, color=INK)
         for cell, title in zip(row[1:], columns, strict=True):
             values = one.maps[title]
-            share = (values / values.max().clamp(min=1e-12)).numpy()
+            share = (values / (values.max().clamp(min=1e-12) if largest is None else largest)).numpy()
             cell.imshow(one.picture.mean(-1), cmap="gray", vmin=-60, vmax=315, extent=(0, width, height, 0))
             cell.imshow(share, cmap="inferno", vmin=0, vmax=1, alpha=STRENGTH, extent=(0, width, height, 0))
     for cell, title in zip(axes[0][1:], columns, strict=True):
