@@ -2,14 +2,18 @@
 
 import json
 import re
+from math import isnan
 from pathlib import Path
 
 import pytest
 
+from fvl_lightning.attribution.comparison import OpenedComparison
+from fvl_lightning.attribution.views.prompts import prompts_sections
 from fvl_lightning.comparison.checks.models import build_checked
 from fvl_lightning.comparison.config import ComparisonConfig
 from fvl_lightning.comparison.matching.tokens import match_tokens
 from fvl_lightning.comparison.plan import experiments, plan_alike
+from fvl_lightning.comparison.result_files.comparison import read_comparison
 from fvl_lightning.core.config.loading import load_config
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.profiling.published_sizes import without_hub
@@ -116,6 +120,14 @@ def test_a_study_runs_tiny(path: Path, workspace: Path, fvl_here: Run, monkeypat
     folder = workspace / "runs" / "studies-tiny" / path.stem
     assert (folder / "report.md").is_file()
     arms = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["arms"]
+    if path.stem == "prompts":
+        opened = OpenedComparison(folder, read_comparison(folder), lambda *_: {})
+        (section,) = prompts_sections(opened, accelerator="cpu")
+        features = section.values["arms"]
+        assert features.keys() == arms.keys()
+        assert features["three"]["cka"] == pytest.approx(1)
+        assert 0 < features["as_printed"]["cka"] < 1
+        assert {arm for arm, one in features.items() if isnan(one["cka"])} == {"none", "davit_x4"}
     if path.stem == "budget":
         share = {"all": MAP, "9": MAP * 9 // 16, "4th": MAP // 4, "16th": MAP // 16}
         assert {arm: result["image_tokens"] for arm, result in arms.items()} == {
