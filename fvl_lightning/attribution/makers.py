@@ -7,6 +7,9 @@ from fvl_lightning.attribution.knock_out.section import knock_out_section
 from fvl_lightning.attribution.opened import OpenedRun
 from fvl_lightning.attribution.request import ExplainRequest
 from fvl_lightning.attribution.retrained.section import retrained_section
+from fvl_lightning.attribution.views.answers import answer_attention_section
+from fvl_lightning.attribution.views.features import views_section
+from fvl_lightning.attribution.views.prompts import prompts_sections
 from fvl_lightning.reporting.section import Section
 
 RunSections = Callable[[OpenedRun, ExplainRequest], Sequence[Section]]
@@ -17,17 +20,32 @@ def _knock_out(opened: OpenedRun, request: ExplainRequest) -> list[Section]:
     return [knock_out_section(opened, request.replacements, request.subsets)]
 
 
+def _views(opened: OpenedRun, request: ExplainRequest) -> list[Section]:
+    return [views_section(opened)]
+
+
+def _answer_attention(opened: OpenedRun, request: ExplainRequest) -> list[Section]:
+    return [answer_attention_section(opened)]
+
+
+def _prompts(opened: OpenedComparison, request: ExplainRequest) -> list[Section]:
+    return prompts_sections(opened, request.split, request.accelerator)
+
+
 def _retrained(opened: OpenedComparison, request: ExplainRequest) -> list[Section]:
     return [retrained_section(opened.results)]
 
 
 RUN_SECTIONS: Mapping[str, RunSections] = {
     "knock_out": _knock_out,
+    "views": _views,
+    "answer_attention": _answer_attention,
 }
 """{name: what makes the sections of a run}, in the order of its report; the keys of request.OF_RUN."""
 AVERAGED = ("knock_out",)
 """Sections of a run with a number for each source, which a comparison averages over seeds."""
 COMPARISON_SECTIONS: Mapping[str, ComparisonSections] = {
     "retrained": _retrained,
+    "prompts": _prompts,
 }
 """{name: what makes the sections of a comparison}, in the order of its report; the keys of request.OF_COMPARISON."""

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 SECTIONS: Mapping[str, str] = {
     "knock_out": "what the answers lose without a source",
+    "views": "features in one basis, their similarity, rank, and what davit does not explain",
+    "answer_attention": "what answers look at",
     "retrained": "what trainings on subsets of the sources gain, for comparisons",
+    "prompts": "features and answers of other prompts, for comparisons",
 }
 """{name of a section: what it shows}, in the order of a report; makers.py has the functions that make them."""
 

@@ -70,7 +70,7 @@ def test_the_section_has_the_planted_numbers(planted: OpenedRun) -> None:
     values: Any = json.loads(json.dumps(section.values))
     assert (values["images"], values["rows"], values["base"]) == (IMAGES, IMAGES * IMAGE_TOKENS, "davit")
     assert values[PER_SOURCE] == {name: pytest.approx(wanted, abs=0.08) for name, wanted in
-                                  (("caption", 0.25), ("ocr", 0), ("grounding", 1))}  # fmt: skip
+                                  (("davit", 0), ("caption", 0.25), ("ocr", 0), ("grounding", 1))}  # fmt: skip
     low, high = values["beyond"]["caption"]["interval"]
     assert low < values[PER_SOURCE]["caption"] < high < low + 0.1
     assert values["cka"]["davit"]["ocr"] == pytest.approx(1, abs=1e-5)

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -73,7 +74,8 @@ def answer_attention_section(opened: OpenedRun) -> Section:
         return Section(NAME, TITLE, [f"No attention can be shown: {error}."], values={"refused": str(error)})
     shares = torch.stack([one.layers.sum((1, 2)) for one in found]).double()
     uniform = sum(one.uniform for one in found) / len(found)
-    rows, values = [], []
+    rows: list[list[str]] = []
+    values: list[dict[str, Any]] = []
     for layer, column in enumerate(shares.T.tolist()):
         share = mean_estimate(column, [question.index for question in questions])
         low, high = share.interval
@@ -83,7 +85,7 @@ def answer_attention_section(opened: OpenedRun) -> Section:
         values.append({"layer": layer, "share": share.value, "interval": [low, high], "places": places})
     tokens = found[0].layers.shape[2]
     table = Grid("Attention to the image by layer", ["layer", "share", "95 %", "effective places"], rows)
-    most = max(values, key=lambda each: float(each["share"]))
+    most = max(values, key=lambda each: each["share"])
     paragraphs = [
         f"Layer {most['layer']} looks at the image most: {most['share']:.1%} of the attention with which answers are "
         f"written goes to it, where uniform attention would give it {uniform:.1%}.",
@@ -128,6 +130,7 @@ def _text(one: AskedAttention) -> str:
     asked = one.question.prompt_messages[-1]["content"]
     text = asked if isinstance(asked, str) else " ".join(part.get("text", "") for part in asked).strip()
     answer = textwrap.shorten(one.answer, 24, placeholder="...") or "(empty)"
+    answer = "".join(letter if letter.isprintable() else "?" for letter in answer)
     return "\n".join([*textwrap.wrap(text, 26)[:4], f"-> {answer}"])
 
 

@@ -97,7 +97,7 @@ def views_section(opened: OpenedRun) -> Section:
         },
     }
     if grouped:
-        values |= {PER_SOURCE: {name: found.value for name, found in grouped.items()}}
+        values |= {PER_SOURCE: {numbers.base: 0.0} | {name: found.value for name, found in grouped.items()}}
         values |= {PER_SOURCE_MEANS: MEANS.format(base=numbers.base)}
     paragraphs = [finding(numbers, [*opened.features]), *how_computed(numbers, features)]
     return Section("views", title, paragraphs, [_table(numbers, features.specs)], figures, values, captions)

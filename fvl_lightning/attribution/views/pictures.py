@@ -60,7 +60,8 @@ def attention_figure(looked: Sequence[Looked], largest: float | None = None) -> 
     for row, one in zip(axes, looked, strict=True):
         height, width = one.picture.shape[:2]
         row[0].imshow(one.picture)
-        row[0].text(-0.08, 0.5, one.text, transform=row[0].transAxes, ha="right", va="center", fontsize=8.5, color=INK)
+        place = {"ha": "right", "va": "center", "transform": row[0].transAxes}
+        row[0].text(-0.08, 0.5, one.text, **place, fontsize=8.5, color=INK, parse_math=False)
         for cell, title in zip(row[1:], columns, strict=True):
             values = one.maps[title]
             share = (values / (values.max().clamp(min=1e-12) if largest is None else largest)).numpy()
