@@ -170,7 +170,7 @@ def tiny_talker() -> LoadedModel:
 
 def experiment(
     tmp_path: Path,
-    stage: str,
+    stage: str | dict[str, Any],
     view: str,
     optimizer: dict[str, Any] | None = None,
     trainer: dict[str, Any] | None = None,

@@ -75,15 +75,21 @@ class EncoderModel(nn.Module):
         return loss.sum, loss.tokens, loss.correct
 
 
-def build_model(experiment: ExperimentConfig, device: str = "cpu") -> BuiltModel:
-    """Returns the experiment's model with its initial or pretrained weights; on device "meta" it has no values.
+def build_model(
+    experiment: ExperimentConfig,
+    device: str = "cpu",
+    kind: type[FlorenceVLForConditionalGeneration] = FlorenceVLForConditionalGeneration,
+) -> BuiltModel:
+    """Returns the experiment's model, of the class `kind`, with its initial or pretrained weights.
+
+    On device "meta" it has no values.
 
     Raises:
         ConfigError: a slot is empty, a file or hub id cannot be read, or components do not fit.
     """
     tokenizer = image_tokenizer(load_tokenizer(_choice(experiment, "language_model").config))
     with torch.device(device), no_init_weights():
-        model = FlorenceVLForConditionalGeneration(model_config(experiment, tokenizer))
+        model = kind(model_config(experiment, tokenizer))
     check_vocabulary(tokenizer, model, "language_model.tokenizer")
     if device != "meta":
         initialize(model, experiment.seed, [model.language_model] if model.language_model.fills_all_weights else [])

@@ -107,7 +107,7 @@ def start_from(stage: Stage, experiment: ExperimentConfig) -> list[dict[str, Any
             parent = {"run": str(run.path), "run_id": run.info.get("mlflow_run_id")}
             folder, pictures = run.model, pictures_of_run(run)
         warn_of_other_pictures(experiment, reference, pictures)
-        parents.append(parent | {"components": load_components(stage.model, folder)})
+        parents.append(parent | {"components": load_components(stage.model, folder, stage.inherits)})
     loaded = {component for parent in parents for component in parent["components"]}
     for component, mode in stage.trainable.items():
         choice = getattr(experiment, component)

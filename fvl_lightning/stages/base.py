@@ -1,7 +1,7 @@
 """The base class of all stages: the exact objective, freezing, the position in the data, and logging."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from datamodules.base import BatchData
 from datamodules.encoding.question_form import QuestionForm
 from fvl_lightning.core.errors import ConfigError
-from fvl_lightning.core.experiment import ExperimentConfig, LoraConfig
+from fvl_lightning.core.experiment import COMPONENTS, ExperimentConfig, LoraConfig
 from fvl_lightning.core.types import Batch, Position, PromptedBatch, earliest
 from fvl_lightning.modeling.adapters.folders import base_hash
 from fvl_lightning.stages.step_metrics import DatasetMetrics, StepMetrics, WeightedMean
@@ -65,6 +65,8 @@ class Stage(StageInterface, ABC):
         self.experiment = experiment
         self.model: Any = model
         self.tokenizer = tokenizer
+        self.inherits: Sequence[str] = COMPONENTS
+        """The components whose weights the runs of `init_from` give, if they have them."""
         self.asking = QuestionForm()
         """The form of the data's questions, which is saved with the model."""
         self.trainable = resolve_trainable(self.TRAINABLE, experiment.trainable, name)

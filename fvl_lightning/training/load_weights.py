@@ -1,7 +1,7 @@
 """Loads weights into a model: components from a saved model, trainable parameters from a checkpoint."""
 
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fvl_lightning.core.errors import ConfigError, DataError
+from fvl_lightning.core.experiment import COMPONENTS
 from fvl_lightning.core.weight_files import match_weights, read_weights
 from fvl_lightning.modeling.adapters.folders import base_of, is_adapter_folder, is_model_folder, merge_adapter
 from fvl_lightning.modeling.build import load_model
@@ -22,8 +23,13 @@ DECODER_PREFIX = "encoder.decoder."
 
 
 @torch.no_grad()
-def load_components(model: nn.Module, folder: Path) -> list[str]:
+def load_components(model: nn.Module, folder: Path, only: Collection[str] = COMPONENTS) -> list[str]:
     """Copies the components that `model` shares with the weights in `folder`, and returns their names.
+
+    Args:
+        model: the model.
+        folder: a model, an adapter or an encoder.
+        only: the components that may be copied.
 
     Raises:
         DataError: the folder has no weights, or they are broken, quantised or not finite, or an adapter lacks its base.
@@ -32,7 +38,8 @@ def load_components(model: nn.Module, folder: Path) -> list[str]:
     stored = _read_stored(folder)
     state = model.state_dict()
     tied = set(getattr(model, "all_tied_weights_keys", {}))
-    components = {component_of(name) for name in stored} & {component_of(name) for name in state}
+    shared = {component_of(name) for name in stored} & {component_of(name) for name in state}
+    components = shared & set(only)
     wanted = {name for name in state if component_of(name) in components} - tied
     offered = {name for name in stored if component_of(name) in components and name not in tied}
     offered -= {name for name in offered - wanted if name.startswith(DECODER_PREFIX)}
@@ -53,7 +60,7 @@ def load_components(model: nn.Module, folder: Path) -> list[str]:
         {name: (name, stored[name]) for name in wanted}, {name: state[name] for name in sorted(wanted)},
         f"init_from: {folder}",
     )  # fmt: skip
-    lacking = {component_of(name) for name in state} - components
+    lacking = {component_of(name) for name in state} - shared
     if lacking and is_model_folder(folder):
         logger.warning(
             "init_from: %s is a whole model without weights of %s, which keeps its initial weights",

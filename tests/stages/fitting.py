@@ -17,9 +17,16 @@ from fvl_lightning.training.fault_tolerance.signals import StopSignals
 from fvl_lightning.training.trainer import build_trainer
 from tests.tiny_models import experiment, micro_batches, prompted, rows
 
-VIEWS = {"encoder_pretrain": "tasks", "align": "caption", "pretrain": "caption", "finetune": "conversation"}
+VIEWS = {
+    "encoder_pretrain": "tasks",
+    "align": "caption",
+    "pretrain": "caption",
+    "finetune": "conversation",
+    "alignment_probe": "caption",
+}
 """Every stage with a view it learns from."""
-
+CONFIGS = {"alignment_probe": {"captions": 2}}
+"""Fields of stages that do not learn from these few samples by default."""
 
 STAGES = list(VIEWS)
 
@@ -39,7 +46,7 @@ class Loader:
 
 def experiment_of(name: str, folder: Path, **changes: Any) -> ExperimentConfig:
     """A checked experiment of the stage `name`."""
-    return experiment(folder, name, VIEWS[name], **changes)
+    return experiment(folder, {"name": name, **CONFIGS.get(name, {})}, VIEWS[name], **changes)
 
 
 def build_stage(name: str, folder: Path, device: str = "cpu", **changes: Any) -> Stage:

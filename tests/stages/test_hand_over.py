@@ -32,7 +32,7 @@ def test_the_position_is_of_the_last_update(accumulate: int, tmp_path: Path) -> 
     assert checkpoint["position"] == stage.position
 
 
-@pytest.mark.parametrize("name", ["encoder_pretrain", "finetune"])
+@pytest.mark.parametrize("name", ["encoder_pretrain", "finetune", "alignment_probe"])
 def test_a_resumed_run_is_the_uninterrupted_one(name: str, tmp_path: Path) -> None:
     """Bit for bit, with Muon, warm-up and dropout: four steps, or two, a checkpoint in another object, and two."""
     model = tiny_model().encoder.config.model

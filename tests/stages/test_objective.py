@@ -29,7 +29,7 @@ def in_float64(stage: Stage, batches: list[Any]) -> list[Any]:
 def test_the_update_does_not_depend_on_the_split(name: str, optimizer: str, tmp_path: Path) -> None:
     """Two steps of four samples: at once, in two halves, or one by one; their tokens are unlike in number."""
     found = []
-    for parts in (1, 2, 4):
+    for parts in (1, 2) if name == "alignment_probe" else (1, 2, 4):  # it compares two samples with each other
         stage = build_stage(
             name,
             tmp_path,

@@ -55,7 +55,7 @@ EXACT = {f"{stage}_{name}": Case(stage, name) for stage in STAGES for name in ("
 """Every stage with every optimiser, in float64."""
 ROUNDED = {
     f"{stage}_{name}_float32": Case(stage, name, double=False)
-    for stage, name in zip(STAGES, ("adamw", "muon", "muon", "adamw"), strict=True)
+    for stage, name in zip(STAGES, ("adamw", "muon", "muon", "adamw", "muon"), strict=True)
 }
 PROJECTORS = {
     "c_abstractor": Case(model={"projector": {"name": "c_abstractor", "rows": 2, "depth": 1}}),
@@ -86,6 +86,7 @@ CASES = {
     **PROJECTORS,
     **FUSIONS,
     "lora": Case("finetune", trainable=LORA),
+    "probe_of_all": Case("alignment_probe", trainable={"encoder": "full", "language_model": "full"}),
     "kept": Case(optimizer="muon", splits=("fsdp",), sparing={"reshard_after_forward": False}),
     "recomputed": Case(sparing=EVERY_BLOCK),
     "recomputed_encoder": Case("encoder_pretrain", sparing={"checkpoint_activations": ["encoder"]}),

@@ -69,7 +69,7 @@ def assert_same(wanted: dict[str, Any], found: dict[str, Any], double: bool, tol
 
 @pytest.mark.slow
 def test_two_ranks_learn_what_one_does(tmp_path: Path, fork: Fork) -> None:
-    compare(["pretrain_muon", "encoder_pretrain_adamw"], 3, tmp_path, fork)
+    compare(["pretrain_muon", "encoder_pretrain_adamw", "probe_of_all"], 3, tmp_path, fork)
 
 
 @pytest.mark.slow
