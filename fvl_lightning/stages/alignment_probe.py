@@ -16,7 +16,7 @@ from fvl_lightning.core.config.fields import number
 from fvl_lightning.core.errors import ConfigError, DataError, unknown_name
 from fvl_lightning.core.experiment import ExperimentConfig
 from fvl_lightning.core.registry import register
-from fvl_lightning.core.types import Batch
+from fvl_lightning.core.types import Batch, PromptedBatch
 from fvl_lightning.modeling.build import build_model
 from fvl_lightning.modeling.contrastive.evaluation import Pairs, evaluate_pairs
 from fvl_lightning.modeling.contrastive.model import ContrastiveModel, ContrastiveOutput
@@ -103,8 +103,9 @@ class AlignmentProbeStage(LanguageStage):
         """Returns the metrics of the steps since the last call; the accuracy is one of pairs."""
         return {name.replace("token_accuracy", "accuracy"): value for name, value in super().read_log().items()}
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
+    def validation_step(self, batch: Batch | PromptedBatch, batch_index: int) -> None:
         """Keeps the vectors of a batch for the end of the pass."""
+        assert isinstance(batch, Batch), "VIEWS has no other"
         output = self._contrast(batch)
         images, captions, rows = output.vectors
         texts = caption_numbers(batch.token_ids, batch.labels, rows)

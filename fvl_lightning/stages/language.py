@@ -22,7 +22,7 @@ from fvl_lightning.training.lora import lora_components
 class LanguageStage(Stage):
     """Trains a model on rows of text with images."""
 
-    VIEWS: ClassVar = ("conversation", "caption")
+    VIEWS: ClassVar[tuple[str, ...]] = ("conversation", "caption")
     _packing_checked = False
 
     def __init__(self, experiment: ExperimentConfig, model: nn.Module, tokenizer: Any) -> None:

@@ -34,7 +34,7 @@ class ContrastiveModel(FlorenceVLForConditionalGeneration):
         self.group, self.temperature = 2, 1.0
         """N and the temperature of the loss, which the stage sets."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
