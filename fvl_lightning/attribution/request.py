@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from fvl_lightning.modeling.connector.replacement import Replacement
 
 SECTIONS: Mapping[str, str] = {
+    "gates": "the weights that the fusion gives the sources",
     "knock_out": "what the answers lose without a source",
+    "gradients": "how much the loss would move with each source",
     "views": "features in one basis, their similarity, rank, and what davit does not explain",
     "answer_attention": "what answers look at",
     "retrained": "what trainings on subsets of the sources gain, for comparisons",
+    "ranking": "the measures side by side, for comparisons over subsets",
     "prompts": "features and answers of other prompts, for comparisons",
 }
 """{name of a section: what it shows}, in the order of a report; makers.py has the functions that make them."""

@@ -46,7 +46,7 @@ def test_a_run_is_explained_and_its_images_are_encoded_once(
     for name, section in numbers["sections"].items():
         assert section["finding"] in done.stdout, name
         assert section["finding"] in text
-        assert set(section["values"].get("per_source", SOURCES)) == SOURCES
+        assert set(section["values"].get("per_source", SOURCES)) <= SOURCES
     shown = re.findall(r"\]\((figures/\w+\.png)\)", text)
     assert shown == [figure for section in numbers["sections"].values() for figure in section["figures"]]
     assert all((folder / figure).stat().st_size > 1000 for figure in shown)
