@@ -15,7 +15,7 @@ from fvl_lightning.core.experiment import ExperimentConfig
 from tests.conftest import ONE_THREAD, ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PICTURES = {"01_quickstart.ipynb": 6, "02_lora_finetuning.ipynb": 6}
+PICTURES = {"01_quickstart.ipynb": 6, "02_lora_finetuning.ipynb": 6, "03_look_inside.ipynb": 4}
 """How many each shows."""
 CELL_SECONDS = 900
 """A guard against a cell that hangs; the longest, a training, takes 40 s of one core that is shared with nobody."""
