@@ -167,7 +167,7 @@ def _kinds_grid(found: KnockOut) -> Grid:
 
 def _subsets_grid(found: KnockOut) -> Grid:
     rows = [
-        [subset_name(kept, found.sources), format_score(score.value), interval(score.interval)]
+        [subset_name(kept, found.sources), format_score(score.value), " to ".join(map(format_score, score.interval))]
         for kept, score in found.overall.scores.items()
     ]
     return Grid(f"Every subset that was asked, {IN_PLACE[found.replacement]}", ["sources", "score", "95 %"], rows)
