@@ -11,7 +11,7 @@ from scipy import stats
 
 from fvl_lightning.attribution.comparison import OpenedComparison
 from fvl_lightning.attribution.ranking import measures as module
-from fvl_lightning.attribution.ranking.agreement import Measure, agreement
+from fvl_lightning.attribution.ranking.agreement import SourceMeasure, agreement
 from fvl_lightning.attribution.ranking.measures import ranking_section
 from fvl_lightning.attribution.ranking.section import section_of
 from fvl_lightning.attribution.retrained.shapley import all_subsets
@@ -22,11 +22,11 @@ from tests.attribution.test_shapley import SOURCES, made_up_results
 SEEDS = range(5)
 
 
-def measure(name: str, means: Sequence[float], share: bool = False) -> Measure:
+def measure(name: str, means: Sequence[float], share: bool = False) -> SourceMeasure:
     """Numbers that vary a little over seeds."""
     noise = np.random.default_rng(len(name)).normal(0, 0.01, (len(SEEDS), len(means)))
     rows = (np.array(means) + noise).tolist()
-    return Measure(name, {seed: dict(zip(SOURCES, rows[seed], strict=True)) for seed in SEEDS}, share)
+    return SourceMeasure(name, {seed: dict(zip(SOURCES, rows[seed], strict=True)) for seed in SEEDS}, share)
 
 
 SHAPLEY = measure("Shapley values", [0.3, 0.2, 0.1, 0.0])
@@ -70,7 +70,7 @@ def test_it_says_where_gates_lie() -> None:
 
 
 def test_equal_numbers_have_no_rank_correlation() -> None:
-    flat = Measure("gates", {seed: dict.fromkeys(SOURCES, 0.25) for seed in SEEDS}, share=True)
+    flat = SourceMeasure("gates", {seed: dict.fromkeys(SOURCES, 0.25) for seed in SEEDS}, share=True)
     section = section_of([flat], SHAPLEY, SOURCES)
     assert section.paragraphs[0] == "Spearman's correlation with Shapley values: not known for gates."
 

@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Measure:
+class SourceMeasure:
     """Numbers of the sources, such as their gates or Shapley values: more means worth more."""
 
     name: str
@@ -33,7 +33,7 @@ class Agreement:
     """Agreement of a measure with the reference."""
 
     spearman: SeedMeans
-    """Of the ranks of the sources, seed by seed; NaN where a measure gives all sources the same."""
+    """Correlation of the ranks of the sources, seed by seed; NaN where a measure gives all sources the same."""
     kendall: SeedMeans
     """tau-b, which takes ties into account."""
     of_means: float
@@ -44,7 +44,7 @@ class Agreement:
     """Sources with at least an equal share by the measure, which the reference does not show to be worth anything."""
 
 
-def agreement(measure: Measure, reference: Measure, sources: Sequence[str]) -> Agreement | None:
+def agreement(measure: SourceMeasure, reference: SourceMeasure, sources: Sequence[str]) -> Agreement | None:
     """Compares a measure with the reference on the seeds that both have; None where there are none."""
     seeds = [seed for seed in reference.by_seed if seed in measure.by_seed]
     if not seeds or len(sources) < 2:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fvl_lightning.attribution.comparison import OpenedComparison
-from fvl_lightning.attribution.ranking.agreement import Measure
+from fvl_lightning.attribution.ranking.agreement import SourceMeasure
 from fvl_lightning.attribution.ranking.section import NAME, TITLE, section_of
 from fvl_lightning.attribution.retrained.arms import SubsetArms, read_places, subset_arms
 from fvl_lightning.attribution.retrained.shapley import leave_one_out
@@ -42,12 +42,12 @@ def ranking_section(opened: OpenedComparison, names: Sequence[str] = tuple(OF_RU
         for arm, by_seed in by_arm.items():
             numbers = {seed: one.values[PER_SOURCE] for seed, one in by_seed.items() if one.values.get(PER_SOURCE)}
             if numbers:
-                measures.append(Measure(f"{OF_RUNS.get(name, name)} of {arm}", numbers, name in SHARES))
+                measures.append(SourceMeasure(f"{OF_RUNS.get(name, name)} of {arm}", numbers, name in SHARES))
     first, *further = retrained_measures(opened, arms)
     return section_of([*further, *measures], first, arms.sources)
 
 
-def retrained_measures(opened: OpenedComparison, arms: SubsetArms) -> list[Measure]:
+def retrained_measures(opened: OpenedComparison, arms: SubsetArms) -> list[SourceMeasure]:
     """Returns what trainings on subsets show, the reference first: Shapley values, if no subset is missing."""
     found = all_worths(opened.results, arms)
     measures = []
@@ -62,5 +62,5 @@ def retrained_measures(opened: OpenedComparison, arms: SubsetArms) -> list[Measu
                 if known[row]
             }
             if numbers:
-                measures.append(Measure(name + size, numbers))
-    return measures or [Measure("losses of leaving out", {})]
+                measures.append(SourceMeasure(name + size, numbers))
+    return measures or [SourceMeasure("losses of leaving out", {})]

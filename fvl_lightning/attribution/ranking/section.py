@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from fvl_lightning.attribution.ranking.agreement import Agreement, Measure, agreement, ranks
+from fvl_lightning.attribution.ranking.agreement import Agreement, SourceMeasure, agreement, ranks
 from fvl_lightning.comparison.statistics.seed_means import SeedMeans, seed_means
 from fvl_lightning.reporting.section import Section
 from fvl_lightning.reporting.style import DPI, INK, wrapped
@@ -16,7 +16,7 @@ from fvl_lightning.reporting.tables import ABSENT, Grid, format_score, interval,
 NAME, TITLE = "ranking", "The measures side by side"
 
 
-def section_of(measures: Sequence[Measure], reference: Measure, sources: Sequence[str]) -> Section:
+def section_of(measures: Sequence[SourceMeasure], reference: SourceMeasure, sources: Sequence[str]) -> Section:
     """Returns the section that compares measures with a reference.
 
     Args:
