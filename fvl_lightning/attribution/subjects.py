@@ -1,4 +1,4 @@
-"""What `fvl explain` can be asked about: a run that answers questions, and a comparison of such runs."""
+"""The subjects of `fvl explain`: a run that answers questions, and a comparison of such runs."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +11,7 @@ from fvl_lightning.attribution.opened import OpenedRun, Progress, open_for_expla
 from fvl_lightning.attribution.over_seeds import averaged_section
 from fvl_lightning.attribution.report import Explanation, named
 from fvl_lightning.attribution.request import ExplainRequest
+from fvl_lightning.attribution.retrained.arms import arms_to_open
 from fvl_lightning.attribution.tracking import track_comparison, track_run
 from fvl_lightning.comparison.result_files.comparison import Comparison, read_comparison
 from fvl_lightning.core.errors import ConfigError
@@ -80,7 +81,7 @@ class ComparedRuns:
 
         opened = OpenedComparison(self.folder, self.results, make, progress)
         averaged = [name for name in names if name in AVERAGED]
-        by_name = opened.sections(averaged) if averaged else {}
+        by_name = opened.sections(averaged, arms_to_open(self.results)) if averaged else {}
         made = [averaged_section(name, by_name[name]) for name in averaged]
         for name in names:
             if name in COMPARISON_SECTIONS:

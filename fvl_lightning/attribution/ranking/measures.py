@@ -35,7 +35,7 @@ def ranking_section(opened: OpenedComparison, names: Sequence[str] = tuple(OF_RU
     arms = subset_arms(places, opened.results.differences)
     if arms is None:
         return Section(NAME, TITLE, ["No two arms differ in their sources alone, so that there is nothing to rank by."])
-    whole = [arm for arm, own in places.items() if own is not None and sorted(own) == sorted(arms.sources)]
+    whole = arms.whole(places)
     sections = opened.sections(list(names), whole) if whole and names else {}
     measures = []
     for name, by_arm in sections.items():

@@ -33,10 +33,9 @@ class SubsetArms:
         """Returns the subsets without an arm."""
         return [subset for subset in all_subsets(self.sources) if subset not in self.arms[size]]
 
-    def whole_arm(self) -> str | None:
-        """Returns the arm with all sources; None where there is none."""
-        every = frozenset(self.sources)
-        return next((by_subset[every] for by_subset in self.arms.values() if every in by_subset), None)
+    def whole(self, places: Mapping[str, Places | None]) -> list[str]:
+        """Returns the arms that get every source once, those of other families among them."""
+        return [arm for arm, own in places.items() if own is not None and sorted(own) == sorted(self.sources)]
 
 
 def read_places(results: Comparison) -> dict[str, Places | None]:
@@ -49,6 +48,16 @@ def read_places(results: Comparison) -> dict[str, Places | None]:
     for cell in results.cells:
         runs.setdefault(cell.arm, list(cell.result.runs.values())[-1])
     return {arm: places_of(RunFolder(Path(run)).config) for arm, run in runs.items()}
+
+
+def arms_to_open(results: Comparison) -> list[str] | None:
+    """Returns the arms whose runs are worth opening: those with all sources, of a comparison over subsets; else None.
+
+    A study of all subsets has many runs, and what each loses without a source says little beside the whole models.
+    """
+    places = read_places(results)
+    arms = subset_arms(places, results.differences)
+    return None if arms is None else arms.whole(places) or None
 
 
 def places_of(config: Mapping[str, Any]) -> Places | None:
