@@ -132,7 +132,7 @@ def test_the_section_has_answers_beside_features() -> None:
     assert values["arms"]["d"]["score"]["mean"] == pytest.approx(0.605)
     json.dumps(values)
     text = section_markdown(section)
-    assert "those of `d` are the farthest from those of `three`, CKA 0.500" in text
+    assert "those of `d` are the farthest from those of `three`, CKA 0.5000" in text
     assert "in `c` (-0.150), `d` (-0.200), `none` (-0.300) of 5 arms" in text
     assert r"What does the image \| describe?" in text
     assert "| none | 0 | 0.505 (" in text

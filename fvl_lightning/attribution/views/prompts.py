@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite, nan
+from textwrap import wrap
 
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
@@ -15,7 +16,17 @@ from fvl_lightning.core.terminal import plural
 from fvl_lightning.evaluation.statistics.means import mean_estimate
 from fvl_lightning.evaluation.statistics.resampling import Estimate
 from fvl_lightning.reporting.section import Section
-from fvl_lightning.reporting.style import DPI, INK, MUTED, clean_axes, few_ticks
+from fvl_lightning.reporting.style import (
+    DPI,
+    INK,
+    MUTED,
+    PALETTE,
+    clean_axes,
+    colors,
+    few_ticks,
+    legend_above,
+    short_names,
+)
 from fvl_lightning.reporting.tables import ABSENT, Grid, format_score, interval, signed
 
 NAME, TITLE = "prompts", "Prompts: their features and their answers"
@@ -81,18 +92,20 @@ def changes_figure(arms: Mapping[str, PromptArm], baseline: str, metric: str) ->
     axes = figure.subplots()
     axes.axhline(0, color=MUTED, linewidth=1, zorder=1)
     shown = {arm: one for arm, one in arms.items() if arm != baseline and isfinite(one.features.cka) and one.contrast}
-    for arm, one in shown.items():
+    handles = []
+    for number, (one, color) in enumerate(zip(shown.values(), colors(shown), strict=True)):
         contrast, x = one.contrast, 1 - one.features.cka
         assert contrast is not None
         if isfinite(contrast.interval[0]):
-            axes.plot([x, x], contrast.interval, color=MUTED, linewidth=1.4, zorder=2)
-        axes.plot(x, contrast.estimate, "o", color="#0072B2", zorder=3)
-        axes.annotate(arm, (x, contrast.estimate), (5, 5), textcoords="offset points", fontsize=9, color=INK)
+            axes.plot([x, x], contrast.interval, color=color, linewidth=1.6, zorder=2)
+        marker = "osD^"[number // len(PALETTE) % 4]  # colours repeat
+        handles += axes.plot(x, contrast.estimate, marker, color=color, markersize=7, zorder=3)
+    legend_above(figure, handles, [*short_names(shown).values()])
     axes.set_xlim(left=0)
     axes.margins(x=0.15)
     axes.xaxis.set_major_locator(few_ticks())
     axes.set_xlabel(f"1 - CKA of the prompts' features with those of {baseline}", color=INK)
-    axes.set_ylabel(f"{metric}: difference to {baseline}", color=INK)
+    axes.set_ylabel("\n".join(wrap(f"{metric}: difference to {baseline}", 40)), color=INK)
     clean_axes(axes)
     return figure
 
@@ -124,7 +137,7 @@ def _finding(arms: Mapping[str, PromptArm], baseline: str) -> str:
     text = f"No arm has prompts to compare with those of `{baseline}`."
     if alike:
         least = min(alike, key=lambda arm: alike[arm])
-        text = f"Features: those of `{least}` are the farthest from those of `{baseline}`, CKA {alike[least]:.3f}."
+        text = f"Features: those of `{least}` are the farthest from those of `{baseline}`, CKA {alike[least]:.4f}."
     judged = [each for each in tested.values() if each.verdict != "not testable"]
     if not judged:
         return f"{text} Answers: with these seeds no difference to `{baseline}` can be tested."
@@ -160,7 +173,7 @@ def _table(arms: Mapping[str, PromptArm], baseline: str, metric: str) -> Grid:
                 "baseline" if contrast is None else contrast.verdict,
                 f"{found.rank:.1f}" if isfinite(found.rank) else ABSENT,
                 _with_interval(found.beyond),
-                format_score(found.cka),
+                f"{found.cka:.4f}" if isfinite(found.cka) else ABSENT,
             ]
         )
     header = ["arm", "prompts", metric, f"minus {baseline}", "verdict", "effective rank", "beyond depth"]
