@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fvl_lightning.attribution.alignment.report import probed_runs
 from fvl_lightning.attribution.opened import Progress, silent
 from fvl_lightning.attribution.report import Explanation, check_folder, named, write_report
 from fvl_lightning.attribution.request import ExplainRequest, report_folder
@@ -13,7 +14,7 @@ from fvl_lightning.core.errors import ConfigError
 def explain_all(
     references: Sequence[str], request: ExplainRequest, output: Path | None = None, progress: Progress = silent
 ) -> list[Explanation]:
-    """Writes the report of each run or comparison, and returns what is in it.
+    """Writes the report of each run or comparison, or one of all runs of alignment_probe; returns what is in it.
 
     Mistakes in names and folders are found before anything is computed.
 
@@ -27,7 +28,8 @@ def explain_all(
         ConfigError: a run is not finished, or has none of the sections; the output folder has other files.
         DataError: there is no such run, split or file, or the report cannot be written.
     """
-    subjects = [subject_of(reference) for reference in references]
+    probed = probed_runs(references)
+    subjects: list[Subject] = [probed] if probed else [subject_of(reference) for reference in references]
     folders = [report_folder(subject.folder, output, len(subjects) > 1) for subject in subjects]
     if len(set(folders)) < len(folders):
         raise ConfigError(f"RUN_OR_COMPARISON: one is named twice in {', '.join(references)}")

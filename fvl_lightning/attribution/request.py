@@ -20,6 +20,7 @@ SECTIONS: Mapping[str, str] = {
     "retrained": "what trainings on subsets of the sources gain, for comparisons",
     "ranking": "the measures side by side, for comparisons over subsets",
     "prompts": "features and answers of other prompts, for comparisons",
+    "alignment": "features beside captions, for runs of alignment_probe",
 }
 """{name of a section: what it shows}, in the order of a report; makers.py has the functions that make them."""
 
