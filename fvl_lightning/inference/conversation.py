@@ -6,6 +6,7 @@ from typing import Any
 
 from datamodules.encoding.messages import Message
 from fvl_lightning.inference.generation import Prompt, Sampling, encode, stream, user_message
+from fvl_lightning.inference.without_sources import with_sources
 from fvl_lightning.modeling.build import LoadedModel
 
 
@@ -17,6 +18,10 @@ class Conversation:
     sampling: Sampling
     messages: list[Message] = field(default_factory=list)
     pictures: list[Any] = field(default_factory=list)
+    keeps_sources: bool = False
+    """Whether the features of all pictures are computed before an answer, and stay in `asked`."""
+    asked: Prompt | None = None
+    """The last question with all that came before it."""
 
     def say(self, text: str) -> Generator[str]:
         """Sends a message and yields the answer piece by piece; a partial answer is kept when iteration stops.
@@ -27,6 +32,7 @@ class Conversation:
         """
         messages = [*self.messages, user_message(self.pictures, text)]
         prompt = encode(self.loaded, messages)
+        self.asked = prompt = with_sources(self.loaded, prompt) if self.keeps_sources else prompt
         self.pictures, self.messages = [], [*messages, {"role": "assistant", "content": ""}]
         return self._write(prompt)
 

@@ -18,6 +18,7 @@ from datamodules.images.decoding import refuse_many_pixels
 from datamodules.images.limits import refuse_many_images
 from fvl_lightning.core.errors import ConfigError, DataError
 from fvl_lightning.modeling.build import BuiltModel, LoadedModel
+from fvl_lightning.modeling.connector.alignment import AlignedSources
 from fvl_lightning.modeling.processing.image_processor import pictures_of
 
 
@@ -61,6 +62,8 @@ class Prompt:
     pixel_values: Tensor | None
     question: Sequence[int] = ()
     """The token ids of the question, for a fusion that reads it."""
+    sources: AlignedSources | None = None
+    """The features of the images, behind the alignment; where they are there, no pixels are encoded."""
 
 
 def encode(loaded: LoadedModel, messages: Sequence[Message]) -> Prompt:
@@ -182,9 +185,13 @@ def _images(loaded: LoadedModel, prompts: Sequence[Prompt]) -> dict[str, Any]:
     with_images = [(prompt.pixel_values, prompt.question) for prompt in prompts if prompt.pixel_values is not None]
     if not with_images:
         return {}
+    inputs = question_inputs(loaded, [question for values, question in with_images for _ in values])
+    sources = [prompt.sources for prompt in prompts if prompt.sources is not None]
+    if len(sources) == len(with_images):
+        joined = {name: torch.cat([source[name] for source in sources]) for name in sources[0]}
+        return {"image_sources": AlignedSources(joined)} | inputs
     pixels = torch.cat([values for values, _ in with_images]).to(loaded.model.device, loaded.model.dtype)
-    asked = [question for values, question in with_images for _ in values]
-    return {"pixel_values": pixels} | question_inputs(loaded, asked)
+    return {"pixel_values": pixels} | inputs
 
 
 def question_inputs(built: BuiltModel, questions: Sequence[Sequence[int]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The page of `fvl serve`: pictures and a conversation, and next to it the weights of the fusion's sources."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from html import escape
 from itertools import chain
@@ -13,11 +13,15 @@ from datamodules.images.tile_reader import TileReader
 from datamodules.images.tiling import TiledImage
 from fvl_lightning.core.errors import DataError
 from fvl_lightning.inference.conversation import Conversation
-from fvl_lightning.inference.generation import Sampling
-from fvl_lightning.inference.source_weight_maps import source_weights
+from fvl_lightning.inference.generation import Prompt, Sampling, question_inputs
+from fvl_lightning.inference.source_weight_maps import weights_of_sources
+from fvl_lightning.inference.without_sources import answers_without_sources
 from fvl_lightning.modeling.adapters.folders import use_adapter
 from fvl_lightning.modeling.build import LoadedModel
+from fvl_lightning.modeling.connector.alignment import AlignedSources
 from fvl_lightning.serving.weights_panel import NO_PICTURE, WeightsPanel, weights_panel
+from fvl_lightning.serving.without_panel import CSS as WITHOUT_CSS
+from fvl_lightning.serving.without_panel import without_html
 
 SUFFIXES = [f".{extension}" for extension in EXTENSIONS]
 MAX_CHARACTERS = 100_000
@@ -29,7 +33,7 @@ footer {display: none !important}
 #head p {color: var(--body-text-color-subdued); margin: 0; font-size: .9rem; line-height: 1.45}
 #chat .message img {width: 11rem !important; height: 11rem !important; object-fit: contain !important}
 #chat .message-buttons, #chat button[aria-label="Share"], #chat button[aria-label="Clear"] {display: none !important}
-"""
+""" + WITHOUT_CSS
 
 
 def build_page(gradio: Any, loaded: LoadedModel, sampling: Sampling, name: str, adapters: Sequence[str] = ()) -> Any:
@@ -66,8 +70,9 @@ def build_page(gradio: Any, loaded: LoadedModel, sampling: Sampling, name: str, 
             with gradio.Column(scale=2, min_width=320):
                 note = gradio.Textbox(NO_PICTURE.note, label="Source weights", lines=1, elem_id="note")
                 means = gradio.Label(label="Mean weights", show_heading=False, elem_id="weights", visible=False)
+                without = gradio.HTML(elem_id="without", visible=False)
                 gallery = gradio.Gallery(show_label=False, columns=2, buttons=[], visible=False, elem_id="pictures")
-        panel = [note, means, gallery]
+        panel = [note, means, without, gallery]
         _connect(gradio, loaded, sampling, anew, [asked, shown, chat, messages, *panel], adapter, adapters)
     return page
 
@@ -97,15 +102,16 @@ def _connect(
 ) -> None:
     """Connects a question, stop and `anew` to their effects on everything.
 
-    That is (text box, chat as it is shown, its state, messages, note, means, gallery).
+    That is (text box, chat as it is shown, its state, messages, note, means, answers without a source, gallery).
     """
     asked, _, *states = everything[:4]
 
-    def panel_values(panel: WeightsPanel | None) -> tuple[Any, Any, Any]:
+    def panel_values(panel: WeightsPanel | None, without: str) -> tuple[Any, ...]:
+        answers = gradio.HTML(without, visible=bool(without))
         if panel is None:
-            return (gradio.skip(),) * 3
+            return gradio.skip(), gradio.skip(), answers, gradio.skip()
         means = gradio.Label(panel.means or None, visible=bool(panel.means))
-        return panel.note, means, gradio.Gallery(panel.gallery, visible=bool(panel.gallery))
+        return panel.note, means, answers, gradio.Gallery(panel.gallery, visible=bool(panel.gallery))
 
     def answer(
         question: dict[str, Any], so_far: list[Any], before: list[Any], chosen: str
@@ -114,8 +120,8 @@ def _connect(
             use_adapter(loaded.model, chosen or None)
         box: Any = gradio.MultimodalTextbox({"text": "", "files": []}, submit_btn=False, stop_btn=True)
         try:
-            for chat, after, panel in reply(loaded, sampling, question, so_far, before):
-                yield box, chat, chat, after, *panel_values(panel)
+            for chat, after, panel, without in reply(loaded, sampling, question, so_far, before):
+                yield box, chat, chat, after, *panel_values(panel, without_html(without, chat[-1]["content"]))
                 box = gradio.skip()  # the next question may be typed meanwhile
         except DataError as error:
             gradio.Warning(str(error), title="Not answered")
@@ -126,7 +132,7 @@ def _connect(
 
     def begin_anew() -> tuple[Any, ...]:
         empty = gradio.MultimodalTextbox({"text": "", "files": []}, submit_btn=True, stop_btn=False)
-        return empty, [], [], [], *panel_values(NO_PICTURE)
+        return empty, [], [], [], *panel_values(NO_PICTURE, "")
 
     # Handlers of a page are an interface for programs, too, unless they are private. A sign of progress would lie over
     # the button that stops the answer.
@@ -139,8 +145,11 @@ def _connect(
 
 def reply(
     loaded: LoadedModel, sampling: Sampling, question: dict[str, Any], shown: list[Any], before: list[Any]
-) -> Iterator[tuple[list[Any], list[Any], WeightsPanel | None]]:
-    """Yields the page after each piece of the answer: (chat, messages, source weights; None if unchanged).
+) -> Iterator[tuple[list[Any], list[Any], WeightsPanel | None, Mapping[str, str]]]:
+    """Yields the page after each piece of the answer, and at the end with the answer without each source.
+
+    That is (chat, messages, source weights or None if unchanged, {source: answer without it} or empty). All of them
+    come from one pass of the encoder.
 
     Args:
         question: {"text", "files"}, the text and the paths of the uploaded pictures.
@@ -158,17 +167,28 @@ def reply(
     refuse_many_images(len(files))
     refuse_many_pixels([Path(file) for file in files])
     pictures = [_decoded(file, loaded.processor.image_processor.reader) for file in files]
-    conversation = Conversation(loaded, sampling, list(before), pictures)
+    conversation = Conversation(loaded, sampling, list(before), pictures, keeps_sources=True)
     with closing(conversation.say(text)) as pieces:
-        panel = None
-        if pictures:
-            pixels = loaded.processor.image_processor(pictures)["pixel_values"]
-            panel = weights_panel(pixels, source_weights(loaded, pixels), loaded)
+        asked = conversation.asked
+        assert asked is not None
+        panel = _weights_of_new(loaded, asked, pictures) if pictures else None
         words = [*({"path": file} for file in files), text]
         chat, written = [*shown, *({"role": "user", "content": word} for word in words)], ""
         for piece in chain([""], pieces):  # what was asked is shown before the first word of the answer
             written += piece
-            yield [*chat, {"role": "assistant", "content": written}], list(conversation.messages), panel
+            yield [*chat, {"role": "assistant", "content": written}], list(conversation.messages), panel, {}
+        without = answers_without_sources(loaded, asked, sampling)
+        if without:
+            yield [*chat, {"role": "assistant", "content": written}], list(conversation.messages), panel, without
+
+
+def _weights_of_new(loaded: LoadedModel, asked: Prompt, pictures: Sequence[Any]) -> WeightsPanel:
+    """Returns the panel of the pictures that a question brings, which are the last ones of its prompt."""
+    assert asked.sources is not None
+    pixels = loaded.processor.image_processor(pictures)["pixel_values"]
+    last = {name: source[-len(pixels) :] for name, source in asked.sources.items()}
+    question_ids = question_inputs(loaded, [asked.question] * len(pixels)).get("question_ids")
+    return weights_panel(pixels, weights_of_sources(loaded.model, AlignedSources(last), question_ids), loaded)
 
 
 def _decoded(file: str, reader: TileReader) -> TiledImage:

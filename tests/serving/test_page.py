@@ -32,6 +32,7 @@ from fvl_lightning.serving.page import build_page, reply
 from fvl_lightning.serving.same_host import SameHost
 from fvl_lightning.serving.server import launch_page, offline_gradio
 from fvl_lightning.serving.weights_panel import heat, overlay, weights_panel
+from fvl_lightning.serving.without_panel import without_html
 from tests.conftest import ROOT, Run
 
 PICTURE = ROOT / "docs" / "images" / "example.png"
@@ -75,7 +76,7 @@ def pieces(loaded: LoadedModel, text: str, *files: Path, before: tuple[Any, ...]
 
 def test_the_question_is_shown_first_and_then_the_answer_grows(loaded: LoadedModel) -> None:
     states = pieces(loaded, " how many? ", PICTURE)
-    chats = [chat for chat, _, _ in states]
+    chats = [chat for chat, *_ in states]
     assert [said["content"] for said in chats[0]] == [{"path": str(PICTURE)}, "how many?", ""]
     answers = [chat[-1]["content"] for chat in chats]
     assert len(answers) > 5
@@ -87,12 +88,41 @@ def test_the_question_is_shown_first_and_then_the_answer_grows(loaded: LoadedMod
 
 
 def test_the_second_question_stands_behind_the_first(loaded: LoadedModel) -> None:
-    chat, messages, panel = pieces(loaded, "how many?", PICTURE)[-1]
+    chat, messages, panel, _ = pieces(loaded, "how many?", PICTURE)[-1]
     assert panel is not None
-    again, after, unchanged = pieces(loaded, "and now?", before=(chat, messages))[-1]
+    again, after, unchanged, without = pieces(loaded, "and now?", before=(chat, messages))[-1]
     assert again[:3] == chat
     assert after[:2] == messages
     assert unchanged is None, "no new picture, the shares stay"
+    assert len(without) == 4, "but the answer is another one"
+
+
+def test_one_pass_of_the_encoder_serves_answer_weights_and_the_answers_without_a_source(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    forward = loaded.model.encoder.forward
+
+    def counted(images: Tensor) -> Any:
+        encoded.append(len(images))
+        return forward(images)
+
+    monkeypatch.setattr(loaded.model.encoder, "forward", counted)
+    states = pieces(loaded, "how many?", PICTURE)
+    assert encoded == [1]
+    assert list(states[-1][3]) == ["davit", "caption", "ocr", "grounding"]
+    assert set(states[-1][3].values()) == {ANSWER}
+    assert not any(without for *_, without in states[:-1]), "the answer is not kept waiting"
+
+
+def test_answers_without_a_source_are_text_and_other_ones_are_marked() -> None:
+    page = without_html({"davit": "red ", "<b>": "<img src=x>", "ocr": ""}, "red")
+    assert "<tr><td>without davit</td><td>red</td></tr>" in page
+    assert '<tr><td>without &lt;b&gt;</td><td class="changed">&lt;img src=x&gt;</td></tr>' in page
+    assert '<td class="changed">(nothing)</td>' in page
+    assert "2 of 3 answers are other ones" in page
+    assert without_html({}, "red") == ""
+    assert "the answer is the same" in without_html({"davit": "red"}, "red")
 
 
 def test_nothing_changes_where_there_is_no_answer(loaded: LoadedModel, tmp_path: Path) -> None:
