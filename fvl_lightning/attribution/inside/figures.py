@@ -25,7 +25,7 @@ def bars_figure(columns: Mapping[str, Mapping[str, Estimate]], label: str) -> Fi
     axes.set_xticks(range(len(sources)), sources)
     axes.set_ylabel(label, color=INK)
     clean_axes(axes)
-    legend_above(figure, list(axes.containers), list(columns))
+    legend_above(figure, [bars[0] for bars in axes.containers], list(columns))
     return figure
 
 
@@ -62,5 +62,5 @@ def kinds_figure_of_weights(by_kind: Mapping[str, Mapping[str, Estimate]]) -> Fi
     axes.set_xlabel("weight", color=INK)
     clean_axes(axes)
     axes.grid(visible=False)
-    legend_above(figure, list(axes.containers), sources)
+    legend_above(figure, [bars[0] for bars in axes.containers], sources)
     return figure

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def attention_figure(looked: Sequence[Looked], largest: float | None = None) -> 
     for row, one in zip(axes, looked, strict=True):
         height, width = one.picture.shape[:2]
         row[0].imshow(one.picture)
-        place = {"ha": "right", "va": "center", "transform": row[0].transAxes}
+        place: dict[str, Any] = {"ha": "right", "va": "center", "transform": row[0].transAxes}
         row[0].text(-0.08, 0.5, one.text, **place, fontsize=8.5, color=INK, parse_math=False)
         for cell, title in zip(row[1:], columns, strict=True):
             values = one.maps[title]
