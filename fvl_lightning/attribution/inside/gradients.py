@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fvl_lightning.core.device import autocast
-from fvl_lightning.core.types import Batch
+from fvl_lightning.core.types import Batch, PromptedBatch
 from fvl_lightning.evaluation.statistics.resampling import Array, Estimate, Resamples, estimate, ratio
 from fvl_lightning.modeling.attention.kernels import document_inputs
 from fvl_lightning.modeling.connector.alignment import AlignedSources
@@ -111,11 +111,11 @@ def _sums(x: Tensor, gradient: Tensor) -> Tensor:
     return torch.stack([gradient.float().flatten(1).square().sum(1), product.abs().sum(1), product.sum(1)], dim=1)
 
 
-def first_rows(batches: Iterable[Batch], rows: int) -> Iterable[Batch]:
+def first_rows(batches: Iterable[Batch | PromptedBatch], rows: int) -> Iterable[Batch]:
     """Yields batches with images until there are at least this many rows; batches without images are passed over."""
     for batch in batches:
         if rows <= 0:
             return
-        if batch.has_images:
+        if isinstance(batch, Batch) and batch.has_images:
             yield batch
             rows -= len(batch.keys)
