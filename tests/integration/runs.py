@@ -21,6 +21,7 @@ FINETUNE = (
 )
 ENCODER = ("experiments/demo/encoder_pretrain.yaml", "encoder.model.text_config.dropout=0.1", "trainer.accumulate=2")
 PACKED = (*FINETUNE, "data.packing=best_fit", "data.sequence_length=160", "data.workers=2", "trainer.accumulate=2")
+TILED = (*PACKED, "data.sequence_length=256", "data.tiles={max: 4, marks: rows}", "encoder.image_size=32")
 STEPS = (
     "trainer.max_steps=12", "trainer.batch_size=8", "trainer.log_every=1", "trainer.validate_every=4",
     "trainer.checkpoint_every=5", "optimizer.warmup_steps=3",

@@ -142,7 +142,8 @@ def test_in_float64_two_ranks_are_one_to_nine_digits(
     weights: dict[str, dict[str, torch.Tensor]] = {}
     losses = {}
     for strategy, devices in {"single": 1, "ddp": 2, "fsdp": 2}.items():
-        changes = ["tracking.enabled=false", "trainer.max_steps=8", f"trainer.strategy={strategy}"]
+        changes = ["tracking.enabled=false", "trainer.max_steps=8", "trainer.evaluate=null"]
+        changes.append(f"trainer.strategy={strategy}")
         words = [f"output={strategy}", f"set=[{', '.join([*SET, *changes])}]"]
         planned = plan_comparison(load_config(ComparisonConfig, Path("tiny.yaml"), words), Path("tiny.yaml"))
         plan, resources = planned.plans[0], ResourcesConfig(devices=devices)

@@ -22,6 +22,9 @@ LENGTH = struct.Struct("<H")
 END_MARK, END_BYTES = b"PK\x05\x06", 22
 """The beginning and size of the last record of an archive without a comment."""
 
+FOLDER_BIT = 0x10
+"""The attribute of an entry that is a folder."""
+
 
 class CountedFile:
     """A file that counts and sums up what is written to it, since torch's own checksums do not cover every byte."""
@@ -77,7 +80,11 @@ def is_whole_file(path: Path) -> bool:
             return False
         with zipfile.ZipFile(path) as archive:
             # torch stores without compression, and reads as much as the directory says, past the end of an entry too.
-            if archive.testzip() or any(entry.file_size != entry.compress_size for entry in archive.infolist()):
+            # For an entry that is marked as a folder it reads nothing, and returns memory as it was.
+            if archive.testzip() or any(
+                entry.file_size != entry.compress_size or entry.external_attr & FOLDER_BIT
+                for entry in archive.infolist()
+            ):
                 return False
         read_file(path)
     except Exception:  # there is no list of what zipfile and torch raise for stray bytes

@@ -126,6 +126,12 @@ def test_a_checkpoint_of_an_earlier_version_is_whole_if_torch_can_read_it(flips:
     damaged[size_of_id] ^= 16  # in the directory: torch would read 16 bytes of whatever lies in memory
     path.write_bytes(damaged)
     assert not is_whole(path)
+    damaged = bytearray(whole)
+    attributes = whole.index(b"PK\x01\x02") + 38
+    assert damaged[attributes] == 0
+    damaged[attributes] ^= 16  # a folder, of which torch would return memory as it was
+    path.write_bytes(damaged)
+    assert not is_whole(path)
     for size in [0, 1, 21, len(whole) - 1, *draw.sample(range(len(whole)), 20)]:
         path.write_bytes(whole[:size])
         assert not is_whole(path), f"cut at {size} of {len(whole)}"
