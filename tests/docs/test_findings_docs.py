@@ -36,6 +36,9 @@ FINDINGS = {
     "fusions": Finding("fusions", "demo/fusions.yaml", "Seven fusions, five seeds"),
     "easy_vqa": Finding("easy_vqa", "easy_vqa/fusions.yaml", "easy-VQA: three fusions and davit alone"),
     "breadth": Finding("table5_breadth", "paper/table5_breadth.yaml", "Breadth: which prompt can be left out"),
+    "equal_tokens": Finding(
+        "fusions_at_equal_tokens", "studies/fusions_at_equal_tokens.yaml", "Eight fusions at equal image tokens"
+    ),
 }
 findings = pytest.mark.parametrize("finding", FINDINGS.values(), ids=FINDINGS)
 SAVED, REPORT, PAGE = (getattr(FINDINGS["fusions"], name) for name in ("saved", "report", "section"))
@@ -114,6 +117,25 @@ def test_what_is_said_of_breadth() -> None:
     lost = {kind: by_kind["all"][kind] - by_kind["no_grounding"][kind] for kind in by_kind["all"]}
     assert sorted(lost, key=lost.__getitem__)[-2:] == ["shortest", "tallest"]
     assert f"q at least {min(hint['q'] for hint in statistics['exploratory']['contrasts']):.2g}" in words
+
+
+def test_what_is_said_of_equal_tokens() -> None:
+    saved, words = FINDINGS["equal_tokens"].saved, " ".join(FINDINGS["equal_tokens"].section.split())
+    statistics, arms = saved["statistics"], saved["arms"]
+    contrasts = {contrast["arm"]: contrast for contrast in statistics["contrasts"]}
+    (tokens,) = {arm["image_tokens"] for arm in arms.values()}
+    assert tokens == 16
+    assert {arm: found["verdict"] for arm, found in contrasts.items() if found["verdict"] != "not separated"} == {
+        "token_concat": "worse"
+    }
+    assert f"alone, adjusted too, gives p = {contrasts['token_concat']['p_paired']:.2g}" in words
+    breadth = FINDINGS["breadth"].saved["arms"]["all"]["accuracy"]["macro"]
+    assert f"({arms['concat']['accuracy']['macro']:.3f} beside {breadth:.3f})" in words
+    by_kind = {arm: found["accuracy"]["by_kind"] for arm, found in arms.items()}
+    lost = {kind: by_kind["concat"][kind] - by_kind["token_concat"][kind] for kind in by_kind["concat"]}
+    assert set(sorted(lost, key=lost.__getitem__)[-3:]) == {"digits", "shortest", "word"}
+    flops = {arm: found["inference_flops"] for arm, found in arms.items()}
+    assert 1 - flops["moe"] / flops["concat"] == pytest.approx(1 / 8, abs=0.005)
 
 
 @pytest.mark.parametrize("arm", SAVED["arms"])
