@@ -87,7 +87,12 @@ def overrides(words: list[str]) -> list[str]:
     return [word for word in words if re.match(r"[\w.]+=", word) and not word.startswith("--")]
 
 
-READ = [words for command in COMMANDS if is_loaded(words := shlex.split(command, comments=True))]
+def filled_in(command: str) -> str:
+    """Returns a command of a loop with a number in place of each shell variable."""
+    return re.sub(r"\$\w+", "0", command)
+
+
+READ = [words for command in COMMANDS if is_loaded(words := shlex.split(filled_in(command), comments=True))]
 
 
 @pytest.mark.parametrize("words", READ, ids=" ".join)

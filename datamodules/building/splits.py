@@ -71,9 +71,9 @@ def _fractions(places: Sequence[float], splits: Mapping[str, float]) -> dict[str
 
 
 def _between(low: float, high: float) -> float:
-    """Returns the number with the fewest digits that is above `low` and at most `high`."""
+    """Returns the number with the fewest digits between `low` and `high`; sums of fractions may miss `high` itself."""
     for digits in range(1, 17):
-        number = math.floor(high * 10**digits) / 10**digits
-        if number > low:
+        number = (math.ceil(high * 10**digits) - 1) / 10**digits
+        if low < number < high:
             return number
     return high

@@ -28,7 +28,7 @@ def test_commands_are_understood(words: list[str], monkeypatch: pytest.MonkeyPat
 
 
 def test_the_ways_of_the_page_were_found() -> None:
-    assert len(WAYS) == 4
+    assert len(WAYS) == 5
 
 
 @pytest.mark.parametrize("words", LAUNCHES, ids=" ".join)
