@@ -34,7 +34,9 @@ RECOMPUTED = "trainer.checkpoint_activations=[encoder,language_model]"
 WAYS = [
     pytest.param(("trainable.encoder=full",), id="full"),
     pytest.param(("trainable.language_model=lora", "optimizer.name=adamw"), id="lora"),
-    pytest.param(("trainable.encoder=full", RECOMPUTED, "optimizer.name=adamw"), id="recomputed"),
+    pytest.param(
+        ("trainable.encoder=full", RECOMPUTED, "optimizer.name=adamw"), id="recomputed", marks=pytest.mark.slow
+    ),
     pytest.param((RECOMPUTED, "trainer.checkpoint_keep=products"), id="products kept", marks=pytest.mark.slow),
     pytest.param((), id="frozen encoder", marks=pytest.mark.slow),
     pytest.param(("trainer.precision=bf16-mixed",), id="bfloat16", marks=pytest.mark.slow),

@@ -175,7 +175,7 @@ def test_compiled_blocks_serve_all_row_lengths_and_numbers_of_images() -> None:
 @pytest.mark.parametrize(
     ("components", "backend", "tolerance"),
     [
-        (["language_model"], "aot_eager", 1e-10),
+        pytest.param(["language_model"], "aot_eager", 1e-10, marks=pytest.mark.slow),
         pytest.param(["encoder", "language_model"], "aot_eager", 1e-10, marks=pytest.mark.slow),
         pytest.param(["encoder", "language_model"], "inductor", 1e-6, marks=pytest.mark.slow),
     ],
