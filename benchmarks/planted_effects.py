@@ -122,21 +122,24 @@ def images(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.cat([patterns[classes], noise], 1).view(count, 3, PIXELS, PIXELS), classes
 
 
+def model_config(source: str, strength: float, **more: Any) -> FlorenceVLConfig:
+    """The model of a first source of some strength, and two of noise."""
+    return FlorenceVLConfig(
+        encoder={"name": "planted", "sources": [source, "noise_1", "noise_2"], "strength": strength},
+        fusion={"name": "gated"},
+        projector={"name": "mlp", "depth": 2},
+        language_model={"name": "causal"},
+        normalize_sources=True,
+        normalize_output=True,
+        image_token_id=IMAGE,
+        text_config=LLAMA,
+        **more,
+    )
+
+
 def build(arm: Arm, seed: int) -> FlorenceVLForConditionalGeneration:
     """The arm's model with the initial values of a seed."""
-    encoder = {"name": "planted", "sources": [arm.source, "noise_1", "noise_2"], "strength": arm.strength}
-    model = FlorenceVLForConditionalGeneration(
-        FlorenceVLConfig(
-            encoder=encoder,
-            fusion={"name": "gated"},
-            projector={"name": "mlp", "depth": 2},
-            language_model={"name": "causal"},
-            normalize_sources=True,
-            normalize_output=True,
-            image_token_id=IMAGE,
-            text_config=LLAMA,
-        )
-    )
+    model = FlorenceVLForConditionalGeneration(model_config(arm.source, arm.strength))
     initialize(model, seed)
     if arm.fusion_stream:
         initialize(nn.ModuleDict({"fusion": model.fusion}), derived_seed(seed, arm.fusion_stream))

@@ -1,7 +1,5 @@
 """Trainings on all subsets of sources of known worth: one with the answer, a copy of it, and two of noise."""
 
-import importlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +10,9 @@ import torch
 from fvl_lightning.attribution.retrained.shapley import all_subsets, worth_table
 from fvl_lightning.attribution.retrained.worths import worths_of
 from fvl_lightning.comparison.statistics.seed_means import seed_means
-from fvl_lightning.core import registry
-from fvl_lightning.modeling.configuration import FlorenceVLConfig
 from fvl_lightning.modeling.florence_vl import FlorenceVLForConditionalGeneration
 from fvl_lightning.modeling.initialization import initialize
-from tests.conftest import ROOT
+from tests.planted_trainings import planted_effects
 
 pytestmark = pytest.mark.slow
 
@@ -30,37 +26,18 @@ CLOSE = 0.06
 
 @pytest.fixture(scope="module")
 def planted() -> Iterator[Any]:
-    """benchmarks/planted_effects.py, which trains models of all seeds at once; its encoder is gone afterwards."""
-    registry.names("encoder")
-    before, threads = dict(registry._components["encoder"]), torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        module = importlib.import_module("planted_effects")
+    """The benchmark as a module, whose arms are subsets of the sources."""
+    with planted_effects() as (module, patch):
 
         def build(sources: frozenset[str], seed: int) -> FlorenceVLForConditionalGeneration:
-            encoder = {"name": "planted", "sources": ["pattern", "noise_1", "noise_2"], "strength": STRENGTH}
-            config = FlorenceVLConfig(
-                encoder=encoder,
-                fusion={"name": "gated"},
-                projector={"name": "mlp", "depth": 2},
-                language_model={"name": "causal"},
-                normalize_sources=True,
-                normalize_output=True,
-                fused_sources=[PLAYERS[player] for player in PLAYERS if player in sources],
-                image_token_id=module.IMAGE,
-                text_config=module.LLAMA,
-            )
+            fused = [PLAYERS[player] for player in PLAYERS if player in sources]
+            config = module.model_config("pattern", STRENGTH, fused_sources=fused)
             model = FlorenceVLForConditionalGeneration(config)
             initialize(model, seed)
             return model
 
         patch.setattr(module, "build", build)
         yield module
-    registry._components["encoder"] = before
-    torch.set_num_threads(threads)
-    for name in ("planted_effects", "recording"):
-        del sys.modules[name]
 
 
 def gates(planted: Any, sources: frozenset[str], parameters: dict[str, torch.Tensor], number: int) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """Comparisons of real trainings where the truth is known; benchmarks/planted_effects.py has what is trained."""
 
-import importlib
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -10,28 +8,19 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from fvl_lightning.core import registry
 from fvl_lightning.core.types import IGNORE_INDEX
 from fvl_lightning.training.lr_schedule import warmup_cosine
 from fvl_lightning.training.optimizer import build_optimizer
-from tests.conftest import ROOT
+from tests.planted_trainings import planted_effects
 
 STEPS = 3
 
 
 @pytest.fixture(scope="module")
 def planted() -> Iterator[Any]:
-    """The benchmark as a module; its encoder is gone afterwards."""
-    registry.names("encoder")
-    before, threads = dict(registry._components["encoder"]), torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("planted_effects")
-    registry._components["encoder"] = before
-    torch.set_num_threads(threads)
-    for name in ("planted_effects", "recording"):
-        del sys.modules[name]
+    """The benchmark as a module."""
+    with planted_effects() as (module, _):
+        yield module
 
 
 @pytest.mark.parametrize("stream", [0, 2])
