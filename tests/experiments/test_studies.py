@@ -121,6 +121,7 @@ def test_a_study_runs_tiny(path: Path, workspace: Path, fvl_here: Run, monkeypat
     assert (folder / "report.md").is_file()
     arms = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["arms"]
     if path.stem == "prompts":
+        monkeypatch.chdir(workspace)  # the paths of a comparison's runs are relative
         opened = OpenedComparison(folder, read_comparison(folder), lambda *_: {})
         (section,) = prompts_sections(opened, accelerator="cpu")
         features = section.values["arms"]
